@@ -1,0 +1,17 @@
+"""Errors a user can mend. Each names the file, line or tensor and the numbers that disagree."""
+
+
+class V2PEError(ValueError):
+    """Base of every error caused by input a user can change."""
+
+
+class ConfigError(V2PEError):
+    """A configuration that cannot run: unknown key, impossible parallel layout, inconsistent V2PE fields."""
+
+
+class DataError(V2PEError):
+    """A sample, image or annotation file that cannot be used."""
+
+
+class CheckpointError(V2PEError):
+    """A checkpoint that is incomplete, damaged, unsafe, or of another architecture."""

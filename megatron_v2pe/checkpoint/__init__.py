@@ -1,0 +1,1 @@
+"""Saving, vetting and resuming distributed checkpoints."""

@@ -1,0 +1,1 @@
+"""InternVL2 on Megatron-Core: configuration, layer specs, tower, projector, language model."""

@@ -1,0 +1,1 @@
+"""Parallel topology and attention over packed documents."""

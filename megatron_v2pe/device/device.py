@@ -1,0 +1,69 @@
+"""The one object that says where computation runs: CPU with gloo, or CUDA with NCCL."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from megatron_v2pe.device import mcore_shims
+from megatron_v2pe.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A kind of device and this process's index on it."""
+
+    kind: str
+    """`cpu` or `cuda`."""
+    index: int = 0
+
+    @classmethod
+    def choose(cls, kind: str = "auto", index: int = 0) -> Device:
+        """Return the named device; `auto` is CUDA where PyTorch sees a GPU, CPU elsewhere.
+
+        Raises:
+            ConfigError: unknown kind, CUDA asked for but absent, or `index` beyond the GPUs of this machine.
+        """
+        if kind not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"device {kind!r} is none of auto, cpu, cuda")
+        available = torch.cuda.is_available()
+        if kind == "cuda" and not available:
+            raise ConfigError("device cuda was asked for, but PyTorch sees no GPU; use --device cpu")
+        if kind == "cpu" or not available:
+            return cls("cpu")
+        if index >= torch.cuda.device_count():
+            raise ConfigError(f"local rank {index} has no GPU: this machine shows {torch.cuda.device_count()}")
+        return cls("cuda", index)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device tensors live on."""
+        return torch.device("cuda", self.index) if self.kind == "cuda" else torch.device("cpu")
+
+    @property
+    def backend(self) -> str:
+        """The process-group backend."""
+        return "nccl" if self.kind == "cuda" else "gloo"
+
+    def activate(self) -> None:
+        """Make Megatron-Core use this device in this process."""
+        if self.kind == "cuda":
+            assert not mcore_shims.installed(), "CPU shims are active in a process that uses CUDA"
+            torch.cuda.set_device(self.index)
+        else:
+            mcore_shims.install()
+
+    def synchronize(self) -> None:
+        """Wait until the work issued so far is done."""
+        if self.kind == "cuda":
+            torch.cuda.synchronize()
+
+    def peak_memory_bytes(self) -> int:
+        """Peak memory: allocated on the GPU, resident set of the process on CPU."""
+        if self.kind == "cuda":
+            return torch.cuda.max_memory_allocated()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,73 @@
+"""Package metadata, dependencies and extras. Exact tested versions are in `constraints.txt`."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """Return the version held by `megatron_v2pe/version.py`, without importing the package."""
+    names: dict[str, str] = {}
+    exec((HERE / "megatron_v2pe" / "version.py").read_text(encoding="utf-8"), names)
+    return names["__version__"]
+
+
+def read_description() -> str:
+    """Return the README, or nothing in a tree that has none."""
+    readme = HERE / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.is_file() else ""
+
+
+REQUIREMENTS = [
+    # One megatron-core version exactly: the device shims and the checkpoint code are tested against it.
+    "megatron-core==0.16.1",
+    # Pinned too: an open range would bring a build of several gigabytes that was never tested here.
+    "torch==2.13.0",
+    "numpy>=1.26,<3",
+    "pillow>=11,<14",
+    "sentencepiece>=0.2,<0.3",
+    "safetensors>=0.5,<1",
+    "psutil>=6,<8",
+    "tyro>=1.0,<2",
+    "tqdm>=4.66,<5",
+    "tensorboard>=2.18,<3",
+    "matplotlib>=3.9,<4",
+    "pyyaml>=6,<7",
+]
+
+EXTRAS = {
+    # Found at run time, never required. NVIDIA Apex (fused optimizer kernels) is optional too, and is built
+    # from its own source tree: the PyPI package called "apex" is something else.
+    "gpu": ["transformer-engine[pytorch]>=2.0,<3", "flash-attn>=2.7,<3"],
+    "video": ["av>=14,<19"],
+    "wandb": ["wandb>=0.18,<1"],
+    "test": [
+        "pytest>=8,<10",
+        "hypothesis>=6.100,<7",
+        "transformers>=5,<6",
+        "scikit-image>=0.25,<0.27",
+        "scikit-learn>=1.6,<2",
+    ],
+    "dev": ["ruff>=0.12,<1", "pyright[nodejs]>=1.1.400,<2", "import-linter>=2.3,<3", "pre-commit>=4,<5"],
+}
+
+setup(
+    name="megatron-v2pe",
+    version=read_version(),
+    description="InternVL2 on long multimodal context: variable visual position encoding on Megatron-Core",
+    long_description=read_description(),
+    long_description_content_type="text/markdown",
+    author="the megatron-v2pe authors",
+    license="MIT",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["megatron_v2pe", "megatron_v2pe.*"]),
+    package_data={"megatron_v2pe": ["py.typed"]},
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

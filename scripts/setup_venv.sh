@@ -67,7 +67,7 @@ else
 fi
 
 # pip draws its progress bars on a terminal; elsewhere it stays quiet and these lines tell what goes on.
-quiet=--quiet
+quiet=-qq
 if [ -t 2 ]; then quiet=""; fi
 install() { "$venv/bin/python" -m pip install --disable-pip-version-check $quiet -c "$root/constraints.txt" "$@" >&2; }
 

@@ -1,0 +1,145 @@
+"""How a run is laid out over processes, and whether a model fits that layout.
+
+Pure arithmetic: process groups are made in `parallel/topology.py`, sizes of a model arrive as plain numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_v2pe.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The sizes of a model that a parallel layout has to divide."""
+
+    num_layers: int
+    """Decoder layers of the language model."""
+    num_attention_heads: int
+    """Query heads of the language model."""
+    num_query_groups: int
+    """Key-value heads of the language model."""
+    ffn_hidden_size: int
+    """Width of the language model's MLP."""
+    padded_vocab_size: int
+    """Rows of the embedding and of the head in memory."""
+    vision_num_attention_heads: int
+    """Heads of the vision tower."""
+    vision_ffn_hidden_size: int
+    """Width of the vision tower's MLP."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Degrees of parallelism, in Megatron-Core's words. What is left of the world is data parallel."""
+
+    tensor_model_parallel_size: int = 1
+    """Processes that share each layer's matrices (language model and vision tower)."""
+    pipeline_model_parallel_size: int = 1
+    """Stages the decoder's layers are cut into; the vision tower is on the first."""
+    context_parallel_size: int = 1
+    """Processes that share each sequence (ring attention; `--chunk_num` of the published scripts)."""
+    sequence_parallel: bool = False
+    """Split norms and residuals of the decoder along the sequence over the tensor parallel group."""
+    num_layers_in_first_pipeline_stage: int | None = None
+    """Decoder layers of the first stage, fewer to make room for the vision tower; unset: an even split."""
+    num_layers_in_last_pipeline_stage: int | None = None
+    """Decoder layers of the last stage, fewer to make room for the head; unset: an even split."""
+    use_distributed_optimizer: bool = True
+    """Shard optimizer state over the data parallel group."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients while backward still runs."""
+    overlap_param_gather: bool = False
+    """Gather updated parameters while the next forward already runs (distributed optimizer only)."""
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Processes that hold one copy of the model at work: tensor x pipeline x context."""
+        return (
+            self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+        )
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Return how many packs are worked on at once.
+
+        Raises:
+            ConfigError: the world is not a multiple of tensor x pipeline x context.
+        """
+        if world_size < 1 or world_size % self.model_parallel_size:
+            raise ConfigError(
+                f"world size {world_size} is not a multiple of tensor_model_parallel_size "
+                f"{self.tensor_model_parallel_size} x pipeline_model_parallel_size "
+                f"{self.pipeline_model_parallel_size} x context_parallel_size {self.context_parallel_size} "
+                f"= {self.model_parallel_size}"
+            )
+        return world_size // self.model_parallel_size
+
+    def layers_per_stage(self, num_layers: int) -> list[int]:
+        """Return the decoder layers each pipeline stage holds, first stage first.
+
+        Raises:
+            ConfigError: the layers cannot be dealt out so that every stage has at least one and middle stages agree.
+        """
+        stages = self.pipeline_model_parallel_size
+        first, last = self.num_layers_in_first_pipeline_stage, self.num_layers_in_last_pipeline_stage
+        given = [count for count in (first, last) if count is not None]
+        rest, free = num_layers - sum(given), stages - len(given)
+        fits = rest == 0 if free == 0 else rest > 0 and rest % free == 0
+        if free < 0 or min(given, default=1) < 1 or not fits:
+            ends = "".join(
+                f", {count} in the {end}"
+                for end, count in (("first", first), ("last", last))
+                if count is not None
+            )
+            raise ConfigError(
+                f"{num_layers} decoder layers do not fit pipeline_model_parallel_size {stages}{ends}: "
+                f"{rest} layers are left for {free} equal stages"
+            )
+        middle = [rest // free] * free if free else []
+        return ([first] if first is not None else []) + middle + ([last] if last is not None else [])
+
+    def validate(self, world_size: int | None = None, sizes: ModelSizes | None = None) -> None:
+        """Check the layout by itself and, where given, against the world and a model.
+
+        Raises:
+            ConfigError: naming the two numbers that do not fit.
+        """
+        self._validate_degrees()
+        if world_size is not None:
+            self.data_parallel_size(world_size)
+        if sizes is not None:
+            self.layers_per_stage(sizes.num_layers)
+            self._validate_tensor_parallel(sizes)
+
+    def _validate_degrees(self) -> None:
+        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"parallel.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.sequence_parallel and self.tensor_model_parallel_size == 1:
+            raise ConfigError(
+                "parallel.sequence_parallel needs tensor_model_parallel_size above 1, it is "
+                f"{self.tensor_model_parallel_size}"
+            )
+        if self.overlap_param_gather and not self.use_distributed_optimizer:
+            raise ConfigError("parallel.overlap_param_gather needs parallel.use_distributed_optimizer")
+        if self.overlap_param_gather and not self.overlap_grad_reduce:
+            raise ConfigError("parallel.overlap_param_gather needs parallel.overlap_grad_reduce")
+        for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"):
+            if getattr(self, name) is not None and self.pipeline_model_parallel_size == 1:
+                raise ConfigError(
+                    f"parallel.{name} is {getattr(self, name)} but pipeline_model_parallel_size is 1: no stages to fill"
+                )
+
+    def _validate_tensor_parallel(self, sizes: ModelSizes) -> None:
+        degree = self.tensor_model_parallel_size
+        for count, what in (
+            (sizes.num_attention_heads, "attention heads of the language model"),
+            (sizes.num_query_groups, "query groups (key-value heads) of the language model"),
+            (sizes.ffn_hidden_size, "columns of the language model's MLP"),
+            (sizes.padded_vocab_size, "rows of the padded vocabulary"),
+            (sizes.vision_num_attention_heads, "attention heads of the vision tower"),
+            (sizes.vision_ffn_hidden_size, "columns of the vision tower's MLP"),
+        ):
+            if count % degree:
+                raise ConfigError(f"tensor_model_parallel_size {degree} does not divide the {count} {what}")

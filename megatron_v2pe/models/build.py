@@ -1,0 +1,42 @@
+"""Build this rank's part of InternVL2 from a configuration, a layout and a position policy."""
+
+from __future__ import annotations
+
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.transformer_config import ModelOptions
+from megatron_v2pe.models.vlm import InternVLModel
+from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.v2pe.rotary import RopeScaling, RotaryEmbedding
+from megatron_v2pe.v2pe.stride import StridePolicy
+
+
+def build_rotary(model: InternVLConfig, policy: StridePolicy) -> RotaryEmbedding:
+    """Return the rotary module that belongs to a position policy.
+
+    V2PE versions use plain RoPE at every length; `default` uses the scaling the checkpoint names.
+    """
+    rope = model.llm.rope
+    scaling = RopeScaling(kind="none")
+    if policy.version == "default":
+        scaling = RopeScaling(rope.scaling_type, rope.scaling_factor, model.llm.max_position_embeddings)
+    return RotaryEmbedding(model.llm.head_dim, rope.base, policy.denominator(model.tokens_per_tile), scaling)
+
+
+def build_model(
+    model: InternVLConfig,
+    parallel: ParallelConfig,
+    options: ModelOptions,
+    policy: StridePolicy,
+    image_token_id: int,
+    pg_collection: ProcessGroupCollection,
+) -> InternVLModel:
+    """Build this rank's pipeline stage; see `InternVLModel` for the arguments.
+
+    Raises:
+        ConfigError: the layout does not fit the model; the disagreeing numbers are printed.
+    """
+    if options.drop_path_rate is not None:
+        model = model.with_vision(drop_path_rate=options.drop_path_rate)
+    return InternVLModel(model, parallel, options, build_rotary(model, policy), image_token_id, pg_collection)

@@ -1,0 +1,44 @@
+"""Stochastic depth whose draws depend on the tile and the layer only, not on ranks, workers or recompute.
+
+Rates grow linearly from 0 in the first layer to the configured rate in the last; a kept path is divided by its
+probability of being kept (behaviour of InternViT).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_MIX = 0x9E3779B97F4A7C15
+_MASK = (1 << 63) - 1
+
+
+@dataclass(frozen=True)
+class DropPathKey:
+    """Names the draws of one micro-batch."""
+
+    seed: int
+    pack: int
+    """Number of the pack in the run's order: the same whatever the parallel layout."""
+
+    def generator(self, layer: int) -> torch.Generator:
+        """Return the generator of one layer's draws."""
+        state = self.seed
+        for part in (self.pack, layer):
+            state = ((state ^ (part + _MIX)) * 0xBF58476D1CE4E5B9) & _MASK
+            state ^= state >> 31
+        return torch.Generator().manual_seed(state)
+
+
+def layer_rates(drop_path_rate: float, num_layers: int) -> list[float]:
+    """Return the drop rate of every layer."""
+    return torch.linspace(0, drop_path_rate, num_layers).tolist()
+
+
+def keep_factors(key: DropPathKey, layer: int, rate: float, num_tiles: int, like: Tensor) -> Tensor:
+    """Return [2, num_tiles]: 0 where a tile's attention (row 0) or MLP (row 1) path is dropped, else 1 / (1 - rate)."""
+    draws = torch.rand(2, num_tiles, generator=key.generator(layer), dtype=torch.float64)
+    factors = (draws >= rate).to(torch.float64) / (1.0 - rate)
+    return factors.to(device=like.device, dtype=like.dtype)

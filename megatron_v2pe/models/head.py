@@ -1,0 +1,120 @@
+"""The loss head: supervised tokens only, vocabulary-parallel, in chunks, with padded columns masked.
+
+Long samples supervise a few tokens in a hundred thousand; only those are projected to the vocabulary. Each chunk is
+recomputed in the backward pass, so that logits never exist for more than one chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import tensor_parallel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the head is asked: which rows predict which tokens, with what weight."""
+
+    rows: Tensor
+    """int64 [n]: indices into the pack of the tokens whose successor is supervised."""
+    tokens: Tensor
+    """int64 [n]: the tokens to predict."""
+    weights: Tensor
+    """float [n]: loss weights."""
+
+    @classmethod
+    def from_labels(cls, labels: Tensor, weights: Tensor, ignore_index: int = -100) -> Targets:
+        """Collect the supervised rows of shifted `labels` [S] and `weights` [S]."""
+        rows = (labels != ignore_index).nonzero().squeeze(1)
+        return cls(rows, labels[rows], weights[rows])
+
+
+class VocabParallelNLL(torch.autograd.Function):
+    """Negative log-likelihood from logits split by vocabulary columns over tensor-parallel ranks.
+
+    Computed in float32, or float64 where the logits are; memory is one copy of the local logits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, first_column: int, group: dist.ProcessGroup) -> Tensor:
+        """Return [n] from local logits [n, columns] and global target ids [n]."""
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        maximum = wide.amax(-1)
+        dist.all_reduce(maximum, op=dist.ReduceOp.MAX, group=group)
+        probabilities = (wide - maximum.unsqueeze(-1)).exp_()
+        local = targets - first_column
+        held = (local >= 0) & (local < logits.shape[1])
+        local = local.clamp(0, logits.shape[1] - 1)
+        chosen = torch.where(held, wide.gather(1, local.unsqueeze(1)).squeeze(1) - maximum, 0.0)
+        sums = torch.stack([probabilities.sum(-1), chosen])
+        dist.all_reduce(sums, group=group)
+        ctx.save_for_backward(probabilities.div_(sums[0].unsqueeze(-1)), local, held)
+        ctx.dtype = logits.dtype
+        return sums[0].log() - sums[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        """Softmax minus one-hot, times the incoming gradient [n]."""
+        probabilities, local, held = ctx.saved_tensors
+        onehot = torch.zeros_like(probabilities).scatter_(1, local.unsqueeze(1), held.unsqueeze(1).to(gradient.dtype))
+        return ((probabilities - onehot) * gradient.unsqueeze(-1)).to(ctx.dtype), None, None, None
+
+
+def masked_logits(output_layer: ColumnParallelLinear, hidden: Tensor, vocab_size: int) -> tuple[Tensor, int]:
+    """Project [n, 1, hidden] to this rank's vocabulary columns; padded columns get -inf.
+
+    Returns:
+        logits [n, columns] and the global index of the first column.
+    """
+    logits = output_layer(hidden)[0].squeeze(1)
+    columns = logits.shape[1]
+    first = columns * dist.get_rank(output_layer.tp_group)
+    if first + columns > vocab_size:
+        padded = torch.arange(first, first + columns, device=logits.device) >= vocab_size
+        logits = logits.masked_fill(padded, -math.inf)
+    return logits, first
+
+
+def weighted_nll_sum(
+    output_layer: ColumnParallelLinear, hidden: Tensor, targets: Targets, vocab_size: int, chunk_size: int
+) -> Tensor:
+    """Sum of `weight * -log p(token)` over the supervised rows of a full-length hidden state.
+
+    Args:
+        output_layer: the vocabulary projection, which takes unsplit sequences.
+        hidden: [S, 1, hidden].
+        targets: the supervised rows.
+        vocab_size: unpadded vocabulary size.
+        chunk_size: rows projected at a time.
+
+    Returns:
+        Scalar in float32 or wider. It always has a graph: with nothing supervised it is zero times the hidden state,
+        because a loss without a graph would skip the backward pass on this rank only.
+    """
+
+    def chunk_sum(rows: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
+        logits, first = masked_logits(output_layer, rows, vocab_size)
+        losses = VocabParallelNLL.apply(logits, tokens, first, output_layer.tp_group)
+        return (losses * weights.to(losses.dtype)).sum()
+
+    if targets.rows.numel() == 0:
+        return (0 * hidden[:1].sum()).to(torch.promote_types(hidden.dtype, torch.float32)) + _zero(output_layer)
+    selected = hidden.index_select(0, targets.rows)
+    chunks = [part.split(chunk_size) for part in (selected, targets.tokens, targets.weights)]
+    if len(chunks[0]) == 1:
+        return chunk_sum(selected, targets.tokens, targets.weights)
+    return sum(  # type: ignore[return-value]
+        tensor_parallel.checkpoint(chunk_sum, False, *parts) for parts in zip(*chunks, strict=True)
+    )
+
+
+def _zero(output_layer: ColumnParallelLinear) -> Tensor:
+    """Zero with a graph to the projection, so that its gradient bucket is not left waiting."""
+    assert output_layer.weight is not None
+    return 0 * output_layer.weight[:1, :1].sum().float()

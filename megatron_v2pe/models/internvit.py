@@ -1,0 +1,179 @@
+"""InternViT on Megatron-Core layers: patch embedding, position embedding, pre-norm layers with layer scale.
+
+There is no final norm: the last hidden state is the raw residual stream. Tensor parallelism shards attention heads and
+feed-forward columns; every tensor-parallel rank sees the same tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor, nn
+
+from megatron_v2pe.models.config import VisionConfig
+from megatron_v2pe.models.drop_path import DropPathKey, keep_factors, layer_rates
+from megatron_v2pe.models.layer_specs import block_spec, layer_spec
+
+BiasDropoutAdd = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
+
+
+class InternViTLayer(TransformerLayer):
+    """`x + DropPath(ls1 * Attn(norm1 x))`, then `x + DropPath(ls2 * MLP(norm2 x))`."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        """Build Megatron-Core's layer and replace its residual additions by scaled ones."""
+        super().__init__(config, *args, **kwargs)
+        self.ls1 = nn.Parameter(torch.ones(config.hidden_size, dtype=config.params_dtype))
+        self.ls2 = nn.Parameter(torch.ones(config.hidden_size, dtype=config.params_dtype))
+        self.keep: Tensor | None = None
+        """[2, tiles], set before each forward; None keeps every path."""
+        self.self_attn_bda = self._attention_residual
+        self.mlp_bda = self._mlp_residual
+
+    def _attention_residual(self, training: bool, fused: bool) -> BiasDropoutAdd:
+        return lambda update, residual, _: self._add(update, residual, self.ls1, 0)
+
+    def _mlp_residual(self, training: bool, fused: bool) -> BiasDropoutAdd:
+        return lambda update, residual, _: self._add(update, residual, self.ls2, 1)
+
+    def _add(self, update: tuple[Tensor, Tensor | None], residual: Tensor, scale: Tensor, path: int) -> Tensor:
+        hidden, bias = update
+        hidden = (hidden if bias is None else hidden + bias) * scale
+        if self.keep is not None:
+            hidden = hidden * self.keep[path, None, :, None]
+        return residual + hidden
+
+
+class InternViTBlock(TransformerBlock):
+    """The stack of layers, run up to the selected one, each recomputed in the backward pass where asked."""
+
+    def forward(  # type: ignore[override]
+        self, hidden: Tensor, num_layers: int, keep: list[Tensor | None], recompute: bool
+    ) -> Tensor:
+        """Run the first `num_layers` layers.
+
+        Args:
+            hidden: [tokens, tiles, hidden].
+            num_layers: layers to run.
+            keep: per layer, drop-path factors [2, tiles] or None.
+            recompute: keep only layer inputs for the backward pass.
+
+        Returns:
+            [tokens, tiles, hidden].
+        """
+        for layer, factors in zip(self.layers[:num_layers], keep[:num_layers], strict=True):
+            if recompute and self.training and torch.is_grad_enabled():
+                if not hidden.requires_grad:  # reentrant recompute gives no gradients without an input that needs one
+                    hidden = hidden.detach().requires_grad_()
+                hidden = tensor_parallel.checkpoint(_runner(layer, factors), False, hidden)
+            else:
+                hidden = _runner(layer, factors)(hidden)
+        return hidden
+
+
+def _runner(layer: nn.Module, factors: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def run(hidden: Tensor) -> Tensor:
+        layer.keep = factors  # type: ignore[assignment]  # again at recompute, when another micro-batch has passed
+        return layer(hidden, attention_mask=None)[0]
+
+    return run
+
+
+class InternViT(MegatronModule):
+    """Tiles to patch features."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        vision: VisionConfig,
+        select_layer: int,
+        spec: str,
+        recompute: bool,
+        pg_collection: ProcessGroupCollection,
+    ) -> None:
+        """Build the tower.
+
+        Args:
+            config: Megatron-Core's configuration of its layers.
+            vision: the checkpoint's tower.
+            select_layer: which of the `num_layers + 1` hidden states to return, embeddings first.
+            spec: `local` or `te`.
+            recompute: recompute each layer in the backward pass.
+            pg_collection: process groups.
+        """
+        super().__init__(config)
+        self.vision = vision
+        self.num_layers_run = select_layer % (vision.num_layers + 1)
+        self.recompute = recompute
+        self.rates = layer_rates(vision.drop_path_rate, vision.num_layers)
+        width, patch, dtype = vision.hidden_size, vision.patch_size, config.params_dtype
+        grid = vision.image_size // patch
+        self.patch_embedding = nn.Conv2d(vision.num_channels, width, patch, stride=patch, dtype=dtype)
+        self.class_token = nn.Parameter(torch.randn(1, 1, width, dtype=dtype))
+        self.position_embedding = nn.Parameter(torch.randn(1, 1 + grid**2, width, dtype=dtype))
+        layers = [layer_spec(spec, AttnMaskType.no_mask, InternViTLayer)] * vision.num_layers
+        self.decoder = InternViTBlock(config, block_spec(layers, final_norm=False), pg_collection=pg_collection)
+        if config.perform_initialization:
+            self._initialize(config.init_method_std)
+
+    def _initialize(self, std: float) -> None:
+        for parameter in (self.patch_embedding.weight, self.class_token, self.position_embedding):
+            nn.init.normal_(parameter, std=std)
+        nn.init.zeros_(self.patch_embedding.bias)  # type: ignore[arg-type]
+        for layer in self.decoder.layers:
+            nn.init.constant_(layer.ls1, self.vision.initializer_factor)
+            nn.init.constant_(layer.ls2, self.vision.initializer_factor)
+
+    def forward(self, pixel_values: Tensor, drop_path: DropPathKey | None = None) -> Tensor:
+        """Encode tiles.
+
+        Args:
+            pixel_values: [tiles, 3, size, size], normalised.
+            drop_path: names the stochastic-depth draws; None, or evaluation mode, keeps every path.
+
+        Returns:
+            [tiles, 1 + patches, hidden], class token first.
+        """
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+        rows, columns = patches.shape[-2:]
+        tokens = patches.flatten(2).transpose(1, 2)
+        hidden = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        hidden = hidden + resize_position_embedding(self.position_embedding, rows, columns)
+        keep = self._keep(drop_path, hidden)
+        hidden = self.decoder(hidden.transpose(0, 1).contiguous(), self.num_layers_run, keep, self.recompute)
+        return hidden.transpose(0, 1)
+
+    def _keep(self, key: DropPathKey | None, hidden: Tensor) -> list[Tensor | None]:
+        if key is None or not self.training:
+            return [None] * len(self.rates)
+        tiles = hidden.shape[0]
+        return [keep_factors(key, i, r, tiles, hidden) if r > 0 else None for i, r in enumerate(self.rates)]
+
+    def unused_parameters(self) -> list[nn.Parameter]:
+        """Parameters of layers beyond the selected one: they take part in no forward pass."""
+        return [p for layer in self.decoder.layers[self.num_layers_run :] for p in layer.parameters()]
+
+
+def resize_position_embedding(embedding: Tensor, rows: int, columns: int) -> Tensor:
+    """Resize the patch entries of [1, 1 + g * g, hidden] to a grid of rows x columns, bicubic in float32.
+
+    The class entry is kept. For equal grids the embedding is returned as it is, of which bicubic resizing is an exact
+    identity.
+    """
+    grid = int((embedding.shape[1] - 1) ** 0.5)
+    if (rows, columns) == (grid, grid):
+        return embedding
+    patches = embedding[:, 1:].float().unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+    patches = F.interpolate(patches, size=(rows, columns), mode="bicubic", align_corners=False)
+    patches = patches.flatten(2).transpose(1, 2).to(embedding.dtype)
+    return torch.cat([embedding[:, :1], patches], dim=1)

@@ -1,0 +1,92 @@
+"""The decoder: Megatron-Core's `GPTModel` with positions handed in and a head on chosen tokens.
+
+Rotary angles are made once per forward from explicit positions and reach every layer through the packed-sequence
+object, so `GPTModel` is built without position embedding of its own. Names of parameters are Megatron-Core's.
+"""
+
+from __future__ import annotations
+
+from megatron.core import tensor_parallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from megatron_v2pe.models.config import LanguageConfig
+from megatron_v2pe.models.head import Targets, masked_logits, weighted_nll_sum
+from megatron_v2pe.models.layer_specs import block_spec, layer_spec
+from megatron_v2pe.parallel.packed_sequence import PackedSequence
+
+
+class LanguageModel(GPTModel):
+    """One pipeline stage of the decoder."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        llm: LanguageConfig,
+        spec: str,
+        head_chunk_size: int,
+        pre_process: bool,
+        post_process: bool,
+        pg_collection: ProcessGroupCollection,
+    ) -> None:
+        """Build this stage's layers, with the embedding on the first stage and the head on the last."""
+        layers = get_num_layers_to_build(config, None, pg_collection.pp.rank())
+        super().__init__(
+            config,
+            block_spec([layer_spec(spec, AttnMaskType.causal)] * layers, final_norm=True),
+            vocab_size=llm.padded_vocab_size,
+            max_sequence_length=llm.max_position_embeddings,
+            pre_process=pre_process,
+            post_process=post_process,
+            share_embeddings_and_output_weights=llm.tie_word_embeddings,
+            position_embedding_type="none",
+            scatter_embedding_sequence_parallel=False,
+            pg_collection=pg_collection,
+        )
+        self.unpadded_vocab_size = llm.vocab_size
+        self.head_chunk_size = head_chunk_size
+        if post_process:  # the head takes chosen rows of the gathered sequence, not a slice of it
+            self.output_layer.sequence_parallel = False
+            self.output_layer.allreduce_dgrad = pg_collection.tp.size() > 1
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Embed [S] token ids to [S, 1, hidden], unsplit."""
+        return self.embedding(input_ids=input_ids.unsqueeze(0), position_ids=None)
+
+    def decode(self, hidden: Tensor | None, packed_sequence: PackedSequence) -> Tensor:
+        """Run this stage's layers.
+
+        Args:
+            hidden: [S, 1, hidden] on the first stage, split over tensor-parallel ranks under sequence parallelism;
+                None on later stages, which take what the previous stage sent.
+            packed_sequence: borders and rotary angles of the whole pack.
+
+        Returns:
+            Hidden states of the same shape.
+        """
+        return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=packed_sequence)
+
+    def loss_sum(self, hidden: Tensor, targets: Targets) -> Tensor:
+        """Weighted sum of token losses; see `head.weighted_nll_sum`. `hidden` is what `decode` returned."""
+        return weighted_nll_sum(
+            self.output_layer, self._whole_sequence(hidden), targets, self.unpadded_vocab_size, self.head_chunk_size
+        )
+
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits [n, vocab_size] of the chosen rows (all by default), gathered over ranks, padding stripped."""
+        hidden = self._whole_sequence(hidden)
+        selected = hidden if rows is None else hidden.index_select(0, rows)
+        logits, _ = masked_logits(self.output_layer, selected, self.unpadded_vocab_size)
+        gathered = tensor_parallel.gather_from_tensor_model_parallel_region(logits, group=self.pg_collection.tp)
+        return gathered[:, : self.unpadded_vocab_size]
+
+    def _whole_sequence(self, hidden: Tensor) -> Tensor:
+        if not self.config.sequence_parallel:
+            return hidden
+        return tensor_parallel.gather_from_sequence_parallel_region(
+            hidden, tensor_parallel_output_grad=False, group=self.pg_collection.tp
+        )

@@ -1,0 +1,111 @@
+"""Layer specs of the language model and of the vision tower: the local one for any device, Transformer Engine's.
+
+Both hold the same distributed checkpoint: where Transformer Engine fuses a norm into the linear that follows, the
+local spec stores its norm under the fused name.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.models.norms import Norm
+from megatron_v2pe.parallel.core_attention import FlashCoreAttention
+
+FUSED_NORM_NAMES = {
+    "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
+"""How the distributed checkpoint names the norms before qkv and fc1, whichever spec wrote it."""
+
+
+def transformer_engine_installed() -> bool:
+    """Tell whether Transformer Engine can be imported."""
+    return find_spec("transformer_engine") is not None
+
+
+def choose_spec(name: str, on_cuda: bool) -> str:
+    """Resolve `auto` to `te` on CUDA with Transformer Engine installed, to `local` otherwise.
+
+    Raises:
+        ConfigError: unknown name, or `te` without Transformer Engine or without CUDA.
+    """
+    if name not in ("auto", "local", "te"):
+        raise ConfigError(f"layer spec {name!r} is none of auto, local, te")
+    usable = on_cuda and transformer_engine_installed()
+    if name == "te" and not usable:
+        missing = "Transformer Engine is not installed" if on_cuda else "Transformer Engine needs CUDA"
+        raise ConfigError(f"layer spec te was asked for, but {missing}; use local")
+    return ("te" if usable else "local") if name == "auto" else name
+
+
+def layer_spec(spec: str, mask: AttnMaskType, layer: type[TransformerLayer] = TransformerLayer) -> ModuleSpec:
+    """Return the spec of one transformer layer.
+
+    Args:
+        spec: `local` or `te`.
+        mask: causal for the language model, no_mask for the vision tower.
+        layer: the layer class, a subclass where a layer adds something of its own.
+    """
+    return _te_layer(mask, layer) if spec == "te" else _local_layer(mask, layer)
+
+
+def block_spec(layers: list[ModuleSpec], final_norm: bool) -> TransformerBlockSubmodules:
+    """Return the spec of a stack of layers, with our norm at its end where there is one."""
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm if final_norm else None)
+
+
+def _local_layer(mask: AttnMaskType, layer: type[TransformerLayer]) -> ModuleSpec:
+    return ModuleSpec(
+        module=layer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=Norm,
+            self_attention=_attention(mask, ColumnParallelLinear, RowParallelLinear),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=Norm,
+            mlp=ModuleSpec(MLP, submodules=MLPSubmodules(ColumnParallelLinear, RowParallelLinear)),
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map=FUSED_NORM_NAMES,
+        ),
+    )
+
+
+def _te_layer(mask: AttnMaskType, layer: type[TransformerLayer]) -> ModuleSpec:
+    """Transformer Engine's linears with the norms fused in. Not run where no GPU is at hand."""
+    from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+
+    backend = TESpecProvider()
+    fused_column, row = backend.column_parallel_layer_norm_linear(), backend.row_parallel_linear()
+    return ModuleSpec(
+        module=layer,
+        submodules=TransformerLayerSubmodules(
+            self_attention=_attention(mask, fused_column, row),
+            self_attn_bda=get_bias_dropout_add,
+            mlp=ModuleSpec(MLP, submodules=MLPSubmodules(fused_column, row)),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def _attention(mask: AttnMaskType, column: type, row: type) -> ModuleSpec:
+    return ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": mask},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=column,
+            core_attention=FlashCoreAttention,
+            linear_proj=row,
+            q_layernorm=IdentityOp,
+            k_layernorm=IdentityOp,
+        ),
+    )

@@ -1,0 +1,57 @@
+"""LayerNorm and RMSNorm for any device, with and without sequence parallelism.
+
+Megatron-Core's own fallback (no apex, no Transformer Engine) refuses RMSNorm under sequence parallelism. What it
+takes is one attribute: weights marked `sequence_parallel` have their gradients summed over the tensor-parallel group.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+
+class _Norm(nn.Module):
+    """A normalisation over the last axis with a learned weight and, for LayerNorm, a bias."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.bias = nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype)) if bias else None
+        for parameter in self.parameters():
+            setattr(parameter, "sequence_parallel", config.sequence_parallel)  # noqa: B010 (a tensor attribute)
+
+
+class LayerNorm(_Norm):
+    """LayerNorm; statistics in float32 or wider."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> None:
+        """Create weight ones and bias zeros of `hidden_size`."""
+        super().__init__(config, hidden_size, eps, bias=True)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise [..., hidden_size]."""
+        return F.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(_Norm):
+    """RMSNorm; the mean of squares in float32 or wider."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> None:
+        """Create weight ones of `hidden_size`."""
+        super().__init__(config, hidden_size, eps, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise [..., hidden_size]."""
+        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+class Norm:
+    """The norm a configuration names, as a layer spec's builder."""
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> _Norm:  # type: ignore[misc]
+        """Build the norm `config.normalization` asks for."""
+        kinds: dict[str, type[LayerNorm] | type[RMSNorm]] = {"LayerNorm": LayerNorm, "RMSNorm": RMSNorm}
+        return kinds[config.normalization](config, hidden_size, eps)

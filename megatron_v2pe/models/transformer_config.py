@@ -1,0 +1,110 @@
+"""From a checkpoint's configuration to Megatron-Core's `TransformerConfig`, for the decoder and for the tower."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.parallel.config import ParallelConfig
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """How a model is built and run; none of it changes what it computes in exact arithmetic."""
+
+    params_dtype: torch.dtype = torch.float32
+    """Type of parameters and activations."""
+    spec: str = "local"
+    """`local` or `te`, see `layer_specs.choose_spec`."""
+    recompute_granularity: str | None = None
+    """Decoder activation recompute: None, `selective` (attention) or `full` (whole layers)."""
+    recompute_method: str | None = None
+    """With `full`: `uniform` or `block`."""
+    recompute_num_layers: int | None = None
+    """With `full`: layers per recomputed unit, or number of layers recomputed."""
+    recompute_vision: bool = False
+    """Recompute every layer of the vision tower."""
+    drop_path_rate: float | None = None
+    """Stochastic depth of the vision tower; None keeps the checkpoint's."""
+    head_chunk_size: int = 4096
+    """Supervised tokens projected to the vocabulary at a time."""
+    perform_initialization: bool = True
+    """Draw initial weights; off where a checkpoint is loaded right after."""
+
+
+def language_transformer_config(
+    config: InternVLConfig, parallel: ParallelConfig, options: ModelOptions
+) -> TransformerConfig:
+    """Configuration of the InternLM2 decoder: RMSNorm, SwiGLU, grouped heads, no biases, no dropout."""
+    llm = config.llm
+    return TransformerConfig(
+        num_layers=llm.num_layers,
+        hidden_size=llm.hidden_size,
+        num_attention_heads=llm.num_attention_heads,
+        num_query_groups=llm.num_query_groups,
+        kv_channels=llm.head_dim,
+        ffn_hidden_size=llm.ffn_hidden_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=llm.norm_eps,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        init_method_std=llm.initializer_range,
+        sequence_parallel=parallel.sequence_parallel,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
+        num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
+        recompute_granularity=options.recompute_granularity,
+        recompute_method=options.recompute_method,
+        recompute_num_layers=options.recompute_num_layers,
+        variable_seq_lengths=True,
+        **_common(parallel, options),
+    )
+
+
+def vision_transformer_config(
+    config: InternVLConfig, parallel: ParallelConfig, options: ModelOptions
+) -> TransformerConfig:
+    """Configuration of InternViT: tensor parallel only, whole on the first pipeline stage, sequences not split."""
+    vision = config.vision
+    return TransformerConfig(
+        num_layers=vision.num_layers,
+        hidden_size=vision.hidden_size,
+        num_attention_heads=vision.num_attention_heads,
+        kv_channels=vision.head_dim,
+        ffn_hidden_size=vision.ffn_hidden_size,
+        normalization="LayerNorm",
+        layernorm_epsilon=vision.norm_eps,
+        activation_func=F.gelu,
+        add_bias_linear=True,
+        add_qkv_bias=vision.qkv_bias,
+        init_method_std=vision.initializer_range,
+        **_common(parallel, options),
+    )
+
+
+def _common(parallel: ParallelConfig, options: ModelOptions) -> dict[str, Any]:
+    return {
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "params_dtype": options.params_dtype,
+        "pipeline_dtype": options.params_dtype,
+        "bf16": options.params_dtype == torch.bfloat16,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "use_cpu_initialization": True,
+        "perform_initialization": options.perform_initialization,
+        "gradient_accumulation_fusion": False,
+        "masked_softmax_fusion": False,
+        "persist_layer_norm": False,
+        "bias_activation_fusion": False,
+        "bias_dropout_fusion": False,
+        "apply_rope_fusion": False,
+        "calculate_per_token_loss": True,
+        # Demanded by Megatron-Core for variable sequence lengths, even in a dense model.
+        "moe_token_dispatcher_type": "alltoall",
+    }

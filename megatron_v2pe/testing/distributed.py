@@ -1,0 +1,120 @@
+"""Run functions under N gloo processes from plain tests: the processes start once and stay.
+
+Importing the stack costs seconds of CPU per process, so a test session keeps one pool per world size and re-creates
+parallel layouts inside it. A function is named by module and attribute, takes picklable keyword arguments and returns
+something picklable; the pool returns the results in rank order.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+START_METHOD = "spawn"
+
+
+class WorkerError(AssertionError):
+    """A function raised on some rank; holds the traceback of each."""
+
+
+class WorkerPool:
+    """N processes joined in one gloo process group, on CPU."""
+
+    def __init__(self, world_size: int, timeout_seconds: float = 300.0) -> None:
+        """Remember the size; processes start at the first call."""
+        self.world_size = world_size
+        self.timeout_seconds = timeout_seconds
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+
+    def run(self, function: Callable[..., Any] | str, **kwargs: Any) -> list[Any]:
+        """Call `function(**kwargs)` on every rank and return the results in rank order.
+
+        Raises:
+            WorkerError: some rank raised, died or did not answer in time; the pool is then restarted at the next call.
+        """
+        if not self._processes:
+            self._start()
+        name = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
+        for pipe in self._pipes:
+            pipe.send((name, kwargs))
+        results, errors = self._collect()
+        if errors:
+            self.close()
+            raise WorkerError(f"{name} on {self.world_size} processes:\n" + "\n".join(errors))
+        return results
+
+    def _collect(self) -> tuple[list[Any], list[str]]:
+        results: list[Any] = [None] * self.world_size
+        errors: list[str] = []
+        waiting = dict(enumerate(self._pipes))
+        while waiting:
+            ready = multiprocessing.connection.wait(waiting.values(), timeout=self.timeout_seconds)
+            if not ready:
+                return results, [*errors, f"no answer from ranks {sorted(waiting)} in {self.timeout_seconds} s"]
+            for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:
+                try:
+                    failed, value = waiting[rank].recv()
+                except EOFError:
+                    failed, value = True, "the process died"
+                if failed:  # the other ranks may be waiting for this one in a collective
+                    return results, [*errors, f"rank {rank}: {value}"]
+                results[rank] = value
+                del waiting[rank]
+        return results, errors
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context(START_METHOD)
+        store = Path(tempfile.mkdtemp(prefix="v2pe_pool_")) / "store"
+        for rank in range(self.world_size):
+            ours, theirs = context.Pipe()
+            arguments = (theirs, rank, self.world_size, str(store))
+            process = context.Process(target=_worker, args=arguments, daemon=False)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def close(self) -> None:
+        """Stop the processes."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(timeout=2)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        self._pipes, self._processes = [], []
+
+
+def _worker(pipe: Connection, rank: int, world_size: int, store: str) -> None:
+    from megatron_v2pe.device.device import Device
+
+    torch.set_num_threads(1)
+    os.environ.pop("RANK", None)
+    device = Device("cpu")
+    device.activate()
+    dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
+    while True:
+        try:
+            name, kwargs = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            module, _, path = name.partition(":")
+            function: Any = importlib.import_module(module)
+            for part in path.split("."):
+                function = getattr(function, part)
+            pipe.send((False, function(**kwargs)))
+        except BaseException:
+            pipe.send((True, traceback.format_exc()))

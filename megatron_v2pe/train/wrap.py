@@ -1,0 +1,61 @@
+"""From a bare pipeline stage to what Megatron-Core trains: precision wrapper, gradient buckets, frozen parts."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.module import Float16Module
+from torch import nn
+
+from megatron_v2pe.models.vlm import InternVLModel
+from megatron_v2pe.parallel.config import ParallelConfig
+
+
+def freeze(model: InternVLModel, *, backbone: bool, llm: bool, projector: bool, unfreeze_vit_layers: int = 0) -> None:
+    """Stop gradients of parts of the model.
+
+    Args:
+        model: this rank's stage, before wrapping.
+        backbone: freeze the vision tower.
+        llm: freeze the language model.
+        projector: freeze the projector.
+        unfreeze_vit_layers: with a frozen tower, train its layers from this index on (negative counts from the end);
+            0 trains none.
+    """
+    parts = {"vision_model": backbone, "language_model": llm, "vision_projection": projector}
+    for name, frozen in parts.items():
+        if frozen and hasattr(model, name):
+            getattr(model, name).requires_grad_(False)
+    if unfreeze_vit_layers and hasattr(model, "vision_model"):
+        for layer in model.vision_model.decoder.layers[unfreeze_vit_layers:]:
+            layer.requires_grad_(True)
+
+
+def wrap(
+    model: InternVLModel, parallel: ParallelConfig, groups: ProcessGroupCollection, device: torch.device
+) -> DistributedDataParallel:
+    """Move a stage to the device and wrap it for training; gradients are accumulated and reduced in float32."""
+    model.to(device)
+    for parameter in model.parameters():
+        if not hasattr(parameter, "tensor_model_parallel"):
+            setattr(parameter, "tensor_model_parallel", False)  # noqa: B010 (a tensor attribute)
+    config = model.config
+    inner: nn.Module = Float16Module(config, model) if config.bf16 else model
+    wrapped = DistributedDataParallel(
+        config,
+        DistributedDataParallelConfig(
+            grad_reduce_in_fp32=config.params_dtype != torch.float64,
+            overlap_grad_reduce=parallel.overlap_grad_reduce,
+            overlap_param_gather=parallel.overlap_param_gather,
+            use_distributed_optimizer=parallel.use_distributed_optimizer,
+        ),
+        inner,
+        pg_collection=groups,
+    )
+    config.finalize_model_grads_func = finalize_model_grads
+    config.no_sync_func = wrapped.no_sync if parallel.overlap_grad_reduce else None
+    config.grad_scale_func = None
+    if parallel.overlap_param_gather:
+        config.param_sync_func = wrapped.start_param_sync
+    return wrapped

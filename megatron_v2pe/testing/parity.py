@@ -1,0 +1,295 @@
+"""One training step of a small InternVL2 in any parallel layout, for comparison with one process.
+
+Runs inside a `WorkerPool`. Weights come from one full state, gradients go back to one full state, so that two layouts
+can be compared tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.drop_path import DropPathKey
+from megatron_v2pe.models.head import Targets
+from megatron_v2pe.models.transformer_config import ModelOptions
+from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.testing.full_state import gather_full, load_full
+from megatron_v2pe.train.micro_batch import MicroBatch
+from megatron_v2pe.v2pe.stride import StridePolicy
+
+GRADIENT_FLOOR = 1e-4
+"""Gradients are compared relative to their largest entry, but not below this share of the largest of all tensors."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One micro-batch in plain lists and tensors."""
+
+    input_ids: Tensor
+    position_ticks: Tensor
+    seqlens: tuple[int, ...]
+    labels: Tensor
+    """Already shifted."""
+    weights: Tensor
+    pixel_values: Tensor
+    """[tiles, 3, size, size]; tiles may be 0."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to run."""
+
+    hf_config: dict[str, Any]
+    layout: ParallelConfig
+    packs: Sequence[Pack]
+    """All packs of the step in the run's order; data-parallel rank r takes r, r + dp, ..."""
+    weights: dict[str, Tensor]
+    image_token_id: int
+    policy: StridePolicy = field(default_factory=lambda: StridePolicy("default"))
+    dtype: torch.dtype = torch.float32
+    options: dict[str, Any] = field(default_factory=dict)
+    drop_path_seed: int | None = None
+    planted_break: str | None = None
+
+
+@dataclass
+class Result:
+    """What one step gave, identical on every rank."""
+
+    loss: float
+    gradients: dict[str, Tensor]
+    logits: list[Tensor]
+    """Per pack, [S, vocab_size]; only from layouts of one data-parallel rank."""
+
+
+def random_weights(hf_config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
+    """Draw a full state whose every tensor matters: nothing is exactly 0 or 1. Runs on one process."""
+    from megatron_v2pe.testing import full_state
+
+    with built(hf_config, ParallelConfig(), ModelOptions(params_dtype=torch.float64), StridePolicy("default"), 0) as m:
+        generator = torch.Generator().manual_seed(seed)
+        state: dict[str, Tensor] = {}
+        for piece in full_state.sharded_pieces(m, lambda parameter: parameter.detach()):
+            assert piece.data is not None
+            noise = torch.randn(piece.data.shape, generator=generator, dtype=torch.float64)
+            norm = "norm" in piece.key and piece.key.endswith("weight") or piece.key.endswith((".ls1", ".ls2"))
+            width = piece.data.shape[-1] if piece.data.dim() > 1 else 1
+            values = 1.0 + 0.2 * noise if norm else noise * (0.1 if width == 1 else width**-0.5)
+            whole = state.setdefault(piece.key, torch.zeros(piece.global_shape, dtype=torch.float64))
+            window = (slice(o, o + n) for o, n in zip(piece.global_offset, piece.data.shape, strict=True))
+            whole[tuple(window)] = values
+        return state
+
+
+@contextmanager
+def built(
+    hf_config: dict[str, Any],
+    layout: ParallelConfig,
+    options: ModelOptions,
+    policy: StridePolicy,
+    image_token_id: int,
+) -> Iterator[Any]:
+    """Build this rank's stage under a layout, and forget the layout afterwards."""
+    from megatron_v2pe.models.build import build_model
+    from megatron_v2pe.parallel import topology
+
+    groups = topology.initialize(layout, seed=1)
+    try:
+        model = InternVLConfig.from_hf(hf_config)
+        yield build_model(model, layout, options, policy, image_token_id, groups)
+    finally:
+        topology.destroy()
+
+
+def run(case: Case) -> Result:
+    """Run one step of a case on this rank."""
+    from megatron.core import parallel_state
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    from megatron_v2pe.train.step import forward_backward
+    from megatron_v2pe.train.wrap import wrap
+
+    options = ModelOptions(params_dtype=case.dtype, **case.options)
+    with built(case.hf_config, case.layout, options, case.policy, case.image_token_id) as model:
+        load_full(model, case.weights)
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        wrapped = wrap(model, case.layout, groups, torch.device("cpu"))
+        break_ = _BREAKS[case.planted_break] if case.planted_break else _no_break
+        break_(model)
+        dp_rank = parallel_state.get_data_parallel_rank()
+        dp_size = parallel_state.get_data_parallel_world_size()
+        mine = [_micro_batch(case, index, model) for index in range(dp_rank, len(case.packs), dp_size)]
+        denominator = sum(pack.weights.double().sum().item() for pack in case.packs) or 1.0
+        logits = [] if dp_size > 1 or model.post_process is None else _logits(wrapped, mine, case.layout)
+        wrapped.zero_grad_buffer()
+        loss = forward_backward(wrapped, mine, denominator)
+        _gather_distributed_gradients(wrapped)
+        gradients = gather_full(model, lambda parameter: getattr(parameter, "main_grad", None))
+        vocab = model.internvl.llm.vocab_size
+        for name in ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight"):
+            if gradients[name][vocab:].abs().max() > 0:
+                raise AssertionError(f"{name}: padded vocabulary rows have gradients")
+            gradients[name] = gradients[name][:vocab]
+        return Result(loss, gradients, logits)
+
+
+def compare(reference: Result, other: Result) -> dict[str, float]:
+    """Return relative errors: `loss`, `logits` (worst pack) and `gradients` (worst tensor)."""
+    floor = GRADIENT_FLOOR * max(g.abs().max().item() for g in reference.gradients.values())
+    assert reference.gradients.keys() == other.gradients.keys()
+    gradients = {
+        name: ((g - other.gradients[name]).abs().max() / g.abs().max().clamp(min=floor)).item()
+        for name, g in reference.gradients.items()
+    }
+    errors = {
+        "loss": abs(reference.loss - other.loss) / max(abs(reference.loss), 1e-12),
+        "gradients": max(gradients.values()),
+        "logits": max(
+            (
+                ((a - b).abs().max() / a.abs().max()).item()
+                for a, b in zip(reference.logits, other.logits, strict=False)
+            ),
+            default=0.0,
+        ),
+    }
+    errors["worst_gradient"] = max(gradients, key=lambda name: gradients[name])  # type: ignore[assignment]
+    return errors
+
+
+def _micro_batch(case: Case, index: int, model: Any) -> MicroBatch:
+    pack = case.packs[index]
+    pixels = pack.pixel_values.to(case.dtype) if model.pre_process and pack.pixel_values.shape[0] else None
+    return MicroBatch(
+        input_ids=pack.input_ids,
+        position_ticks=pack.position_ticks,
+        seqlens=pack.seqlens,
+        pixel_values=pixels,
+        targets=Targets.from_labels(pack.labels, pack.weights),
+        drop_path=None if case.drop_path_seed is None else DropPathKey(case.drop_path_seed, index),
+        num_tiles=pack.pixel_values.shape[0],
+    )
+
+
+def _logits(wrapped: nn.Module, batches: Sequence[MicroBatch], layout: ParallelConfig) -> list[Tensor]:
+    """Forward every pack; the last stage's logits are handed to every rank."""
+    from megatron.core import parallel_state
+
+    found: list[Tensor] = []
+    pipeline = parallel_state.get_pipeline_model_parallel_group()
+    stages = dist.get_process_group_ranks(pipeline)
+    model: Any = wrapped.module
+    with torch.no_grad():
+        for batch in batches:
+            stage = stages.index(dist.get_rank())
+            if stage > 0:
+                model.set_input_tensor([_receive(stages[stage - 1])])
+            output = model(
+                input_ids=batch.input_ids,
+                position_ticks=batch.position_ticks,
+                seqlens=batch.seqlens,
+                pixel_values=batch.pixel_values,
+            )
+            if stage < len(stages) - 1:
+                _send(output, stages[stage + 1])
+            box = [output if stage == len(stages) - 1 else None]
+            dist.broadcast_object_list(box, src=stages[-1], group=pipeline)
+            found.append(box[0])  # type: ignore[arg-type]
+    return found
+
+
+def _send(tensor: Tensor, to: int) -> None:
+    dist.send_object_list([tensor.clone()], dst=to)
+
+
+def _receive(source: int) -> Tensor:
+    box: list[Any] = [None]
+    dist.recv_object_list(box, src=source)
+    return box[0]
+
+
+def _gather_distributed_gradients(wrapped: Any) -> None:
+    """Undo the distributed optimizer's reduce-scatter, so that every rank holds whole gradients."""
+    if not wrapped.ddp_config.use_distributed_optimizer:
+        return
+    for group in wrapped.bucket_groups:
+        for bucket in group.buckets:
+            ranks = group.intra_distributed_optimizer_instance_size
+            shard = bucket.grad_data.view(ranks, -1)[group.intra_distributed_optimizer_instance_rank].clone()
+            dist.all_gather_into_tensor(
+                bucket.grad_data, shard, group=group.intra_distributed_optimizer_instance_group
+            )
+
+
+def _no_break(model: Any) -> None:
+    """Leave the model as it is."""
+
+
+def _unmask_padding(model: Any) -> None:
+    """Let padded vocabulary columns into the softmax."""
+    if model.post_process:
+        model.language_model.unpadded_vocab_size = model.internvl.llm.padded_vocab_size
+
+
+def _forget_norm_reduction(model: Any) -> None:
+    """Drop the sum of norm gradients over tensor-parallel ranks (sequence parallelism)."""
+    for parameter in model.parameters():
+        if getattr(parameter, "sequence_parallel", False):
+            parameter.sequence_parallel = False
+
+
+def _forget_head_reduction(model: Any) -> None:
+    """Drop the sum of the head's input gradient over tensor-parallel ranks."""
+    if model.post_process:
+        model.language_model.output_layer.allreduce_dgrad = False
+        model.language_model.output_layer.disable_grad_reduce = True
+
+
+def _local_document_borders(model: Any) -> None:
+    """Attend across documents."""
+    original = model.rotary.cos_sin
+    stage_decode = model.language_model.decode
+
+    def decode(hidden: Tensor | None, pack: Any) -> Tensor:
+        total = sum(pack.seqlens)
+        pack.seqlens = (total,)
+        return stage_decode(hidden, pack)
+
+    model.language_model.decode = decode
+    model.rotary.cos_sin = original
+
+
+def _positions_from_zero(model: Any) -> None:
+    """Count tokens instead of using the given positions, on every stage but the first."""
+    if model.pre_process:
+        return
+    original = model.rotary.cos_sin
+
+    def cos_sin(ticks: Tensor, seqlens: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return original(torch.arange(ticks.shape[0]) * model.rotary.denominator, seqlens)
+
+    model.rotary.cos_sin = cos_sin
+
+
+def _local_denominator(model: Any) -> None:
+    """Scale the loss by a rank-dependent factor, as local denominators do."""
+    if model.post_process:
+        original = model.language_model.loss_sum
+        factor = 1.0 + 0.1 * dist.get_rank()
+        model.language_model.loss_sum = lambda hidden, targets: original(hidden, targets) * factor
+
+
+_BREAKS: dict[str, Callable[[Any], None]] = {
+    "unmasked_padding": _unmask_padding,
+    "norm_reduction": _forget_norm_reduction,
+    "head_reduction": _forget_head_reduction,
+    "document_borders": _local_document_borders,
+    "stage_positions": _positions_from_zero,
+    "local_denominator": _local_denominator,
+}

@@ -1,0 +1,85 @@
+"""AdamW and its schedule, built by Megatron-Core, with the published recipe's conventions.
+
+The reference decays every trainable tensor, norms, biases and embeddings included; that stays the default and has a
+switch. The learning rate of step s (0-based) is `lr * s / warmup` while s < warmup, then a cosine down to `min_lr`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.optimizer_config import ParamGroupOverride, ParamKey, ParamPredicate
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """What the optimizer and its schedule need to know."""
+
+    lr: float
+    min_lr: float
+    lr_decay_style: str
+    warmup_ratio: float
+    weight_decay: float
+    weight_decay_on_all: bool
+    adam_beta1: float
+    adam_beta2: float
+    adam_eps: float
+    clip_grad: float
+
+
+def build_optimizer(
+    model: DistributedDataParallel,
+    settings: OptimizerSettings,
+    params_dtype: torch.dtype,
+    use_distributed_optimizer: bool,
+    overlap_param_gather: bool,
+    groups: ProcessGroupCollection,
+) -> MegatronOptimizer:
+    """Build AdamW over the trainable parameters of a wrapped stage, with float32 master weights under bf16."""
+    config = OptimizerConfig(
+        optimizer="adam",
+        lr=settings.lr,
+        min_lr=settings.min_lr,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_eps=settings.adam_eps,
+        clip_grad=settings.clip_grad,
+        bf16=params_dtype == torch.bfloat16,
+        params_dtype=params_dtype,
+        use_distributed_optimizer=use_distributed_optimizer,
+        overlap_param_gather=overlap_param_gather,
+    )
+    return get_megatron_optimizer(config, [model], _weight_decay_overrides(settings), pg_collection=groups)
+
+
+def _weight_decay_overrides(settings: OptimizerSettings) -> dict[ParamKey, ParamGroupOverride]:
+    if settings.weight_decay_on_all:
+        return {}
+    one_dimensional = ParamPredicate(name="one_dimensional", fn=lambda parameter: parameter.dim() <= 1)
+    return {ParamKey(name="*.bias", predicate=one_dimensional): ParamGroupOverride(wd_mult=0.0)}
+
+
+def build_scheduler(optimizer: MegatronOptimizer, settings: OptimizerSettings, train_steps: int) -> OptimizerParamScheduler:
+    """Build the learning-rate schedule over `train_steps` steps; warm-up is `ceil(warmup_ratio * train_steps)`."""
+    warmup = math.ceil(settings.warmup_ratio * train_steps)
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.lr,
+        min_lr=settings.min_lr,
+        lr_warmup_steps=min(warmup, train_steps - 1),
+        lr_decay_steps=train_steps,
+        lr_decay_style=settings.lr_decay_style,
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=train_steps,
+        wd_incr_style="constant",
+        use_checkpoint_opt_param_scheduler=False,
+    )

@@ -107,7 +107,7 @@ class InternVLModel(MegatronModule):
         """
         cos, sin = self.rotary.cos_sin(position_ticks, seqlens)
         pack = PackedSequence.build(seqlens, cos, sin)
-        hidden = self._fused_embeddings(input_ids, pixel_values, drop_path) if self.pre_process else None
+        hidden = self._first_stage(input_ids, pixel_values, drop_path) if self.pre_process else None
         hidden = self.language_model.decode(hidden, pack)
         if not self.post_process:
             return hidden
@@ -120,21 +120,41 @@ class InternVLModel(MegatronModule):
         patches = self.vision_model(pixel_values, drop_path)[:, 1:]
         return self.vision_projection(pixel_shuffle(patches, self.internvl.downsample_ratio, self.internvl.ps_version))
 
-    def _fused_embeddings(
-        self, input_ids: Tensor, pixel_values: Tensor | None, drop_path: DropPathKey | None
+    def logits_of_last(
+        self, input_ids: Tensor, position_ticks: Tensor, image_features: Tensor | None, scaling_length: int
     ) -> Tensor:
-        """Text and images as one sequence [S, 1, hidden], split over ranks under sequence parallelism."""
+        """Logits [vocab_size] that predict the token after the last of one document.
+
+        Args:
+            input_ids: int64 [S].
+            position_ticks: int64 [S].
+            image_features: what `encode_images` gave for all images, or None.
+            scaling_length: length that decides rotary scaling, the prompt's.
+        """
+        cos, sin = self.rotary.cos_sin(position_ticks, [input_ids.shape[0]], scaling_length=scaling_length)
+        pack = PackedSequence.build([input_ids.shape[0]], cos, sin)
+        hidden = self.language_model.decode(self.fuse(input_ids, image_features), pack)
+        return self.language_model.logits(hidden, input_ids.new_tensor([input_ids.shape[0] - 1]))[0]
+
+    def fuse(self, input_ids: Tensor, image_features: Tensor | None) -> Tensor:
+        """Embed [S] ids and put image features in their places: [S, 1, hidden]."""
         hidden = self.language_model.embed(input_ids)
+        if image_features is None:
+            return hidden
+        return fuse_image_features(hidden, image_features, input_ids, self.image_token_id)
+
+    def _first_stage(self, input_ids: Tensor, pixel_values: Tensor | None, drop_path: DropPathKey | None) -> Tensor:
+        """Text and images as one sequence [S, 1, hidden], split over ranks under sequence parallelism."""
         if pixel_values is not None and pixel_values.shape[0]:
-            features = self.encode_images(pixel_values, drop_path)
-            hidden = fuse_image_features(hidden, features, input_ids, self.image_token_id)
+            hidden = self.fuse(input_ids, self.encode_images(pixel_values, drop_path))
             hidden = touch(hidden, self.vision_model.unused_parameters())
         else:
+            hidden = self.fuse(input_ids, None)
             for module in (self.vision_model, self.vision_projection):
                 fire_forward_hooks(module)
                 hidden = touch(hidden, module.parameters())
-        if self.training and not hidden.requires_grad:  # everything before the decoder is frozen; see recompute
-            hidden = hidden.detach().requires_grad_()
+        if self.training and not hidden.requires_grad:  # all before the decoder is frozen; recompute needs an input
+            hidden = hidden.detach().requires_grad_()  # that asks for a gradient
         if self.config.sequence_parallel:
             hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden, group=self.pg_collection.tp)
         return hidden

@@ -6,9 +6,6 @@ switch. The learning rate of step s (0-based) is `lr * s / warmup` while s < war
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
@@ -16,26 +13,12 @@ from megatron.core.optimizer.optimizer_config import ParamGroupOverride, ParamKe
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """What the optimizer and its schedule need to know."""
-
-    lr: float
-    min_lr: float
-    lr_decay_style: str
-    warmup_ratio: float
-    weight_decay: float
-    weight_decay_on_all: bool
-    adam_beta1: float
-    adam_beta2: float
-    adam_eps: float
-    clip_grad: float
+from megatron_v2pe.train.config import AdamWConfig
 
 
 def build_optimizer(
     model: DistributedDataParallel,
-    settings: OptimizerSettings,
+    settings: AdamWConfig,
     params_dtype: torch.dtype,
     use_distributed_optimizer: bool,
     overlap_param_gather: bool,
@@ -59,22 +42,23 @@ def build_optimizer(
     return get_megatron_optimizer(config, [model], _weight_decay_overrides(settings), pg_collection=groups)
 
 
-def _weight_decay_overrides(settings: OptimizerSettings) -> dict[ParamKey, ParamGroupOverride]:
+def _weight_decay_overrides(settings: AdamWConfig) -> dict[ParamKey, ParamGroupOverride]:
     if settings.weight_decay_on_all:
         return {}
     one_dimensional = ParamPredicate(name="one_dimensional", fn=lambda parameter: parameter.dim() <= 1)
     return {ParamKey(name="*.bias", predicate=one_dimensional): ParamGroupOverride(wd_mult=0.0)}
 
 
-def build_scheduler(optimizer: MegatronOptimizer, settings: OptimizerSettings, train_steps: int) -> OptimizerParamScheduler:
-    """Build the learning-rate schedule over `train_steps` steps; warm-up is `ceil(warmup_ratio * train_steps)`."""
-    warmup = math.ceil(settings.warmup_ratio * train_steps)
+def build_scheduler(
+    optimizer: MegatronOptimizer, settings: AdamWConfig, train_steps: int
+) -> OptimizerParamScheduler:
+    """Build the learning-rate schedule over `train_steps` steps."""
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=settings.lr,
         min_lr=settings.min_lr,
-        lr_warmup_steps=min(warmup, train_steps - 1),
+        lr_warmup_steps=min(settings.warmup_steps(train_steps), train_steps - 1),
         lr_decay_steps=train_steps,
         lr_decay_style=settings.lr_decay_style,
         start_wd=settings.weight_decay,

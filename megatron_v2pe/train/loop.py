@@ -1,0 +1,117 @@
+"""The training loop: batches in, one step, a line of metrics, a checkpoint now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_v2pe.data.types import Batch
+from megatron_v2pe.device.device import Device
+from megatron_v2pe.models.drop_path import DropPathKey
+from megatron_v2pe.train.data_feed import DataFeed
+from megatron_v2pe.train.metrics import MetricsLog, StepMetrics
+from megatron_v2pe.train.micro_batch import MicroBatch, global_weight
+from megatron_v2pe.train.step import forward_backward
+from megatron_v2pe.train.stop import StopRequest
+
+
+@dataclass
+class Trainer:
+    """Everything a step needs, and what to do after it."""
+
+    model: DistributedDataParallel
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    feed: DataFeed
+    device: Device
+    dtype: torch.dtype
+    mean_std: tuple[Sequence[float], Sequence[float]]
+    num_micro_batches: int
+    seed: int
+    metrics: MetricsLog
+    save: Callable[[int], None]
+    save_interval: int | None
+
+    def run(self, start: int, train_steps: int, exit_step: int | None, stop: StopRequest) -> int:
+        """Train from step `start` to `train_steps`, or until told to stop; return the steps done."""
+        last = min(train_steps, exit_step or train_steps)
+        iteration, saved = start, start
+        self.model.train()
+        while iteration < last:
+            metrics = self.step(iteration)
+            iteration += 1
+            self.metrics.write(metrics)
+            stopping = stop.agreed()
+            if stopping or iteration == last or (self.save_interval and iteration % self.save_interval == 0):
+                self.save(iteration)
+                saved = iteration
+            if stopping:
+                break
+        assert saved == iteration
+        return iteration
+
+    def step(self, iteration: int) -> StepMetrics:
+        """Do one optimizer step."""
+        began = time.perf_counter()
+        batches = [self.feed.next() for _ in range(self.num_micro_batches)]
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        device = self.device.torch_device
+        denominator = global_weight(batches, group, device)
+        micro_batches = [self._micro_batch(batch, iteration, index) for index, batch in enumerate(batches)]
+        self.model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        loss = forward_backward(self.model, micro_batches, denominator)
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        updated, grad_norm, _ = self.optimizer.step()
+        self.scheduler.step(increment=1)
+        self.device.synchronize()
+        return self._measure(iteration + 1, loss, learning_rate, grad_norm, bool(updated), batches, began)
+
+    def _micro_batch(self, batch: Batch, iteration: int, index: int) -> MicroBatch:
+        """Number the pack in the run's order, so that its drop-path draws do not depend on the layout."""
+        ranks = parallel_state.get_data_parallel_world_size()
+        rank = parallel_state.get_data_parallel_rank()
+        pack = (iteration * self.num_micro_batches + index) * ranks + rank
+        key = DropPathKey(self.seed, pack)
+        return MicroBatch.from_batch(batch, self.device.torch_device, self.dtype, self.mean_std, key)
+
+    def _measure(
+        self,
+        iteration: int,
+        loss: float,
+        learning_rate: float,
+        grad_norm: Any,
+        updated: bool,
+        batches: list[Batch],
+        began: float,
+    ) -> StepMetrics:
+        counts = torch.tensor(
+            [sum(b.input_ids.shape[0] for b in batches), sum(sum(b.num_tiles) for b in batches), len(batches)],
+            device=self.device.torch_device,
+        )
+        dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
+        tokens, tiles, packs = counts.tolist()
+        seconds = time.perf_counter() - began
+        return StepMetrics(
+            iteration=iteration,
+            loss=loss,
+            lr=learning_rate,
+            grad_norm=float(grad_norm or 0.0),
+            tokens=tokens,
+            tiles=tiles,
+            packs=packs,
+            seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            tiles_per_second=tiles / seconds,
+            memory_gib=self.device.peak_memory_bytes() / 2**30,
+            skipped_update=not updated,
+        )

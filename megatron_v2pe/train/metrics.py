@@ -1,0 +1,121 @@
+"""What a run tells while it goes on: a console line, a row of JSON, TensorBoard, and Weights & Biases where asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.train.config import LoggingConfig
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One logged step."""
+
+    iteration: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    """Tokens of all packs of the step, padding included."""
+    tiles: int
+    packs: int
+    seconds: float
+    tokens_per_second: float
+    tiles_per_second: float
+    memory_gib: float
+    """Peak memory of rank 0: allocated on the GPU, resident on CPU."""
+    skipped_update: bool
+    """The optimizer found a gradient that is not finite and left the weights alone."""
+
+
+class MetricsLog:
+    """Writes steps to the configured places; does nothing on ranks other than 0."""
+
+    def __init__(self, config: LoggingConfig, folder: Path | None, rank: int, start: int, total: int) -> None:
+        """Open the outputs.
+
+        Args:
+            config: which outputs.
+            folder: where files go, None for none.
+            rank: only 0 writes.
+            start: steps already done; later rows of an earlier, interrupted run are dropped.
+            total: steps of the whole run.
+        """
+        self._config = config
+        self._rank = rank
+        self._jsonl = self._board = self._wandb = None
+        self._bar: tqdm[Any] | None = None
+        if rank:
+            return
+        self._bar = tqdm(total=total, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            if config.jsonl:
+                self._jsonl = _reopen(folder / "metrics.jsonl", start)
+            if config.tensorboard:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        if config.wandb:
+            self._wandb = _wandb_run(config)
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Log one step."""
+        if self._rank:
+            return
+        assert self._bar is not None
+        self._bar.update(metrics.iteration - self._bar.n)
+        if metrics.iteration % self._config.log_interval and metrics.iteration != self._bar.total:
+            return
+        self._bar.set_postfix_str(
+            f"loss {metrics.loss:.4f}, lr {metrics.lr:.2e}, grad {metrics.grad_norm:.2f}, "
+            f"{metrics.tokens_per_second:,.0f} tok/s, {metrics.tiles_per_second:.1f} tiles/s, "
+            f"{metrics.memory_gib:.1f} GiB"
+        )
+        row = {**asdict(metrics), "time": time.time()}
+        if self._jsonl is not None:
+            self._jsonl.write(json.dumps(row) + "\n")
+            self._jsonl.flush()
+        if self._board is not None:
+            for name in ("loss", "lr", "grad_norm", "tokens_per_second", "tiles_per_second", "memory_gib"):
+                self._board.add_scalar(f"train/{name}", row[name], metrics.iteration)
+        if self._wandb is not None:
+            self._wandb.log(row, step=metrics.iteration)
+
+    def close(self) -> None:
+        """Flush and close every output."""
+        for output in (self._bar, self._jsonl, self._board):
+            if output is not None:
+                output.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _reopen(path: Path, start: int) -> Any:
+    """Open the JSONL for appending, without the rows an interrupted run wrote after its last checkpoint."""
+    kept = []
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["iteration"] <= start:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):
+                break  # the line a kill cut short, and nothing after it
+    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    return path.open("a", encoding="utf-8")
+
+
+def _wandb_run(config: LoggingConfig) -> Any:
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ConfigError("logging.wandb is set, but the package wandb is not installed: pip install wandb") from None
+    return wandb.init(project=config.wandb_project)

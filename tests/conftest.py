@@ -1,0 +1,37 @@
+"""Shared by all tests: one pool of gloo processes per world size for the whole session, and the golden folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_v2pe.testing.distributed import WorkerPool
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Numbers produced by the reference implementation."""
+    return GOLDEN
+
+
+class _Pools:
+    def __init__(self) -> None:
+        self._pools: dict[int, WorkerPool] = {}
+
+    def __getitem__(self, world_size: int) -> WorkerPool:
+        return self._pools.setdefault(world_size, WorkerPool(world_size))
+
+    def close(self) -> None:
+        for pool in self._pools.values():
+            pool.close()
+
+
+@pytest.fixture(scope="session")
+def pools():
+    """Pools of processes by world size: `pools[2].run(function, ...)`."""
+    pools = _Pools()
+    yield pools
+    pools.close()

@@ -79,7 +79,7 @@ class ParallelConfig:
         """Return the decoder layers each pipeline stage holds, first stage first.
 
         Raises:
-            ConfigError: the layers cannot be dealt out so that every stage has at least one and middle stages agree.
+            ConfigError: a stage would be empty, or the stages without a number of their own unequal.
         """
         stages = self.pipeline_model_parallel_size
         first, last = self.num_layers_in_first_pipeline_stage, self.num_layers_in_last_pipeline_stage
@@ -128,7 +128,7 @@ class ParallelConfig:
         for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"):
             if getattr(self, name) is not None and self.pipeline_model_parallel_size == 1:
                 raise ConfigError(
-                    f"parallel.{name} is {getattr(self, name)} but pipeline_model_parallel_size is 1: no stages to fill"
+                    f"parallel.{name} is {getattr(self, name)} but pipeline_model_parallel_size is 1"
                 )
 
     def _validate_tensor_parallel(self, sizes: ModelSizes) -> None:

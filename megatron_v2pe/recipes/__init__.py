@@ -1,0 +1,1 @@
+"""Named runs: functions that return an `ExperimentConfig`, and the registry of their names."""

@@ -1,0 +1,18 @@
+"""Every recipe by the name `--recipe` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from megatron_v2pe.recipes.debug import debug
+from megatron_v2pe.recipes.internvl2_2b import (
+    internvl2_2b_baseline_32k,
+    internvl2_2b_v2pe_32k,
+    internvl2_2b_v2pe_256k,
+)
+from megatron_v2pe.train.config import ExperimentConfig
+
+RECIPES: dict[str, Callable[[], ExperimentConfig]] = {
+    recipe.__name__: recipe
+    for recipe in (internvl2_2b_baseline_32k, internvl2_2b_v2pe_32k, internvl2_2b_v2pe_256k, debug)
+}

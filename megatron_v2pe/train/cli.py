@@ -1,0 +1,240 @@
+"""The training command line: a recipe or a YAML file, then single settings, then go.
+
+Three spellings of a setting are understood and may be mixed:
+
+    --parallel.tensor-model-parallel-size 2     dotted flags (tyro; `--help` lists them all)
+    train.seed=7                                key=value
+    --learning_rate 5e-6 --chunk_num 8          flags of the published scripts, see `published_flags`
+
+Later layers win: defaults, `--recipe`, `--config`, published flags, key=value, dotted flags.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_origin
+
+import tyro
+
+from megatron_v2pe import config_tree
+from megatron_v2pe.device import launch
+from megatron_v2pe.errors import ConfigError, V2PEError
+from megatron_v2pe.train import published_flags
+from megatron_v2pe.train.config import ExperimentConfig
+
+DESCRIPTION = """Fine-tune InternVL2 with variable visual position encoding.
+
+example: torchrun --nproc_per_node 2 tools/train.py --recipe internvl2_2b_v2pe_32k
+--model.model-name-or-path pretrained/InternVL2-2B --parallel.tensor-model-parallel-size 2
+
+--recipe NAME: start from a named run ({recipes}).
+--config FILE: YAML with any of the settings below, on top of the recipe.
+--dry-run: print the resolved settings as YAML and stop.
+--print-flags: print how the flags of the published scripts (--chunk_num 8 --attn_type ring ...), which are
+understood as well, map to these settings."""
+
+OWN_FLAGS = {"recipe": True, "config": True, "dry_run": False, "print_flags": False}
+"""Flags that are not settings -> whether they take a value."""
+
+
+@dataclass
+class Arguments:
+    """A command line, sorted by the layer each part belongs to."""
+
+    own: dict[str, str] = field(default_factory=dict)
+    published: dict[str, str] = field(default_factory=dict)
+    assignments: list[tuple[str, str]] = field(default_factory=list)
+    dotted: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command line asks for."""
+
+    config: ExperimentConfig
+    dry_run: bool = False
+
+
+Recipes = Mapping[str, Callable[[], ExperimentConfig]]
+"""Named runs: name -> function that returns the settings. Handed in: recipes stand above this module."""
+
+
+def main(argv: Sequence[str], recipes: Recipes) -> int:
+    """Train as the command line says; return the exit status: 0, or 2 for what the user can mend."""
+    if "--print-flags" in argv:
+        print(published_flags.as_markdown(), end="")
+        return 0
+    rank, running = 0, False
+    try:
+        world = launch.read_environment()
+        rank = world.rank
+        command = parse_command(argv, recipes)
+        planned = command.dry_run and world.launcher == "single"  # the world to come is not known here
+        command.config.validate(None if planned else world.world_size)
+        if command.dry_run:
+            if rank == 0:
+                print(command.config.to_yaml(), end="")
+            return 0
+        from megatron_v2pe.train.main import (
+            run,
+        )  # Megatron-Core takes seconds to import; --dry-run need not wait
+
+        running = True
+        return run(command.config)
+    except V2PEError as error:
+        if rank == 0 or running:  # every rank reads the same command line, one tells
+            print(f"error: {error}" if rank == 0 else f"error (rank {rank}): {error}", file=sys.stderr)
+        return 2
+
+
+def parse(argv: Sequence[str], recipes: Recipes) -> ExperimentConfig:
+    """Return the settings a command line asks for, not yet validated; errors as in `parse_command`."""
+    return parse_command(argv, recipes).config
+
+
+def parse_command(argv: Sequence[str], recipes: Recipes) -> Command:
+    """Return the settings a command line asks for, not yet validated, and whether it only wants to see them.
+
+    Raises:
+        ConfigError: an unknown recipe, flag or key (with the nearest known), or a value of the wrong type.
+        SystemExit: `--help` (0), or a dotted flag whose value tyro cannot read (2).
+    """
+    if "-h" in argv or "--help" in argv:
+        _tyro(ExperimentConfig(), ["--help"], recipes)
+    arguments = _sort(argv)
+    config = _base(arguments.own, recipes)
+    for key, value in published_flags.apply_published(arguments.published).items():
+        config = config_tree.set_path(config, key, value, "published flag")
+    for key, value in arguments.assignments:
+        config = config_tree.set_path(config, key, value, "command line")
+    if arguments.dotted:
+        config = _tyro(config, arguments.dotted, recipes)
+    return Command(config, "dry_run" in arguments.own)
+
+
+def _tyro(config: ExperimentConfig, args: list[str], recipes: Recipes) -> ExperimentConfig:
+    description = DESCRIPTION.format(recipes=", ".join(recipes))
+    return tyro.cli(
+        ExperimentConfig, prog="tools/train.py", description=description, default=config, args=args
+    )
+
+
+def _base(own: Mapping[str, str], recipes: Recipes) -> ExperimentConfig:
+    config = ExperimentConfig()
+    if "recipe" in own:
+        name = own["recipe"]
+        if name not in recipes:
+            raise ConfigError(f"unknown recipe {name!r}{config_tree.did_you_mean(name, tuple(recipes))}")
+        config = recipes[name]()
+    if "config" in own:
+        config = config.updated(config_tree.read_yaml(own["config"]), own["config"])
+    return config
+
+
+def _sort(argv: Sequence[str]) -> Arguments:
+    """Deal the words of a command line out to their layers; every flag is known after this."""
+    result = Arguments()
+    words = deque(argv)
+    while words:
+        word = words.popleft()
+        flag, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            _sort_word(word, result)
+            continue
+        if equals:
+            words.appendleft(value)
+        name = flag[2:].replace("-", "_")
+        if name in OWN_FLAGS:
+            result.own[name] = _take(words, flag) if OWN_FLAGS[name] else "true"
+        elif name in published_flags.FLAGS:
+            alone = published_flags.FLAGS[name].boolean and (not words or _is_new(words[0]))
+            result.published[name] = "True" if alone else _take(words, flag)
+        elif "." in name:
+            result.dotted += _dotted(name, words, flag)
+        else:
+            raise ConfigError(f"unknown flag {flag}{_nearest_flag(name)}")
+    return result
+
+
+def _sort_word(word: str, result: Arguments) -> None:
+    """A word that is no flag: `section.key=value`, or a JSON file of published flags."""
+    key, equals, value = word.partition("=")
+    if equals:
+        result.assignments.append((key.replace("-", "_"), value))
+    elif word.endswith(".json"):
+        result.published.update(_read_json(word))
+    else:
+        raise ConfigError(f"{word!r} is neither a flag (--name) nor an assignment (section.key=value)")
+
+
+def _read_json(path: str) -> dict[str, str]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: holds a {type(content).__name__}, expected an object of flags")
+    return {str(name): str(value) for name, value in content.items()}
+
+
+def _dotted(name: str, words: deque[str], flag: str) -> list[str]:
+    """Check a dotted flag and return it as tyro reads it, its values taken off `words`."""
+    default = ExperimentConfig()
+    section, _, last = name.rpartition(".")
+    paths = tuple(config_tree.leaf_paths(default))
+    positive = f"{section}.{last[3:]}" if last.startswith("no_") else name
+    if name not in paths and positive not in paths:
+        raise ConfigError(f"unknown flag {flag}{_nearest_flag(name)}")
+    path = name if name in paths else positive
+    kind = config_tree.leaf_type(default, path)
+    spelt = path.replace("_", "-")
+    if kind is bool:
+        on = path == name
+        if words and words[0].lower() in ("true", "false"):
+            on = on == (words.popleft().lower() == "true")
+        head, _, tail = spelt.rpartition(".")
+        return [f"--{head}.{tail}" if on else f"--{head}.no-{tail}"]
+    if path != name:
+        raise ConfigError(f"unknown flag {flag}: {path} is not a switch; give it the value None to unset it")
+    values = [_take(words, flag)]
+    while get_origin(kind) is tuple and words and not _is_new(words[0]):
+        values.append(words.popleft())
+    if get_origin(kind) is tuple:
+        values = [part for value in values for part in value.split(",") if part]
+    return [f"--{spelt}", *values]
+
+
+def _take(words: deque[str], flag: str) -> str:
+    if not words or words[0].startswith("--"):
+        raise ConfigError(f"{flag} needs a value")
+    return words.popleft()
+
+
+def _is_new(word: str) -> bool:
+    """Tell whether a word starts something new instead of being the value of the flag before it."""
+    return word.startswith("--") or ("=" in word and "." in word.partition("=")[0])
+
+
+def _nearest_flag(name: str) -> str:
+    """Return the hint for an unknown flag: the nearest published flags and settings, spelt as flags."""
+    paths = {path.rpartition(".")[2]: path for path in config_tree.leaf_paths(ExperimentConfig())}
+    whole = tuple(paths.values()) if "." in name else (*OWN_FLAGS, *published_flags.FLAGS, *paths)
+    near = difflib.get_close_matches(name, whole, n=3, cutoff=0.6)
+    if not near and "." in name:
+        near = difflib.get_close_matches(name.rpartition(".")[2], list(paths), n=3, cutoff=0.6)
+    flags = [
+        f"--{paths.get(item, item).replace('_', '-')}" if item in paths else f"--{item}" for item in near
+    ]
+    return (
+        f"; did you mean {' or '.join(flags)}?"
+        if flags
+        else "; --help lists the settings, --print-flags the others"
+    )

@@ -1,0 +1,329 @@
+"""Everything a training run is told: one frozen dataclass per part, a docstring under each field.
+
+`ExperimentConfig.validate` checks each part, and the parts against one another, before anything is loaded.
+What needs the world's or the model's size is checked once those are known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_v2pe import config_tree
+from megatron_v2pe.data.config import DataConfig
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.parallel.config import ModelSizes, ParallelConfig
+from megatron_v2pe.v2pe.stride import StridePolicy, parse_stride
+
+CONFIG_FILE = "config.yaml"
+"""Name of the resolved configuration beside every training checkpoint."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which checkpoint to start from and which of its parts learn."""
+
+    model_name_or_path: str = ""
+    """Folder of an InternVL2 checkpoint: the HF layout (converted once, cached) or a Megatron one."""
+    converted_dir: str | None = None
+    """Where a converted HF checkpoint is cached; unset: beside the run, `<checkpoint.save>/converted`."""
+    tokenizer_path: str | None = None
+    """Folder or `.model` file of the tokenizer; unset: the checkpoint's own."""
+    spec: Literal["auto", "local", "te"] = "auto"
+    """Layers: `local` for any device, `te` Transformer Engine's; `auto`: `te` where it can be used."""
+    vision_select_layer: int | None = None
+    """Hidden state of the vision tower to project, -1 the last; unset: the checkpoint's `select_layer`."""
+    ps_version: Literal["v1", "v2"] | None = None
+    """Pixel shuffle the checkpoint must have been trained with; unset: not checked."""
+    down_sample_ratio: float | None = None
+    """`downsample_ratio` the checkpoint must have; unset: not checked."""
+    drop_path_rate: float | None = None
+    """Stochastic depth of the vision tower, rising linearly to this rate; unset: the checkpoint's."""
+    freeze_llm: bool = False
+    """Keep the language model as it is."""
+    freeze_backbone: bool = False
+    """Keep the vision tower as it is."""
+    freeze_mlp: bool = False
+    """Keep the projector between the two as it is."""
+    unfreeze_vit_layers: int = 0
+    """With `freeze_backbone`: tower layers from this index on learn (negative: from the end); 0: none."""
+    head_chunk_size: int = 4096
+    """Supervised tokens projected to the vocabulary at a time."""
+
+    def validate(self) -> None:
+        """Check values that no type can hold apart."""
+        if not self.model_name_or_path:
+            raise ConfigError("model.model_name_or_path is empty: name the folder of an InternVL2 checkpoint")
+        if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
+            raise ConfigError(
+                f"model.drop_path_rate is {self.drop_path_rate}, expected 0 or more and below 1"
+            )
+        if self.freeze_llm and self.freeze_backbone and self.freeze_mlp and not self.unfreeze_vit_layers:
+            raise ConfigError(
+                "model.freeze_llm, freeze_backbone and freeze_mlp are all set: nothing would learn"
+            )
+        if self.unfreeze_vit_layers and not self.freeze_backbone:
+            raise ConfigError(
+                f"model.unfreeze_vit_layers is {self.unfreeze_vit_layers} without model.freeze_backbone"
+            )
+        _at_least("model.head_chunk_size", self.head_chunk_size, 1)
+
+
+@dataclass(frozen=True)
+class V2PEConfig:
+    """How positions advance over image tokens; names and meaning of the published flags."""
+
+    rope_pos_id_version: Literal["default", "v2pe_fix", "v2pe_rnd"] = "default"
+    """`default`: a position per token; `v2pe_fix`: one stride for all; `v2pe_rnd`: one drawn per image."""
+    rope_pos_id_stride: str | None = None
+    """Positions a tile spans under `v2pe_fix`: a whole number or a fraction, `64`, `1/2`, `0.5`."""
+    strides: tuple[str, ...] = ("1", "2", "4", "8", "16", "32", "64", "128", "256")
+    """Strides `v2pe_rnd` draws from, each as likely as the others."""
+
+    def validate(self) -> None:
+        """Check that version and strides belong together.
+
+        Raises:
+            ConfigError: a stride missing, given where it has no meaning, or not positive.
+        """
+        version, stride = self.rope_pos_id_version, self.rope_pos_id_stride
+        if version == "v2pe_fix" and stride is None:
+            raise ConfigError(
+                "v2pe.rope_pos_id_stride is missing: rope_pos_id_version v2pe_fix needs one, for example 64"
+            )
+        if version != "v2pe_fix" and stride is not None:
+            raise ConfigError(
+                f"v2pe.rope_pos_id_stride is {stride} but rope_pos_id_version is {version}, which uses none; "
+                "use v2pe_fix, or leave the stride out"
+            )
+        if not self.strides:
+            raise ConfigError("v2pe.strides is empty; v2pe_rnd draws from it")
+        self.stride_policy(seed=0)
+
+    def stride_policy(self, seed: int) -> StridePolicy:
+        """Return the policy that gives every image its stride."""
+        stride = None if self.rope_pos_id_stride is None else parse_stride(self.rope_pos_id_stride)
+        strides = tuple(parse_stride(text) for text in self.strides)
+        return StridePolicy(version=self.rope_pos_id_version, stride=stride, strides=strides, seed=seed)
+
+
+@dataclass(frozen=True)
+class AdamWConfig:
+    """AdamW, its learning rate over the run, and clipping."""
+
+    lr: float = 5e-6
+    """Highest learning rate, reached after warm-up."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the decay from the end of warm-up to the last step."""
+    warmup_ratio: float = 0.03
+    """Share of the steps with a linearly rising learning rate, rounded up to whole steps."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay."""
+    weight_decay_on_all: bool = True
+    """Decay every trainable tensor, as the published runs did; off: not norms, biases and layer scales."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.999
+    """Decay of the second moment."""
+    adam_eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+
+    def validate(self) -> None:
+        """Check ranges."""
+        if not self.lr > 0:
+            raise ConfigError(f"optimizer.lr is {self.lr}, expected above 0")
+        if not 0 <= self.min_lr <= self.lr:
+            raise ConfigError(f"optimizer.min_lr is {self.min_lr}, expected between 0 and lr {self.lr}")
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ConfigError(f"optimizer.warmup_ratio is {self.warmup_ratio}, expected between 0 and 1")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(
+                    f"optimizer.{name} is {getattr(self, name)}, expected 0 or more and below 1"
+                )
+        for name in ("weight_decay", "clip_grad"):
+            _at_least(f"optimizer.{name}", getattr(self, name), 0)
+        if not self.adam_eps > 0:
+            raise ConfigError(f"optimizer.adam_eps is {self.adam_eps}, expected above 0")
+
+    def warmup_steps(self, train_steps: int) -> int:
+        """Return the steps of warm-up in a run of `train_steps`: the ratio, rounded up."""
+        # 0.03 * 20000 must be 600, not 601 for a product that comes out a hair above.
+        return math.ceil(round(self.warmup_ratio * train_steps, 6))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop: how long, how much per step, in which precision, what is recomputed."""
+
+    train_steps: int = 1000
+    """Optimizer steps of the whole run; the learning rate decays over them."""
+    exit_step: int | None = None
+    """Save and stop after this step although the run is longer; it can be resumed."""
+    gradient_accumulation_steps: int | None = None
+    """Packs (a micro-batch is one) per data parallel rank; unset: 1, or as `global_batch_size` says."""
+    global_batch_size: int | None = None
+    """Packs per step over all ranks, data parallel size x accumulation; unset: whatever that gives."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Type of parameters and activations; master weights, moments, rotary angles and loss are always fp32."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; `auto`: CUDA where there is a GPU."""
+    recompute_granularity: Literal["full", "selective"] | None = "full"
+    """Decoder activations computed again in backward: whole layers, attention only, or none (unset)."""
+    recompute_method: Literal["uniform", "block"] | None = "uniform"
+    """With `full`: units of equal size, or only the first layers of a stage."""
+    recompute_num_layers: int | None = 1
+    """With `full`: layers in a unit (`uniform`), or layers recomputed (`block`)."""
+    recompute_vision: bool = True
+    """Compute the vision tower's activations again in backward, layer by layer."""
+    seed: int = 42
+    """Seed of data order, strides, augmentation, drop path and new weights."""
+
+    def validate(self) -> None:
+        """Check ranges and settings that exclude one another."""
+        _at_least("train.train_steps", self.train_steps, 1)
+        for name in ("gradient_accumulation_steps", "global_batch_size", "exit_step"):
+            if getattr(self, name) is not None:
+                _at_least(f"train.{name}", getattr(self, name), 1)
+        _at_least("train.seed", self.seed, 0)
+        if self.recompute_granularity == "full" and None in (
+            self.recompute_method,
+            self.recompute_num_layers,
+        ):
+            raise ConfigError(
+                "train.recompute_granularity full needs recompute_method and recompute_num_layers, they are "
+                f"{self.recompute_method} and {self.recompute_num_layers}"
+            )
+
+    def micro_batches(self, data_parallel_size: int) -> int:
+        """Return the packs each data parallel rank works through per step.
+
+        Raises:
+            ConfigError: `global_batch_size` is not a multiple of the data parallel size, or disagrees with
+                `gradient_accumulation_steps`.
+        """
+        total, steps = self.global_batch_size, self.gradient_accumulation_steps
+        if total is None:
+            return steps or 1
+        if total % data_parallel_size:
+            raise ConfigError(
+                f"train.global_batch_size {total} is no multiple of data parallel size {data_parallel_size}"
+            )
+        if steps is not None and steps * data_parallel_size != total:
+            raise ConfigError(
+                f"train.global_batch_size {total} is not data parallel size {data_parallel_size} x "
+                f"gradient_accumulation_steps {steps} = {data_parallel_size * steps}; unset one of them"
+            )
+        return total // data_parallel_size
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Where training state is written and found again."""
+
+    save: str | None = None
+    """Folder of the run: checkpoints `iter_*`, logs; unset: nothing is written."""
+    load: str | None = None
+    """Training checkpoint to go on from when `save` holds none: an `iter_*` folder, or a run's folder."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto`: go on from the newest checkpoint in `save`; `never`: refuse to start if there is one."""
+    save_interval: int | None = 2500
+    """Steps between checkpoints; unset: only at the end, at `exit_step` and on SIGTERM."""
+    keep_latest: int | None = 5
+    """Checkpoints kept, newest first; unset: all."""
+
+    def validate(self) -> None:
+        """Check ranges."""
+        for name in ("save_interval", "keep_latest"):
+            if getattr(self, name) is not None:
+                _at_least(f"checkpoint.{name}", getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What a run tells while it goes on."""
+
+    log_interval: int = 1
+    """Steps between lines on the console and rows of metrics."""
+    dir: str | None = None
+    """Folder of `metrics.jsonl` and the TensorBoard files; unset: `<checkpoint.save>/logs`, if any."""
+    jsonl: bool = True
+    """Write one JSON object per logged step."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    wandb: bool = False
+    """Send metrics to Weights & Biases as well (the `wandb` extra must be installed)."""
+    wandb_project: str = "megatron-v2pe"
+    """Project the Weights & Biases run belongs to."""
+
+    def validate(self) -> None:
+        """Check ranges."""
+        _at_least("logging.log_interval", self.log_interval, 1)
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """A training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The checkpoint to start from and what of it learns."""
+    v2pe: V2PEConfig = field(default_factory=V2PEConfig)
+    """Positions of image tokens."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Annotations, images, packing."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """Layout over processes."""
+    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
+    """AdamW and the learning rate."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The loop."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving and resuming."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """Console, JSONL, TensorBoard."""
+
+    def validate(self, world_size: int | None = None, sizes: ModelSizes | None = None) -> None:
+        """Check all settings; with the world's and the model's sizes also that they fit.
+
+        Raises:
+            ConfigError: naming the setting, and the two numbers where two disagree.
+        """
+        self.model.validate()
+        self.v2pe.validate()
+        self.data.validate()
+        self.parallel.validate(world_size, sizes)
+        self.optimizer.validate()
+        self.train.validate()
+        self.checkpoint.validate()
+        self.logging.validate()
+        if world_size is not None:
+            self.train.micro_batches(self.parallel.data_parallel_size(world_size))
+
+    def to_yaml(self) -> str:
+        """Return every setting as YAML."""
+        return config_tree.to_yaml(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write every setting as YAML."""
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+    def updated(self, values: Mapping[str, Any], source: str) -> ExperimentConfig:
+        """Return a copy with nested values replaced; an unknown key is an error naming the nearest known."""
+        return config_tree.merge(self, values, source)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ExperimentConfig:
+        """Read a YAML file; settings it does not name keep their defaults."""
+        return cls().updated(config_tree.read_yaml(path), str(path))
+
+
+def _at_least(name: str, value: float, smallest: int) -> None:
+    if not value >= smallest:
+        raise ConfigError(f"{name} is {value}, expected {smallest} or more")

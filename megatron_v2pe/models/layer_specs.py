@@ -73,7 +73,7 @@ def _local_layer(mask: AttnMaskType, layer: type[TransformerLayer]) -> ModuleSpe
             self_attention=_attention(mask, ColumnParallelLinear, RowParallelLinear),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=Norm,
-            mlp=ModuleSpec(MLP, submodules=MLPSubmodules(ColumnParallelLinear, RowParallelLinear)),
+            mlp=_mlp(ColumnParallelLinear, RowParallelLinear),
             mlp_bda=get_bias_dropout_add,
             sharded_state_dict_keys_map=FUSED_NORM_NAMES,
         ),
@@ -91,7 +91,7 @@ def _te_layer(mask: AttnMaskType, layer: type[TransformerLayer]) -> ModuleSpec:
         submodules=TransformerLayerSubmodules(
             self_attention=_attention(mask, fused_column, row),
             self_attn_bda=get_bias_dropout_add,
-            mlp=ModuleSpec(MLP, submodules=MLPSubmodules(fused_column, row)),
+            mlp=_mlp(fused_column, row),
             mlp_bda=get_bias_dropout_add,
         ),
     )
@@ -109,3 +109,7 @@ def _attention(mask: AttnMaskType, column: type, row: type) -> ModuleSpec:
             k_layernorm=IdentityOp,
         ),
     )
+
+
+def _mlp(column: type, row: type) -> ModuleSpec:
+    return ModuleSpec(module=MLP, submodules=MLPSubmodules(linear_fc1=column, linear_fc2=row))

@@ -116,5 +116,9 @@ def _worker(pipe: Connection, rank: int, world_size: int, store: str) -> None:
             for part in path.split("."):
                 function = getattr(function, part)
             pipe.send((False, function(**kwargs)))
-        except BaseException:
-            pipe.send((True, traceback.format_exc()))
+        except Exception:
+            report = traceback.format_exc()
+            try:
+                pipe.send((True, report))
+            except OSError:  # the pool has given up already, because another rank failed first
+                return

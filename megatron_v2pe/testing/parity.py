@@ -142,7 +142,7 @@ def run(case: Case) -> Result:
 
 def compare(reference: Result, other: Result) -> dict[str, float]:
     """Return relative errors: `loss`, `logits` (worst pack) and `gradients` (worst tensor)."""
-    floor = GRADIENT_FLOOR * max(g.abs().max().item() for g in reference.gradients.values())
+    floor = max(GRADIENT_FLOOR * max(g.abs().max().item() for g in reference.gradients.values()), 1e-30)
     assert reference.gradients.keys() == other.gradients.keys()
     gradients = {
         name: ((g - other.gradients[name]).abs().max() / g.abs().max().clamp(min=floor)).item()

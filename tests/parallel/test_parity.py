@@ -117,8 +117,8 @@ def test_planted_break_is_seen(case, run, name, planted_break):
     this = case()
     try:
         errors = parity.compare(run(this), run(this, name, planted_break))
-    except AssertionError as error:  # replicas that disagree are refused before they are compared
-        assert "replicas at offset" in str(error)
+    except AssertionError as error:  # refused before anything is compared
+        assert "replicas at offset" in str(error) or "padded vocabulary rows have gradients" in str(error)
     else:
         assert max(errors["loss"], errors["logits"], errors["gradients"]) > BREAK_IS_SEEN_ABOVE, errors
 

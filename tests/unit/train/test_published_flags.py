@@ -1,0 +1,167 @@
+"""Every flag of the published training scripts is understood, ignored with a reason or refused with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_v2pe.config_tree import leaf_paths
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.recipes.registry import RECIPES
+from megatron_v2pe.train import cli
+from megatron_v2pe.train.config import ExperimentConfig
+from megatron_v2pe.train.published_flags import FLAGS, as_markdown
+
+PUBLISHED = """
+model_name_or_path vision_path llm_path mlp_path tokenizer_path freeze_llm freeze_backbone freeze_mlp
+unfreeze_vit_layers unfreeze_lm_head vision_select_layer use_backbone_lora use_llm_lora use_custom_trainer
+grad_checkpoint drop_path_rate ps_version img_emb_down_sample_ratio
+rope_pos_id_version rope_pos_id_stride
+chunk_num attn_type
+compress_seq interaction fuse_method compress_method final_size scale neftune_alpha
+meta_path conv_style max_seq_length force_image_size down_sample_ratio pad2square dynamic_image_size
+dynamic_max_patch use_thumbnail min_dynamic_patch max_dynamic_patch min_num_frame max_num_frame normalize_type
+use_data_resampling
+use_packed_ds num_images_expected max_packed_tokens max_buffer_size log_freq strict_mode replacement allow_overflow
+loss_reduction loss_reduction_all_gather
+output_dir overwrite_output_dir do_train bf16 num_train_epochs max_steps per_device_train_batch_size
+gradient_accumulation_steps evaluation_strategy save_strategy save_steps save_total_limit learning_rate weight_decay
+warmup_ratio lr_scheduler_type logging_steps group_by_length dataloader_num_workers remove_unused_columns deepspeed
+report_to resume_from_checkpoint
+""".split()
+
+V2PE_32K = """
+--model_name_or_path pretrained/InternVL2-2B --conv_style internlm2-chat
+--output_dir work_dirs/internvl2_2b_v2pe_32k --meta_path dataset/annotation_train_32k.json
+--overwrite_output_dir True --force_image_size 448 --max_dynamic_patch 12 --down_sample_ratio 0.5
+--drop_path_rate 0.1 --freeze_llm False --freeze_mlp False --freeze_backbone False --vision_select_layer -1
+--dataloader_num_workers 3 --bf16 True --num_train_epochs 1 --max_steps 20000 --per_device_train_batch_size 1
+--gradient_accumulation_steps 1 --evaluation_strategy no --save_strategy steps --save_steps 2500
+--save_total_limit 5 --learning_rate 5e-6 --weight_decay 0.05 --warmup_ratio 0.03 --lr_scheduler_type cosine
+--logging_steps 1 --max_seq_length 34000 --do_train True --grad_checkpoint True --group_by_length False
+--dynamic_image_size True --use_thumbnail True --ps_version v2 --deepspeed zero_stage3_config.json
+--report_to tensorboard --use_packed_ds True --num_images_expected 135 --max_packed_tokens 34000
+--max_buffer_size 20 --log_freq 1000 --strict_mode False --replacement False --allow_overflow False
+--remove_unused_columns False --loss_reduction square --loss_reduction_all_gather True
+--rope_pos_id_version v2pe_rnd
+""".split()
+
+
+@pytest.fixture
+def parse():
+    return lambda *words: cli.parse(words, RECIPES)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_every_published_flag_has_a_row(name):
+    row = FLAGS[name]
+    assert row.kind in ("mapped", "ignored", "refused")
+    assert row.key if row.kind == "mapped" else row.note
+
+
+def test_mapped_flags_name_settings_that_exist():
+    known = set(leaf_paths(ExperimentConfig()))
+    for row in FLAGS.values():
+        if row.kind == "mapped":
+            assert {key.strip() for key in row.key.split(",")} <= known, row.name
+
+
+def test_the_published_command_line_is_the_recipe(parse):
+    from_flags, recipe = parse(*V2PE_32K), RECIPES["internvl2_2b_v2pe_32k"]()
+    # 32 GPUs with one pack each, in the one spelling and in the other
+    assert from_flags.train.micro_batches(32) == recipe.train.micro_batches(32) == 1
+    changes = {"train": {"gradient_accumulation_steps": None, "global_batch_size": 32}}
+    assert from_flags.updated(changes, "test") == recipe
+
+
+def test_the_published_256k_command_line_adds_the_ring(parse):
+    config = parse(*V2PE_32K, "--chunk_num", "8", "--attn_type", "ring")
+    assert config.parallel.context_parallel_size == 8
+
+
+def test_a_json_file_of_flags_is_read_like_the_flags(parse, tmp_path):
+    path = tmp_path / "flags.json"
+    path.write_text('{"learning_rate": 1e-5, "freeze_llm": true, "chunk_num": 4, "rope_pos_id_stride": null}')
+    config = parse(str(path))
+    assert (config.optimizer.lr, config.model.freeze_llm, config.parallel.context_parallel_size) == (
+        1e-5,
+        True,
+        4,
+    )
+    assert config.v2pe.rope_pos_id_stride is None
+    path.write_text('{"learning_rate": ')
+    with pytest.raises(ConfigError, match="flags.json: not valid JSON"):
+        parse(str(path))
+
+
+@pytest.mark.parametrize(
+    ("words", "path", "expected"),
+    [
+        (("--bf16", "False"), "train.precision", "fp32"),
+        (("--bf16",), "train.precision", "bf16"),
+        (("--grad_checkpoint", "False"), "train.recompute_granularity", None),
+        (("--grad_checkpoint",), "train.recompute_granularity", "full"),
+        (("--save_strategy", "no"), "checkpoint.save_interval", None),
+        (("--save_strategy", "no", "--save_steps", "7"), "checkpoint.save_interval", None),
+        (("--save_steps", "7", "--save_strategy", "steps"), "checkpoint.save_interval", 7),
+        (("--report_to", "none"), "logging.tensorboard", False),
+        (("--report_to", "wandb"), "logging.wandb", True),
+        (("--lr_scheduler_type", "constant_with_warmup"), "optimizer.lr_decay_style", "constant"),
+        (
+            ("--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "64"),
+            "v2pe.rope_pos_id_stride",
+            "64",
+        ),
+        (("--resume_from_checkpoint", "a/b"), "checkpoint.load", "a/b"),
+        (("--save_total_limit", "2"), "checkpoint.keep_latest", 2),
+        (("--chunk_num", "1", "--attn_type", "packed"), "parallel.context_parallel_size", 1),
+        (("--max_grad_norm", "0.5"), "optimizer.clip_grad", 0.5),
+    ],
+)
+def test_conversions(words, path, expected, parse):
+    value = parse(*words)
+    for part in path.split("."):
+        value = getattr(value, part)
+    assert value == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--attn_type", "ulysses"), "--attn_type ulysses is refused"),
+        (("--chunk_num", "8", "--attn_type", "packed"), "--chunk_num 8 needs --attn_type ring, it is packed"),
+        (
+            ("--vision_path", "vit"),
+            "--vision_path vit is refused: runs start from a whole InternVL2 checkpoint",
+        ),
+        (("--use_llm_lora", "16"), "--use_llm_lora 16 is refused"),
+        (("--use_packed_ds", "False"), "--use_packed_ds False is refused"),
+        (("--per_device_train_batch_size", "2"), "a micro-batch is one pack"),
+        (("--allow_overflow",), "documents are never cut"),
+        (("--save_strategy", "epoch"), "--save_strategy epoch is refused"),
+        (("--lr_scheduler_type", "polynomial"), "--lr_scheduler_type polynomial is refused"),
+        (("--report_to", "comet"), "--report_to comet is refused"),
+        (("--freeze_llm", "maybe"), "--freeze_llm maybe: expected True or False"),
+        (("--chunk_num", "two"), "parallel.context_parallel_size is 'two', expected a whole number"),
+    ],
+)
+def test_what_would_train_something_else_is_refused(words, message, parse):
+    with pytest.raises(ConfigError, match=message):
+        parse(*words)
+
+
+def test_neutral_values_of_refused_flags_pass(parse):
+    for row in FLAGS.values():
+        for value in row.neutral:
+            if value:
+                assert parse(f"--{row.name}", value) == ExperimentConfig()
+
+
+def test_the_table_in_the_docs_is_this_table(capsys):
+    page = Path(__file__).parents[3] / "docs" / "flags.md"
+    assert cli.main(["--print-flags"], RECIPES) == 0
+    printed = capsys.readouterr().out
+    assert printed == as_markdown()
+    assert page.read_text(encoding="utf-8") == printed, "python tools/train.py --print-flags > docs/flags.md"
+    assert all(f"| `--{name}` |" in printed for name in PUBLISHED)

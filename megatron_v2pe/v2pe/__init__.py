@@ -1,0 +1,1 @@
+"""Variable visual position encoding: positions as an integer lattice, strides, rotary angles."""

@@ -1,0 +1,94 @@
+"""Which stride an image gets: none (ordinary positions), one for all, or one drawn per image.
+
+Draws depend on (seed, epoch, sample, image) alone, not on workers, ranks or the order in which samples are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from fractions import Fraction
+
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.v2pe.position_ids import Stride, smallest_denominator
+
+VERSIONS = ("default", "v2pe_fix", "v2pe_rnd")
+PUBLISHED_STRIDES: tuple[Stride, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""What the published `v2pe_rnd` runs draw from."""
+
+
+@dataclass(frozen=True)
+class StridePolicy:
+    """Version, stride and seed as one object; an inconsistent combination cannot be made."""
+
+    version: str
+    """`default`, `v2pe_fix` or `v2pe_rnd`."""
+    stride: Stride | None = None
+    """Positions one tile spans under `v2pe_fix`."""
+    strides: tuple[Stride, ...] = PUBLISHED_STRIDES
+    """What `v2pe_rnd` draws from, each as likely as the others."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def __post_init__(self) -> None:
+        """Check the combination.
+
+        Raises:
+            ConfigError: unknown version, stride missing or not positive, nothing to draw from.
+        """
+        if self.version not in VERSIONS:
+            raise ConfigError(f"rope_pos_id_version {self.version!r} is none of {', '.join(VERSIONS)}")
+        if self.version == "v2pe_fix" and self.stride is None:
+            raise ConfigError("rope_pos_id_version v2pe_fix needs rope_pos_id_stride, for example 64")
+        if not self.strides:
+            raise ConfigError("v2pe_rnd has no strides to draw from")
+        for stride in (*self.strides, *(() if self.stride is None else (self.stride,))):
+            if stride <= 0:
+                raise ConfigError(f"rope_pos_id_stride {stride} is not positive")
+
+    def denominator(self, tokens_per_tile: int) -> int:
+        """Return the denominator on whose lattice every stride of this policy lies: one for a whole run."""
+        return smallest_denominator(self._possible(tokens_per_tile), tokens_per_tile)
+
+    def draw(self, num_images: int, tokens_per_tile: int, *, epoch: int, sample: int) -> list[Stride]:
+        """Return the strides of one sample's images.
+
+        Args:
+            num_images: images of the sample.
+            tokens_per_tile: image tokens per tile.
+            epoch: pass over the data.
+            sample: the sample's number, unique in the run.
+        """
+        possible = self._possible(tokens_per_tile)
+        if len(possible) == 1:
+            return [possible[0]] * num_images
+        return [possible[_uniform(len(possible), self.seed, epoch, sample, image)] for image in range(num_images)]
+
+    def _possible(self, tokens_per_tile: int) -> tuple[Stride, ...]:
+        if self.version == "default":
+            return (tokens_per_tile,)
+        if self.version == "v2pe_fix":
+            assert self.stride is not None
+            return (self.stride,)
+        return self.strides
+
+
+def parse_stride(value: str | int | float | Fraction) -> Stride:
+    """Read a stride: `64`, `1/2`, `0.5`.
+
+    Raises:
+        ConfigError: not a number, or not positive.
+    """
+    try:
+        stride = Fraction(str(value))
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"rope_pos_id_stride {value!r} is not a whole number or a fraction like 1/2") from None
+    if stride <= 0:
+        raise ConfigError(f"rope_pos_id_stride {value} is not positive")
+    return stride.numerator if stride.denominator == 1 else stride
+
+
+def _uniform(choices: int, *key: int) -> int:
+    """Return a uniform integer below `choices`; 128 bits leave no bias worth the name."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=16, person=b"v2pe stride").digest()
+    return int.from_bytes(digest, "little") % choices

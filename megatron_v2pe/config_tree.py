@@ -124,10 +124,9 @@ def field_types(kind: type) -> dict[str, Any]:
 
 def did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any], prefix: str = "") -> str:
     """Return `; did you mean ...?` naming the nearest known words, else the list of all where it is short."""
-    near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
-    if not near:  # a dotted path whose section is wrong, or whose last part is all that was written
-        last = word.rpartition(".")[2]
-        near = [name for name in known if name.rpartition(".")[2] == last][:3]
+    last = word.rpartition(".")[2]
+    near = [name for name in known if "." in word and name.rpartition(".")[2] == last]  # the wrong section
+    near = near[:3] or difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
     if near:
         return f"; did you mean {' or '.join(prefix + name for name in near)}?"
     return f"; known here: {', '.join(known)}" if len(known) <= 40 else ""

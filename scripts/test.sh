@@ -1,29 +1,34 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Everything a change must pass: ruff, import linter, type checker, pytest. Sets up .venv by itself.
 #
 #   bash scripts/test.sh [PYTEST ARGUMENTS]      e.g. bash scripts/test.sh tests/unit -k positions
 #
 # Runs every check even if an earlier one failed; the exit status says whether all passed.
-set -uo pipefail
+set -u
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 cd "$root" || exit 1
-bash scripts/setup_venv.sh test,dev,video || exit 1
+sh scripts/setup_venv.sh test,dev,video || exit 1
 bin="$root/.venv/bin"
 # One thread per process: tests start several processes on few cores.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-failed=()
-report=()
+failed=""
+report=""
+begin=$(date +%s)
 
 run() {
-    local name=$1 started=$SECONDS
+    name=$1
     shift
+    started=$(date +%s)
     echo "== $name"
-    if "$@"; then report+=("ok      $name, $((SECONDS - started)) s"); else
-        report+=("FAILED  $name, $((SECONDS - started)) s")
-        failed+=("$name")
+    verdict="ok    "
+    if ! "$@"; then
+        verdict="FAILED"
+        failed="$failed $name;"
     fi
+    report="$report$verdict  $(($(date +%s) - started)) s  $name
+"
 }
 
 run "ruff check" "$bin/ruff" check .
@@ -32,9 +37,9 @@ run "import linter" "$bin/lint-imports" --no-cache
 run "pyright" "$bin/pyright" --pythonpath "$bin/python"
 run "pytest" "$bin/python" -m pytest -q --durations=15 "$@"
 
-echo "== summary, $SECONDS s in all"
-printf '%s\n' "${report[@]}"
-if ((${#failed[@]})); then
-    echo "failed: ${failed[*]}" >&2
+echo "== $(($(date +%s) - begin)) s in all"
+printf '%s' "$report"
+if [ -n "$failed" ]; then
+    echo "failed:$failed" >&2
     exit 1
 fi

@@ -24,8 +24,8 @@ from megatron_v2pe.train.config import (
 def internvl2_2b_baseline_32k() -> ExperimentConfig:
     """The published baseline: InternVL2-2B on the 32K mixture with ordinary positions.
 
-    32 packs of up to 34,000 tokens and 135 tiles per step, 20,000 steps; one pack per process on the published 32
-    GPUs. `train.global_batch_size` keeps those 32 packs on any number of processes that divides it.
+    20,000 steps of 32 packs, each of up to 34,000 tokens and 135 tiles; on the 32 GPUs of the published run one
+    pack per process. `train.global_batch_size` keeps the 32 packs on any process count that divides it.
     """
     return ExperimentConfig(
         model=ModelConfig(
@@ -98,19 +98,20 @@ def internvl2_2b_v2pe_32k() -> ExperimentConfig:
 
 
 def internvl2_2b_v2pe_256k() -> ExperimentConfig:
-    """The 256K stage, RECONSTRUCTED: the published script of that name trains on 32K packs, its data list is absent.
+    """The 256K stage, RECONSTRUCTED: the published script of that name trains on 32K packs.
 
-    Kept from the published script: V2PE random strides, `chunk_num` 8 with ring attention (context parallel size 8),
-    learning rate, weight decay, warm-up ratio, clipping, seed, `square` loss weights, tiling. Chosen, and why:
+    Kept from the published script: V2PE random strides, `chunk_num` 8 with ring attention (context parallel
+    size 8), learning rate, weight decay, warm-up ratio, clipping, seed, `square` loss weights, tiling.
+    Chosen here, and why:
 
-    - Packs and samples of 262,144 tokens: the length the stage is named after, and the longest documents of the 256K
-      annotation sets; shorter ones share a pack.
+    - Packs and samples of 262,144 tokens: the length the stage is named after, and that of the longest documents
+      of the 256K annotation sets; shorter ones share a pack.
     - 1,041 tiles per pack: the published 135 tiles in 34,000 tokens at the new length (262,144 x 135 / 34,000,
       rounded up), so that the balance of the two budgets stays.
     - Start from the 32K result: the stage lengthens the context of a model that already knows V2PE.
-    - 4 packs per step: what 32 processes in rings of 8 hold at once. A step sees up to 1.05 million tokens, as many
-      as the 32 packs of the 32K runs (1.09 million), so the learning rate is kept.
-    - 2,000 steps: a tenth of the 32K run at as many tokens per step; long samples are few and would repeat.
+    - 4 packs per step: what 32 processes in rings of 8 hold at once. A step sees up to 1.05 million tokens, about
+      the 1.09 million of the 32K runs' 32 packs, so the learning rate is kept.
+    - 2,000 steps: a tenth of the 32K run at as many tokens a step; long samples are few and would repeat.
     - No tensor parallelism: a 2B model fits one GPU, the ring already divides the activations.
     - A checkpoint every 250 steps: an eighth of the run, the published share.
     """

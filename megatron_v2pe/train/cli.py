@@ -224,17 +224,21 @@ def _is_new(word: str) -> bool:
 
 
 def _nearest_flag(name: str) -> str:
-    """Return the hint for an unknown flag: the nearest published flags and settings, spelt as flags."""
-    paths = {path.rpartition(".")[2]: path for path in config_tree.leaf_paths(ExperimentConfig())}
-    whole = tuple(paths.values()) if "." in name else (*OWN_FLAGS, *published_flags.FLAGS, *paths)
-    near = difflib.get_close_matches(name, whole, n=3, cutoff=0.6)
-    if not near and "." in name:
-        near = difflib.get_close_matches(name.rpartition(".")[2], list(paths), n=3, cutoff=0.6)
-    flags = [
-        f"--{paths.get(item, item).replace('_', '-')}" if item in paths else f"--{item}" for item in near
-    ]
-    return (
-        f"; did you mean {' or '.join(flags)}?"
-        if flags
-        else "; --help lists the settings, --print-flags the others"
-    )
+    """Return the hint for an unknown flag: the nearest flags, spelt as they are to be written."""
+    paths = {path: f"--{path.replace('_', '-')}" for path in config_tree.leaf_paths(ExperimentConfig())}
+    by_last = {path.rpartition(".")[2]: spelt for path, spelt in paths.items()}
+    own = {flag: f"--{flag.replace('_', '-')}" for flag in OWN_FLAGS}
+    published = {flag: f"--{flag}" for flag in published_flags.FLAGS}
+    last = name.rpartition(".")[2]
+    if "." in name and last in published and published_flags.FLAGS[last].key in paths:
+        near = [paths[published_flags.FLAGS[last].key]]  # the published word in one of our sections
+    elif "." in name:
+        near = _closest(name, paths) or _closest(last, by_last)
+    else:
+        near = _closest(name, {**by_last, **published, **own})
+    hint = f"did you mean {' or '.join(near)}?" if near else "see --help and --print-flags"
+    return f"; {hint}"
+
+
+def _closest(word: str, spellings: Mapping[str, str]) -> list[str]:
+    return [spellings[item] for item in difflib.get_close_matches(word, list(spellings), n=2, cutoff=0.6)]

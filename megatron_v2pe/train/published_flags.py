@@ -1,7 +1,7 @@
 """The flat flags of the published V2PE training scripts, and what each becomes here.
 
-One row per flag: a setting of ours (with the conversion of its value), `ignored` with the reason, or `refused`
-with the reason where going on would train something else than was asked for. `docs/flags.md` is this table.
+One row per flag: a setting of ours (and how its value is converted), `ignored` with the reason, or `refused`
+where going on would train something else than was asked for. `docs/flags.md` is this table.
 """
 
 from __future__ import annotations
@@ -339,8 +339,8 @@ def as_markdown() -> str:
         "# Flags of the published training scripts",
         "",
         "`tools/train.py` understands the flags of the published scripts (`--chunk_num 8 --attn_type ring`),",
-        "next to its own dotted ones (`--parallel.context-parallel-size 8`). A published flag not given keeps",
-        "the recipe's value; the published default is not imposed. This table is written by",
+        "next to its own dotted ones (`--parallel.context-parallel-size 8`). A published flag not given",
+        "keeps the recipe's value; the published default is not imposed. This table is written by",
         "`python tools/train.py --print-flags > docs/flags.md`, and a test compares the two.",
     ]
     group = ""

@@ -15,36 +15,41 @@ from megatron_v2pe.train.published_flags import FLAGS, as_markdown
 
 PUBLISHED = """
 model_name_or_path vision_path llm_path mlp_path tokenizer_path freeze_llm freeze_backbone freeze_mlp
-unfreeze_vit_layers unfreeze_lm_head vision_select_layer use_backbone_lora use_llm_lora use_custom_trainer
+unfreeze_vit_layers unfreeze_lm_head vision_select_layer use_backbone_lora use_llm_lora
+use_custom_trainer
 grad_checkpoint drop_path_rate ps_version img_emb_down_sample_ratio
 rope_pos_id_version rope_pos_id_stride
 chunk_num attn_type
 compress_seq interaction fuse_method compress_method final_size scale neftune_alpha
 meta_path conv_style max_seq_length force_image_size down_sample_ratio pad2square dynamic_image_size
-dynamic_max_patch use_thumbnail min_dynamic_patch max_dynamic_patch min_num_frame max_num_frame normalize_type
+dynamic_max_patch use_thumbnail min_dynamic_patch max_dynamic_patch min_num_frame max_num_frame
+normalize_type
 use_data_resampling
-use_packed_ds num_images_expected max_packed_tokens max_buffer_size log_freq strict_mode replacement allow_overflow
+use_packed_ds num_images_expected max_packed_tokens max_buffer_size log_freq strict_mode replacement
+allow_overflow
 loss_reduction loss_reduction_all_gather
 output_dir overwrite_output_dir do_train bf16 num_train_epochs max_steps per_device_train_batch_size
-gradient_accumulation_steps evaluation_strategy save_strategy save_steps save_total_limit learning_rate weight_decay
-warmup_ratio lr_scheduler_type logging_steps group_by_length dataloader_num_workers remove_unused_columns deepspeed
+gradient_accumulation_steps evaluation_strategy save_strategy save_steps save_total_limit
+learning_rate weight_decay
+warmup_ratio lr_scheduler_type logging_steps group_by_length dataloader_num_workers
+remove_unused_columns deepspeed
 report_to resume_from_checkpoint
 """.split()
 
 V2PE_32K = """
---model_name_or_path pretrained/InternVL2-2B --conv_style internlm2-chat
---output_dir work_dirs/internvl2_2b_v2pe_32k --meta_path dataset/annotation_train_32k.json
---overwrite_output_dir True --force_image_size 448 --max_dynamic_patch 12 --down_sample_ratio 0.5
---drop_path_rate 0.1 --freeze_llm False --freeze_mlp False --freeze_backbone False --vision_select_layer -1
---dataloader_num_workers 3 --bf16 True --num_train_epochs 1 --max_steps 20000 --per_device_train_batch_size 1
---gradient_accumulation_steps 1 --evaluation_strategy no --save_strategy steps --save_steps 2500
---save_total_limit 5 --learning_rate 5e-6 --weight_decay 0.05 --warmup_ratio 0.03 --lr_scheduler_type cosine
---logging_steps 1 --max_seq_length 34000 --do_train True --grad_checkpoint True --group_by_length False
---dynamic_image_size True --use_thumbnail True --ps_version v2 --deepspeed zero_stage3_config.json
---report_to tensorboard --use_packed_ds True --num_images_expected 135 --max_packed_tokens 34000
---max_buffer_size 20 --log_freq 1000 --strict_mode False --replacement False --allow_overflow False
---remove_unused_columns False --loss_reduction square --loss_reduction_all_gather True
---rope_pos_id_version v2pe_rnd
+--model_name_or_path pretrained/InternVL2-2B --conv_style internlm2-chat --output_dir
+work_dirs/internvl2_2b_v2pe_32k --meta_path dataset/annotation_train_32k.json --overwrite_output_dir
+True --force_image_size 448 --max_dynamic_patch 12 --down_sample_ratio 0.5 --drop_path_rate 0.1
+--freeze_llm False --freeze_mlp False --freeze_backbone False --vision_select_layer -1
+--dataloader_num_workers 3 --bf16 True --num_train_epochs 1 --max_steps 20000
+--per_device_train_batch_size 1 --gradient_accumulation_steps 1 --evaluation_strategy no --save_strategy
+steps --save_steps 2500 --save_total_limit 5 --learning_rate 5e-6 --weight_decay 0.05 --warmup_ratio
+0.03 --lr_scheduler_type cosine --logging_steps 1 --max_seq_length 34000 --do_train True
+--grad_checkpoint True --group_by_length False --dynamic_image_size True --use_thumbnail True
+--ps_version v2 --deepspeed zero_stage3_config.json --report_to tensorboard --use_packed_ds True
+--num_images_expected 135 --max_packed_tokens 34000 --max_buffer_size 20 --log_freq 1000 --strict_mode
+False --replacement False --allow_overflow False --remove_unused_columns False --loss_reduction square
+--loss_reduction_all_gather True --rope_pos_id_version v2pe_rnd
 """.split()
 
 

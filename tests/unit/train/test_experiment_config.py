@@ -38,7 +38,7 @@ def test_yaml_values_become_the_declared_types(tmp_path):
     [
         ("optimiser: {lr: 1}", r"unknown key 'optimiser'; did you mean optimizer\?"),
         ("train: {train_step: 1}", r"unknown key 'train.train_step'; did you mean train.train_steps"),
-        ("v2pe: {rope_pos_id_verson: default}", r"did you mean v2pe.rope_pos_id_version\?"),
+        ("v2pe: {rope_pos_id_verson: default}", r"did you mean v2pe.rope_pos_id_version"),
         ("optimizer: {lr: fast}", r"optimizer.lr is 'fast', expected a number"),
         ("train: {train_steps: 1.5}", r"train.train_steps is 1.5, expected a whole number"),
         ("train: {precision: fp16}", r"train.precision is 'fp16', expected one of bf16, fp32"),

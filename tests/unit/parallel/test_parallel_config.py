@@ -1,0 +1,106 @@
+"""Layouts: what fits, and errors that print the two numbers which do not."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.parallel.config import ModelSizes, ParallelConfig
+
+INTERNVL2_2B = ModelSizes(
+    num_layers=24,
+    num_attention_heads=16,
+    num_query_groups=8,
+    ffn_hidden_size=8192,
+    padded_vocab_size=92672,
+    vision_num_attention_heads=16,
+    vision_ffn_hidden_size=4096,
+)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 4, 8])
+def test_internvl2_2b_fits_every_power_of_two_up_to_its_query_groups(degree):
+    layout = ParallelConfig(tensor_model_parallel_size=degree, sequence_parallel=degree > 1)
+    layout.validate(world_size=2 * degree, sizes=INTERNVL2_2B)
+    assert layout.data_parallel_size(2 * degree) == 2
+
+
+def test_data_parallel_is_what_the_other_degrees_leave():
+    layout = ParallelConfig(2, 3, 4)
+    assert layout.model_parallel_size == 24
+    assert layout.data_parallel_size(72) == 3
+
+
+@pytest.mark.parametrize(
+    ("layout", "world_size", "numbers"),
+    [
+        (ParallelConfig(tensor_model_parallel_size=2, pipeline_model_parallel_size=2), 6, ("6", "= 4")),
+        (ParallelConfig(context_parallel_size=8), 4, ("world size 4", "context_parallel_size 8")),
+        (ParallelConfig(), 0, ("world size 0",)),
+        (ParallelConfig(tensor_model_parallel_size=16), 16, ("size 16", "the 8 query groups")),
+        (ParallelConfig(tensor_model_parallel_size=3), 3, ("size 3", "the 16 attention heads")),
+        (ParallelConfig(pipeline_model_parallel_size=5), 5, ("24 decoder layers", "size 5")),
+        (ParallelConfig(pipeline_model_parallel_size=48), 48, ("24 decoder layers", "size 48")),
+        (ParallelConfig(tensor_model_parallel_size=0), 1, ("tensor_model_parallel_size is 0",)),
+        (ParallelConfig(sequence_parallel=True), 1, ("sequence_parallel", "it is 1")),
+        (ParallelConfig(num_layers_in_first_pipeline_stage=4), 1, ("is 4", "size is 1")),
+        (
+            ParallelConfig(use_distributed_optimizer=False, overlap_param_gather=True),
+            1,
+            ("overlap_param_gather",),
+        ),
+        (ParallelConfig(overlap_param_gather=True), 1, ("overlap_grad_reduce",)),
+    ],
+)
+def test_what_does_not_fit_is_told_with_both_numbers(layout, world_size, numbers):
+    with pytest.raises(ConfigError) as raised:
+        layout.validate(world_size, INTERNVL2_2B)
+    for number in numbers:
+        assert number in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"vision_num_attention_heads": 25}, "25 attention heads of the vision tower"),
+        ({"vision_ffn_hidden_size": 4097}, "4097 columns of the vision tower"),
+        ({"padded_vocab_size": 92553}, "92553 rows"),
+        ({"ffn_hidden_size": 8191}, "8191 columns of the language model"),
+    ],
+)
+def test_tensor_parallel_must_divide_the_vision_tower_too(change, what):
+    sizes = ModelSizes(**{**INTERNVL2_2B.__dict__, **change})
+    with pytest.raises(ConfigError, match=what):
+        ParallelConfig(tensor_model_parallel_size=2).validate(2, sizes)
+
+
+@pytest.mark.parametrize(
+    ("stages", "first", "last", "layers", "expected"),
+    [
+        (1, None, None, 24, [24]),
+        (4, None, None, 24, [6, 6, 6, 6]),
+        (2, 8, None, 24, [8, 16]),
+        (2, None, 5, 24, [19, 5]),
+        (2, 9, 15, 24, [9, 15]),
+        (4, 3, 5, 24, [3, 8, 8, 5]),
+    ],
+)
+def test_layers_per_stage(stages, first, last, layers, expected):
+    assert ParallelConfig(1, stages, 1, False, first, last).layers_per_stage(layers) == expected
+
+
+@pytest.mark.parametrize(
+    ("stages", "first", "last", "left"),
+    [
+        (2, 8, 8, "8 layers are left for 0 equal stages"),
+        (2, 24, None, "0 layers are left for 1 equal stages"),
+        (2, 25, None, "-1 layers are left for 1 equal stages"),
+        (4, 3, 4, "17 layers are left for 2 equal stages"),
+        (4, 1, None, "23 layers are left for 3 equal stages"),
+        (2, 0, None, "0 in the first"),
+    ],
+)
+def test_layers_that_cannot_be_dealt_out(stages, first, last, left):
+    layout = ParallelConfig(1, stages, 1, False, first, last)
+    with pytest.raises(ConfigError, match=f"24 decoder layers do not fit .*size {stages}.*{left}"):
+        layout.layers_per_stage(24)

@@ -1,0 +1,261 @@
+"""A training run from its configuration to its last checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_v2pe.checkpoint import store
+from megatron_v2pe.config_tree import to_dict
+from megatron_v2pe.data.config import DataConfig
+from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.loader import LoaderFacts, build_loader
+from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.device import launch
+from megatron_v2pe.device.device import Device
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.logging import get_logger, setup_logging
+from megatron_v2pe.models.build import build_model
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.layer_specs import choose_spec
+from megatron_v2pe.models.transformer_config import ModelOptions
+from megatron_v2pe.models.vlm import InternVLModel
+from megatron_v2pe.parallel import topology
+from megatron_v2pe.parallel.config import ModelSizes
+from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig, ModelConfig
+from megatron_v2pe.train.data_feed import DataFeed
+from megatron_v2pe.train.loop import Trainer
+from megatron_v2pe.train.metrics import MetricsLog
+from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler
+from megatron_v2pe.train.start import hf_folder, on_first_rank, start_folder
+from megatron_v2pe.train.stop import StopRequest
+from megatron_v2pe.train.wrap import freeze, wrap
+from megatron_v2pe.v2pe.stride import StridePolicy
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all parts of a run share."""
+
+    config: ExperimentConfig
+    world: launch.World
+    device: Device
+    groups: ProcessGroupCollection
+    start: Path
+    """Megatron checkpoint folder the weights come from."""
+    model: InternVLConfig
+    policy: StridePolicy
+    tokenizer: Tokenizer
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of parameters and activations."""
+        return _DTYPES[self.config.train.precision]
+
+
+def run(config: ExperimentConfig) -> int:
+    """Train as configured, resuming where the run's folder holds a checkpoint; return the exit status."""
+    world = launch.read_environment()
+    setup_logging(world.rank)
+    config.validate(world.world_size)
+    if config.parallel.context_parallel_size > 1:
+        raise ConfigError(
+            f"parallel.context_parallel_size is {config.parallel.context_parallel_size}: context parallelism is not "
+            "available in this version; use tensor and pipeline parallelism"
+        )
+    device = Device.choose(config.train.device, world.local_rank)
+    launch.initialize(world, device)
+    try:
+        return _train(_prepare(config, world, device))
+    finally:
+        topology.destroy()
+        launch.shutdown()
+
+
+def _prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Run:
+    """Find the checkpoint, check the layout against it, create the process groups."""
+    save = config.checkpoint.save
+    cache = config.model.converted_dir or (str(Path(save) / "converted") if save else None)
+    start = start_folder(config.model.model_name_or_path, cache)
+    hf = hf_folder(start)
+    model = _overridden(InternVLConfig.from_folder(hf), config.model, config.data)
+    config.validate(world.world_size, model_sizes(model))
+    groups = topology.initialize(config.parallel, config.train.seed)
+    tokenizer = Tokenizer.from_folder(config.model.tokenizer_path or hf)
+    if missing := tokenizer.missing():
+        raise ConfigError(f"{hf}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer")
+    if len(tokenizer) > model.llm.vocab_size:
+        raise ConfigError(f"{hf}: {len(tokenizer)} tokens in the tokenizer, {model.llm.vocab_size} rows in the model")
+    policy = config.v2pe.stride_policy(config.train.seed)
+    return Run(config, world, device, groups, start, model, policy, tokenizer)
+
+
+def model_sizes(model: InternVLConfig) -> ModelSizes:
+    """Return the sizes a parallel layout has to divide."""
+    return ModelSizes(
+        num_layers=model.llm.num_layers,
+        num_attention_heads=model.llm.num_attention_heads,
+        num_query_groups=model.llm.num_query_groups,
+        ffn_hidden_size=model.llm.ffn_hidden_size,
+        padded_vocab_size=model.llm.padded_vocab_size,
+        vision_num_attention_heads=model.vision.num_attention_heads,
+        vision_ffn_hidden_size=model.vision.ffn_hidden_size,
+    )
+
+
+def _overridden(model: InternVLConfig, settings: ModelConfig, data: DataConfig) -> InternVLConfig:
+    """Check what a run states about its checkpoint, and apply what it may change."""
+    stated = {"ps_version": settings.ps_version, "downsample_ratio": settings.down_sample_ratio}
+    stated["tile_size"] = data.force_image_size  # type: ignore[assignment]
+    for name, value in stated.items():
+        if value is not None and value != getattr(model, name):
+            raise ConfigError(f"{name} {value} was asked for, but the checkpoint has {getattr(model, name)}")
+    if settings.vision_select_layer is None:
+        return model
+    from dataclasses import replace
+
+    return replace(model, select_layer=settings.vision_select_layer)
+
+
+def _train(run: Run) -> int:
+    config = run.config
+    model = _model(run)
+    resumed = _resume_root(config)
+    if resumed is None:
+        store.load_model(run.start, model)
+    wrapped = wrap(model, config.parallel, run.groups, run.device.torch_device)
+    optimizer = build_optimizer(
+        wrapped,
+        config.optimizer,
+        run.dtype,
+        config.parallel.use_distributed_optimizer,
+        config.parallel.overlap_param_gather,
+        run.groups,
+    )
+    scheduler = build_scheduler(optimizer, config.optimizer, config.train.train_steps)
+    state = store.load_training(resumed, model, optimizer) if resumed is not None else None
+    iteration = state.iteration if state else 0
+    scheduler.step(increment=iteration)
+    feed = _feed(run, state.loader if state else None)
+    metrics = MetricsLog(config.logging, _log_folder(config), run.world.rank, iteration, config.train.train_steps)
+    stop = StopRequest(run.device.torch_device)
+    trainer = Trainer(
+        model=wrapped,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        feed=feed,
+        device=run.device,
+        dtype=run.dtype,
+        mean_std=NORMALISATION[config.data.normalize_type],
+        num_micro_batches=config.train.micro_batches(parallel_state.get_data_parallel_world_size()),
+        seed=config.train.seed,
+        metrics=metrics,
+        save=lambda step: _save(run, model, optimizer, feed, step),
+        save_interval=config.checkpoint.save_interval,
+    )
+    try:
+        done = trainer.run(iteration, config.train.train_steps, config.train.exit_step, stop)
+    finally:
+        metrics.close()
+        stop.restore()
+    _report(run, feed, iteration, done)
+    return 0
+
+
+def _model(run: Run) -> InternVLModel:
+    train, settings = run.config.train, run.config.model
+    options = ModelOptions(
+        params_dtype=run.dtype,
+        spec=choose_spec(settings.spec, run.device.kind == "cuda"),
+        recompute_granularity=train.recompute_granularity,
+        recompute_method=train.recompute_method if train.recompute_granularity == "full" else None,
+        recompute_num_layers=train.recompute_num_layers if train.recompute_granularity == "full" else None,
+        recompute_vision=train.recompute_vision,
+        drop_path_rate=settings.drop_path_rate,
+        head_chunk_size=settings.head_chunk_size,
+        perform_initialization=False,
+    )
+    image_token = run.tokenizer.img_context_id
+    model = build_model(run.model, run.config.parallel, options, run.policy, image_token, run.groups)
+    freeze(
+        model,
+        backbone=settings.freeze_backbone,
+        llm=settings.freeze_llm,
+        projector=settings.freeze_mlp,
+        unfreeze_vit_layers=settings.unfreeze_vit_layers,
+    )
+    return model
+
+
+def _resume_root(config: ExperimentConfig) -> Path | None:
+    """Return the folder whose newest checkpoint the run goes on from, None for a fresh start."""
+    settings = config.checkpoint
+    if settings.save and (latest := store.latest_iteration(Path(settings.save))) is not None:
+        if settings.resume == "never":
+            raise ConfigError(
+                f"{settings.save} holds a checkpoint of iteration {latest} and checkpoint.resume is never; "
+                "choose another folder"
+            )
+        return Path(settings.save)
+    if settings.load is None:
+        return None
+    folder = Path(settings.load)
+    root = folder.parent if folder.name.startswith("iter_") else folder
+    if store.latest_iteration(root) is None:
+        raise ConfigError(f"checkpoint.load: {folder} holds no training checkpoint")
+    return root
+
+
+def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
+    """Read on the first rank of each tensor-parallel group; tiles on the first pipeline stage only."""
+    loader = None
+    if run.groups.tp.rank() == 0:
+        facts = LoaderFacts(
+            tile_size=run.model.tile_size,
+            tokens_per_tile=run.model.tokens_per_tile,
+        )
+        loader = build_loader(
+            run.config.data,
+            run.tokenizer,
+            facts,
+            run.policy,
+            seed=run.config.train.seed,
+            dp_rank=parallel_state.get_data_parallel_rank(),
+            dp_size=parallel_state.get_data_parallel_world_size(),
+            with_tiles=run.groups.pp.rank() == 0,
+            pad_multiple=run.config.parallel.tensor_model_parallel_size if run.config.parallel.sequence_parallel else 1,
+            state=state,
+        )
+    return DataFeed(loader, run.groups.tp, run.device.torch_device)
+
+
+def _save(run: Run, model: InternVLModel, optimizer: Any, feed: DataFeed, iteration: int) -> None:
+    if run.config.checkpoint.save is None:
+        return
+    loader_state = feed.loader.state_dict() if feed.loader is not None else {}
+    state = store.TrainingState(iteration, loader_state, to_dict(run.config))
+    folder = store.save(
+        Path(run.config.checkpoint.save), model, optimizer, state, run.start, run.config.checkpoint.keep_latest
+    )
+    on_first_rank(lambda: run.config.save(folder / CONFIG_FILE))
+
+
+def _log_folder(config: ExperimentConfig) -> Path | None:
+    if config.logging.dir:
+        return Path(config.logging.dir)
+    return Path(config.checkpoint.save) / "logs" if config.checkpoint.save else None
+
+
+def _report(run: Run, feed: DataFeed, start: int, done: int) -> None:
+    total = run.config.train.train_steps
+    where = f"; checkpoints in {run.config.checkpoint.save}" if run.config.checkpoint.save else "; nothing was saved"
+    how = "finished" if done >= total else "stopped, run the same command to go on"
+    _log.info("%s after step %d of %d (%d now)%s", how, done, total, done - start, where)

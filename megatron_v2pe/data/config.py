@@ -1,0 +1,89 @@
+"""Settings of the data pipeline, named after the flags of the published training scripts where those exist.
+
+What depends on the checkpoint (tile size, tokens per tile) or on the run (seed, ranks) is not repeated here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_v2pe.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Annotations, images, conversation template, packing and loss weights."""
+
+    meta_path: str = ""
+    """Data list: a JSON object, dataset name -> annotation, root, repeat_time and further settings."""
+    template: str = "internlm2-chat"
+    """Conversation template (the published `conv_style`)."""
+    max_seq_length: int = 2048
+    """Longest document in tokens; longer ones are rejected, never cut."""
+    force_image_size: int | None = None
+    """Side of a tile in pixels the checkpoint must have; unset: the checkpoint's."""
+    pad2square: bool = False
+    """Pad an image to a square before it is resized to a single tile (only without augmentation)."""
+    dynamic_image_size: bool = True
+    """Cut an image into as many tiles as its shape asks for; off: one tile each."""
+    dynamic_max_patch: bool = False
+    """Share `max_dynamic_patch` among the images of a multi-image sample."""
+    use_thumbnail: bool = True
+    """Add the whole image as a last tile where it was cut into several."""
+    min_dynamic_patch: int = 1
+    """Fewest tiles of an image, thumbnail not counted."""
+    max_dynamic_patch: int = 12
+    """Most tiles of an image, thumbnail not counted; a dataset may set its own."""
+    normalize_type: Literal["imagenet", "clip", "siglip"] = "imagenet"
+    """Mean and deviation the vision tower was trained with."""
+    min_num_frame: int = 4
+    """Fewest frames drawn from a video."""
+    max_num_frame: int = 20
+    """Most frames drawn from a video."""
+    use_data_resampling: bool = False
+    """Draw datasets by the square root of their size instead of their size."""
+    num_images_expected: int = 12
+    """Most tiles in a pack; one document with more is rejected."""
+    max_packed_tokens: int = 8192
+    """Most tokens in a pack."""
+    max_buffer_size: int = 20
+    """Packs kept open while documents are placed; the fullest leaves when there are more."""
+    loss_reduction: Literal["token", "sample", "square"] = "token"
+    """Weight of a document with x supervised tokens: x, 1 or sqrt(x), spread evenly over them."""
+    num_workers: int = 0
+    """Processes per rank that read and encode; 0: in the training process itself."""
+    max_skipped_samples: int = 0
+    """Samples that may be rejected before the run stops with the reasons; each is counted and reported."""
+
+    def validate(self) -> None:
+        """Check values that no type can hold apart, and those that must agree with one another.
+
+        Raises:
+            ConfigError: naming the setting and the numbers.
+        """
+        if not self.meta_path:
+            raise ConfigError("data.meta_path is empty: name the JSON file that lists the datasets")
+        if not self.template:
+            raise ConfigError("data.template is empty, for example internlm2-chat")
+        sizes = ("max_seq_length", "num_images_expected", "max_packed_tokens", "max_buffer_size")
+        ranges = ("min_dynamic_patch", "max_dynamic_patch", "min_num_frame", "max_num_frame")
+        for name in (*sizes, *ranges):
+            self._at_least(name, 1)
+        for name in ("num_workers", "max_skipped_samples"):
+            self._at_least(name, 0)
+        if self.force_image_size is not None:
+            self._at_least("force_image_size", 1)
+        self._ordered("min_dynamic_patch", "max_dynamic_patch")
+        self._ordered("min_num_frame", "max_num_frame")
+        self._ordered("max_seq_length", "max_packed_tokens")
+
+    def _at_least(self, name: str, smallest: int) -> None:
+        value = getattr(self, name)
+        if value < smallest:
+            raise ConfigError(f"data.{name} is {value}, expected {smallest} or more")
+
+    def _ordered(self, smaller: str, larger: str) -> None:
+        low, high = getattr(self, smaller), getattr(self, larger)
+        if low > high:
+            raise ConfigError(f"data.{smaller} {low} is above data.{larger} {high}")

@@ -1,0 +1,87 @@
+"""What travels through the data pipeline: a line as read, a sample as encoded, a micro-batch as trained on.
+
+Nothing here computes; the shapes and units stated below are what the other modules keep to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Label of a token nothing is learned from."""
+
+
+@dataclass(frozen=True)
+class SampleId:
+    """Where a sample comes from, for logs and errors."""
+
+    dataset: str
+    """Name in the data list."""
+    line: int
+    """Line of the annotation file, from 1."""
+    file: str
+    """The annotation file."""
+
+    def __str__(self) -> str:
+        """Return `file:line (dataset)`."""
+        return f"{self.file}:{self.line} ({self.dataset})"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One annotated conversation, read but not interpreted; without images it is text or a video."""
+
+    id: SampleId
+    conversations: tuple[tuple[str, str], ...]
+    """(role, text) in turn; roles `human` and `gpt`, a human first."""
+    images: tuple[str, ...] = ()
+    """Paths of the images, in the order the text refers to them."""
+    multi_image: bool = False
+    """Whether the annotation gives a list of images; the text then says itself where each belongs."""
+    video: str | None = None
+    """Path of a video file or of a folder of frames."""
+    clip: tuple[float, float] | None = None
+    """Part of the video to use, start and end in seconds."""
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """One document, ready to be packed."""
+
+    input_ids: Tensor
+    """int64 [L]."""
+    labels: Tensor
+    """int64 [L], in place (label t is token t), -100 where nothing is learned."""
+    position_ticks: Tensor
+    """int64 [L], positions times the run's denominator."""
+    tiles: Tensor
+    """uint8 [T, H, W, 3], RGB, cropped to tile size, not normalised; T is 0 without images, or unread."""
+    num_tiles: tuple[int, ...]
+    """Tiles of each image; T in all where tiles were read."""
+    images: tuple[tuple[int, int], ...]
+    """Per image: index of its first image token, number of tiles."""
+    source: SampleId
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: documents packed one after the other, a padding document last where one is needed."""
+
+    input_ids: Tensor
+    """int64 [S]."""
+    labels: Tensor
+    """int64 [S], shifted: label t is what token t predicts, -100 for nothing; never another document's."""
+    loss_weights: Tensor
+    """float32 [S], shifted like the labels, 0 where a label is -100."""
+    position_ticks: Tensor
+    """int64 [S], each document from 0."""
+    seqlens: tuple[int, ...]
+    """Length of each document, padding included; S in all."""
+    tiles: Tensor
+    """uint8 [T, H, W, 3], all tiles in the order of their image tokens; T is 0 without images, or unread."""
+    num_tiles: tuple[int, ...]
+    """Tiles of each image, in order; T in all where tiles were read."""
+    sources: tuple[SampleId, ...]
+    """Of each document but padding."""

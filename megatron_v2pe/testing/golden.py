@@ -124,3 +124,27 @@ def _seqlens(meta: dict[str, Any], gold: dict[str, Tensor]) -> list[int]:
 
 def _shift(values: Tensor, fill: float) -> Tensor:
     return torch.cat([values[1:], values.new_full((1,), fill)])
+
+
+def run_generation(checkpoint: str, case: str, inputs: str) -> dict[str, Any]:
+    """Generate greedily from one golden prompt on one process.
+
+    Returns:
+        ids, logits per step, and prompt positions (float64).
+    """
+    from megatron_v2pe.generate.greedy import generate_greedy
+
+    meta, gold = read(case)
+    inputs_meta, shared = read(inputs)
+    hf_config, hf_state = read_checkpoint(checkpoint)
+    model_config = InternVLConfig.from_hf(hf_config)
+    special = {key: inputs_meta[key] for key in ("img_start_id", "img_end_id", "img_context_id")}
+    policy = policy_of(meta)
+    ids = gold["prompt_ids"][0]
+    ticks = ticks_of(ids, [len(ids)], gold["num_tiles"].tolist(), model_config, policy, special)
+    with built(hf_config, ParallelConfig(), ModelOptions(), policy, special["img_context_id"]) as model:
+        load_full(model, to_full_state(hf_state, model_config.vision.num_attention_heads))
+        pixels = shared[meta["pixel_values"].partition(":")[2]]
+        generated = generate_greedy(model.eval(), ids, ticks, pixels, max_new_tokens=len(gold["generated_ids"]))
+    positions = ticks.double() / policy.denominator(model_config.tokens_per_tile)
+    return {"ids": generated.token_ids, "logits": generated.logits, "positions": positions}

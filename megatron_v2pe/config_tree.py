@@ -24,11 +24,7 @@ Config = TypeVar("Config")
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a dataclass as nested dictionaries of plain values, in the order of its fields."""
     return {
-        field.name: to_dict(value)
-        if is_dataclass(value)
-        else list(value)
-        if isinstance(value, tuple)
-        else value
+        field.name: to_dict(value) if is_dataclass(value) else list(value) if isinstance(value, tuple) else value
         for field in fields(config)
         for value in [getattr(config, field.name)]
     }
@@ -150,16 +146,12 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, Sequence):
             raise ConfigError(f"{where} is {value!r}, expected a list")
-        return tuple(
-            coerce(item.strip() if isinstance(item, str) else item, element, where) for item in items
-        )
+        return tuple(coerce(item.strip() if isinstance(item, str) else item, element, where) for item in items)
     return _coerce_scalar(value, kind, where)
 
 
 def _coerce_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
-    if types.NoneType in kinds and (
-        value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
-    ):
+    if types.NoneType in kinds and (value is None or (isinstance(value, str) and value.lower() in ("none", "null"))):
         return None
     message = ""
     for kind in kinds:
@@ -184,9 +176,7 @@ def _coerce_scalar(value: Any, kind: Any, where: str) -> Any:
             if kind is float:
                 return number
             if number == int(number):
-                return (
-                    int(value) if not isinstance(value, str) or value.lstrip("+-").isdigit() else int(number)
-                )
+                return int(value) if not isinstance(value, str) or value.lstrip("+-").isdigit() else int(number)
         except (ValueError, OverflowError):
             pass
         raise ConfigError(f"{where} is {value!r}, expected a {'whole ' if kind is int else ''}number")

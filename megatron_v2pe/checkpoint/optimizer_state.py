@@ -24,12 +24,16 @@ METADATA = {
 """Every parameter's moments are stored in the shape of the parameter, so that any layout can load them."""
 
 
-def state_to_save(optimizer: MegatronOptimizer, model_state: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
+def state_to_save(
+    optimizer: MegatronOptimizer, model_state: dict[str, Any], metadata: dict[str, Any]
+) -> dict[str, Any]:
     """Describe the optimizer's state for saving."""
     return optimizer.sharded_state_dict(model_state, is_loading=False, metadata={**metadata, **METADATA})
 
 
-def state_to_load(optimizer: MegatronOptimizer, model_state: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
+def state_to_load(
+    optimizer: MegatronOptimizer, model_state: dict[str, Any], metadata: dict[str, Any]
+) -> dict[str, Any]:
     """Describe the optimizer's state as the target of a load; state that does not exist yet is created first."""
     for inner in _distributed(optimizer):
         if not inner.optimizer.state:

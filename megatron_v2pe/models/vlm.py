@@ -111,8 +111,10 @@ class InternVLModel(MegatronModule):
         hidden = self.language_model.decode(hidden, pack)
         if not self.post_process:
             return hidden
-        return self.language_model.logits(hidden, rows) if targets is None else self.language_model.loss_sum(
-            hidden, targets
+        return (
+            self.language_model.logits(hidden, rows)
+            if targets is None
+            else self.language_model.loss_sum(hidden, targets)
         )
 
     def encode_images(self, pixel_values: Tensor, drop_path: DropPathKey | None = None) -> Tensor:

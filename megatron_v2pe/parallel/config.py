@@ -56,9 +56,7 @@ class ParallelConfig:
     @property
     def model_parallel_size(self) -> int:
         """Processes that hold one copy of the model at work: tensor x pipeline x context."""
-        return (
-            self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
-        )
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
 
     def data_parallel_size(self, world_size: int) -> int:
         """Return how many packs are worked on at once.
@@ -88,9 +86,7 @@ class ParallelConfig:
         fits = rest == 0 if free == 0 else rest > 0 and rest % free == 0
         if free < 0 or min(given, default=1) < 1 or not fits:
             ends = "".join(
-                f", {count} in the {end}"
-                for end, count in (("first", first), ("last", last))
-                if count is not None
+                f", {count} in the {end}" for end, count in (("first", first), ("last", last)) if count is not None
             )
             raise ConfigError(
                 f"{num_layers} decoder layers do not fit pipeline_model_parallel_size {stages}{ends}: "
@@ -127,9 +123,7 @@ class ParallelConfig:
             raise ConfigError("parallel.overlap_param_gather needs parallel.overlap_grad_reduce")
         for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"):
             if getattr(self, name) is not None and self.pipeline_model_parallel_size == 1:
-                raise ConfigError(
-                    f"parallel.{name} is {getattr(self, name)} but pipeline_model_parallel_size is 1"
-                )
+                raise ConfigError(f"parallel.{name} is {getattr(self, name)} but pipeline_model_parallel_size is 1")
 
     def _validate_tensor_parallel(self, sizes: ModelSizes) -> None:
         degree = self.tensor_model_parallel_size

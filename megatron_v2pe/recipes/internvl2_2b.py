@@ -83,9 +83,7 @@ def internvl2_2b_baseline_32k() -> ExperimentConfig:
             recompute_vision=True,
             seed=42,
         ),
-        checkpoint=CheckpointConfig(
-            save="work_dirs/internvl2_2b_baseline_32k", save_interval=2500, keep_latest=5
-        ),
+        checkpoint=CheckpointConfig(save="work_dirs/internvl2_2b_baseline_32k", save_interval=2500, keep_latest=5),
         logging=LoggingConfig(log_interval=1, tensorboard=True),
     )
 

@@ -44,8 +44,14 @@ def policy_of(meta: dict[str, Any]) -> StridePolicy:
     return StridePolicy(meta["rope_pos_id_version"], meta.get("rope_pos_id_stride"))
 
 
-def ticks_of(input_ids: Tensor, seqlens: list[int], num_tiles: list[int], model: InternVLConfig, policy: StridePolicy,
-             special: dict[str, int]) -> Tensor:
+def ticks_of(
+    input_ids: Tensor,
+    seqlens: list[int],
+    num_tiles: list[int],
+    model: InternVLConfig,
+    policy: StridePolicy,
+    special: dict[str, int],
+) -> Tensor:
     """Compute position ticks of a pack of documents, images dealt out in order."""
     tiles, parts = list(num_tiles), []
     denominator = policy.denominator(model.tokens_per_tile)

@@ -125,7 +125,7 @@ def run(case: Case) -> Result:
         break_(model)
         dp_rank = parallel_state.get_data_parallel_rank()
         dp_size = parallel_state.get_data_parallel_world_size()
-        mine = [_micro_batch(case, index, model) for index in range(dp_rank, len(case.packs), dp_size)]
+        mine = [micro_batch(case, index, model) for index in range(dp_rank, len(case.packs), dp_size)]
         denominator = sum(pack.weights.double().sum().item() for pack in case.packs) or 1.0
         logits = [] if dp_size > 1 or model.post_process is None else _logits(wrapped, mine, case.layout)
         wrapped.zero_grad_buffer()
@@ -163,7 +163,8 @@ def compare(reference: Result, other: Result) -> dict[str, float]:
     return errors
 
 
-def _micro_batch(case: Case, index: int, model: Any) -> MicroBatch:
+def micro_batch(case: Case, index: int, model: Any) -> MicroBatch:
+    """Return pack `index` of a case as this rank's stage takes it."""
     pack = case.packs[index]
     pixels = pack.pixel_values.to(case.dtype) if model.pre_process and pack.pixel_values.shape[0] else None
     return MicroBatch(
@@ -222,9 +223,7 @@ def _gather_distributed_gradients(wrapped: Any) -> None:
         for bucket in group.buckets:
             ranks = group.intra_distributed_optimizer_instance_size
             shard = bucket.grad_data.view(ranks, -1)[group.intra_distributed_optimizer_instance_rank].clone()
-            dist.all_gather_into_tensor(
-                bucket.grad_data, shard, group=group.intra_distributed_optimizer_instance_group
-            )
+            dist.all_gather_into_tensor(bucket.grad_data, shard, group=group.intra_distributed_optimizer_instance_group)
 
 
 def _no_break(model: Any) -> None:

@@ -120,9 +120,7 @@ def parse_command(argv: Sequence[str], recipes: Recipes) -> Command:
 
 def _tyro(config: ExperimentConfig, args: list[str], recipes: Recipes) -> ExperimentConfig:
     description = DESCRIPTION.format(recipes=", ".join(recipes))
-    return tyro.cli(
-        ExperimentConfig, prog="tools/train.py", description=description, default=config, args=args
-    )
+    return tyro.cli(ExperimentConfig, prog="tools/train.py", description=description, default=config, args=args)
 
 
 def _base(own: Mapping[str, str], recipes: Recipes) -> ExperimentConfig:

@@ -58,17 +58,11 @@ class ModelConfig:
         if not self.model_name_or_path:
             raise ConfigError("model.model_name_or_path is empty: name the folder of an InternVL2 checkpoint")
         if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
-            raise ConfigError(
-                f"model.drop_path_rate is {self.drop_path_rate}, expected 0 or more and below 1"
-            )
+            raise ConfigError(f"model.drop_path_rate is {self.drop_path_rate}, expected 0 or more and below 1")
         if self.freeze_llm and self.freeze_backbone and self.freeze_mlp and not self.unfreeze_vit_layers:
-            raise ConfigError(
-                "model.freeze_llm, freeze_backbone and freeze_mlp are all set: nothing would learn"
-            )
+            raise ConfigError("model.freeze_llm, freeze_backbone and freeze_mlp are all set: nothing would learn")
         if self.unfreeze_vit_layers and not self.freeze_backbone:
-            raise ConfigError(
-                f"model.unfreeze_vit_layers is {self.unfreeze_vit_layers} without model.freeze_backbone"
-            )
+            raise ConfigError(f"model.unfreeze_vit_layers is {self.unfreeze_vit_layers} without model.freeze_backbone")
         _at_least("model.head_chunk_size", self.head_chunk_size, 1)
 
 
@@ -145,9 +139,7 @@ class AdamWConfig:
             raise ConfigError(f"optimizer.warmup_ratio is {self.warmup_ratio}, expected between 0 and 1")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(
-                    f"optimizer.{name} is {getattr(self, name)}, expected 0 or more and below 1"
-                )
+                raise ConfigError(f"optimizer.{name} is {getattr(self, name)}, expected 0 or more and below 1")
         for name in ("weight_decay", "clip_grad"):
             _at_least(f"optimizer.{name}", getattr(self, name), 0)
         if not self.adam_eps > 0:

@@ -49,9 +49,7 @@ def _weight_decay_overrides(settings: AdamWConfig) -> dict[ParamKey, ParamGroupO
     return {ParamKey(name="*.bias", predicate=one_dimensional): ParamGroupOverride(wd_mult=0.0)}
 
 
-def build_scheduler(
-    optimizer: MegatronOptimizer, settings: AdamWConfig, train_steps: int
-) -> OptimizerParamScheduler:
+def build_scheduler(optimizer: MegatronOptimizer, settings: AdamWConfig, train_steps: int) -> OptimizerParamScheduler:
     """Build the learning-rate schedule over `train_steps` steps."""
     return OptimizerParamScheduler(
         optimizer,

@@ -126,9 +126,7 @@ def _report_to(value: str) -> Settings:
     names = {"tensorboard", "wandb"} if value == "all" else set(value.replace(",", " ").split()) - {"none"}
     unknown = names - {"tensorboard", "wandb"}
     if unknown:
-        raise ConfigError(
-            f"--report_to {' '.join(sorted(unknown))} is refused: known here are tensorboard, wandb"
-        )
+        raise ConfigError(f"--report_to {' '.join(sorted(unknown))} is refused: known here are tensorboard, wandb")
     return {"logging.tensorboard": "tensorboard" in names, "logging.wandb": "wandb" in names}
 
 
@@ -165,9 +163,7 @@ class _Group:
 
     def refused(self, name: str, default: str, reason: str, neutral: tuple[str, ...]) -> PublishedFlag:
         boolean = default in ("True", "False")
-        return PublishedFlag(
-            name, default, self.name, "refused", note=reason, neutral=neutral, boolean=boolean
-        )
+        return PublishedFlag(name, default, self.name, "refused", note=reason, neutral=neutral, boolean=boolean)
 
 
 _NO = ("false", "f", "no", "0")
@@ -354,14 +350,10 @@ def as_markdown() -> str:
                 "| flag | default | here | remark |",
                 "|---|---|---|---|",
             ]
-        here = (
-            ", ".join(f"`{key.strip()}`" for key in row.key.split(",")) if row.kind == "mapped" else row.kind
-        )
+        here = ", ".join(f"`{key.strip()}`" for key in row.key.split(",")) if row.kind == "mapped" else row.kind
         note = row.note
         if row.kind == "refused":
             allowed = ", ".join(f"`{value}`" for value in (row.neutral[:1]))
             note = f"unless {allowed}: {note}"
-        lines.append(
-            f"| `--{row.name}` | {'none' if row.default == '-' else f'`{row.default}`'} | {here} | {note} |"
-        )
+        lines.append(f"| `--{row.name}` | {'none' if row.default == '-' else f'`{row.default}`'} | {here} | {note} |")
     return "\n".join(lines) + "\n"

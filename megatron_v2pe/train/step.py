@@ -60,7 +60,7 @@ def _forward_step(iterator: Iterator[MicroBatch], model: nn.Module, denominator:
 
 
 def _loss(loss_sum: Tensor, denominator: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Megatron-Core's triple: a loss already normalised, a token count of zero so that nothing rescales it, a report."""
+    """Megatron-Core's triple: a normalised loss, a token count of zero so that nothing rescales it, a report."""
     loss = loss_sum / denominator
     return loss, torch.zeros((), dtype=torch.int, device=loss.device), loss.detach().clone()
 

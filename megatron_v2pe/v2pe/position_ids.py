@@ -150,7 +150,9 @@ def _check_images(starts: Tensor, ends: Tensor, length: int) -> None:
     overlapping = (starts[1:] < ends[:-1]).nonzero().flatten()
     if len(overlapping):
         first = int(overlapping[0])
-        raise DataError(f"image {first + 1} starts at {int(starts[first + 1])}, before image {first} ends at {int(ends[first])}")
+        raise DataError(
+            f"image {first + 1} starts at {int(starts[first + 1])}, before image {first} ends at {int(ends[first])}"
+        )
 
 
 def _gcd(a: int, b: int) -> int:

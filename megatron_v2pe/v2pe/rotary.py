@@ -35,7 +35,9 @@ class RopeScaling:
         if self.kind != "none" and self.factor < 1:
             raise ConfigError(f"rotary scaling factor {self.factor} is below 1")
         if self.kind == "dynamic" and self.max_position_embeddings < 1:
-            raise ConfigError(f"dynamic rotary scaling needs max_position_embeddings, it is {self.max_position_embeddings}")
+            raise ConfigError(
+                f"dynamic rotary scaling needs max_position_embeddings, it is {self.max_position_embeddings}"
+            )
 
 
 class RotaryEmbedding:
@@ -58,7 +60,7 @@ class RotaryEmbedding:
         self.scaling = scaling or RopeScaling()
 
     def scaled_base(self, length: float) -> float:
-        """Base for a document of `length` positions: `base * (factor L / max - (factor - 1))^(d / (d - 2))` beyond max."""
+        """Base for a document of L positions: beyond max, `base * (factor L / max - (factor - 1))^(d / (d - 2))`."""
         scaling = self.scaling
         if scaling.kind != "dynamic" or length <= scaling.max_position_embeddings:
             return self.base

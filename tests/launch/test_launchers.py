@@ -35,9 +35,7 @@ class Launch:
 
     def __init__(self, folder: Path) -> None:
         self.srun_log, self.out = folder / "srun.jsonl", folder / "probe.jsonl"
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))
-        }
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MASTER_"))}
         for name in (
             "RANK",
             "WORLD_SIZE",
@@ -202,9 +200,7 @@ def test_published_script_names_start_their_recipe(script, launcher, launch):
 
 def test_published_script_goes_through_srun(launch):
     script = "internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_256k.sh"
-    status, output = launch(
-        f"examples/internvl2_2b/{script}", "--x", PYTHON="/bin/true", PARTITION="p", GPUS="32"
-    )
+    status, output = launch(f"examples/internvl2_2b/{script}", "--x", PYTHON="/bin/true", PARTITION="p", GPUS="32")
     assert status == 0, output
     assert launch.srun_calls()[0][-3:] == ["--recipe", "internvl2_2b_v2pe_256k", "--x"]
 

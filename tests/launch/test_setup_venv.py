@@ -40,9 +40,7 @@ class Checkout:
     def run(self, *arguments: str) -> tuple[int, str]:
         """Run the script from another folder; return its status and what it said."""
         command = [SHELL, str(self.root / "scripts" / "setup_venv.sh"), *arguments]
-        done = subprocess.run(
-            command, cwd="/", env={**os.environ, "PYTHON": ""}, capture_output=True, text=True
-        )
+        done = subprocess.run(command, cwd="/", env={**os.environ, "PYTHON": ""}, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
     def installed(self) -> list[str]:

@@ -18,7 +18,8 @@ from megatron_v2pe.testing import parity
 from megatron_v2pe.testing.packs import random_packs
 from megatron_v2pe.v2pe.stride import StridePolicy
 
-# Largest relative errors measured over all cases below: fp64 loss 4e-16, gradients 2e-13; fp32 loss 2e-7, gradients 4e-6.
+# Largest relative errors measured over all cases below:
+# fp64 loss 4e-16, gradients 2e-13; fp32 loss 2e-7, gradients 4e-6.
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
 BREAK_IS_SEEN_ABOVE = 1e-3
 

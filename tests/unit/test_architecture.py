@@ -43,9 +43,7 @@ def test_only_the_launcher_reads_the_launchers_variables():
         texts = [
             node.value
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            if isinstance(node, ast.Constant)
-            and isinstance(node.value, str)
-            and LAUNCHER.fullmatch(node.value)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and LAUNCHER.fullmatch(node.value)
         ]
         assert not texts, f"{path.relative_to(PACKAGE)} names {texts}"
 

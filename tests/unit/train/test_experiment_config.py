@@ -100,15 +100,11 @@ def test_packs_per_step():
     assert TrainConfig(global_batch_size=32, gradient_accumulation_steps=8).micro_batches(4) == 8
     with pytest.raises(ConfigError, match="global_batch_size 32 is no multiple of data parallel size 5"):
         TrainConfig(global_batch_size=32).micro_batches(5)
-    with pytest.raises(
-        ConfigError, match="32 is not data parallel size 4 x gradient_accumulation_steps 2 = 8"
-    ):
+    with pytest.raises(ConfigError, match="32 is not data parallel size 4 x gradient_accumulation_steps 2 = 8"):
         TrainConfig(global_batch_size=32, gradient_accumulation_steps=2).micro_batches(4)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "steps", "expected"), [(0.03, 20000, 600), (0.03, 50, 2), (0.0, 9, 0), (1, 7, 7)]
-)
+@pytest.mark.parametrize(("ratio", "steps", "expected"), [(0.03, 20000, 600), (0.03, 50, 2), (0.0, 9, 0), (1, 7, 7)])
 def test_warmup_is_the_ratio_rounded_up(ratio, steps, expected):
     assert AdamWConfig(warmup_ratio=ratio).warmup_steps(steps) == expected
 

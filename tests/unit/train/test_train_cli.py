@@ -53,9 +53,7 @@ def test_switches(words, expected):
 
 
 def test_values_that_look_like_something_else():
-    config = parse(
-        "--model.vision-select-layer", "-2", "--v2pe.strides", "1", "1/2", "optimizer.lr=1", "--seed", "7"
-    )
+    config = parse("--model.vision-select-layer", "-2", "--v2pe.strides", "1", "1/2", "optimizer.lr=1", "--seed", "7")
     assert config.model.vision_select_layer == -2
     assert config.v2pe.strides == ("1", "1/2")
     assert (config.optimizer.lr, config.train.seed) == (1.0, 7)
@@ -135,9 +133,7 @@ def test_an_invalid_run_is_refused_with_status_two(capsys):
 def test_under_a_launcher_one_rank_speaks_and_the_world_is_checked(rank, lines, monkeypatch, capsys):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert (
-        cli.main(["--recipe", RECIPE, "--dry-run", "--chunk_num", "2", "--attn_type", "ring"], RECIPES) == 2
-    )
+    assert cli.main(["--recipe", RECIPE, "--dry-run", "--chunk_num", "2", "--attn_type", "ring"], RECIPES) == 2
     error = capsys.readouterr().err
     assert error.count("world size 3 is not a multiple") == lines
     assert cli.main(["--recipe", RECIPE, "--dry-run", "train.global_batch_size=3"], RECIPES) == 0

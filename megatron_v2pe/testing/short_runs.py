@@ -1,0 +1,78 @@
+"""A few optimizer steps on fixed packs, saved and resumed in any layout; for use inside a `WorkerPool`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_v2pe.models.transformer_config import ModelOptions
+from megatron_v2pe.testing import parity
+from megatron_v2pe.testing.full_state import gather_full, load_full
+from megatron_v2pe.train.config import AdamWConfig
+
+SETTINGS = AdamWConfig(lr=1e-2, warmup_ratio=0.0, weight_decay=0.1)
+TOTAL_STEPS = 20
+
+
+@dataclass
+class History:
+    """What a short run went through."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Whole tensors after the last step."""
+    loader: dict[str, Any] = field(default_factory=dict)
+
+
+def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from: str | None = None) -> History:
+    """Train `steps` steps of a case on this rank, from its weights or from a checkpoint, and save if asked."""
+    from megatron.core import parallel_state
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    from megatron_v2pe.checkpoint import store
+    from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler
+    from megatron_v2pe.train.step import forward_backward
+    from megatron_v2pe.train.wrap import wrap
+
+    options = ModelOptions(params_dtype=case.dtype, **case.options)
+    history = History()
+    layout = case.layout
+    with parity.built(case.hf_config, layout, options, case.policy, case.image_token_id) as model:
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        load_full(model, case.weights)
+        wrapped = wrap(model, layout, groups, torch.device("cpu"))
+        optimizer = build_optimizer(
+            wrapped, SETTINGS, case.dtype, layout.use_distributed_optimizer, layout.overlap_param_gather, groups
+        )
+        scheduler = build_scheduler(optimizer, SETTINGS, TOTAL_STEPS)
+        first = 0
+        if resume_from is not None:
+            state = store.load_training(Path(resume_from), model, optimizer)
+            assert state is not None
+            first, history.loader = state.iteration, state.loader
+            scheduler.step(increment=first)
+        rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        denominator = sum(pack.weights.sum().item() for pack in case.packs)
+        wrapped.train()
+        for _ in range(steps):
+            mine = [parity.micro_batch(case, index, model) for index in range(rank, len(case.packs), size)]
+            wrapped.zero_grad_buffer()
+            optimizer.zero_grad()
+            history.losses.append(forward_backward(wrapped, mine, denominator))
+            history.learning_rates.append(optimizer.param_groups[0]["lr"])
+            updated, norm, _ = optimizer.step()
+            assert updated
+            history.grad_norms.append(float(norm))
+            scheduler.step(increment=1)
+        if save_to is not None:
+            state = store.TrainingState(first + steps, {"consumed": 17}, {"note": "short run"})
+            store.save(Path(save_to), model, optimizer, state, hf_source=Path(save_to), keep_latest=2)
+        if layout.overlap_param_gather:
+            wrapped.start_param_sync(force_sync=True)
+        history.weights = gather_full(model, lambda parameter: parameter.detach())
+    return history

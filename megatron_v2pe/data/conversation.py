@@ -1,0 +1,96 @@
+"""Chat templates: a conversation as messages, each with the part a model is to learn.
+
+Every message begins with a special token, so that messages can be tokenised one by one with the result of tokenising
+the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from megatron_v2pe.errors import ConfigError, DataError
+
+_SYSTEM = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One rendered turn."""
+
+    text: str
+    learned_from: int | None
+    """Index of the first character a model learns to write, None where it learns nothing."""
+
+
+@dataclass(frozen=True)
+class Template:
+    """How turns are written. `end` closes a turn and is learned with an answer."""
+
+    name: str
+    system: str
+    """The whole system turn, its end included."""
+    user: str
+    assistant: str
+    end: str
+
+    def render(self, turns: Sequence[tuple[str, str]], *, prompt: bool = False) -> list[Message]:
+        """Render turns of a conversation.
+
+        Args:
+            turns: (role, text) with roles `human` and `gpt` in turn, a human first; text is stripped.
+            prompt: end with an opened answer, for generation; the last turn is then a human's.
+
+        Raises:
+            DataError: roles out of turn.
+        """
+        messages = [Message(self.system, None)]
+        for number, (role, text) in enumerate(turns):
+            expected = ("human", "gpt")[number % 2]
+            if role != expected:
+                raise DataError(f"turn {number + 1} is from {role!r}, expected {expected!r}: turns must alternate")
+            if role == "human":
+                messages.append(Message(self.user + text.strip() + self.end, None))
+            else:
+                messages.append(Message(self.assistant + text.strip() + self.end, len(self.assistant)))
+        answered = len(turns) % 2 == 0
+        if answered == prompt or not turns:
+            raise DataError(f"{len(turns)} turns: the last must be {'a question' if prompt else 'an answer'}")
+        return messages + ([Message(self.assistant, None)] if prompt else [])
+
+
+def _im_template(name: str) -> Template:
+    return Template(
+        name,
+        system=f"<|im_start|>system\n{_SYSTEM}<|im_end|>",
+        user="<|im_start|>user\n",
+        assistant="<|im_start|>assistant\n",
+        end="<|im_end|>",
+    )
+
+
+TEMPLATES = {
+    "internlm2-chat": _im_template("internlm2-chat"),
+    "Hermes-2": _im_template("Hermes-2"),
+    "phi3-chat": Template(
+        "phi3-chat",
+        system=f"<|system|>\n{_SYSTEM}<|end|>",
+        user="<|user|>\n",
+        assistant="<|assistant|>\n",
+        end="<|end|>",
+    ),
+}
+"""Templates by the name a checkpoint or a recipe gives them."""
+
+
+def get_template(name: str) -> Template:
+    """Return a template.
+
+    Raises:
+        ConfigError: unknown name; lists the known ones.
+    """
+    if name not in TEMPLATES:
+        raise ConfigError(f"conversation template {name!r} is none of {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]

@@ -1,0 +1,178 @@
+"""The tokenizer of an InternVL2 checkpoint: SentencePiece, and special tokens that no piece runs across.
+
+Reads the files of the HF layout (`tokenizer.model`, `added_tokens.json`, `tokenizer_config.json`) without any code of
+the checkpoint. Special tokens are cut out first, longest name first; SentencePiece sees what lies between them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from megatron_v2pe.errors import ConfigError
+
+IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+NEEDED = (IMG_START, IMG_END, IMG_CONTEXT)
+"""Tokens an InternVL2 tokenizer must have."""
+BOS, EOS = "<s>", "</s>"
+
+
+class Tokenizer:
+    """Text to ids and back."""
+
+    def __init__(self, model_file: str | Path, special: dict[str, int]) -> None:
+        """Load a SentencePiece model.
+
+        Args:
+            model_file: `tokenizer.model`.
+            special: tokens of their own, name -> id; `<s>` and `</s>` are known from the model.
+
+        Raises:
+            ConfigError: the file is missing or no SentencePiece model.
+        """
+        self.model_file = str(model_file)
+        self._sp = _load(self.model_file)
+        names = {BOS: self._sp.bos_id(), EOS: self._sp.eos_id(), "<unk>": self._sp.unk_id()}
+        self.special = {name: number for name, number in names.items() if number >= 0} | special
+        self.bos_id, self.eos_id = self._sp.bos_id(), self._sp.eos_id()
+        if (null := _null_piece(self._sp)) is not None:
+            self.special["\0"] = null
+        self._names = {number: name for name, number in self.special.items()}
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Tokenizer:
+        """Read the tokenizer files of an HF folder, or a bare `.model` file.
+
+        Raises:
+            ConfigError: no `tokenizer.model`, or a JSON file that is damaged.
+        """
+        path = Path(folder)
+        if path.is_file():
+            return cls(path, {})
+        special: dict[str, int] = {}
+        for number, token in _json(path / "tokenizer_config.json").get("added_tokens_decoder", {}).items():
+            special[token["content"]] = int(number)
+        special.update({name: int(number) for name, number in _json(path / "added_tokens.json").items()})
+        return cls(path / "tokenizer.model", special)
+
+    def __len__(self) -> int:
+        """Return the number of ids, special tokens included."""
+        return max([self._sp.get_piece_size(), *(number + 1 for number in self.special.values())])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reload in another process."""
+        return Tokenizer, (self.model_file, {k: v for k, v in self.special.items() if k != "\0"})
+
+    def missing(self) -> list[str]:
+        """Return the image tokens this tokenizer lacks."""
+        return [name for name in NEEDED if name not in self.special]
+
+    @property
+    def img_start_id(self) -> int:
+        """Id of `<img>`."""
+        return self.special[IMG_START]
+
+    @property
+    def img_end_id(self) -> int:
+        """Id of `</img>`."""
+        return self.special[IMG_END]
+
+    @property
+    def img_context_id(self) -> int:
+        """Id of `<IMG_CONTEXT>`, one token of an image."""
+        return self.special[IMG_CONTEXT]
+
+    def token_id(self, name: str) -> int:
+        """Return the id of a special token.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        if name not in self.special:
+            raise ConfigError(f"{self.model_file}: the tokenizer has no token {name}")
+        return self.special[name]
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`; no `<s>` is put before it."""
+        ids: list[int] = []
+        end = 0
+        for match in self._pattern.finditer(text):
+            if match.start() > end:
+                ids += self._sp.encode(text[end : match.start()])
+            repeats, name = match[0], match[0]
+            if match.lastgroup == "context":
+                name = IMG_CONTEXT
+            ids += [self.special[name]] * (len(repeats) // len(name))
+            end = match.end()
+        return ids + (self._sp.encode(text[end:]) if end < len(text) else [])
+
+    def prefix_length(self, text: str, ids: list[int], characters: int) -> int:
+        """Return how many of the `ids` of `text` belong to its first `characters`; a token across the border does not."""
+        head = self.encode(text[:characters])
+        if ids[: len(head)] == head:
+            return len(head)
+        remaining, count = len(text[:characters].encode()), 0
+        while remaining >= (size := self._bytes(ids[count])) and remaining:
+            remaining -= size
+            count += 1
+        return count
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids; special tokens are left out."""
+        parts: list[str] = []
+        run: list[int] = []
+        for number in [*ids, None]:
+            if number is not None and number not in self._names and number < self._sp.get_piece_size():
+                run.append(number)
+            elif run:
+                parts.append(self._sp.decode(run))
+                run = []
+            if number is not None and self._names.get(number) == "\0":
+                parts.append("\0")
+        return "".join(parts)
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        names = sorted(self.special, key=len, reverse=True)
+        alternatives = [re.escape(name) for name in names if name != IMG_CONTEXT]
+        context = [f"(?P<context>(?:{re.escape(IMG_CONTEXT)})+)"] if IMG_CONTEXT in self.special else []
+        return re.compile("|".join(context + alternatives))
+
+    def _bytes(self, number: int) -> int:
+        if number in self._names:
+            return len(self._names[number].encode())
+        if self._sp.is_byte(number):
+            return 1
+        return len(self._sp.id_to_piece(number).replace("\u2581", " ").encode())
+
+
+def _load(path: str) -> Any:
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such file; the tokenizer of an InternVL2 checkpoint is a SentencePiece model")
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=path)
+    except (RuntimeError, OSError) as error:
+        raise ConfigError(f"{path}: not a SentencePiece model: {error}") from error
+
+
+def _null_piece(sp: Any) -> int | None:
+    """Id of a piece that is the character U+0000: newer SentencePiece versions know it but no longer use it."""
+    for number in range(sp.get_piece_size()):
+        if sp.is_unused(number) and sp.id_to_piece(number) == "\0":
+            return number
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error

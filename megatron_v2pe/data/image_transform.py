@@ -1,0 +1,125 @@
+"""From image files to tiles: opened as RGB, resized bicubic, cut, augmented; normalised later, on the device.
+
+Tiles travel as bytes. `normalise_tiles` gives bit for bit what the reference's Pillow and torchvision pipeline gives.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageSequence, UnidentifiedImageError
+from torch import Tensor
+
+from megatron_v2pe.data.tiling import Grid
+from megatron_v2pe.errors import DataError
+
+# Scans of documents are larger than Pillow's guard against decompression bombs allows.
+Image.MAX_IMAGE_PIXELS = None
+
+NORMALISATION: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": ((0.4814546, 0.4578275, 0.40821073), (0.2686295, 0.2613025, 0.2757711)),
+    "siglip": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+"""Mean and standard deviation per channel, by `normalize_type`."""
+JPEG_QUALITIES = range(75, 101)
+"""What the JPEG augmentation draws from."""
+
+
+def image_size(path: str) -> tuple[int, int]:
+    """Return width and height, reading no more than the file's header.
+
+    Raises:
+        DataError: no such file, or not an image.
+    """
+    with _opened(path) as image:
+        return image.size
+
+
+def open_image(path: str, frame: int = 0) -> Image.Image:
+    """Read an image, or one frame of an animated one, as RGB.
+
+    Raises:
+        DataError: no such file, not an image, or damaged.
+    """
+    with _opened(path) as image:
+        try:
+            chosen = ImageSequence.Iterator(image)[frame] if frame else image
+            return chosen.convert("RGB")
+        except (OSError, ValueError, SyntaxError, IndexError) as error:
+            raise DataError(f"{path}: damaged image: {error}") from error
+
+
+def _opened(path: str) -> Image.Image:
+    try:
+        return Image.open(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such image") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not an image ({Path(path).stat().st_size} bytes)") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def cut_tiles(
+    image: Image.Image,
+    grid: Grid | None,
+    thumbnail: bool,
+    tile_size: int,
+    augment: Callable[[Image.Image, int], Image.Image] | None = None,
+) -> np.ndarray:
+    """Cut an image into tiles.
+
+    Args:
+        image: RGB.
+        grid: columns and rows; None for the whole image as one tile.
+        thumbnail: add the whole image as last tile where the grid has several.
+        tile_size: side of a tile in pixels.
+        augment: applied to each tile (and its number) before it takes its final size.
+
+    Returns:
+        uint8 [tiles, tile_size, tile_size, 3], row by row, the thumbnail last.
+    """
+    parts = [image] if grid is None else _cells(image, grid, tile_size)
+    if thumbnail and len(parts) > 1:
+        parts.append(image.resize((tile_size, tile_size), Image.Resampling.BICUBIC))
+    if augment is not None:
+        parts = [augment(part, number) for number, part in enumerate(parts)]
+    sized = [part.resize((tile_size, tile_size), Image.Resampling.BICUBIC) for part in parts]
+    return np.stack([np.asarray(part) for part in sized])
+
+
+def _cells(image: Image.Image, grid: Grid, size: int) -> list[Image.Image]:
+    columns, rows = grid
+    whole = image.resize((size * columns, size * rows), Image.Resampling.BICUBIC)
+    corners = [(column * size, row * size) for row in range(rows) for column in range(columns)]
+    return [whole.crop((x, y, x + size, y + size)) for x, y in corners]
+
+
+def jpeg_augment(image: Image.Image, quality: int) -> Image.Image:
+    """Return the image after a trip through JPEG at the given quality."""
+    stream = io.BytesIO()
+    image.save(stream, format="JPEG", quality=quality)
+    return Image.open(stream).convert("RGB")
+
+
+def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """Centre an image on a square of the normalisation's mean colour."""
+    side = max(image.size)
+    if image.size == (side, side):
+        return image
+    square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def normalise_tiles(tiles: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn bytes [T, H, W, 3] into float32 [T, 3, H, W]: `(x / 255 - mean) / std`, on the tiles' device."""
+    scaled = tiles.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)
+    shape = (1, 3, 1, 1)
+    scaled.sub_(torch.tensor(mean, dtype=torch.float32, device=tiles.device).view(shape))
+    return scaled.div_(torch.tensor(std, dtype=torch.float32, device=tiles.device).view(shape))

@@ -1,0 +1,82 @@
+"""The quickstart's tokenizer: a small SentencePiece model and the special tokens of InternVL2, as in its HF folder."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+PIECES = 600
+"""SentencePiece vocabulary; the special tokens below follow it. Their sum is no multiple of anything handy."""
+CHAT_TOKENS = ("<|im_end|>", "<|im_start|>")
+IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
+ADDED_TOKENS = {token: PIECES + index for index, token in enumerate(CHAT_TOKENS + IMAGE_TOKENS)}
+VOCABULARY = PIECES + len(ADDED_TOKENS)
+
+SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+ROLES = ("system", "user", "assistant")
+
+
+def train_tokenizer(texts: list[str]) -> bytes:
+    """Train a byte-pair SentencePiece model of `PIECES` pieces on texts; bytes stand for characters not in them."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=PIECES,
+        character_coverage=1.0,
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def read_texts(folder: Path) -> list[str]:
+    """Return every line of text in a folder's annotation files, without placeholders, and the template's own."""
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: holds no annotation (*.jsonl)")
+    samples = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    turns = [turn["value"].replace("<image>", "") for sample in samples for turn in sample["conversations"]]
+    return [line for turn in [*turns, SYSTEM, *ROLES] for line in turn.splitlines() if line]
+
+
+def tokenizer_files() -> dict[str, Any]:
+    """Return the JSON files beside `tokenizer.model`."""
+
+    def entry(token: str) -> dict[str, Any]:
+        plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+        return {"content": token, **plain}
+
+    base = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
+    extra = [*reversed(CHAT_TOKENS), *IMAGE_TOKENS]
+    decoder = {str(index): {**entry(token), "special": True} for token, index in {**base, **ADDED_TOKENS}.items()}
+    return {
+        "added_tokens.json": ADDED_TOKENS,
+        "special_tokens_map.json": {
+            "additional_special_tokens": extra,
+            **{role: entry(token) for role, token in roles.items()},
+        },
+        "tokenizer_config.json": {
+            "added_tokens_decoder": decoder,
+            "additional_special_tokens": extra,
+            **roles,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 32768,
+            "tokenizer_class": "InternLM2Tokenizer",
+        },
+    }

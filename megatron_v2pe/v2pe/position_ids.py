@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from math import lcm
 
 import torch
 from torch import Tensor
@@ -42,39 +43,38 @@ def position_ticks(
         int64 ticks [length], and the denominator.
 
     Raises:
-        DataError: images and strides differ in number, overlap or leave the document, or a stride does not lie on the
-            lattice; the numbers are printed.
+        DataError: images and strides differ in number, an image is empty, overlaps another or leaves the document, or
+            a stride does not lie on the lattice; the numbers are printed.
     """
     if len(images) != len(strides):
         raise DataError(f"{len(images)} images but {len(strides)} strides")
     denominator = denominator or smallest_denominator(strides, tokens_per_tile)
-    steps = [_ticks_per_token(stride, tokens_per_tile, denominator) for stride in strides]
+    step_of = {stride: _ticks_per_token(stride, tokens_per_tile, denominator) for stride in set(strides)}
     starts = torch.tensor([start for start, _ in images], dtype=torch.int64)
     counts = torch.tensor([tiles * tokens_per_tile for _, tiles in images], dtype=torch.int64)
     _check_images(starts, starts + counts, length)
-    # Text and images take turns: a run of text (perhaps empty), an image, a run of text, ...
-    borders = torch.stack([starts, starts + counts], 1).flatten()
-    lengths = torch.diff(borders, prepend=borders.new_zeros(1), append=borders.new_tensor([length]))
-    step = torch.tensor(steps, dtype=torch.int64)
-    per_run = torch.full((len(lengths),), denominator, dtype=torch.int64)
-    per_run[1::2] = step
-    advance = per_run.repeat_interleave(lengths)
-    # What an image leaves to the next whole position is added to the token after it.
-    following = starts + counts
-    present = following < length
-    advance.index_add_(0, following[present], (-(step * counts) % denominator)[present])
+    step = torch.tensor([step_of[stride] for stride in strides], dtype=torch.int64)
+    ends = starts + counts
+    followed = ends < length
+    # What each token advances by: the sum of its changes, at an image's start and after its end.
+    advance = torch.zeros(length, dtype=torch.int64)
+    advance[:1] = denominator
+    advance.index_add_(0, starts, step - denominator)
+    advance.index_add_(0, ends[followed], (denominator - step)[followed])
+    advance.cumsum_(0)
     if mask is not None:
         advance *= mask.to(torch.int64)
-    ticks = advance.cumsum(0) - denominator
+    # What an image leaves to the next whole position is added to the token after it.
+    advance.index_add_(0, ends[followed], (-(step * counts) % denominator)[followed])
+    ticks = advance.cumsum_(0).sub_(denominator)
     return (ticks if mask is None else torch.where(mask.bool(), ticks, denominator)), denominator
 
 
 def smallest_denominator(strides: Sequence[Stride], tokens_per_tile: int) -> int:
     """Return `tokens_per_tile` times the least common multiple of the strides' own denominators."""
     common = 1
-    for stride in strides:
-        part = Fraction(stride).denominator
-        common = common * part // _gcd(common, part)
+    for stride in set(strides):
+        common = lcm(common, Fraction(stride).denominator)
     return tokens_per_tile * common
 
 
@@ -145,6 +145,9 @@ def _ticks_per_token(stride: Stride, tokens_per_tile: int, denominator: int) -> 
 def _check_images(starts: Tensor, ends: Tensor, length: int) -> None:
     if not len(starts):
         return
+    empty = (ends <= starts).nonzero().flatten()
+    if len(empty):
+        raise DataError(f"image {int(empty[0])} has no tiles, from {int(starts[empty[0]])} to {int(ends[empty[0]])}")
     if int(starts[0]) < 0 or int(ends[-1]) > length:
         raise DataError(f"images reach from {int(starts[0])} to {int(ends[-1])} in a document of {length} tokens")
     overlapping = (starts[1:] < ends[:-1]).nonzero().flatten()
@@ -153,9 +156,3 @@ def _check_images(starts: Tensor, ends: Tensor, length: int) -> None:
         raise DataError(
             f"image {first + 1} starts at {int(starts[first + 1])}, before image {first} ends at {int(ends[first])}"
         )
-
-
-def _gcd(a: int, b: int) -> int:
-    while b:
-        a, b = b, a % b
-    return a

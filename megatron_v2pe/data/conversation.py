@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from megatron_v2pe.errors import ConfigError, DataError
 
-_SYSTEM = (
-    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
-)
+_SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 Grid = tuple[int, int]
 """Columns, rows."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def candidate_grids(min_num: int, max_num: int) -> tuple[Grid, ...]:
     """Return all grids of `min_num` to `max_num` tiles by (area, columns).
 

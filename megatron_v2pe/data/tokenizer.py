@@ -113,7 +113,7 @@ class Tokenizer:
         return ids + (self._sp.encode(text[end:]) if end < len(text) else [])
 
     def prefix_length(self, text: str, ids: list[int], characters: int) -> int:
-        """Return how many of the `ids` of `text` belong to its first `characters`; a token across the border does not."""
+        """Return how many of the `ids` of `text` lie within its first `characters`; one across the border does not."""
         head = self.encode(text[:characters])
         if ids[: len(head)] == head:
             return len(head)

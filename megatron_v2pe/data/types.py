@@ -47,8 +47,31 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class EncodedSample:
-    """One document, ready to be packed."""
+class Picture:
+    """One image to be read and cut: everything about it but its pixels."""
+
+    path: str
+    """An image file, or a video file."""
+    grid: tuple[int, int] | None
+    """Columns and rows of tiles; None: the whole image as one tile."""
+    thumbnail: bool = False
+    """Whether the whole image follows as a last tile; never with a single one."""
+    frame: int | None = None
+    """Which frame of a video file or animation."""
+    pad_to_square: bool = False
+    """Pad with the mean colour before resizing."""
+    augment: tuple[int, ...] | None = None
+    """Key of the JPEG augmentation's draws; None: none."""
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles this image becomes."""
+        return 1 if self.grid is None else self.grid[0] * self.grid[1] + int(self.thumbnail)
+
+
+@dataclass(frozen=True)
+class Document:
+    """One sample as tokens, ready to be packed; its tiles are still on disk."""
 
     input_ids: Tensor
     """int64 [L]."""
@@ -56,13 +79,21 @@ class EncodedSample:
     """int64 [L], in place (label t is token t), -100 where nothing is learned."""
     position_ticks: Tensor
     """int64 [L], positions times the run's denominator."""
-    tiles: Tensor
-    """uint8 [T, H, W, 3], RGB, cropped to tile size, not normalised; T is 0 without images, or unread."""
-    num_tiles: tuple[int, ...]
-    """Tiles of each image; T in all where tiles were read."""
     images: tuple[tuple[int, int], ...]
     """Per image: index of its first image token, number of tiles."""
+    pictures: tuple[Picture, ...]
+    """Per image: where its tiles come from."""
     source: SampleId
+
+    @property
+    def num_tokens(self) -> int:
+        """Length in tokens."""
+        return self.input_ids.shape[0]
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of all images."""
+        return sum(picture.num_tiles for picture in self.pictures)
 
 
 @dataclass(frozen=True)

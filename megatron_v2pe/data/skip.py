@@ -1,0 +1,50 @@
+"""Bad samples: counted by cause, reported, and never more of them than a run allows."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from megatron_v2pe.data.types import SampleId
+from megatron_v2pe.errors import DataError
+from megatron_v2pe.logging import get_logger
+
+_log = get_logger(__name__)
+_SHOWN = 5
+
+
+class SkipLog:
+    """Samples a run did without."""
+
+    def __init__(self, limit: int, counts: dict[str, int] | None = None) -> None:
+        """Allow `limit` samples in all; `counts` are those of the run so far."""
+        self.limit = limit
+        self.counts = Counter(counts or {})
+
+    @property
+    def total(self) -> int:
+        """Samples skipped so far."""
+        return sum(self.counts.values())
+
+    def skip(self, source: SampleId, error: DataError) -> None:
+        """Count a bad sample.
+
+        Raises:
+            DataError: more were skipped than the run allows; names this one and the causes so far.
+        """
+        cause = _cause(str(error))
+        self.counts[cause] += 1
+        if self.total > self.limit:
+            causes = "; ".join(f"{count} x {name}" for name, count in self.counts.most_common(_SHOWN))
+            raise DataError(
+                f"{source}: {error}\n{self.total} bad samples, data.max_skipped_samples allows {self.limit} ({causes})"
+            ) from error
+        if self.counts[cause] <= _SHOWN:
+            more = ", further ones of this kind are only counted" if self.counts[cause] == _SHOWN else ""
+            _log.warning("skipped %s: %s (%d of at most %d%s)", source, error, self.total, self.limit, more)
+
+
+def _cause(message: str) -> str:
+    """Name the kind of an error: its text without paths and numbers."""
+    text = re.sub(r"\S*[/\\]\S*|\S+\.(?:png|jpe?g|gif|bmp|webp|mp4|mkv|avi)\S*", "FILE", message.split("\n")[0])
+    return re.sub(r"\d+", "N", text)[:80]

@@ -1,0 +1,196 @@
+"""The data list (meta JSON) and its annotation files (JSONL), lines read when they are wanted.
+
+Formats are those of the V2PE data: see `docs/data.md`. Opening a list reads each annotation file once, for the offsets
+of its lines; a sample's line is parsed when it is drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_v2pe.data.types import Sample, SampleId
+from megatron_v2pe.errors import ConfigError, DataError
+
+KNOWN_FIELDS = (
+    "annotation",
+    "root",
+    "root2",
+    "http_root",
+    "data_augment",
+    "repeat_time",
+    "max_dynamic_patch",
+    "dynamic_image_size",
+    "length",
+)
+"""Fields of an entry. `length` documents the number of lines and is compared with it nowhere."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One entry of the data list."""
+
+    name: str
+    annotation: str
+    root: str = ""
+    """Put before image paths."""
+    root2: str | None = None
+    """Put before the paths of multi-image samples instead."""
+    http_root: str | None = None
+    """Folder of images from the web, named by the SHA-256 of their address."""
+    data_augment: bool = False
+    """Apply the JPEG augmentation."""
+    repeat_time: float = 1.0
+    """How often each line is seen per epoch; a fraction takes a random part of the lines."""
+    max_dynamic_patch: int | None = None
+    """Overrides the run's setting."""
+    dynamic_image_size: bool | None = None
+    """Overrides the run's setting."""
+
+    @cached_property
+    def _offsets(self) -> np.ndarray:
+        """Start of each non-empty line and its number from 1: int64 [lines, 2]."""
+        rows, position = [], 0
+        with open(self.annotation, "rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    rows.append((position, number))
+                position += len(line)
+        return np.array(rows, dtype=np.int64).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        """Return the number of samples: lines that are not empty."""
+        return len(self._offsets)
+
+    def id_of(self, index: int) -> SampleId:
+        """Return where sample `index` comes from."""
+        return SampleId(self.name, int(self._offsets[index, 1]), self.annotation)
+
+    def read(self, index: int) -> Sample:
+        """Parse one sample.
+
+        Raises:
+            DataError: the line is not JSON, or not a conversation; names file and line.
+        """
+        where = self.id_of(index)
+        with open(self.annotation, "rb") as stream:
+            stream.seek(int(self._offsets[index, 0]))
+            line = stream.readline()
+        try:
+            content = json.loads(line)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"malformed JSON: {error}") from error
+        if not isinstance(content, dict):
+            raise DataError(f"the line holds a {type(content).__name__}, expected an object")
+        return self._sample(content, where)
+
+    def _sample(self, content: dict[str, Any], where: SampleId) -> Sample:
+        image, video = content.get("image"), content.get("video")
+        multi = isinstance(image, list)
+        names = tuple(image) if isinstance(image, list) else (image,) if image else ()
+        if not all(isinstance(name, str) for name in names):
+            raise DataError(f"image: expected a path or a list of paths, found {str(image)[:80]}")
+        clip = content.get("clip")
+        return Sample(
+            id=where,
+            conversations=_turns(content.get("conversations")),
+            images=tuple(self.resolve(name, multi) for name in names),
+            multi_image=multi and bool(names),
+            video=self.resolve(video, False) if video and not names else None,
+            clip=(float(clip[0]), float(clip[1])) if clip else None,
+        )
+
+    def resolve(self, name: str, multi_image: bool) -> str:
+        """Return the path of an image or video of this dataset."""
+        if name.startswith(("http://", "https://")):
+            if self.http_root is None:
+                raise DataError(f"image {name}: the dataset has no http_root")
+            return os.path.join(self.http_root, hashlib.sha256(name.encode()).hexdigest())
+        if multi_image and name.startswith("/mnt"):
+            return name
+        root = self.root2 if multi_image and self.root2 is not None else self.root
+        if name.startswith("s3://"):
+            return root + name
+        return os.path.join(root, name)
+
+
+def read_data_list(path: str | Path) -> list[Dataset]:
+    """Read a data list.
+
+    Raises:
+        ConfigError: the file or an annotation file is missing, an entry lacks a field or has an unknown one.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"data.meta_path: {path}: cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{path}: expected an object of datasets by name")
+    datasets = [_dataset(name, entry, path) for name, entry in content.items()]
+    for dataset in datasets:
+        if not len(dataset):
+            raise ConfigError(f"{path}: dataset {dataset.name!r}: {dataset.annotation} holds no samples")
+    return datasets
+
+
+def _dataset(name: str, entry: Any, path: str | Path) -> Dataset:
+    where = f"{path}: dataset {name!r}"
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"{where}: expected an object, found {type(entry).__name__}")
+    if unknown := sorted(set(entry) - set(KNOWN_FIELDS)):
+        raise ConfigError(f"{where}: unknown field {', '.join(unknown)}; known are {', '.join(KNOWN_FIELDS)}")
+    for field in ("annotation", "data_augment", "repeat_time"):
+        if field not in entry:
+            raise ConfigError(f"{where}: field {field!r} is missing")
+    annotation = str(entry["annotation"])
+    if not annotation.endswith("jsonl"):
+        raise ConfigError(f"{where}: annotation {annotation} is not a .jsonl file")
+    if not Path(annotation).is_file():
+        raise ConfigError(f"{where}: annotation {annotation}: no such file (paths are relative to {os.getcwd()})")
+    repeat = entry["repeat_time"]
+    if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not repeat > 0:
+        raise ConfigError(f"{where}: repeat_time is {repeat!r}, expected a number above 0")
+    patches = entry.get("max_dynamic_patch")
+    if patches is not None and (isinstance(patches, bool) or not isinstance(patches, int) or patches < 1):
+        raise ConfigError(f"{where}: max_dynamic_patch is {patches!r}, expected a whole number above 0")
+    return Dataset(
+        name=name,
+        annotation=annotation,
+        root=_with_slash(entry.get("root") or ""),
+        root2=_with_slash(entry["root2"]) if entry.get("root2") else None,
+        http_root=entry.get("http_root"),
+        data_augment=bool(entry["data_augment"]),
+        repeat_time=float(repeat),
+        max_dynamic_patch=patches,
+        dynamic_image_size=entry.get("dynamic_image_size"),
+    )
+
+
+def _with_slash(root: str) -> str:
+    return root if not root or root.endswith(("/", ":")) else root + "/"
+
+
+def _turns(conversations: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(conversations, list) or not conversations:
+        raise DataError("field 'conversations' is missing or empty")
+    turns: list[tuple[str, str]] = []
+    for number, turn in enumerate(conversations, 1):
+        role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
+        if not isinstance(role, str) or not isinstance(text, str):
+            raise DataError(f"conversations: turn {number} has no text 'from' and 'value'")
+        turns.append((role, text))
+    if turns[0][0] == "gpt":
+        turns = turns[1:]
+    if not turns:
+        raise DataError("field 'conversations' holds no question")
+    return tuple(turns)

@@ -1,0 +1,113 @@
+"""Videos as frames: which frames are drawn, and reading them from folders, animations and video files.
+
+Video files need PyAV (the `video` extra); folders of frames and GIFs do not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from megatron_v2pe.data.image_transform import open_image
+from megatron_v2pe.errors import DataError
+
+
+def draw_frames(length: int, number: int, seed: int) -> list[int]:
+    """Draw `number` frames of `length` in order, one from each of as many equal intervals.
+
+    Intervals leave out their last frame; where one is left empty, a sorted random subset is taken instead. A video
+    shorter than `number` is filled up by repeating its last frame drawn.
+    """
+    generator = np.random.default_rng(seed)
+    distinct = min(number, length)
+    borders = np.linspace(0, length, distinct + 1).astype(int)
+    ends = borders[1:] - 1
+    if (ends > borders[:-1]).all():
+        chosen = [int(generator.integers(start, end)) for start, end in zip(borders[:-1], ends, strict=True)]
+    else:
+        chosen = sorted(int(frame) for frame in generator.permutation(length)[:distinct])
+    return chosen + [chosen[-1]] * (number - distinct)
+
+
+def list_frames(folder: str) -> list[str]:
+    """Return the frames of a folder, sorted by name.
+
+    Raises:
+        DataError: no such folder, or nothing in it.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise DataError(f"{folder}: no such folder of frames")
+    frames = sorted(str(file) for file in path.iterdir() if file.is_file())
+    if not frames:
+        raise DataError(f"{folder}: no frames in the folder")
+    return frames
+
+
+def frame_range(path: str, clip: tuple[float, float] | None) -> tuple[int, int]:
+    """Return the first frame of a video file to use and the one after the last.
+
+    Raises:
+        DataError: no such file, not a video, PyAV missing, or a clip outside of the video.
+    """
+    length, rate = _length_and_rate(path)
+    if clip is None:
+        return 0, length
+    first, last = max(int(clip[0] * rate), 0), min(int(round(clip[1] * rate)), length)
+    if first >= last:
+        raise DataError(f"{path}: clip {clip[0]} to {clip[1]} s is outside of {length / rate:.2f} s ({length} frames)")
+    return first, last
+
+
+def read_frames(path: str, frames: list[int]) -> list[Image.Image]:
+    """Return frames of a video file or animation as RGB, in the order asked for."""
+    if path.lower().endswith(".gif"):
+        return [open_image(path, frame) for frame in frames]
+    wanted, found = set(frames), dict[int, Image.Image]()
+    with _container(path) as container:
+        for number, frame in enumerate(container.decode(video=0)):
+            if number in wanted:
+                found[number] = frame.to_image()
+            if number >= max(wanted):
+                break
+    if missing := wanted - set(found):
+        raise DataError(f"{path}: frame {min(missing)} could not be decoded")
+    return [found[frame] for frame in frames]
+
+
+def _length_and_rate(path: str) -> tuple[int, float]:
+    if path.lower().endswith(".gif"):
+        with _opened_gif(path) as image:
+            return getattr(image, "n_frames", 1), 1000 / (image.info.get("duration") or 100)
+    with _container(path) as container:
+        if not container.streams.video:
+            raise DataError(f"{path}: no video stream")
+        stream = container.streams.video[0]
+        rate = float(stream.average_rate or 0)
+        length = stream.frames or sum(1 for _ in container.decode(video=0))
+    if not rate or not length:
+        raise DataError(f"{path}: {length} frames at {rate} frames per second")
+    return length, rate
+
+
+def _opened_gif(path: str) -> Image.Image:
+    try:
+        return Image.open(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _container(path: str) -> Any:
+    try:
+        import av
+    except ImportError:
+        raise DataError(f"{path}: video files need PyAV: pip install 'megatron-v2pe[video]'") from None
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such video")
+    try:
+        return av.open(path)
+    except (av.error.FFmpegError, OSError) as error:
+        raise DataError(f"{path}: not a video: {error}") from error

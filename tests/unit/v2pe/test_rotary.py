@@ -1,0 +1,217 @@
+"""Rotary angles: the reference's vectors, arbitrary-precision arithmetic, scaling decided per document."""
+
+from __future__ import annotations
+
+import mpmath
+import pytest
+import torch
+from position_documents import document
+
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.v2pe.position_ids import position_ticks
+from megatron_v2pe.v2pe.rotary import RopeScaling, RotaryEmbedding, apply_rotary
+
+THETA = 1e6
+PLAIN = RotaryEmbedding(128, THETA, 256)
+DYNAMIC = RotaryEmbedding(128, THETA, 256, RopeScaling("dynamic", 2.0, 32768))
+
+
+def exact(tick: int, denominator: int, base: float = THETA) -> tuple[list[float], list[float]]:
+    """Cosines and sines at 60 digits."""
+    with mpmath.workdps(60):
+        position = mpmath.mpf(tick) / denominator
+        angles = [position * mpmath.mpf(base) ** (-mpmath.mpf(2 * i) / 128) for i in range(64)]
+        return [float(mpmath.cos(angle)) for angle in angles], [float(mpmath.sin(angle)) for angle in angles]
+
+
+def largest_error(ticks: list[int], cos: torch.Tensor, sin: torch.Tensor, denominator: int = 256) -> float:
+    worst = 0.0
+    for row, tick in enumerate(ticks):
+        for ours, true in zip((cos[row], sin[row]), exact(tick, denominator), strict=True):
+            worst = max(worst, (ours.double() - torch.tensor(true, dtype=torch.float64)).abs().max().item())
+    return worst
+
+
+def test_reference_vector():
+    """The reference forms frequencies and angles in float32: its own rounding is what the tolerances allow."""
+    frequencies = PLAIN.inverse_frequencies(THETA)
+    assert frequencies.dtype == torch.float64
+    expected = torch.tensor([1.0, 0.80584222, 0.64938164, 0.52329916], dtype=torch.float64)
+    assert (frequencies[:4] - expected).abs().max() < 6e-8  # measured 4.5e-8
+    assert abs(frequencies[63] - 1.24093776e-6) < 1e-13
+    cos, sin = PLAIN.cos_sin(torch.tensor([1088]))  # position 4.25
+    assert cos.dtype == sin.dtype == torch.float32
+    assert (cos[0, :3] - torch.tensor([-0.44608748, -0.96015590, -0.92802501])).abs().max() < 3e-7  # measured 6e-8
+    assert (sin[0, :3] - torch.tensor([-0.89498937, -0.27946496, 0.37251788])).abs().max() < 3e-7  # measured 1.8e-7
+    assert cos[0, :3].bfloat16().tolist() == [-0.4453125, -0.9609375, -0.9296875]
+    query = ((torch.arange(128) + 1) / 128).view(1, 1, 128)
+    rotated = apply_rotary(query, cos, sin)[0, 0]
+    expected = torch.tensor([0.45100173, 0.12909669, 0.49999472, -0.23352090])
+    assert (rotated[[0, 1, 63, 64]] - expected).abs().max() < 3e-7  # measured 9e-8
+
+
+TICKS = [0, 1, 255, 1088, 65_536 * 256 + 1, 1_000_000 * 256 + 77, 1_048_575 * 256 + 255, 4_194_303 * 256 + 129]
+
+
+def test_cosines_and_sines_against_arbitrary_precision():
+    """Half a unit of float32's last place is 3.0e-8, to position four million; measured 2.98e-8."""
+    cos, sin = PLAIN.cos_sin(torch.tensor(TICKS))
+    assert largest_error(TICKS, cos, sin) < 3.1e-8
+
+
+def test_angles_are_formed_in_float64():
+    """The same position with float32 angles, or a bf16 table: measured errors 2.1e-2 and 1.9e-3."""
+    tick = 1_000_000 * 256 + 77
+    frequencies = PLAIN.inverse_frequencies(THETA).float()
+    angles = (torch.tensor(tick).double() / 256).float() * frequencies
+    assert largest_error([tick], angles.cos()[None], angles.sin()[None]) > 1e-2
+    cos, sin = PLAIN.cos_sin(torch.tensor([tick]))
+    assert largest_error([tick], cos.bfloat16(), sin.bfloat16()) > 1e-3
+    assert largest_error([tick], cos, sin) < 3.1e-8
+
+
+def test_angle_error_at_one_million_in_float64():
+    """Measured 5.1e-11 rad; float32 angles are off by 6.8e-2 there."""
+    tick = 1_048_575 * 256 + 255
+    angles = torch.tensor(tick, dtype=torch.float64) * (PLAIN.inverse_frequencies(THETA) / 256)
+    with mpmath.workdps(60):
+        true = [mpmath.mpf(tick) / 256 * mpmath.mpf(THETA) ** (-mpmath.mpf(2 * i) / 128) for i in range(64)]
+        errors = [abs(float(mpmath.mpf(ours) - theirs)) for ours, theirs in zip(angles.tolist(), true, strict=True)]
+    assert max(errors) < 2e-10
+
+
+def test_a_finer_lattice_gives_the_same_rotation():
+    ticks = torch.tensor(TICKS)
+    for finer in (3, 7):
+        cos, sin = RotaryEmbedding(128, THETA, 256 * finer).cos_sin(ticks * finer)
+        for ours, theirs in zip((cos, sin), PLAIN.cos_sin(ticks), strict=True):
+            assert (ours - theirs).abs().max() < 1e-7  # measured 0
+
+
+def test_neighbours_far_out_keep_distinct_rotations():
+    """Two image tokens 1/256 apart at one million: float32 positions cannot tell them apart, the rotation does."""
+    ticks = 1_048_576 * 256 + torch.arange(256)
+    cos, sin = PLAIN.cos_sin(ticks)
+    assert len(torch.stack([cos[:, 0], sin[:, 0]], 1).unique(dim=0)) == 256
+    assert len((ticks / 256).float().unique()) < 20
+
+
+@pytest.mark.parametrize(
+    ("length", "base"), [(32768, 1e6), (34000, 1076433.4), (65536, 3052773.7), (131072, 7219586.0)]
+)
+def test_dynamic_base(length, base):
+    assert abs(DYNAMIC.scaled_base(length) - base) < 0.05
+    assert RotaryEmbedding(128, THETA, 256).scaled_base(length) == THETA
+
+
+def ticks_of(length: int) -> torch.Tensor:
+    return torch.arange(length) * 256
+
+
+def test_dynamic_scaling_is_decided_for_each_document():
+    """A long neighbour does not change a short document, in either order."""
+    short, long = ticks_of(1000), ticks_of(34000)
+    cos_short, _ = PLAIN.cos_sin(short)
+    scaled = RotaryEmbedding(128, DYNAMIC.scaled_base(34000), 256)
+    cos_long, sin_long = scaled.cos_sin(long)
+    for order in ([short, long], [long, short]):
+        cos, sin = DYNAMIC.cos_sin(torch.cat(order), [len(part) for part in order])
+        cos_parts = dict(zip(map(len, order), cos.split([len(part) for part in order]), strict=True))
+        assert torch.equal(cos_parts[1000], cos_short)
+        assert torch.equal(cos_parts[34000], cos_long)
+    assert torch.equal(DYNAMIC.cos_sin(long)[1], sin_long)
+
+
+def test_dynamic_scaling_goes_by_positions_not_tokens():
+    """34,000 positions in few tokens are 34,000 positions: the length is the largest position plus 1."""
+    ticks = torch.tensor([0, 33_999 * 256])
+    expected = RotaryEmbedding(128, DYNAMIC.scaled_base(34000), 256).cos_sin(ticks)
+    assert all(torch.equal(*pair) for pair in zip(DYNAMIC.cos_sin(ticks), expected, strict=True))
+
+
+def test_generation_keeps_the_scaling_of_the_prompt():
+    """Decoded past the limit one by one, tokens and cached keys keep one base; without it the base would move."""
+    prompt = DYNAMIC.cos_sin(ticks_of(34000), scaling_length=34000)[0]
+    later = DYNAMIC.cos_sin(ticks_of(34010), scaling_length=34000)[0]
+    assert torch.equal(later[:34000], prompt)
+    assert not torch.equal(DYNAMIC.cos_sin(ticks_of(34010))[0][:34000], prompt)
+    unscaled = DYNAMIC.cos_sin(ticks_of(34010), scaling_length=100)[0]
+    assert torch.equal(unscaled, PLAIN.cos_sin(ticks_of(34010))[0])
+
+
+def test_linear_scaling_divides_positions():
+    linear = RotaryEmbedding(128, THETA, 256, RopeScaling("linear", 4.0))
+    ticks = ticks_of(5000)
+    for ours, plain in zip(linear.cos_sin(ticks * 4, [3, 4997]), PLAIN.cos_sin(ticks), strict=True):
+        assert torch.equal(ours, plain)
+
+
+def test_a_full_stride_is_plain_rope():
+    """Stride 256 of 256 tokens: ordinary positions, and the textbook table at float32."""
+    length, images = document([4, (3,), 2, (1,), 3], 256)
+    ticks, denominator = position_ticks(length, images, [256, 256], 256)
+    cos, sin = RotaryEmbedding(128, THETA, denominator).cos_sin(ticks)
+    frequencies = 1.0 / THETA ** (torch.arange(0, 128, 2, dtype=torch.float64) / 128)
+    table = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+    assert (cos - table.cos().float()).abs().max() < 1e-7
+    assert (sin - table.sin().float()).abs().max() < 1e-7
+
+
+def test_chunks_make_no_difference():
+    ticks = torch.arange(65_536 + 100) * 3 + 11
+    cos, sin = PLAIN.cos_sin(ticks)
+    last_cos, last_sin = PLAIN.cos_sin(ticks[-200:])
+    assert torch.equal(cos[-200:], last_cos) and torch.equal(sin[-200:], last_sin)
+
+
+def test_rotation_pairs_halves_keeps_norms_and_types():
+    ticks = torch.tensor([5, 300, 70_000])
+    cos, sin = RotaryEmbedding(8, 10_000.0, 256).cos_sin(ticks)
+    states = torch.randn(3, 2, 8, dtype=torch.float64)
+    rotated = apply_rotary(states, cos, sin)
+    assert rotated.dtype == torch.float64
+    assert (rotated.norm(dim=-1) - states.norm(dim=-1)).abs().max() < 1e-6
+    pairs = torch.complex(states[..., :4], states[..., 4:]) * torch.complex(cos, sin).unsqueeze(1)
+    assert (torch.cat([pairs.real, pairs.imag], -1) - rotated).abs().max() < 1e-12
+    assert apply_rotary(states.bfloat16(), cos, sin).dtype == torch.bfloat16
+
+
+def test_bf16_states_meet_float32_tables():
+    """The product is formed in float32 and rounded once: no error beyond half a unit of the result."""
+    ticks = torch.tensor([1_000_000 * 256 + 77])
+    cos, sin = PLAIN.cos_sin(ticks)
+    states = torch.randn(1, 4, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(apply_rotary(states, cos, sin), apply_rotary(states.float(), cos, sin).bfloat16())
+
+
+def test_relative_positions_only():
+    """Scores depend on the distance of two positions, also between an image and text four million apart."""
+    query, key = torch.randn(2, 1, 1, 128, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def score(first: int, second: int) -> float:
+        rotated = [
+            apply_rotary(states, *PLAIN.cos_sin(torch.tensor([tick])))
+            for states, tick in ((query, first), (key, second))
+        ]
+        return (rotated[0] * rotated[1]).sum().item()
+
+    for offset in (256, 65_536 * 256, 4_000_000 * 256):
+        assert abs(score(1088 + offset, 77 + offset) - score(1088, 77)) < 1e-5  # float32 tables; measured 7e-7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("ntk",), "rotary scaling 'ntk' is none of none, dynamic, linear"),
+        (("linear", 0.5), "rotary scaling factor 0.5 is below 1"),
+        (("dynamic", 2.0), "dynamic rotary scaling needs max_position_embeddings, it is 0"),
+    ],
+)
+def test_impossible_scalings_are_refused(arguments, words):
+    with pytest.raises(ConfigError, match=words):
+        RopeScaling(*arguments)
+
+
+def test_odd_heads_are_refused():
+    with pytest.raises(ConfigError, match="even head width, got 65"):
+        RotaryEmbedding(65, THETA, 256)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
+
+from megatron_v2pe.data.conversation import get_template
 
 PIECES = 600
 """SentencePiece vocabulary; the special tokens below follow it. Their sum is no multiple of anything handy."""
@@ -15,9 +18,6 @@ CHAT_TOKENS = ("<|im_end|>", "<|im_start|>")
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 ADDED_TOKENS = {token: PIECES + index for index, token in enumerate(CHAT_TOKENS + IMAGE_TOKENS)}
 VOCABULARY = PIECES + len(ADDED_TOKENS)
-
-SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
-ROLES = ("system", "user", "assistant")
 
 
 def train_tokenizer(texts: list[str]) -> bytes:
@@ -45,13 +45,23 @@ def train_tokenizer(texts: list[str]) -> bytes:
 
 
 def read_texts(folder: Path) -> list[str]:
-    """Return every line of text in a folder's annotation files, without placeholders, and the template's own."""
+    """Return every line of text in a folder's annotation files as the chat template writes it, each once.
+
+    Raises:
+        FileNotFoundError: there is no annotation file.
+    """
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise FileNotFoundError(f"{folder}: holds no annotation (*.jsonl)")
     samples = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
-    turns = [turn["value"].replace("<image>", "") for sample in samples for turn in sample["conversations"]]
-    return [line for turn in [*turns, SYSTEM, *ROLES] for line in turn.splitlines() if line]
+    template = get_template("internlm2-chat")
+    rendered = [
+        message.text
+        for sample in samples
+        for message in template.render([(turn["from"], turn["value"]) for turn in sample["conversations"]])
+    ]
+    lines = [line for text in rendered for line in re.split(r"<image>|<\|im_start\|>|<\|im_end\|>|\n", text) if line]
+    return list(dict.fromkeys(lines))
 
 
 def tokenizer_files() -> dict[str, Any]:

@@ -16,15 +16,22 @@ _SHOWN = 5
 class SkipLog:
     """Samples a run did without."""
 
-    def __init__(self, limit: int, counts: dict[str, int] | None = None) -> None:
-        """Allow `limit` samples in all; `counts` are those of the run so far."""
+    def __init__(self, limit: int, counts: dict[str, int] | None = None, besides: SkipLog | None = None) -> None:
+        """Start a count.
+
+        Args:
+            limit: samples allowed in all.
+            counts: those of the run so far, by cause.
+            besides: another log whose samples count towards the same limit.
+        """
         self.limit = limit
         self.counts = Counter(counts or {})
+        self._besides = besides
 
     @property
     def total(self) -> int:
         """Samples skipped so far."""
-        return sum(self.counts.values())
+        return sum(self.counts.values()) + (self._besides.total if self._besides else 0)
 
     def skip(self, source: SampleId, error: DataError) -> None:
         """Count a bad sample.

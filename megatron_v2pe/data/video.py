@@ -103,11 +103,12 @@ def _opened_gif(path: str) -> Image.Image:
 def _container(path: str) -> Any:
     try:
         import av
+        from av.error import FFmpegError
     except ImportError:
         raise DataError(f"{path}: video files need PyAV: pip install 'megatron-v2pe[video]'") from None
     if not Path(path).is_file():
         raise DataError(f"{path}: no such video")
     try:
         return av.open(path)
-    except (av.error.FFmpegError, OSError) as error:
+    except (FFmpegError, OSError) as error:
         raise DataError(f"{path}: not a video: {error}") from error

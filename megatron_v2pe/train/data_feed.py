@@ -1,6 +1,6 @@
-"""One reader per tensor-parallel group: the group's first rank loads a micro-batch, the others receive it.
+"""One reader per copy of the model: its first rank loads a micro-batch, the others receive it.
 
-Pipeline stages after the first read the same packs without their tiles. Text and tiles travel as they are stored
+Text goes to every tensor- and pipeline-parallel rank, tiles to those of the first stage. All travel as they are stored
 (integers and bytes); normalisation happens on the device.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from megatron_v2pe.data.types import Batch
 
-_TENSORS = ("input_ids", "labels", "loss_weights", "position_ticks", "tiles")
+_TEXT = ("input_ids", "labels", "loss_weights", "position_ticks")
 
 
 class Loader(Protocol):
@@ -31,39 +31,57 @@ class Loader(Protocol):
 
 
 class DataFeed:
-    """Micro-batches for every rank of a tensor-parallel group."""
+    """Micro-batches for every rank that works on the same packs."""
 
-    def __init__(self, loader: Loader | None, group: dist.ProcessGroup, device: torch.device) -> None:
-        """Take the loader on the group's first rank, None on the others."""
-        assert (loader is not None) == (group.rank() == 0)
+    def __init__(
+        self,
+        loader: Loader | None,
+        model_group: dist.ProcessGroup,
+        tile_group: dist.ProcessGroup | None,
+        device: torch.device,
+    ) -> None:
+        """Set up the feed; every rank of `model_group` calls this.
+
+        Args:
+            loader: on the group's first rank, None on the others.
+            model_group: all ranks that share a copy of the model.
+            tile_group: those of them that need tiles, the first rank among them; None on a rank that needs none.
+            device: where received tensors go.
+        """
+        assert (loader is not None) == (model_group.rank() == 0)
         self.loader = loader
         self._batches = iter(loader) if loader is not None else None
-        self._group = group
-        self._source = dist.get_process_group_ranks(group)[0]
+        self._model_group, self._tile_group = model_group, tile_group
+        self._source = dist.get_process_group_ranks(model_group)[0]
         self._device = device
 
     def next(self) -> Batch:
-        """Return the next micro-batch, the same on every rank of the group."""
+        """Return the next micro-batch, the same on every rank; without tiles on those that need none."""
         batch = next(self._batches) if self._batches is not None else None
-        if self._group.size() == 1:
+        if self._model_group.size() == 1:
             assert batch is not None
             return batch
-        return self._broadcast(batch)
-
-    def _broadcast(self, batch: Batch | None) -> Batch:
         header: list[Any] = [None]
         if batch is not None:
-            shapes = {name: (tuple(getattr(batch, name).shape), getattr(batch, name).dtype) for name in _TENSORS}
-            header = [(shapes, batch.seqlens, batch.num_tiles, batch.sources)]
-        dist.broadcast_object_list(header, src=self._source, group=self._group, device=self._device)
-        shapes, seqlens, num_tiles, sources = header[0]
-        tensors: dict[str, Tensor] = {}
-        for name, (shape, dtype) in shapes.items():
-            if batch is not None:
-                tensor = getattr(batch, name).to(self._device).contiguous()
-            else:
-                tensor = torch.empty(shape, dtype=dtype, device=self._device)
-            if tensor.numel():
-                dist.broadcast(tensor, src=self._source, group=self._group)
-            tensors[name] = tensor
-        return Batch(**tensors, seqlens=seqlens, num_tiles=num_tiles, sources=sources)
+            shapes = {name: (tuple(getattr(batch, name).shape), getattr(batch, name).dtype) for name in _TEXT}
+            header = [(shapes, tuple(batch.tiles.shape), batch.seqlens, batch.num_tiles, batch.sources)]
+        dist.broadcast_object_list(header, src=self._source, group=self._model_group, device=self._device)
+        shapes, tile_shape, seqlens, num_tiles, sources = header[0]
+        tensors = {
+            name: self._share(getattr(batch, name, None), shape, dtype, self._model_group)
+            for name, (shape, dtype) in shapes.items()
+        }
+        if self._tile_group is None:
+            tile_shape = (0, *tile_shape[1:])
+        tiles = self._share(batch.tiles if batch else None, tile_shape, torch.uint8, self._tile_group)
+        return Batch(**tensors, tiles=tiles, seqlens=seqlens, num_tiles=num_tiles, sources=sources)
+
+    def _share(
+        self, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, group: dist.ProcessGroup | None
+    ) -> Tensor:
+        if tensor is None:
+            tensor = torch.empty(shape, dtype=dtype, device=self._device)
+        tensor = tensor.to(self._device).contiguous()
+        if tensor.numel() and group is not None and group.size() > 1:
+            dist.broadcast(tensor, src=self._source, group=group)
+        return tensor

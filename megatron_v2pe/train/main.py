@@ -13,8 +13,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_v2pe.checkpoint import store
 from megatron_v2pe.config_tree import to_dict
 from megatron_v2pe.data.config import DataConfig
+from megatron_v2pe.data.documents import ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
-from megatron_v2pe.data.loader import LoaderFacts, build_loader
+from megatron_v2pe.data.loader import build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
@@ -215,26 +216,23 @@ def _resume_root(config: ExperimentConfig) -> Path | None:
 
 
 def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
-    """Read on the first rank of each tensor-parallel group; tiles on the first pipeline stage only."""
+    """Read on the first rank of each copy of the model; tiles go to the first pipeline stage only."""
+    model_group = run.groups.mp
     loader = None
-    if run.groups.tp.rank() == 0:
-        facts = LoaderFacts(
-            tile_size=run.model.tile_size,
-            tokens_per_tile=run.model.tokens_per_tile,
-        )
+    if model_group.rank() == 0:
         loader = build_loader(
             run.config.data,
             run.tokenizer,
-            facts,
+            ModelFacts(run.model.tile_size, run.model.tokens_per_tile),
             run.policy,
             seed=run.config.train.seed,
             dp_rank=parallel_state.get_data_parallel_rank(),
             dp_size=parallel_state.get_data_parallel_world_size(),
-            with_tiles=run.groups.pp.rank() == 0,
             pad_multiple=run.config.parallel.tensor_model_parallel_size if run.config.parallel.sequence_parallel else 1,
             state=state,
         )
-    return DataFeed(loader, run.groups.tp, run.device.torch_device)
+    tile_group = run.groups.tp if run.groups.pp.rank() == 0 else None
+    return DataFeed(loader, model_group, tile_group, run.device.torch_device)
 
 
 def _save(run: Run, model: InternVLModel, optimizer: Any, feed: DataFeed, iteration: int) -> None:

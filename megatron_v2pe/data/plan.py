@@ -1,0 +1,110 @@
+"""Which documents make up each pack of a run, in order, with the state to go on from after each.
+
+A plan is a pure function of the data list, the settings and the seed. Its state is small: a position in the stream of
+samples and, of the packs still open, the positions of their documents, which are encoded again on resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_v2pe.data.documents import DocumentEncoder
+from megatron_v2pe.data.mixture import Mixture
+from megatron_v2pe.data.packing import BestFitPacker, Pack
+from megatron_v2pe.data.skip import SkipLog
+from megatron_v2pe.data.types import Document
+from megatron_v2pe.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A document and where it stood in the stream."""
+
+    position: int
+    document: Document
+
+    @property
+    def num_tokens(self) -> int:
+        """Length in tokens."""
+        return self.document.num_tokens
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of all images."""
+        return self.document.num_tiles
+
+
+class PackPlan:
+    """An endless iterator over packs."""
+
+    def __init__(
+        self, mixture: Mixture, encoder: DocumentEncoder, skipped: SkipLog, state: dict[str, Any] | None = None
+    ) -> None:
+        """Start at the beginning, or where `state` (of an earlier run) left off.
+
+        Raises:
+            ConfigError: the state belongs to other data or another seed.
+        """
+        config = encoder.config
+        self._mixture, self._encoder, self._skipped = mixture, encoder, skipped
+        self._packer: BestFitPacker[Placed] = BestFitPacker(
+            config.max_packed_tokens, config.num_images_expected, config.max_buffer_size
+        )
+        self._position = 0
+        if state is not None:
+            self._restore(state)
+
+    def __iter__(self) -> Iterator[tuple[Document, ...]]:
+        """Yield packs without end."""
+        while True:
+            yield self.next()
+
+    def next(self) -> tuple[Document, ...]:
+        """Return the documents of the next pack.
+
+        Raises:
+            DataError: more samples had to be skipped than the run allows, or a whole epoch of them.
+        """
+        barren = 0
+        while True:
+            placed = self._encode(self._position)
+            self._position += 1
+            barren = 0 if placed else barren + 1
+            if barren > self._mixture.epoch_length:
+                raise DataError(f"none of the {self._mixture.epoch_length} samples of an epoch can be used")
+            if placed and (pack := self._packer.add(placed)):
+                return tuple(item.document for item in pack.items)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last pack; plain JSON."""
+        return {
+            "position": self._position,
+            "open": [[item.position for item in pack.items] for pack in self._packer.open],
+            "skipped": dict(self._skipped.counts),
+            "mixture": self._mixture.fingerprint(),
+        }
+
+    def _encode(self, position: int) -> Placed | None:
+        dataset, line, epoch, number = self._mixture.locate(position)
+        try:
+            return Placed(position, self._encoder.encode(dataset, line, epoch, number))
+        except DataError as error:
+            self._skipped.skip(dataset.id_of(line), error)
+            return None
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        ours, theirs = self._mixture.fingerprint(), state["mixture"]
+        if ours != theirs:
+            raise ConfigError(
+                f"the checkpoint was trained on other data, and cannot go on with this: it had {theirs}, now {ours}"
+            )
+        self._position = int(state["position"])
+        for positions in state["open"]:
+            pack: Pack[Placed] = Pack()
+            for position in positions:
+                if (placed := self._encode(position)) is not None:
+                    pack.add(placed)
+            if pack.items:
+                self._packer.open.append(pack)

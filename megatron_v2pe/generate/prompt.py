@@ -1,0 +1,83 @@
+"""A question about images as what the model reads: token ids, positions and tiles, encoded as in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from megatron_v2pe.data.conversation import get_template
+from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.pictures import TilingOptions, plan_images, read_tiles
+from megatron_v2pe.data.text import encode_conversation, with_placeholder
+from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.v2pe.position_ids import find_images, position_ticks
+from megatron_v2pe.v2pe.stride import StridePolicy
+
+NORMALIZE_TYPE = "imagenet"
+"""Normalisation InternVL2 checkpoints were trained with; `config.json` has no field for it."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One conversation up to the opened answer."""
+
+    input_ids: Tensor
+    """int64 [L]."""
+    position_ticks: Tensor
+    """int64 [L]."""
+    tiles: Tensor
+    """uint8 [T, H, W, 3]."""
+    num_tiles: tuple[int, ...]
+    """Tiles of each image; T in all."""
+
+
+def checkpoint_tiling(model: InternVLConfig, max_num: int | None = None) -> TilingOptions:
+    """Return how a checkpoint's `config.json` has images tiled, with at most `max_num` tiles if given."""
+    max_num = model.max_dynamic_patch if max_num is None else max_num
+    return TilingOptions(
+        tile_size=model.tile_size,
+        dynamic=model.dynamic_image_size,
+        min_num=min(model.min_dynamic_patch, max_num),
+        max_num=max_num,
+        thumbnail=model.use_thumbnail,
+        pad_to_square=model.pad2square,
+    )
+
+
+def encode_prompt(
+    turns: Sequence[tuple[str, str]],
+    images: Sequence[str],
+    model: InternVLConfig,
+    tokenizer: Tokenizer,
+    policy: StridePolicy,
+    tiling: TilingOptions,
+) -> Prompt:
+    """Encode a conversation whose last turn is a question.
+
+    Args:
+        turns: (role, text), roles `human` and `gpt` in turn. A single image without a placeholder goes first.
+        images: paths, in the order of the placeholders.
+        model: the checkpoint's configuration.
+        tokenizer: the checkpoint's tokenizer.
+        policy: positions of image tokens; a fixed stride or `default`.
+        tiling: how images become tiles.
+
+    Raises:
+        DataError: an image cannot be read, or placeholders and images differ in number.
+    """
+    pictures = plan_images(images, tiling, key=())
+    if len(images) == 1:
+        turns = with_placeholder(turns)
+    num_tiles = [picture.num_tiles for picture in pictures]
+    per_tile = model.tokens_per_tile
+    ids, _ = encode_conversation(tokenizer, get_template(model.template), turns, num_tiles, per_tile, prompt=True)
+    found = find_images(
+        ids, num_tiles, per_tile, tokenizer.img_start_id, tokenizer.img_end_id, tokenizer.img_context_id
+    )
+    strides = policy.draw(len(found), per_tile, epoch=0, sample=0)
+    ticks, _ = position_ticks(len(ids), found, strides, per_tile, policy.denominator(per_tile))
+    mean, _ = NORMALISATION[NORMALIZE_TYPE]
+    return Prompt(ids, ticks, read_tiles(pictures, tiling.tile_size, mean), tuple(num_tiles))

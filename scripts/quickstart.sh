@@ -1,0 +1,107 @@
+#!/bin/sh
+# The main job from end to end, small enough for two CPU cores and ten minutes: makes a small InternVL2 and a data set
+# of real pictures, converts, trains on two processes (stopped half-way and resumed), exports, asks, draws the loss.
+#
+#   bash scripts/quickstart.sh [OUT]          OUT: a new folder for everything it writes (default: work_dirs/quickstart)
+#
+# Sets up .venv by itself; TORCH_PIP_ARGS as in setup_venv.sh. Exit status 0 only if at least 90% of the training
+# questions come back right from the exported checkpoint.
+set -eu
+
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+out=${1:-}
+case "$out" in
+    "") out=work_dirs/quickstart ;;
+    /*) ;;
+    *) out=$PWD/$out ;;
+esac
+cd "$root"
+
+mkdir -p "$(dirname -- "$out")"
+if ! mkdir "$out" 2>/dev/null; then
+    echo "error: $out is in use, by an earlier quickstart or one that runs now." >&2
+    echo "Remove it (rm -r $out) or name another folder: bash scripts/quickstart.sh OUT" >&2
+    exit 1
+fi
+
+steps=300
+half=150
+total=9
+number=0
+began=$(date +%s)
+since=$began
+
+step() {
+    number=$((number + 1))
+    since=$(date +%s)
+    printf '\n[%d/%d] %s\n' "$number" "$total" "$*"
+}
+
+finished() {
+    now=$(date +%s)
+    printf '      %d s (%d s in all)\n' $((now - since)) $((now - began))
+}
+
+failed() {
+    status=$?
+    if [ "$status" -ne 0 ]; then
+        printf 'quickstart: step %d of %d failed (status %d); what it wrote is in %s\n' \
+            "$number" "$total" "$status" "$out" >&2
+    fi
+    exit "$status"
+}
+trap failed EXIT
+
+step "set up .venv"
+sh scripts/setup_venv.sh test
+finished
+python="$root/.venv/bin/python"
+export PYTHON="$python" PYTHONUNBUFFERED=1
+# Megatron-Core says at every import that Apex and Transformer Engine are absent: as expected on a CPU.
+export PYTHONWARNINGS=ignore
+if [ -z "${MASTER_PORT:-}" ]; then
+    MASTER_PORT=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    export MASTER_PORT
+fi
+
+step "make a data set of real photographs and scans, in the V2PE-Data layout"
+"$python" examples/quickstart/make_data.py "$out/data"
+finished
+
+step "make a small InternVL2 with random weights and its tokenizer, in the HF layout"
+"$python" examples/quickstart/make_model.py "$out/hf" --texts "$out/data/annotation"
+finished
+
+step "convert it to a Megatron checkpoint"
+"$python" tools/convert_checkpoint.py hf-to-mcore "$out/hf" "$out/megatron"
+finished
+
+train() {
+    GPUS_PER_NODE=2 sh scripts/train_torchrun.sh --recipe quickstart \
+        --model.model-name-or-path "$out/megatron" --data.meta-path "$out/data/meta.json" \
+        --checkpoint.save "$out/run" --train.train-steps "$steps" "$@"
+}
+
+step "train on 2 processes (TP 2, sequence parallel, random strides), stop after step $half of $steps"
+train --train.exit-step "$half"
+finished
+
+step "resume from the checkpoint, train to step $steps"
+train
+finished
+
+step "convert the trained checkpoint back to the HF layout"
+"$python" tools/convert_checkpoint.py mcore-to-hf "$out/run/$(printf 'iter_%07d' "$steps")" "$out/hf_trained"
+finished
+
+step "draw the loss curve"
+"$python" examples/quickstart/plot_loss.py "$out/run/logs/metrics.jsonl" "$out/loss.png" --stopped-at "$half"
+finished
+
+step "ask the exported checkpoint the training questions"
+"$python" examples/quickstart/ask.py "$out/hf_trained" "$out/data/meta.json"
+finished
+
+printf '\nquickstart: done in %d s\n' $(($(date +%s) - began))
+printf '  %-28s %s\n' "$out/data" "the data set" "$out/run" "checkpoints and logs (TensorBoard, metrics.jsonl)" \
+    "$out/hf_trained" "the trained checkpoint in the HF layout" "$out/loss.png" "the loss curve"

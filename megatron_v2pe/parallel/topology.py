@@ -28,7 +28,9 @@ def initialize(parallel: ParallelConfig, seed: int) -> ProcessGroupCollection:
         create_gloo_process_groups=True,
     )
     groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
-    _alone = groups[dist.get_rank()]
+    alone = groups[dist.get_rank()]
+    assert isinstance(alone, dist.ProcessGroup)
+    _alone = alone
     tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
     return ProcessGroupCollection.use_mpu_process_groups()
 

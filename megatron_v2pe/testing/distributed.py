@@ -13,7 +13,7 @@ import os
 import tempfile
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class WorkerPool:
         errors: list[str] = []
         waiting = dict(enumerate(self._pipes))
         while waiting:
-            ready = multiprocessing.connection.wait(waiting.values(), timeout=self.timeout_seconds)
+            ready = wait(waiting.values(), timeout=self.timeout_seconds)
             if not ready:
                 return results, [*errors, f"no answer from ranks {sorted(waiting)} in {self.timeout_seconds} s"]
             for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:

@@ -35,7 +35,7 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from megatron_v2pe.checkpoint import store
-    from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler
+    from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler, take_step
     from megatron_v2pe.train.step import forward_backward
     from megatron_v2pe.train.wrap import wrap
 
@@ -65,9 +65,9 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
             optimizer.zero_grad()
             history.losses.append(forward_backward(wrapped, mine, denominator))
             history.learning_rates.append(optimizer.param_groups[0]["lr"])
-            updated, norm, _ = optimizer.step()
+            updated, norm = take_step(optimizer)
             assert updated
-            history.grad_norms.append(float(norm))
+            history.grad_norms.append(norm)
             scheduler.step(increment=1)
         if save_to is not None:
             state = store.TrainingState(first + steps, {"consumed": 17}, {"note": "short run"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +19,7 @@ from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.metrics import MetricsLog, StepMetrics
 from megatron_v2pe.train.micro_batch import MicroBatch, global_weight
+from megatron_v2pe.train.optimizer import take_step
 from megatron_v2pe.train.step import forward_backward
 from megatron_v2pe.train.stop import StopRequest
 
@@ -71,10 +71,10 @@ class Trainer:
         self.optimizer.zero_grad()
         loss = forward_backward(self.model, micro_batches, denominator)
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        updated, grad_norm, _ = self.optimizer.step()
+        updated, grad_norm = take_step(self.optimizer)
         self.scheduler.step(increment=1)
         self.device.synchronize()
-        return self._measure(iteration + 1, loss, learning_rate, grad_norm, bool(updated), batches, began)
+        return self._measure(iteration + 1, loss, learning_rate, grad_norm, updated, batches, began)
 
     def _micro_batch(self, batch: Batch, iteration: int, index: int) -> MicroBatch:
         """Number the pack in the run's order, so that its drop-path draws do not depend on the layout."""
@@ -89,7 +89,7 @@ class Trainer:
         iteration: int,
         loss: float,
         learning_rate: float,
-        grad_norm: Any,
+        grad_norm: float,
         updated: bool,
         batches: list[Batch],
         began: float,
@@ -105,7 +105,7 @@ class Trainer:
             iteration=iteration,
             loss=loss,
             lr=learning_rate,
-            grad_norm=float(grad_norm or 0.0),
+            grad_norm=grad_norm,
             tokens=tokens,
             tiles=tiles,
             packs=packs,

@@ -6,11 +6,13 @@ switch. The learning rate of step s (0-based) is `lr * s / warmup` while s < war
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.optimizer_config import ParamGroupOverride, ParamKey, ParamPredicate
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_v2pe.train.config import AdamWConfig
@@ -46,7 +48,13 @@ def _weight_decay_overrides(settings: AdamWConfig) -> dict[ParamKey, ParamGroupO
     if settings.weight_decay_on_all:
         return {}
     one_dimensional = ParamPredicate(name="one_dimensional", fn=lambda parameter: parameter.dim() <= 1)
-    return {ParamKey(name="*.bias", predicate=one_dimensional): ParamGroupOverride(wd_mult=0.0)}
+    return {ParamKey(name="*.bias", predicate=one_dimensional): cast(ParamGroupOverride, {"wd_mult": 0.0})}
+
+
+def take_step(optimizer: MegatronOptimizer) -> tuple[bool, float]:
+    """Update the parameters; return whether they were, and the norm of the gradients before clipping."""
+    updated, grad_norm, _ = cast(Any, optimizer).step()  # the base class states no result
+    return bool(updated), float(grad_norm or 0.0)
 
 
 def build_scheduler(optimizer: MegatronOptimizer, settings: AdamWConfig, train_steps: int) -> OptimizerParamScheduler:

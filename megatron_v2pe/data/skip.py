@@ -53,5 +53,5 @@ class SkipLog:
 
 def _cause(message: str) -> str:
     """Name the kind of an error: its text without paths and numbers."""
-    text = re.sub(r"\S*[/\\]\S*|\S+\.(?:png|jpe?g|gif|bmp|webp|mp4|mkv|avi)\S*", "FILE", message.split("\n")[0])
+    text = re.sub(r"[^\s:]*[/\\][^:\n]*|\S+\.\w{3,4}(?=[\s:])", "FILE", message.split("\n")[0])
     return re.sub(r"\d+", "N", text)[:80]

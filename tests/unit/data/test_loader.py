@@ -1,0 +1,141 @@
+"""Loading: exact resume under any number of ranks and workers, and bad samples counted, never replaced."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+
+import pytest
+import torch
+
+from megatron_v2pe.data.loader import build_loader
+from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.testing.small_data import FACTS, config_for, write_dataset
+from megatron_v2pe.v2pe.stride import StridePolicy
+
+POLICY = StridePolicy("v2pe_rnd", strides=(1, 2, 4), seed=5)
+
+
+@pytest.fixture
+def open_loader(tokenizer):
+    def run(meta, rank=0, size=1, state=None, seed=5, pad_multiple=1, **changes):
+        state = json.loads(json.dumps(state)) if state is not None else None
+        config = config_for(meta, **changes)
+        return build_loader(
+            config,
+            tokenizer,
+            FACTS,
+            POLICY,
+            seed=seed,
+            dp_rank=rank,
+            dp_size=size,
+            pad_multiple=pad_multiple,
+            state=state,
+        )
+
+    return run
+
+
+def take(loader, count):
+    return list(islice(iter(loader), count))
+
+
+def same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.sources == other.sources and one.seqlens == other.seqlens and one.num_tiles == other.num_tiles
+        for name in ("input_ids", "labels", "loss_weights", "position_ticks", "tiles"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def test_micro_batches_are_consistent(meta, open_loader, tokenizer):
+    for batch in take(open_loader(meta, pad_multiple=8), 8):
+        length = batch.input_ids.shape[0]
+        assert length % 8 == 0 and sum(batch.seqlens) == length and length <= 704
+        assert (batch.input_ids == tokenizer.img_context_id).sum() == sum(batch.num_tiles) * 4
+        assert batch.tiles.shape == (sum(batch.num_tiles), 28, 28, 3) and batch.tiles.dtype == torch.uint8
+        assert ((batch.labels != -100) == (batch.loss_weights > 0)).all()
+        learned = batch.labels != -100
+        assert torch.equal(batch.labels[learned], batch.input_ids.roll(-1)[learned])
+
+
+def test_every_sample_once_per_epoch(meta, open_loader):
+    seen = [source.line for batch in take(open_loader(meta), 40) for source in batch.sources]
+    counts = [seen.count(line) for line in range(1, 24)]
+    assert min(counts) >= 2 and max(counts) - min(counts) <= 2
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 1), (1, 2)])
+def test_resume_is_exact_under_any_number_of_ranks(meta, open_loader, before, after):
+    whole = take(open_loader(meta), 12)
+    loaders = [open_loader(meta, rank, before) for rank in range(before)]
+    parts = [take(loader, 4 // before) for loader in loaders]
+    same([parts[i % before][i // before] for i in range(4)], whole[:4])
+    state = loaders[0].state_dict()
+    assert all(loader.state_dict() == state for loader in loaders)
+    parts = [take(open_loader(meta, rank, after, state), 8 // after) for rank in range(after)]
+    same([parts[i % after][i // after] for i in range(8)], whole[4:])
+
+
+def test_workers_change_nothing(meta, open_loader):
+    whole = take(open_loader(meta), 8)
+    loader = open_loader(meta, num_workers=2)
+    same(take(loader, 5), whole[:5])
+    same(take(open_loader(meta, state=loader.state_dict()), 3), whole[5:])
+
+
+def test_another_seed_is_another_order(meta, open_loader):
+    one, two = take(open_loader(meta), 2), take(open_loader(meta, seed=6), 2)
+    assert one[0].sources != two[0].sources
+
+
+def test_a_state_of_other_data_is_refused(meta, open_loader, tmp_path):
+    state = open_loader(meta).state_dict()
+    with pytest.raises(ConfigError, match="'samples': {'all': 23}.*now .*'samples': {'all': 24}"):
+        open_loader(write_dataset(tmp_path / "other", lines=24), state=state)
+    with pytest.raises(ConfigError, match="other data"):
+        open_loader(meta, state=state, seed=6)
+
+
+def test_bad_samples_stop_the_run_with_file_line_and_cause(meta, open_loader):
+    (meta.parent / "image" / "3.png").unlink()
+    with pytest.raises(DataError, match=r"all.jsonl:\d+ \(all\): .*3.png: no such image\n1 bad samples, .* allows 0"):
+        take(open_loader(meta), 8)
+
+
+def test_bad_samples_are_counted_and_left_out(meta, open_loader):
+    (meta.parent / "image" / "3.png").unlink()
+    loader = open_loader(meta, max_skipped_samples=100)
+    batches = take(loader, 12)
+    state = loader.state_dict()
+    assert list(state["skipped"]) == ["FILE: no such image"] and state["skipped"]["FILE: no such image"] > 3
+    lines = {source.line for batch in batches for source in batch.sources}
+    assert lines == {line for line in range(1, 24) if (line - 1) % 3 == 2 or 3 not in images_of(line - 1)}
+    resumed = open_loader(meta, max_skipped_samples=100, state=state)
+    same(take(resumed, 4), take(open_loader(meta, max_skipped_samples=100), 16)[12:])
+    assert resumed.state_dict()["skipped"]["FILE: no such image"] > state["skipped"]["FILE: no such image"]
+
+
+def images_of(number):
+    return {number % 6} if number % 3 == 0 else {number % 6, (number + 1) % 6}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_damaged_inside_leaves_the_pack(meta, open_loader, workers):
+    whole = take(open_loader(meta), 8)
+    path = meta.parent / "image" / "3.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match="damaged image"):
+        take(open_loader(meta, num_workers=workers), 8)
+    loader = open_loader(meta, max_skipped_samples=100, num_workers=workers)
+    batches = take(loader, 8)
+    for batch, complete in zip(batches, whole, strict=True):
+        kept = [s for s in complete.sources if (s.line - 1) % 3 == 2 or 3 not in images_of(s.line - 1)]
+        assert list(batch.sources) == kept
+    lost = sum(len(b.sources) for b in whole) - sum(len(b.sources) for b in batches)
+    assert sum(loader.state_dict()["skipped"].values()) == lost > 0
+
+
+def test_nothing_usable_is_an_error_not_an_endless_loop(meta, open_loader):
+    with pytest.raises(DataError, match="none of the 23 samples"):
+        take(open_loader(meta, max_seq_length=10, max_skipped_samples=10**6), 1)

@@ -1,0 +1,101 @@
+"""Frames of videos: drawn in order from folders, animations and video files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from megatron_v2pe.data.documents import DocumentEncoder
+from megatron_v2pe.data.pictures import read_tiles
+from megatron_v2pe.data.sources import Dataset
+from megatron_v2pe.data.video import draw_frames, frame_range, list_frames, read_frames
+from megatron_v2pe.errors import DataError
+from megatron_v2pe.testing.shared import shared_path
+from megatron_v2pe.testing.small_data import FACTS, config_for
+from megatron_v2pe.v2pe.stride import StridePolicy
+
+
+def grey(value):
+    return Image.new("RGB", (28, 28), (value, value, value))
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """The same 40 frames, brighter and brighter, as a folder, a GIF and a video file."""
+    frames = [grey(6 * i) for i in range(40)]
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(frames):
+        frame.save(tmp_path / "frames" / f"{number:05d}.png")
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=100)
+    av = pytest.importorskip("av", reason="PyAV is not installed (the `video` extra)")
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 28
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_image(frame)))
+        container.mux(stream.encode())
+    return tmp_path
+
+
+def test_one_frame_per_interval():
+    for seed in range(20):
+        chosen = draw_frames(100, 10, seed)
+        assert all(10 * i <= frame <= 10 * i + 8 for i, frame in enumerate(chosen))
+    assert draw_frames(100, 10, 0) != draw_frames(100, 10, 1)
+
+
+def test_short_videos():
+    assert draw_frames(3, 5, 0) == [0, 1, 2, 2, 2]
+    chosen = draw_frames(12, 8, 0)  # intervals of one frame are empty: a sorted subset instead
+    assert chosen == sorted(set(chosen)) and len(chosen) == 8
+
+
+@pytest.mark.parametrize("name", ["frames/", "clip.gif", "clip.mp4"])
+def test_video_samples(clips, tokenizer, name):
+    row = {"video": name, "conversations": [{"from": "human", "value": "what"}, {"from": "gpt", "value": "yes"}]}
+    (clips / "a.jsonl").write_text(json.dumps(row) + "\n")
+    config = config_for(clips / "meta.json", min_num_frame=4, max_num_frame=6)
+    encoder = DocumentEncoder(config, tokenizer, FACTS, StridePolicy("v2pe_fix", 2), seed=3)
+    dataset = Dataset("d", str(clips / "a.jsonl"), root=f"{clips}/")
+    document = encoder.encode(dataset, 0, 0, 0)
+    assert 4 <= len(document.pictures) <= 6 and document.num_tiles == len(document.pictures)
+    text = tokenizer.decode(document.input_ids.tolist())
+    assert "Frame1:" in text and f"\nFrame{len(document.pictures)}:what" in text
+    brightness = read_tiles(document.pictures, 28, (0, 0, 0)).float().mean((1, 2, 3))
+    assert (brightness.diff() > 3).all(), "in order"
+    counts = {len(encoder.encode(dataset, 0, epoch, 0).pictures) for epoch in range(12)}
+    assert counts == {4, 5, 6}
+
+
+def test_clips(clips):
+    path = str(clips / "clip.mp4")
+    assert frame_range(path, None) == (0, 40)
+    assert frame_range(path, (1.0, 2.5)) == (10, 25)
+    with pytest.raises(DataError, match=r"clip 5.0 to 6.0 s is outside of 4.00 s \(40 frames\)"):
+        frame_range(path, (5.0, 6.0))
+    values = [np.asarray(frame).mean() for frame in read_frames(path, [3, 3, 30])]
+    assert values[0] == values[1] and abs(values[2] - values[0] - 162) < 12
+
+
+def test_errors(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        list_frames(str(tmp_path / "gone/"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no frames"):
+        list_frames(str(tmp_path / "empty/"))
+    with pytest.raises(DataError, match="no such video"):
+        frame_range(str(tmp_path / "gone.mp4"), None)
+    (tmp_path / "text.mp4").write_text("hello")
+    with pytest.raises(DataError, match="not a video"):
+        frame_range(str(tmp_path / "text.mp4"), None)
+
+
+@pytest.mark.parametrize(("name", "frames"), [("flipping_a_pancake.mkv", 310), ("playing_guitar.mp4", 300)])
+def test_real_videos(name, frames):
+    path = str(shared_path(f"real/video/{name}"))
+    assert frame_range(path, None) == (0, frames)
+    first, last = read_frames(path, [0, frames - 1])
+    assert np.abs(np.asarray(first, float) - np.asarray(last, float)).mean() > 1

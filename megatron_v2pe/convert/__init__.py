@@ -1,0 +1,1 @@
+"""HF checkpoints to Megatron-Core checkpoints and back, tensor by tensor."""

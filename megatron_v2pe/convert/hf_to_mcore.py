@@ -1,0 +1,99 @@
+"""An HF InternVL2 folder becomes a Megatron-Core checkpoint folder, tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLDER, HF_LAYOUT, new_folder
+from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
+from megatron_v2pe.convert import hf_config
+from megatron_v2pe.convert.hf_folder import HFWeights, copy_other_files
+from megatron_v2pe.convert.mappings import MappingTable
+from megatron_v2pe.convert.progress import byte_progress
+from megatron_v2pe.convert.registry import mapping_table
+from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.logging import get_logger
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.version import __version__
+
+_log = get_logger(__name__)
+
+
+def convert(source: Path, folder: Path, overwrite: bool) -> None:
+    """Convert `source` (HF) to `folder` (Megatron-Core); see `api.hf_to_mcore`."""
+    if not source.is_dir():
+        raise CheckpointError(f"{source}: no such folder")
+    if (source / HF_LAYOUT).exists():
+        raise CheckpointError(f"{source / HF_LAYOUT}: the name is taken by the converter; rename this file")
+    config = _read_config(source)
+    table = mapping_table(InternVLConfig.from_hf(config, str(source / "config.json")))
+    weights = HFWeights(source)
+    dtypes = _check(table, weights)
+    with new_folder(folder, overwrite, DESCRIPTION) as temporary:
+        _write_tensors(table, weights, temporary)
+        (temporary / HF_FOLDER).mkdir()
+        copy_other_files(source, temporary / HF_FOLDER)
+        weights.layout.save(temporary / HF_FOLDER / HF_LAYOUT)
+        description = _description(dtypes.most_common(1)[0][0])
+        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_config(source: Path) -> dict[str, Any]:
+    """Read `config.json` and say where its V2PE fields leave something open."""
+    InternVLConfig.from_folder(source)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    settings = hf_config.V2PESettings.from_config(config)
+    if hf_config.has_v2pe_scaling(config) and settings.version == "default":
+        _log.warning(
+            "%s: llm_config.rope_scaling.type is 'v2pe' but no rope_pos_id_version is stated; taken as plain rotary "
+            "embedding with ordinary positions",
+            source / "config.json",
+        )
+    return config
+
+
+def _check(table: MappingTable, weights: HFWeights) -> Counter[torch.dtype]:
+    """Check names, shapes and types of all tensors before anything is written; return bytes per type."""
+    source, places = str(weights.folder), weights.layout.places()
+    table.check_names(places, source)
+    bytes_of: Counter[torch.dtype] = Counter()
+    of_key: dict[str, tuple[str, torch.dtype]] = {}
+    for mapping in table.tensors:
+        place = places[mapping.name]
+        table.check_shape(mapping, place.shape, source)
+        if not place.dtype.is_floating_point:
+            raise CheckpointError(f"{source}: {place.name} is {place.dtype}, expected a floating-point type")
+        first, dtype = of_key.setdefault(mapping.key, (place.name, place.dtype))
+        if dtype != place.dtype:
+            raise CheckpointError(
+                f"{source}: {first} is {dtype} and {place.name} is {place.dtype}; they become one tensor"
+            )
+        bytes_of[place.dtype] += place.nbytes
+    return bytes_of
+
+
+def _write_tensors(table: MappingTable, weights: HFWeights, folder: Path) -> None:
+    total = sum(place.nbytes for place in weights.layout.places().values())
+    with TorchDistWriter(folder) as writer, byte_progress(total, "HF to Megatron") as progress:
+        for mapping in table.tensors:
+            rows = mapping.order.to_mcore(weights.tensor(mapping.name))
+            writer.add_rows(mapping.key, mapping.key_shape, mapping.first_row, rows)
+            progress.update(rows.nbytes)
+        for key in table.object_keys:
+            writer.add_object(key, None)
+        writer.finish()
+
+
+def _description(dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": "converted",
+        "iteration": 0,
+        "dtype": str(dtype).removeprefix("torch."),
+        "versions": {"megatron_v2pe": __version__, "torch": torch.__version__},
+    }

@@ -1,0 +1,140 @@
+"""A Megatron-Core checkpoint folder, converted or trained in any layout, becomes an HF folder again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT, LATEST, TRAINING_STATE, new_folder
+from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
+from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
+from megatron_v2pe.convert import hf_config
+from megatron_v2pe.convert.hf_folder import INDEX, Layout, other_files
+from megatron_v2pe.convert.mappings import MappingTable
+from megatron_v2pe.convert.progress import byte_progress
+from megatron_v2pe.convert.registry import mapping_table
+from megatron_v2pe.convert.safetensors_io import TensorPlace, write_file
+from megatron_v2pe.errors import CheckpointError, ConfigError
+from megatron_v2pe.models.config import InternVLConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What the user asks of an exported checkpoint; None keeps what the checkpoint says."""
+
+    rope_pos_id_version: str | None = None
+    rope_pos_id_stride: str | int | float | Fraction | None = None
+    dtype: str | None = None
+    """`bf16`, `fp32` or `fp16`; None: every tensor as the original HF checkpoint had it."""
+
+
+def convert(folder: Path, target: Path, overwrite: bool, export: Export) -> None:
+    """Convert `folder` (Megatron-Core) to `target` (HF); see `api.mcore_to_hf`."""
+    if export.dtype is not None and export.dtype not in DTYPES:
+        raise ConfigError(f"dtype {export.dtype!r} is none of {', '.join(DTYPES)}")
+    folder = newest_checkpoint(folder)
+    reader = TorchDistReader(folder, vet_checkpoint(folder))
+    hf = folder / HF_FOLDER
+    model = InternVLConfig.from_folder(hf)
+    table = mapping_table(model)
+    layout = Layout.load(hf / HF_LAYOUT)
+    _check(table, layout, reader, folder)
+    config = _new_config(folder, json.loads((hf / _CONFIG).read_text(encoding="utf-8")), export)
+    if export.dtype is not None:
+        dtype = DTYPES[export.dtype]
+        layout = Layout(tuple((name, header.with_dtype(dtype)) for name, header in layout.shards))
+    with new_folder(target, overwrite, _CONFIG) as temporary:
+        _write_tensors(table, layout, reader, temporary)
+        for relative in other_files(hf):
+            if relative != Path(HF_LAYOUT):
+                (temporary / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(hf / relative, temporary / relative)
+        if config is not None:
+            (temporary / _CONFIG).write_text(hf_config.to_text(config), encoding="utf-8")
+        if export.dtype is not None:
+            _correct_index(temporary / INDEX, layout)
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """Return the checkpoint folder itself, or the newest one where `folder` is that of a training run.
+
+    Raises:
+        CheckpointError: the run's tracker file names no checkpoint that is there.
+    """
+    tracker = folder / LATEST
+    if (folder / DESCRIPTION).exists() or not tracker.is_file():
+        return folder
+    text = tracker.read_text(encoding="utf-8").strip()
+    if not text.isdigit():
+        raise CheckpointError(f"{tracker}: expected an iteration number, found {text[:40]!r}")
+    newest = folder / f"iter_{int(text):07d}"
+    if not newest.is_dir():
+        raise CheckpointError(f"{tracker}: names iteration {text}, but {newest} does not exist")
+    return newest
+
+
+def _check(table: MappingTable, layout: Layout, reader: TorchDistReader, folder: Path) -> None:
+    """Check both sides against the table before anything is written."""
+    places = layout.places()
+    table.check_names(places, str(folder / HF_FOLDER / HF_LAYOUT))
+    for mapping in table.tensors:
+        table.check_shape(mapping, places[mapping.name].shape, str(folder / HF_FOLDER / HF_LAYOUT))
+    weights = {key: entry.size for key, entry in reader.tensors.items() if not key.startswith("optimizer.")}
+    table.check_keys(weights, str(folder))
+
+
+def _write_tensors(table: MappingTable, layout: Layout, reader: TorchDistReader, target: Path) -> None:
+    mappings = table.by_name()
+    total = sum(place.nbytes for place in layout.places().values())
+    with byte_progress(total, "Megatron to HF") as progress:
+
+        def tensor(place: TensorPlace) -> Tensor:
+            mapping = mappings[place.name]
+            rows = reader.read_rows(mapping.key, mapping.first_row, mapping.shape[0])
+            progress.update(place.nbytes)
+            return mapping.order.to_hf(rows).to(place.dtype)
+
+        for name, header in layout.shards:
+            write_file(target / name, header, tensor)
+
+
+def _new_config(folder: Path, config: dict[str, Any], export: Export) -> dict[str, Any] | None:
+    """Return the `config.json` to write, None where the original still holds to the byte."""
+    stated = hf_config.V2PESettings.from_config(config)
+    settings = (_trained_with(folder) or stated).overridden(export.rope_pos_id_version, export.rope_pos_id_stride)
+    asked = export.rope_pos_id_version is not None or export.rope_pos_id_stride is not None
+    result = config
+    if settings != stated or asked:
+        settings.validate()
+        result = hf_config.with_settings(config, settings)
+    if export.dtype is not None:
+        result = hf_config.with_dtype(result, str(DTYPES[export.dtype]).removeprefix("torch."))
+    return None if result == config else result
+
+
+def _trained_with(folder: Path) -> hf_config.V2PESettings | None:
+    path = folder / TRAINING_STATE
+    if read_description(folder / DESCRIPTION).get("kind") != "training" or not path.is_file():
+        return None
+    settings = read_description(path).get("settings")
+    return hf_config.V2PESettings.from_training(settings) if isinstance(settings, dict) else None
+
+
+def _correct_index(path: Path, layout: Layout) -> None:
+    """State the size of the weights in their new type."""
+    if not path.is_file():
+        return
+    index = read_description(path)
+    total = sum(place.nbytes for place in layout.places().values())
+    index["metadata"] = {**(index.get("metadata") or {}), "total_size": total}
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,207 @@
+"""Safetensors files: headers read and checked, tensors as views of the mapped file, files written to the byte.
+
+A safetensors file is eight bytes of header length, a JSON header that gives each tensor's type, shape and place, and
+the data. Reading by mapping keeps weights out of anonymous memory; writing from a recorded header reproduces a file
+exactly, with its order, metadata and padding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_v2pe.errors import CheckpointError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000
+_MAGIC = {b"PK\x03\x04": "a zip", b"\x80\x02": "a pickle", b"\x80\x03": "a pickle", b"\x80\x04": "a pickle"}
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """One tensor of a file."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    """First byte, counted from the end of the header."""
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data."""
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of a safetensors file."""
+
+    text: str
+    """JSON exactly as in the file, padding included."""
+    tensors: tuple[TensorPlace, ...]
+    """In the order of their data."""
+
+    @property
+    def data_start(self) -> int:
+        """Offset of the first data byte in the file."""
+        return 8 + len(self.text.encode())
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of the whole file."""
+        return self.data_start + (self.tensors[-1].end if self.tensors else 0)
+
+    @classmethod
+    def parse(cls, text: str, source: str) -> Header:
+        """Read the JSON of a header.
+
+        Raises:
+            CheckpointError: not JSON, an unknown type, or places that overlap or leave holes.
+        """
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise CheckpointError(f"{source}: damaged safetensors header: {error}") from error
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{source}: damaged safetensors header: not an object")
+        places = sorted(
+            (_place(name, entry, source) for name, entry in content.items() if name != "__metadata__"),
+            key=lambda place: (place.begin, place.end),
+        )
+        position = 0
+        for place in places:
+            if place.begin != position:
+                raise CheckpointError(f"{source}: {place.name} begins at byte {place.begin}, expected {position}")
+            position = place.end
+        return cls(text, tuple(places))
+
+    def with_dtype(self, dtype: torch.dtype) -> Header:
+        """Return the header of the same tensors, in the same order, in another floating-point type."""
+        content = json.loads(self.text)
+        entries: dict[str, Any] = {name: value for name, value in content.items() if name == "__metadata__"}
+        position = 0
+        for place in self.tensors:
+            kind = dtype if place.dtype.is_floating_point else place.dtype
+            end = position + math.prod(place.shape) * kind.itemsize
+            entries[place.name] = {"dtype": _NAMES[kind], "shape": place.shape, "data_offsets": [position, end]}
+            position = end
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False)
+        text += " " * (-len(text.encode()) % 8)
+        return Header.parse(text, "new header")
+
+
+class SafetensorsFile:
+    """A mapped safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header and map the data.
+
+        Raises:
+            CheckpointError: truncated (with both sizes), a pickle, or otherwise no safetensors file.
+        """
+        self.path = path
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            self.header = _read_header(stream.read(8), stream.read, size, str(path))
+            if size != self.header.file_size:
+                what = "truncated" if size < self.header.file_size else "too long"
+                raise CheckpointError(
+                    f"{path}: {what}: the file has {size} bytes, its header describes {self.header.file_size}"
+                )
+            self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._places = {place.name: place for place in self.header.tensors}
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor that lies in the mapped file; do not write to it."""
+        place = self._places[name]
+        if place.nbytes == 0:
+            return torch.empty(place.shape, dtype=place.dtype)
+        count, offset = math.prod(place.shape), self.header.data_start + place.begin
+        return torch.frombuffer(self._map, dtype=place.dtype, count=count, offset=offset).view(place.shape)
+
+
+def write_file(path: Path, header: Header, tensor: Callable[[TensorPlace], Tensor]) -> None:
+    """Write a file tensor by tensor, exactly as `header` lays it out.
+
+    Args:
+        path: file to create.
+        header: its header; the data follow in the order of `header.tensors`.
+        tensor: gives each tensor in the type and shape of its place.
+    """
+    text = header.text.encode()
+    with path.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)))
+        stream.write(text)
+        for place in header.tensors:
+            value = tensor(place)
+            assert value.dtype == place.dtype and tuple(value.shape) == place.shape, place.name
+            if value.numel():
+                data: Any = value.contiguous().flatten().view(torch.uint8).numpy()
+                stream.write(memoryview(data))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def build_header(tensors: Sequence[tuple[str, Sequence[int]]], dtype: torch.dtype) -> Header:
+    """Return the header of a new file with these names and shapes, as the safetensors library would write it."""
+    position = 0
+    content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name, shape in tensors:
+        end = position + math.prod(shape) * dtype.itemsize
+        content[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(content, separators=(",", ":"))
+    return Header.parse(text + " " * (-len(text) % 8), "new header")
+
+
+def _read_header(start: bytes, read: Callable[[int], bytes], size: int, source: str) -> Header:
+    for magic, what in _MAGIC.items():
+        if start.startswith(magic):
+            raise CheckpointError(f"{source}: refusing pickle: this is {what}, not a safetensors file")
+    if start.startswith(b"version "):
+        raise CheckpointError(f"{source}: a Git LFS pointer of {size} bytes, not the weights; run `git lfs pull`")
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= length <= _MAX_HEADER:
+        raise CheckpointError(f"{source}: not a safetensors file: {size} bytes, header length {length}")
+    raw = read(length)
+    if len(raw) < length:
+        raise CheckpointError(f"{source}: truncated: the header has {length} bytes, the file holds {len(raw)} of them")
+    try:
+        return Header.parse(raw.decode("utf-8"), source)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{source}: damaged safetensors header: {error}") from error
+
+
+def _place(name: str, entry: Any, source: str) -> TensorPlace:
+    try:
+        dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+        expected = math.prod(shape) * dtype.itemsize
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{source}: {name}: entry not understood: {json.dumps(entry)[:120]}") from error
+    if end - begin != expected:
+        raise CheckpointError(f"{source}: {name}: {end - begin} bytes of data, shape {list(shape)} needs {expected}")
+    return TensorPlace(name, dtype, shape, begin, end)

@@ -1,0 +1,80 @@
+"""Convert checkpoints: `python tools/convert_checkpoint.py hf-to-mcore|mcore-to-hf SOURCE TARGET`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+EXAMPLES = """examples, from the top of the repository:
+  python tools/convert_checkpoint.py hf-to-mcore tests/golden/reference_checkpoint work_dirs/converted/mcore
+  python tools/convert_checkpoint.py mcore-to-hf work_dirs/converted/mcore work_dirs/converted/hf
+
+A training run goes back the same way, with the V2PE settings it was trained with written into config.json:
+  python tools/convert_checkpoint.py mcore-to-hf work_dirs/my_run work_dirs/my_run_hf
+
+The Megatron side (format torch_dist) loads in any tensor and pipeline parallel layout. Weights are read from
+safetensors only, never from a pickle."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=formatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="hf-to-mcore|mcore-to-hf")
+    forward = commands.add_parser(
+        "hf-to-mcore", help="HF InternVL2 folder to Megatron-Core", epilog=EXAMPLES, formatter_class=formatter
+    )
+    backward = commands.add_parser(
+        "mcore-to-hf", help="Megatron-Core checkpoint to HF folder", epilog=EXAMPLES, formatter_class=formatter
+    )
+    for command, source, target in ((forward, "HF folder", "checkpoint"), (backward, "checkpoint", "HF folder")):
+        command.add_argument("source", type=Path, metavar="SOURCE", help=f"{source} to read")
+        command.add_argument("target", type=Path, metavar="TARGET", help=f"{target} to create")
+        command.add_argument("--overwrite", action="store_true", help=f"replace a {target} that is there")
+    backward.add_argument(
+        "--rope-pos-id-version",
+        choices=("default", "v2pe_fix", "v2pe_rnd"),
+        help="write this V2PE version into config.json; unset: what the run was trained with, or the original",
+    )
+    backward.add_argument("--rope-pos-id-stride", metavar="STRIDE", help="write this stride: 64, 1/2, 0.5")
+    backward.add_argument(
+        "--dtype", choices=("bf16", "fp32", "fp16"), help="type of the weights; unset: as in the original HF folder"
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return 0, or 1 for what the user can mend."""
+    arguments = _parser().parse_args(argv)
+    from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf  # torch takes seconds to import; --help need not
+    from megatron_v2pe.errors import V2PEError
+    from megatron_v2pe.logging import setup_logging
+
+    setup_logging()
+    start = time.monotonic()
+    try:
+        if arguments.command == "hf-to-mcore":
+            hf_to_mcore(arguments.source, arguments.target, overwrite=arguments.overwrite)
+        else:
+            mcore_to_hf(
+                arguments.source,
+                arguments.target,
+                rope_pos_id_version=arguments.rope_pos_id_version,
+                rope_pos_id_stride=arguments.rope_pos_id_stride,
+                overwrite=arguments.overwrite,
+                dtype=arguments.dtype,
+            )
+    except V2PEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # no space left, no permission: the message names the file
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    size = sum(path.stat().st_size for path in arguments.target.rglob("*") if path.is_file())
+    print(f"{arguments.target}: {size / 1e6:.1f} MB in {time.monotonic() - start:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -49,6 +49,8 @@ class TorchDistWriter:
         self._stream = (folder / _DATA_FILE).open("wb")
         self._entries: dict[str, Any] = {}
         self._places: dict[MetadataIndex, _StorageInfo] = {}
+        self._checksums = torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(False)  # PyTorch does not look at them; they take most of the time
 
     def __enter__(self) -> TorchDistWriter:
         """Return the writer."""
@@ -56,6 +58,7 @@ class TorchDistWriter:
 
     def __exit__(self, *_: object) -> None:
         """Close the data file."""
+        torch.serialization.set_crc32_options(self._checksums)
         self._stream.close()
 
     def add_rows(self, key: str, shape: Sequence[int], first_row: int, rows: Tensor) -> None:

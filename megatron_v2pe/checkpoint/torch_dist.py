@@ -49,8 +49,6 @@ class TorchDistWriter:
         self._stream = (folder / _DATA_FILE).open("wb")
         self._entries: dict[str, Any] = {}
         self._places: dict[MetadataIndex, _StorageInfo] = {}
-        self._checksums = torch.serialization.get_crc32_options()
-        torch.serialization.set_crc32_options(False)  # PyTorch does not look at them; they take most of the time
 
     def __enter__(self) -> TorchDistWriter:
         """Return the writer."""
@@ -58,7 +56,6 @@ class TorchDistWriter:
 
     def __exit__(self, *_: object) -> None:
         """Close the data file."""
-        torch.serialization.set_crc32_options(self._checksums)
         self._stream.close()
 
     def add_rows(self, key: str, shape: Sequence[int], first_row: int, rows: Tensor) -> None:
@@ -100,8 +97,12 @@ class TorchDistWriter:
         (self._folder / MEGATRON_CONFIG).write_text(json.dumps(_BACKENDS))
 
     def _write(self, content: Any) -> _StorageInfo:
-        start = self._stream.tell()
-        torch.save(content, self._stream)
+        start, checksums = self._stream.tell(), torch.serialization.get_crc32_options()
+        torch.serialization.set_crc32_options(False)  # PyTorch does not look at them, and they take most of the time
+        try:
+            torch.save(content, self._stream)
+        finally:
+            torch.serialization.set_crc32_options(checksums)
         return _StorageInfo(_DATA_FILE, start, self._stream.tell() - start)
 
 

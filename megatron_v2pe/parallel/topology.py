@@ -27,7 +27,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> ProcessGroupCollection:
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         context_parallel_size=parallel.context_parallel_size,
-        create_gloo_process_groups=True,
+        create_gloo_process_groups=False,
     )
     groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
     alone = groups[dist.get_rank()]

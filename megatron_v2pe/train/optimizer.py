@@ -41,7 +41,8 @@ def build_optimizer(
         use_distributed_optimizer=use_distributed_optimizer,
         overlap_param_gather=overlap_param_gather,
     )
-    return get_megatron_optimizer(config, [model], _weight_decay_overrides(settings), pg_collection=groups)
+    overrides = _weight_decay_overrides(settings)
+    return get_megatron_optimizer(config, [model], overrides, use_gloo_process_groups=False, pg_collection=groups)
 
 
 def _weight_decay_overrides(settings: AdamWConfig) -> dict[ParamKey, ParamGroupOverride]:

@@ -37,7 +37,7 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
     from megatron_v2pe.checkpoint import store
     from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler, take_step
     from megatron_v2pe.train.step import forward_backward
-    from megatron_v2pe.train.wrap import wrap
+    from megatron_v2pe.train.wrap import gather_parameters, wrap
 
     options = ModelOptions(params_dtype=case.dtype, **case.options)
     history = History()
@@ -69,10 +69,9 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
             assert updated
             history.grad_norms.append(norm)
             scheduler.step(increment=1)
+        gather_parameters(wrapped)
         if save_to is not None:
             state = store.TrainingState(first + steps, {"consumed": 17}, {"note": "short run"})
             store.save(Path(save_to), model, optimizer, state, hf_source=Path(save_to), keep_latest=2)
-        if layout.overlap_param_gather:
-            wrapped.start_param_sync(force_sync=True)
         history.weights = gather_full(model, lambda parameter: parameter.detach())
     return history

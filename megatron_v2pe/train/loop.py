@@ -22,6 +22,7 @@ from megatron_v2pe.train.micro_batch import MicroBatch, global_weight
 from megatron_v2pe.train.optimizer import take_step
 from megatron_v2pe.train.step import forward_backward
 from megatron_v2pe.train.stop import StopRequest
+from megatron_v2pe.train.wrap import gather_parameters
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Trainer:
             self.metrics.write(metrics)
             stopping = stop.agreed()
             if stopping or iteration == last or (self.save_interval and iteration % self.save_interval == 0):
+                gather_parameters(self.model)
                 self.save(iteration)
                 saved = iteration
             if stopping:

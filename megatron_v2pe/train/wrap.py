@@ -59,3 +59,13 @@ def wrap(
     if parallel.overlap_param_gather:
         config.param_sync_func = wrapped.start_param_sync
     return wrapped
+
+
+def gather_parameters(wrapped: DistributedDataParallel) -> None:
+    """Complete the last step's update on every rank, where `overlap_param_gather` leaves that to the next forward.
+
+    Before this, a rank's weights are new only in the part whose optimizer state it holds: not what a checkpoint may
+    contain.
+    """
+    if wrapped.ddp_config.overlap_param_gather:
+        wrapped.start_param_sync(force_sync=True)

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 
 _ROOT = "megatron_v2pe"
+
+EXPECTED_WARNINGS = (
+    # Optional packages are found at run time; the local implementations are what is tested.
+    (UserWarning, r".*(Apex|Transformer Engine).* not installed.*"),
+    (UserWarning, r".*Apex is not installed.*"),
+    # Names the pinned versions of torch and Megatron-Core still use between themselves.
+    (FutureWarning, r".*(is deprecated).*"),
+    (UserWarning, r".*full scope is deprecated.*"),
+    # Megatron-Core looks at `.grad` of every tensor it holds.
+    (UserWarning, r"(?s).*The \.grad attribute of a Tensor that is not a leaf.*"),
+    # About streams of a GPU; Megatron-Core says it on any device.
+    (UserWarning, r".*CUDA_DEVICE_MAX_CONNECTIONS.*"),
+)
+"""Warnings of other libraries that ask nothing of a user of the command-line tools: category, message."""
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -23,3 +38,9 @@ def setup_logging(rank: int = 0, level: int = logging.INFO) -> None:
     logger.addHandler(handler)
     logger.setLevel(level if rank == 0 else logging.ERROR)
     logger.propagate = False
+
+
+def quiet_expected_warnings() -> None:
+    """Silence `EXPECTED_WARNINGS`; command-line tools call this before Megatron-Core is imported."""
+    for category, message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message, category=category)

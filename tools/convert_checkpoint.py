@@ -47,9 +47,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, or 1 for what the user can mend."""
     arguments = _parser().parse_args(argv)
+    from megatron_v2pe.logging import quiet_expected_warnings, setup_logging
+
+    quiet_expected_warnings()
     from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf  # torch takes seconds to import; --help need not
     from megatron_v2pe.errors import V2PEError
-    from megatron_v2pe.logging import setup_logging
 
     setup_logging()
     start = time.monotonic()

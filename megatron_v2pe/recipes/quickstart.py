@@ -39,7 +39,7 @@ def quickstart() -> ExperimentConfig:
         parallel=ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True),
         optimizer=AdamWConfig(lr=1e-3, min_lr=5e-5, warmup_ratio=0.05, adam_beta2=0.99),
         train=TrainConfig(
-            train_steps=300, precision="fp32", device="cpu", recompute_granularity=None, recompute_vision=False
+            train_steps=260, precision="fp32", device="cpu", recompute_granularity=None, recompute_vision=False
         ),
         checkpoint=CheckpointConfig(save="work_dirs/quickstart/run", save_interval=None, keep_latest=2),
     )

@@ -25,6 +25,7 @@ import tyro
 from megatron_v2pe import config_tree
 from megatron_v2pe.device import launch
 from megatron_v2pe.errors import ConfigError, V2PEError
+from megatron_v2pe.logging import quiet_expected_warnings
 from megatron_v2pe.train import published_flags
 from megatron_v2pe.train.config import ExperimentConfig
 
@@ -81,6 +82,7 @@ def main(argv: Sequence[str], recipes: Recipes) -> int:
             if rank == 0:
                 print(command.config.to_yaml(), end="")
             return 0
+        quiet_expected_warnings()
         from megatron_v2pe.train.main import (
             run,
         )  # Megatron-Core takes seconds to import; --dry-run need not wait

@@ -24,8 +24,7 @@ if ! mkdir "$out" 2>/dev/null; then
     exit 1
 fi
 
-steps=300
-half=150
+half=130 # of the 260 steps of the recipe
 total=9
 number=0
 began=$(date +%s)
@@ -79,19 +78,19 @@ finished
 train() {
     GPUS_PER_NODE=2 sh scripts/train_torchrun.sh --recipe quickstart \
         --model.model-name-or-path "$out/megatron" --data.meta-path "$out/data/meta.json" \
-        --checkpoint.save "$out/run" --train.train-steps "$steps" "$@"
+        --checkpoint.save "$out/run" "$@"
 }
 
-step "train on 2 processes (TP 2, sequence parallel, random strides), stop after step $half of $steps"
+step "train on 2 processes (TP 2, sequence parallel, random strides), stop half-way, after step $half"
 train --train.exit-step "$half"
 finished
 
-step "resume from the checkpoint, train to step $steps"
+step "resume from the checkpoint and train to the end"
 train
 finished
 
 step "convert the trained checkpoint back to the HF layout"
-"$python" tools/convert_checkpoint.py mcore-to-hf "$out/run/$(printf 'iter_%07d' "$steps")" "$out/hf_trained"
+"$python" tools/convert_checkpoint.py mcore-to-hf "$out/run" "$out/hf_trained"
 finished
 
 step "draw the loss curve"

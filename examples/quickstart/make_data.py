@@ -25,7 +25,7 @@ import skimage.data
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-LONGEST_SIDE = 448
+LONGEST_SIDE = 320
 """Pictures are stored with sides of at most this many pixels."""
 DIGIT_SIDE = 64
 """Side of a stored digit; scikit-learn's are scans reduced to 8 x 8 pixels."""

@@ -1,0 +1,153 @@
+"""A converted folder loads in any layout, and what any layout trained converts back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_v2pe.checkpoint import folder, store
+from megatron_v2pe.convert.api import mcore_to_hf
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.testing import parity, short_runs
+from megatron_v2pe.testing.conversion import load_whole
+from megatron_v2pe.testing.golden import read_checkpoint
+from megatron_v2pe.testing.hf_names import to_full_state
+from megatron_v2pe.testing.packs import random_packs
+from megatron_v2pe.v2pe.stride import StridePolicy
+
+LAYOUTS = {
+    "single": (1, ParallelConfig()),
+    "tp2": (2, ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)),
+    "pp2": (2, ParallelConfig(pipeline_model_parallel_size=2)),
+    "tp2_pp2": (
+        4,
+        ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True, pipeline_model_parallel_size=2),
+    ),
+}
+VOCABULARY = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
+
+
+def expected_of(source):
+    config, state = read_checkpoint(source)
+    return config, to_full_state(state, InternVLConfig.from_hf(config).vision.num_attention_heads)
+
+
+@pytest.mark.parametrize("name", ["single", "tp2", "pp2", "tp2_pp2"])
+def test_a_converted_folder_loads_in_any_layout(pools, sources, converted, name):
+    config, expected = expected_of(sources["odd"])
+    world, layout = LAYOUTS[name]
+    folder = str(converted["odd"])
+    loaded = pools[world].run(load_whole, folder=folder, hf_config=config, layout=layout, dtype=torch.bfloat16)[0]
+    assert loaded.keys() == expected.keys()
+    for key, tensor in loaded.items():
+        rows = expected[key].shape[0]
+        assert torch.equal(tensor[:rows], expected[key]), key
+        assert tensor.shape[0] == rows or (key in VOCABULARY and tensor.shape[0] == 512 and not tensor[rows:].any()), (
+            key
+        )
+
+
+def test_a_swapped_permutation_is_seen_by_the_model(sources, pools, tmp_path, monkeypatch):
+    """Planted break: q and k of the tower change places on the way there."""
+    from megatron_v2pe.convert.api import hf_to_mcore
+    from megatron_v2pe.convert.mappings import HeadByHead
+
+    right = HeadByHead.to_mcore
+
+    def swapped(self, tensor):
+        q, k, v = tensor.chunk(3)
+        return right(self, torch.cat([k, q, v]))
+
+    monkeypatch.setattr(HeadByHead, "to_mcore", swapped)
+    hf_to_mcore(sources["odd"], tmp_path / "mcore")
+    config, expected = expected_of(sources["odd"])
+    places = {"folder": str(tmp_path / "mcore"), "hf_config": config}
+    loaded = pools[1].run(load_whole, **places, layout=ParallelConfig(), dtype=torch.bfloat16)[0]
+    wrong = {key for key, tensor in loaded.items() if not torch.equal(tensor[: expected[key].shape[0]], expected[key])}
+    assert wrong == {key for key in expected if key.startswith("vision_model.decoder") and "linear_qkv." in key} - {
+        key for key in expected if "layer_norm" in key
+    }
+
+
+@pytest.fixture(scope="module")
+def case(sources):
+    """One training step on the odd checkpoint, in fp32."""
+    config, weights = expected_of(sources["odd"])
+    policy = StridePolicy("v2pe_fix", 64)
+    return parity.Case(
+        hf_config=config,
+        layout=ParallelConfig(),
+        packs=random_packs(config, policy, "mixed"),
+        weights={key: tensor.float() for key, tensor in weights.items()},
+        image_token_id=505,
+        policy=policy,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(pools, case, converted, tmp_path_factory):
+    """Folder of a short run and its final weights, by layout."""
+
+    def run(name, dtype):
+        root = tmp_path_factory.mktemp(f"run_{name}")
+        shutil.copytree(converted["odd"] / "hf", root / "hf")
+        world, layout = LAYOUTS[name]
+        this = replace(case, layout=layout, dtype=dtype)
+        return root, pools[world].run(short_runs.train, case=this, steps=1, save_to=str(root))[0]
+
+    return run
+
+
+@pytest.mark.parametrize("name, dtype", [("tp2", torch.float32), ("pp2", torch.bfloat16)])
+def test_a_training_checkpoint_converts_back(trained, sources, tmp_path, name, dtype):
+    root, history = trained(name, dtype)
+    mcore_to_hf(root, tmp_path / "hf", dtype="fp32")
+    config, state = read_checkpoint(tmp_path / "hf")
+    exported = to_full_state(state, InternVLConfig.from_hf(config).vision.num_attention_heads)
+    assert exported.keys() == history.weights.keys()
+    _, before = expected_of(sources["odd"])
+    for key, tensor in exported.items():
+        assert torch.equal(tensor, history.weights[key][: tensor.shape[0]].float()), key
+    assert not torch.equal(
+        exported["vision_projection.linear_fc1.weight"], before["vision_projection.linear_fc1.weight"]
+    )
+    assert state["language_model.output.weight"].shape[0] == 509
+    _check_settings_are_carried_over(root, sources, tmp_path)
+
+
+def _check_settings_are_carried_over(root, sources, tmp_path):
+    """The run's V2PE settings go into config.json; a run that states none leaves it as it was."""
+    original = (sources["odd"] / "config.json").read_bytes()
+    mcore_to_hf(root / "iter_0000001", tmp_path / "silent")
+    assert (tmp_path / "silent" / "config.json").read_bytes() == original
+    state_file = root / "iter_0000001" / "training_state.json"
+    state = json.loads(state_file.read_text())
+    written = {}
+    for label, settings, flags in (
+        ("fixed", {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": "64"}, {}),
+        ("random", {"rope_pos_id_version": "v2pe_rnd", "rope_pos_id_stride": None}, {}),
+        ("off", {"rope_pos_id_version": "default", "rope_pos_id_stride": None}, {}),
+        ("flag", {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": "64"}, {"rope_pos_id_stride": "1/2"}),
+    ):
+        state["settings"] = {"v2pe": settings}
+        state_file.write_text(json.dumps(state))
+        mcore_to_hf(root, tmp_path / label, **flags)
+        config = json.loads((tmp_path / label / "config.json").read_text())
+        inner = config["llm_config"].get("rope_pos_id_version")
+        written[label] = (config.get("rope_pos_id_version"), inner, config.get("rope_pos_id_stride"))
+    assert written == {
+        "fixed": ("v2pe_fix", "v2pe_fix", 64),
+        "random": ("v2pe_rnd", "v2pe_rnd", None),
+        "off": (None, None, None),
+        "flag": ("v2pe_fix", "v2pe_fix", 0.5),
+    }
+
+
+def test_both_sides_name_the_files_of_a_checkpoint_alike():
+    for name in ("FORMAT_VERSION", "LATEST", "TRAINING_STATE", "DESCRIPTION", "HF_FOLDER"):
+        assert getattr(folder, name) == getattr(store, name)

@@ -21,7 +21,7 @@ from megatron_v2pe.testing.packs import random_packs
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 LAYOUTS = {
-    "single": (1, ParallelConfig()),
+    "dp2": (2, ParallelConfig()),
     "tp2": (2, ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)),
     "pp2": (2, ParallelConfig(pipeline_model_parallel_size=2)),
     "tp2_pp2": (
@@ -37,7 +37,7 @@ def expected_of(source):
     return config, to_full_state(state, InternVLConfig.from_hf(config).vision.num_attention_heads)
 
 
-@pytest.mark.parametrize("name", ["single", "tp2", "pp2", "tp2_pp2"])
+@pytest.mark.parametrize("name", ["dp2", "tp2", "pp2", "tp2_pp2"])
 def test_a_converted_folder_loads_in_any_layout(pools, sources, converted, name):
     config, expected = expected_of(sources["odd"])
     world, layout = LAYOUTS[name]
@@ -67,7 +67,7 @@ def test_a_swapped_permutation_is_seen_by_the_model(sources, pools, tmp_path, mo
     hf_to_mcore(sources["odd"], tmp_path / "mcore")
     config, expected = expected_of(sources["odd"])
     places = {"folder": str(tmp_path / "mcore"), "hf_config": config}
-    loaded = pools[1].run(load_whole, **places, layout=ParallelConfig(), dtype=torch.bfloat16)[0]
+    loaded = pools[2].run(load_whole, **places, layout=ParallelConfig(), dtype=torch.bfloat16)[0]
     wrong = {key for key, tensor in loaded.items() if not torch.equal(tensor[: expected[key].shape[0]], expected[key])}
     assert wrong == {key for key in expected if key.startswith("vision_model.decoder") and "linear_qkv." in key} - {
         key for key in expected if "layer_norm" in key

@@ -102,5 +102,5 @@ step "ask the exported checkpoint the training questions"
 finished
 
 printf '\nquickstart: done in %d s\n' $(($(date +%s) - began))
-printf '  %-28s %s\n' "$out/data" "the data set" "$out/run" "checkpoints and logs (TensorBoard, metrics.jsonl)" \
+printf '  %-32s %s\n' "$out/data" "the data set" "$out/run" "checkpoints and logs (TensorBoard, metrics.jsonl)" \
     "$out/hf_trained" "the trained checkpoint in the HF layout" "$out/loss.png" "the loss curve"

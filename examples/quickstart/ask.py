@@ -105,7 +105,8 @@ def ask_all(checkpoint: Path, meta: Path, stride: str | None) -> list[Asked]:
         asked: list[Asked] = []
         with open_pretrained(converted, None if stride is None else parse_stride(stride), "cpu") as pretrained:
             policy = pretrained.policy
-            print(f"asking with rope_pos_id_version {policy.version}, rope_pos_id_stride {policy.stride}")
+            how = "" if policy.stride is None else f", rope_pos_id_stride {policy.stride}"
+            print(f"asking with rope_pos_id_version {policy.version}{how}")
             with tqdm(total=turns, unit="question", mininterval=1, file=sys.stderr) as bar:
                 for dataset in datasets:
                     for item in ask_dataset(pretrained, dataset):

@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,8 @@ from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Document
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.generate.pretrained import inference_policy
 from megatron_v2pe.generate.prompt import checkpoint_tiling, encode_prompt
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.recipes.quickstart import quickstart
@@ -205,6 +208,35 @@ def test_answers_are_compared_word_for_word(capsys: pytest.CaptureFixture[str], 
         monkeypatch.setattr(ask, "ask_all", lambda *_, answers=answers: answers)
         assert ask.main(["folder", "meta.json"]) == status
     assert "fewer than 90%" in capsys.readouterr().err
+
+
+def test_an_untrained_model_fails_the_questions(made: Path, tmp_path: Path) -> None:
+    meta = json.loads((made / "data" / "meta.json").read_text())
+    for name in ("single", "text"):
+        lines = Path(meta[f"quickstart_{name}"]["annotation"]).read_text().splitlines()
+        meta[f"quickstart_{name}"]["annotation"] = str(tmp_path / f"{name}.jsonl")
+        (tmp_path / f"{name}.jsonl").write_text(lines[0] + "\n")
+    few = {name: meta[name] for name in ("quickstart_single", "quickstart_text")}
+    (tmp_path / "meta.json").write_text(json.dumps(few))
+    command = [sys.executable, str(ROOT / "examples" / "quickstart" / "ask.py"), str(made / "hf")]
+    command += [str(tmp_path / "meta.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 1, done.stderr
+    assert "0 of 2 right (0.0%): quickstart_single 0/1, quickstart_text 0/1" in done.stdout
+    assert "rope_pos_id_version default" in done.stdout  # as the checkpoint states
+    assert "error: fewer than 90%" in done.stderr
+
+
+def test_checkpoints_are_asked_with_the_positions_they_know(made: Path) -> None:
+    plain = InternVLConfig.from_folder(made / "hf")
+    random = replace(plain, rope_pos_id_version="v2pe_rnd")
+    fixed = replace(plain, rope_pos_id_version="v2pe_fix", rope_pos_id_stride=2)
+    assert inference_policy(plain) == StridePolicy("default")
+    assert inference_policy(random) == StridePolicy("v2pe_fix", 4)  # as 64 is to InternVL2's 256 tokens a tile
+    assert inference_policy(random, 1) == StridePolicy("v2pe_fix", 1)
+    assert inference_policy(fixed) == StridePolicy("v2pe_fix", 2)
+    with pytest.raises(ConfigError, match="stride 4 was asked for.*default"):
+        inference_policy(plain, 4)
 
 
 def test_later_questions_see_the_answers_generated_before(made: Path) -> None:

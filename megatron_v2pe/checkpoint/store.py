@@ -24,16 +24,12 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
 from megatron_v2pe.checkpoint import optimizer_state
+from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLDER, LATEST, TRAINING_STATE
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.logging import get_logger
 from megatron_v2pe.version import __version__
 
-FORMAT_VERSION = 1
-LATEST = "latest_checkpointed_iteration.txt"
-TRAINING_STATE = "training_state.json"
-DESCRIPTION = "checkpoint.json"
-HF_FOLDER = "hf"
 _log = get_logger(__name__)
 
 

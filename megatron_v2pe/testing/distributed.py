@@ -90,10 +90,8 @@ class WorkerPool:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
-            process.join(timeout=2)
-            if process.is_alive():
-                process.kill()
-                process.join()
+            process.kill()  # nothing to lose, and gloo's threads would take seconds to end
+            process.join()
         self._pipes, self._processes = [], []
 
 

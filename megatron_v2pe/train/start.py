@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_v2pe.checkpoint.store import DESCRIPTION, HF_FOLDER, iteration_folder, latest_iteration
+from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER
+from megatron_v2pe.checkpoint.store import iteration_folder, latest_iteration
 from megatron_v2pe.convert.api import hf_to_mcore
 from megatron_v2pe.errors import CheckpointError, ConfigError, V2PEError
 from megatron_v2pe.logging import get_logger

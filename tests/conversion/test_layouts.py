@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_v2pe.checkpoint import folder, store
 from megatron_v2pe.convert.api import mcore_to_hf
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.parallel.config import ParallelConfig
@@ -146,8 +145,3 @@ def _check_settings_are_carried_over(root, sources, tmp_path):
         "off": (None, None, None),
         "flag": ("v2pe_fix", "v2pe_fix", 0.5),
     }
-
-
-def test_both_sides_name_the_files_of_a_checkpoint_alike():
-    for name in ("FORMAT_VERSION", "LATEST", "TRAINING_STATE", "DESCRIPTION", "HF_FOLDER"):
-        assert getattr(folder, name) == getattr(store, name)

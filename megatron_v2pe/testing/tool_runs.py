@@ -1,0 +1,82 @@
+"""The command-line tools as a user starts them: in processes of their own, output in files, all ended at the end.
+
+Output goes to files and every command has a process group of its own, so that a killed command's orphans can neither
+hold a pipe open nor outlive the test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that has ended."""
+
+    status: int
+    output: str
+    """Standard output and standard error together."""
+
+
+def command(script: str, *arguments: str, processes: int = 0) -> list[str]:
+    """Return the command line of a script of the checkout, under torchrun where `processes` are given."""
+    path = str(ROOT / script)
+    if not processes:
+        return [sys.executable, path, *arguments]
+    rendezvous = ["--nnodes", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "--nproc_per_node", str(processes)]
+    return [*torchrun, path, *arguments]
+
+
+def free_port() -> int:
+    """Return a TCP port nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def started(line: Sequence[str], log: Path, cwd: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command; what is left of its process group at the end is killed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            line, stdout=stream, stderr=subprocess.STDOUT, cwd=cwd or ROOT, env=environment, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        kill(process)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a command and everything it started, at once."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait()
+
+
+def run(line: Sequence[str], log: Path, cwd: Path | None = None, timeout: float = 300) -> Finished:
+    """Run a command to its end."""
+    with started(line, log, cwd) as process:
+        status = process.wait(timeout)
+    return Finished(status, log.read_text(errors="replace"))
+
+
+def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of a run's `metrics.jsonl`."""
+    return [json.loads(line) for line in (run_folder / "logs" / "metrics.jsonl").read_text().splitlines()]

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_v2pe.convert.api import hf_to_mcore
 from tqdm import tqdm
 
+from megatron_v2pe.convert.api import hf_to_mcore
 from megatron_v2pe.data.sources import Dataset, read_data_list
 from megatron_v2pe.data.types import Sample
 from megatron_v2pe.errors import V2PEError

@@ -80,3 +80,18 @@ def run(line: Sequence[str], log: Path, cwd: Path | None = None, timeout: float 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
     """Return the rows of a run's `metrics.jsonl`."""
     return [json.loads(line) for line in (run_folder / "logs" / "metrics.jsonl").read_text().splitlines()]
+
+
+def settings(tiny: Path, save: Path, **changes: object) -> list[str]:
+    """Return the arguments of a short run."""
+    values = {
+        "model.model_name_or_path": tiny / "hf",
+        "data.meta_path": tiny / "data" / "meta.json",
+        "data.max_seq_length": 400,
+        "data.max_packed_tokens": 700,
+        "data.max_dynamic_patch": 6,
+        "data.num_images_expected": 20,
+        "checkpoint.save": save,
+    }
+    values |= {name.replace("__", "."): value for name, value in changes.items()}
+    return ["--recipe", "debug", *(f"{name}={value}" for name, value in values.items())]

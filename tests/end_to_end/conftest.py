@@ -1,0 +1,20 @@
+"""A tiny checkpoint with a tokenizer, and a tiny data set, in the published layouts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from megatron_v2pe.testing.small_data import write_dataset, write_tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny(golden, tmp_path_factory) -> Path:
+    """A folder with `hf/` (the reference's tiny checkpoint, 424,000 parameters) and `data/meta.json`."""
+    folder = tmp_path_factory.mktemp("tiny")
+    shutil.copytree(golden / "reference_checkpoint", folder / "hf")
+    write_tokenizer(folder / "hf")
+    write_dataset(folder / "data")
+    return folder

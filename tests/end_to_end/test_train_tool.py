@@ -1,0 +1,114 @@
+"""The training tool as users run it: stopped, killed, resumed, in every layout, exported."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from megatron_v2pe.testing.small_data import write_dataset
+from megatron_v2pe.testing.tool_runs import command, kill, read_metrics, run, settings, started
+
+STEPS, INTERVAL = 8, 3
+TP2 = {"parallel__tensor_model_parallel_size": 2, "parallel__sequence_parallel": True}
+LAYOUTS = {
+    "one": (1, {}),
+    "pp2": (2, {"parallel__pipeline_model_parallel_size": 2}),
+    "dp2": (2, {"parallel__overlap_grad_reduce": True, "parallel__overlap_param_gather": True}),
+}
+
+
+def line(tiny, save, processes=2, **changes):
+    run_settings = {"train__train_steps": STEPS, "train__global_batch_size": 2, "checkpoint__save_interval": INTERVAL}
+    return command("tools/train.py", *settings(tiny, save, **run_settings, **changes), processes=processes)
+
+
+def trained(tiny, folder, processes=2, **changes):
+    finished = run(line(tiny, folder, processes, **changes), folder.with_suffix(".log"))
+    assert finished.status == 0, finished.output[-4000:]
+    return read_metrics(folder)
+
+
+def told(rows):
+    """What must not depend on how a run was interrupted."""
+    return [(row["iteration"], row["loss"], row["grad_norm"], row["lr"], row["tokens"], row["tiles"]) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """An uninterrupted run: its folder and metrics."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, trained(tiny, folder, **TP2)
+
+
+@pytest.mark.slow
+def test_a_run_writes_what_it_promises(whole):
+    folder, rows = whole
+    assert [row["iteration"] for row in rows] == list(range(1, STEPS + 1))
+    assert rows[0]["lr"] == 0 and all(row["grad_norm"] > 0 and row["tokens_per_second"] > 0 for row in rows)
+    assert sum(row["tiles"] for row in rows) > 0 and all(row["memory_gib"] > 0 for row in rows)
+    assert list((folder / "logs").glob("events.out.tfevents.*"))
+    names = sorted(path.name for path in folder.iterdir() if path.name.startswith("iter_"))
+    assert names == ["iter_0000006", "iter_0000008"], "the two newest are kept"
+    assert (folder / "iter_0000008" / "config.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_stop_and_resume(tiny, whole, tmp_path):
+    trained(tiny, tmp_path / "run", train__exit_step=4, **TP2)
+    assert told(trained(tiny, tmp_path / "run", **TP2)) == told(whole[1])
+
+
+@pytest.mark.slow
+def test_kill_at_any_moment_and_resume(tiny, whole, tmp_path):
+    """SIGKILL while step 6's checkpoint is being written: the one of step 3 stays, and the run goes on from it."""
+    folder = tmp_path / "run"
+    with started(line(tiny, folder, **TP2), tmp_path / "log") as process:
+        deadline = time.monotonic() + 120
+        while not (folder / ".iter_0000006.writing").exists() and not (folder / "iter_0000006").exists():
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.01)
+        kill(process)
+    assert (folder / "latest_checkpointed_iteration.txt").read_text().strip() in ("3", "6")
+    assert told(trained(tiny, folder, **TP2)) == told(whole[1])
+    assert not list(folder.glob(".iter_*"))
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_goes_on(tiny, whole, tmp_path):
+    folder = tmp_path / "run"
+    with started(line(tiny, folder, checkpoint__save_interval=1000, **TP2), tmp_path / "log") as process:
+        deadline = time.monotonic() + 120
+        while not (folder / "logs" / "metrics.jsonl").is_file() or len(read_metrics(folder)) < 2:
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGTERM)
+        process.wait(60)
+    done = int((folder / "latest_checkpointed_iteration.txt").read_text())
+    assert done == len(read_metrics(folder)) < STEPS
+    assert told(trained(tiny, folder, **TP2)) == told(whole[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_sees_the_same_samples_and_losses(tiny, whole, tmp_path, name):
+    processes, layout = LAYOUTS[name]
+    rows = trained(tiny, tmp_path / "run", processes, train__exit_step=4, **layout)
+    for ours, theirs in zip(rows, whole[1][:4], strict=True):
+        assert (ours["tokens"], ours["tiles"], ours["packs"]) == (theirs["tokens"], theirs["tiles"], theirs["packs"])
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)  # measured 3e-7
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_export_and_ask(whole, tmp_path):
+    folder, _ = whole
+    tool = command("tools/convert_checkpoint.py", "mcore-to-hf", str(folder), str(tmp_path / "hf"))
+    finished = run(tool, tmp_path / "log")
+    assert finished.status == 0, finished.output
+    meta = write_dataset(tmp_path / "data", lines=3)
+    asked = command("examples/quickstart/ask.py", str(tmp_path / "hf"), str(meta), "--at-least", "0")
+    answered = run(asked, tmp_path / "log2")
+    assert answered.status == 0 and "what do you see" in answered.output, answered.output

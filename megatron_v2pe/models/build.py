@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from torch import nn
 
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.transformer_config import ModelOptions
@@ -39,4 +41,28 @@ def build_model(
     """
     if options.drop_path_rate is not None:
         model = model.with_vision(drop_path_rate=options.drop_path_rate)
-    return InternVLModel(model, parallel, options, build_rotary(model, policy), image_token_id, pg_collection)
+    stage = InternVLModel(model, parallel, options, build_rotary(model, policy), image_token_id, pg_collection)
+    mark_sharded_parameters(stage)
+    return stage
+
+
+def mark_sharded_parameters(model: nn.Module) -> None:
+    """Say of every parameter whether tensor-parallel ranks hold different parts of it.
+
+    The norm of the gradients counts parts on every rank and whole parameters once. Megatron-Core marks parts only where
+    it also draws their initial weights; unmarked, those of other ranks would be missing from the norm, and clipping
+    would depend on the layout.
+    """
+    for module in model.modules():
+        if isinstance(module, ColumnParallelLinear):
+            parts = (module.weight, module.bias)
+        elif isinstance(module, RowParallelLinear | VocabParallelEmbedding):
+            parts = (module.weight,)
+        else:
+            continue
+        for parameter in parts:
+            if parameter is not None:
+                setattr(parameter, "tensor_model_parallel", True)  # noqa: B010 (a tensor attribute)
+    for parameter in model.parameters():
+        if not hasattr(parameter, "tensor_model_parallel"):
+            setattr(parameter, "tensor_model_parallel", False)  # noqa: B010

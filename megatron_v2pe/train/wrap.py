@@ -37,9 +37,6 @@ def wrap(
 ) -> DistributedDataParallel:
     """Move a stage to the device and wrap it for training; gradients are accumulated and reduced in float32."""
     model.to(device)
-    for parameter in model.parameters():
-        if not hasattr(parameter, "tensor_model_parallel"):
-            setattr(parameter, "tensor_model_parallel", False)  # noqa: B010 (a tensor attribute)
     config = model.config
     inner: nn.Module = Float16Module(config, model) if config.bf16 else model
     wrapped = DistributedDataParallel(

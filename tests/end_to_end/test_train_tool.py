@@ -22,7 +22,7 @@ LAYOUTS = {
 
 def line(tiny, save, processes=2, **changes):
     run_settings = {"train__train_steps": STEPS, "train__global_batch_size": 2, "checkpoint__save_interval": INTERVAL}
-    return command("tools/train.py", *settings(tiny, save, **run_settings, **changes), processes=processes)
+    return command("tools/train.py", *settings(tiny, save, **(run_settings | changes)), processes=processes)
 
 
 def trained(tiny, folder, processes=2, **changes):
@@ -49,7 +49,7 @@ def test_a_run_writes_what_it_promises(whole):
     assert [row["iteration"] for row in rows] == list(range(1, STEPS + 1))
     assert rows[0]["lr"] == 0 and all(row["grad_norm"] > 0 and row["tokens_per_second"] > 0 for row in rows)
     assert sum(row["tiles"] for row in rows) > 0 and all(row["memory_gib"] > 0 for row in rows)
-    assert list((folder / "logs").glob("events.out.tfevents.*"))
+    assert list((folder / "logs").glob("**/events.out.tfevents.*"))
     names = sorted(path.name for path in folder.iterdir() if path.name.startswith("iter_"))
     assert names == ["iter_0000006", "iter_0000008"], "the two newest are kept"
     assert (folder / "iter_0000008" / "config.yaml").is_file()
@@ -97,9 +97,10 @@ def test_every_layout_sees_the_same_samples_and_losses(tiny, whole, tmp_path, na
     processes, layout = LAYOUTS[name]
     rows = trained(tiny, tmp_path / "run", processes, train__exit_step=4, **layout)
     for ours, theirs in zip(rows, whole[1][:4], strict=True):
-        assert (ours["tokens"], ours["tiles"], ours["packs"]) == (theirs["tokens"], theirs["tiles"], theirs["packs"])
+        assert (ours["tiles"], ours["packs"]) == (theirs["tiles"], theirs["packs"])
+        assert 0 <= theirs["tokens"] - ours["tokens"] <= 2  # sequence parallelism pads each pack to an even length
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)  # measured 3e-7
-        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)  # measured 3e-7
 
 
 @pytest.mark.slow

@@ -5,13 +5,14 @@ Draws depend on (seed, epoch, sample, image) alone, not on workers, ranks or the
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
 
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.keyed_random import uniform
 from megatron_v2pe.v2pe.position_ids import Stride, smallest_denominator
 
+_PURPOSE = "v2pe stride"
 VERSIONS = ("default", "v2pe_fix", "v2pe_rnd")
 PUBLISHED_STRIDES: tuple[Stride, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """What the published `v2pe_rnd` runs draw from."""
@@ -62,7 +63,10 @@ class StridePolicy:
         possible = self._possible(tokens_per_tile)
         if len(possible) == 1:
             return [possible[0]] * num_images
-        return [possible[_uniform(len(possible), self.seed, epoch, sample, image)] for image in range(num_images)]
+        return [
+            possible[uniform(len(possible), self.seed, epoch, sample, image, purpose=_PURPOSE)]
+            for image in range(num_images)
+        ]
 
     def _possible(self, tokens_per_tile: int) -> tuple[Stride, ...]:
         if self.version == "default":
@@ -86,9 +90,3 @@ def parse_stride(value: str | int | float | Fraction) -> Stride:
     if stride <= 0:
         raise ConfigError(f"rope_pos_id_stride {value} is not positive")
     return stride.numerator if stride.denominator == 1 else stride
-
-
-def _uniform(choices: int, *key: int) -> int:
-    """Return a uniform integer below `choices`; 128 bits leave no bias worth the name."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=16, person=b"v2pe stride").digest()
-    return int.from_bytes(digest, "little") % choices

@@ -55,7 +55,10 @@ class MetricsLog:
         self._bar: tqdm[Any] | None = None
         if rank:
             return
-        self._bar = tqdm(total=total, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1)
+        often = 1 if sys.stderr.isatty() else 10  # seconds; a log file should not grow by a line every second
+        self._bar = tqdm(
+            total=total, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=often
+        )
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             if config.jsonl:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("examples/**/*.sh")])
 SHELL = shutil.which("dash") or "sh"
+SHELLS = [SHELL, *filter(None, [shutil.which("bash")])]
 NAMES = {
     "internvl_chat_v2_internlm2_2b_dynamic_res_baseline.sh": "internvl2_2b_baseline_32k",
     "internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_32k.sh": "internvl2_2b_v2pe_32k",
@@ -57,17 +60,17 @@ class Launch:
             "MASTER_PORT": free_port(),
         }
 
-    def start(self, script: str, *arguments: str, **environ: str) -> subprocess.Popen[str]:
+    def start(self, script: str, *arguments: str, shell: str = SHELL, **environ: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [SHELL, str(ROOT / script), *arguments],
+            [shell, str(ROOT / script), *arguments],
             env={**self.environ, **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
-    def __call__(self, script: str, *arguments: str, **environ: str) -> tuple[int, str]:
-        process = self.start(script, *arguments, **environ)
+    def __call__(self, script: str, *arguments: str, shell: str = SHELL, **environ: str) -> tuple[int, str]:
+        process = self.start(script, *arguments, shell=shell, **environ)
         output, _ = process.communicate(timeout=120)
         return process.returncode, output
 
@@ -81,15 +84,26 @@ class Launch:
         return sorted(lines, key=lambda line: line["rank"])
 
 
+def terminate_once_running(job: subprocess.Popen[str], mark: Path) -> None:
+    """Send SIGTERM when the mark is there; the job must then end in good order."""
+    deadline = time.monotonic() + 120
+    while not mark.exists() and job.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    job.send_signal(signal.SIGTERM)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, output
+
+
 @pytest.fixture
 def launch(tmp_path):
     return Launch(tmp_path)
 
 
+@pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_are_plain_sh(script):
-    assert script.read_text().startswith("#!/bin/sh\n") or "exec bash" in script.read_text()
-    check = subprocess.run([SHELL, "-n", str(script)], capture_output=True, text=True)
+def test_scripts_are_plain_sh(script, shell):
+    assert script.read_text().startswith("#!/bin/sh\n")
+    check = subprocess.run([shell, "-n", str(script)], capture_output=True, text=True)
     assert check.returncode == 0, check.stderr
 
 
@@ -105,10 +119,12 @@ def test_srun_starts_processes_that_find_each_other(launch):
     assert all(probe["threads"] == "12" for probe in probes)
 
 
-def test_srun_options_follow_the_environment(launch):
+@pytest.mark.parametrize("shell", SHELLS)
+def test_srun_options_follow_the_environment(launch, shell):
     status, output = launch(
         "scripts/train_srun.sh",
         "x",
+        shell=shell,
         PYTHON="/bin/true",
         PARTITION="my part",
         GPUS="4",
@@ -182,6 +198,42 @@ def test_processes_that_do_not_fill_the_nodes_are_refused(launch):
 def test_a_failing_process_fails_the_job(launch):
     status, _ = launch("scripts/train_srun.sh", "--fail-on-rank", "0", GPUS="1", GRES="none")
     assert status == 3
+
+
+def test_sigterm_saves_and_the_requeued_job_goes_on(launch, tmp_path):
+    """Slurm signals the processes, requeues the job and runs the same command: it begins where the first ended.
+
+    The probe stands for the trainer, whose own saving and resuming the end-to-end tests show.
+    """
+    folder = tmp_path / "run"
+    folder.mkdir()
+    last = 0
+    for restarts in range(2):
+        (folder / "running").unlink(missing_ok=True)
+        job = launch.start(
+            "scripts/train_srun.sh",
+            "--count-in",
+            str(folder),
+            SLURM_JOB_ID="17",
+            SLURM_NTASKS="2",
+            SLURM_RESTART_COUNT=str(restarts),
+            GRES="none",
+            MASTER_PORT=free_port(),
+        )
+        terminate_once_running(job, folder / "running")
+        one, two = [probe for probe in launch.probes() if probe["counted"][0] == last]
+        assert one["counted"] == two["counted"]  # both processes stop after the same step
+        last = one["counted"][1]
+        assert last > one["counted"][0] and (folder / "saved").read_text() == str(last)
+    assert len(launch.srun_calls()) == 2 and launch.srun_calls()[0] == launch.srun_calls()[1]
+
+
+def test_sigterm_to_one_process_stops_all(launch, tmp_path):
+    """As when one node of several is preempted."""
+    job = launch.start("scripts/train_srun.sh", "--count-in", str(tmp_path), GPUS="2", GRES="none", FAKE_SRUN_ONE="1")
+    terminate_once_running(job, tmp_path / "running")
+    one, two = launch.probes()
+    assert one["counted"] == two["counted"]
 
 
 @pytest.mark.parametrize("script", NAMES)

@@ -1,0 +1,71 @@
+"""The learning rate of every step and which tensors decay: as the published recipe says."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from megatron_v2pe.recipes.internvl2_2b import internvl2_2b_v2pe_32k
+from megatron_v2pe.train.config import AdamWConfig
+from megatron_v2pe.train.optimizer import _weight_decay_overrides, build_scheduler
+
+
+class Fake:
+    """What a scheduler asks of an optimizer."""
+
+    def __init__(self, lr):
+        self.param_groups = [{"lr": lr, "weight_decay": 0.0}]
+
+
+def rates(settings, steps, shown):
+    optimizer = Fake(settings.lr)
+    scheduler = build_scheduler(optimizer, settings, steps)
+    found = {}
+    for step in range(steps):
+        if step in shown:
+            found[step] = optimizer.param_groups[0]["lr"]
+        scheduler.step(increment=1)
+    found[steps] = optimizer.param_groups[0]["lr"]
+    return found
+
+
+def test_the_published_schedule():
+    """Warm-up over ceil(0.03 x 20,000) = 600 steps from 0, then a cosine to 0."""
+    recipe = internvl2_2b_v2pe_32k()
+    steps, peak = recipe.train.train_steps, recipe.optimizer.lr
+    shown = (0, 1, 299, 599, 600, 601, 5000, 10300, 19999)
+    found = rates(recipe.optimizer, steps, shown)
+    for step in (*shown, steps):
+        warm = peak * step / 600
+        expected = warm if step < 600 else peak * 0.5 * (1 + math.cos(math.pi * (step - 600) / (steps - 600)))
+        assert found[step] == pytest.approx(expected, rel=1e-9, abs=1e-20), step
+
+
+def test_resuming_is_a_jump():
+    settings = AdamWConfig(lr=1e-3, warmup_ratio=0.1)
+    optimizer = Fake(1e-3)
+    build_scheduler(optimizer, settings, 50).step(increment=23)
+    assert optimizer.param_groups[0]["lr"] == rates(settings, 50, (23,))[23]
+
+
+@pytest.mark.parametrize(("style", "half"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
+def test_styles(style, half):
+    settings = AdamWConfig(lr=1.0, min_lr=0.0, warmup_ratio=0.0, lr_decay_style=style)
+    assert rates(settings, 100, (50,))[50] == pytest.approx(half)
+
+
+def test_warm_up_rounds_up():
+    assert AdamWConfig(warmup_ratio=0.03).warmup_steps(50) == 2
+    assert AdamWConfig(warmup_ratio=0.03).warmup_steps(20000) == 600
+
+
+def test_weight_decay_on_everything_and_its_switch():
+    assert _weight_decay_overrides(AdamWConfig()) == {}
+    ((key, override),) = _weight_decay_overrides(AdamWConfig(weight_decay_on_all=False)).items()
+    assert override == {"wd_mult": 0.0}
+    matrix, vector = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
+    assert not key.matches(matrix, "decoder.layers.0.mlp.linear_fc1.weight")
+    for name in ("decoder.final_layernorm.weight", "decoder.layers.0.ls1", "decoder.layers.0.mlp.linear_fc1.bias"):
+        assert key.matches(vector, name)

@@ -1,4 +1,4 @@
-"""Micro-batches for one data-parallel rank: packs planned in this process, tiles read in worker processes.
+"""Micro-batches for one data-parallel rank: packs planned in a thread of this process, tiles read in worker processes.
 
 Pack k of the plan goes to rank k modulo the number of ranks. The state is taken after a whole round of ranks, so a run
 goes on with the very same packs under any number of ranks and workers.
@@ -21,6 +21,7 @@ from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.pictures import read_tiles
 from megatron_v2pe.data.plan import PackPlan
+from megatron_v2pe.data.prefetch import prefetch
 from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.data.tokenizer import Tokenizer
@@ -29,6 +30,7 @@ from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 Documents = tuple[Document, ...]
+ROUNDS_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -99,11 +101,16 @@ class PackLoader:
         return {**self._state, "skipped": dict(skipped)}
 
     def _my_packs(self) -> Iterator[Documents]:
-        """Plan packs for all ranks, round by round, and keep this rank's."""
+        """Yield this rank's packs, planned ahead in a thread so that a step does not wait for it."""
+        for documents, state in prefetch(self._rounds(), ROUNDS_AHEAD):
+            self._states.append(state)
+            yield documents
+
+    def _rounds(self) -> Iterator[tuple[Documents, dict[str, Any]]]:
+        """Plan packs for all ranks, round by round; give this rank's and the state after the round."""
         while True:
             round_ = [self._plan.next() for _ in range(self._size)]
-            self._states.append(self._plan.state_dict())
-            yield round_[self._rank]
+            yield round_[self._rank], self._plan.state_dict()
 
 
 class _Turns(Sampler[Documents]):

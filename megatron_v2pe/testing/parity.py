@@ -129,7 +129,7 @@ def run(case: Case) -> Result:
         denominator = sum(pack.weights.double().sum().item() for pack in case.packs) or 1.0
         logits = [] if dp_size > 1 or model.post_process is None else _logits(wrapped, mine, case.layout)
         wrapped.zero_grad_buffer()
-        loss = forward_backward(wrapped, mine, denominator)
+        loss = forward_backward(wrapped, mine, len(mine), denominator)
         _gather_distributed_gradients(wrapped)
         gradients = gather_full(model, lambda parameter: getattr(parameter, "main_grad", None))
         vocab = model.internvl.llm.vocab_size

@@ -63,7 +63,7 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
             mine = [parity.micro_batch(case, index, model) for index in range(rank, len(case.packs), size)]
             wrapped.zero_grad_buffer()
             optimizer.zero_grad()
-            history.losses.append(forward_backward(wrapped, mine, denominator))
+            history.losses.append(forward_backward(wrapped, mine, len(mine), denominator))
             history.learning_rates.append(optimizer.param_groups[0]["lr"])
             updated, norm = take_step(optimizer)
             assert updated

@@ -68,10 +68,10 @@ class Trainer:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         device = self.device.torch_device
         denominator = global_weight(batches, group, device)
-        micro_batches = [self._micro_batch(batch, iteration, index) for index, batch in enumerate(batches)]
+        micro_batches = (self._micro_batch(batch, iteration, index) for index, batch in enumerate(batches))
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        loss = forward_backward(self.model, micro_batches, denominator)
+        loss = forward_backward(self.model, micro_batches, len(batches), denominator)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         updated, grad_norm = take_step(self.optimizer)
         self.scheduler.step(increment=1)

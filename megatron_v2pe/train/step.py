@@ -7,7 +7,7 @@ gradients are summed, never averaged again. (Megatron-Core's own token count is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,13 +21,19 @@ from megatron_v2pe.train.micro_batch import MicroBatch
 
 
 def forward_backward(
-    model: nn.Module, micro_batches: Sequence[MicroBatch], denominator: float, forward_only: bool = False
+    model: nn.Module,
+    micro_batches: Iterable[MicroBatch],
+    num_micro_batches: int,
+    denominator: float,
+    forward_only: bool = False,
 ) -> float:
     """Run one step's micro-batches; gradients end up reduced in the model's gradient buffers.
 
     Args:
         model: this rank's wrapped pipeline stage.
-        micro_batches: this data-parallel rank's micro-batches, the same on all its tensor and pipeline ranks.
+        micro_batches: this data-parallel rank's micro-batches, the same on all its tensor and pipeline ranks; made
+            one at a time where they come from a generator.
+        num_micro_batches: how many there are.
         denominator: global sum of loss weights, see `micro_batch.global_weight`.
         forward_only: compute the loss without gradients.
 
@@ -38,12 +44,12 @@ def forward_backward(
         forward_step_func=partial(_forward_step, denominator=denominator),
         data_iterator=iter(micro_batches),
         model=[model],
-        num_microbatches=len(micro_batches),
-        seq_length=max(batch.input_ids.shape[0] for batch in micro_batches),  # shapes are sent; this is not used
+        num_microbatches=num_micro_batches,
+        seq_length=1,  # not used: with variable lengths the stages send each other the shapes
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    return _total_loss(reports, micro_batches[0].input_ids.device)
+    return _total_loss(reports, next(model.parameters()).device)
 
 
 def _forward_step(iterator: Iterator[MicroBatch], model: nn.Module, denominator: float) -> tuple[Tensor, Any]:

@@ -1,0 +1,57 @@
+"""Run an iterator ahead of its consumer, in a thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+Item = TypeVar("Item")
+_LOOK_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class _Failed:
+    error: BaseException
+
+
+def prefetch(items: Iterator[Item], depth: int) -> Iterator[Item]:
+    """Yield the items in order, up to `depth` of them computed ahead.
+
+    The thread starts with the first item asked for and stops when the generator is closed. An error is raised where the
+    item it took the place of would have come.
+    """
+    ready: queue.Queue[Item | _Failed] = queue.Queue(maxsize=depth)
+    closed = threading.Event()
+
+    def put(item: Item | _Failed) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put(item, timeout=_LOOK_SECONDS)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put(item)
+                if closed.is_set():
+                    return
+        except BaseException as error:  # handed to the consumer, who raises it
+            put(_Failed(error))
+        else:
+            put(_Failed(StopIteration()))
+
+    threading.Thread(target=work, name="prefetch", daemon=True).start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, _Failed):
+                if isinstance(item.error, StopIteration):
+                    return
+                raise item.error
+            yield item
+    finally:
+        closed.set()

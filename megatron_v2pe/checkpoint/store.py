@@ -112,16 +112,18 @@ def save(
     return folder
 
 
-def load_training(root: Path, model: nn.Module, optimizer: MegatronOptimizer) -> TrainingState | None:
-    """Load the newest checkpoint of a run into model and optimizer; None where the run has none yet.
+def newest(root: Path) -> Path | None:
+    """Return the folder of a run's newest finished checkpoint, None where there is none; see `latest_iteration`."""
+    iteration = latest_iteration(root)
+    return None if iteration is None else iteration_folder(root, iteration)
+
+
+def load_training(folder: Path, model: nn.Module, optimizer: MegatronOptimizer) -> TrainingState:
+    """Load a training checkpoint into model and optimizer, whatever layout wrote it.
 
     Raises:
         CheckpointError: the folder is incomplete, unsafe, or of another model.
     """
-    iteration = latest_iteration(root)
-    if iteration is None:
-        return None
-    folder = iteration_folder(root, iteration)
     state = read_training_state(folder)
     _vet_once(folder)
     metadata = _metadata()
@@ -195,7 +197,7 @@ def _description(iteration: int, model: nn.Module) -> dict[str, Any]:
 
 def _prune(root: Path, keep_latest: int | None) -> None:
     finished = sorted(path for path in root.iterdir() if re.fullmatch(r"iter_\d{7,}", path.name))
-    for old in finished[: -keep_latest if keep_latest else len(finished) if keep_latest == 0 else 0]:
+    for old in finished[:-keep_latest] if keep_latest else ():
         _log.info("removing old checkpoint %s", old)
         shutil.rmtree(old)
     for stale in root.glob(".iter_*.writing"):

@@ -52,8 +52,9 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
         scheduler = build_scheduler(optimizer, SETTINGS, TOTAL_STEPS)
         first = 0
         if resume_from is not None:
-            state = store.load_training(Path(resume_from), model, optimizer)
-            assert state is not None
+            folder = store.newest(Path(resume_from))
+            assert folder is not None
+            state = store.load_training(folder, model, optimizer)
             first, history.loader = state.iteration, state.loader
             scheduler.step(increment=first)
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()

@@ -11,6 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_v2pe.checkpoint import store
+from megatron_v2pe.checkpoint.folder import TRAINING_STATE
 from megatron_v2pe.config_tree import to_dict
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.documents import ModelFacts
@@ -129,7 +130,7 @@ def _overridden(model: InternVLConfig, settings: ModelConfig, data: DataConfig) 
 def _train(run: Run) -> int:
     config = run.config
     model = _model(run)
-    resumed = _resume_root(config)
+    resumed = _resume_folder(config)
     if resumed is None:
         store.load_model(run.start, model)
     wrapped = wrap(model, config.parallel, run.groups, run.device.torch_device)
@@ -196,23 +197,21 @@ def _model(run: Run) -> InternVLModel:
     return model
 
 
-def _resume_root(config: ExperimentConfig) -> Path | None:
-    """Return the folder whose newest checkpoint the run goes on from, None for a fresh start."""
+def _resume_folder(config: ExperimentConfig) -> Path | None:
+    """Return the training checkpoint the run goes on from, None for a fresh start."""
     settings = config.checkpoint
-    if settings.save and (latest := store.latest_iteration(Path(settings.save))) is not None:
+    if settings.save and (newest := store.newest(Path(settings.save))) is not None:
         if settings.resume == "never":
-            raise ConfigError(
-                f"{settings.save} holds a checkpoint of iteration {latest} and checkpoint.resume is never; "
-                "choose another folder"
-            )
-        return Path(settings.save)
+            raise ConfigError(f"{newest} is there and checkpoint.resume is never; choose another checkpoint.save")
+        return newest
     if settings.load is None:
         return None
     folder = Path(settings.load)
-    root = folder.parent if folder.name.startswith("iter_") else folder
-    if store.latest_iteration(root) is None:
-        raise ConfigError(f"checkpoint.load: {folder} holds no training checkpoint")
-    return root
+    if (folder / TRAINING_STATE).is_file():
+        return folder
+    if folder.is_dir() and (newest := store.newest(folder)) is not None:
+        return newest
+    raise ConfigError(f"checkpoint.load: {folder} holds no training checkpoint")
 
 
 def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:

@@ -62,6 +62,13 @@ def test_stop_and_resume(tiny, whole, tmp_path):
 
 
 @pytest.mark.slow
+def test_going_on_from_a_chosen_checkpoint_in_another_folder(tiny, whole, tmp_path):
+    """`checkpoint.load` names step 6 of a run that went on to step 8."""
+    rows = trained(tiny, tmp_path / "run", checkpoint__load=whole[0] / "iter_0000006", **TP2)
+    assert told(rows) == told(whole[1][6:])
+
+
+@pytest.mark.slow
 def test_kill_at_any_moment_and_resume(tiny, whole, tmp_path):
     """SIGKILL while step 6's checkpoint is being written: the one of step 3 stays, and the run goes on from it."""
     folder = tmp_path / "run"

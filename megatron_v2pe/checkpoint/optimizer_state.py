@@ -27,7 +27,9 @@ METADATA = {
 def state_to_save(
     optimizer: MegatronOptimizer, model_state: dict[str, Any], metadata: dict[str, Any]
 ) -> dict[str, Any]:
-    """Describe the optimizer's state for saving."""
+    """Describe the optimizer's state for saving; there is none on a pipeline stage where nothing learns."""
+    if _nothing_learns(optimizer):
+        return {}
     return optimizer.sharded_state_dict(model_state, is_loading=False, metadata={**metadata, **METADATA})
 
 
@@ -35,6 +37,8 @@ def state_to_load(
     optimizer: MegatronOptimizer, model_state: dict[str, Any], metadata: dict[str, Any]
 ) -> dict[str, Any]:
     """Describe the optimizer's state as the target of a load; state that does not exist yet is created first."""
+    if _nothing_learns(optimizer):
+        return {}
     for inner in _distributed(optimizer):
         if not inner.optimizer.state:
             inner._init_optimizer_states_with_dummy_values()
@@ -43,6 +47,8 @@ def state_to_load(
 
 def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     """Take over loaded optimizer state."""
+    if _nothing_learns(optimizer):
+        return
     distributed = _distributed(optimizer)
     for inner in distributed:
         inner._set_main_param_and_optimizer_states = MethodType(_set_states_but_step, inner)  # type: ignore[method-assign]
@@ -56,6 +62,14 @@ def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
 def _distributed(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
     members = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
     return [member for member in members if isinstance(member, DistributedOptimizer)]
+
+
+def _nothing_learns(optimizer: MegatronOptimizer) -> bool:
+    """Tell whether this pipeline stage is frozen as a whole."""
+    distributed = _distributed(optimizer)
+    if distributed:
+        return not any(buffer.params for inner in distributed for buffer in inner.buffers)
+    return optimizer.is_stub_optimizer or not optimizer.get_parameters()
 
 
 def _set_states_but_step(self: DistributedOptimizer, model_param: nn.Parameter, tensors: dict[str, Any]) -> None:

@@ -56,6 +56,8 @@ class Case:
     dtype: torch.dtype = torch.float32
     options: dict[str, Any] = field(default_factory=dict)
     drop_path_seed: int | None = None
+    frozen: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `train.wrap.freeze`; nothing is frozen by default."""
     planted_break: str | None = None
 
 
@@ -119,6 +121,7 @@ def run(case: Case) -> Result:
     options = ModelOptions(params_dtype=case.dtype, **case.options)
     with built(case.hf_config, case.layout, options, case.policy, case.image_token_id) as model:
         load_full(model, case.weights)
+        freeze_parts(model, case)
         groups = ProcessGroupCollection.use_mpu_process_groups()
         wrapped = wrap(model, case.layout, groups, torch.device("cpu"))
         break_ = _BREAKS[case.planted_break] if case.planted_break else _no_break
@@ -161,6 +164,13 @@ def compare(reference: Result, other: Result) -> dict[str, float]:
     }
     errors["worst_gradient"] = max(gradients, key=lambda name: gradients[name])  # type: ignore[assignment]
     return errors
+
+
+def freeze_parts(model: Any, case: Case) -> None:
+    """Freeze what a case says."""
+    from megatron_v2pe.train.wrap import freeze
+
+    freeze(model, **{"backbone": False, "llm": False, "projector": False, **case.frozen})
 
 
 def micro_batch(case: Case, index: int, model: Any) -> MicroBatch:

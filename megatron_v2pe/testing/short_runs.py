@@ -45,6 +45,7 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
     with parity.built(case.hf_config, layout, options, case.policy, case.image_token_id) as model:
         groups = ProcessGroupCollection.use_mpu_process_groups()
         load_full(model, case.weights)
+        parity.freeze_parts(model, case)
         wrapped = wrap(model, layout, groups, torch.device("cpu"))
         optimizer = build_optimizer(
             wrapped, SETTINGS, case.dtype, layout.use_distributed_optimizer, layout.overlap_param_gather, groups

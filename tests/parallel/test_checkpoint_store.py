@@ -98,6 +98,23 @@ def test_resume_in_another_layout_goes_on_with_the_same_losses(saved, train, tar
         assert abs(ours - theirs) / theirs < 1e-5
 
 
+@pytest.mark.parametrize("distributed", [True, False])
+def test_a_stage_where_nothing_learns(pools, case, golden, tmp_path, distributed):
+    """With the language model frozen the second stage has no optimizer state to save, and none to find."""
+    layout = ParallelConfig(pipeline_model_parallel_size=2, use_distributed_optimizer=distributed)
+    frozen = replace(case, layout=layout, frozen={"llm": True})
+    shutil.copytree(golden / "reference_checkpoint", tmp_path / "hf")
+
+    def run(steps, **places):
+        return pools[2].run(short_runs.train, case=frozen, steps=steps, **places)[0]
+
+    run(STEPS, save_to=str(tmp_path))
+    whole, resumed = run(2 * STEPS), run(STEPS, resume_from=str(tmp_path))
+    assert resumed.losses == whole.losses[STEPS:]
+    key = "language_model.decoder.layers.0.mlp.linear_fc2.weight"
+    assert torch.equal(whole.weights[key], case.weights[key]), "frozen weights do not move"
+
+
 def test_a_shared_step_tensor_would_be_seen(saved, train, monkeypatch):
     """The trap that `load_state` mends: with it the bias correction, and so the weights, would differ."""
     root, whole = saved("single")

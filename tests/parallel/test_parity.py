@@ -85,7 +85,8 @@ def run(pools):
 
     def run_in(case, name=None, planted_break=None):
         if name is None:
-            key = (case.dtype, case.policy, str(case.options), case.drop_path_seed, id(case.packs))
+            settings = (str(case.options), str(case.frozen), str(case.hf_config))
+            key = (case.dtype, case.policy, *settings, case.drop_path_seed, id(case.packs))
             if key not in singles:
                 singles[key] = pools[1].run(parity.run, case=case)[0]
             return singles[key]
@@ -156,6 +157,33 @@ def test_layers_beyond_select_layer_get_zero_gradients(case, run, hf_config):
     last = [g for name, g in result.gradients.items() if name.startswith("vision_model.decoder.layers.2.")]
     assert last and all(g.abs().max() == 0 for g in last)
     assert result.gradients["vision_model.decoder.layers.1.ls1"].abs().max() > 0
+
+
+FROZEN = {
+    "llm": ({"llm": True}, ("vision_model.", "vision_projection.")),
+    "tower": ({"backbone": True}, ("vision_projection.", "language_model.")),
+    "all_but_the_projector": ({"backbone": True, "llm": True}, ("vision_projection.",)),
+    "all_but_the_last_tower_layer": (
+        {"backbone": True, "llm": True, "projector": True, "unfreeze_vit_layers": -1},
+        ("vision_model.decoder.layers.2.",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [None, "tp2_sp", "dp2_overlap"])
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_frozen_parts_leave_the_other_gradients_as_they_are(case, run, name, frozen):
+    settings, learning = FROZEN[frozen]
+    this = case()
+    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    options = {**recompute, "recompute_vision": True}
+    reference, result = run(this), run(replace(this, frozen=settings, options=options), name)
+    expected = {
+        key: gradient if key.startswith(learning) else torch.zeros_like(gradient)
+        for key, gradient in reference.gradients.items()
+    }
+    assert any(gradient.abs().max() > 0 for gradient in expected.values())
+    assert_equal(replace(reference, gradients=expected), result, torch.float64)
 
 
 @pytest.mark.parametrize("name", ["tp2_sp", "pp2"])

@@ -1,0 +1,92 @@
+"""Our decoder and tower with weights handed in by HF name, to be held against other libraries.
+
+The other library builds a small model; its weights arrive here under the names of an InternVL2 checkpoint. Runs inside
+a `WorkerPool`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_v2pe.models.transformer_config import ModelOptions
+from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.testing.full_state import gather_full, load_full, sharded_pieces
+from megatron_v2pe.testing.golden import read_checkpoint
+from megatron_v2pe.testing.hf_names import to_full_state
+from megatron_v2pe.testing.parity import built
+from megatron_v2pe.v2pe.stride import StridePolicy
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a part of the model gave."""
+
+    output: Tensor
+    gradients: dict[str, Tensor]
+    """Of half the sum of the squared outputs, by checkpoint key."""
+
+
+def checkpoint_keys(checkpoint: str) -> list[str]:
+    """Return the keys under which a model of an HF folder's architecture stores its parameters (local layer spec)."""
+    hf_config, _ = read_checkpoint(checkpoint)
+    with built(hf_config, ParallelConfig(), ModelOptions(), StridePolicy("default"), 0) as model:
+        return sorted({piece.key for piece in sharded_pieces(model, lambda parameter: parameter.detach())})
+
+
+def decoder(checkpoint: str, weights: dict[str, Tensor], ids: Tensor, seqlens: Sequence[int]) -> Outcome:
+    """Run the language model over a pack of texts.
+
+    Args:
+        checkpoint: HF folder, gives the architecture.
+        weights: every tensor of the language model, by HF name.
+        ids: int64 [S].
+        seqlens: document lengths; the positions of each are 0, 1, 2, ...
+
+    Returns:
+        Logits [S, vocab_size].
+    """
+    with _with_weights(checkpoint, weights, "language_model.") as (model, policy):
+        denominator = policy.denominator(model.internvl.tokens_per_tile)
+        ticks = torch.cat([torch.arange(length) * denominator for length in seqlens])
+        return _outcome(model, model(ids, ticks, seqlens))
+
+
+def tower(checkpoint: str, weights: dict[str, Tensor], pixel_values: Tensor, select_layer: int = -1) -> Outcome:
+    """Run the vision tower.
+
+    Args:
+        checkpoint: HF folder, gives the architecture.
+        weights: every tensor of the tower, by HF name.
+        pixel_values: [tiles, 3, height, width].
+        select_layer: which hidden state to return, 0 the embeddings.
+
+    Returns:
+        Hidden states [tiles, 1 + patches, hidden].
+    """
+    with _with_weights(checkpoint, weights, "vision_model.", select_layer=select_layer) as (model, _):
+        return _outcome(model, model.vision_model(pixel_values))
+
+
+@contextmanager
+def _with_weights(
+    checkpoint: str, weights: dict[str, Tensor], prefix: str, **changes: Any
+) -> Iterator[tuple[Any, StridePolicy]]:
+    """Build the model with the checkpoint's weights, those of one part replaced."""
+    hf_config, state = read_checkpoint(checkpoint)
+    part = {name for name in state if name.startswith(prefix)}
+    assert weights.keys() == part, f"names that only one side has: {sorted(weights.keys() ^ part)}"
+    policy = StridePolicy("default")
+    with built({**hf_config, **changes}, ParallelConfig(), ModelOptions(), policy, 0) as model:
+        load_full(model, to_full_state({**state, **weights}, model.internvl.vision.num_attention_heads))
+        yield model, policy
+
+
+def _outcome(model: Any, output: Tensor) -> Outcome:
+    (output.square().sum() / 2).backward()
+    return Outcome(output.detach(), gather_full(model, lambda parameter: parameter.grad))

@@ -69,7 +69,7 @@ def _nothing_learns(optimizer: MegatronOptimizer) -> bool:
     distributed = _distributed(optimizer)
     if distributed:
         return not any(buffer.params for inner in distributed for buffer in inner.buffers)
-    return optimizer.is_stub_optimizer or not optimizer.get_parameters()
+    return getattr(optimizer, "is_stub_optimizer", False) or not optimizer.get_parameters()
 
 
 def _set_states_but_step(self: DistributedOptimizer, model_param: nn.Parameter, tensors: dict[str, Any]) -> None:

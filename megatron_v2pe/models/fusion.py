@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,33 +35,39 @@ def fuse_image_features(embeddings: Tensor, features: Tensor, input_ids: Tensor,
 
 
 class _Touch(torch.autograd.Function):
-    """The identity on its first input; the others receive zero gradients."""
+    """The identity on its first input; the parameter receives a zero gradient."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, *parameters: Tensor) -> Tensor:  # noqa: ANN001
-        ctx.like = [(p.shape, p.dtype, p.device) for p in parameters]
+    def forward(ctx: Any, hidden: Tensor, parameter: Tensor) -> Tensor:
+        ctx.like = (parameter.shape, parameter.dtype, parameter.device)
         return hidden.view_as(hidden)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):  # noqa: ANN001, ANN205
-        return gradient, *(torch.zeros((), dtype=d, device=v).expand(s) for s, d, v in ctx.like)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        shape, dtype, device = ctx.like
+        return gradient, torch.zeros((), dtype=dtype, device=device).expand(shape)
 
 
 def touch(hidden: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return `hidden` unchanged, with zero gradients for the trainable ones of `parameters`.
 
     Gradient buckets are reduced when every parameter has had its gradient: a micro-batch without images, or a tower
-    layer beyond the selected one, must not leave them waiting.
+    layer beyond the selected one, must not leave them waiting. Parameters are given in the order a forward pass uses
+    them; their gradients arrive in the reverse of it, as from a real backward pass, so that every rank reduces its
+    buckets in the same order whatever its micro-batch holds.
     """
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    return _Touch.apply(hidden, *trainable) if trainable and torch.is_grad_enabled() else hidden
+    for parameter in parameters:
+        if parameter.requires_grad and torch.is_grad_enabled():
+            hidden = _Touch.apply(hidden, parameter)
+    return hidden
 
 
 def fire_forward_hooks(module: nn.Module) -> None:
-    """Run the forward pre-hooks of a module that is not called, and of its children.
+    """Run the forward pre-hooks of a module and of its children ahead of the call, or instead of one.
 
-    With overlapped parameter gathering these hooks wait for the gathered weights; a gather nobody waits for would be
-    found pending at the next step.
+    With overlapped parameter gathering these hooks wait for the gathered weights and ask for the next. A micro-batch
+    without images never calls the tower, and modules are not called in the order they are registered in; fired here, in
+    one order on every rank, the collectives match whatever a rank's micro-batch holds.
     """
     for child in module.modules():
         for hook in list(child._forward_pre_hooks.values()):

@@ -66,13 +66,21 @@ class VocabParallelNLL(torch.autograd.Function):
         return ((probabilities - onehot) * gradient.unsqueeze(-1)).to(ctx.dtype), None, None, None
 
 
-def masked_logits(output_layer: ColumnParallelLinear, hidden: Tensor, vocab_size: int) -> tuple[Tensor, int]:
+def masked_logits(
+    output_layer: ColumnParallelLinear, weight: Tensor, hidden: Tensor, vocab_size: int
+) -> tuple[Tensor, int]:
     """Project [n, 1, hidden] to this rank's vocabulary columns; padded columns get -inf.
+
+    Args:
+        output_layer: the vocabulary projection.
+        weight: its weight, [columns, hidden].
+        hidden: [n, 1, hidden].
+        vocab_size: unpadded vocabulary size.
 
     Returns:
         logits [n, columns] and the global index of the first column.
     """
-    logits = output_layer(hidden)[0].squeeze(1)
+    logits = output_layer(hidden, weight=weight)[0].squeeze(1)
     columns = logits.shape[1]
     first = columns * dist.get_rank(output_layer.tp_group)
     if first + columns > vocab_size:
@@ -82,12 +90,18 @@ def masked_logits(output_layer: ColumnParallelLinear, hidden: Tensor, vocab_size
 
 
 def weighted_nll_sum(
-    output_layer: ColumnParallelLinear, hidden: Tensor, targets: Targets, vocab_size: int, chunk_size: int
+    output_layer: ColumnParallelLinear,
+    weight: Tensor,
+    hidden: Tensor,
+    targets: Targets,
+    vocab_size: int,
+    chunk_size: int,
 ) -> Tensor:
     """Sum of `weight * -log p(token)` over the supervised rows of a full-length hidden state.
 
     Args:
         output_layer: the vocabulary projection, which takes unsplit sequences.
+        weight: its weight, [columns, hidden].
         hidden: [S, 1, hidden].
         targets: the supervised rows.
         vocab_size: unpadded vocabulary size.
@@ -98,23 +112,22 @@ def weighted_nll_sum(
         because a loss without a graph would skip the backward pass on this rank only.
     """
 
-    def chunk_sum(rows: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
-        logits, first = masked_logits(output_layer, rows, vocab_size)
+    # One node in front of the parameter: however many chunks there are, its gradient arrives once. Overlapped gradient
+    # reduction counts arrivals and would start too early, or never, if they varied from step to step.
+    weight = weight.view_as(weight)
+
+    def chunk_sum(weight: Tensor, rows: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
+        logits, first = masked_logits(output_layer, weight, rows, vocab_size)
         losses = VocabParallelNLL.apply(logits, tokens, first, output_layer.tp_group)
         return (losses * weights.to(losses.dtype)).sum()
 
     if targets.rows.numel() == 0:
-        return (0 * hidden[:1].sum()).to(torch.promote_types(hidden.dtype, torch.float32)) + _zero(output_layer)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        return 0 * (hidden[:1].sum().to(wide) + weight[:1, :1].sum().to(wide))
     selected = hidden.index_select(0, targets.rows)
     chunks = [part.split(chunk_size) for part in (selected, targets.tokens, targets.weights)]
     if len(chunks[0]) == 1:
-        return chunk_sum(selected, targets.tokens, targets.weights)
+        return chunk_sum(weight, selected, targets.tokens, targets.weights)
     return sum(  # type: ignore[return-value]
-        tensor_parallel.checkpoint(chunk_sum, False, *parts) for parts in zip(*chunks, strict=True)
+        tensor_parallel.checkpoint(chunk_sum, False, weight, *parts) for parts in zip(*chunks, strict=True)
     )
-
-
-def _zero(output_layer: ColumnParallelLinear) -> Tensor:
-    """Zero with a graph to the projection, so that its gradient bucket is not left waiting."""
-    assert output_layer.weight is not None
-    return 0 * output_layer.weight[:1, :1].sum().float()

@@ -72,7 +72,8 @@ class InternViTBlock(TransformerBlock):
             [tokens, tiles, hidden].
         """
         for layer, factors in zip(self.layers[:num_layers], keep[:num_layers], strict=True):
-            if recompute and self.training and torch.is_grad_enabled():
+            learns = hidden.requires_grad or any(parameter.requires_grad for parameter in layer.parameters())
+            if recompute and learns and self.training and torch.is_grad_enabled():
                 if not hidden.requires_grad:  # reentrant recompute gives no gradients without an input that needs one
                     hidden = hidden.detach().requires_grad_()
                 hidden = tensor_parallel.checkpoint(_runner(layer, factors), False, hidden)
@@ -159,9 +160,24 @@ class InternViT(MegatronModule):
         tiles = hidden.shape[0]
         return [keep_factors(key, i, r, tiles, hidden) if r > 0 else None for i, r in enumerate(self.rates)]
 
+    def parameters_in_order_of_use(self) -> list[nn.Parameter]:
+        """All parameters in the order a forward pass meets them, which is not the order they are registered in."""
+        first = [*self.patch_embedding.parameters(), self.class_token, self.position_embedding]
+        return first + [p for layer in self.decoder.layers for p in _in_order_of_use(layer)]
+
     def unused_parameters(self) -> list[nn.Parameter]:
         """Parameters of layers beyond the selected one: they take part in no forward pass."""
-        return [p for layer in self.decoder.layers[self.num_layers_run :] for p in layer.parameters()]
+        return [p for layer in self.decoder.layers[self.num_layers_run :] for p in _in_order_of_use(layer)]
+
+
+def _in_order_of_use(layer: nn.Module) -> list[nn.Parameter]:
+    attention, mlp = layer.self_attention, layer.mlp
+    before: list[Any] = [layer.input_layernorm, attention.linear_qkv, attention.linear_proj]  # type: ignore[union-attr]
+    after: list[Any] = [layer.pre_mlp_layernorm, mlp.linear_fc1, mlp.linear_fc2]  # type: ignore[union-attr]
+    ordered = [*(p for m in before for p in m.parameters()), layer.ls1, *(p for m in after for p in m.parameters())]
+    ordered.append(layer.ls2)
+    assert len(ordered) == sum(1 for _ in layer.parameters())
+    return ordered  # type: ignore[return-value]
 
 
 def resize_position_embedding(embedding: Tensor, rows: int, columns: int) -> Tensor:

@@ -73,16 +73,26 @@ class LanguageModel(GPTModel):
     def loss_sum(self, hidden: Tensor, targets: Targets) -> Tensor:
         """Weighted sum of token losses; see `head.weighted_nll_sum`. `hidden` is what `decode` returned."""
         return weighted_nll_sum(
-            self.output_layer, self._whole_sequence(hidden), targets, self.unpadded_vocab_size, self.head_chunk_size
+            self.output_layer,
+            self._head_weight(),
+            self._whole_sequence(hidden),
+            targets,
+            self.unpadded_vocab_size,
+            self.head_chunk_size,
         )
 
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits [n, vocab_size] of the chosen rows (all by default), gathered over ranks, padding stripped."""
         hidden = self._whole_sequence(hidden)
         selected = hidden if rows is None else hidden.index_select(0, rows)
-        logits, _ = masked_logits(self.output_layer, selected, self.unpadded_vocab_size)
+        logits, _ = masked_logits(self.output_layer, self._head_weight(), selected, self.unpadded_vocab_size)
         gathered = tensor_parallel.gather_from_tensor_model_parallel_region(logits, group=self.pg_collection.tp)
         return gathered[:, : self.unpadded_vocab_size]
+
+    def _head_weight(self) -> Tensor:
+        """The projection's own weight, or the embedding's where the two are tied."""
+        weight = self.output_layer.weight
+        return self.shared_embedding_or_output_weight() if weight is None else weight
 
     def _whole_sequence(self, hidden: Tensor) -> Tensor:
         if not self.config.sequence_parallel:

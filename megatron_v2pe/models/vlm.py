@@ -119,7 +119,7 @@ class InternVLModel(MegatronModule):
 
     def encode_images(self, pixel_values: Tensor, drop_path: DropPathKey | None = None) -> Tensor:
         """Turn tiles [tiles, 3, size, size] into features [tiles, tokens_per_tile, hidden]."""
-        patches = self.vision_model(pixel_values, drop_path)[:, 1:]
+        patches = touch(self.vision_model(pixel_values, drop_path)[:, 1:], self.vision_model.unused_parameters())
         return self.vision_projection(pixel_shuffle(patches, self.internvl.downsample_ratio, self.internvl.ps_version))
 
     def logits_of_last(
@@ -147,19 +147,25 @@ class InternVLModel(MegatronModule):
 
     def _first_stage(self, input_ids: Tensor, pixel_values: Tensor | None, drop_path: DropPathKey | None) -> Tensor:
         """Text and images as one sequence [S, 1, hidden], split over ranks under sequence parallelism."""
+        for module in (self.vision_model, self.vision_projection):
+            fire_forward_hooks(module)
         if pixel_values is not None and pixel_values.shape[0]:
-            hidden = self.fuse(input_ids, self.encode_images(pixel_values, drop_path))
-            hidden = touch(hidden, self.vision_model.unused_parameters())
+            features = self.encode_images(pixel_values, drop_path)
         else:
-            hidden = self.fuse(input_ids, None)
-            for module in (self.vision_model, self.vision_projection):
-                fire_forward_hooks(module)
-                hidden = touch(hidden, module.parameters())
+            features = self._no_features()
+        hidden = self.fuse(input_ids, features)
         if self.training and not hidden.requires_grad:  # all before the decoder is frozen; recompute needs an input
             hidden = hidden.detach().requires_grad_()  # that asks for a gradient
         if self.config.sequence_parallel:
             hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden, group=self.pg_collection.tp)
         return hidden
+
+    def _no_features(self) -> Tensor:
+        """Features [0, tokens_per_tile, hidden] of no tiles, through which the tower receives zero gradients."""
+        weight = self.language_model.embedding.word_embeddings.weight
+        features = weight.new_empty(0, self.internvl.tokens_per_tile, self.config.hidden_size)
+        features = touch(features, self.vision_model.parameters_in_order_of_use())
+        return touch(features, self.vision_projection.parameters())
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
         """Take what the previous stage sent (called by Megatron-Core's schedules)."""

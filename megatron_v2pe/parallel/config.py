@@ -52,6 +52,8 @@ class ParallelConfig:
     """Reduce gradients while backward still runs."""
     overlap_param_gather: bool = False
     """Gather updated parameters while the next forward already runs (distributed optimizer only)."""
+    ddp_bucket_size: int | None = None
+    """Parameters per bucket that overlapped communication moves at once; unset: Megatron-Core's choice."""
 
     @property
     def model_parallel_size(self) -> int:
@@ -121,6 +123,8 @@ class ParallelConfig:
             raise ConfigError("parallel.overlap_param_gather needs parallel.use_distributed_optimizer")
         if self.overlap_param_gather and not self.overlap_grad_reduce:
             raise ConfigError("parallel.overlap_param_gather needs parallel.overlap_grad_reduce")
+        if self.ddp_bucket_size is not None and self.ddp_bucket_size < 1:
+            raise ConfigError(f"parallel.ddp_bucket_size is {self.ddp_bucket_size}; it must be 1 or more")
         for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"):
             if getattr(self, name) is not None and self.pipeline_model_parallel_size == 1:
                 raise ConfigError(f"parallel.{name} is {getattr(self, name)} but pipeline_model_parallel_size is 1")

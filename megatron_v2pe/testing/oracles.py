@@ -22,6 +22,9 @@ from megatron_v2pe.testing.hf_names import to_full_state
 from megatron_v2pe.testing.parity import built
 from megatron_v2pe.v2pe.stride import StridePolicy
 
+NO_IMAGES = -1
+"""An id of image tokens that no text holds."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -35,7 +38,7 @@ class Outcome:
 def checkpoint_keys(checkpoint: str) -> list[str]:
     """Return the keys under which a model of an HF folder's architecture stores its parameters (local layer spec)."""
     hf_config, _ = read_checkpoint(checkpoint)
-    with built(hf_config, ParallelConfig(), ModelOptions(), StridePolicy("default"), 0) as model:
+    with built(hf_config, ParallelConfig(), ModelOptions(), StridePolicy("default"), NO_IMAGES) as model:
         return sorted({piece.key for piece in sharded_pieces(model, lambda parameter: parameter.detach())})
 
 
@@ -82,7 +85,7 @@ def _with_weights(
     part = {name for name in state if name.startswith(prefix)}
     assert weights.keys() == part, f"names that only one side has: {sorted(weights.keys() ^ part)}"
     policy = StridePolicy("default")
-    with built({**hf_config, **changes}, ParallelConfig(), ModelOptions(), policy, 0) as model:
+    with built({**hf_config, **changes}, ParallelConfig(), ModelOptions(), policy, NO_IMAGES) as model:
         load_full(model, to_full_state({**state, **weights}, model.internvl.vision.num_attention_heads))
         yield model, policy
 
@@ -90,3 +93,18 @@ def _with_weights(
 def _outcome(model: Any, output: Tensor) -> Outcome:
     (output.square().sum() / 2).backward()
     return Outcome(output.detach(), gather_full(model, lambda parameter: parameter.grad))
+
+
+def layers_run(checkpoint: str, select_layers: Sequence[int]) -> list[tuple[int, set[int]]]:
+    """For each `select_layer` return how many layers of the tower run, and the numbers of those it calls unused."""
+    hf_config, _ = read_checkpoint(checkpoint)
+    found: list[tuple[int, set[int]]] = []
+    for select_layer in select_layers:
+        changed = {**hf_config, "select_layer": select_layer}
+        with built(changed, ParallelConfig(), ModelOptions(), StridePolicy("default"), NO_IMAGES) as model:
+            vision = model.vision_model
+            unused = {id(parameter) for parameter in vision.unused_parameters()}
+            layers = [{id(parameter) for parameter in layer.parameters()} for layer in vision.decoder.layers]
+            assert unused <= set().union(*layers)
+            found.append((vision.num_layers_run, {i for i, layer in enumerate(layers) if layer <= unused}))
+    return found

@@ -61,8 +61,10 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
         denominator = sum(pack.weights.sum().item() for pack in case.packs)
         wrapped.train()
-        for _ in range(steps):
-            mine = [parity.micro_batch(case, index, model) for index in range(rank, len(case.packs), size)]
+        for step in range(first, first + steps):
+            # Every step deals the packs out anew, so that what a rank does changes from step to step.
+            order = [(index + step) % len(case.packs) for index in range(rank, len(case.packs), size)]
+            mine = [parity.micro_batch(case, index, model) for index in order]
             wrapped.zero_grad_buffer()
             optimizer.zero_grad()
             history.losses.append(forward_backward(wrapped, mine, len(mine), denominator))

@@ -46,6 +46,7 @@ def wrap(
             overlap_grad_reduce=parallel.overlap_grad_reduce,
             overlap_param_gather=parallel.overlap_param_gather,
             use_distributed_optimizer=parallel.use_distributed_optimizer,
+            bucket_size=parallel.ddp_bucket_size,
         ),
         inner,
         pg_collection=groups,

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageSequence, UnidentifiedImageError
 from torch import Tensor
 
+from megatron_v2pe.data.decoding import decoding
 from megatron_v2pe.data.tiling import Grid
 from megatron_v2pe.errors import DataError
 
@@ -36,7 +37,7 @@ def image_size(path: str) -> tuple[int, int]:
     Raises:
         DataError: no such file, or not an image.
     """
-    with _opened(path) as image:
+    with opened_image(path) as image:
         return image.size
 
 
@@ -46,23 +47,25 @@ def open_image(path: str, frame: int = 0) -> Image.Image:
     Raises:
         DataError: no such file, not an image, or damaged.
     """
-    with _opened(path) as image:
-        try:
+    with opened_image(path) as image:
+        with decoding(path, "damaged image"):
             chosen = ImageSequence.Iterator(image)[frame] if frame else image
             return chosen.convert("RGB")
-        except (OSError, ValueError, SyntaxError, IndexError) as error:
-            raise DataError(f"{path}: damaged image: {error}") from error
 
 
-def _opened(path: str) -> Image.Image:
-    try:
-        return Image.open(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such image") from None
-    except UnidentifiedImageError:
-        raise DataError(f"{path}: not an image ({Path(path).stat().st_size} bytes)") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+def opened_image(path: str) -> Image.Image:
+    """Return an image whose header is read, its pixels not; to be closed.
+
+    Raises:
+        DataError: no such file, or not an image.
+    """
+    with decoding(path, "cannot be read"):
+        try:
+            return Image.open(path)
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such image") from None
+        except UnidentifiedImageError:
+            raise DataError(f"{path}: not an image ({Path(path).stat().st_size} bytes)") from None
 
 
 def cut_tiles(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ class Dataset:
             line = stream.readline()
         try:
             content = json.loads(line)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5000 digits, 1000 brackets
             raise DataError(f"malformed JSON: {error}") from error
         if not isinstance(content, dict):
             raise DataError(f"the line holds a {type(content).__name__}, expected an object")
@@ -96,16 +97,17 @@ class Dataset:
         image, video = content.get("image"), content.get("video")
         multi = isinstance(image, list)
         names = tuple(image) if isinstance(image, list) else (image,) if image else ()
-        if not all(isinstance(name, str) for name in names):
-            raise DataError(f"image: expected a path or a list of paths, found {str(image)[:80]}")
-        clip = content.get("clip")
+        if not all(_is_path(name) for name in names):
+            raise DataError(f"image: expected a path or a list of paths, found {ascii(image)[:80]}")
+        if video and not _is_path(video):
+            raise DataError(f"video: expected a path, found {ascii(video)[:80]}")
         return Sample(
             id=where,
             conversations=_turns(content.get("conversations")),
             images=tuple(self.resolve(name, multi) for name in names),
             multi_image=multi and bool(names),
             video=self.resolve(video, False) if video and not names else None,
-            clip=(float(clip[0]), float(clip[1])) if clip else None,
+            clip=_clip(content.get("clip")),
         )
 
     def resolve(self, name: str, multi_image: bool) -> str:
@@ -180,6 +182,31 @@ def _with_slash(root: str) -> str:
     return root if not root or root.endswith(("/", ":")) else root + "/"
 
 
+def _is_path(name: Any) -> bool:
+    return isinstance(name, str) and "\0" not in name and _is_unicode(name)
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can name (`\\ud83d`) and UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _clip(clip: Any) -> tuple[float, float] | None:
+    if not clip:
+        return None
+    try:
+        start, end = map(float, clip if isinstance(clip, list) else ())
+        if math.isfinite(start) and math.isfinite(end):
+            return start, end
+    except (TypeError, ValueError, OverflowError):
+        pass  # refused below
+    raise DataError(f"clip: expected [start, end] in seconds, found {ascii(clip)[:80]}")
+
+
 def _turns(conversations: Any) -> tuple[tuple[str, str], ...]:
     if not isinstance(conversations, list) or not conversations:
         raise DataError("field 'conversations' is missing or empty")
@@ -188,6 +215,8 @@ def _turns(conversations: Any) -> tuple[tuple[str, str], ...]:
         role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(text, str):
             raise DataError(f"conversations: turn {number} has no text 'from' and 'value'")
+        if not _is_unicode(text):
+            raise DataError(f"conversations: turn {number} holds half a surrogate pair, which is no text")
         turns.append((role, text))
     if turns[0][0] == "gpt":
         turns = turns[1:]

@@ -15,7 +15,7 @@ from typing import Any
 
 import sentencepiece
 
-from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.errors import ConfigError, DataError
 
 IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 NEEDED = (IMG_START, IMG_END, IMG_CONTEXT)
@@ -99,18 +99,28 @@ class Tokenizer:
         return self.special[name]
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; no `<s>` is put before it."""
+        """Return the ids of `text`; no `<s>` is put before it.
+
+        Raises:
+            DataError: the text cannot be encoded: half a surrogate pair.
+        """
         ids: list[int] = []
         end = 0
         for match in self._pattern.finditer(text):
             if match.start() > end:
-                ids += self._sp.encode(text[end : match.start()])
+                ids += self._pieces(text[end : match.start()])
             repeats, name = match[0], match[0]
             if match.lastgroup == "context":
                 name = IMG_CONTEXT
             ids += [self.special[name]] * (len(repeats) // len(name))
             end = match.end()
-        return ids + (self._sp.encode(text[end:]) if end < len(text) else [])
+        return ids + (self._pieces(text[end:]) if end < len(text) else [])
+
+    def _pieces(self, text: str) -> list[int]:
+        try:
+            return self._sp.encode(text)
+        except Exception as error:  # third-party: RuntimeError or UnicodeEncodeError, by version
+            raise DataError(f"text cannot be tokenised: {type(error).__name__}: {error}") from error
 
     def prefix_length(self, text: str, ids: list[int], characters: int) -> int:
         """Return how many of the `ids` of `text` lie within its first `characters`; one across the border does not."""

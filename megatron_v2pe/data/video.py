@@ -5,13 +5,14 @@ Video files need PyAV (the `video` extra); folders of frames and GIFs do not.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from megatron_v2pe.data.image_transform import open_image
+from megatron_v2pe.data.decoding import decoding
+from megatron_v2pe.data.image_transform import open_image, opened_image
 from megatron_v2pe.errors import DataError
 
 
@@ -36,12 +37,14 @@ def list_frames(folder: str) -> list[str]:
     """Return the frames of a folder, sorted by name.
 
     Raises:
-        DataError: no such folder, or nothing in it.
+        DataError: no such folder, unreadable, or nothing in it.
     """
-    path = Path(folder)
-    if not path.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"{folder}: no such folder of frames")
-    frames = sorted(str(file) for file in path.iterdir() if file.is_file())
+    try:
+        frames = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error}") from error
     if not frames:
         raise DataError(f"{folder}: no frames in the folder")
     return frames
@@ -56,7 +59,7 @@ def frame_range(path: str, clip: tuple[float, float] | None) -> tuple[int, int]:
     length, rate = _length_and_rate(path)
     if clip is None:
         return 0, length
-    first, last = max(int(clip[0] * rate), 0), min(int(round(clip[1] * rate)), length)
+    first, last = int(min(max(clip[0] * rate, 0), length)), round(min(clip[1] * rate, length))
     if first >= last:
         raise DataError(f"{path}: clip {clip[0]} to {clip[1]} s is outside of {length / rate:.2f} s ({length} frames)")
     return first, last
@@ -67,7 +70,7 @@ def read_frames(path: str, frames: list[int]) -> list[Image.Image]:
     if path.lower().endswith(".gif"):
         return [open_image(path, frame) for frame in frames]
     wanted, found = set(frames), dict[int, Image.Image]()
-    with _container(path) as container:
+    with _container(path) as container, decoding(path, "damaged video"):
         for number, frame in enumerate(container.decode(video=0)):
             if number in wanted:
                 found[number] = frame.to_image()
@@ -80,35 +83,25 @@ def read_frames(path: str, frames: list[int]) -> list[Image.Image]:
 
 def _length_and_rate(path: str) -> tuple[int, float]:
     if path.lower().endswith(".gif"):
-        with _opened_gif(path) as image:
+        with decoding(path, "damaged image"), opened_image(path) as image:
             return getattr(image, "n_frames", 1), 1000 / (image.info.get("duration") or 100)
-    with _container(path) as container:
+    with _container(path) as container, decoding(path, "damaged video"):
         if not container.streams.video:
             raise DataError(f"{path}: no video stream")
         stream = container.streams.video[0]
         rate = float(stream.average_rate or 0)
         length = stream.frames or sum(1 for _ in container.decode(video=0))
-    if not rate or not length:
+    if rate <= 0 or length <= 0:
         raise DataError(f"{path}: {length} frames at {rate} frames per second")
     return length, rate
-
-
-def _opened_gif(path: str) -> Image.Image:
-    try:
-        return Image.open(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
 
 
 def _container(path: str) -> Any:
     try:
         import av
-        from av.error import FFmpegError
     except ImportError:
         raise DataError(f"{path}: video files need PyAV: pip install 'megatron-v2pe[video]'") from None
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: no such video")
-    try:
+    with decoding(path, "not a video"):
         return av.open(path)
-    except (FFmpegError, OSError) as error:
-        raise DataError(f"{path}: not a video: {error}") from error

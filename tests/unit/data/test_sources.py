@@ -38,7 +38,7 @@ def test_sample_kinds(tmp_path):
         {"image": "x.png", "conversations": ASK},
         {"image": ["x.png"], "conversations": ASK},
         {"video": "v.mp4", "clip": [1, 2.5], "conversations": ASK},
-        {"image": "", "conversations": [{"from": "gpt", "value": "hello"}, *ASK]},
+        {"image": "", "conversations": [{"from": "gpt", "value": ""}, *ASK]},
     ]
     (dataset,) = read_data_list(write(tmp_path, rows, root="/pics"))
     single, multi, video, text = (dataset.read(i) for i in range(4))
@@ -77,6 +77,21 @@ def test_root_may_end_in_a_colon(tmp_path):
         ({"image": "x"}, "'conversations' is missing or empty"),
         ({"conversations": [{"from": "human"}]}, "turn 1 has no text"),
         ({"image": [1], "conversations": ASK}, "expected a path or a list of paths"),
+        ({"image": "a\0b", "conversations": ASK}, "image: expected a path or a list of paths, found 'a.x00b'"),
+        ({"image": "\ud83d.png", "conversations": ASK}, r"image: expected .* found '.ud83d.png'"),
+        ({"image": "http://h/\ud83d.png", "conversations": ASK}, "image: expected"),
+        ({"video": 5, "conversations": ASK}, "video: expected a path, found 5"),
+        ({"video": ["v.mp4"], "conversations": ASK}, "video: expected a path"),
+        ({"video": "v.mp4\0", "conversations": ASK}, "video: expected a path"),
+        ({"video": "v.mp4", "clip": "abc", "conversations": ASK}, "clip: expected .* in seconds, found 'abc'"),
+        ({"video": "v.mp4", "clip": [1], "conversations": ASK}, r"clip: expected .* found \[1\]"),
+        ({"video": "v.mp4", "clip": {"a": 1}, "conversations": ASK}, "clip: expected"),
+        ({"video": "v.mp4", "clip": [None, 2], "conversations": ASK}, "clip: expected"),
+        ({"video": "v.mp4", "clip": [10**400, 2], "conversations": ASK}, "clip: expected"),
+        ({"video": "v.mp4", "clip": [float("nan"), 2], "conversations": ASK}, "clip: expected"),
+        ({"conversations": [{"from": "human", "value": "\ud83d"}, ASK[1]]}, "turn 1 holds half a surrogate pair"),
+        ('{"length": ' + "1" * 5000 + "}\n", "malformed JSON"),
+        ("[" * 100_000 + "\n", "malformed JSON"),
     ],
 )
 def test_bad_lines(tmp_path, line, message):

@@ -137,3 +137,8 @@ def test_tokenizer_errors(tmp_path, tokenizer):
         tokenizer.token_id("<quad>")
     with pytest.raises(ConfigError, match="none of internlm2-chat"):
         get_template("internlm2")
+
+
+def test_half_a_surrogate_pair(tokenizer):
+    with pytest.raises(DataError, match="text cannot be tokenised"):
+        tokenizer.encode("yes \ud83d")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -95,3 +97,51 @@ def test_errors_name_the_file(tmp_path):
     assert image_size(str(tmp_path / "cut.png")) == (300, 300)
     with pytest.raises(DataError, match="cut.png: damaged image"):
         open_image(str(tmp_path / "cut.png"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"P6 1000000000 1000000000 255\n",
+        b"P6 99999999999999999999 1 255\n",
+        b"P6 x 1 255\n",
+        b"P6 4 4 0\n" + bytes(48),
+        b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, -5, 7, 1, 24, 99, 0, 0, 0, 0, 0),
+        b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + b"\x28",
+        b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0x80, 0, 0),
+        b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b"!",
+        b"GIF89a" + struct.pack("<HHBBB", 9, 9, 0, 0, 0) + b",\0\0",
+    ],
+)
+def test_damaged_headers(tmp_path, content):
+    path = tmp_path / "damaged"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged: "):
+        open_image(str(path))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", ["GIF", "PPM", "BMP", "PNG", "JPEG", "TIFF", "WEBP"])
+def test_damaged_images(tmp_path, monkeypatch, kind):
+    """Whatever Pillow makes of a file cut short or overwritten, nothing but DataError leaves."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # a damaged header may ask for all memory
+    stream, path, refused = io.BytesIO(), tmp_path / "damaged", 0
+    generator = np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(stream, kind)
+    for trial in range(100):
+        content = bytearray(stream.getvalue())
+        for place in generator.integers(0, min(len(content), 60), 3):
+            content[place] = generator.integers(256)
+        path.write_bytes(content[: generator.integers(1, len(content))] if trial % 2 else content)
+        try:
+            open_image(str(path))
+        except DataError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused > 20
+
+
+@pytest.mark.parametrize("path", ["a\0b.png", "\ud83d.png", "x" * 300])
+def test_impossible_paths(path):
+    with pytest.raises(DataError, match="cannot be read"):
+        image_size(path)

@@ -76,6 +76,7 @@ def test_clips(clips):
     assert frame_range(path, (1.0, 2.5)) == (10, 25)
     with pytest.raises(DataError, match=r"clip 5.0 to 6.0 s is outside of 4.00 s \(40 frames\)"):
         frame_range(path, (5.0, 6.0))
+    assert frame_range(path, (-1e308, 1e308)) == (0, 40)
     values = [np.asarray(frame).mean() for frame in read_frames(path, [3, 3, 30])]
     assert values[0] == values[1] and abs(values[2] - values[0] - 162) < 12
 
@@ -91,6 +92,47 @@ def test_errors(tmp_path):
     (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(DataError, match="not a video"):
         frame_range(str(tmp_path / "text.mp4"), None)
+
+
+@pytest.mark.parametrize("name", ["clip.gif", "clip.mp4"])
+def test_damaged_videos(clips, monkeypatch, name):
+    """Whatever the decoder makes of a file cut short or overwritten, nothing but DataError leaves."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # a damaged header may ask for all memory
+    whole, generator, refused = (clips / name).read_bytes(), np.random.default_rng(0), 0
+    path = clips / f"damaged_{name}"
+    for trial in range(120):
+        content = bytearray(whole[: generator.integers(1, len(whole))] if trial % 2 else whole)
+        for place in generator.integers(0, len(content), 20):
+            content[place] = generator.integers(256)
+        path.write_bytes(content)
+        try:
+            first, last = frame_range(str(path), None)
+            read_frames(str(path), draw_frames(last - first, 4, trial))
+        except DataError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused > 20
+
+
+@pytest.mark.parametrize(
+    ("error", "name"), [(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), "clip.mp4"), (IndexError("i"), "clip.mp4")]
+)
+def test_decoder_errors_of_any_kind(clips, monkeypatch, error, name):
+    import av
+
+    def fails(path):
+        raise error
+
+    monkeypatch.setattr(av, "open", fails)
+    with pytest.raises(DataError, match=f"{name}: not a video: {type(error).__name__}"):
+        frame_range(str(clips / name), None)
+
+
+@pytest.mark.parametrize("path", ["a\0b.mp4", "a\0b.gif", "\ud83d.gif", "x" * 300 + ".mp4"])
+def test_impossible_paths(path):
+    pytest.importorskip("av", reason="PyAV is not installed (the `video` extra)")
+    with pytest.raises(DataError):
+        frame_range(path, None)
 
 
 @pytest.mark.parametrize(("name", "frames"), [("flipping_a_pancake.mkv", 310), ("playing_guitar.mp4", 300)])

@@ -217,6 +217,8 @@ def _turns(conversations: Any) -> tuple[tuple[str, str], ...]:
             raise DataError(f"conversations: turn {number} has no text 'from' and 'value'")
         if not _is_unicode(text):
             raise DataError(f"conversations: turn {number} holds half a surrogate pair, which is no text")
+        if role == "gpt" and number > 1 and not text.strip():
+            raise DataError(f"conversations: turn {number} is an empty answer; the model would learn to end at once")
         turns.append((role, text))
     if turns[0][0] == "gpt":
         turns = turns[1:]

@@ -90,6 +90,7 @@ def test_root_may_end_in_a_colon(tmp_path):
         ({"video": "v.mp4", "clip": [10**400, 2], "conversations": ASK}, "clip: expected"),
         ({"video": "v.mp4", "clip": [float("nan"), 2], "conversations": ASK}, "clip: expected"),
         ({"conversations": [{"from": "human", "value": "\ud83d"}, ASK[1]]}, "turn 1 holds half a surrogate pair"),
+        ({"conversations": [ASK[0], {"from": "gpt", "value": " \n"}]}, "turn 2 is an empty answer"),
         ('{"length": ' + "1" * 5000 + "}\n", "malformed JSON"),
         ("[" * 100_000 + "\n", "malformed JSON"),
     ],

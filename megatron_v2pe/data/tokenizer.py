@@ -47,19 +47,18 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
-        """Read the tokenizer files of an HF folder, or a bare `.model` file.
+        """Read the tokenizer files of an HF folder, or a `.model` file and the JSON files beside it.
 
         Raises:
             ConfigError: no `tokenizer.model`, or a JSON file that is damaged.
         """
         path = Path(folder)
-        if path.is_file():
-            return cls(path, {})
+        model, path = (path, path.parent) if path.is_file() else (path / "tokenizer.model", path)
         special: dict[str, int] = {}
         for number, token in _json(path / "tokenizer_config.json").get("added_tokens_decoder", {}).items():
             special[token["content"]] = int(number)
         special.update({name: int(number) for name, number in _json(path / "added_tokens.json").items()})
-        return cls(path / "tokenizer.model", special)
+        return cls(model, special)
 
     def __len__(self) -> int:
         """Return the number of ids, special tokens included."""

@@ -31,7 +31,7 @@ class ModelConfig:
     converted_dir: str | None = None
     """Where a converted HF checkpoint is cached; unset: beside the run, `<checkpoint.save>/converted`."""
     tokenizer_path: str | None = None
-    """Folder or `.model` file of the tokenizer; unset: the checkpoint's own."""
+    """Folder of the tokenizer's files; unset: the checkpoint's own."""
     spec: Literal["auto", "local", "te"] = "auto"
     """Layers: `local` for any device, `te` Transformer Engine's; `auto`: `te` where it can be used."""
     vision_select_layer: int | None = None

@@ -142,3 +142,9 @@ def test_tokenizer_errors(tmp_path, tokenizer):
 def test_half_a_surrogate_pair(tokenizer):
     with pytest.raises(DataError, match="text cannot be tokenised"):
         tokenizer.encode("yes \ud83d")
+
+
+def test_model_file_alone(tokenizer):
+    """Naming the `.model` file means its folder: the image tokens stand in the JSON files beside it."""
+    same = Tokenizer.from_folder(tokenizer.model_file)
+    assert same.special == tokenizer.special and not same.missing()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.v2pe.stride import parse_stride
 
 ROPE_POS_ID_VERSIONS = ("default", "v2pe_fix", "v2pe_rnd")
 VOCAB_PADDING_MULTIPLE = 128
@@ -149,7 +150,7 @@ class InternVLConfig:
             pad2square=bool(config.get("pad2square", False)),
             template=config.get("template") or "internlm2-chat",
             rope_pos_id_version=version,
-            rope_pos_id_stride=_stride(config.get("rope_pos_id_stride")),
+            rope_pos_id_stride=_stride(config.get("rope_pos_id_stride"), source),
         )
 
     @classmethod
@@ -169,11 +170,11 @@ class InternVLConfig:
         return replace(self, vision=replace(self.vision, **changes))
 
 
-def _stride(value: Any) -> int | Fraction | None:
-    if value is None:
-        return None
-    stride = Fraction(str(value)) if not isinstance(value, int) else Fraction(value)
-    return stride.numerator if stride.denominator == 1 else stride
+def _stride(value: Any, source: str) -> int | Fraction | None:
+    try:
+        return None if value is None else parse_stride(value)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def _section(config: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any]:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_MIX = 0x9E3779B97F4A7C15
-_MASK = (1 << 63) - 1
+from megatron_v2pe.keyed_random import seed_of
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,7 @@ class DropPathKey:
 
     def generator(self, layer: int) -> torch.Generator:
         """Return the generator of one layer's draws."""
-        state = self.seed
-        for part in (self.pack, layer):
-            state = ((state ^ (part + _MIX)) * 0xBF58476D1CE4E5B9) & _MASK
-            state ^= state >> 31
-        return torch.Generator().manual_seed(state)
+        return torch.Generator().manual_seed(seed_of(self.seed, self.pack, layer, purpose="drop path"))
 
 
 def layer_rates(drop_path_rate: float, num_layers: int) -> list[float]:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,13 +60,13 @@ class Dataset:
     @cached_property
     def _offsets(self) -> np.ndarray:
         """Start of each non-empty line and its number from 1: int64 [lines, 2]."""
-        rows, position = [], 0
+        rows, position = array("q"), 0  # 16 bytes a line; tuples in a list took 150
         with open(self.annotation, "rb") as stream:
             for number, line in enumerate(stream, 1):
                 if line.strip():
-                    rows.append((position, number))
+                    rows.extend((position, number))
                 position += len(line)
-        return np.array(rows, dtype=np.int64).reshape(-1, 2)
+        return np.asarray(rows).reshape(-1, 2)
 
     def __len__(self) -> int:
         """Return the number of samples: lines that are not empty."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 
 import pytest
 
@@ -31,6 +32,17 @@ def test_lines_are_found_whatever_stands_between(tmp_path):
     assert len(dataset) == 5
     assert [dataset.read(i).conversations[0][1] for i in range(5)] == [f"é {i}" for i in range(5)]
     assert [dataset.id_of(i).line for i in range(5)] == [1, 3, 5, 6, 7]
+
+
+def test_the_index_is_small(tmp_path):
+    """While it is built too: data lists have tens of millions of lines."""
+    (tmp_path / "a.jsonl").write_text("{}\n" * 100_000)
+    tracemalloc.start()
+    dataset = Dataset("d", str(tmp_path / "a.jsonl"))
+    assert len(dataset) == 100_000 and dataset.id_of(99_999).line == 100_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * 100_000
 
 
 def test_sample_kinds(tmp_path):

@@ -52,7 +52,7 @@ class DataConfig:
     loss_reduction: Literal["token", "sample", "square"] = "token"
     """Weight of a document with x supervised tokens: x, 1 or sqrt(x), spread evenly over them."""
     num_workers: int = 0
-    """Processes per rank that read and encode; 0: in the training process itself."""
+    """Processes per rank that decode and cut images; 0: in the training process, where text is always encoded."""
     max_skipped_samples: int = 0
     """Samples that may be rejected before the run stops with the reasons; each is counted and reported."""
 

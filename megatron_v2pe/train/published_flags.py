@@ -254,7 +254,7 @@ ROWS: tuple[PublishedFlag, ...] = (
     _packing.mapped("num_images_expected", "12", "data.num_images_expected"),
     _packing.mapped("max_packed_tokens", "8192", "data.max_packed_tokens"),
     _packing.mapped("max_buffer_size", "20", "data.max_buffer_size"),
-    _packing.ignored("log_freq", "1000", "sample counts go to the metrics with every logged step"),
+    _packing.ignored("log_freq", "1000", "skipped samples go to the log as they occur"),
     _packing.refused("strict_mode", "True", "packs are not padded with empty tiles", _NO),
     _packing.ignored("replacement", "False", "every dataset starts again when all of an epoch was read"),
     _packing.refused("allow_overflow", "False", "documents are never cut", _NO),

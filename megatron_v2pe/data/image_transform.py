@@ -18,8 +18,9 @@ from megatron_v2pe.data.decoding import decoding
 from megatron_v2pe.data.tiling import Grid
 from megatron_v2pe.errors import DataError
 
-# Scans of documents are larger than Pillow's guard against decompression bombs allows.
-Image.MAX_IMAGE_PIXELS = None
+# Scans of documents are larger than Pillow's guard against decompression bombs allows, but a damaged header can ask
+# for 16 GB, and the process be killed. Pillow refuses above twice this: 537 million pixels, 2 GB.
+Image.MAX_IMAGE_PIXELS = 2**28
 
 NORMALISATION: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

@@ -105,6 +105,8 @@ def test_errors_name_the_file(tmp_path):
         b"P6 1000000000 1000000000 255\n",
         b"P6 99999999999999999999 1 255\n",
         b"P6 x 1 255\n",
+        b"P6 30000 20000 255\n",
+        b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",",
         b"P6 4 4 0\n" + bytes(48),
         b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, -5, 7, 1, 24, 99, 0, 0, 0, 0, 0),
         b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + b"\x28",

@@ -13,5 +13,9 @@ class DataError(V2PEError):
     """A sample, image or annotation file that cannot be used."""
 
 
+class TrainingError(V2PEError):
+    """A run that cannot go on: its loss or gradients are no longer finite."""
+
+
 class CheckpointError(V2PEError):
     """A checkpoint that is incomplete, damaged, unsafe, or of another architecture."""

@@ -29,14 +29,14 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def setup_logging(rank: int = 0, level: int = logging.INFO) -> None:
-    """Send the package's log to stderr: everything on rank 0, errors only on the others."""
+    """Send the package's log to stderr: everything on rank 0, warnings and errors on the others."""
     logger = logging.getLogger(_ROOT)
     logger.handlers.clear()
     handler = logging.StreamHandler(sys.stderr)
     prefix = "" if rank == 0 else f"[rank {rank}] "
     handler.setFormatter(logging.Formatter(f"{prefix}%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
-    logger.setLevel(level if rank == 0 else logging.ERROR)
+    logger.setLevel(level if rank == 0 else logging.WARNING)
     logger.propagate = False
 
 

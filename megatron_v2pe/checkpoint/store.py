@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def save(
     state: TrainingState,
     hf_source: Path,
     keep_latest: int | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a checkpoint; every rank calls this.
 
@@ -85,6 +87,7 @@ def save(
         state: what else a resumed run needs.
         hf_source: folder whose `hf/` describes the HF checkpoint this run descends from.
         keep_latest: finished checkpoints to keep, all by default.
+        files: further text files of the checkpoint, name -> content.
 
     Returns:
         The folder written.
@@ -103,11 +106,13 @@ def save(
     if dist.get_rank() == 0:
         shutil.copytree(hf_source / HF_FOLDER, temporary / HF_FOLDER)
         _write_json(temporary / TRAINING_STATE, vars(state))
+        for name, content in (files or {}).items():
+            _write_text(temporary / name, content)
         _write_json(temporary / DESCRIPTION, _description(state.iteration, model))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         _write_text(root / LATEST, f"{state.iteration}\n")
-        _prune(root, keep_latest)
+        _prune(root, state.iteration, keep_latest)
     dist.barrier()
     return folder
 
@@ -195,9 +200,14 @@ def _description(iteration: int, model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _prune(root: Path, keep_latest: int | None) -> None:
+def _prune(root: Path, newest: int, keep_latest: int | None) -> None:
+    """Remove all but the `keep_latest` newest checkpoints up to `newest`, and what killed runs left half-written.
+
+    A checkpoint after `newest` comes from a run that was killed before it counted; it is written again in time.
+    """
     finished = sorted(path for path in root.iterdir() if re.fullmatch(r"iter_\d{7,}", path.name))
-    for old in finished[:-keep_latest] if keep_latest else ():
+    counted = [path for path in finished if int(path.name.removeprefix("iter_")) <= newest]
+    for old in counted[:-keep_latest] if keep_latest else ():
         _log.info("removing old checkpoint %s", old)
         shutil.rmtree(old)
     for stale in root.glob(".iter_*.writing"):

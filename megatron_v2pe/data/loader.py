@@ -6,7 +6,8 @@ goes on with the very same packs under any number of ranks and workers.
 
 from __future__ import annotations
 
-from collections import deque
+import signal
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,6 +82,7 @@ class PackLoader:
             sampler=_Turns(self._my_packs),
             num_workers=workers,
             prefetch_factor=2 if workers else None,
+            worker_init_fn=_leave_signals_to_the_run,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -96,9 +98,18 @@ class PackLoader:
             yield read.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what has been consumed by all ranks; plain JSON."""
-        skipped = self._unreadable.counts + SkipLog(0, self._state["skipped"]).counts
-        return {**self._state, "skipped": dict(skipped)}
+        """Return what has been consumed by all ranks; plain JSON. Unreadable samples are this rank's alone."""
+        return {**self._state, "skipped": dict(Counter(self._state["skipped"]) + self._unreadable.counts)}
+
+    @property
+    def unusable(self) -> int:
+        """Samples refused when packs were planned, up to the packs consumed; the same on every rank."""
+        return sum(self._state["skipped"].values())
+
+    @property
+    def unreadable(self) -> Counter[str]:
+        """Samples of this rank whose images turned out damaged, by cause, since this loader was opened."""
+        return self._unreadable.counts
 
     def _my_packs(self) -> Iterator[Documents]:
         """Yield this rank's packs, planned ahead in a thread so that a step does not wait for it."""
@@ -111,6 +122,12 @@ class PackLoader:
         while True:
             round_ = [self._plan.next() for _ in range(self._size)]
             yield round_[self._rank], self._plan.state_dict()
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A signal to the whole process group asks the run to save and stop, for which it still needs its workers."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Turns(Sampler[Documents]):
@@ -151,7 +168,8 @@ def build_loader(
     """
     encoder = DocumentEncoder(config, tokenizer, facts, policy, seed)
     mixture = Mixture(read_data_list(config.meta_path), seed, config.use_data_resampling)
-    skipped = SkipLog(config.max_skipped_samples, state["skipped"] if state else None)
+    counts = state["skipped"] if state else None
+    skipped = SkipLog(config.max_skipped_samples, counts, quiet=dp_rank > 0)
     plan = PackPlan(mixture, encoder, skipped, state)
     reader = PackReader(
         tile_size=facts.tile_size,

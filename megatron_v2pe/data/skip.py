@@ -16,17 +16,21 @@ _SHOWN = 5
 class SkipLog:
     """Samples a run did without."""
 
-    def __init__(self, limit: int, counts: dict[str, int] | None = None, besides: SkipLog | None = None) -> None:
+    def __init__(
+        self, limit: int, counts: dict[str, int] | None = None, besides: SkipLog | None = None, quiet: bool = False
+    ) -> None:
         """Start a count.
 
         Args:
             limit: samples allowed in all.
             counts: those of the run so far, by cause.
             besides: another log whose samples count towards the same limit.
+            quiet: count without a word, where another rank reports the same samples.
         """
         self.limit = limit
         self.counts = Counter(counts or {})
         self._besides = besides
+        self._quiet = quiet
 
     @property
     def total(self) -> int:
@@ -46,7 +50,7 @@ class SkipLog:
             raise DataError(
                 f"{source}: {error}\n{self.total} bad samples, data.max_skipped_samples allows {self.limit} ({causes})"
             ) from error
-        if self.counts[cause] <= _SHOWN:
+        if self.counts[cause] <= _SHOWN and not self._quiet:
             more = ", further ones of this kind are only counted" if self.counts[cause] == _SHOWN else ""
             _log.warning("skipped %s: %s (%d of at most %d%s)", source, error, self.total, self.limit, more)
 

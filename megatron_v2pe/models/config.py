@@ -125,7 +125,7 @@ class InternVLConfig:
         vision = _vision_config(_section(config, "vision_config", source), source)
         llm = _language_config(_section(config, "llm_config", source), source)
         tile_size = config.get("force_image_size") or vision.image_size
-        version = config.get("rope_pos_id_version") or "default"
+        version = config.get("rope_pos_id_version") or config["llm_config"].get("rope_pos_id_version") or "default"
         if version not in ROPE_POS_ID_VERSIONS:
             raise ConfigError(f"{source}: rope_pos_id_version {version!r} is none of {', '.join(ROPE_POS_ID_VERSIONS)}")
         if tile_size % vision.patch_size:

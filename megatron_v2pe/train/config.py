@@ -35,7 +35,7 @@ class ModelConfig:
     spec: Literal["auto", "local", "te"] = "auto"
     """Layers: `local` for any device, `te` Transformer Engine's; `auto`: `te` where it can be used."""
     vision_select_layer: int | None = None
-    """Hidden state of the vision tower to project, -1 the last; unset: the checkpoint's `select_layer`."""
+    """`select_layer` the checkpoint must have, the hidden state projected (-1: the last); unset: not checked."""
     ps_version: Literal["v1", "v2"] | None = None
     """Pixel shuffle the checkpoint must have been trained with; unset: not checked."""
     down_sample_ratio: float | None = None

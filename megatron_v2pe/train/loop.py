@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_v2pe.data.types import Batch
 from megatron_v2pe.device.device import Device
+from megatron_v2pe.errors import DataError, TrainingError
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.metrics import MetricsLog, StepMetrics
@@ -48,23 +50,34 @@ class Trainer:
         iteration, saved = start, start
         self.model.train()
         while iteration < last:
-            metrics = self.step(iteration)
+            try:
+                batches, began = self.feed.step(self.num_micro_batches), time.perf_counter()
+            except DataError:  # on every rank: keep what has been learned, then say what is wrong
+                if iteration > saved:
+                    self._save(iteration)
+                raise
+            metrics = self.step(iteration, batches, began)
             iteration += 1
             self.metrics.write(metrics)
             stopping = stop.agreed()
             if stopping or iteration == last or (self.save_interval and iteration % self.save_interval == 0):
-                gather_parameters(self.model)
-                self.save(iteration)
+                self._save(iteration)
                 saved = iteration
             if stopping:
                 break
         assert saved == iteration
         return iteration
 
-    def step(self, iteration: int) -> StepMetrics:
-        """Do one optimizer step."""
-        began = time.perf_counter()
-        batches = [self.feed.next() for _ in range(self.num_micro_batches)]
+    def _save(self, iteration: int) -> None:
+        gather_parameters(self.model)
+        self.save(iteration)
+
+    def step(self, iteration: int, batches: list[Batch], began: float) -> StepMetrics:
+        """Do one optimizer step.
+
+        Raises:
+            TrainingError: loss or gradients are not finite; nothing is saved after that.
+        """
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         device = self.device.torch_device
         denominator = global_weight(batches, group, device)
@@ -72,11 +85,13 @@ class Trainer:
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         loss = forward_backward(self.model, micro_batches, len(batches), denominator)
+        _check_finite("loss", loss, iteration + 1)
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        updated, grad_norm = take_step(self.optimizer)
+        _check_finite("norm of the gradients", grad_norm := take_step(self.optimizer), iteration + 1)
         self.scheduler.step(increment=1)
+        self.feed.commit()
         self.device.synchronize()
-        return self._measure(iteration + 1, loss, learning_rate, grad_norm, updated, batches, began)
+        return self._measure(iteration + 1, loss, learning_rate, grad_norm, batches, began)
 
     def _micro_batch(self, batch: Batch, iteration: int, index: int) -> MicroBatch:
         """Number the pack in the run's order, so that its drop-path draws do not depend on the layout."""
@@ -92,7 +107,6 @@ class Trainer:
         loss: float,
         learning_rate: float,
         grad_norm: float,
-        updated: bool,
         batches: list[Batch],
         began: float,
     ) -> StepMetrics:
@@ -115,5 +129,12 @@ class Trainer:
             tokens_per_second=tokens / seconds,
             tiles_per_second=tiles / seconds,
             memory_gib=self.device.peak_memory_bytes() / 2**30,
-            skipped_update=not updated,
+        )
+
+
+def _check_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"step {step}: the {what} is {value}; the last checkpoint was written before that. "
+            "Resume with a lower optimizer.lr, or look at the samples of this step"
         )

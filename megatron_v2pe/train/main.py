@@ -33,8 +33,8 @@ from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig, ModelConfi
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.metrics import MetricsLog
-from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler
-from megatron_v2pe.train.start import hf_folder, on_first_rank, start_folder
+from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
+from megatron_v2pe.train.start import hf_folder, start_folder
 from megatron_v2pe.train.stop import StopRequest
 from megatron_v2pe.train.wrap import freeze, wrap
 from megatron_v2pe.v2pe.stride import StridePolicy
@@ -88,7 +88,8 @@ def _prepare(config: ExperimentConfig, world: launch.World, device: Device) -> R
     cache = config.model.converted_dir or (str(Path(save) / "converted") if save else None)
     start = start_folder(config.model.model_name_or_path, cache)
     hf = hf_folder(start)
-    model = _overridden(InternVLConfig.from_folder(hf), config.model, config.data)
+    model = InternVLConfig.from_folder(hf)
+    _check_stated(model, config.model, config.data)
     config.validate(world.world_size, model_sizes(model))
     groups = topology.initialize(config.parallel, config.train.seed)
     tokenizer = Tokenizer.from_folder(config.model.tokenizer_path or hf)
@@ -113,18 +114,20 @@ def model_sizes(model: InternVLConfig) -> ModelSizes:
     )
 
 
-def _overridden(model: InternVLConfig, settings: ModelConfig, data: DataConfig) -> InternVLConfig:
-    """Check what a run states about its checkpoint, and apply what it may change."""
-    stated = {"ps_version": settings.ps_version, "downsample_ratio": settings.down_sample_ratio}
-    stated["tile_size"] = data.force_image_size  # type: ignore[assignment]
+def _check_stated(model: InternVLConfig, settings: ModelConfig, data: DataConfig) -> None:
+    """Check what a run states about its checkpoint."""
+    stated: dict[str, Any] = {
+        "ps_version": settings.ps_version,
+        "downsample_ratio": settings.down_sample_ratio,
+        "select_layer": settings.vision_select_layer,
+        "tile_size": data.force_image_size,
+    }
     for name, value in stated.items():
         if value is not None and value != getattr(model, name):
-            raise ConfigError(f"{name} {value} was asked for, but the checkpoint has {getattr(model, name)}")
-    if settings.vision_select_layer is None:
-        return model
-    from dataclasses import replace
-
-    return replace(model, select_layer=settings.vision_select_layer)
+            raise ConfigError(
+                f"{name} {value} was asked for, but the checkpoint has {getattr(model, name)}; "
+                "it is part of the model, to be changed in its config.json"
+            )
 
 
 def _train(run: Run) -> int:
@@ -144,6 +147,7 @@ def _train(run: Run) -> int:
     )
     scheduler = build_scheduler(optimizer, config.optimizer, config.train.train_steps)
     state = store.load_training(resumed, model, optimizer) if resumed is not None else None
+    apply_settings(optimizer, config.optimizer)
     iteration = state.iteration if state else 0
     scheduler.step(increment=iteration)
     feed = _feed(run, state.loader if state else None)
@@ -231,18 +235,16 @@ def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
             state=state,
         )
     tile_group = run.groups.tp if run.groups.pp.rank() == 0 else None
-    return DataFeed(loader, model_group, tile_group, run.device.torch_device)
+    return DataFeed(loader, model_group, tile_group, run.device.torch_device, run.config.data.max_skipped_samples)
 
 
 def _save(run: Run, model: InternVLModel, optimizer: Any, feed: DataFeed, iteration: int) -> None:
-    if run.config.checkpoint.save is None:
+    settings = run.config.checkpoint
+    if settings.save is None:
         return
-    loader_state = feed.loader.state_dict() if feed.loader is not None else {}
-    state = store.TrainingState(iteration, loader_state, to_dict(run.config))
-    folder = store.save(
-        Path(run.config.checkpoint.save), model, optimizer, state, run.start, run.config.checkpoint.keep_latest
-    )
-    on_first_rank(lambda: run.config.save(folder / CONFIG_FILE))
+    state = store.TrainingState(iteration, feed.state_dict(), to_dict(run.config))
+    files = {CONFIG_FILE: run.config.to_yaml()}
+    store.save(Path(settings.save), model, optimizer, state, run.start, settings.keep_latest, files)
 
 
 def _log_folder(config: ExperimentConfig) -> Path | None:

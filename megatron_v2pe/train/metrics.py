@@ -32,8 +32,6 @@ class StepMetrics:
     tiles_per_second: float
     memory_gib: float
     """Peak memory of rank 0: allocated on the GPU, resident on CPU."""
-    skipped_update: bool
-    """The optimizer found a gradient that is not finite and left the weights alone."""
 
 
 class MetricsLog:

@@ -52,10 +52,16 @@ def _weight_decay_overrides(settings: AdamWConfig) -> dict[ParamKey, ParamGroupO
     return {ParamKey(name="*.bias", predicate=one_dimensional): cast(ParamGroupOverride, {"wd_mult": 0.0})}
 
 
-def take_step(optimizer: MegatronOptimizer) -> tuple[bool, float]:
-    """Update the parameters; return whether they were, and the norm of the gradients before clipping."""
-    updated, grad_norm, _ = cast(Any, optimizer).step()  # the base class states no result
-    return bool(updated), float(grad_norm or 0.0)
+def take_step(optimizer: MegatronOptimizer) -> float:
+    """Update the parameters; return the norm of the gradients before clipping, 0 where it is not clipped."""
+    _, grad_norm, _ = cast(Any, optimizer).step()  # the base class states no result
+    return float(grad_norm or 0.0)
+
+
+def apply_settings(optimizer: MegatronOptimizer, settings: AdamWConfig) -> None:
+    """Let the run's learning rates win over those a loaded checkpoint was trained with."""
+    for group in optimizer.param_groups:
+        group["max_lr"], group["min_lr"] = settings.lr, settings.min_lr
 
 
 def build_scheduler(optimizer: MegatronOptimizer, settings: AdamWConfig, train_steps: int) -> OptimizerParamScheduler:

@@ -197,7 +197,7 @@ ROWS: tuple[PublishedFlag, ...] = (
         "the head learns unless freeze_llm is set; it has no switch of its own",
         _NO,
     ),
-    _model.mapped("vision_select_layer", "-1", "model.vision_select_layer"),
+    _model.mapped("vision_select_layer", "-1", "model.vision_select_layer", note="must equal the checkpoint's"),
     _model.refused("use_backbone_lora", "0", "low-rank adapters are not supported", ("0", *_NO)),
     _model.refused("use_llm_lora", "0", "low-rank adapters are not supported", ("0", *_NO)),
     _model.refused(

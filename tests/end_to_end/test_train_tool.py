@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import time
 
@@ -85,8 +87,10 @@ def test_kill_at_any_moment_and_resume(tiny, whole, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(tiny, whole, tmp_path):
+    """The whole process group is asked to stop, reading processes included."""
     folder = tmp_path / "run"
-    with started(line(tiny, folder, checkpoint__save_interval=1000, **TP2), tmp_path / "log") as process:
+    slow = {"checkpoint__save_interval": 1000, "data__num_workers": 2}
+    with started(line(tiny, folder, **slow, **TP2), tmp_path / "log") as process:
         deadline = time.monotonic() + 120
         while not (folder / "logs" / "metrics.jsonl").is_file() or len(read_metrics(folder)) < 2:
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
@@ -108,6 +112,29 @@ def test_every_layout_sees_the_same_samples_and_losses(tiny, whole, tmp_path, na
         assert 0 <= theirs["tokens"] - ours["tokens"] <= 2  # sequence parallelism pads each pack to an even length
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)  # measured 3e-7
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)  # measured 3e-7
+
+
+@pytest.mark.slow
+def test_bad_data_on_one_rank_stops_all_and_loses_nothing(tiny, tmp_path):
+    """Images found damaged when they are cut count over all ranks; what was learned before is saved."""
+    meta = write_dataset(tmp_path / "data")
+    for number in (3, 4):
+        image = meta.parent / "image" / f"{number}.png"
+        image.write_bytes(image.read_bytes()[:200])
+    changes = {"data__meta_path": meta, "data__max_skipped_samples": 9, "checkpoint__save_interval": 1000}
+    finished = run(line(tiny, tmp_path / "run", **changes), tmp_path / "log")
+    assert finished.status != 0
+    assert re.search(r"1\d bad samples over all ranks, data.max_skipped_samples allows 9", finished.output)
+    assert "damaged image" in finished.output and 'Traceback (most recent call last):\n  File "/' not in finished.output
+    rows = read_metrics(tmp_path / "run")
+    done = int((tmp_path / "run" / "latest_checkpointed_iteration.txt").read_text())
+    assert done == len(rows) > 0
+    more = {**changes, "data__max_skipped_samples": 1000}
+    resumed = trained(tiny, tmp_path / "run", **more)
+    assert told(resumed) == told(trained(tiny, tmp_path / "at_once", **more))
+    state = json.loads((tmp_path / "run" / f"iter_{STEPS:07d}" / "training_state.json").read_text())
+    at_once = json.loads((tmp_path / "at_once" / f"iter_{STEPS:07d}" / "training_state.json").read_text())
+    assert state["loader"] == at_once["loader"] and sum(state["loader"]["skipped"].values()) > 9
 
 
 @pytest.mark.slow

@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 
+from megatron_v2pe.errors import TrainingError
 from megatron_v2pe.recipes.internvl2_2b import internvl2_2b_v2pe_32k
 from megatron_v2pe.train.config import AdamWConfig
-from megatron_v2pe.train.optimizer import _weight_decay_overrides, build_scheduler
+from megatron_v2pe.train.optimizer import _weight_decay_overrides, apply_settings, build_scheduler
 
 
 class Fake:
@@ -48,6 +49,24 @@ def test_resuming_is_a_jump():
     optimizer = Fake(1e-3)
     build_scheduler(optimizer, settings, 50).step(increment=23)
     assert optimizer.param_groups[0]["lr"] == rates(settings, 50, (23,))[23]
+
+
+def test_a_new_learning_rate_wins_over_the_checkpoints():
+    optimizer = Fake(1e-2)
+    optimizer.param_groups[0].update(max_lr=1e-2, min_lr=1e-3)  # what Megatron-Core stores with every group
+    settings = AdamWConfig(lr=1e-3, warmup_ratio=0.1)
+    apply_settings(optimizer, settings)
+    build_scheduler(optimizer, settings, 50).step(increment=23)
+    assert optimizer.param_groups[0]["lr"] == rates(settings, 50, (23,))[23]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_the_run(value):
+    from megatron_v2pe.train.loop import _check_finite
+
+    _check_finite("loss", 1.0, 3)
+    with pytest.raises(TrainingError, match=f"step 3: the loss is {value}"):
+        _check_finite("loss", value, 3)
 
 
 @pytest.mark.parametrize(("style", "half"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])

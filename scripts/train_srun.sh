@@ -62,6 +62,7 @@ if $dry_run; then exec "$@"; fi  # only a look at the settings: nothing is asked
 
 export MASTER_PORT="${MASTER_PORT:-34229}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$cpus}"
+export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"  # lets tensor parallelism overlap on GPUs
 # shellcheck disable=SC2086  # SRUN_ARGS is a list of words
 set -- --kill-on-bad-exit=1 ${SRUN_ARGS:-} "$@"
 if [ "$gres" != none ]; then set -- --gres="$gres" "$@"; fi

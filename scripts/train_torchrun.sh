@@ -44,6 +44,8 @@ if [ -z "${OMP_NUM_THREADS:-}" ]; then
     export OMP_NUM_THREADS
 fi
 
+export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"  # lets tensor parallelism overlap on GPUs
+
 exec "$PYTHON" -m torch.distributed.run \
     --nnodes "$nodes" --nproc_per_node "$per_node" ${NODE_RANK:+--node_rank "$NODE_RANK"} \
     --rdzv_backend c10d --rdzv_endpoint "$address:$port" --rdzv_id "${RUN_ID:-megatron-v2pe}" \

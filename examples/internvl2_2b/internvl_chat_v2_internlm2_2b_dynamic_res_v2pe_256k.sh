@@ -1,5 +1,6 @@
 #!/bin/sh
 # The 256K stage with context parallel size 8 (--chunk_num 8 --attn_type ring), reconstructed: see the recipe.
+# This version refuses context parallelism: the run stops with that message, --dry-run shows its settings.
 #
 #   PARTITION='your partition' GPUS=32 sh examples/internvl2_2b/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_256k.sh
 #

@@ -89,7 +89,7 @@ def open_pretrained(
     An HF folder is converted first, by `convert.api.hf_to_mcore` or `tools/convert_checkpoint.py`.
 
     Args:
-        folder: a Megatron checkpoint, converted or trained in any layout.
+        folder: a Megatron checkpoint, converted or trained in any layout, or a run's folder (its newest is taken).
         stride: see `inference_policy`.
         device: `cpu`, `cuda`, or `auto`.
         dtype: of parameters and activations.
@@ -98,7 +98,7 @@ def open_pretrained(
         ConfigError: the configuration or the tokenizer does not fit.
         CheckpointError: the folder is incomplete, unsafe, or of another model.
     """
-    path = Path(folder)
+    path = store.newest(Path(folder)) or Path(folder)
     hf = path / HF_FOLDER
     config, tokenizer = InternVLConfig.from_folder(hf), Tokenizer.from_folder(hf)
     if missing := tokenizer.missing():

@@ -67,7 +67,7 @@ def gather_full(model: nn.Module, value_of: Callable[[nn.Parameter], Tensor | No
         known = seen.setdefault((key, offset), data)
         scale = max(known.abs().max().item(), 1e-12)
         difference = (known - data).abs().max().item() / scale
-        if difference > 1e-3:
+        if difference > (1e-9 if data.dtype == torch.float64 else 1e-3):
             raise AssertionError(f"{key}: replicas at offset {offset} differ by {difference:.1e} relative")
         whole = full.setdefault(key, torch.zeros(shape, dtype=data.dtype))
         whole[tuple(slice(o, o + n) for o, n in zip(offset, data.shape, strict=True))] = data

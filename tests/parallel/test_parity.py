@@ -20,7 +20,7 @@ from megatron_v2pe.v2pe.stride import StridePolicy
 
 # Largest relative errors measured over all cases below:
 # fp64 loss 4e-16, gradients 2e-13; fp32 loss 2e-7, gradients 4e-6.
-TOLERANCE = {torch.float64: 1e-11, torch.float32: 1e-5}
+TOLERANCE = {torch.float64: 2e-12, torch.float32: 1e-5}
 BREAK_IS_SEEN_ABOVE = 1e-3
 
 TP2 = ParallelConfig(tensor_model_parallel_size=2, use_distributed_optimizer=False)
@@ -38,14 +38,20 @@ LAYOUTS = {
     "tp2_dp2": replace(TP2, sequence_parallel=True, use_distributed_optimizer=True, overlap_grad_reduce=True),
 }
 WORLD = {name: 4 if name in ("tp2_pp2", "tp2_dp2") else 2 for name in LAYOUTS}
-BREAKS = {
-    "tp2": "head_reduction",
-    "tp2_sp": "norm_reduction",
-    "pp2": "stage_positions",
-    "dp2": "local_denominator",
-    "tp2_pp2": "unmasked_padding",
-    "tp2_dp2": "document_borders",
-}
+BREAKS = [
+    ("tp2", "head_reduction"),
+    ("tp2_sp", "norm_reduction"),
+    ("pp2", "stage_positions"),
+    ("pp2_uneven", "stage_positions"),
+    ("dp2", "local_denominator"),
+    ("dp2_distributed_optimizer", "local_denominator"),
+    ("dp2_overlap", "local_denominator"),
+    ("tp2_pp2", "head_reduction"),
+    ("tp2_dp2", "norm_reduction"),
+    # Wrong in any layout:
+    ("tp2_pp2", "unmasked_padding"),
+    ("tp2_dp2", "document_borders"),
+]
 POLICY = StridePolicy("v2pe_fix", 1)
 
 
@@ -114,7 +120,7 @@ def test_layout_equals_one_process_in_fp32(case, run, name):
     assert_equal(run(this), run(this, name), torch.float32)
 
 
-@pytest.mark.parametrize(("name", "planted_break"), BREAKS.items())
+@pytest.mark.parametrize(("name", "planted_break"), BREAKS)
 def test_planted_break_is_seen(case, run, name, planted_break):
     this = case()
     try:

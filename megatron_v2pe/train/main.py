@@ -16,7 +16,7 @@ from megatron_v2pe.config_tree import to_dict
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.documents import ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
-from megatron_v2pe.data.loader import build_loader
+from megatron_v2pe.data.loader import PackLoader, build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
@@ -34,7 +34,7 @@ from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.metrics import MetricsLog
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
-from megatron_v2pe.train.start import hf_folder, start_folder
+from megatron_v2pe.train.start import hf_folder, start_folder, together
 from megatron_v2pe.train.stop import StopRequest
 from megatron_v2pe.train.wrap import freeze, wrap
 from megatron_v2pe.v2pe.stride import StridePolicy
@@ -151,7 +151,8 @@ def _train(run: Run) -> int:
     iteration = state.iteration if state else 0
     scheduler.step(increment=iteration)
     feed = _feed(run, state.loader if state else None)
-    metrics = MetricsLog(config.logging, _log_folder(config), run.world.rank, iteration, config.train.train_steps)
+    rank, steps = run.world.rank, config.train.train_steps
+    metrics = together(lambda: MetricsLog(config.logging, _log_folder(config), rank, iteration, steps))
     stop = StopRequest(run.device.torch_device)
     trainer = Trainer(
         model=wrapped,
@@ -221,9 +222,11 @@ def _resume_folder(config: ExperimentConfig) -> Path | None:
 def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
     """Read on the first rank of each copy of the model; tiles go to the first pipeline stage only."""
     model_group = run.groups.mp
-    loader = None
-    if model_group.rank() == 0:
-        loader = build_loader(
+
+    def open_loader() -> PackLoader | None:
+        if model_group.rank() > 0:
+            return None
+        return build_loader(
             run.config.data,
             run.tokenizer,
             ModelFacts(run.model.tile_size, run.model.tokens_per_tile),
@@ -234,6 +237,8 @@ def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
             pad_multiple=run.config.parallel.tensor_model_parallel_size if run.config.parallel.sequence_parallel else 1,
             state=state,
         )
+
+    loader = together(open_loader)
     tile_group = run.groups.tp if run.groups.pp.rank() == 0 else None
     return DataFeed(loader, model_group, tile_group, run.device.torch_device, run.config.data.max_skipped_samples)
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
@@ -16,7 +17,7 @@ from megatron_v2pe.convert.api import hf_to_mcore
 from megatron_v2pe.errors import CheckpointError, ConfigError, V2PEError
 from megatron_v2pe.logging import get_logger
 
-SOURCE = "source.json"
+Result = TypeVar("Result")
 _log = get_logger(__name__)
 
 
@@ -71,6 +72,22 @@ def on_first_rank(action: Callable[[], None]) -> None:
     dist.broadcast_object_list(verdict, src=0)
     if verdict[0] is not None:
         raise CheckpointError(verdict[0])
+
+
+def together(action: Callable[[], Result]) -> Result:
+    """Run `action` on every rank and return its result; what a user can mend, met on any rank, is raised on all."""
+    result: Result | None = None
+    problem = None
+    try:
+        result = action()
+    except V2PEError as error:
+        problem = str(error)
+    problems: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    for text in problems:
+        if text is not None:
+            raise ConfigError(text)
+    return cast(Result, result)
 
 
 def _convert(source: Path, folder: Path) -> None:

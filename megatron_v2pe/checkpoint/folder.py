@@ -1,4 +1,4 @@
-"""What a checkpoint folder is made of: the names of its files, and how one is put in place whole or not at all."""
+"""What a checkpoint folder is made of: the names of its files, which one is a run's newest, how one is put in place."""
 
 from __future__ import annotations
 
@@ -21,6 +21,35 @@ METADATA = ".metadata"
 """PyTorch's own description of the tensors; a pickle, so vetted before use."""
 MEGATRON_CONFIG = "metadata.json"
 COMMON = "common.pt"
+
+
+def iteration_folder(root: Path, iteration: int) -> Path:
+    """Return the folder of one checkpoint."""
+    return root / f"iter_{iteration:07d}"
+
+
+def latest_iteration(root: Path) -> int | None:
+    """Return the iteration of the newest finished checkpoint under `root`, None where there is none.
+
+    Raises:
+        CheckpointError: the tracker file is not a number, or names a folder that is missing.
+    """
+    tracker = root / LATEST
+    if not tracker.is_file():
+        return None
+    text = tracker.read_text().strip()
+    if not text.isdigit():
+        raise CheckpointError(f"{tracker}: expected an iteration number, found {text[:40]!r}")
+    folder = iteration_folder(root, int(text))
+    if not folder.is_dir():
+        raise CheckpointError(f"{tracker}: names iteration {text}, but {folder} does not exist")
+    return int(text)
+
+
+def newest(root: Path) -> Path | None:
+    """Return the folder of a run's newest finished checkpoint, None where there is none; see `latest_iteration`."""
+    iteration = latest_iteration(root)
+    return None if iteration is None else iteration_folder(root, iteration)
 
 
 @contextmanager

@@ -25,7 +25,14 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
 from megatron_v2pe.checkpoint import optimizer_state
-from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLDER, LATEST, TRAINING_STATE
+from megatron_v2pe.checkpoint.folder import (
+    DESCRIPTION,
+    FORMAT_VERSION,
+    HF_FOLDER,
+    LATEST,
+    TRAINING_STATE,
+    iteration_folder,
+)
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.logging import get_logger
@@ -44,29 +51,6 @@ class TrainingState:
     """State of the data loader: what has been consumed."""
     settings: dict[str, Any]
     """The resolved configuration of the run."""
-
-
-def iteration_folder(root: Path, iteration: int) -> Path:
-    """Return the folder of one checkpoint."""
-    return root / f"iter_{iteration:07d}"
-
-
-def latest_iteration(root: Path) -> int | None:
-    """Return the iteration of the newest finished checkpoint under `root`, None where there is none.
-
-    Raises:
-        CheckpointError: the tracker file is not a number, or names a folder that is missing.
-    """
-    tracker = root / LATEST
-    if not tracker.is_file():
-        return None
-    text = tracker.read_text().strip()
-    if not text.isdigit():
-        raise CheckpointError(f"{tracker}: expected an iteration number, found {text[:40]!r}")
-    folder = iteration_folder(root, int(text))
-    if not folder.is_dir():
-        raise CheckpointError(f"{tracker}: names iteration {text}, but {folder} does not exist")
-    return int(text)
 
 
 def save(
@@ -115,12 +99,6 @@ def save(
         _prune(root, state.iteration, keep_latest)
     dist.barrier()
     return folder
-
-
-def newest(root: Path) -> Path | None:
-    """Return the folder of a run's newest finished checkpoint, None where there is none; see `latest_iteration`."""
-    iteration = latest_iteration(root)
-    return None if iteration is None else iteration_folder(root, iteration)
 
 
 def load_training(folder: Path, model: nn.Module, optimizer: MegatronOptimizer) -> TrainingState:

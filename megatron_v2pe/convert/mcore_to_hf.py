@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT, LATEST, TRAINING_STATE, new_folder
+from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT, TRAINING_STATE, new_folder, newest
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
 from megatron_v2pe.convert import hf_config
@@ -21,7 +21,7 @@ from megatron_v2pe.convert.mappings import MappingTable
 from megatron_v2pe.convert.progress import byte_progress
 from megatron_v2pe.convert.registry import mapping_table
 from megatron_v2pe.convert.safetensors_io import TensorPlace, write_file
-from megatron_v2pe.errors import CheckpointError, ConfigError
+from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -42,7 +42,8 @@ def convert(folder: Path, target: Path, overwrite: bool, export: Export) -> None
     """Convert `folder` (Megatron-Core) to `target` (HF); see `api.mcore_to_hf`."""
     if export.dtype is not None and export.dtype not in DTYPES:
         raise ConfigError(f"dtype {export.dtype!r} is none of {', '.join(DTYPES)}")
-    folder = newest_checkpoint(folder)
+    if not (folder / DESCRIPTION).exists():
+        folder = newest(folder) or folder
     reader = TorchDistReader(folder, vet_checkpoint(folder))
     hf = folder / HF_FOLDER
     model = InternVLConfig.from_folder(hf)
@@ -63,24 +64,6 @@ def convert(folder: Path, target: Path, overwrite: bool, export: Export) -> None
             (temporary / _CONFIG).write_text(hf_config.to_text(config), encoding="utf-8")
         if export.dtype is not None:
             _correct_index(temporary / INDEX, layout)
-
-
-def newest_checkpoint(folder: Path) -> Path:
-    """Return the checkpoint folder itself, or the newest one where `folder` is that of a training run.
-
-    Raises:
-        CheckpointError: the run's tracker file names no checkpoint that is there.
-    """
-    tracker = folder / LATEST
-    if (folder / DESCRIPTION).exists() or not tracker.is_file():
-        return folder
-    text = tracker.read_text(encoding="utf-8").strip()
-    if not text.isdigit():
-        raise CheckpointError(f"{tracker}: expected an iteration number, found {text[:40]!r}")
-    newest = folder / f"iter_{int(text):07d}"
-    if not newest.is_dir():
-        raise CheckpointError(f"{tracker}: names iteration {text}, but {newest} does not exist")
-    return newest
 
 
 def _check(table: MappingTable, layout: Layout, reader: TorchDistReader, folder: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from megatron_v2pe.checkpoint import store
-from megatron_v2pe.checkpoint.folder import HF_FOLDER
+from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.image_transform import NORMALISATION, normalise_tiles
 from megatron_v2pe.data.pictures import TilingOptions
@@ -98,7 +98,7 @@ def open_pretrained(
         ConfigError: the configuration or the tokenizer does not fit.
         CheckpointError: the folder is incomplete, unsafe, or of another model.
     """
-    path = store.newest(Path(folder)) or Path(folder)
+    path = newest(Path(folder)) or Path(folder)
     hf = path / HF_FOLDER
     config, tokenizer = InternVLConfig.from_folder(hf), Tokenizer.from_folder(hf)
     if missing := tokenizer.missing():

@@ -35,6 +35,7 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from megatron_v2pe.checkpoint import store
+    from megatron_v2pe.checkpoint.folder import newest
     from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler, take_step
     from megatron_v2pe.train.step import forward_backward
     from megatron_v2pe.train.wrap import gather_parameters, wrap
@@ -53,7 +54,7 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
         scheduler = build_scheduler(optimizer, SETTINGS, TOTAL_STEPS)
         first = 0
         if resume_from is not None:
-            folder = store.newest(Path(resume_from))
+            folder = newest(Path(resume_from))
             assert folder is not None
             state = store.load_training(folder, model, optimizer)
             first, history.loader = state.iteration, state.loader

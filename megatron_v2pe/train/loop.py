@@ -50,8 +50,9 @@ class Trainer:
         iteration, saved = start, start
         self.model.train()
         while iteration < last:
+            began = time.perf_counter()
             try:
-                batches, began = self.feed.step(self.num_micro_batches), time.perf_counter()
+                batches = self.feed.step(self.num_micro_batches)
             except DataError:  # on every rank: keep what has been learned, then say what is wrong
                 if iteration > saved:
                     self._save(iteration)

@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_v2pe.checkpoint import store
-from megatron_v2pe.checkpoint.folder import TRAINING_STATE
+from megatron_v2pe.checkpoint.folder import TRAINING_STATE, newest
 from megatron_v2pe.config_tree import to_dict
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.documents import ModelFacts
@@ -205,17 +205,17 @@ def _model(run: Run) -> InternVLModel:
 def _resume_folder(config: ExperimentConfig) -> Path | None:
     """Return the training checkpoint the run goes on from, None for a fresh start."""
     settings = config.checkpoint
-    if settings.save and (newest := store.newest(Path(settings.save))) is not None:
+    if settings.save and (latest := newest(Path(settings.save))) is not None:
         if settings.resume == "never":
-            raise ConfigError(f"{newest} is there and checkpoint.resume is never; choose another checkpoint.save")
-        return newest
+            raise ConfigError(f"{latest} is there and checkpoint.resume is never; choose another checkpoint.save")
+        return latest
     if settings.load is None:
         return None
     folder = Path(settings.load)
     if (folder / TRAINING_STATE).is_file():
         return folder
-    if folder.is_dir() and (newest := store.newest(folder)) is not None:
-        return newest
+    if folder.is_dir() and (latest := newest(folder)) is not None:
+        return latest
     raise ConfigError(f"checkpoint.load: {folder} holds no training checkpoint")
 
 

@@ -23,6 +23,7 @@ class StepMetrics:
     loss: float
     lr: float
     grad_norm: float
+    """Before clipping; 0 where `optimizer.clip_grad` is 0, which measures none."""
     tokens: int
     """Tokens of all packs of the step, padding included."""
     tiles: int

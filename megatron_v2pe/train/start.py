@@ -11,8 +11,7 @@ from typing import TypeVar, cast
 
 import torch.distributed as dist
 
-from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER
-from megatron_v2pe.checkpoint.store import iteration_folder, latest_iteration
+from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, newest
 from megatron_v2pe.convert.api import hf_to_mcore
 from megatron_v2pe.errors import CheckpointError, ConfigError, V2PEError
 from megatron_v2pe.logging import get_logger
@@ -39,8 +38,8 @@ def start_folder(source: str, cache: str | None) -> Path:
         raise ConfigError(f"model.model_name_or_path: {path} is not a folder")
     if (path / DESCRIPTION).is_file():
         return path
-    if (iteration := latest_iteration(path)) is not None:
-        return iteration_folder(path, iteration)
+    if (checkpoint := newest(path)) is not None:
+        return checkpoint
     if not (path / "config.json").is_file():
         raise ConfigError(
             f"model.model_name_or_path: {path} holds neither config.json (an HF checkpoint) nor {DESCRIPTION} "

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from megatron_v2pe.checkpoint import store
-from megatron_v2pe.checkpoint.store import latest_iteration
+from megatron_v2pe.checkpoint.folder import latest_iteration
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.testing import parity, short_runs

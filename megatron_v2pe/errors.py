@@ -19,3 +19,11 @@ class TrainingError(V2PEError):
 
 class CheckpointError(V2PEError):
     """A checkpoint that is incomplete, damaged, unsafe, or of another architecture."""
+
+
+class LayoutError(V2PEError):
+    """Tokens, positions or tiles that do not fit the layout of a pack over ranks."""
+
+
+class CommunicationError(V2PEError):
+    """A process of the run that no longer answers."""

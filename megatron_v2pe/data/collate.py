@@ -1,4 +1,4 @@
-"""Documents one after the other as a micro-batch: labels and weights shifted inside each document, padding last."""
+"""Documents one after the other as a micro-batch; labels and weights shifted inside each document."""
 
 from __future__ import annotations
 
@@ -10,37 +10,26 @@ from torch import Tensor
 from megatron_v2pe.data.loss_weights import loss_weights
 from megatron_v2pe.data.types import IGNORE_INDEX, Batch, Document
 
-PADDING_ID = 0
 
-
-def collate(documents: Sequence[Document], tiles: Tensor, reduction: str, pad_multiple: int, denominator: int) -> Batch:
+def collate(documents: Sequence[Document], tiles: Tensor, reduction: str) -> Batch:
     """Pack documents.
 
+    What a parallel layout pads is not added here: packs are the same whatever the layout.
+
     Args:
-        documents: in order; none gives a micro-batch of padding alone.
+        documents: in order; none gives a micro-batch without tokens.
         tiles: uint8 [T, H, W, 3], of all documents in order.
         reduction: `token`, `sample` or `square`.
-        pad_multiple: the length is brought to a multiple of this by a document of padding.
-        denominator: the position lattice's.
     """
-    ids = [document.input_ids for document in documents]
-    ticks = [document.position_ticks for document in documents]
-    labels = [_shift(document.labels, IGNORE_INDEX) for document in documents]
-    weights = [_shift(loss_weights(document.labels, reduction), 0.0) for document in documents]
-    seqlens = [len(part) for part in ids]
-    total = sum(seqlens)
-    if padding := max(-(-total // pad_multiple), 1) * pad_multiple - total:
-        ids.append(torch.full((padding,), PADDING_ID))
-        ticks.append(torch.arange(padding) * denominator)
-        labels.append(torch.full((padding,), IGNORE_INDEX))
-        weights.append(torch.zeros(padding))
-        seqlens.append(padding)
+    nothing = torch.empty(0, dtype=torch.int64)
     return Batch(
-        input_ids=torch.cat(ids),
-        labels=torch.cat(labels),
-        loss_weights=torch.cat(weights),
-        position_ticks=torch.cat(ticks),
-        seqlens=tuple(seqlens),
+        input_ids=torch.cat([nothing, *(document.input_ids for document in documents)]),
+        labels=torch.cat([nothing, *(_shift(document.labels, IGNORE_INDEX) for document in documents)]),
+        loss_weights=torch.cat(
+            [nothing.float(), *(_shift(loss_weights(document.labels, reduction), 0.0) for document in documents)]
+        ),
+        position_ticks=torch.cat([nothing, *(document.position_ticks for document in documents)]),
+        seqlens=tuple(document.num_tokens for document in documents),
         tiles=tiles,
         num_tiles=tuple(count for document in documents for _, count in document.images),
         sources=tuple(document.source for document in documents),

@@ -49,8 +49,6 @@ class PackReader(Dataset[ReadPack]):
     tile_size: int
     mean: Sequence[float]
     reduction: str
-    pad_multiple: int
-    denominator: int
 
     def __getitem__(self, documents: Documents) -> ReadPack:
         """Read one pack; a document whose images turn out damaged is left out and reported."""
@@ -61,7 +59,7 @@ class PackReader(Dataset[ReadPack]):
                 kept.append(document)
             except DataError as error:
                 unreadable.append((document.source, str(error)))
-        batch = collate(kept, torch.cat(tiles), self.reduction, self.pad_multiple, self.denominator)
+        batch = collate(kept, torch.cat(tiles), self.reduction)
         return ReadPack(batch, tuple(unreadable))
 
 
@@ -147,7 +145,6 @@ def build_loader(
     seed: int,
     dp_rank: int,
     dp_size: int,
-    pad_multiple: int = 1,
     state: dict[str, Any] | None = None,
 ) -> PackLoader:
     """Open a data list for one data-parallel rank.
@@ -160,7 +157,6 @@ def build_loader(
         seed: of order and augmentation.
         dp_rank: this rank among those that read different packs.
         dp_size: how many there are.
-        pad_multiple: packs are padded to a multiple of this.
         state: `state_dict` of an earlier run to go on from; any `dp_size` and worker count may have written it.
 
     Raises:
@@ -175,7 +171,5 @@ def build_loader(
         tile_size=facts.tile_size,
         mean=NORMALISATION[config.normalize_type][0],
         reduction=config.loss_reduction,
-        pad_multiple=pad_multiple,
-        denominator=encoder.denominator,
     )
     return PackLoader(plan, reader, skipped, config.num_workers, dp_rank, dp_size)

@@ -98,7 +98,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-batch: documents packed one after the other, a padding document last where one is needed."""
+    """One micro-batch: documents packed one after the other, without padding."""
 
     input_ids: Tensor
     """int64 [S]."""
@@ -109,10 +109,10 @@ class Batch:
     position_ticks: Tensor
     """int64 [S], each document from 0."""
     seqlens: tuple[int, ...]
-    """Length of each document, padding included; S in all."""
+    """Length of each document; S in all."""
     tiles: Tensor
-    """uint8 [T, H, W, 3], all tiles in the order of their image tokens; T is 0 without images, or unread."""
+    """uint8 [T, H, W, 3], tiles in the order of their image tokens: all where they were read, then those of a rank."""
     num_tiles: tuple[int, ...]
-    """Tiles of each image, in order; T in all where tiles were read."""
+    """Tiles of each image of the pack, in order."""
     sources: tuple[SampleId, ...]
-    """Of each document but padding."""
+    """Of each document."""

@@ -6,11 +6,12 @@ once. (Caching keys and values, sampling and parallel layouts build on this inte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from megatron_v2pe.models.micro_batch import cut_pack
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.v2pe.position_ids import continue_positions
 
@@ -45,16 +46,24 @@ def generate_greedy(
         stop_ids: tokens that end the answer.
     """
     assert model.pre_process and model.post_process, "greedy generation runs on one pipeline stage"
-    features = None
-    if pixel_values is not None and pixel_values.shape[0]:
-        features = model.encode_images(pixel_values)
-    last_tick, prompt_length = int(position_ticks[-1]), input_ids.shape[0]
+    num_tiles = 0 if pixel_values is None else pixel_values.shape[0]
+    features = model.encode_images(pixel_values) if pixel_values is not None and num_tiles else None
+    last_tick = int(position_ticks[-1])
     chosen: list[int] = []
     steps: list[Tensor] = []
     while len(chosen) < max_new_tokens and not (chosen and chosen[-1] in stop_ids):
-        ticks = torch.cat([position_ticks, continue_positions(last_tick, len(chosen), model.rotary.denominator)])
         ids = torch.cat([input_ids, input_ids.new_tensor(chosen)])
-        logits = model.logits_of_last(ids, ticks.to(ids.device), features, scaling_length=prompt_length)
+        ticks = torch.cat([position_ticks, continue_positions(last_tick, len(chosen), model.rotary.denominator)])
+        batch = cut_pack(
+            ids,
+            ticks.to(ids.device),
+            [len(ids)],
+            model.placement,
+            image_token_id=model.image_token_id,
+            num_tiles=num_tiles,
+            tokens_per_tile=model.internvl.tokens_per_tile,
+        )
+        logits = model.logits_of_last(replace(batch, last_ticks=(last_tick,)), features)
         steps.append(logits)
         chosen.append(int(logits.argmax()))
     return Generated(chosen, torch.stack(steps) if steps else torch.empty(0))

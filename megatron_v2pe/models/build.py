@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
+from megatron.core.utils import get_pg_size
 from torch import nn
 
 from megatron_v2pe.models.config import InternVLConfig
@@ -59,6 +60,8 @@ def mark_sharded_parameters(model: nn.Module) -> None:
         elif isinstance(module, RowParallelLinear | VocabParallelEmbedding):
             parts = (module.weight,)
         else:
+            continue
+        if get_pg_size(module.tp_group) == 1:  # a replicated tower  # pyright: ignore[reportArgumentType]
             continue
         for parameter in parts:
             if parameter is not None:

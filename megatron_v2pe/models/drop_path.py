@@ -21,6 +21,10 @@ class DropPathKey:
     seed: int
     pack: int
     """Number of the pack in the run's order: the same whatever the parallel layout."""
+    num_tiles: int | None = None
+    """Tiles of the whole pack; draws are made for all of them. None: this rank encodes them all."""
+    first_tile: int = 0
+    """The first of them that this rank encodes."""
 
     def generator(self, layer: int) -> torch.Generator:
         """Return the generator of one layer's draws."""
@@ -33,7 +37,13 @@ def layer_rates(drop_path_rate: float, num_layers: int) -> list[float]:
 
 
 def keep_factors(key: DropPathKey, layer: int, rate: float, num_tiles: int, like: Tensor) -> Tensor:
-    """Return [2, num_tiles]: 0 where a tile's attention (row 0) or MLP (row 1) path is dropped, else 1 / (1 - rate)."""
-    draws = torch.rand(2, num_tiles, generator=key.generator(layer), dtype=torch.float64)
+    """Return [2, num_tiles]: 0 where a tile's attention (row 0) or MLP (row 1) path is dropped, else 1 / (1 - rate).
+
+    The tiles are those from `key.first_tile` on; every rank draws for the whole pack and takes its own.
+    """
+    total = num_tiles if key.num_tiles is None else key.num_tiles
+    assert key.first_tile + num_tiles <= total, f"{num_tiles} tiles from {key.first_tile} on, of {total}"
+    draws = torch.rand(2, total, generator=key.generator(layer), dtype=torch.float64)
+    draws = draws[:, key.first_tile : key.first_tile + num_tiles]
     factors = (draws >= rate).to(torch.float64) / (1.0 - rate)
     return factors.to(device=like.device, dtype=like.dtype)

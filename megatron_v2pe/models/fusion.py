@@ -1,4 +1,4 @@
-"""Image features into placeholder positions, every count checked; and zero gradients where there is no image."""
+"""Image features into placeholder positions, and zero gradients where there is no image."""
 
 from __future__ import annotations
 
@@ -9,29 +9,18 @@ import torch
 from torch import Tensor, nn
 
 
-def fuse_image_features(embeddings: Tensor, features: Tensor, input_ids: Tensor, image_token_id: int) -> Tensor:
-    """Replace the embeddings of image tokens by image features, in order.
+def place_features(hidden: Tensor, features: Tensor, rows: Tensor) -> Tensor:
+    """Replace the embeddings of image tokens by image features.
 
     Args:
-        embeddings: [S, 1, hidden].
-        features: [tiles, tokens_per_tile, hidden].
-        input_ids: [S].
-        image_token_id: id of `<IMG_CONTEXT>`.
+        hidden: [S, 1, hidden].
+        features: [n, hidden].
+        rows: int64 [n], which of the S they replace.
 
     Returns:
         [S, 1, hidden]; no gradient reaches the replaced embeddings.
-
-    Raises:
-        ValueError: the number of image tokens differs from the number of features; both are printed.
     """
-    positions = (input_ids == image_token_id).nonzero().squeeze(1)
-    tiles, tokens_per_tile, _ = features.shape
-    if positions.numel() != tiles * tokens_per_tile:
-        raise ValueError(
-            f"{positions.numel()} image tokens in the input, but {tiles} tiles of {tokens_per_tile} tokens give "
-            f"{tiles * tokens_per_tile} features"
-        )
-    return embeddings.index_copy(0, positions, features.flatten(0, 1).unsqueeze(1).to(embeddings.dtype))
+    return hidden.index_copy(0, rows, features.unsqueeze(1).to(hidden.dtype))
 
 
 class _Touch(torch.autograd.Function):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from torch import Tensor
@@ -19,20 +20,47 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Targets:
-    """What the head is asked: which rows predict which tokens, with what weight."""
+    """What the head is asked: which of a rank's rows predict which tokens, with what weight."""
 
     rows: Tensor
-    """int64 [n]: indices into the pack of the tokens whose successor is supervised."""
+    """int64 [n], ascending: indices among this context-parallel rank's tokens of those whose successor is learned."""
     tokens: Tensor
     """int64 [n]: the tokens to predict."""
     weights: Tensor
     """float [n]: loss weights."""
+    slice_counts: tuple[int, ...]
+    """How many of the rows lie in each slice of sequence parallelism; one slice without it."""
 
     @classmethod
-    def from_labels(cls, labels: Tensor, weights: Tensor, ignore_index: int = -100) -> Targets:
-        """Collect the supervised rows of shifted `labels` [S] and `weights` [S]."""
+    def from_labels(cls, labels: Tensor, weights: Tensor, ignore_index: int = -100, slices: int = 1) -> Targets:
+        """Collect the supervised rows of shifted `labels` [S] and `weights` [S], cut into equal `slices`."""
         rows = (labels != ignore_index).nonzero().squeeze(1)
-        return cls(rows, labels[rows], weights[rows])
+        counts = torch.bincount(rows // (labels.shape[0] // slices), minlength=slices).tolist()
+        return cls(rows, labels[rows], weights[rows], tuple(counts))
+
+
+def supervised_states(hidden: Tensor, targets: Targets, group: dist.ProcessGroup) -> Tensor:
+    """Bring the hidden states of supervised rows together: [n, 1, hidden], the same on every tensor-parallel rank.
+
+    Under sequence parallelism each rank chooses among its slice first, and only what was chosen is gathered, in parts
+    of equal size (the largest count); no rank sees the whole sequence.
+
+    Args:
+        hidden: [S, 1, hidden], or this rank's slice of it where `targets` has several slices.
+        targets: the supervised rows, at least one.
+        group: the tensor-parallel group.
+    """
+    counts = targets.slice_counts
+    if len(counts) == 1:
+        return hidden.index_select(0, targets.rows)
+    rank, longest = group.rank(), max(counts)
+    mine = targets.rows.split(counts)[rank] - rank * hidden.shape[0]
+    chosen = F.pad(hidden.index_select(0, mine), (0, 0, 0, 0, 0, longest - len(mine)))
+    gathered = tensor_parallel.gather_from_sequence_parallel_region(
+        chosen, tensor_parallel_output_grad=False, group=group
+    )
+    real = [torch.arange(count, device=hidden.device) + part * longest for part, count in enumerate(counts)]
+    return gathered.index_select(0, torch.cat(real))
 
 
 class VocabParallelNLL(torch.autograd.Function):
@@ -97,13 +125,13 @@ def weighted_nll_sum(
     vocab_size: int,
     chunk_size: int,
 ) -> Tensor:
-    """Sum of `weight * -log p(token)` over the supervised rows of a full-length hidden state.
+    """Sum of `weight * -log p(token)` over the supervised rows of a rank's hidden states.
 
     Args:
         output_layer: the vocabulary projection, which takes unsplit sequences.
         weight: its weight, [columns, hidden].
-        hidden: [S, 1, hidden].
-        targets: the supervised rows.
+        hidden: [S, 1, hidden], or a slice of it under sequence parallelism.
+        targets: the supervised rows, none or many; ranks may have different numbers.
         vocab_size: unpadded vocabulary size.
         chunk_size: rows projected at a time.
 
@@ -124,7 +152,7 @@ def weighted_nll_sum(
     if targets.rows.numel() == 0:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         return 0 * (hidden[:1].sum().to(wide) + weight[:1, :1].sum().to(wide))
-    selected = hidden.index_select(0, targets.rows)
+    selected = supervised_states(hidden, targets, output_layer.tp_group)
     chunks = [part.split(chunk_size) for part in (selected, targets.tokens, targets.weights)]
     if len(chunks[0]) == 1:
         return chunk_sum(weight, selected, targets.tokens, targets.weights)

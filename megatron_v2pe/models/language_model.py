@@ -29,22 +29,24 @@ class LanguageModel(GPTModel):
         llm: LanguageConfig,
         spec: str,
         head_chunk_size: int,
+        keep_attention: bool,
         pre_process: bool,
         post_process: bool,
         pg_collection: ProcessGroupCollection,
     ) -> None:
         """Build this stage's layers, with the embedding on the first stage and the head on the last."""
         layers = get_num_layers_to_build(config, None, pg_collection.pp.rank())
+        layer = layer_spec(spec, AttnMaskType.causal, keep_attention=keep_attention)
         super().__init__(
             config,
-            block_spec([layer_spec(spec, AttnMaskType.causal)] * layers, final_norm=True),
+            block_spec([layer] * layers, final_norm=True),
             vocab_size=llm.padded_vocab_size,
             max_sequence_length=llm.max_position_embeddings,
             pre_process=pre_process,
             post_process=post_process,
             share_embeddings_and_output_weights=llm.tie_word_embeddings,
             position_embedding_type="none",
-            scatter_embedding_sequence_parallel=False,
+            scatter_embedding_sequence_parallel=config.sequence_parallel,
             pg_collection=pg_collection,
         )
         self.unpadded_vocab_size = llm.vocab_size
@@ -54,16 +56,17 @@ class LanguageModel(GPTModel):
             self.output_layer.allreduce_dgrad = pg_collection.tp.size() > 1
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Embed [S] token ids to [S, 1, hidden], unsplit."""
+        """Embed [S] token ids to [S, 1, hidden]; under sequence parallelism to this rank's slice of it."""
         return self.embedding(input_ids=input_ids.unsqueeze(0), position_ids=None)
 
     def decode(self, hidden: Tensor | None, packed_sequence: PackedSequence) -> Tensor:
         """Run this stage's layers.
 
         Args:
-            hidden: [S, 1, hidden] on the first stage, split over tensor-parallel ranks under sequence parallelism;
-                None on later stages, which take what the previous stage sent.
-            packed_sequence: borders and rotary angles of the whole pack.
+            hidden: [S, 1, hidden] on the first stage, S this context-parallel rank's tokens, split once more over
+                tensor-parallel ranks under sequence parallelism; None on later stages, which take what the previous
+                stage sent.
+            packed_sequence: the pack's layout and this rank's rotary angles.
 
         Returns:
             Hidden states of the same shape.
@@ -75,7 +78,7 @@ class LanguageModel(GPTModel):
         return weighted_nll_sum(
             self.output_layer,
             self._head_weight(),
-            self._whole_sequence(hidden),
+            hidden,
             targets,
             self.unpadded_vocab_size,
             self.head_chunk_size,
@@ -83,7 +86,10 @@ class LanguageModel(GPTModel):
 
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits [n, vocab_size] of the chosen rows (all by default), gathered over ranks, padding stripped."""
-        hidden = self._whole_sequence(hidden)
+        if self.config.sequence_parallel:
+            hidden = tensor_parallel.gather_from_sequence_parallel_region(
+                hidden, tensor_parallel_output_grad=False, group=self.pg_collection.tp
+            )
         selected = hidden if rows is None else hidden.index_select(0, rows)
         logits, _ = masked_logits(self.output_layer, self._head_weight(), selected, self.unpadded_vocab_size)
         gathered = tensor_parallel.gather_from_tensor_model_parallel_region(logits, group=self.pg_collection.tp)
@@ -93,10 +99,3 @@ class LanguageModel(GPTModel):
         """The projection's own weight, or the embedding's where the two are tied."""
         weight = self.output_layer.weight
         return self.shared_embedding_or_output_weight() if weight is None else weight
-
-    def _whole_sequence(self, hidden: Tensor) -> Tensor:
-        if not self.config.sequence_parallel:
-            return hidden
-        return tensor_parallel.gather_from_sequence_parallel_region(
-            hidden, tensor_parallel_output_grad=False, group=self.pg_collection.tp
-        )

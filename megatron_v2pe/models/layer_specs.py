@@ -6,6 +6,8 @@ local spec stores its norm under the fused name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -14,13 +16,16 @@ from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubm
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.norms import Norm
-from megatron_v2pe.parallel.core_attention import FlashCoreAttention
+from megatron_v2pe.parallel.core_attention import FlashCoreAttention, TransformerEngineCoreAttention
+
+CoreAttention = Callable[..., MegatronModule]
 
 FUSED_NORM_NAMES = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
@@ -49,15 +54,23 @@ def choose_spec(name: str, on_cuda: bool) -> str:
     return ("te" if usable else "local") if name == "auto" else name
 
 
-def layer_spec(spec: str, mask: AttnMaskType, layer: type[TransformerLayer] = TransformerLayer) -> ModuleSpec:
+def layer_spec(
+    spec: str,
+    mask: AttnMaskType,
+    layer: type[TransformerLayer] = TransformerLayer,
+    keep_attention: bool = False,
+) -> ModuleSpec:
     """Return the spec of one transformer layer.
 
     Args:
         spec: `local` or `te`.
         mask: causal for the language model, no_mask for the vision tower.
         layer: the layer class, a subclass where a layer adds something of its own.
+        keep_attention: a recomputed layer does not compute attention again, see `FlashCoreAttention`.
     """
-    return _te_layer(mask, layer) if spec == "te" else _local_layer(mask, layer)
+    if spec == "te":
+        return _te_layer(mask, layer)
+    return _local_layer(mask, layer, partial(FlashCoreAttention, keep_result=keep_attention))
 
 
 def block_spec(layers: list[ModuleSpec], final_norm: bool) -> TransformerBlockSubmodules:
@@ -65,12 +78,12 @@ def block_spec(layers: list[ModuleSpec], final_norm: bool) -> TransformerBlockSu
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm if final_norm else None)
 
 
-def _local_layer(mask: AttnMaskType, layer: type[TransformerLayer]) -> ModuleSpec:
+def _local_layer(mask: AttnMaskType, layer: type[TransformerLayer], attention: CoreAttention) -> ModuleSpec:
     return ModuleSpec(
         module=layer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=Norm,
-            self_attention=_attention(mask, ColumnParallelLinear, RowParallelLinear),
+            self_attention=_attention(mask, ColumnParallelLinear, RowParallelLinear, attention),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=Norm,
             mlp=_mlp(ColumnParallelLinear, RowParallelLinear),
@@ -81,15 +94,17 @@ def _local_layer(mask: AttnMaskType, layer: type[TransformerLayer]) -> ModuleSpe
 
 
 def _te_layer(mask: AttnMaskType, layer: type[TransformerLayer]) -> ModuleSpec:
-    """Transformer Engine's linears with the norms fused in. Not run where no GPU is at hand."""
+    """Transformer Engine's linears, norms fused in, and its causal attention. Not run where no GPU is at hand."""
     from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
     backend = TESpecProvider()
     fused_column, row = backend.column_parallel_layer_norm_linear(), backend.row_parallel_linear()
+    causal = mask == AttnMaskType.causal
+    attention = TransformerEngineCoreAttention if causal else FlashCoreAttention
     return ModuleSpec(
         module=layer,
         submodules=TransformerLayerSubmodules(
-            self_attention=_attention(mask, fused_column, row),
+            self_attention=_attention(mask, fused_column, row, attention),
             self_attn_bda=get_bias_dropout_add,
             mlp=_mlp(fused_column, row),
             mlp_bda=get_bias_dropout_add,
@@ -97,13 +112,13 @@ def _te_layer(mask: AttnMaskType, layer: type[TransformerLayer]) -> ModuleSpec:
     )
 
 
-def _attention(mask: AttnMaskType, column: type, row: type) -> ModuleSpec:
+def _attention(mask: AttnMaskType, column: type, row: type, core_attention: CoreAttention) -> ModuleSpec:
     return ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": mask},
         submodules=SelfAttentionSubmodules(
             linear_qkv=column,
-            core_attention=FlashCoreAttention,
+            core_attention=core_attention,
             linear_proj=row,
             q_layernorm=IdentityOp,
             k_layernorm=IdentityOp,

@@ -27,6 +27,8 @@ class ModelOptions:
     """With `full`: `uniform` or `block`."""
     recompute_num_layers: int | None = None
     """With `full`: layers per recomputed unit, or number of layers recomputed."""
+    keep_attention: bool = False
+    """With recompute: keep attention's result, so that backward does not run attention (and its ring) again."""
     recompute_vision: bool = False
     """Recompute every layer of the vision tower."""
     drop_path_rate: float | None = None
@@ -56,6 +58,8 @@ def language_transformer_config(
         add_bias_linear=False,
         init_method_std=llm.initializer_range,
         sequence_parallel=parallel.sequence_parallel,
+        context_parallel_size=parallel.context_parallel_size,
+        cp_comm_type=parallel.cp_comm_type,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
         num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
@@ -63,15 +67,16 @@ def language_transformer_config(
         recompute_method=options.recompute_method,
         recompute_num_layers=options.recompute_num_layers,
         variable_seq_lengths=True,
-        **_common(parallel, options),
+        **_common(parallel.tensor_model_parallel_size, options),
     )
 
 
 def vision_transformer_config(
     config: InternVLConfig, parallel: ParallelConfig, options: ModelOptions
 ) -> TransformerConfig:
-    """Configuration of InternViT: tensor parallel only, whole on the first pipeline stage, sequences not split."""
+    """Configuration of InternViT: whole on the first pipeline stage, sequences not split, tensor parallel or alone."""
     vision = config.vision
+    tensor_parallel = 1 if parallel.vision_parallel == "replicated" else parallel.tensor_model_parallel_size
     return TransformerConfig(
         num_layers=vision.num_layers,
         hidden_size=vision.hidden_size,
@@ -84,13 +89,13 @@ def vision_transformer_config(
         add_bias_linear=True,
         add_qkv_bias=vision.qkv_bias,
         init_method_std=vision.initializer_range,
-        **_common(parallel, options),
+        **_common(tensor_parallel, options),
     )
 
 
-def _common(parallel: ParallelConfig, options: ModelOptions) -> dict[str, Any]:
+def _common(tensor_model_parallel_size: int, options: ModelOptions) -> dict[str, Any]:
     return {
-        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "tensor_model_parallel_size": tensor_model_parallel_size,
         "params_dtype": options.params_dtype,
         "pipeline_dtype": options.params_dtype,
         "bf16": options.params_dtype == torch.bfloat16,

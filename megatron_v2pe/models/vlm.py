@@ -1,12 +1,14 @@
-"""InternVL2 on one screen: embed text, encode images, fuse, split the sequence, decode, compute the loss.
+"""InternVL2 on one screen: embed text, encode images, put features in their places, decode, compute the loss.
 
-Positions come in as integer ticks and become rotary angles once per forward. The vision tower and the embedding live
-on the first pipeline stage, the head on the last; ticks and document lengths reach every stage.
+The result is that of one process, for every layout; but a rank embeds, encodes and decodes only what is its own: packs
+arrive cut (`micro_batch.py`), and features are brought to the ranks that hold their tokens. Positions come in as
+integer ticks and become rotary angles once per forward. The vision tower and the embedding live on the first pipeline
+stage, the head on the last; ticks and document lengths reach every stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
@@ -16,10 +18,10 @@ from torch import Tensor
 
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.drop_path import DropPathKey
-from megatron_v2pe.models.fusion import fire_forward_hooks, fuse_image_features, touch
-from megatron_v2pe.models.head import Targets
+from megatron_v2pe.models.fusion import fire_forward_hooks, place_features, touch
 from megatron_v2pe.models.internvit import InternViT
 from megatron_v2pe.models.language_model import LanguageModel
+from megatron_v2pe.models.micro_batch import MicroBatch
 from megatron_v2pe.models.projector import Projector, pixel_shuffle
 from megatron_v2pe.models.transformer_config import (
     ModelOptions,
@@ -28,7 +30,11 @@ from megatron_v2pe.models.transformer_config import (
 )
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
+from megatron_v2pe.parallel.topology import placement_of, single_rank_group
 from megatron_v2pe.v2pe.rotary import RotaryEmbedding
+
+VISION_PARTS = ("vision_model.", "vision_projection.")
+"""What stands before the names of the tower's and the projector's parameters."""
 
 
 class InternVLModel(MegatronModule):
@@ -59,13 +65,14 @@ class InternVLModel(MegatronModule):
         self.internvl = model
         self.image_token_id = image_token_id
         self.pg_collection = pg_collection
+        self.placement = placement_of(parallel, pg_collection)
         self.pre_process = pg_collection.pp.rank() == 0
         self.post_process = pg_collection.pp.rank() == pg_collection.pp.size() - 1
         self.share_embeddings_and_output_weights = model.llm.tie_word_embeddings
         self.rotary = rotary
         if self.pre_process:
             vision_config = vision_transformer_config(model, parallel, options)
-            vision_groups = _whole_model_on_one_stage(pg_collection)
+            vision_groups = _vision_groups(pg_collection, self.placement.replicated_vision)
             self.vision_model = InternViT(
                 vision_config, model.vision, model.select_layer, options.spec, options.recompute_vision, vision_groups
             )
@@ -76,88 +83,91 @@ class InternVLModel(MegatronModule):
             model.llm,
             options.spec,
             options.head_chunk_size,
+            options.keep_attention,
             self.pre_process,
             self.post_process,
             pg_collection,
         )
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ticks: Tensor,
-        seqlens: Sequence[int],
-        pixel_values: Tensor | None = None,
-        targets: Targets | None = None,
-        rows: Tensor | None = None,
-        drop_path: DropPathKey | None = None,
-    ) -> Tensor:
+    def forward(self, batch: MicroBatch, rows: Tensor | None = None) -> Tensor:
         """Run one packed micro-batch through this stage.
 
         Args:
-            input_ids: int64 [S].
-            position_ticks: int64 [S], positions times the lattice's denominator.
-            seqlens: document lengths, Python integers summing to S.
-            pixel_values: [tiles, 3, size, size], normalised; None without images and on later stages.
-            targets: supervised rows; the result is then the weighted loss sum.
-            rows: rows to return logits of, all by default; used without `targets`.
-            drop_path: names the tower's stochastic-depth draws.
+            batch: this rank's share of the pack.
+            rows: among this rank's tokens, those to return logits of, all by default; used without targets.
 
         Returns:
-            Last stage: a scalar loss sum, or logits [n, vocab_size]. Earlier stages: hidden states to send on.
+            Last stage: this rank's part of the weighted loss sum, a scalar, or logits [n, vocab_size] where the batch
+            has no targets. Earlier stages: hidden states to send on.
+
+        Raises:
+            LayoutError: tiles and their routing do not belong together.
         """
-        cos, sin = self.rotary.cos_sin(position_ticks, seqlens)
-        pack = PackedSequence.build(seqlens, cos, sin)
-        hidden = self._first_stage(input_ids, pixel_values, drop_path) if self.pre_process else None
-        hidden = self.language_model.decode(hidden, pack)
+        hidden = self._first_stage(batch) if self.pre_process else None
+        hidden = self.language_model.decode(hidden, self._packed_sequence(batch))
         if not self.post_process:
             return hidden
-        return (
-            self.language_model.logits(hidden, rows)
-            if targets is None
-            else self.language_model.loss_sum(hidden, targets)
-        )
+        if batch.targets is None:
+            return self.language_model.logits(hidden, rows)
+        return self.language_model.loss_sum(hidden, batch.targets)
 
     def encode_images(self, pixel_values: Tensor, drop_path: DropPathKey | None = None) -> Tensor:
         """Turn tiles [tiles, 3, size, size] into features [tiles, tokens_per_tile, hidden]."""
         patches = touch(self.vision_model(pixel_values, drop_path)[:, 1:], self.vision_model.unused_parameters())
         return self.vision_projection(pixel_shuffle(patches, self.internvl.downsample_ratio, self.internvl.ps_version))
 
-    def logits_of_last(
-        self, input_ids: Tensor, position_ticks: Tensor, image_features: Tensor | None, scaling_length: int
-    ) -> Tensor:
-        """Logits [vocab_size] that predict the token after the last of one document.
+    def logits_of_last(self, batch: MicroBatch, features: Tensor | None) -> Tensor:
+        """Logits [vocab_size] that predict the token after the last of one document held by this rank alone.
 
         Args:
-            input_ids: int64 [S].
-            position_ticks: int64 [S].
-            image_features: what `encode_images` gave for all images, or None.
-            scaling_length: length that decides rotary scaling, the prompt's.
+            batch: the document.
+            features: what `encode_images` gave for all its images, or None.
         """
-        cos, sin = self.rotary.cos_sin(position_ticks, [input_ids.shape[0]], scaling_length=scaling_length)
-        pack = PackedSequence.build([input_ids.shape[0]], cos, sin)
-        hidden = self.language_model.decode(self.fuse(input_ids, image_features), pack)
-        return self.language_model.logits(hidden, input_ids.new_tensor([input_ids.shape[0] - 1]))[0]
+        hidden = self.embed(batch, self._no_features() if features is None else features)
+        hidden = self.language_model.decode(hidden, self._packed_sequence(batch))
+        return self.language_model.logits(hidden, batch.input_ids.new_tensor([batch.input_ids.shape[0] - 1]))[0]
 
-    def fuse(self, input_ids: Tensor, image_features: Tensor | None) -> Tensor:
-        """Embed [S] ids and put image features in their places: [S, 1, hidden]."""
-        hidden = self.language_model.embed(input_ids)
-        if image_features is None:
-            return hidden
-        return fuse_image_features(hidden, image_features, input_ids, self.image_token_id)
+    def embed(self, batch: MicroBatch, features: Tensor) -> Tensor:
+        """Embed this rank's tokens and put image features in their places.
 
-    def _first_stage(self, input_ids: Tensor, pixel_values: Tensor | None, drop_path: DropPathKey | None) -> Tensor:
-        """Text and images as one sequence [S, 1, hidden], split over ranks under sequence parallelism."""
+        Args:
+            batch: this rank's share of the pack.
+            features: of the tiles this rank encodes, [own tiles, tokens_per_tile, hidden].
+
+        Returns:
+            [S, 1, hidden], under sequence parallelism this rank's slice of it.
+        """
+        tensor_group, place = self.pg_collection.tp, self.placement
+        hidden, features = self.language_model.embed(batch.input_ids), features.flatten(0, 1)
+        if batch.routing is None:  # a pack of text: no features, through which the tower receives zero gradients
+            return place_features(hidden, features, batch.input_ids[:0])
+        if place.split_rows and not place.replicated_vision:  # each rank brings its own rows' share of the gradients
+            features = tensor_parallel.copy_to_tensor_model_parallel_region(features, group=tensor_group)
+        exchange = self.pg_collection.tp_cp if place.replicated_vision else self.pg_collection.cp
+        arrived, rows = batch.routing.deliver(features, exchange), batch.routing.receive_rows
+        if not place.split_rows or place.sequence_parallel:
+            return place_features(hidden, arrived, rows)
+        hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden, group=tensor_group)
+        hidden = place_features(hidden, arrived, rows)
+        return tensor_parallel.gather_from_sequence_parallel_region(
+            hidden, tensor_parallel_output_grad=False, group=tensor_group
+        )
+
+    def _packed_sequence(self, batch: MicroBatch) -> PackedSequence:
+        """Layout and rotary angles, made once for all layers."""
+        cos, sin = self.rotary.cos_sin(batch.position_ticks, batch.layout.local_seqlens, batch.last_ticks)
+        return PackedSequence.build(batch.layout, cos, sin, all_to_all=self.config.cp_comm_type == "a2a")
+
+    def _first_stage(self, batch: MicroBatch) -> Tensor:
+        """Text and images as one sequence, this rank's tokens of it."""
         for module in (self.vision_model, self.vision_projection):
             fire_forward_hooks(module)
-        if pixel_values is not None and pixel_values.shape[0]:
-            features = self.encode_images(pixel_values, drop_path)
-        else:
-            features = self._no_features()
-        hidden = self.fuse(input_ids, features)
+        features = self._no_features()
+        if batch.pixel_values is not None:
+            features = self.encode_images(batch.pixel_values, batch.drop_path)
+        hidden = self.embed(batch, features)
         if self.training and not hidden.requires_grad:  # all before the decoder is frozen; recompute needs an input
             hidden = hidden.detach().requires_grad_()  # that asks for a gradient
-        if self.config.sequence_parallel:
-            hidden = tensor_parallel.scatter_to_sequence_parallel_region(hidden, group=self.pg_collection.tp)
         return hidden
 
     def _no_features(self) -> Tensor:
@@ -166,6 +176,16 @@ class InternVLModel(MegatronModule):
         features = weight.new_empty(0, self.internvl.tokens_per_tile, self.config.hidden_size)
         features = touch(features, self.vision_model.parameters_in_order_of_use())
         return touch(features, self.vision_projection.parameters())
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return what a distributed checkpoint stores; of replicated towers, one copy counts."""
+        state = super().sharded_state_dict(*args, **kwargs)
+        if self.placement.replicated_vision:
+            for name, entry in state.items():
+                if name.startswith(VISION_PARTS):
+                    pipeline, _, data = entry.replica_id
+                    entry.replica_id = (pipeline, self.placement.tensor_model_parallel_rank, data)
+        return state
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:
         """Take what the previous stage sent (called by Megatron-Core's schedules)."""
@@ -176,10 +196,9 @@ class InternVLModel(MegatronModule):
         return self.language_model.shared_embedding_or_output_weight()
 
 
-def _whole_model_on_one_stage(groups: ProcessGroupCollection) -> ProcessGroupCollection:
-    """Groups of a module that is not pipelined: the pipeline group is this rank alone."""
-    from megatron_v2pe.parallel.topology import single_rank_group
-
-    alone = ProcessGroupCollection()
-    alone.tp, alone.cp, alone.pp = groups.tp, groups.cp, single_rank_group()
-    return alone
+def _vision_groups(groups: ProcessGroupCollection, replicated: bool) -> ProcessGroupCollection:
+    """Groups of the tower: neither pipelined nor context parallel, and alone where every rank has a whole one."""
+    own = ProcessGroupCollection()
+    own.cp = own.pp = single_rank_group()
+    own.tp = single_rank_group() if replicated else groups.tp
+    return own

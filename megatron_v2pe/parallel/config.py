@@ -6,6 +6,7 @@ Pure arithmetic: process groups are made in `parallel/topology.py`, sizes of a m
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_v2pe.errors import ConfigError
 
@@ -39,13 +40,20 @@ class ParallelConfig:
     pipeline_model_parallel_size: int = 1
     """Stages the decoder's layers are cut into; the vision tower is on the first."""
     context_parallel_size: int = 1
-    """Processes that share each sequence (ring attention; `--chunk_num` of the published scripts)."""
+    """Processes that share each sequence (`--chunk_num` of the published scripts)."""
     sequence_parallel: bool = False
     """Split norms and residuals of the decoder along the sequence over the tensor parallel group."""
     num_layers_in_first_pipeline_stage: int | None = None
     """Decoder layers of the first stage, fewer to make room for the vision tower; unset: an even split."""
     num_layers_in_last_pipeline_stage: int | None = None
     """Decoder layers of the last stage, fewer to make room for the head; unset: an even split."""
+    cp_comm_type: Literal["p2p", "a2a"] = "p2p"
+    """How context parallel processes attend: `p2p` a ring of keys and values, `a2a` whole documents, a few heads."""
+    vision_parallel: Literal["tensor", "replicated"] = "tensor"
+    """`tensor`: the vision tower is sharded like the decoder, tiles are spread over context parallel ranks;
+    `replicated`: a whole tower on every process, tiles are spread over tensor parallel ranks too."""
+    distributed_timeout_minutes: float = 30.0
+    """How long a process waits for another before it gives the run up with a message."""
     use_distributed_optimizer: bool = True
     """Shard optimizer state over the data parallel group."""
     overlap_grad_reduce: bool = False
@@ -109,11 +117,20 @@ class ParallelConfig:
         if sizes is not None:
             self.layers_per_stage(sizes.num_layers)
             self._validate_tensor_parallel(sizes)
+            self._validate_all_to_all(sizes)
 
     def _validate_degrees(self) -> None:
         for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"parallel.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.cp_comm_type not in ("p2p", "a2a"):
+            raise ConfigError(f"parallel.cp_comm_type {self.cp_comm_type!r} is none of p2p, a2a")
+        if self.vision_parallel not in ("tensor", "replicated"):
+            raise ConfigError(f"parallel.vision_parallel {self.vision_parallel!r} is none of tensor, replicated")
+        if not self.distributed_timeout_minutes > 0:
+            raise ConfigError(
+                f"parallel.distributed_timeout_minutes is {self.distributed_timeout_minutes}, expected above 0"
+            )
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             raise ConfigError(
                 "parallel.sequence_parallel needs tensor_model_parallel_size above 1, it is "
@@ -136,8 +153,31 @@ class ParallelConfig:
             (sizes.num_query_groups, "query groups (key-value heads) of the language model"),
             (sizes.ffn_hidden_size, "columns of the language model's MLP"),
             (sizes.padded_vocab_size, "rows of the padded vocabulary"),
+        ):
+            if count % degree:
+                raise ConfigError(f"tensor_model_parallel_size {degree} does not divide the {count} {what}")
+        if self.vision_parallel == "replicated":
+            return
+        for count, what in (
             (sizes.vision_num_attention_heads, "attention heads of the vision tower"),
             (sizes.vision_ffn_hidden_size, "columns of the vision tower's MLP"),
         ):
             if count % degree:
-                raise ConfigError(f"tensor_model_parallel_size {degree} does not divide the {count} {what}")
+                raise ConfigError(
+                    f"tensor_model_parallel_size {degree} does not divide the {count} {what}; "
+                    "vision_parallel replicated does without"
+                )
+
+    def _validate_all_to_all(self, sizes: ModelSizes) -> None:
+        if self.cp_comm_type != "a2a":
+            return
+        degree, shared = self.context_parallel_size, self.tensor_model_parallel_size
+        for count, what in (
+            (sizes.num_attention_heads, "attention heads"),
+            (sizes.num_query_groups, "query groups (key-value heads)"),
+        ):
+            if count // shared % degree:
+                raise ConfigError(
+                    f"cp_comm_type a2a: context_parallel_size {degree} does not divide the {count // shared} {what} "
+                    f"each tensor parallel rank has ({count} over {shared}); use p2p"
+                )

@@ -1,21 +1,27 @@
-"""The layer spec's `core_attention`: rotary by explicit positions, then exact flash attention.
+"""The layer spec's `core_attention`: rotary by explicit positions, then exact flash attention, on one rank or many.
 
-It replaces Megatron-Core's `DotProductAttention`, which is quadratic in memory and refuses packs. Packed sequences
-(`thd`) are rotated with the angles of their `PackedSequence` and attended causally document by document; unpacked
-tensors (`sbhd`, the vision tower) are attended in both directions without rotation.
+It replaces Megatron-Core's `DotProductAttention`, which is quadratic in memory, refuses packs and context parallelism.
+Packed sequences (`thd`) are rotated with the angles of their `PackedSequence` and attended causally document by
+document, over the context-parallel group by a ring or by all-to-all; unpacked tensors (`sbhd`, the vision tower) are
+attended in both directions without rotation.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_v2pe.parallel.block_attention import batched_attention, packed_causal_attention
+from megatron_v2pe.errors import ConfigError, LayoutError
+from megatron_v2pe.parallel.all_to_all_attention import all_to_all_attention
+from megatron_v2pe.parallel.block_attention import batched_attention
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
+from megatron_v2pe.parallel.ring_attention import ring_attention
 from megatron_v2pe.v2pe.rotary import apply_rotary
 
 
@@ -32,15 +38,25 @@ class FlashCoreAttention(MegatronModule):
         softmax_scale: float | None = None,
         cp_comm_type: str | None = None,
         pg_collection: Any = None,
+        keep_result: bool = False,
     ) -> None:
-        """Check that this configuration is one the kernels compute exactly."""
+        """Check that this configuration is one the kernels compute exactly.
+
+        Raises:
+            ConfigError: attention dropout, fused rotary embedding, or an unknown `cp_comm_type`.
+        """
         super().__init__(config=config)
         dropout = config.attention_dropout if attention_dropout is None else attention_dropout
-        if dropout:
-            raise ValueError(f"attention dropout {dropout} is not supported; InternVL2 trains with 0")
+        refuse_inexact(config, dropout)
         assert attention_type == "self", attention_type
         self.layer_number = layer_number
         self.attn_mask_type = attn_mask_type
+        self.cp_comm_type = cp_comm_type or "p2p"
+        if self.cp_comm_type not in ("p2p", "a2a"):
+            raise ConfigError(f"cp_comm_type {self.cp_comm_type!r} is none of p2p, a2a")
+        self.cp_group = pg_collection.cp if config.context_parallel_size > 1 else None
+        self.keep_result = keep_result
+        """Carry results of a recomputed layer from its forward pass to its recompute (`PackedSequence.kept`)."""
         assert config.kv_channels is not None
         self.softmax_scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
 
@@ -57,13 +73,13 @@ class FlashCoreAttention(MegatronModule):
         """Attend.
 
         Args:
-            query: [S, heads, d] packed, [s, b, heads, d] otherwise.
+            query: [S, heads, d] packed, this context-parallel rank's tokens; [s, b, heads, d] otherwise.
             key: the same with this rank's key-value heads.
             value: as `key`.
             attention_mask: must be None: documents come from `packed_seq_params`.
             attn_mask_type: causal for packs, no_mask otherwise; fixed at construction.
             attention_bias: must be None.
-            packed_seq_params: the pack's borders and rotary angles.
+            packed_seq_params: the pack's layout and rotary angles.
 
         Returns:
             [S, heads * d] packed, [s, b, heads * d] otherwise.
@@ -72,10 +88,90 @@ class FlashCoreAttention(MegatronModule):
         if packed_seq_params is None:
             assert self.attn_mask_type == AttnMaskType.no_mask, "causal attention needs a packed sequence"
             return batched_attention(query, key, value, self.softmax_scale).flatten(2)
-        pack = packed_seq_params
         assert self.attn_mask_type == AttnMaskType.causal, "packs are attended causally"
-        assert pack.rotary_cos is not None and pack.rotary_sin is not None and pack.cu_seqlens_q is not None
-        query = apply_rotary(query, pack.rotary_cos, pack.rotary_sin)
-        key = apply_rotary(key, pack.rotary_cos, pack.rotary_sin)
-        context = packed_causal_attention(query, key, value, pack.seqlens, pack.cu_seqlens_q, self.softmax_scale)
-        return context.flatten(1)
+        query, key = rotated(query, key, packed_seq_params)
+        return self._attend(query, key, value, packed_seq_params).flatten(1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, pack: PackedSequence) -> Tensor:
+        assert pack.layout is not None
+        kept = pack.kept.pop(self.layer_number, None) if torch.is_grad_enabled() else None
+        if self.cp_group is not None and self.cp_comm_type == "a2a":
+            assert pack.documents_in_order is not None, "all-to-all needs a pack that knows the documents' order"
+            seqlens, order = pack.layout.seqlens, pack.documents_in_order
+            output, result = all_to_all_attention(
+                query, key, value, seqlens, order, self.cp_group, self.softmax_scale, kept
+            )
+        else:
+            seqlens = pack.layout.local_seqlens
+            result = ring_attention(query, key, value, seqlens, self.cp_group, self.softmax_scale, kept=kept)
+            output = result[0]
+        if self.keep_result and self.training and not torch.is_grad_enabled():
+            pack.kept[self.layer_number] = result
+        return output
+
+
+class TransformerEngineCoreAttention(MegatronModule):
+    """Transformer Engine's attention under the same layout and the same explicit positions.
+
+    Its context parallelism cuts packs as `ZigzagLayout` does. Not run where no GPU is at hand.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, **kwargs: Any
+    ) -> None:
+        """Build Transformer Engine's attention.
+
+        Raises:
+            ConfigError: attention dropout or fused rotary embedding.
+        """
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+        super().__init__(config=config)
+        dropout = kwargs.get("attention_dropout")
+        refuse_inexact(config, config.attention_dropout if dropout is None else dropout)
+        self.inner = TEDotProductAttention(config, layer_number, attn_mask_type, **kwargs)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSequence | None = None,
+    ) -> Tensor:
+        """Attend over a pack; arguments and result as of `FlashCoreAttention`."""
+        assert packed_seq_params is not None and attention_bias is None
+        query, key = rotated(query, key, packed_seq_params)
+        names = PackedSeqParams.__dataclass_fields__  # without ours, which Transformer Engine would not take
+        plain = PackedSeqParams(**{name: getattr(packed_seq_params, name) for name in names})
+        return self.inner(query, key, value, None, AttnMaskType.padding_causal, packed_seq_params=plain)
+
+
+def rotated(query: Tensor, key: Tensor, pack: PackedSequence) -> tuple[Tensor, Tensor]:
+    """Rotate queries and keys by a pack's angles.
+
+    Raises:
+        LayoutError: the pack's documents, or its angles, do not cover the tokens.
+    """
+    assert pack.layout is not None and pack.rotary_cos is not None and pack.rotary_sin is not None
+    tokens, covered, angles = query.shape[0], pack.layout.num_local_tokens, pack.rotary_cos.shape[0]
+    if not tokens == covered == angles:
+        raise LayoutError(
+            f"attention over {tokens} tokens, but the pack's documents cover {covered} and its positions {angles}"
+        )
+    cos, sin = pack.rotary_cos, pack.rotary_sin
+    return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+
+
+def refuse_inexact(config: TransformerConfig, dropout: float) -> None:
+    """Refuse what would change attention without a word.
+
+    Raises:
+        ConfigError: attention dropout; or fused rotary embedding, which counts positions by itself.
+    """
+    if dropout:
+        raise ConfigError(f"attention dropout {dropout} is not supported; InternVL2 trains with 0")
+    if config.apply_rope_fusion:
+        raise ConfigError("apply_rope_fusion counts positions from 0 in every document; V2PE gives them explicitly")

@@ -1,4 +1,4 @@
-"""What every layer must know of a packed micro-batch: document borders and rotary angles.
+"""What every layer must know of a packed micro-batch: who holds which tokens, and rotary angles.
 
 It extends Megatron-Core's `PackedSeqParams`, which attention layers receive as one object and which survives
 activation recompute. Lengths stand as Python integers beside the tensors, so that nothing has to be read back.
@@ -6,45 +6,57 @@ activation recompute. Lengths stand as Python integers beside the tensors, so th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, field
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from megatron_v2pe.parallel.ring_attention import AttentionResult
+from megatron_v2pe.parallel.zigzag import ZigzagLayout
+
 
 @dataclass
 class PackedSequence(PackedSeqParams):
-    """Document borders and rotary cosines and sines of one pack of S tokens."""
+    """Document borders, and cosines and sines of the S tokens this context-parallel rank holds.
 
-    seqlens: tuple[int, ...] = ()
-    """Document lengths, summing to S."""
+    The fields of Megatron-Core's class (`cu_seqlens_q`, ...) describe the whole padded pack, as Transformer Engine
+    expects them under context parallelism.
+    """
+
+    layout: ZigzagLayout | None = None
     rotary_cos: Tensor | None = None
     """float32 [S, head_dim // 2]; computed once per forward, shared by all layers."""
     rotary_sin: Tensor | None = None
     """float32 [S, head_dim // 2]."""
+    documents_in_order: Tensor | None = None
+    """int64 [S x context_parallel_size]: see `ZigzagLayout.documents_in_order`; only for all-to-all."""
+    kept: dict[int, AttentionResult] = field(default_factory=dict)
+    """Attention results by layer number, on their way from a layer's forward pass to its recompute."""
 
     @classmethod
-    def build(cls, seqlens: Sequence[int], cos: Tensor, sin: Tensor) -> PackedSequence:
-        """Describe a pack of documents of the given lengths.
+    def build(cls, layout: ZigzagLayout, cos: Tensor, sin: Tensor, all_to_all: bool = False) -> PackedSequence:
+        """Describe a pack.
 
         Args:
-            seqlens: document lengths in tokens, summing to S.
+            layout: documents and who holds their tokens.
             cos: float32 [S, head_dim // 2].
             sin: float32 [S, head_dim // 2].
+            all_to_all: whether attention trades tokens for heads, and so has to know the documents' order.
         """
-        lengths = tuple(int(length) for length in seqlens)
-        assert sum(lengths) == cos.shape[0], f"documents of {sum(lengths)} tokens, rotary table of {cos.shape[0]}"
-        cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=cos.device)
+        assert cos.shape[0] == layout.num_local_tokens, f"{cos.shape[0]} angles, {layout.num_local_tokens} tokens"
+        borders = torch.tensor(layout.cu_seqlens, dtype=torch.int32, device=cos.device)
+        longest = max(layout.seqlens)
         return cls(
             qkv_format="thd",
-            cu_seqlens_q=cu_seqlens,
-            cu_seqlens_kv=cu_seqlens,
-            max_seqlen_q=max(lengths),
-            max_seqlen_kv=max(lengths),
-            seqlens=lengths,
+            cu_seqlens_q=borders,
+            cu_seqlens_kv=borders,
+            cu_seqlens_q_padded=borders,
+            cu_seqlens_kv_padded=borders,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+            layout=layout,
             rotary_cos=cos,
             rotary_sin=sin,
+            documents_in_order=layout.documents_in_order().to(cos.device) if all_to_all else None,
         )

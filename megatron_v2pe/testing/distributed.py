@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 START_METHOD = "spawn"
+_GRACE_SECONDS = 5.0
 
 
 class WorkerError(AssertionError):
@@ -41,37 +42,42 @@ class WorkerPool:
         """Call `function(**kwargs)` on every rank and return the results in rank order.
 
         Raises:
-            WorkerError: some rank raised, died or did not answer in time; the pool is then restarted at the next call.
+            WorkerError: some rank raised, died or did not answer in time. Unless every rank has answered all the same,
+                the pool is restarted at the next call.
         """
         if not self._processes:
             self._start()
         name = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
         for pipe in self._pipes:
             pipe.send((name, kwargs))
-        results, errors = self._collect()
+        results, errors, answered = self._collect()
         if errors:
-            self.close()
+            if not answered:
+                self.close()
             raise WorkerError(f"{name} on {self.world_size} processes:\n" + "\n".join(errors))
         return results
 
-    def _collect(self) -> tuple[list[Any], list[str]]:
+    def _collect(self) -> tuple[list[Any], list[str], bool]:
+        """Return results, errors, and whether every rank is ready for the next call."""
         results: list[Any] = [None] * self.world_size
         errors: list[str] = []
         waiting = dict(enumerate(self._pipes))
         while waiting:
-            ready = wait(waiting.values(), timeout=self.timeout_seconds)
+            # Where one rank has failed, others may be waiting for it in a collective, or fail in a moment themselves.
+            ready = wait(waiting.values(), timeout=_GRACE_SECONDS if errors else self.timeout_seconds)
             if not ready:
-                return results, [*errors, f"no answer from ranks {sorted(waiting)} in {self.timeout_seconds} s"]
+                late = f"no answer from ranks {sorted(waiting)} in {self.timeout_seconds} s"
+                return results, errors or [late], False
             for rank in [rank for rank, pipe in waiting.items() if pipe in ready]:
                 try:
-                    failed, value = waiting[rank].recv()
-                except EOFError:
-                    failed, value = True, "the process died"
-                if failed:  # the other ranks may be waiting for this one in a collective
-                    return results, [*errors, f"rank {rank}: {value}"]
-                results[rank] = value
-                del waiting[rank]
-        return results, errors
+                    failed, value = waiting.pop(rank).recv()
+                except (EOFError, OSError):
+                    return results, [*errors, f"rank {rank}: the process died"], False
+                if failed:
+                    errors.append(f"rank {rank}: {value}")
+                else:
+                    results[rank] = value
+        return results, errors, True
 
     def _start(self) -> None:
         context = multiprocessing.get_context(START_METHOD)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.head import Targets
+from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.testing.full_state import gather_full, load_full
@@ -89,14 +90,25 @@ def run_case(checkpoint: str, case: str, inputs: str) -> dict[str, Any]:
     with built(hf_config, ParallelConfig(), options, policy, special["img_context_id"]) as model:
         load_full(model, to_full_state(hf_state, model_config.vision.num_attention_heads))
         tiles = pixels[flags]
-        targets = Targets.from_labels(_shift(labels, -100), _shift(weights, 0.0))
-        loss_sum = model(ids, ticks, seqlens, tiles, targets)
+        batch = cut_pack(
+            ids,
+            ticks,
+            seqlens,
+            model.placement,
+            labels=_shift(labels, -100),
+            weights=_shift(weights, 0.0),
+            image_token_id=special["img_context_id"],
+            num_tiles=len(tiles),
+            tokens_per_tile=model_config.tokens_per_tile,
+            pixel_values=tiles,
+        )
+        loss_sum = model(batch)
         loss = loss_sum / weights.sum()
         loss.backward()
         gradients = gather_full(model, lambda parameter: parameter.grad)
         with torch.no_grad():
-            stages = _stages(model, ids, tiles)
-            logits = model(ids, ticks, seqlens, tiles)
+            stages = _stages(model, batch)
+            logits = model(replace(batch, targets=None))
     return {
         **stages,
         "logits": logits,
@@ -107,17 +119,19 @@ def run_case(checkpoint: str, case: str, inputs: str) -> dict[str, Any]:
     }
 
 
-def _stages(model: Any, ids: Tensor, tiles: Tensor) -> dict[str, Tensor]:
+def _stages(model: Any, batch: MicroBatch) -> dict[str, Tensor]:
     from megatron_v2pe.models.projector import pixel_shuffle
 
-    if not len(tiles):
-        return {"fused": model.fuse(ids, None).squeeze(1)}
-    vit = model.vision_model(tiles)
+    if batch.pixel_values is None:
+        nothing = torch.empty(0, model.internvl.tokens_per_tile, model.config.hidden_size)
+        return {"fused": model.embed(batch, nothing).squeeze(1)}
+    vit = model.vision_model(batch.pixel_values)
+    projected = model.encode_images(batch.pixel_values)
     return {
         "vit": vit,
         "shuffled": pixel_shuffle(vit[:, 1:], model.internvl.downsample_ratio, model.internvl.ps_version),
-        "projected": model.encode_images(tiles),
-        "fused": model.fuse(ids, model.encode_images(tiles)).squeeze(1),
+        "projected": projected,
+        "fused": model.embed(batch, projected).squeeze(1),
     }
 
 

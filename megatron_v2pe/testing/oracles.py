@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_v2pe.models.micro_batch import cut_pack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.testing.full_state import gather_full, load_full, sharded_pieces
@@ -57,7 +58,9 @@ def decoder(checkpoint: str, weights: dict[str, Tensor], ids: Tensor, seqlens: S
     with _with_weights(checkpoint, weights, "language_model.") as (model, policy):
         denominator = policy.denominator(model.internvl.tokens_per_tile)
         ticks = torch.cat([torch.arange(length) * denominator for length in seqlens])
-        return _outcome(model, model(ids, ticks, seqlens))
+        per_tile = model.internvl.tokens_per_tile
+        batch = cut_pack(ids, ticks, seqlens, model.placement, image_token_id=NO_IMAGES, tokens_per_tile=per_tile)
+        return _outcome(model, model(batch))
 
 
 def tower(checkpoint: str, weights: dict[str, Tensor], pixel_values: Tensor, select_layer: int = -1) -> Outcome:

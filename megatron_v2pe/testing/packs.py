@@ -27,15 +27,21 @@ _KINDS: dict[str, list[list[Document]]] = {
     "text_only_last": [[[5, -2, 7]], [[4, -1, 9], [3]], [[6], [8]], [[13], [4]]],
     "image_only": [[[-1], [-2]], [[-3]], [[1, -1, 1]], [[-1, -1]]],
     "one_token": [[[5, -2, 7], [8]], [[9, -1, 2]], [[6]], [[7, -1, 4]]],
+    "many_documents": [
+        [[3], [1], [5, -1, 2], [7], [1, -1], [2], [11]],
+        [[-1, 1], [1], [1], [9], [-2, 4]],
+        [[5], [5], [5], [5], [5, -1, 5], [5]],
+        [[1]],
+    ],
     "nothing_supervised": [[[5, -2, 7]], [[9]], [[4, -1, 3]], [[8]]],
 }
 
 
-def random_packs(hf_config: dict[str, Any], policy: StridePolicy, kind: str, multiple: int = 4) -> list[Pack]:
-    """Draw the packs of a step; each ends with a padding document so that its length divides by `multiple`."""
+def random_packs(hf_config: dict[str, Any], policy: StridePolicy, kind: str) -> list[Pack]:
+    """Draw the packs of a step, without padding."""
     config = InternVLConfig.from_hf(hf_config)
     generator = torch.Generator().manual_seed(len(kind))
-    packs = [_pack(config, policy, documents, generator, multiple) for documents in _KINDS[kind]]
+    packs = [_pack(config, policy, documents, generator) for documents in _KINDS[kind]]
     if kind == "nothing_supervised":
         return [_supervise(pack, []) for pack in packs]
     if kind == "one_token":
@@ -49,16 +55,8 @@ def _supervise(pack: Pack, rows: list[int]) -> Pack:
     return Pack(pack.input_ids, pack.position_ticks, pack.seqlens, labels, weights, pack.pixel_values)
 
 
-def _pack(
-    config: InternVLConfig, policy: StridePolicy, documents: list[Document], generator: torch.Generator, multiple: int
-) -> Pack:
+def _pack(config: InternVLConfig, policy: StridePolicy, documents: list[Document], generator: torch.Generator) -> Pack:
     parts = [_document(config, policy, document, generator) for document in documents]
-    length = sum(len(ids) for ids, *_ in parts)
-    padding = -length % multiple
-    if padding:
-        ticks = torch.arange(padding) * policy.denominator(config.tokens_per_tile)
-        empty = torch.full((padding,), -100)
-        parts.append((torch.full((padding,), 2), ticks, empty, torch.zeros(padding, dtype=torch.float64)))
     tiles = sum(-part for document in documents for part in document if part < 0)
     shape = (tiles, config.vision.num_channels, config.tile_size, config.tile_size)
     ids, ticks, labels, weights = (torch.cat(columns) for columns in zip(*parts, strict=True))

@@ -7,9 +7,10 @@ can be compared tensor by tensor.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.head import Targets
+from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.parallel.zigzag import ZigzagLayout
 from megatron_v2pe.testing.full_state import gather_full, load_full
-from megatron_v2pe.train.micro_batch import MicroBatch
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 GRADIENT_FLOOR = 1e-4
@@ -119,18 +121,20 @@ def run(case: Case) -> Result:
     from megatron_v2pe.train.wrap import wrap
 
     options = ModelOptions(params_dtype=case.dtype, **case.options)
-    with built(case.hf_config, case.layout, options, case.policy, case.image_token_id) as model:
+    made = built(case.hf_config, case.layout, options, case.policy, case.image_token_id)
+    with made as model, ExitStack() as undo:
         load_full(model, case.weights)
         freeze_parts(model, case)
         groups = ProcessGroupCollection.use_mpu_process_groups()
         wrapped = wrap(model, case.layout, groups, torch.device("cpu"))
-        break_ = _BREAKS[case.planted_break] if case.planted_break else _no_break
-        break_(model)
+        if case.planted_break:
+            broken = _BREAKS[case.planted_break](model)
+            undo.enter_context(broken or nullcontext())
         dp_rank = parallel_state.get_data_parallel_rank()
         dp_size = parallel_state.get_data_parallel_world_size()
         mine = [micro_batch(case, index, model) for index in range(dp_rank, len(case.packs), dp_size)]
         denominator = sum(pack.weights.double().sum().item() for pack in case.packs) or 1.0
-        logits = [] if dp_size > 1 or model.post_process is None else _logits(wrapped, mine, case.layout)
+        logits = [] if dp_size > 1 else _logits(wrapped, mine)
         wrapped.zero_grad_buffer()
         loss = forward_backward(wrapped, mine, len(mine), denominator)
         _gather_distributed_gradients(wrapped)
@@ -174,22 +178,28 @@ def freeze_parts(model: Any, case: Case) -> None:
 
 
 def micro_batch(case: Case, index: int, model: Any) -> MicroBatch:
-    """Return pack `index` of a case as this rank's stage takes it."""
+    """Return pack `index` of a case as this rank takes it."""
     pack = case.packs[index]
-    pixels = pack.pixel_values.to(case.dtype) if model.pre_process and pack.pixel_values.shape[0] else None
-    return MicroBatch(
-        input_ids=pack.input_ids,
-        position_ticks=pack.position_ticks,
-        seqlens=pack.seqlens,
-        pixel_values=pixels,
-        targets=Targets.from_labels(pack.labels, pack.weights),
-        drop_path=None if case.drop_path_seed is None else DropPathKey(case.drop_path_seed, index),
+    tiles = model.placement.tiles(pack.pixel_values.shape[0])
+    pixels = pack.pixel_values[tiles.start : tiles.stop].to(case.dtype) if model.pre_process else None
+    return cut_pack(
+        pack.input_ids,
+        pack.position_ticks,
+        pack.seqlens,
+        model.placement,
+        labels=pack.labels,
+        weights=pack.weights,
+        image_token_id=case.image_token_id,
         num_tiles=pack.pixel_values.shape[0],
+        tokens_per_tile=model.internvl.tokens_per_tile,
+        pixel_values=pixels,
+        drop_path=None if case.drop_path_seed is None else DropPathKey(case.drop_path_seed, index),
+        first_stage=model.pre_process,
     )
 
 
-def _logits(wrapped: nn.Module, batches: Sequence[MicroBatch], layout: ParallelConfig) -> list[Tensor]:
-    """Forward every pack; the last stage's logits are handed to every rank."""
+def _logits(wrapped: nn.Module, batches: Sequence[MicroBatch]) -> list[Tensor]:
+    """Forward every pack; its logits [S, vocab_size], without padding, are handed to every rank."""
     from megatron.core import parallel_state
 
     found: list[Tensor] = []
@@ -201,17 +211,14 @@ def _logits(wrapped: nn.Module, batches: Sequence[MicroBatch], layout: ParallelC
             stage = stages.index(dist.get_rank())
             if stage > 0:
                 model.set_input_tensor([_receive(stages[stage - 1])])
-            output = model(
-                input_ids=batch.input_ids,
-                position_ticks=batch.position_ticks,
-                seqlens=batch.seqlens,
-                pixel_values=batch.pixel_values,
-            )
+            output = model(replace(batch, targets=None))
             if stage < len(stages) - 1:
                 _send(output, stages[stage + 1])
             box = [output if stage == len(stages) - 1 else None]
             dist.broadcast_object_list(box, src=stages[-1], group=pipeline)
-            found.append(box[0])  # type: ignore[arg-type]
+            shares: list[Any] = [None] * model.pg_collection.cp.size()
+            dist.all_gather_object(shares, box[0], group=model.pg_collection.cp)
+            found.append(batch.layout.unshard(shares))
     return found
 
 
@@ -234,10 +241,6 @@ def _gather_distributed_gradients(wrapped: Any) -> None:
             ranks = group.intra_distributed_optimizer_instance_size
             shard = bucket.grad_data.view(ranks, -1)[group.intra_distributed_optimizer_instance_rank].clone()
             dist.all_gather_into_tensor(bucket.grad_data, shard, group=group.intra_distributed_optimizer_instance_group)
-
-
-def _no_break(model: Any) -> None:
-    """Leave the model as it is."""
 
 
 def _unmask_padding(model: Any) -> None:
@@ -266,8 +269,7 @@ def _local_document_borders(model: Any) -> None:
     stage_decode = model.language_model.decode
 
     def decode(hidden: Tensor | None, pack: Any) -> Tensor:
-        total = sum(pack.seqlens)
-        pack.seqlens = (total,)
+        pack.layout = replace(pack.layout, lengths=(pack.layout.num_tokens,))
         return stage_decode(hidden, pack)
 
     model.language_model.decode = decode
@@ -280,8 +282,8 @@ def _positions_from_zero(model: Any) -> None:
         return
     original = model.rotary.cos_sin
 
-    def cos_sin(ticks: Tensor, seqlens: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return original(torch.arange(ticks.shape[0]) * model.rotary.denominator, seqlens)
+    def cos_sin(ticks: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        return original(torch.arange(ticks.shape[0]) * model.rotary.denominator, *others)
 
     model.rotary.cos_sin = cos_sin
 
@@ -294,11 +296,58 @@ def _local_denominator(model: Any) -> None:
         model.language_model.loss_sum = lambda hidden, targets: original(hidden, targets) * factor
 
 
-_BREAKS: dict[str, Callable[[Any], None]] = {
+def _zigzag_over_the_pack(model: Any) -> Any:
+    """Cut the whole pack at once instead of document by document, and attend as if each had been cut."""
+    original = ZigzagLayout.padded_positions
+
+    def padded_positions(layout: ZigzagLayout, rank: int) -> Tensor:
+        return original(replace(layout, lengths=(layout.num_tokens,)), rank)
+
+    return mock.patch.object(ZigzagLayout, "padded_positions", padded_positions)
+
+
+def _forget_documents_order(model: Any) -> Any:
+    """Attend over tokens as all-to-all brings them, one rank's behind the other's."""
+    return mock.patch.object(ZigzagLayout, "documents_in_order", lambda layout: torch.arange(layout.num_tokens))
+
+
+def _shift_after_the_cut(model: Any) -> Any:
+    """Let each rank take its targets from the tokens it holds: wrong or lost at the ends of its chunks."""
+    original = cut_pack
+
+    def cut(*args: Any, labels: Tensor, weights: Tensor, **kwargs: Any) -> MicroBatch:
+        batch = original(*args, labels=labels, weights=weights, **kwargs)
+        rank = model.placement.context_parallel_rank
+        in_place = batch.layout.shard(labels.roll(1), rank, -100), batch.layout.shard(weights.roll(1), rank, 0.0)
+        shifted = [torch.cat([values[1:], values.new_full((1,), -100)]) for values in in_place]
+        return replace(batch, targets=Targets.from_labels(*shifted))
+
+    return mock.patch(f"{__name__}.cut_pack", cut)
+
+
+def _forget_feature_reduction(model: Any) -> Any:
+    """Keep each tensor-parallel rank's gradient of image features to itself."""
+    name = "megatron.core.tensor_parallel.copy_to_tensor_model_parallel_region"
+    return mock.patch(name, lambda features, group: features)
+
+
+def _forget_tower_reduction(model: Any) -> None:
+    """Do not sum the gradients of replicated towers."""
+    from megatron.core.distributed import finalize_model_grads
+
+    model.config.finalize_model_grads_func = finalize_model_grads
+
+
+_BREAKS: dict[str, Callable[[Any], AbstractContextManager[Any] | None]] = {
     "unmasked_padding": _unmask_padding,
     "norm_reduction": _forget_norm_reduction,
     "head_reduction": _forget_head_reduction,
     "document_borders": _local_document_borders,
     "stage_positions": _positions_from_zero,
     "local_denominator": _local_denominator,
+    "zigzag_over_the_pack": _zigzag_over_the_pack,
+    "documents_order": _forget_documents_order,
+    "shift_after_the_cut": _shift_after_the_cut,
+    "feature_reduction": _forget_feature_reduction,
+    "tower_reduction": _forget_tower_reduction,
 }

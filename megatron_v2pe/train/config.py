@@ -173,6 +173,9 @@ class TrainConfig:
     """With `full`: units of equal size, or only the first layers of a stage."""
     recompute_num_layers: int | None = 1
     """With `full`: layers in a unit (`uniform`), or layers recomputed (`block`)."""
+    recompute_attention: bool = True
+    """With recompute: also attention, by far the largest part of a long sequence; off: its output is kept, one hidden
+    state more per layer, and neither attention nor its ring runs a second time."""
     recompute_vision: bool = True
     """Compute the vision tower's activations again in backward, layer by layer."""
     seed: int = 42

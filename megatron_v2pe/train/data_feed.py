@@ -1,7 +1,7 @@
 """One reader per copy of the model: its first rank loads a micro-batch, the others receive it.
 
-Text goes to every tensor- and pipeline-parallel rank, tiles to those of the first stage. All travel as they are stored
-(integers and bytes); normalisation happens on the device.
+Text goes to every tensor-, context- and pipeline-parallel rank; tiles go to the ranks of the first stage, to each those
+it encodes. All travel as they are stored (integers and bytes); normalisation happens on the device.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatron_v2pe.data.types import Batch
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.parallel.placement import Placement
 
 _TEXT = ("input_ids", "labels", "loss_weights", "position_ticks")
 
@@ -50,6 +51,7 @@ class DataFeed:
         loader: Loader | None,
         model_group: dist.ProcessGroup,
         tile_group: dist.ProcessGroup | None,
+        placement: Placement,
         device: torch.device,
         max_skipped_samples: int,
     ) -> None:
@@ -58,14 +60,16 @@ class DataFeed:
         Args:
             loader: on the group's first rank, None on the others.
             model_group: all ranks that share a copy of the model.
-            tile_group: those of them that need tiles, the first rank among them; None on a rank that needs none.
+            tile_group: the first stage's tensor x context parallel ranks, the reader first among them; None on ranks
+                of other stages.
+            placement: where this rank stands in it.
             device: where received tensors go.
             max_skipped_samples: bad samples allowed over all ranks.
         """
         assert (loader is not None) == (model_group.rank() == 0)
         self.loader = loader
         self._batches = iter(loader) if loader is not None else None
-        self._model_group, self._tile_group = model_group, tile_group
+        self._model_group, self._tile_group, self._placement = model_group, tile_group, placement
         self._source = dist.get_process_group_ranks(model_group)[0]
         self._device = device
         self._limit = max_skipped_samples
@@ -116,7 +120,7 @@ class DataFeed:
             )
 
     def _next(self) -> Batch:
-        """Return the next micro-batch, the same on every rank; without tiles on those that need none."""
+        """Return the next micro-batch: the whole text, and the tiles this rank encodes."""
         batch, problem = None, None
         if self._batches is not None:
             try:
@@ -136,20 +140,32 @@ class DataFeed:
             return batch
         shapes, tile_shape, seqlens, num_tiles, sources = header[0]
         tensors = {
-            name: self._share(getattr(batch, name, None), shape, dtype, self._model_group)
-            for name, (shape, dtype) in shapes.items()
+            name: self._share(getattr(batch, name, None), shape, dtype) for name, (shape, dtype) in shapes.items()
         }
-        if self._tile_group is None:
-            tile_shape = (0, *tile_shape[1:])
-        tiles = self._share(batch.tiles if batch else None, tile_shape, torch.uint8, self._tile_group)
+        tiles = self._deal_out(None if batch is None else batch.tiles, tile_shape)
         return Batch(**tensors, tiles=tiles, seqlens=seqlens, num_tiles=num_tiles, sources=sources)
 
-    def _share(
-        self, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, group: dist.ProcessGroup | None
-    ) -> Tensor:
+    def _share(self, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if tensor is None:
             tensor = torch.empty(shape, dtype=dtype, device=self._device)
         tensor = tensor.to(self._device).contiguous()
-        if tensor.numel() and group is not None and group.size() > 1:
-            dist.broadcast(tensor, src=self._source, group=group)
+        if tensor.numel():
+            dist.broadcast(tensor, src=self._source, group=self._model_group)
         return tensor
+
+    def _deal_out(self, tiles: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+        """Send every rank of the first stage the tiles it encodes, and no others."""
+        group, count = self._tile_group, shape[0]
+        if group is None:
+            return torch.empty((0, *shape[1:]), dtype=torch.uint8, device=self._device)
+        mine = self._placement.tiles(count)
+        if tiles is None:
+            received = torch.empty((len(mine), *shape[1:]), dtype=torch.uint8, device=self._device)
+            if len(mine):
+                dist.recv(received, src=self._source, group=group)
+            return received
+        for member, rank in enumerate(dist.get_process_group_ranks(group)):
+            theirs = self._placement.neighbour(member).tiles(count)
+            if member and len(theirs):
+                dist.send(tiles[theirs.start : theirs.stop].to(self._device).contiguous(), dst=rank, group=group)
+        return tiles[mine.start : mine.stop].to(self._device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,10 @@ from megatron_v2pe.data.types import Batch
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import DataError, TrainingError
 from megatron_v2pe.models.drop_path import DropPathKey
+from megatron_v2pe.models.micro_batch import MicroBatch
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.metrics import MetricsLog, StepMetrics
-from megatron_v2pe.train.micro_batch import MicroBatch, global_weight
+from megatron_v2pe.train.micro_batch import Cutter, global_weight
 from megatron_v2pe.train.optimizer import take_step
 from megatron_v2pe.train.step import forward_backward
 from megatron_v2pe.train.stop import StopRequest
@@ -36,8 +37,7 @@ class Trainer:
     scheduler: OptimizerParamScheduler
     feed: DataFeed
     device: Device
-    dtype: torch.dtype
-    mean_std: tuple[Sequence[float], Sequence[float]]
+    cutter: Cutter
     num_micro_batches: int
     seed: int
     metrics: MetricsLog
@@ -79,9 +79,7 @@ class Trainer:
         Raises:
             TrainingError: loss or gradients are not finite; nothing is saved after that.
         """
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        device = self.device.torch_device
-        denominator = global_weight(batches, group, device)
+        denominator = global_weight(batches, parallel_state.get_data_parallel_group(), self.device.torch_device)
         micro_batches = (self._micro_batch(batch, iteration, index) for index, batch in enumerate(batches))
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -100,7 +98,7 @@ class Trainer:
         rank = parallel_state.get_data_parallel_rank()
         pack = (iteration * self.num_micro_batches + index) * ranks + rank
         key = DropPathKey(self.seed, pack)
-        return MicroBatch.from_batch(batch, self.device.torch_device, self.dtype, self.mean_std, key)
+        return self.cutter.cut(batch, key)
 
     def _measure(
         self,

@@ -33,6 +33,7 @@ from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig, ModelConfi
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.metrics import MetricsLog
+from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
 from megatron_v2pe.train.start import hf_folder, start_folder, together
 from megatron_v2pe.train.stop import StopRequest
@@ -68,13 +69,8 @@ def run(config: ExperimentConfig) -> int:
     world = launch.read_environment()
     setup_logging(world.rank)
     config.validate(world.world_size)
-    if config.parallel.context_parallel_size > 1:
-        raise ConfigError(
-            f"parallel.context_parallel_size is {config.parallel.context_parallel_size}: context parallelism is not "
-            "available in this version; use tensor and pipeline parallelism"
-        )
     device = Device.choose(config.train.device, world.local_rank)
-    launch.initialize(world, device)
+    launch.initialize(world, device, config.parallel.distributed_timeout_minutes)
     try:
         return _train(_prepare(config, world, device))
     finally:
@@ -160,8 +156,7 @@ def _train(run: Run) -> int:
         scheduler=scheduler,
         feed=feed,
         device=run.device,
-        dtype=run.dtype,
-        mean_std=NORMALISATION[config.data.normalize_type],
+        cutter=_cutter(run),
         num_micro_batches=config.train.micro_batches(parallel_state.get_data_parallel_world_size()),
         seed=config.train.seed,
         metrics=metrics,
@@ -177,6 +172,18 @@ def _train(run: Run) -> int:
     return 0
 
 
+def _cutter(run: Run) -> Cutter:
+    return Cutter(
+        placement=topology.placement_of(run.config.parallel, run.groups),
+        first_stage=run.groups.pp.rank() == 0,
+        image_token_id=run.tokenizer.img_context_id,
+        tokens_per_tile=run.model.tokens_per_tile,
+        device=run.device.torch_device,
+        dtype=run.dtype,
+        mean_std=NORMALISATION[run.config.data.normalize_type],
+    )
+
+
 def _model(run: Run) -> InternVLModel:
     train, settings = run.config.train, run.config.model
     options = ModelOptions(
@@ -185,6 +192,7 @@ def _model(run: Run) -> InternVLModel:
         recompute_granularity=train.recompute_granularity,
         recompute_method=train.recompute_method if train.recompute_granularity == "full" else None,
         recompute_num_layers=train.recompute_num_layers if train.recompute_granularity == "full" else None,
+        keep_attention=not train.recompute_attention,
         recompute_vision=train.recompute_vision,
         drop_path_rate=settings.drop_path_rate,
         head_chunk_size=settings.head_chunk_size,
@@ -221,7 +229,7 @@ def _resume_folder(config: ExperimentConfig) -> Path | None:
 
 def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
     """Read on the first rank of each copy of the model; tiles go to the first pipeline stage only."""
-    model_group = run.groups.mp
+    model_group = topology.model_copy_group()
 
     def open_loader() -> PackLoader | None:
         if model_group.rank() > 0:
@@ -234,13 +242,13 @@ def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
             seed=run.config.train.seed,
             dp_rank=parallel_state.get_data_parallel_rank(),
             dp_size=parallel_state.get_data_parallel_world_size(),
-            pad_multiple=run.config.parallel.tensor_model_parallel_size if run.config.parallel.sequence_parallel else 1,
             state=state,
         )
 
     loader = together(open_loader)
-    tile_group = run.groups.tp if run.groups.pp.rank() == 0 else None
-    return DataFeed(loader, model_group, tile_group, run.device.torch_device, run.config.data.max_skipped_samples)
+    tile_group = run.groups.tp_cp if run.groups.pp.rank() == 0 else None
+    placement, limit = topology.placement_of(run.config.parallel, run.groups), run.config.data.max_skipped_samples
+    return DataFeed(loader, model_group, tile_group, placement, run.device.torch_device, limit)
 
 
 def _save(run: Run, model: InternVLModel, optimizer: Any, feed: DataFeed, iteration: int) -> None:

@@ -25,7 +25,7 @@ class StepMetrics:
     grad_norm: float
     """Before clipping; 0 where `optimizer.clip_grad` is 0, which measures none."""
     tokens: int
-    """Tokens of all packs of the step, padding included."""
+    """Tokens of all packs of the step, padding not counted."""
     tiles: int
     packs: int
     seconds: float

@@ -1,8 +1,9 @@
 """Forward and backward of one training step through Megatron-Core's schedules, with one loss.
 
 The loss is the weighted sum of token losses divided by the sum of weights over all micro-batches and data-parallel
-ranks. The denominator is known before the first forward pass, so every micro-batch contributes a plain sum and
-gradients are summed, never averaged again. (Megatron-Core's own token count is an integer and cannot carry weights.)
+ranks; context-parallel ranks add what their own tokens give. The denominator is known before the first forward pass,
+so every micro-batch contributes a plain sum and gradients are summed, never averaged again. (Megatron-Core's own token
+count is an integer and cannot carry weights.)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor, nn
 
-from megatron_v2pe.train.micro_batch import MicroBatch
+from megatron_v2pe.models.micro_batch import MicroBatch
 
 
 def forward_backward(
@@ -31,8 +32,8 @@ def forward_backward(
 
     Args:
         model: this rank's wrapped pipeline stage.
-        micro_batches: this data-parallel rank's micro-batches, the same on all its tensor and pipeline ranks; made
-            one at a time where they come from a generator.
+        micro_batches: this rank's shares of its micro-batches, of the same packs on all its tensor, context and
+            pipeline ranks; made one at a time where they come from a generator.
         num_micro_batches: how many there are.
         denominator: global sum of loss weights, see `micro_batch.global_weight`.
         forward_only: compute the loss without gradients.
@@ -53,15 +54,7 @@ def forward_backward(
 
 
 def _forward_step(iterator: Iterator[MicroBatch], model: nn.Module, denominator: float) -> tuple[Tensor, Any]:
-    batch = next(iterator)
-    output = model(
-        input_ids=batch.input_ids,
-        position_ticks=batch.position_ticks,
-        seqlens=batch.seqlens,
-        pixel_values=batch.pixel_values,
-        targets=batch.targets,
-        drop_path=batch.drop_path,
-    )
+    output = model(batch=next(iterator))
     return output, partial(_loss, denominator=denominator)
 
 
@@ -72,7 +65,7 @@ def _loss(loss_sum: Tensor, denominator: float) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _total_loss(reports: list[Tensor], device: torch.device) -> float:
-    """Sum the micro-batches' losses over data-parallel ranks and hand the result to every pipeline stage."""
+    """Sum the losses of micro-batches and of data and context-parallel ranks, for every pipeline stage."""
     total = torch.zeros((), dtype=torch.float64, device=device)
     for report in reports:
         total += report.to(torch.float64)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import Float16Module
-from torch import nn
+from megatron.core.utils import get_attr_wrapped_model
+from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel.config import ParallelConfig
@@ -51,12 +56,32 @@ def wrap(
         inner,
         pg_collection=groups,
     )
-    config.finalize_model_grads_func = finalize_model_grads
+    config.finalize_model_grads_func = finalize_gradients
     config.no_sync_func = wrapped.no_sync if parallel.overlap_grad_reduce else None
     config.grad_scale_func = None
     if parallel.overlap_param_gather:
         config.param_sync_func = wrapped.start_param_sync
     return wrapped
+
+
+def finalize_gradients(chunks: list[Any], *args: Any, **kwargs: Any) -> None:
+    """Complete a step's gradients: Megatron-Core's reductions, then those of replicated towers.
+
+    A whole tower on every tensor-parallel rank has seen that rank's tiles only; its gradient is the sum over them.
+    """
+    finalize_model_grads(chunks, *args, **kwargs)
+    for chunk in chunks:
+        model: InternVLModel = get_attr_wrapped_model(chunk, "placement", return_model_obj=True)
+        if not (model.placement.replicated_vision and model.pre_process):
+            continue
+        parts = (model.vision_model, model.vision_projection)
+        learning = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+        if learning:
+            gradients: list[Tensor] = [parameter.main_grad for parameter in learning]  # type: ignore[attr-defined]
+            flat = _flatten_dense_tensors(gradients)
+            dist.all_reduce(flat, group=model.pg_collection.tp)
+            for gradient, total in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
+                gradient.copy_(total)
 
 
 def gather_parameters(wrapped: DistributedDataParallel) -> None:

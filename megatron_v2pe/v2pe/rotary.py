@@ -7,8 +7,9 @@ ordinary positions use the scaling the checkpoint names, decided once per docume
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,14 +74,15 @@ class RotaryEmbedding:
         return 1.0 / base**exponents
 
     def cos_sin(
-        self, ticks: Tensor, seqlens: Sequence[int] | None = None, scaling_length: float | None = None
+        self, ticks: Tensor, seqlens: Sequence[int] | None = None, last_ticks: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Compute cosines and sines for a pack.
+        """Compute cosines and sines for a pack, or for one rank's part of it.
 
         Args:
             ticks: int64 [S].
-            seqlens: document lengths summing to S; dynamic scaling is decided for each. One document by default.
-            scaling_length: decides the scaling of every document instead of its own length (generation: the prompt's).
+            seqlens: tokens of each document, summing to S; dynamic scaling is decided for each. One by default.
+            last_ticks: largest tick of each whole document, where `ticks` does not show it: on a rank that holds a
+                part of it, or for a prompt that has been continued.
 
         Returns:
             float32 [S, head_dim // 2] twice.
@@ -89,8 +91,7 @@ class RotaryEmbedding:
         cos = torch.empty(ticks.shape[0], half, dtype=torch.float32, device=ticks.device)
         sin = torch.empty_like(cos)
         start = 0
-        for document in ticks.split(list(seqlens)) if self.scaling.kind == "dynamic" and seqlens else [ticks]:
-            frequencies = self._frequencies(document, scaling_length)
+        for document, frequencies in self._by_frequencies(ticks, seqlens, last_ticks):
             for part in document.split(_CHUNK):
                 angles = part.to(torch.float64).unsqueeze(1) * frequencies
                 torch.cos(angles, out=(wide := torch.empty_like(angles)))
@@ -100,19 +101,25 @@ class RotaryEmbedding:
                 start += len(part)
         return cos, sin
 
-    def _frequencies(self, document: Tensor, scaling_length: float | None) -> Tensor:
-        """Angle per tick, float64 [head_dim // 2]."""
-        base, divisor = self.base, float(self.denominator)
-        if self.scaling.kind == "dynamic" and len(document):
-            length = scaling_length if scaling_length is not None else int(document.max()) / self.denominator + 1
-            base = self.scaled_base(length)
-        elif self.scaling.kind == "linear":
-            divisor *= self.scaling.factor
-        return self.inverse_frequencies(base, document.device) / divisor
+    def _by_frequencies(
+        self, ticks: Tensor, seqlens: Sequence[int] | None, last_ticks: Sequence[int] | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Runs of tokens that share their angles per tick, float64 [head_dim // 2]: the pack, or each document."""
+        if self.scaling.kind != "dynamic":
+            divisor = self.denominator * (self.scaling.factor if self.scaling.kind == "linear" else 1.0)
+            yield ticks, self.inverse_frequencies(self.base, ticks.device) / divisor
+            return
+        documents = ticks.split(list(seqlens)) if seqlens is not None else (ticks,)
+        lasts = last_ticks if last_ticks is not None else [int(part.max()) if len(part) else 0 for part in documents]
+        for document, last in zip(documents, lasts, strict=True):
+            base = self.scaled_base(last / self.denominator + 1)
+            yield document, self.inverse_frequencies(base, ticks.device) / self.denominator
 
 
 def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate queries or keys: first and second half of a head form the pairs (not neighbours).
+
+    Nothing but the shared angles is kept for the backward pass, which rotates the other way.
 
     Args:
         states: [S, heads, head_dim]; the product is formed in float32 or wider and cast back.
@@ -120,8 +127,38 @@ def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         sin: float32 [S, head_dim // 2].
 
     Returns:
-        [S, heads, head_dim] in the type of `states`.
+        [S, heads, head_dim] in the type of `states`, contiguous.
     """
-    first, second = states.to(torch.promote_types(states.dtype, cos.dtype)).chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(states.dtype)
+    return _Rotate.apply(states, cos.unsqueeze(1), sin.unsqueeze(1))
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(states, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _rotate(gradient, cos, sin, -1), None, None
+
+
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    rotated = torch.empty_like(states, memory_format=torch.contiguous_format)
+    if torch.promote_types(states.dtype, cos.dtype) == states.dtype:
+        _rotate_into(rotated, states, cos, sin, direction)
+        return rotated
+    for part in zip(*(tensor.split(_CHUNK // 8) for tensor in (rotated, states, cos, sin)), strict=True):
+        target, source, some_cos, some_sin = part  # half precision: a wide copy of a few rows at a time
+        wide = source.to(cos.dtype)
+        _rotate_into(turned := torch.empty_like(wide), wide, some_cos, some_sin, direction)
+        target.copy_(turned)
+    return rotated
+
+
+def _rotate_into(target: Tensor, states: Tensor, cos: Tensor, sin: Tensor, direction: int) -> None:
+    first, second = states.chunk(2, dim=-1)
+    one, other = target.chunk(2, dim=-1)
+    torch.mul(first, cos, out=one).addcmul_(second, sin, value=-direction)
+    torch.mul(second, cos, out=other).addcmul_(first, sin, value=direction)

@@ -25,6 +25,8 @@ LAYOUTS = {
     "tp2_sp": (2, ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)),
     "pp2": (2, ParallelConfig(pipeline_model_parallel_size=2)),
     "dp2": (2, ParallelConfig(overlap_grad_reduce=True, overlap_param_gather=True)),
+    "cp2": (2, ParallelConfig(context_parallel_size=2)),
+    "tp2_replicated_vision": (2, ParallelConfig(tensor_model_parallel_size=2, vision_parallel="replicated")),
 }
 STEPS = 2
 
@@ -89,9 +91,19 @@ def test_resume_in_the_same_layout_is_bit_equal(saved, train, name, dtype):
         assert torch.equal(tensor, resumed.weights[key]), key
 
 
-@pytest.mark.parametrize("target", ["single", "pp2", "dp2"])
-def test_resume_in_another_layout_goes_on_with_the_same_losses(saved, train, target):
-    root, whole = saved("tp2_sp")
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ("tp2_sp", "single"),
+        ("tp2_sp", "pp2"),
+        ("tp2_sp", "dp2"),
+        ("tp2_sp", "cp2"),
+        ("cp2", "tp2_replicated_vision"),
+        ("tp2_replicated_vision", "single"),
+    ],
+)
+def test_resume_in_another_layout_goes_on_with_the_same_losses(saved, train, source, target):
+    root, whole = saved(source)
     resumed = train(target, STEPS, resume_from=root)
     for ours, theirs in zip(resumed.losses, whole.losses[STEPS:], strict=True):
         assert abs(ours - theirs) / theirs < 1e-6  # measured 2e-7

@@ -24,6 +24,7 @@ TOLERANCE = {torch.float64: 2e-12, torch.float32: 1e-5}
 BREAK_IS_SEEN_ABOVE = 1e-3
 
 TP2 = ParallelConfig(tensor_model_parallel_size=2, use_distributed_optimizer=False)
+CP2 = ParallelConfig(context_parallel_size=2, use_distributed_optimizer=False)
 LAYOUTS = {
     "tp2": TP2,
     "tp2_sp": replace(TP2, sequence_parallel=True),
@@ -36,8 +37,23 @@ LAYOUTS = {
     "dp2_overlap": ParallelConfig(overlap_grad_reduce=True, overlap_param_gather=True),
     "tp2_pp2": replace(TP2, sequence_parallel=True, pipeline_model_parallel_size=2),
     "tp2_dp2": replace(TP2, sequence_parallel=True, use_distributed_optimizer=True, overlap_grad_reduce=True),
+    "cp2": CP2,
+    "cp2_a2a": replace(CP2, cp_comm_type="a2a"),
+    "cp4": replace(CP2, context_parallel_size=4),
+    "cp2_tp2": replace(CP2, tensor_model_parallel_size=2),
+    "cp2_tp2_sp": replace(CP2, tensor_model_parallel_size=2, sequence_parallel=True),
+    "cp2_pp2": replace(CP2, pipeline_model_parallel_size=2),
+    "cp2_dp2": replace(CP2, use_distributed_optimizer=True, overlap_grad_reduce=True, overlap_param_gather=True),
+    "tp2_replicated_vision": replace(TP2, vision_parallel="replicated"),
+    "cp2_tp2_replicated_vision": replace(CP2, tensor_model_parallel_size=2, vision_parallel="replicated"),
+    "cp2_tp2_sp_replicated_vision": replace(
+        CP2, tensor_model_parallel_size=2, sequence_parallel=True, vision_parallel="replicated"
+    ),
 }
-WORLD = {name: 4 if name in ("tp2_pp2", "tp2_dp2") else 2 for name in LAYOUTS}
+WORLD = {
+    name: 2 * max(layout.model_parallel_size // 2, 2 if name.endswith("_dp2") else 1)
+    for name, layout in LAYOUTS.items()
+}
 BREAKS = [
     ("tp2", "head_reduction"),
     ("tp2_sp", "norm_reduction"),
@@ -48,6 +64,21 @@ BREAKS = [
     ("dp2_overlap", "local_denominator"),
     ("tp2_pp2", "head_reduction"),
     ("tp2_dp2", "norm_reduction"),
+    # The published ring path: the whole pack cut at once, labels shifted after the cut, each rank's own denominator.
+    ("cp2", "zigzag_over_the_pack"),
+    ("cp2_a2a", "documents_order"),
+    ("cp4", "zigzag_over_the_pack"),
+    ("cp2", "shift_after_the_cut"),
+    ("cp4", "shift_after_the_cut"),
+    ("cp2_pp2", "shift_after_the_cut"),
+    ("cp2", "local_denominator"),
+    ("cp2_dp2", "local_denominator"),
+    # Features and their gradients in the wrong place:
+    ("cp2_tp2", "head_reduction"),
+    ("cp2_tp2_sp", "feature_reduction"),
+    ("tp2_replicated_vision", "tower_reduction"),
+    ("cp2_tp2_replicated_vision", "tower_reduction"),
+    ("cp2_tp2_sp_replicated_vision", "tower_reduction"),
     # Wrong in any layout:
     ("tp2_pp2", "unmasked_padding"),
     ("tp2_dp2", "document_borders"),
@@ -114,7 +145,26 @@ def test_layout_equals_one_process(case, run, name):
     assert_equal(run(this), run(this, name), torch.float64)
 
 
-@pytest.mark.parametrize("name", ["tp2_sp", "pp2", "dp2_distributed_optimizer"])
+def test_dynamic_scaling_goes_by_whole_documents(case, run, hf_config):
+    """Documents longer than the trained length: a rank that holds a part scales by the length of the whole."""
+    llm = {**hf_config["llm_config"], "max_position_embeddings": 8, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    this = replace(case(policy=StridePolicy("default")), hf_config={**hf_config, "llm_config": llm})
+    unscaled = replace(this, hf_config={**hf_config, "llm_config": {**llm, "max_position_embeddings": 1000}})
+    assert parity.compare(run(unscaled), run(this))["loss"] > 1e-6, "scaling had no effect"
+    assert_equal(run(this), run(this, "cp4"), torch.float64)
+
+
+def test_all_to_all_on_four_ranks(pools, case, hf_config):
+    """Four key-value heads, one for each rank."""
+    config = {**hf_config, "llm_config": {**hf_config["llm_config"], "num_key_value_heads": 4}}
+    weights = pools[1].run(parity.random_weights, hf_config=config)[0]
+    this = replace(case(), hf_config=config, weights=weights)
+    layout = replace(CP2, context_parallel_size=4, cp_comm_type="a2a")
+    single = pools[1].run(parity.run, case=this)[0]
+    assert_equal(single, pools[4].run(parity.run, case=replace(this, layout=layout))[0], torch.float64)
+
+
+@pytest.mark.parametrize("name", ["tp2_sp", "pp2", "dp2_distributed_optimizer", "cp2", "cp4", "cp2_a2a", "cp2_tp2_sp"])
 def test_layout_equals_one_process_in_fp32(case, run, name):
     this = case(torch.float32)
     assert_equal(run(this), run(this, name), torch.float32)
@@ -131,16 +181,18 @@ def test_planted_break_is_seen(case, run, name, planted_break):
         assert max(errors["loss"], errors["logits"], errors["gradients"]) > BREAK_IS_SEEN_ABOVE, errors
 
 
-@pytest.mark.parametrize("name", ["tp2_sp", "pp2"])
+@pytest.mark.parametrize("name", ["tp2_sp", "pp2", "cp2", "cp2_a2a", "cp2_tp2_sp"])
 def test_versions_and_recompute(case, run, name):
     this = case(policy=StridePolicy("default"))
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     again = replace(this, options={**full, "recompute_vision": True, "head_chunk_size": 5})
     assert_equal(run(this), run(again, name), torch.float64)
+    keeping = replace(this, options={**full, "keep_attention": True})
+    assert_equal(run(this), run(keeping, name), torch.float64)
     assert_equal(run(this), run(replace(this, options={"recompute_granularity": "selective"}), name), torch.float64)
 
 
-@pytest.mark.parametrize("name", ["tp2_sp", "pp2", "dp2"])
+@pytest.mark.parametrize("name", ["tp2_sp", "pp2", "dp2", "cp4", "cp2_tp2_replicated_vision"])
 def test_drop_path_draws_do_not_depend_on_the_layout(case, run, name):
     this = replace(case(drop_path_rate=0.5), drop_path_seed=11)
     without = run(replace(this, drop_path_seed=None))
@@ -149,8 +201,21 @@ def test_drop_path_draws_do_not_depend_on_the_layout(case, run, name):
     assert_equal(run(this), run(this, name), torch.float64)
 
 
-@pytest.mark.parametrize("name", ["tp2_sp", "pp2", "dp2_overlap", "tp2_dp2"])
-@pytest.mark.parametrize("packs", ["text_only_last", "image_only", "one_token", "nothing_supervised"])
+UNUSUAL = [
+    "tp2_sp",
+    "pp2",
+    "dp2_overlap",
+    "tp2_dp2",
+    "cp2",
+    "cp4",
+    "cp2_tp2_sp",
+    "cp2_tp2_replicated_vision",
+    "cp2_dp2",
+]
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+@pytest.mark.parametrize("packs", ["text_only_last", "image_only", "one_token", "nothing_supervised", "many_documents"])
 def test_unusual_micro_batches(case, run, name, packs):
     this = case(packs=packs)
     assert_equal(run(this), run(this, name), torch.float64)
@@ -176,7 +241,7 @@ FROZEN = {
 }
 
 
-@pytest.mark.parametrize("name", [None, "tp2_sp", "dp2_overlap"])
+@pytest.mark.parametrize("name", [None, "tp2_sp", "dp2_overlap", "cp2", "tp2_replicated_vision"])
 @pytest.mark.parametrize("frozen", FROZEN)
 def test_frozen_parts_leave_the_other_gradients_as_they_are(case, run, name, frozen):
     settings, learning = FROZEN[frozen]
@@ -192,7 +257,7 @@ def test_frozen_parts_leave_the_other_gradients_as_they_are(case, run, name, fro
     assert_equal(replace(reference, gradients=expected), result, torch.float64)
 
 
-@pytest.mark.parametrize("name", ["tp2_sp", "pp2"])
+@pytest.mark.parametrize("name", ["tp2_sp", "pp2", "cp2", "cp2_a2a", "cp2_tp2_replicated_vision"])
 def test_bf16_runs_and_stays_close(case, run, name):
     reference, result = run(case(torch.float32)), run(case(torch.bfloat16), name)
     assert abs(result.loss - reference.loss) / reference.loss < 2e-2  # measured 3e-3

@@ -85,6 +85,12 @@ def test_a_path_is_dropped_or_divided_by_its_probability_of_being_kept(rate):
         assert abs(path.mean().item() - 1) < 4 * deviation
 
 
+def test_a_rank_takes_its_own_tiles_out_of_the_packs_draws():
+    whole = keep_factors(DropPathKey(1, 2), 3, 0.5, 10, torch.zeros(1))
+    part = keep_factors(DropPathKey(1, 2, num_tiles=10, first_tile=4), 3, 0.5, 3, torch.zeros(1))
+    assert torch.equal(part, whole[:, 4:7])
+
+
 def test_every_tile_draws_for_itself():
     factors = keep_factors(DropPathKey(3, 0), 5, 0.5, MANY, LIKE) > 0
     together = (factors[:, 1:] == factors[:, :-1]).double().mean(1)  # neighbours agree as often as two coins

@@ -131,12 +131,20 @@ def test_dynamic_scaling_goes_by_positions_not_tokens():
 
 def test_generation_keeps_the_scaling_of_the_prompt():
     """Decoded past the limit one by one, tokens and cached keys keep one base; without it the base would move."""
-    prompt = DYNAMIC.cos_sin(ticks_of(34000), scaling_length=34000)[0]
-    later = DYNAMIC.cos_sin(ticks_of(34010), scaling_length=34000)[0]
+    prompt = DYNAMIC.cos_sin(ticks_of(34000), last_ticks=[33_999 * 256])[0]
+    later = DYNAMIC.cos_sin(ticks_of(34010), last_ticks=[33_999 * 256])[0]
     assert torch.equal(later[:34000], prompt)
     assert not torch.equal(DYNAMIC.cos_sin(ticks_of(34010))[0][:34000], prompt)
-    unscaled = DYNAMIC.cos_sin(ticks_of(34010), scaling_length=100)[0]
+    unscaled = DYNAMIC.cos_sin(ticks_of(34010), last_ticks=[99 * 256])[0]
     assert torch.equal(unscaled, PLAIN.cos_sin(ticks_of(34010))[0])
+
+
+def test_a_part_of_a_document_is_scaled_as_the_whole():
+    """A context-parallel rank holds some tokens of a long document; the base is that of all of them."""
+    whole, part = ticks_of(34000), torch.arange(34000)[5000:9000]
+    expected = DYNAMIC.cos_sin(whole)[0][5000:9000]
+    assert torch.equal(DYNAMIC.cos_sin(whole[part], [4000], [33_999 * 256])[0], expected)
+    assert not torch.equal(DYNAMIC.cos_sin(whole[part])[0], expected)
 
 
 def test_linear_scaling_divides_positions():

@@ -100,11 +100,16 @@ def weights(pools, hf_config):
 
 @pytest.fixture(scope="module")
 def case(hf_config, weights):
+    made = {}  # the same packs for every test that asks for them, so that one process runs them once
+
+    def packs_of(policy, kind):
+        return made.setdefault((policy, kind), random_packs(hf_config, policy, kind))
+
     def make(dtype=torch.float64, policy=POLICY, packs="mixed", **options):
         return parity.Case(
             hf_config=hf_config,
             layout=ParallelConfig(use_distributed_optimizer=False),
-            packs=random_packs(hf_config, policy, packs),
+            packs=packs_of(policy, packs),
             weights=weights,
             image_token_id=505,
             policy=policy,

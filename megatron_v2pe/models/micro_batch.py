@@ -79,6 +79,7 @@ def cut_pack(
     """
     layout = placement.layout(tuple(seqlens))
     rank, device = placement.context_parallel_rank, input_ids.device
+    local_ids, local_ticks = layout.shard(input_ids, rank, PADDING_ID), layout.shard(position_ticks, rank, 0)
     routing = None
     if first_stage:
         image_tokens = (input_ids == image_token_id).nonzero().squeeze(1)
@@ -91,7 +92,6 @@ def cut_pack(
         targets = Targets.from_labels(*shares, IGNORE_INDEX, slices)
     if drop_path is not None:
         drop_path = replace(drop_path, first_tile=placement.tiles(num_tiles).start, num_tiles=num_tiles)
-    local_ids, local_ticks = layout.shard(input_ids, rank, PADDING_ID), layout.shard(position_ticks, rank, 0)
     ends = [int(part.max()) for part in position_ticks.split(list(seqlens))] if len(seqlens) else []
     return MicroBatch(
         input_ids=local_ids,

@@ -7,6 +7,7 @@ something picklable; the pool returns the results in rank order.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -126,3 +127,6 @@ def _worker(pipe: Connection, rank: int, world_size: int, store: str) -> None:
                 pipe.send((True, report))
             except OSError:  # the pool has given up already, because another rank failed first
                 return
+        # Models refer to themselves, and to process groups, each with threads that wake up again and again: of layouts
+        # left to be collected some day, hundreds would be running beside the next test.
+        gc.collect()

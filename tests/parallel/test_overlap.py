@@ -7,6 +7,7 @@ modules ask for them: what a rank does (images or none, one chunk in the head or
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -42,14 +43,19 @@ def case(pools, golden):
     return make
 
 
+@pytest.mark.parametrize("context_parallel_size", [1, 2])
 @pytest.mark.parametrize("bucket_size", BUCKETS)
 @pytest.mark.parametrize("packs", ["mixed", "image_only"])
-def test_several_buckets(pools, case, packs, bucket_size):
-    from dataclasses import replace
-
+def test_several_buckets(pools, case, packs, bucket_size, context_parallel_size):
+    """Two data-parallel ranks, or two context-parallel ones: of a pack with one tile, one of them encodes none."""
     this = case(packs)
     assert len({pack.pixel_values.shape[0] > 0 for pack in this.packs}) == (2 if packs == "mixed" else 1)
-    layout = ParallelConfig(overlap_grad_reduce=True, overlap_param_gather=True, ddp_bucket_size=bucket_size)
+    layout = ParallelConfig(
+        context_parallel_size=context_parallel_size,
+        overlap_grad_reduce=True,
+        overlap_param_gather=True,
+        ddp_bucket_size=bucket_size,
+    )
     single = pools[1].run(short_runs.train, case=this, steps=STEPS)[0]
     double = pools[2].run(short_runs.train, case=replace(this, layout=layout), steps=STEPS)[0]
     for ours, theirs in zip(double.losses, single.losses, strict=True):

@@ -50,6 +50,17 @@ def test_data_parallel_is_what_the_other_degrees_leave():
             ("overlap_param_gather",),
         ),
         (ParallelConfig(overlap_param_gather=True), 1, ("overlap_grad_reduce",)),
+        (ParallelConfig(cp_comm_type="ring"), 1, ("cp_comm_type 'ring'", "p2p, a2a")),
+        (ParallelConfig(vision_parallel="data"), 1, ("vision_parallel 'data'", "tensor, replicated")),
+        (ParallelConfig(distributed_timeout_minutes=0), 1, ("distributed_timeout_minutes is 0", "above 0")),
+        (ParallelConfig(distributed_timeout_minutes=float("nan")), 1, ("distributed_timeout_minutes is nan",)),
+        (ParallelConfig(context_parallel_size=3, cp_comm_type="a2a"), 3, ("size 3", "the 16 attention heads")),
+        (ParallelConfig(context_parallel_size=16, cp_comm_type="a2a"), 16, ("size 16", "the 8 query groups")),
+        (
+            ParallelConfig(4, context_parallel_size=4, cp_comm_type="a2a"),
+            16,
+            ("context_parallel_size 4", "the 2 query groups", "8 over 4", "use p2p"),
+        ),
     ],
 )
 def test_what_does_not_fit_is_told_with_both_numbers(layout, world_size, numbers):
@@ -72,6 +83,20 @@ def test_tensor_parallel_must_divide_the_vision_tower_too(change, what):
     sizes = ModelSizes(**{**INTERNVL2_2B.__dict__, **change})
     with pytest.raises(ConfigError, match=what):
         ParallelConfig(tensor_model_parallel_size=2).validate(2, sizes)
+
+
+def test_a_ring_asks_nothing_of_the_heads_and_all_to_all_only_that_they_can_be_dealt_out():
+    ParallelConfig(context_parallel_size=16).validate(16, INTERNVL2_2B)
+    ParallelConfig(context_parallel_size=3).validate(3, INTERNVL2_2B)
+    ParallelConfig(2, context_parallel_size=4, cp_comm_type="a2a").validate(8, INTERNVL2_2B)
+
+
+@pytest.mark.parametrize("change", [{"vision_num_attention_heads": 25}, {"vision_ffn_hidden_size": 4097}], ids=str)
+def test_a_replicated_tower_need_not_be_divided(change):
+    sizes = ModelSizes(**{**INTERNVL2_2B.__dict__, **change})
+    with pytest.raises(ConfigError, match="vision_parallel replicated does without"):
+        ParallelConfig(tensor_model_parallel_size=2).validate(2, sizes)
+    ParallelConfig(tensor_model_parallel_size=2, vision_parallel="replicated").validate(2, sizes)
 
 
 @pytest.mark.parametrize(

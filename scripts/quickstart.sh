@@ -2,25 +2,38 @@
 # The main job from end to end, small enough for two CPU cores and ten minutes: makes a small InternVL2 and a data set
 # of real pictures, converts, trains on two processes (stopped half-way and resumed), exports, asks, draws the loss.
 #
-#   bash scripts/quickstart.sh [OUT]          OUT: a new folder for everything it writes (default: work_dirs/quickstart)
+#   bash scripts/quickstart.sh [OUT] [SETTING ...]
+#
+# OUT is a new folder for everything it writes (default: work_dirs/quickstart). Settings go to tools/train.py, in both
+# training runs; for example context parallel instead of tensor parallel:
+#
+#   bash scripts/quickstart.sh work_dirs/quickstart_cp --parallel.tensor-model-parallel-size 1 \
+#       --parallel.sequence-parallel false --parallel.context-parallel-size 2
 #
 # Sets up .venv by itself; TORCH_PIP_ARGS as in setup_venv.sh. Exit status 0 only if at least 90% of the training
 # questions come back right from the exported checkpoint.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
-out=${1:-}
+case "${1:-}" in
+    --* | *.*=*) out="" ;; # a setting already: the default folder
+    *)
+        out=${1:-}
+        [ "$#" -eq 0 ] || shift
+        ;;
+esac
 case "$out" in
     "") out=work_dirs/quickstart ;;
     /*) ;;
     *) out=$PWD/$out ;;
 esac
+if [ "$#" -eq 0 ]; then layout="TP 2, sequence parallel, random strides"; else layout="the recipe with $*"; fi
 cd "$root"
 
 mkdir -p "$(dirname -- "$out")"
 if ! mkdir "$out" 2>/dev/null; then
     echo "error: $out is in use, by an earlier quickstart or one that runs now." >&2
-    echo "Remove it (rm -r $out) or name another folder: bash scripts/quickstart.sh OUT" >&2
+    echo "Remove it (rm -r $out) or name another folder: bash scripts/quickstart.sh OUT [SETTING ...]" >&2
     exit 1
 fi
 
@@ -81,12 +94,12 @@ train() {
         --checkpoint.save "$out/run" "$@"
 }
 
-step "train on 2 processes (TP 2, sequence parallel, random strides), stop half-way, after step $half"
-train --train.exit-step "$half"
+step "train on 2 processes ($layout), stop half-way, after step $half"
+train --train.exit-step "$half" "$@"
 finished
 
 step "resume from the checkpoint and train to the end"
-train
+train "$@"
 finished
 
 step "convert the trained checkpoint back to the HF layout"

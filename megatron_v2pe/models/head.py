@@ -90,8 +90,9 @@ class VocabParallelNLL(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         """Softmax minus one-hot, times the incoming gradient [n]."""
         probabilities, local, held = ctx.saved_tensors
-        onehot = torch.zeros_like(probabilities).scatter_(1, local.unsqueeze(1), held.unsqueeze(1).to(gradient.dtype))
-        return ((probabilities - onehot) * gradient.unsqueeze(-1)).to(ctx.dtype), None, None, None
+        result = probabilities * gradient.unsqueeze(-1)
+        result.scatter_add_(1, local.unsqueeze(1), -torch.where(held, gradient, 0.0).unsqueeze(1))
+        return result.to(ctx.dtype), None, None, None
 
 
 def masked_logits(
@@ -113,7 +114,7 @@ def masked_logits(
     first = columns * dist.get_rank(output_layer.tp_group)
     if first + columns > vocab_size:
         padded = torch.arange(first, first + columns, device=logits.device) >= vocab_size
-        logits = logits.masked_fill(padded, -math.inf)
+        logits = logits.masked_fill_(padded, -math.inf)  # no copy: the projection's backward does not read them
     return logits, first
 
 

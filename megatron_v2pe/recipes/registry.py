@@ -10,10 +10,18 @@ from megatron_v2pe.recipes.internvl2_2b import (
     internvl2_2b_v2pe_32k,
     internvl2_2b_v2pe_256k,
 )
+from megatron_v2pe.recipes.long_context import long_context
 from megatron_v2pe.recipes.quickstart import quickstart
 from megatron_v2pe.train.config import ExperimentConfig
 
 RECIPES: dict[str, Callable[[], ExperimentConfig]] = {
     recipe.__name__: recipe
-    for recipe in (internvl2_2b_baseline_32k, internvl2_2b_v2pe_32k, internvl2_2b_v2pe_256k, debug, quickstart)
+    for recipe in (
+        internvl2_2b_baseline_32k,
+        internvl2_2b_v2pe_32k,
+        internvl2_2b_v2pe_256k,
+        debug,
+        quickstart,
+        long_context,
+    )
 }

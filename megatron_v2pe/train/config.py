@@ -16,6 +16,7 @@ from megatron_v2pe import config_tree
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.parallel.config import ModelSizes, ParallelConfig
+from megatron_v2pe.parallel.zigzag import padding_multiples
 from megatron_v2pe.v2pe.stride import StridePolicy, parse_stride
 
 CONFIG_FILE = "config.yaml"
@@ -298,8 +299,20 @@ class ExperimentConfig:
         self.train.validate()
         self.checkpoint.validate()
         self.logging.validate()
+        self._validate_padding()
         if world_size is not None:
             self.train.micro_batches(self.parallel.data_parallel_size(world_size))
+
+    def _validate_padding(self) -> None:
+        """Check that the longest document still fits a pack when it is padded for context parallelism."""
+        longest, room = self.data.max_seq_length, self.data.max_packed_tokens
+        multiple, _ = padding_multiples(self.parallel.context_parallel_size, 1)
+        padded = -(-longest // multiple) * multiple
+        if padded > room:
+            raise ConfigError(
+                f"data.max_seq_length {longest} padded to a multiple of {multiple} (twice context_parallel_size) is "
+                f"{padded}, above data.max_packed_tokens {room}; take {room // multiple * multiple} for max_seq_length"
+            )
 
     def to_yaml(self) -> str:
         """Return every setting as YAML."""

@@ -115,6 +115,8 @@ class Trainer:
         )
         dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
         tokens, tiles, packs = counts.tolist()
+        memory = torch.tensor(self.device.peak_memory_bytes(), device=self.device.torch_device)
+        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
         seconds = time.perf_counter() - began
         return StepMetrics(
             iteration=iteration,
@@ -127,7 +129,7 @@ class Trainer:
             seconds=seconds,
             tokens_per_second=tokens / seconds,
             tiles_per_second=tiles / seconds,
-            memory_gib=self.device.peak_memory_bytes() / 2**30,
+            memory_gib=memory.item() / 2**30,
         )
 
 

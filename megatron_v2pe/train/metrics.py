@@ -32,7 +32,7 @@ class StepMetrics:
     tokens_per_second: float
     tiles_per_second: float
     memory_gib: float
-    """Peak memory of rank 0: allocated on the GPU, resident on CPU."""
+    """Peak memory of the process that needs most: allocated on the GPU, resident on CPU."""
 
 
 class MetricsLog:

@@ -91,11 +91,10 @@ def _bf16(value: str) -> Settings:
 
 
 def _attn_type(value: str) -> Settings:
-    if value.lower() not in ("ring", "packed", "none", ""):
-        raise ConfigError(
-            f"--attn_type {value} is refused: sequences are shared by a ring; use ring, or packed for none"
-        )
-    return {}
+    kinds = {"ring": "p2p", "ulysses": "a2a"}
+    if value.lower() not in (*kinds, "packed", "none", ""):
+        raise ConfigError(f"--attn_type {value} is none of ring, ulysses, packed")
+    return {"parallel.cp_comm_type": kinds[value.lower()]} if value.lower() in kinds else {}
 
 
 def _accumulation(value: str) -> Settings:
@@ -224,9 +223,9 @@ ROWS: tuple[PublishedFlag, ...] = (
     _context.mapped(
         "attn_type",
         "-",
-        "parallel.context_parallel_size",
+        "parallel.cp_comm_type",
         _attn_type,
-        "`ring` and `packed` are understood, the size decides; `ulysses` is refused",
+        "`ring` is `p2p`, `ulysses` is `a2a`; with `packed` `chunk_num` must be 1",
     ),
     _abandoned.refused("compress_seq", "False", "an abandoned experiment", _NO),
     _abandoned.ignored("interaction", "True", _NO_EFFECT),

@@ -18,6 +18,7 @@ from megatron_v2pe.parallel.zigzag import ZigzagLayout
 
 DESCRIPTION = "attention forward and backward: ring and all-to-all on 2 processes beside one process, same cores"
 WIDTH = 64
+METHODS = ("ring", "all-to-all")
 
 
 def run(argv: list[str]) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def run(argv: list[str]) -> dict[str, Any]:
     parser.add_argument("--packs", nargs="+", default=["16384", "32768", "4x4096", "4x8192"], help="DOCUMENTSxTOKENS")
     parser.add_argument("--heads", type=int, default=8, help="query heads of 64 (default: %(default)s)")
     parser.add_argument("--groups", type=int, default=8, help="key-value heads (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="(default: both)")
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each, in turns (default: %(default)s)")
     arguments = parser.parse_args(argv)
     if arguments.heads % arguments.groups:
@@ -54,14 +56,14 @@ def _measure(pack: str, arguments: argparse.Namespace, one: Any, two: Any) -> di
     documents, _, tokens = pack.rpartition("x")
     lengths = (int(tokens),) * int(documents or 1)
     shape = {"lengths": lengths, "heads": arguments.heads, "groups": arguments.groups}
-    taken: dict[str, list[float]] = {"one": [], "ring": [], "all-to-all": []}
+    taken: dict[str, list[float]] = {"one": [], **{method: [] for method in arguments.methods}}
     for _ in range(arguments.repeats):
         taken["one"].append(max(one.run(attend, **shape, method="ring", threads=2)))
-        taken["ring"].append(max(two.run(attend, **shape, method="ring", threads=1)))
-        taken["all-to-all"].append(max(two.run(attend, **shape, method="all-to-all", threads=1)))
+        for method in arguments.methods:
+            taken[method].append(max(two.run(attend, **shape, method=method, threads=1)))
     row: dict[str, Any] = {"pack": pack}
     row |= {f"{name} s": round(statistics.median(seconds), 3) for name, seconds in taken.items()}
-    for name in ("ring", "all-to-all"):
+    for name in arguments.methods:
         ratios = [a / b for a, b in zip(taken["one"], taken[name], strict=True)]
         row[f"{name} speed"] = round(statistics.median(ratios), 3)
     return row

@@ -75,7 +75,7 @@ def head_alone(shape: Shape, tokens: int, count: int, kind: str) -> dict[str, An
                 del logits
             else:
                 loss = head.loss_sum(hidden, targets)
-            loss.backward()
+            torch.autograd.grad(loss, (hidden, head.output_layer.weight))
         seconds = time.perf_counter() - began
         gradients = hidden.numel() + head.output_layer.weight.numel()
         return {

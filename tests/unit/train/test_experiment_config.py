@@ -118,6 +118,15 @@ def test_the_world_is_checked_with_the_whole_configuration():
         config.validate(world_size=64)
 
 
+def test_a_document_that_cannot_be_padded_within_a_pack_is_refused():
+    config = RECIPES["long_context"]()
+    config.updated({"data": {"max_seq_length": 8189}}, "test").validate(2)
+    wrong = config.updated({"data": {"max_packed_tokens": 8190, "max_seq_length": 8189}}, "test")
+    message = "max_seq_length 8189 padded to a multiple of 4 .* is 8192, above data.max_packed_tokens 8190; take 8188"
+    with pytest.raises(ConfigError, match=message):
+        wrong.validate(2)
+
+
 def test_every_setting_is_documented():
     def walk(config):
         source = getsource(type(config))

@@ -83,7 +83,9 @@ def test_the_published_command_line_is_the_recipe(parse):
 
 def test_the_published_256k_command_line_adds_the_ring(parse):
     config = parse(*V2PE_32K, "--chunk_num", "8", "--attn_type", "ring")
-    assert config.parallel.context_parallel_size == 8
+    assert config.parallel.context_parallel_size == 8 and config.parallel.cp_comm_type == "p2p"
+    config = parse(*V2PE_32K, "--chunk_num", "8", "--attn_type", "ulysses")
+    assert config.parallel.context_parallel_size == 8 and config.parallel.cp_comm_type == "a2a"
 
 
 def test_a_json_file_of_flags_is_read_like_the_flags(parse, tmp_path):
@@ -135,7 +137,7 @@ def test_conversions(words, path, expected, parse):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--attn_type", "ulysses"), "--attn_type ulysses is refused"),
+        (("--attn_type", "stripe"), "--attn_type stripe is none of ring, ulysses, packed"),
         (("--chunk_num", "8", "--attn_type", "packed"), "--chunk_num 8 needs --attn_type ring, it is packed"),
         (
             ("--vision_path", "vit"),

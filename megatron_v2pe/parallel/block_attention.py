@@ -63,9 +63,9 @@ def choose_kernel(query: Tensor) -> BlockKernel:
         return CpuFlash()
     if query.dtype not in (torch.float16, torch.bfloat16):
         return Reference()  # flash kernels on CUDA take half precision only
-    from megatron_v2pe.parallel.cuda_attention import FlashAttn, TorchFlash, flash_attn_interface
+    from megatron_v2pe.parallel.cuda_attention import cuda_kernel
 
-    return TorchFlash() if flash_attn_interface is None else FlashAttn()
+    return cuda_kernel()
 
 
 class CpuFlash:

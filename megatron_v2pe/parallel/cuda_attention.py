@@ -12,7 +12,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from megatron_v2pe.parallel.block_attention import Block, Gradients
+from megatron_v2pe.parallel.block_attention import Block, BlockKernel, Gradients
 
 try:  # optional
     from flash_attn import flash_attn_interface
@@ -90,6 +90,11 @@ class TorchFlash:
             no_dropout.new_empty(0),
             scale=block.scale,
         )
+
+
+def cuda_kernel() -> BlockKernel:
+    """Return flash-attn's kernel where it is installed, PyTorch's otherwise."""
+    return TorchFlash() if flash_attn_interface is None else FlashAttn()
 
 
 @lru_cache(maxsize=256)

@@ -110,6 +110,7 @@ def test_the_256k_recipe_states_what_it_is_and_keeps_what_was_published():
         "data.max_packed_tokens",
         "data.num_images_expected",
         "parallel.context_parallel_size",
+        "train.recompute_attention",
         "train.train_steps",
         "train.global_batch_size",
         "checkpoint.save",

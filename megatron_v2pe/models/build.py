@@ -61,11 +61,11 @@ def mark_sharded_parameters(model: nn.Module) -> None:
             parts = (module.weight,)
         else:
             continue
-        if get_pg_size(module.tp_group) == 1:  # a replicated tower  # pyright: ignore[reportArgumentType]
-            continue
+        # A replicated tower's are whole, though Megatron-Core marks their biases as parts.
+        sharded = get_pg_size(module.tp_group) > 1  # pyright: ignore[reportArgumentType]
         for parameter in parts:
             if parameter is not None:
-                setattr(parameter, "tensor_model_parallel", True)  # noqa: B010 (a tensor attribute)
+                setattr(parameter, "tensor_model_parallel", sharded)  # noqa: B010 (a tensor attribute)
     for parameter in model.parameters():
         if not hasattr(parameter, "tensor_model_parallel"):
             setattr(parameter, "tensor_model_parallel", False)  # noqa: B010

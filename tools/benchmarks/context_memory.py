@@ -20,10 +20,11 @@ def run(argv: list[str]) -> dict[str, Any]:
     """Measure lengths and kinds of recompute; see `--help` for the arguments."""
     parser = argparse.ArgumentParser(prog="python tools/benchmark.py context_memory", description=DESCRIPTION)
     parser.add_argument("--tokens", type=int, nargs="+", default=[32768, 65536], help="(default: %(default)s)")
+    parser.add_argument("--documents", type=int, default=1, help="that share the tokens (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=2, help="(default: %(default)s)")
     parser.add_argument("--heads", type=int, default=4, help="query heads of 64 (default: %(default)s)")
     parser.add_argument("--groups", type=int, default=2, help="key-value heads (default: %(default)s)")
-    parser.add_argument("--tiles", type=int, default=16, help="images in the document (default: %(default)s)")
+    parser.add_argument("--tiles", type=int, default=16, help="images in each document (default: %(default)s)")
     parser.add_argument("--recompute", nargs="+", choices=list(RECOMPUTE), default=list(RECOMPUTE))
     arguments = parser.parse_args(argv)
     from megatron_v2pe.testing.distributed import WorkerPool
@@ -36,7 +37,7 @@ def run(argv: list[str]) -> dict[str, Any]:
             for kind in arguments.recompute:
                 step = {
                     "shape": shape,
-                    "documents": ((tokens, arguments.tiles),),
+                    "documents": ((tokens // arguments.documents, arguments.tiles),) * arguments.documents,
                     "supervised": 100,
                     "options": RECOMPUTE[kind],
                     "count_memory": True,
@@ -61,9 +62,10 @@ def run(argv: list[str]) -> dict[str, Any]:
         two.close()
     return {
         "model": str(shape),
-        "tiles": arguments.tiles,
+        "documents": arguments.documents,
+        "tiles of each": arguments.tiles,
         "type": "fp32",
         "results": rows,
         "MiB": "tensors made in the step at the worst moment: no weights, gradient buffers, optimizer state",
-        "share": "the larger of the two ranks over one process with the same document",
+        "share": "the larger of the two ranks over one process with the same pack",
     }

@@ -18,7 +18,6 @@ OPTIONS = {
     "recompute_vision": True,
     "keep_attention": True,
 }
-SHAPE = Shape(layers=2, heads=2, groups=1, vision_layers=2, vision_heads=1)
 
 
 def run(argv: list[str]) -> dict[str, Any]:
@@ -26,15 +25,17 @@ def run(argv: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="python tools/benchmark.py long_step", description=DESCRIPTION)
     parser.add_argument("--tokens", type=int, default=262144, help="of the document; 0: none (default: %(default)s)")
     parser.add_argument("--tiles", type=int, default=256, help="images in it, 256 tokens each (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=2, help="of the decoder (default: %(default)s)")
     parser.add_argument("--memory-gib", type=float, default=24.0, help="of the machine (default: %(default)s)")
     parser.add_argument("--probe", type=int, nargs="*", default=[1 << 20, 1 << 21], help="packs to measure memory on")
     parser.add_argument("--document", type=int, default=2048, help="tokens of the documents of these packs")
     arguments = parser.parse_args(argv)
     if any(tokens % arguments.document for tokens in arguments.probe):
         raise ConfigError(f"--probe {arguments.probe}: not all are multiples of --document {arguments.document}")
-    result: dict[str, Any] = {"model": str(SHAPE), "type": "fp32", "recompute": "full, attention kept; tower too"}
+    shape = Shape(arguments.layers, heads=2, groups=1, vision_layers=2, vision_heads=1)
+    result: dict[str, Any] = {"model": str(shape), "type": "fp32", "recompute": "full, attention kept; tower too"}
     if arguments.tokens:
-        found = _processes(2, ((arguments.tokens, arguments.tiles),))
+        found = _processes(2, shape, ((arguments.tokens, arguments.tiles),))
         result |= {
             "tokens": arguments.tokens,
             "tiles": arguments.tiles,
@@ -44,7 +45,7 @@ def run(argv: list[str]) -> dict[str, Any]:
         }
     rows: list[dict[str, Any]] = []
     for processes in (1, 2):
-        sizes = {tokens: _resident(processes, tokens, arguments.document) for tokens in arguments.probe}
+        sizes = {tokens: _resident(processes, shape, tokens, arguments.document) for tokens in arguments.probe}
         row: dict[str, Any] = {"processes": processes}
         row |= {f"{tokens} tokens, GiB": round(sum(size) / 2**30, 2) for tokens, size in sizes.items()}
         if len(sizes) > 1:
@@ -60,20 +61,20 @@ def run(argv: list[str]) -> dict[str, Any]:
     return result
 
 
-def _resident(processes: int, tokens: int, document: int) -> list[int]:
+def _resident(processes: int, shape: Shape, tokens: int, document: int) -> list[int]:
     count = tokens // document
     documents = tuple((document, int(number % 8 == 0)) for number in range(count))
-    return [rank.resident_bytes for rank in _processes(processes, documents)]
+    return [rank.resident_bytes for rank in _processes(processes, shape, documents)]
 
 
-def _processes(count: int, documents: tuple[tuple[int, int], ...]) -> list[Any]:
+def _processes(count: int, shape: Shape, documents: tuple[tuple[int, int], ...]) -> list[Any]:
     """Run one step in new processes, whose memory is theirs alone."""
     from megatron_v2pe.testing.distributed import WorkerPool
 
     available = len(os.sched_getaffinity(0))
     pool = WorkerPool(count, 7200)
     try:
-        step = Step(SHAPE, documents, 10, count, max(available // count, 1), OPTIONS)
+        step = Step(shape, documents, 10, count, max(available // count, 1), OPTIONS)
         return pool.run(run_step, step=step)
     finally:
         pool.close()

@@ -76,8 +76,8 @@ class _RingAttention(torch.autograd.Function):
         kept: AttentionResult | None,
     ) -> AttentionResult:
         ring = Ring(group) if group is not None and group.size() > 1 else None
-        # Sent from and kept; and a view of the joint projection would keep all of it.
-        key, value = key.contiguous(), value.contiguous()
+        # Sent from and kept; and a view of a joint projection would keep all of it.
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         if kept is not None:
             output, lse = (tensor.detach() for tensor in kept)
         elif ring is None:

@@ -52,15 +52,30 @@ def supervised_states(hidden: Tensor, targets: Targets, group: dist.ProcessGroup
     """
     counts = targets.slice_counts
     if len(counts) == 1:
-        return hidden.index_select(0, targets.rows)
+        return _SelectRows.apply(hidden, targets.rows)
     rank, longest = group.rank(), max(counts)
     mine = targets.rows.split(counts)[rank] - rank * hidden.shape[0]
-    chosen = F.pad(hidden.index_select(0, mine), (0, 0, 0, 0, 0, longest - len(mine)))
+    chosen = F.pad(_SelectRows.apply(hidden, mine), (0, 0, 0, 0, 0, longest - len(mine)))
     gathered = tensor_parallel.gather_from_sequence_parallel_region(
         chosen, tensor_parallel_output_grad=False, group=group
     )
     real = [torch.arange(count, device=hidden.device) + part * longest for part, count in enumerate(counts)]
     return gathered.index_select(0, torch.cat(real))
+
+
+class _SelectRows(torch.autograd.Function):
+    """Distinct rows of a tensor; backward writes into one tensor of zeros, where PyTorch's would make a second."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, rows: Tensor) -> Tensor:
+        ctx.shape = hidden.shape
+        ctx.save_for_backward(rows)
+        return hidden.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (rows,) = ctx.saved_tensors
+        return gradient.new_zeros(ctx.shape).index_copy_(0, rows, gradient), None
 
 
 class VocabParallelNLL(torch.autograd.Function):

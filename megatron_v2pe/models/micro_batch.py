@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from megatron_v2pe.errors import LayoutError
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.head import Targets
 from megatron_v2pe.parallel.placement import Placement
@@ -79,6 +80,9 @@ def cut_pack(
     """
     layout = placement.layout(tuple(seqlens))
     rank, device = placement.context_parallel_rank, input_ids.device
+    tiles = placement.tiles(num_tiles)
+    if pixel_values is not None and first_stage and pixel_values.shape[0] != len(tiles):
+        raise LayoutError(f"{pixel_values.shape[0]} tiles were given, this rank encodes {len(tiles)} of {num_tiles}")
     local_ids, local_ticks = layout.shard(input_ids, rank, PADDING_ID), layout.shard(position_ticks, rank, 0)
     routing = None
     if first_stage:
@@ -91,7 +95,7 @@ def cut_pack(
         shares = layout.shard(labels, rank, IGNORE_INDEX), layout.shard(weights, rank, 0.0)
         targets = Targets.from_labels(*shares, IGNORE_INDEX, slices)
     if drop_path is not None:
-        drop_path = replace(drop_path, first_tile=placement.tiles(num_tiles).start, num_tiles=num_tiles)
+        drop_path = replace(drop_path, first_tile=tiles.start, num_tiles=num_tiles)
     ends = [int(part.max()) for part in position_ticks.split(list(seqlens))] if len(seqlens) else []
     return MicroBatch(
         input_ids=local_ids,

@@ -99,9 +99,6 @@ class InternVLModel(MegatronModule):
         Returns:
             Last stage: this rank's part of the weighted loss sum, a scalar, or logits [n, vocab_size] where the batch
             has no targets. Earlier stages: hidden states to send on.
-
-        Raises:
-            LayoutError: tiles and their routing do not belong together.
         """
         hidden = self._first_stage(batch) if self.pre_process else None
         hidden = self.language_model.decode(hidden, self._packed_sequence(batch))

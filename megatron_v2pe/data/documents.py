@@ -1,4 +1,8 @@
-"""From an annotation line to a document: images measured, text tokenised, positions computed; no pixels yet."""
+"""From an annotation line to a document: images measured, text tokenised, positions computed; no pixels yet.
+
+In two steps: `encode` does what is the same in every epoch and is what an indexed data set stores; `draw` adds what a
+run decides (strides) and what changes from epoch to epoch (frames of videos, augmentation).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,14 @@ from functools import cached_property
 
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import get_template
-from megatron_v2pe.data.pictures import Key, TilingOptions, plan_images, plan_video
+from megatron_v2pe.data.image_transform import image_size
+from megatron_v2pe.data.pictures import SizeOf, TilingOptions, draw_pictures, plan_images, plan_video
 from megatron_v2pe.data.sources import Dataset
-from megatron_v2pe.data.text import PLACEHOLDER, encode_conversation, with_placeholder
+from megatron_v2pe.data.text import PLACEHOLDER, compact_conversation, expand, image_starts, with_placeholder
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.data.types import Document, Picture, Sample
+from megatron_v2pe.data.types import Clip, Document, EncodedSample, Picture, Sample
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.v2pe.position_ids import find_images, position_ticks
+from megatron_v2pe.v2pe.position_ids import position_ticks
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 VIDEO_PLACEHOLDER = "<video>"
@@ -31,7 +36,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class DocumentEncoder:
-    """Settings under which samples become documents. A document depends on them, its line, epoch and number alone."""
+    """Settings under which samples become documents. One depends on them, its line, epoch and number alone."""
 
     config: DataConfig
     tokenizer: Tokenizer
@@ -44,43 +49,65 @@ class DocumentEncoder:
         """The position lattice's."""
         return self.policy.denominator(self.facts.tokens_per_tile)
 
-    def encode(self, dataset: Dataset, line: int, epoch: int, number: int) -> Document:
-        """Encode one sample.
+    def document(self, dataset: Dataset, line: int, epoch: int, number: int) -> Document:
+        """Encode one sample for one pass over it: `encode` and `draw`."""
+        return self.draw(self.encode(dataset, line), epoch, number)
+
+    def encode(self, dataset: Dataset, line: int, size_of: SizeOf = image_size) -> EncodedSample:
+        """Encode what is the same in every epoch: tokens, and how images are tiled.
 
         Args:
-            dataset: where it comes from.
+            dataset: where the sample comes from.
             line: its index in the data set.
-            epoch: pass over the data.
-            number: the sample's number in the epoch; draws of strides, frames and augmentation are keyed by it.
+            size_of: gives width and height of the image of a path.
 
         Raises:
             DataError: the sample cannot be used, and why.
         """
         sample = dataset.read(line)
-        pictures, turns = self._pictures(sample, dataset, (self.seed, epoch, number))
-        num_tiles = [picture.num_tiles for picture in pictures]
-        self._check_tiles(sum(num_tiles))
-        template, per_tile = get_template(self.config.template), self.facts.tokens_per_tile
-        ids, labels = encode_conversation(self.tokenizer, template, turns, num_tiles, per_tile)
-        self._check_length(len(ids))
-        tokens = self.tokenizer
-        images = find_images(ids, num_tiles, per_tile, tokens.img_start_id, tokens.img_end_id, tokens.img_context_id)
+        media, turns = self._media(sample, dataset, size_of)
+        tiles = [count for item in media for count in item.tiles]
+        self._check_tiles(sum(tiles))
+        text = compact_conversation(self.tokenizer, get_template(self.config.template), turns, len(tiles))
+        num_tokens = len(text.ids) + sum(tiles) * self.facts.tokens_per_tile - len(tiles)
+        self._check_length(num_tokens)
+        return EncodedSample(text, tuple(media), num_tokens, sample.id)
+
+    def draw(self, sample: EncodedSample, epoch: int, number: int) -> Document:
+        """Settle one pass over a sample: strides of its images, frames of its video, keys of augmentation.
+
+        Args:
+            sample: as encoded.
+            epoch: pass over the data.
+            number: the sample's number in the epoch; draws are keyed by it.
+
+        Raises:
+            DataError: a folder of frames has changed.
+        """
+        key, per_tile = (self.seed, epoch, number), self.facts.tokens_per_tile
+        pictures = draw_pictures(sample.media, key)
+        tiles = [picture.num_tiles for picture in pictures]
+        ids, labels = expand(sample.text, tiles, per_tile)
+        images = list(zip(image_starts(sample.text, tiles, per_tile), tiles, strict=True))
         strides = self.policy.draw(len(images), per_tile, epoch=epoch, sample=number)
         ticks, _ = position_ticks(len(ids), images, strides, per_tile, self.denominator)
-        return Document(ids, labels, ticks, tuple(images), tuple(pictures), sample.id)
+        return Document(ids, labels, ticks, tuple(images), pictures, sample.source, key)
 
-    def _pictures(self, sample: Sample, dataset: Dataset, key: Key) -> tuple[list[Picture], list[tuple[str, str]]]:
-        """The images of a sample, and its turns with one placeholder for each."""
+    def _media(
+        self, sample: Sample, dataset: Dataset, size_of: SizeOf
+    ) -> tuple[list[Picture | Clip], list[tuple[str, str]]]:
+        """The images or the video of a sample, and its turns with one placeholder for each image or frame."""
         turns = list(sample.conversations)
         options = self.tiling(dataset)
         if sample.images:
             if not sample.multi_image:
                 turns = with_placeholder(turns)
-            return plan_images(sample.images, options, key), turns
+            return [*plan_images(sample.images, options, size_of)], turns
         if sample.video is not None:
             shortest, longest = self.config.min_num_frame, self.config.max_num_frame
-            pictures = plan_video(sample.video, sample.clip, shortest, longest, options, key)
-            return pictures, _with_frames(turns, len(pictures))
+            key = (self.seed, sample.id.dataset, sample.id.line)
+            clip = plan_video(sample.video, sample.clip, shortest, longest, options, key)
+            return [clip], _with_frames(turns, clip.frames)
         return [], turns
 
     def tiling(self, dataset: Dataset | None = None) -> TilingOptions:

@@ -55,7 +55,7 @@ class PackReader(Dataset[ReadPack]):
         kept, tiles, unreadable = [], [torch.empty(0, self.tile_size, self.tile_size, 3, dtype=torch.uint8)], []
         for document in documents:
             try:
-                tiles.append(read_tiles(document.pictures, self.tile_size, self.mean))
+                tiles.append(read_tiles(document.pictures, self.tile_size, self.mean, document.key))
                 kept.append(document)
             except DataError as error:
                 unreadable.append((document.source, str(error)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -20,12 +20,17 @@ from megatron_v2pe.data.image_transform import (
     pad_to_square,
 )
 from megatron_v2pe.data.tiling import choose_grid
-from megatron_v2pe.data.types import Picture
+from megatron_v2pe.data.types import Clip, Picture
 from megatron_v2pe.data.video import draw_frames, frame_range, list_frames, read_frames
+from megatron_v2pe.errors import DataError
 from megatron_v2pe.keyed_random import seed_of, uniform
 
 Key = tuple[int, ...]
 """Seed, epoch and number of a sample."""
+SizeOf = Callable[[str], tuple[int, int]]
+"""Gives width and height of the image of a path."""
+LineKey = tuple[int | str, ...]
+"""Seed, data set and line of a sample."""
 
 
 @dataclass(frozen=True)
@@ -43,76 +48,130 @@ class TilingOptions:
     augment: bool = False
 
 
-def plan_images(paths: Sequence[str], options: TilingOptions, key: Key) -> list[Picture]:
+def plan_images(paths: Sequence[str], options: TilingOptions, size_of: SizeOf = image_size) -> list[Picture]:
     """Decide the tiles of each image.
+
+    Args:
+        paths: of the images.
+        options: of tiling.
+        size_of: gives width and height of the image of a path.
 
     Raises:
         DataError: a file is missing or not an image.
     """
     max_num = options.max_num // len(paths) if options.share_max_num and len(paths) > 1 else options.max_num
     pictures: list[Picture] = []
-    for number, path in enumerate(paths):
-        size = image_size(path)
-        grid = choose_grid(*size, options.min_num, max_num, options.tile_size) if options.dynamic else None
+    for path in paths:
+        width, height = size_of(path)
+        grid = choose_grid(width, height, options.min_num, max_num, options.tile_size) if options.dynamic else None
         pictures.append(
             Picture(
                 path=path,
                 grid=grid,
                 thumbnail=options.thumbnail and grid is not None and grid != (1, 1),
                 pad_to_square=options.pad_to_square and not options.augment,
-                augment=(*key, number) if options.augment else None,
+                augment=options.augment,
             )
         )
     return pictures
 
 
 def plan_video(
-    path: str, clip: tuple[float, float] | None, min_frames: int, max_frames: int, options: TilingOptions, key: Key
-) -> list[Picture]:
-    """Draw frames of a video, one tile each.
+    path: str, clip: tuple[float, float] | None, min_frames: int, max_frames: int, options: TilingOptions, key: LineKey
+) -> Clip:
+    """Decide how many frames of a video are used.
+
+    Args:
+        path: a video file, or a folder of frames (ends with `/`).
+        clip: part of it in seconds.
+        min_frames: fewest frames.
+        max_frames: most frames.
+        options: of tiling.
+        key: seed, data set and line: the number is the same in every epoch.
 
     Raises:
         DataError: the video is missing, damaged or empty.
     """
     number = min_frames + uniform(max_frames - min_frames + 1, *key, purpose="frame count")
-    seed = seed_of(*key, purpose="frames")
-    common = {"grid": None, "pad_to_square": options.pad_to_square and not options.augment}
     if path.endswith("/"):
-        files = list_frames(path)
-        chosen = [files[i] for i in draw_frames(len(files), number, seed)] if len(files) > number else files
-        places: list[tuple[str, int | None]] = [(file, None) for file in chosen]
+        first, last = 0, len(list_frames(path))
+        number = min(number, last)
     else:
         first, last = frame_range(path, clip)
-        places = [(path, first + frame) for frame in draw_frames(last - first, number, seed)]
+    pad = options.pad_to_square and not options.augment
+    return Clip(path, frames=number, first=first, last=last, pad_to_square=pad, augment=options.augment)
+
+
+def draw_pictures(media: Sequence[Picture | Clip], key: Key) -> tuple[Picture, ...]:
+    """Settle what an epoch's pass over a sample sees: its images, and frames of its video drawn by `key`.
+
+    Raises:
+        DataError: a folder of frames has another number of them than when the sample was encoded.
+    """
+    pictures: list[Picture] = []
+    for item in media:
+        pictures += _frames(item, key) if isinstance(item, Clip) else [item]
+    return tuple(pictures)
+
+
+def _frames(clip: Clip, key: Key) -> list[Picture]:
+    files = list_frames(clip.path) if clip.path.endswith("/") else None
+    if files is not None and len(files) != clip.last:
+        raise DataError(f"{clip.path}: {len(files)} frames, but {clip.last} when the sample was encoded")
+    chosen = range(clip.last)
+    if files is None or clip.last > clip.frames:
+        chosen = draw_frames(clip.last - clip.first, clip.frames, seed_of(*key, purpose="frames"))
     return [
-        Picture(path=file, frame=frame, augment=(*key, index) if options.augment else None, **common)
-        for index, (file, frame) in enumerate(places)
+        Picture(
+            path=clip.path if files is None else files[frame],
+            grid=None,
+            frame=clip.first + frame if files is None else None,
+            pad_to_square=clip.pad_to_square,
+            augment=clip.augment,
+            file=clip.file,
+        )
+        for frame in chosen
     ]
 
 
-def read_tiles(pictures: Sequence[Picture], tile_size: int, mean: Sequence[float]) -> Tensor:
+def read_tiles(
+    pictures: Sequence[Picture],
+    tile_size: int,
+    mean: Sequence[float],
+    key: Key = (),
+    open_picture: Callable[[Picture], Image.Image] | None = None,
+) -> Tensor:
     """Read and cut pictures: uint8 [tiles, tile_size, tile_size, 3].
+
+    Args:
+        pictures: of one sample, all of them.
+        tile_size: side of a tile in pixels.
+        mean: colour of padding to a square, per channel.
+        key: of the augmentation's draws.
+        open_picture: reads an image other than from its path; frames of video files are always read from theirs.
 
     Raises:
         DataError: a file is missing or damaged.
     """
+    open_picture = open_picture or (lambda picture: open_image(picture.path))
+    position = 0
     tiles: list[np.ndarray] = []
     for path, group in groupby(pictures, key=lambda picture: picture.path):
         same = list(group)
         frames = [picture.frame for picture in same if picture.frame is not None]
-        images = read_frames(path, frames) if frames else [open_image(path) for _ in same]
+        images = read_frames(path, frames) if frames else [open_picture(picture) for picture in same]
         for picture, image in zip(same, images, strict=True):
-            tiles.append(_cut(image, picture, tile_size, mean))
+            tiles.append(_cut(image, picture, tile_size, mean, (*key, position)))
+            position += 1
     if not tiles:
         return torch.empty(0, tile_size, tile_size, 3, dtype=torch.uint8)
     return torch.from_numpy(np.concatenate(tiles))
 
 
-def _cut(image: Image.Image, picture: Picture, tile_size: int, mean: Sequence[float]) -> np.ndarray:
+def _cut(image: Image.Image, picture: Picture, tile_size: int, mean: Sequence[float], key: Key) -> np.ndarray:
     if picture.pad_to_square:
         image = pad_to_square(image, mean)
-    key = picture.augment
-    if key is None:
+    if not picture.augment:
         return cut_tiles(image, picture.grid, picture.thumbnail, tile_size)
 
     def augment(tile: Image.Image, number: int) -> Image.Image:

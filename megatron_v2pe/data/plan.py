@@ -89,7 +89,7 @@ class PackPlan:
     def _encode(self, position: int) -> Placed | None:
         dataset, line, epoch, number = self._mixture.locate(position)
         try:
-            return Placed(position, self._encoder.encode(dataset, line, epoch, number))
+            return Placed(position, self._encoder.document(dataset, line, epoch, number))
         except DataError as error:
             self._skipped.skip(dataset.id_of(line), error)
             return None

@@ -1,15 +1,16 @@
-"""A conversation with images as token ids and labels."""
+"""A conversation with images as token ids and labels: first with one token per image, then with all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from megatron_v2pe.data.conversation import Template
 from megatron_v2pe.data.tokenizer import IMG_CONTEXT, IMG_END, IMG_START, Tokenizer
-from megatron_v2pe.data.types import IGNORE_INDEX
+from megatron_v2pe.data.types import IGNORE_INDEX, CompactText
 from megatron_v2pe.errors import DataError
 
 PLACEHOLDER = "<image>"
@@ -40,19 +41,65 @@ def encode_conversation(
     Raises:
         DataError: turns do not alternate, or placeholders and images differ in number.
     """
-    turns = _with_image_tokens(turns, num_tiles, tokens_per_tile)
-    ids, labels = [tokenizer.bos_id], [IGNORE_INDEX]
+    return expand(compact_conversation(tokenizer, template, turns, len(num_tiles), prompt), num_tiles, tokens_per_tile)
+
+
+def compact_conversation(
+    tokenizer: Tokenizer, template: Template, turns: Turns, num_images: int, prompt: bool = False
+) -> CompactText:
+    """Tokenise a conversation with one token per image; arguments and errors as of `encode_conversation`.
+
+    Also raises where the text itself spells a token of an image, which would then be taken for one.
+    """
+    turns = _with_image_tokens(turns, num_images)
+    ids, supervised = [tokenizer.bos_id], list[tuple[int, int]]()
     image_ids = {tokenizer.img_start_id, tokenizer.img_end_id, tokenizer.img_context_id}
     for message in template.render(turns, prompt=prompt):
-        tokens = tokenizer.encode(message.text)
-        ids += tokens
         if message.learned_from is None:
-            labels += [IGNORE_INDEX] * len(tokens)
-        else:
-            head = tokenizer.prefix_length(message.text, tokens, message.learned_from)
-            learned = (IGNORE_INDEX if token in image_ids else token for token in tokens[head:])
-            labels += [*[IGNORE_INDEX] * head, *learned]
-    return torch.tensor(ids), torch.tensor(labels)
+            ids += tokenizer.encode(message.text)
+            continue
+        tokens = tokenizer.encode(message.text)
+        start, end = len(ids) + tokenizer.prefix_length(message.text, tokens, message.learned_from), None
+        ids += tokens
+        for end in (index for index in range(start, len(ids)) if ids[index] in image_ids):
+            supervised.append((start, end))
+            start = end + 1
+        supervised.append((start, len(ids)))
+    array = np.array(ids, dtype=np.int32)
+    ranges = np.array([span for span in supervised if span[0] < span[1]], dtype=np.int32).reshape(-1, 2)
+    return CompactText(array, ranges, _images(array, num_images, tokenizer))
+
+
+def expand(text: CompactText, num_tiles: Sequence[int], tokens_per_tile: int) -> tuple[Tensor, Tensor]:
+    """Give every image its tokens; return input_ids and labels, int64 [L]."""
+    labels = np.full(len(text.ids), IGNORE_INDEX, dtype=np.int64)
+    for start, end in text.supervised.tolist():
+        labels[start:end] = text.ids[start:end]
+    repeats = np.ones(len(text.ids), dtype=np.int64)
+    repeats[text.images] = np.asarray(num_tiles, dtype=np.int64) * tokens_per_tile
+    ids = np.repeat(text.ids.astype(np.int64), repeats)
+    return torch.from_numpy(ids), torch.from_numpy(np.repeat(labels, repeats))
+
+
+def image_starts(text: CompactText, num_tiles: Sequence[int], tokens_per_tile: int) -> list[int]:
+    """Return where in the expanded text each image's first token stands."""
+    extra = np.asarray(num_tiles, dtype=np.int64) * tokens_per_tile - 1
+    return (text.images + np.cumsum(extra) - extra).tolist()
+
+
+def _images(ids: np.ndarray, num_images: int, tokenizer: Tokenizer) -> np.ndarray:
+    """Find the images; each must stand between its two marks, and nothing else may look like one."""
+    images = np.flatnonzero(ids == tokenizer.img_context_id)
+    for name, token in (
+        (IMG_START, tokenizer.img_start_id),
+        (IMG_CONTEXT, tokenizer.img_context_id),
+        (IMG_END, tokenizer.img_end_id),
+    ):
+        if (found := int((ids == token).sum())) != num_images:
+            raise DataError(f"{found} {name} tokens in the text, but {num_images} images: the text itself spells it")
+    bad = (ids[images - 1] != tokenizer.img_start_id) | (ids[images + 1] != tokenizer.img_end_id)
+    assert not bad.any(), "marks of images in the wrong order"
+    return images
 
 
 def with_placeholder(turns: Turns, placeholder: str = PLACEHOLDER) -> list[tuple[str, str]]:
@@ -61,13 +108,9 @@ def with_placeholder(turns: Turns, placeholder: str = PLACEHOLDER) -> list[tuple
     return [(role, text if placeholder in text else f"{placeholder}\n{text}"), *others]
 
 
-def _with_image_tokens(turns: Turns, num_tiles: Sequence[int], tokens_per_tile: int) -> list[tuple[str, str]]:
+def _with_image_tokens(turns: Turns, num_images: int) -> list[tuple[str, str]]:
     found = sum(text.count(PLACEHOLDER) for _, text in turns)
-    if found != len(num_tiles):
-        raise DataError(f"{found} {PLACEHOLDER} placeholders in the conversation, but {len(num_tiles)} images")
-    runs = iter([IMG_START + IMG_CONTEXT * (tiles * tokens_per_tile) + IMG_END for tiles in num_tiles])
-    filled: list[tuple[str, str]] = []
-    for role, text in turns:
-        first, *rest = text.split(PLACEHOLDER)
-        filled.append((role, first + "".join(next(runs) + part for part in rest)))
-    return filled
+    if found != num_images:
+        raise DataError(f"{found} {PLACEHOLDER} placeholders in the conversation, but {num_images} images")
+    image = IMG_START + IMG_CONTEXT + IMG_END
+    return [(role, text.replace(PLACEHOLDER, image)) for role, text in turns]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -60,13 +61,74 @@ class Picture:
     """Which frame of a video file or animation."""
     pad_to_square: bool = False
     """Pad with the mean colour before resizing."""
-    augment: tuple[int, ...] | None = None
-    """Key of the JPEG augmentation's draws; None: none."""
+    augment: bool = False
+    """Whether its tiles go through JPEG at a quality drawn anew in every epoch."""
+    file: int | None = None
+    """Number of the file in an indexed data set; None: `path` is read as it is found."""
 
     @property
     def num_tiles(self) -> int:
         """Tiles this image becomes."""
         return 1 if self.grid is None else self.grid[0] * self.grid[1] + int(self.thumbnail)
+
+    @property
+    def tiles(self) -> tuple[int, ...]:
+        """Tiles of each image it stands for: of itself."""
+        return (self.num_tiles,)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Part of a video, of which some frames are drawn anew in every epoch; how many is settled."""
+
+    path: str
+    """A video file, or a folder of frames (ends with `/`)."""
+    frames: int
+    """How many are drawn, one tile each."""
+    first: int
+    """First frame of the part."""
+    last: int
+    """The one after its last."""
+    pad_to_square: bool = False
+    """As of a picture."""
+    augment: bool = False
+    """As of a picture."""
+    file: int | None = None
+    """As of a picture."""
+
+    @property
+    def tiles(self) -> tuple[int, ...]:
+        """Tiles of each image it stands for: one of each frame drawn."""
+        return (1,) * self.frames
+
+
+@dataclass(frozen=True)
+class CompactText:
+    """A conversation as tokens, each image as a single one: what does not depend on tiles, epochs or strides."""
+
+    ids: np.ndarray
+    """int32 [C]."""
+    supervised: np.ndarray
+    """int32 [n, 2]: ranges of `ids` a model learns to write, from and up to, in order, apart from one another."""
+    images: np.ndarray
+    """int64 [images]: where in `ids` the images stand."""
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """A sample as far as it is the same in every epoch and under every stride."""
+
+    text: CompactText
+    media: tuple[Picture | Clip, ...]
+    """Its images, or its video."""
+    num_tokens: int
+    """Length with every image at its number of tiles."""
+    source: SampleId
+
+    @property
+    def num_tiles(self) -> int:
+        """Tiles of all images."""
+        return sum(sum(item.tiles) for item in self.media)
 
 
 @dataclass(frozen=True)
@@ -84,6 +146,8 @@ class Document:
     pictures: tuple[Picture, ...]
     """Per image: where its tiles come from."""
     source: SampleId
+    key: tuple[int, ...] = ()
+    """What the draws of its augmentation are keyed by: seed, epoch and number of the sample."""
 
     @property
     def num_tokens(self) -> int:

@@ -68,7 +68,7 @@ def encode_prompt(
     Raises:
         DataError: an image cannot be read, or placeholders and images differ in number.
     """
-    pictures = plan_images(images, tiling, key=())
+    pictures = plan_images(images, tiling)
     if len(images) == 1:
         turns = with_placeholder(turns)
     num_tiles = [picture.num_tiles for picture in pictures]

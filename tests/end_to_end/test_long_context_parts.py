@@ -53,7 +53,7 @@ def documents(made: Path) -> list[Document]:
     policy = recipe.v2pe.stride_policy(recipe.train.seed)
     encoder = DocumentEncoder(recipe.data, Tokenizer.from_folder(made / "hf"), facts, policy, recipe.train.seed)
     (dataset,) = read_data_list(made / "data" / "meta.json")
-    return [encoder.encode(dataset, line, epoch=0, number=line) for line in range(len(dataset))]
+    return [encoder.document(dataset, line, epoch=0, number=line) for line in range(len(dataset))]
 
 
 def test_documents_are_as_long_as_asked_and_hardly_any_of_it_is_learned(made: Path) -> None:

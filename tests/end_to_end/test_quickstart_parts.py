@@ -54,7 +54,7 @@ def documents(made: Path) -> list[Document]:
     encoder = DocumentEncoder(recipe.data, Tokenizer.from_folder(made / "hf"), facts, policy, recipe.train.seed)
     datasets = read_data_list(made / "data" / "meta.json")
     lines = [(dataset, line) for dataset in datasets for line in range(len(dataset))]
-    return [encoder.encode(dataset, line, epoch=0, number=number) for number, (dataset, line) in enumerate(lines)]
+    return [encoder.document(dataset, line, epoch=0, number=number) for number, (dataset, line) in enumerate(lines)]
 
 
 def names_and_shapes(model: InternVLConfig) -> dict[str, tuple[int, ...]]:

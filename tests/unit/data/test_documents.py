@@ -31,7 +31,7 @@ def encode(tokenizer, tmp_path):
         config = config_for(tmp_path / "meta.json", **(settings or {}))
         encoder = DocumentEncoder(config, tokenizer, FACTS, policy or StridePolicy("v2pe_fix", 2), seed=3)
         entry = Dataset("d", str(tmp_path / "a.jsonl"), root=f"{tmp_path}/", **dataset)
-        return encoder.encode(entry, 0, epoch, number)
+        return encoder.document(entry, 0, epoch, number)
 
     return run
 
@@ -81,7 +81,7 @@ def test_strides_are_drawn_per_sample_and_epoch(encode):
         (ask("see <image>"), {}, "1 <image> placeholders .* 0 images"),
         (ask("what " * 200), {}, r"\d+ tokens, longer than data.max_seq_length 400"),
         (ask("what", image="wide.png"), {"num_images_expected": 3}, "4 tiles, data.num_images_expected allows 3"),
-        (ask("what <IMG_CONTEXT>"), {}, "1 image tokens in the text, but 0 belong to images"),
+        (ask("what <IMG_CONTEXT>"), {}, "1 <IMG_CONTEXT> tokens in the text, but 0 images"),
     ],
 )
 def test_unusable_samples(encode, row, settings, message):
@@ -95,10 +95,10 @@ def test_augmentation_depends_on_its_key_alone(encode, tmp_path):
     options = TilingOptions(tile_size=28, max_num=6, augment=True)
 
     def tiles(key):
-        return read_tiles(plan_images([str(tmp_path / "noise.png")], options, key), 28, MEAN)
+        return read_tiles(plan_images([str(tmp_path / "noise.png")], options), 28, MEAN, key)
 
     assert torch.equal(tiles((0, 1, 2)), tiles((0, 1, 2)))
     assert not torch.equal(tiles((0, 1, 2)), tiles((0, 1, 3)))
-    plain = read_tiles(plan_images([str(tmp_path / "noise.png")], replace(options, augment=False), (0,)), 28, MEAN)
+    plain = read_tiles(plan_images([str(tmp_path / "noise.png")], replace(options, augment=False)), 28, MEAN)
     assert plain.shape == tiles((0, 1, 2)).shape == (7, 28, 28, 3)
     assert 0 < (plain.int() - tiles((0, 1, 2)).int()).abs().float().mean() < 40

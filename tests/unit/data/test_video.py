@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,13 +61,16 @@ def test_video_samples(clips, tokenizer, name):
     config = config_for(clips / "meta.json", min_num_frame=4, max_num_frame=6)
     encoder = DocumentEncoder(config, tokenizer, FACTS, StridePolicy("v2pe_fix", 2), seed=3)
     dataset = Dataset("d", str(clips / "a.jsonl"), root=f"{clips}/")
-    document = encoder.encode(dataset, 0, 0, 0)
+    document = encoder.document(dataset, 0, 0, 0)
     assert 4 <= len(document.pictures) <= 6 and document.num_tiles == len(document.pictures)
     text = tokenizer.decode(document.input_ids.tolist())
     assert "Frame1:" in text and f"\nFrame{len(document.pictures)}:what" in text
     brightness = read_tiles(document.pictures, 28, (0, 0, 0)).float().mean((1, 2, 3))
     assert (brightness.diff() > 3).all(), "in order"
-    counts = {len(encoder.encode(dataset, 0, epoch, 0).pictures) for epoch in range(12)}
+    later = [encoder.document(dataset, 0, epoch, 0) for epoch in range(12)]
+    assert {len(document.pictures) for document in later} == {len(document.pictures)}, "the number stays"
+    assert len({document.pictures for document in later}) > 3, "which frames changes"
+    counts = {replace(encoder, seed=seed).encode(dataset, 0).num_tiles for seed in range(12)}
     assert counts == {4, 5, 6}
 
 

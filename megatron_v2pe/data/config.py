@@ -17,6 +17,8 @@ class DataConfig:
 
     meta_path: str = ""
     """Data list: a JSON object, dataset name -> annotation, root, repeat_time and further settings."""
+    indexed_path: str = ""
+    """Indexed data set to train on in place of a data list: a folder made by `tools/preprocess_data.py`."""
     template: str = "internlm2-chat"
     """Conversation template (the published `conv_style`)."""
     max_seq_length: int = 2048
@@ -48,7 +50,16 @@ class DataConfig:
     max_packed_tokens: int = 8192
     """Most tokens in a pack."""
     max_buffer_size: int = 20
-    """Packs kept open while documents are placed; the fullest leaves when there are more."""
+    """Packs kept open while documents are placed; the fullest leaves when there are more. Of a data list."""
+    packing_window: int | None = None
+    """Samples of an indexed data set packed together, in the order of an epoch; unset: a whole epoch."""
+    pack_padding_multiple: int = 1
+    """With `max_padding_share`: what context parallelism pads a document to, twice its size (times the tensor parallel
+    size with sequence parallelism); one number for all layouts of a run. Of an indexed data set."""
+    max_padding_share: float = 1.0
+    """Most padding in a pack of several documents, as a share of `max_packed_tokens`; 1: any."""
+    balance_attention: bool = True
+    """Deal the packs of a step out to data parallel ranks by the cost of their attention. Of an indexed data set."""
     loss_reduction: Literal["token", "sample", "square"] = "token"
     """Weight of a document with x supervised tokens: x, 1 or sqrt(x), spread evenly over them."""
     num_workers: int = 0
@@ -62,14 +73,22 @@ class DataConfig:
         Raises:
             ConfigError: naming the setting and the numbers.
         """
-        if not self.meta_path:
-            raise ConfigError("data.meta_path is empty: name the JSON file that lists the datasets")
+        if not self.meta_path and not self.indexed_path:
+            raise ConfigError(
+                "data.meta_path is empty: name the JSON file that lists the datasets, or an indexed data set in "
+                "data.indexed_path"
+            )
         if not self.template:
             raise ConfigError("data.template is empty, for example internlm2-chat")
         sizes = ("max_seq_length", "num_images_expected", "max_packed_tokens", "max_buffer_size")
         ranges = ("min_dynamic_patch", "max_dynamic_patch", "min_num_frame", "max_num_frame")
         for name in (*sizes, *ranges):
             self._at_least(name, 1)
+        self._at_least("pack_padding_multiple", 1)
+        if self.packing_window is not None:
+            self._at_least("packing_window", 1)
+        if not 0 <= self.max_padding_share <= 1:
+            raise ConfigError(f"data.max_padding_share is {self.max_padding_share}, expected 0 to 1")
         for name in ("num_workers", "max_skipped_samples"):
             self._at_least(name, 0)
         if self.force_image_size is not None:

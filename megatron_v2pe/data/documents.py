@@ -64,7 +64,10 @@ class DocumentEncoder:
         Raises:
             DataError: the sample cannot be used, and why.
         """
-        sample = dataset.read(line)
+        return self.encode_sample(dataset.read(line), dataset, size_of)
+
+    def encode_sample(self, sample: Sample, dataset: Dataset, size_of: SizeOf = image_size) -> EncodedSample:
+        """Encode a sample of `dataset` that is read already; arguments and errors as of `encode`."""
         media, turns = self._media(sample, dataset, size_of)
         tiles = [count for item in media for count in item.tiles]
         self._check_tiles(sum(tiles))

@@ -54,19 +54,24 @@ def open_image(path: str, frame: int = 0) -> Image.Image:
             return chosen.convert("RGB")
 
 
-def opened_image(path: str) -> Image.Image:
+def opened_image(path: str, content: bytes | None = None) -> Image.Image:
     """Return an image whose header is read, its pixels not; to be closed.
+
+    Args:
+        path: of the file.
+        content: its bytes where they are known already.
 
     Raises:
         DataError: no such file, or not an image.
     """
     with decoding(path, "cannot be read"):
         try:
-            return Image.open(path)
+            return Image.open(path if content is None else io.BytesIO(content))
         except FileNotFoundError:
             raise DataError(f"{path}: no such image") from None
         except UnidentifiedImageError:
-            raise DataError(f"{path}: not an image ({Path(path).stat().st_size} bytes)") from None
+            size = Path(path).stat().st_size if content is None else len(content)
+            raise DataError(f"{path}: not an image ({size} bytes)") from None
 
 
 def cut_tiles(

@@ -1,7 +1,7 @@
 """Micro-batches for one data-parallel rank: packs planned in a thread of this process, tiles read in worker processes.
 
-Pack k of the plan goes to rank k modulo the number of ranks. The state is taken after a whole round of ranks, so a run
-goes on with the very same packs under any number of ranks and workers.
+Every rank plans the packs of all, a step at a time, and takes its share. The state is taken after a whole step, so a
+run goes on with the very same packs under any number of ranks and workers.
 """
 
 from __future__ import annotations
@@ -9,68 +9,74 @@ from __future__ import annotations
 import signal
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from megatron_v2pe.data.collate import collate
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.indexed.plan import IndexedPlan
+from megatron_v2pe.data.indexed.reader import IndexedReader
+from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
-from megatron_v2pe.data.pictures import read_tiles
+from megatron_v2pe.data.pack_reader import PackReader, ReadPack
 from megatron_v2pe.data.plan import PackPlan
 from megatron_v2pe.data.prefetch import prefetch
 from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.data.types import Batch, Document, SampleId
+from megatron_v2pe.data.types import Batch
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe.stride import StridePolicy
 
-Documents = tuple[Document, ...]
-ROUNDS_AHEAD = 4
+PACKS_AHEAD = 4
+"""Packs planned before a worker asks for them."""
 
 
-@dataclass(frozen=True)
-class ReadPack:
-    """A micro-batch, and the documents it had to do without."""
+class Plan(Protocol):
+    """Where packs come from."""
 
-    batch: Batch
-    unreadable: tuple[tuple[SampleId, str], ...]
+    def step(self, packs: int) -> Sequence[Any]:
+        """Return the packs of the next step."""
+        ...
 
+    def deal(self, packs: Sequence[Any], ranks: int) -> list[list[int]]:
+        """Say which packs of a step each rank gets, in order; all the same number."""
+        ...
 
-@dataclass(frozen=True)
-class PackReader(Dataset[ReadPack]):
-    """Reads the tiles of a planned pack; runs in worker processes."""
-
-    tile_size: int
-    mean: Sequence[float]
-    reduction: str
-
-    def __getitem__(self, documents: Documents) -> ReadPack:
-        """Read one pack; a document whose images turn out damaged is left out and reported."""
-        kept, tiles, unreadable = [], [torch.empty(0, self.tile_size, self.tile_size, 3, dtype=torch.uint8)], []
-        for document in documents:
-            try:
-                tiles.append(read_tiles(document.pictures, self.tile_size, self.mean, document.key))
-                kept.append(document)
-            except DataError as error:
-                unreadable.append((document.source, str(error)))
-        batch = collate(kept, torch.cat(tiles), self.reduction)
-        return ReadPack(batch, tuple(unreadable))
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last step; plain JSON."""
+        ...
 
 
 class PackLoader:
     """An endless iterator over this rank's micro-batches."""
 
     def __init__(
-        self, plan: PackPlan, reader: PackReader, skipped: SkipLog, workers: int, rank: int, size: int
+        self,
+        plan: Plan,
+        reader: Dataset[ReadPack],
+        skipped: SkipLog,
+        *,
+        workers: int,
+        rank: int,
+        size: int,
+        packs_per_step: int,
     ) -> None:
-        """Take every `size`-th pack of the plan from `rank` on, read by `workers` processes (0: by this one)."""
-        self._plan, self._rank, self._size = plan, rank, size
+        """Take this rank's share of each step's packs, read by `workers` processes (0: by this one).
+
+        Args:
+            plan: of all packs.
+            reader: makes a micro-batch of a pack.
+            skipped: samples the plan did without.
+            workers: processes that read.
+            rank: among those that read different packs.
+            size: how many there are.
+            packs_per_step: over all ranks, a multiple of `size`.
+        """
+        assert packs_per_step % size == 0
+        self._plan, self._rank, self._size, self._packs = plan, rank, size, packs_per_step
         self._states: deque[dict[str, Any]] = deque()
         self._state = plan.state_dict()
         self._unreadable = SkipLog(skipped.limit, besides=skipped)
@@ -109,17 +115,22 @@ class PackLoader:
         """Samples of this rank whose images turned out damaged, by cause, since this loader was opened."""
         return self._unreadable.counts
 
-    def _my_packs(self) -> Iterator[Documents]:
+    def _my_packs(self) -> Iterator[Any]:
         """Yield this rank's packs, planned ahead in a thread so that a step does not wait for it."""
-        for documents, state in prefetch(self._rounds(), ROUNDS_AHEAD):
+        for pack, state in prefetch(self._dealt(), PACKS_AHEAD):
             self._states.append(state)
-            yield documents
+            yield pack
 
-    def _rounds(self) -> Iterator[tuple[Documents, dict[str, Any]]]:
-        """Plan packs for all ranks, round by round; give this rank's and the state after the round."""
+    def _dealt(self) -> Iterator[tuple[Any, dict[str, Any]]]:
+        """Plan packs for all ranks, step by step; give this rank's, the last of a step with the state after it."""
+        state = self._plan.state_dict()
         while True:
-            round_ = [self._plan.next() for _ in range(self._size)]
-            yield round_[self._rank], self._plan.state_dict()
+            packs = self._plan.step(self._packs)
+            *others, last = self._plan.deal(packs, self._size)[self._rank]
+            for number in others:
+                yield packs[number], state
+            state = self._plan.state_dict()
+            yield packs[last], state
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
@@ -128,11 +139,11 @@ def _leave_signals_to_the_run(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class _Turns(Sampler[Documents]):
+class _Turns(Sampler[Any]):
     def __init__(self, packs: Any) -> None:
         self._packs = packs
 
-    def __iter__(self) -> Iterator[Documents]:
+    def __iter__(self) -> Iterator[Any]:
         return self._packs()
 
 
@@ -145,31 +156,45 @@ def build_loader(
     seed: int,
     dp_rank: int,
     dp_size: int,
+    packs_per_step: int | None = None,
     state: dict[str, Any] | None = None,
 ) -> PackLoader:
-    """Open a data list for one data-parallel rank.
+    """Open a data list or an indexed data set for one data-parallel rank.
 
     Args:
-        config: data list, tiling, packing, loss weights.
+        config: the data, tiling, packing, loss weights.
         tokenizer: of the checkpoint.
         facts: tile size and tokens per tile of the checkpoint.
         policy: strides of images.
         seed: of order and augmentation.
         dp_rank: this rank among those that read different packs.
         dp_size: how many there are.
+        packs_per_step: over all ranks; `dp_size` by default.
         state: `state_dict` of an earlier run to go on from; any `dp_size` and worker count may have written it.
 
     Raises:
-        ConfigError: the data list is wrong, or the state belongs to other data.
+        ConfigError: the data list is wrong, an indexed set was built with other settings, or the state belongs to
+            other data.
+        DataError: an indexed set is damaged.
     """
     encoder = DocumentEncoder(config, tokenizer, facts, policy, seed)
-    mixture = Mixture(read_data_list(config.meta_path), seed, config.use_data_resampling)
     counts = state["skipped"] if state else None
     skipped = SkipLog(config.max_skipped_samples, counts, quiet=dp_rank > 0)
-    plan = PackPlan(mixture, encoder, skipped, state)
-    reader = PackReader(
-        tile_size=facts.tile_size,
-        mean=NORMALISATION[config.normalize_type][0],
-        reduction=config.loss_reduction,
+    mean, _ = NORMALISATION[config.normalize_type]
+    reader = PackReader(tile_size=facts.tile_size, mean=mean, reduction=config.loss_reduction)
+    if config.indexed_path:
+        samples = IndexedSamples(config.indexed_path)
+        samples.check(config, tokenizer, facts)
+        plan, reading = IndexedPlan(samples, config, seed, skipped, state), IndexedReader(samples, encoder, reader)
+    else:
+        mixture = Mixture(read_data_list(config.meta_path), seed, config.use_data_resampling)
+        plan, reading = PackPlan(mixture, encoder, skipped, state), reader
+    return PackLoader(
+        plan,
+        reading,
+        skipped,
+        workers=config.num_workers,
+        rank=dp_rank,
+        size=dp_size,
+        packs_per_step=packs_per_step or dp_size,
     )
-    return PackLoader(plan, reader, skipped, config.num_workers, dp_rank, dp_size)

@@ -10,18 +10,43 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.keyed_random import seed_of
 
 
-class Mixture:
+class Source(Protocol):
+    """What can be mixed."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Name in the data list."""
+        ...
+
+    @property
+    def repeat_time(self) -> float:
+        """How often each sample is seen per epoch."""
+        ...
+
+    @property
+    def weight(self) -> float | None:
+        """Share of an epoch relative to the other data sets'."""
+        ...
+
+
+SourceType = TypeVar("SourceType", bound=Source)
+
+
+class Mixture(Generic[SourceType]):
     """The stream of samples."""
 
-    def __init__(self, datasets: Sequence[Dataset], seed: int, by_square_root: bool = False) -> None:
+    def __init__(self, datasets: Sequence[SourceType], seed: int, by_square_root: bool = False) -> None:
         """Describe the stream.
 
         Args:
@@ -33,14 +58,18 @@ class Mixture:
         self.datasets = list(datasets)
         self.seed = seed
         self._sizes = [repeated_length(len(dataset), dataset.repeat_time) for dataset in datasets]
-        self._shares = _square_root_shares(self._sizes) if by_square_root else self._sizes
+        weights = [dataset.weight for dataset in datasets if dataset.weight is not None]
+        if weights:
+            self._shares = _shares(self._sizes, weights)
+        else:
+            self._shares = _shares(self._sizes, np.sqrt(self._sizes)) if by_square_root else self._sizes
         self.epoch_length = sum(self._shares)
-        self._order = lru_cache(maxsize=2)(self._shuffled)
+        self.order = lru_cache(maxsize=2)(self._shuffled)
 
-    def locate(self, position: int) -> tuple[Dataset, int, int, int]:
+    def locate(self, position: int) -> tuple[SourceType, int, int, int]:
         """Return what stands at a position of the stream: data set, line index, epoch, number in the epoch."""
         epoch, number = divmod(position, self.epoch_length)
-        datasets, lines = self._order(epoch)
+        datasets, lines = self.order(epoch)
         return self.datasets[datasets[number]], int(lines[number]), epoch, number
 
     def fingerprint(self) -> dict[str, Any]:
@@ -51,7 +80,7 @@ class Mixture:
         return {"seed": self.seed, "samples": sizes, "digest": digest}
 
     def _shuffled(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Data set and line of each sample of an epoch."""
+        """Number of the data set and index in it of each sample of an epoch, int [epoch_length] each."""
         lines = [self._lines(index, epoch) for index in range(len(self.datasets))]
         owner = np.repeat(np.arange(len(lines), dtype=np.int32), [len(part) for part in lines])
         order = self._generator(epoch, "order").permutation(self.epoch_length)
@@ -80,8 +109,9 @@ def repeated_length(lines: int, repeat_time: float) -> int:
     return whole * lines + int(lines * (repeat_time - whole))
 
 
-def _square_root_shares(sizes: Sequence[int]) -> list[int]:
-    roots = np.sqrt(np.array(sizes, dtype=np.float64))
-    shares = np.floor(sum(sizes) * roots / roots.sum()).astype(int)
+def _shares(sizes: Sequence[int], weights: Sequence[float] | np.ndarray) -> list[int]:
+    """Divide an epoch, as long as all data sets together, by weights."""
+    weights = np.asarray(weights, dtype=np.float64)
+    shares = np.floor(sum(sizes) * weights / weights.sum()).astype(int)
     shares[: sum(sizes) - shares.sum()] += 1
     return [max(int(share), 1) for share in shares]

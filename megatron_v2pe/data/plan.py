@@ -6,14 +6,16 @@ samples and, of the packs still open, the positions of their documents, which ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_v2pe.data.balance import round_robin
 from megatron_v2pe.data.documents import DocumentEncoder
 from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.packing import BestFitPacker, Pack
 from megatron_v2pe.data.skip import SkipLog
+from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.data.types import Document
 from megatron_v2pe.errors import ConfigError, DataError
 
@@ -40,7 +42,7 @@ class PackPlan:
     """An endless iterator over packs."""
 
     def __init__(
-        self, mixture: Mixture, encoder: DocumentEncoder, skipped: SkipLog, state: dict[str, Any] | None = None
+        self, mixture: Mixture[Dataset], encoder: DocumentEncoder, skipped: SkipLog, state: dict[str, Any] | None = None
     ) -> None:
         """Start at the beginning, or where `state` (of an earlier run) left off.
 
@@ -60,6 +62,14 @@ class PackPlan:
         """Yield packs without end."""
         while True:
             yield self.next()
+
+    def step(self, packs: int) -> list[tuple[Document, ...]]:
+        """Return the packs of the next step; errors as of `next`."""
+        return [self.next() for _ in range(packs)]
+
+    def deal(self, packs: Sequence[tuple[Document, ...]], ranks: int) -> list[list[int]]:
+        """Deal the packs of a step out to ranks in turn."""
+        return round_robin(len(packs), ranks)
 
     def next(self) -> tuple[Document, ...]:
         """Return the documents of the next pack.
@@ -95,7 +105,9 @@ class PackPlan:
             return None
 
     def _restore(self, state: dict[str, Any]) -> None:
-        ours, theirs = self._mixture.fingerprint(), state["mixture"]
+        ours, theirs = self._mixture.fingerprint(), state.get("mixture")
+        if theirs is None:
+            raise ConfigError("the checkpoint was trained on an indexed data set; set data.indexed_path to it")
         if ours != theirs:
             raise ConfigError(
                 f"the checkpoint was trained on other data, and cannot go on with this: it had {theirs}, now {ours}"

@@ -43,7 +43,7 @@ class SkipLog:
         Raises:
             DataError: more were skipped than the run allows; names this one and the causes so far.
         """
-        cause = _cause(str(error))
+        cause = cause_of(str(error))
         self.counts[cause] += 1
         if self.total > self.limit:
             causes = "; ".join(f"{count} x {name}" for name, count in self.counts.most_common(_SHOWN))
@@ -55,7 +55,7 @@ class SkipLog:
             _log.warning("skipped %s: %s (%d of at most %d%s)", source, error, self.total, self.limit, more)
 
 
-def _cause(message: str) -> str:
-    """Name the kind of an error: its text without paths and numbers."""
+def cause_of(message: str) -> str:
+    """Return the kind of an error: its text without paths and numbers."""
     text = re.sub(r"[^\s:]*[/\\][^:\n]*|\S+\.\w{3,4}(?=[\s:])", "FILE", message.split("\n")[0])
     return re.sub(r"\d+", "N", text)[:80]

@@ -31,6 +31,7 @@ KNOWN_FIELDS = (
     "repeat_time",
     "max_dynamic_patch",
     "dynamic_image_size",
+    "weight",
     "length",
 )
 """Fields of an entry. `length` documents the number of lines and is compared with it nowhere."""
@@ -52,6 +53,8 @@ class Dataset:
     """Apply the JPEG augmentation."""
     repeat_time: float = 1.0
     """How often each line is seen per epoch; a fraction takes a random part of the lines."""
+    weight: float | None = None
+    """Share of an epoch relative to the other data sets', in place of its size; all have one or none."""
     max_dynamic_patch: int | None = None
     """Overrides the run's setting."""
     dynamic_image_size: bool | None = None
@@ -82,10 +85,18 @@ class Dataset:
         Raises:
             DataError: the line is not JSON, or not a conversation; names file and line.
         """
-        where = self.id_of(index)
         with open(self.annotation, "rb") as stream:
             stream.seek(int(self._offsets[index, 0]))
             line = stream.readline()
+        return self.parse(line, int(self._offsets[index, 1]))
+
+    def block(self, first: int, count: int) -> LineBlock:
+        """Return where `count` samples from `first` on stand in the annotation file."""
+        return LineBlock(self._offsets[first : first + count])
+
+    def parse(self, line: bytes, number: int) -> Sample:
+        """Parse a line of the annotation file, its number counted from 1; errors as of `read`."""
+        where = SampleId(self.name, number, self.annotation)
         try:
             content = json.loads(line)
         except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5000 digits, 1000 brackets
@@ -125,6 +136,26 @@ class Dataset:
         return os.path.join(root, name)
 
 
+@dataclass(frozen=True)
+class LineBlock:
+    """Consecutive samples of an annotation file, to be read in one go, also by a process that never counted lines."""
+
+    rows: np.ndarray
+    """int64 [n, 2]: start of each line, its number from 1."""
+
+    def read(self, annotation: str) -> list[tuple[int, bytes]]:
+        """Return number and content of each line."""
+        first = int(self.rows[0, 0])
+        with open(annotation, "rb") as stream:
+            stream.seek(first)
+            block = stream.read(int(self.rows[-1, 0]) - first) + stream.readline()
+        starts = [*(self.rows[:, 0] - first).tolist(), len(block)]
+        return [
+            (number, block[start:end])
+            for number, start, end in zip(self.rows[:, 1].tolist(), starts[:-1], starts[1:], strict=True)
+        ]
+
+
 def read_data_list(path: str | Path) -> list[Dataset]:
     """Read a data list.
 
@@ -143,6 +174,11 @@ def read_data_list(path: str | Path) -> list[Dataset]:
     for dataset in datasets:
         if not len(dataset):
             raise ConfigError(f"{path}: dataset {dataset.name!r}: {dataset.annotation} holds no samples")
+    without = [dataset.name for dataset in datasets if dataset.weight is None]
+    if without and len(without) < len(datasets):
+        raise ConfigError(
+            f"{path}: {', '.join(without)} without a weight, the others have one; give all a weight or none"
+        )
     return datasets
 
 
@@ -163,6 +199,9 @@ def _dataset(name: str, entry: Any, path: str | Path) -> Dataset:
     repeat = entry["repeat_time"]
     if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not repeat > 0:
         raise ConfigError(f"{where}: repeat_time is {repeat!r}, expected a number above 0")
+    weight = entry.get("weight")
+    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0):
+        raise ConfigError(f"{where}: weight is {weight!r}, expected a number above 0")
     patches = entry.get("max_dynamic_patch")
     if patches is not None and (isinstance(patches, bool) or not isinstance(patches, int) or patches < 1):
         raise ConfigError(f"{where}: max_dynamic_patch is {patches!r}, expected a whole number above 0")
@@ -174,6 +213,7 @@ def _dataset(name: str, entry: Any, path: str | Path) -> Dataset:
         http_root=entry.get("http_root"),
         data_augment=bool(entry["data_augment"]),
         repeat_time=float(repeat),
+        weight=None if weight is None else float(weight),
         max_dynamic_patch=patches,
         dynamic_image_size=entry.get("dynamic_image_size"),
     )

@@ -6,6 +6,7 @@ the checkpoint. Special tokens are cut out first, longest name first; SentencePi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -67,6 +68,13 @@ class Tokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         """Reload in another process."""
         return Tokenizer, (self.model_file, {k: v for k, v in self.special.items() if k != "\0"})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the SentencePiece model and the special tokens: equal for tokenizers that give equal ids."""
+        digest = hashlib.sha256(Path(self.model_file).read_bytes())
+        digest.update(json.dumps(sorted(self.special.items())).encode())
+        return digest.hexdigest()
 
     def missing(self) -> list[str]:
         """Return the image tokens this tokenizer lacks."""

@@ -71,8 +71,9 @@ class ModelConfig:
 class V2PEConfig:
     """How positions advance over image tokens; names and meaning of the published flags."""
 
-    rope_pos_id_version: Literal["default", "v2pe_fix", "v2pe_rnd"] = "default"
-    """`default`: a position per token; `v2pe_fix`: one stride for all; `v2pe_rnd`: one drawn per image."""
+    rope_pos_id_version: Literal["default", "v2pe_fix", "v2pe_rnd", "recorded"] = "default"
+    """`default`: a position per token; `v2pe_fix`: one stride for all; `v2pe_rnd`: one drawn per image; `recorded`:
+    version and strides an indexed data set was built with."""
     rope_pos_id_stride: str | None = None
     """Positions a tile spans under `v2pe_fix`: a whole number or a fraction, `64`, `1/2`, `0.5`."""
     strides: tuple[str, ...] = ("1", "2", "4", "8", "16", "32", "64", "128", "256")
@@ -96,7 +97,8 @@ class V2PEConfig:
             )
         if not self.strides:
             raise ConfigError("v2pe.strides is empty; v2pe_rnd draws from it")
-        self.stride_policy(seed=0)
+        if version != "recorded":
+            self.stride_policy(seed=0)
 
     def stride_policy(self, seed: int) -> StridePolicy:
         """Return the policy that gives every image its stride."""

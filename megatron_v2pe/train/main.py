@@ -16,6 +16,7 @@ from megatron_v2pe.config_tree import to_dict
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.documents import ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.indexed.layout import Manifest
 from megatron_v2pe.data.loader import PackLoader, build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch
@@ -68,6 +69,7 @@ def run(config: ExperimentConfig) -> int:
     """Train as configured, resuming where the run's folder holds a checkpoint; return the exit status."""
     world = launch.read_environment()
     setup_logging(world.rank)
+    config = with_recorded_strides(config)
     config.validate(world.world_size)
     device = Device.choose(config.train.device, world.local_rank)
     launch.initialize(world, device, config.parallel.distributed_timeout_minutes)
@@ -76,6 +78,21 @@ def run(config: ExperimentConfig) -> int:
     finally:
         topology.destroy()
         launch.shutdown()
+
+
+def with_recorded_strides(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the settings with the positions an indexed data set recorded, where the run asks for those.
+
+    Raises:
+        ConfigError: it asks for them without an indexed data set.
+        DataError: the data set is damaged.
+    """
+    if config.v2pe.rope_pos_id_version != "recorded":
+        return config
+    if not config.data.indexed_path:
+        raise ConfigError("v2pe.rope_pos_id_version recorded needs data.indexed_path, which records positions")
+    recorded = Manifest.read(Path(config.data.indexed_path)).v2pe
+    return config.updated({"v2pe": recorded}, config.data.indexed_path)
 
 
 def _prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Run:
@@ -229,7 +246,7 @@ def _resume_folder(config: ExperimentConfig) -> Path | None:
 
 def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
     """Read on the first rank of each copy of the model; tiles go to the first pipeline stage only."""
-    model_group = topology.model_copy_group()
+    model_group, ranks = topology.model_copy_group(), parallel_state.get_data_parallel_world_size()
 
     def open_loader() -> PackLoader | None:
         if model_group.rank() > 0:
@@ -241,7 +258,8 @@ def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
             run.policy,
             seed=run.config.train.seed,
             dp_rank=parallel_state.get_data_parallel_rank(),
-            dp_size=parallel_state.get_data_parallel_world_size(),
+            dp_size=ranks,
+            packs_per_step=ranks * run.config.train.micro_batches(ranks),
             state=state,
         )
 

@@ -10,6 +10,7 @@ import torch
 
 from megatron_v2pe.data.loader import build_loader
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.testing.data_cases import assert_same_batches
 from megatron_v2pe.testing.small_data import FACTS, config_for, write_dataset
 from megatron_v2pe.v2pe.stride import StridePolicy
 
@@ -39,14 +40,6 @@ def take(loader, count):
     return list(islice(iter(loader), count))
 
 
-def same(ours, theirs):
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.sources == other.sources and one.seqlens == other.seqlens and one.num_tiles == other.num_tiles
-        for name in ("input_ids", "labels", "loss_weights", "position_ticks", "tiles"):
-            assert torch.equal(getattr(one, name), getattr(other, name)), name
-
-
 def test_micro_batches_are_consistent(meta, open_loader, tokenizer):
     for batch in take(open_loader(meta), 8):
         length = batch.input_ids.shape[0]
@@ -69,18 +62,18 @@ def test_resume_is_exact_under_any_number_of_ranks(meta, open_loader, before, af
     whole = take(open_loader(meta), 12)
     loaders = [open_loader(meta, rank, before) for rank in range(before)]
     parts = [take(loader, 4 // before) for loader in loaders]
-    same([parts[i % before][i // before] for i in range(4)], whole[:4])
+    assert_same_batches([parts[i % before][i // before] for i in range(4)], whole[:4])
     state = loaders[0].state_dict()
     assert all(loader.state_dict() == state for loader in loaders)
     parts = [take(open_loader(meta, rank, after, state), 8 // after) for rank in range(after)]
-    same([parts[i % after][i // after] for i in range(8)], whole[4:])
+    assert_same_batches([parts[i % after][i // after] for i in range(8)], whole[4:])
 
 
 def test_workers_change_nothing(meta, open_loader):
     whole = take(open_loader(meta), 8)
     loader = open_loader(meta, num_workers=2)
-    same(take(loader, 5), whole[:5])
-    same(take(open_loader(meta, state=loader.state_dict()), 3), whole[5:])
+    assert_same_batches(take(loader, 5), whole[:5])
+    assert_same_batches(take(open_loader(meta, state=loader.state_dict()), 3), whole[5:])
 
 
 def test_another_seed_is_another_order(meta, open_loader):
@@ -109,11 +102,11 @@ def test_bad_samples_are_counted_and_left_out(meta, open_loader):
     state = loader.state_dict()
     assert list(state["skipped"]) == ["FILE: no such image"] and state["skipped"]["FILE: no such image"] > 3
     many = take(open_loader(meta, max_skipped_samples=100), 30)
-    same(batches, many[:12])
+    assert_same_batches(batches, many[:12])
     lines = {source.line for batch in many for source in batch.sources}
     assert lines == {line for line in range(1, 24) if (line - 1) % 3 == 2 or 3 not in images_of(line - 1)}
     resumed = open_loader(meta, max_skipped_samples=100, state=state)
-    same(take(resumed, 4), many[12:16])
+    assert_same_batches(take(resumed, 4), many[12:16])
     assert resumed.state_dict()["skipped"]["FILE: no such image"] > state["skipped"]["FILE: no such image"]
 
 

@@ -15,6 +15,7 @@ class Fake:
     name: str
     lines: int
     repeat_time: float = 1.0
+    weight: float | None = None
 
     def __len__(self):
         return self.lines
@@ -64,3 +65,13 @@ def test_square_root_resampling():
     assert mixture.epoch_length in (500, 501)
     assert abs(counts["large"] / counts["small"] - 2) < 0.02
     assert len({line for name, line in epoch(mixture, 0) if name == "small"}) == 100
+
+
+def test_weights_divide_an_epoch_and_lines_repeat_evenly():
+    mixture = Mixture([Fake("a", 30, weight=1), Fake("b", 50, weight=3), Fake("c", 20, weight=1)], seed=1)
+    counts = Counter(epoch(mixture, 0))
+    per_set = Counter(name for name, _ in counts.elements())
+    assert per_set == {"a": 20, "b": 60, "c": 20} and mixture.epoch_length == 100
+    b = [counts[("b", line)] for line in range(50)]
+    assert sorted(set(b)) == [1, 2], "60 of 50 lines: each once, ten twice"
+    assert set(counts) != set(epoch(mixture, 1)), "another part of the smaller shares in every epoch"

@@ -1,0 +1,140 @@
+"""Which samples of an indexed data set make up each pack: a pure function of seed, epoch and the pack's number.
+
+An epoch is the mixture's order, packed window by window from lengths alone. The state of a run is the epoch and how
+many of its packs are done. A step never reaches across an epoch's end: what is missing there is filled with empty
+packs, which weigh nothing, so every sample is seen exactly as often as the mixture says under any number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from megatron_v2pe.data.balance import deal, round_robin
+from megatron_v2pe.data.config import DataConfig
+from megatron_v2pe.data.indexed.layout import IndexedSet
+from megatron_v2pe.data.indexed.samples import IndexedSamples
+from megatron_v2pe.data.mixture import Mixture
+from megatron_v2pe.data.pack_planner import PackBudgets, plan_window
+from megatron_v2pe.data.skip import SkipLog
+from megatron_v2pe.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class IndexedPack:
+    """The samples of one pack; none: it fills up a step."""
+
+    epoch: int
+    samples: tuple[int, ...] = ()
+    """Numbers in the data set."""
+    numbers: tuple[int, ...] = ()
+    """Numbers in the epoch, which draws are keyed by."""
+    cost: int = 0
+    """Of attention: the sum of the squares of their lengths."""
+
+
+class IndexedPlan:
+    """The packs of a run, step by step."""
+
+    def __init__(
+        self,
+        samples: IndexedSamples,
+        config: DataConfig,
+        seed: int,
+        skipped: SkipLog,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        """Start at the beginning, or where `state` (of an earlier run) left off.
+
+        Raises:
+            ConfigError: the state belongs to other data, budgets or another seed.
+        """
+        self._samples, self._config, self._skipped = samples, config, skipped
+        sets = [entry for entry in samples.manifest.datasets if entry.samples]
+        self._first = np.array([entry.first for entry in sets])
+        self._mixture: Mixture[IndexedSet] = Mixture(sets, seed, config.use_data_resampling)
+        self._budgets = PackBudgets(
+            config.max_packed_tokens,
+            config.num_images_expected,
+            config.pack_padding_multiple,
+            config.max_padding_share,
+        )
+        self._epoch, self._done = 0, 0
+        if state is not None:
+            self._check(state)
+            self._epoch, self._done = int(state["epoch"]), int(state["packs"])
+        self._packs = self.epoch(self._epoch, self._done)
+
+    def step(self, packs: int) -> list[IndexedPack]:
+        """Return the packs of the next step; at an epoch's end some of them are empty."""
+        taken = list(islice(self._packs, packs))
+        if not taken:  # the epoch ended with the step before
+            self._next_epoch()
+            taken = list(islice(self._packs, packs))
+        epoch, self._done = self._epoch, self._done + len(taken)
+        if len(taken) < packs:
+            self._next_epoch()
+        return taken + [IndexedPack(epoch)] * (packs - len(taken))
+
+    def deal(self, packs: Sequence[IndexedPack], ranks: int) -> list[list[int]]:
+        """Deal the packs of a step out to ranks, each the same number, by the cost of their attention."""
+        if not self._config.balance_attention:
+            return round_robin(len(packs), ranks)
+        return deal([pack.cost for pack in packs], ranks)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[IndexedPack]:
+        """Yield the packs of an epoch from its pack `start` on; as many windows as needed are packed."""
+        datasets, lines = self._mixture.order(epoch)
+        order = self._first[datasets] + lines
+        window = self._config.packing_window or len(order)
+        passed = 0
+        for begin in range(0, len(order), window):
+            members = order[begin : begin + window]
+            tokens = self._samples.num_tokens[members].astype(np.int64)
+            tiles = self._samples.num_tiles[members].astype(np.int64)
+            table = plan_window(tokens, tiles, self._budgets)
+            for number in range(max(start - passed, 0), len(table)):
+                chosen = table[number]
+                yield IndexedPack(
+                    epoch,
+                    tuple(members[chosen].tolist()),
+                    tuple((chosen + begin).tolist()),
+                    int((tokens[chosen] ** 2).sum()),
+                )
+            passed += len(table)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state after the last step; plain JSON."""
+        skipped = dict(self._skipped.counts)
+        return {"epoch": self._epoch, "packs": self._done, "skipped": skipped, "plan": self.fingerprint()}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what decides the packs, for a resumed run to be compared with."""
+        budgets = self._budgets
+        return {
+            "data": self._samples.manifest.plan_sha256[:16],
+            "mixture": self._mixture.fingerprint(),
+            "max_packed_tokens": budgets.max_tokens,
+            "num_images_expected": budgets.max_tiles,
+            "pack_padding_multiple": budgets.padding_multiple,
+            "max_padding_share": budgets.max_padding_share,
+            "packing_window": self._config.packing_window,
+        }
+
+    def _next_epoch(self) -> None:
+        self._epoch, self._done = self._epoch + 1, 0
+        self._packs = self.epoch(self._epoch)
+
+    def _check(self, state: dict[str, Any]) -> None:
+        ours, theirs = self.fingerprint(), state.get("plan")
+        if theirs is None:
+            raise ConfigError("the checkpoint was trained on a data list; set data.meta_path, not data.indexed_path")
+        differing = [f"{name} {theirs.get(name)} (now {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
+        if differing:
+            raise ConfigError(
+                f"the checkpoint was trained with other packs, and cannot go on with these: {', '.join(differing)}"
+            )

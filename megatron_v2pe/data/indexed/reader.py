@@ -1,0 +1,42 @@
+"""From the samples of a pack to a micro-batch; runs in the loader's worker processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.utils.data import Dataset
+
+from megatron_v2pe.data.documents import DocumentEncoder
+from megatron_v2pe.data.indexed.plan import IndexedPack
+from megatron_v2pe.data.indexed.samples import IndexedSamples
+from megatron_v2pe.data.pack_reader import PackReader, ReadPack
+from megatron_v2pe.data.types import Clip, Document, SampleId
+from megatron_v2pe.errors import DataError
+
+
+@dataclass(frozen=True)
+class IndexedReader(Dataset[ReadPack]):
+    """Reads packs of an indexed data set."""
+
+    samples: IndexedSamples
+    encoder: DocumentEncoder
+    """Gives strides and what else an epoch draws."""
+    reader: PackReader
+
+    def __getitem__(self, pack: IndexedPack) -> ReadPack:
+        """Read one pack; a sample whose images have changed or are damaged is left out and reported."""
+        documents: list[Document] = []
+        unreadable: list[tuple[SampleId, str]] = []
+        for sample, number in zip(pack.samples, pack.numbers, strict=True):
+            try:
+                documents.append(self._document(sample, pack.epoch, number))
+            except DataError as error:
+                unreadable.append((self.samples.source(sample), str(error)))
+        return self.reader.read(documents, unreadable, self.samples.files.open_picture)
+
+    def _document(self, sample: int, epoch: int, number: int) -> Document:
+        encoded = self.samples[sample]
+        for item in encoded.media:
+            if isinstance(item, Clip) and item.file is not None:
+                self.samples.files.check_video(item.file, item.path)
+        return self.encoder.draw(encoded, epoch, number)

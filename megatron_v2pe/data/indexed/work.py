@@ -1,0 +1,177 @@
+"""What the worker processes of a build do: find the files of samples, measure files, encode samples.
+
+A piece of work is a function of its arguments and of files on disk, so that it does not matter which process does it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from megatron_v2pe.data.documents import DocumentEncoder
+from megatron_v2pe.data.indexed.files import FileTable, Measured, measure_image, measure_video
+from megatron_v2pe.data.indexed.layout import MEDIUM, SAMPLE, TOKEN_TYPE
+from megatron_v2pe.data.sources import Dataset, LineBlock
+from megatron_v2pe.data.text import image_starts
+from megatron_v2pe.data.types import Clip, EncodedSample, Picture
+from megatron_v2pe.errors import DataError
+
+UNREADABLE = "unreadable.json"
+"""Number of a file -> why it could not be read; there while a set is built."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Some samples as records whose offsets count from their first."""
+
+    samples: np.ndarray
+    """`SAMPLE` [n]."""
+    ids: np.ndarray
+    """int32, one sample after the other."""
+    ranges: np.ndarray
+    """int32 [m, 2]."""
+    media: np.ndarray
+    """`MEDIUM` [k]."""
+    skipped: tuple[tuple[int, str], ...]
+    """Line and reason of those that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Everything a worker process has to know."""
+
+    datasets: tuple[Dataset, ...]
+    encoder: DocumentEncoder
+    folder: Path
+    """Of the set being built."""
+    whole_images: bool
+
+    def __reduce__(self) -> tuple[type[Worker], tuple[object, ...]]:
+        """Leave out what can be worked out again, such as the offsets of all lines."""
+        return Worker, (tuple(replace(entry) for entry in self.datasets), self.encoder, self.folder, self.whole_images)
+
+    def find_files(self, dataset: int, block: LineBlock) -> list[tuple[str, bool]]:
+        """Return the files samples refer to, (path, whether a video) in order; of unusable samples none."""
+        entry, found = self.datasets[dataset], dict[tuple[str, bool], None]()
+        for number, line in block.read(entry.annotation):
+            try:
+                sample = entry.parse(line, number)
+            except DataError:
+                continue  # reported when it is encoded
+            found.update(((path, False), None) for path in sample.images)
+            if sample.video is not None:
+                found[sample.video, True] = None
+        return list(found)
+
+    def measure(self, files: Sequence[tuple[str, bool]]) -> list[Measured | str]:
+        """Measure files; of one that cannot be read, the reason."""
+        results: list[Measured | str] = []
+        for path, video in files:
+            try:
+                results.append(measure_video(path) if video else measure_image(path, self.whole_images))
+            except DataError as error:
+                results.append(str(error))
+        return results
+
+    def encode(self, dataset: int, block: LineBlock) -> Encoded:
+        """Encode samples."""
+        entry, builder = self.datasets[dataset], _Records(self.encoder.facts.tokens_per_tile)
+        for number, line in block.read(entry.annotation):
+            try:
+                sample = self.encoder.encode_sample(entry.parse(line, number), entry, self._size_of)
+                builder.add(sample, number, [self._number_of(item) for item in sample.media])
+            except DataError as error:
+                builder.skipped.append((number, str(error)))
+        return builder.result()
+
+    def _size_of(self, path: str) -> tuple[int, int]:
+        number = self._files.find(path)
+        row = self._files.rows[number]
+        if row["size"] < 0:
+            raise DataError(self._unreadable[str(number)])
+        return int(row["width"]), int(row["height"])
+
+    def _number_of(self, item: Picture | Clip) -> int:
+        number = self._files.find(item.path)
+        if self._files.rows["size"][number] < 0:
+            raise DataError(self._unreadable[str(number)])
+        return number
+
+    @cached_property
+    def _files(self) -> FileTable:
+        return FileTable(self.folder)
+
+    @cached_property
+    def _unreadable(self) -> dict[str, str]:
+        return json.loads((self.folder / UNREADABLE).read_text(encoding="utf-8"))
+
+
+class _Records:
+    """Gathers the records of samples."""
+
+    def __init__(self, tokens_per_tile: int) -> None:
+        self._tokens_per_tile = tokens_per_tile
+        self._samples: list[tuple[int, ...]] = []
+        self._ids: list[np.ndarray] = []
+        self._ranges: list[np.ndarray] = []
+        self._media: list[tuple[object, ...]] = []
+        self._count = 0
+        self.skipped: list[tuple[int, str]] = []
+
+    def add(self, sample: EncodedSample, line: int, files: Sequence[int]) -> None:
+        """Add a sample; `files` are the numbers of its media's files."""
+        text = sample.text
+        supervised = int((text.supervised[:, 1] - text.supervised[:, 0]).sum())
+        self._samples.append(
+            (sample.num_tokens, sample.num_tiles, supervised, len(text.ids), line, self._count, len(self._media))
+        )
+        self._ids.append(text.ids)
+        self._ranges.append(text.supervised)
+        self._count += len(text.supervised)
+        if sample.media:
+            tiles = [count for item in sample.media for count in item.tiles]
+            starts = iter(image_starts(text, tiles, self._tokens_per_tile))
+            for item, file in zip(sample.media, files, strict=True):
+                places = [next(starts) for _ in item.tiles]
+                self._media.append((file, places[0], *_medium(item)))
+
+    def result(self) -> Encoded:
+        """Return all that was added."""
+        nothing = np.empty(0, dtype=TOKEN_TYPE)
+        return Encoded(
+            samples=np.array(self._samples, dtype=SAMPLE),
+            ids=np.concatenate([nothing, *self._ids]),
+            ranges=np.concatenate([nothing.reshape(0, 2), *self._ranges]),
+            media=np.array(self._media, dtype=MEDIUM),
+            skipped=tuple(self.skipped),
+        )
+
+
+def _medium(item: Picture | Clip) -> tuple[object, ...]:
+    """Return the fields of a `MEDIUM` record from `columns` on."""
+    if isinstance(item, Clip):
+        return 0, 0, False, item.pad_to_square, item.augment, True, item.frames, item.first, item.last
+    columns, rows = item.grid or (0, 0)
+    return columns, rows, item.thumbnail, item.pad_to_square, item.augment, False, 0, 0, 0
+
+
+_worker: Worker | None = None
+
+
+def start(worker: Worker) -> None:
+    """Set up a worker process; an interrupt from the keyboard is the parent's business."""
+    global _worker
+    _worker = worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def call(method: str, *arguments: object) -> object:
+    """Do a piece of work in a worker process."""
+    assert _worker is not None
+    return getattr(_worker, method)(*arguments)

@@ -1,0 +1,106 @@
+"""Which pack each document goes to: best fit decreasing under budgets of tokens, tiles and padding.
+
+A budget is scarce or not from pack to pack, so documents stand in two rows: those that take a larger share of the
+tokens of a pack than of its tiles, and those that take a larger share of its tiles; each row largest first. As long as
+a row holds all documents the other budget cannot be exceeded, and is not looked at.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from itertools import count
+
+import numpy as np
+
+from megatron_v2pe.data.remaining import NO_LIMIT, Chain, LimitedChain
+
+LOOKS = 64
+"""Documents of a row that are held against the padding budget of a pack before the row is given up for this pack."""
+
+
+def fill_packs(
+    tokens: np.ndarray, tiles: np.ndarray, padding: np.ndarray, max_tokens: int, max_tiles: int, max_padding: int
+) -> np.ndarray:
+    """Return the pack of each document, int64 [n]; packs are numbered in the order in which they are filled.
+
+    A pack opens with the largest document left, by the larger of its shares of tokens and tiles. Of the documents that
+    still fit, the largest of each row compete; the one that leaves less room, again by the larger share, is taken,
+    until none fits. With one budget that is best fit decreasing, and packs as first fit decreasing packs. Takes
+    O(n log n), also where tiles are always scarce.
+
+    Args:
+        tokens: int64 [n], each at least 1 and at most `max_tokens`.
+        tiles: int64 [n], each at most `max_tiles`.
+        padding: int64 [n], tokens that are added to each document.
+        max_tokens: per pack, without padding.
+        max_tiles: per pack.
+        max_padding: per pack of more than one document.
+    """
+    heavy = tiles * max_tokens > tokens * max_tiles
+    mixed = bool(heavy.any() and not heavy.all())
+    may_pad_too_much = bool(np.any(padding * max_tokens > tokens * max_padding))
+    watched = padding if may_pad_too_much else None
+    long = _Row(np.flatnonzero(~heavy), tokens, tiles if mixed else None, watched)
+    wide = _Row(np.flatnonzero(heavy), tiles, tokens if mixed else None, watched)
+    lengths, widths, paddings = tokens.tolist(), tiles.tolist(), padding.tolist()
+    owner = [0] * len(lengths)
+    for pack in count():
+        room, tile_room, padding_room = max_tokens, max_tiles, max_padding
+        a, b = long.first(), wide.first()
+        if a == long.count and b == wide.count:
+            break
+        take_long = b == wide.count or (a < long.count and long.own[a] * max_tiles >= wide.own[b] * max_tokens)
+        while True:
+            document = long.take(a) if take_long else wide.take(b)
+            owner[document] = pack
+            room -= lengths[document]
+            tile_room -= widths[document]
+            padding_room -= paddings[document]
+            a = long.fitting(room, tile_room, padding_room)
+            b = wide.fitting(tile_room, room, padding_room)
+            if a == long.count and b == wide.count:
+                break
+            if a == long.count or b == wide.count:
+                take_long = a < long.count
+                continue
+            x, y = long.documents[a], wide.documents[b]
+            left_by_long = max((room - lengths[x]) * max_tiles, (tile_room - widths[x]) * max_tokens)
+            left_by_wide = max((room - lengths[y]) * max_tiles, (tile_room - widths[y]) * max_tokens)
+            take_long = left_by_long <= left_by_wide
+    return np.array(owner, dtype=np.int64)
+
+
+class _Row:
+    """Documents sorted by the load that matters more to them, their own, the largest first; equals as they came."""
+
+    def __init__(
+        self, members: np.ndarray, own: np.ndarray, other: np.ndarray | None, padding: np.ndarray | None
+    ) -> None:
+        """Sort the members; loads are int64 [n] of all documents, None for one that is never too much."""
+        order = members[np.argsort(-own[members], kind="stable")]
+        self.count = len(order)
+        self.documents: list[int] = order.tolist()
+        self.own: list[int] = own[order].tolist()
+        self._below: list[int] = (-own[order]).tolist()
+        self._padding: list[int] | None = None if padding is None else padding[order].tolist()
+        self._left = Chain(self.count) if other is None else LimitedChain(other[order])
+
+    def take(self, place: int) -> int:
+        """Return the document at a place, which is gone from then on."""
+        self._left.take(place)
+        return self.documents[place]
+
+    def first(self) -> int:
+        """Return the place of the largest document left, `count` for none."""
+        return self._left.first(0, NO_LIMIT)
+
+    def fitting(self, own: int, other: int, padding: int) -> int:
+        """Return the place of the largest document left that needs no more than this, `count` for none."""
+        place = self._left.first(bisect_left(self._below, -own), other)
+        if self._padding is None:
+            return place
+        for _ in range(LOOKS):
+            if place == self.count or self._padding[place] <= padding:
+                return place
+            place = self._left.first(place + 1, other)
+        return self.count

@@ -1,0 +1,59 @@
+"""Documents to a micro-batch: tiles read, everything put one after the other; runs in the loader's worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from megatron_v2pe.data.collate import collate
+from megatron_v2pe.data.pictures import read_tiles
+from megatron_v2pe.data.types import Batch, Document, Picture, SampleId
+from megatron_v2pe.errors import DataError
+
+
+@dataclass(frozen=True)
+class ReadPack:
+    """A micro-batch, and the documents it had to do without."""
+
+    batch: Batch
+    unreadable: tuple[tuple[SampleId, str], ...]
+
+
+@dataclass(frozen=True)
+class PackReader(Dataset[ReadPack]):
+    """Reads the tiles of packs."""
+
+    tile_size: int
+    mean: Sequence[float]
+    reduction: str
+
+    def __getitem__(self, documents: Sequence[Document]) -> ReadPack:
+        """Read one pack of documents."""
+        return self.read(documents)
+
+    def read(
+        self,
+        documents: Sequence[Document],
+        unreadable: Sequence[tuple[SampleId, str]] = (),
+        open_picture: Callable[[Picture], Image.Image] | None = None,
+    ) -> ReadPack:
+        """Read one pack; a document whose images turn out damaged is left out and reported.
+
+        Args:
+            documents: in order.
+            unreadable: those already found to be so.
+            open_picture: as of `read_tiles`.
+        """
+        kept, lost = [], list(unreadable)
+        tiles = [torch.empty(0, self.tile_size, self.tile_size, 3, dtype=torch.uint8)]
+        for document in documents:
+            try:
+                tiles.append(read_tiles(document.pictures, self.tile_size, self.mean, document.key, open_picture))
+                kept.append(document)
+            except DataError as error:
+                lost.append((document.source, str(error)))
+        return ReadPack(collate(kept, torch.cat(tiles), self.reduction), tuple(lost))

@@ -51,7 +51,7 @@ class DataConfig:
     """Most tokens in a pack."""
     max_buffer_size: int = 20
     """Packs kept open while documents are placed; the fullest leaves when there are more. Of a data list."""
-    packing_window: int | None = None
+    packing_window: int | None = 100_000
     """Samples of an indexed data set packed together, in the order of an epoch; unset: a whole epoch."""
     pack_padding_multiple: int = 1
     """With `max_padding_share`: what context parallelism pads a document to, twice its size (times the tensor parallel

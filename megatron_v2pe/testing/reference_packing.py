@@ -35,7 +35,7 @@ def l2_bound(sizes: np.ndarray, capacity: int) -> int:
     return int((len(ordered) - half - (-beyond // capacity)).max())
 
 
-def two_budget_bound(tokens: np.ndarray, tiles: np.ndarray, max_tokens: int, max_tiles: int, parts: int = 16) -> int:
+def two_budget_bound(tokens: np.ndarray, tiles: np.ndarray, max_tokens: int, max_tiles: int, parts: int = 8) -> int:
     """Return a number of packs that no packing under both budgets can do without.
 
     A pack that keeps both budgets also keeps every mean of them: its shares of tokens, weighted by w, and of tiles,

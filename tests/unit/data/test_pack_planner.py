@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from megatron_v2pe.data.pack_planner import PackBudgets, PackTable, plan_packs, plan_window
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.testing.lengths import drawn_lengths, read_lengths
-from megatron_v2pe.testing.reference_packing import l2_bound
+from megatron_v2pe.testing.reference_packing import l2_bound, two_budget_bound
 from megatron_v2pe.testing.shared import shared_path
 
 
@@ -219,6 +219,19 @@ def test_one_budget_keeps_the_bound_of_first_fit_decreasing(sizes):
     assert len(plan(sizes, 30)) <= 11 / 9 * optimum + 6 / 9
 
 
+@given(st.lists(st.integers(1, 50), max_size=60))
+def test_one_budget_gives_the_packs_of_first_fit_decreasing(sizes):
+    packs: list[list[int]] = []
+    for document in sorted(range(len(sizes)), key=lambda document: -sizes[document]):
+        fitting = (pack for pack in packs if sum(sizes[other] for other in pack) + sizes[document] <= 50)
+        pack = next(fitting, None)
+        if pack is None:
+            packs.append([document])
+        else:
+            pack.append(document)
+    assert plan(sizes, 50) == sorted(sorted(pack) for pack in packs)
+
+
 def test_two_budgets_against_the_fewest():
     """Random cases of seven documents: hardly ever a pack more than needed, never two."""
     generator, more = np.random.default_rng(0), []
@@ -226,7 +239,7 @@ def test_two_budgets_against_the_fewest():
         sizes = list(zip(generator.integers(1, 16, 7).tolist(), generator.integers(0, 7, 7).tolist(), strict=True))
         more.append(len(plan(sizes, 20, 8)) - fewest(sizes, 20, 8))
     assert min(more) >= 0 and max(more) <= 1
-    assert sum(more) <= 40, sum(more)
+    assert sum(more) <= 12  # measured: 9 of 400
 
 
 def test_an_epoch_of_the_32k_mixture_needs_hardly_more_packs_than_there_must_be():
@@ -245,8 +258,8 @@ def test_an_epoch_of_the_32k_mixture_needs_hardly_more_packs_than_there_must_be(
         (34_000, 135, 1.001),
         (65_536, 260, 1.001),
         (262_144, 1041, 1.001),
-        (34_000, 80, 1.01),
-        (34_000, 60, 1.05),
+        (34_000, 80, 1.005),
+        (34_000, 60, 1.02),
         (262_144, 600, 1.02),
     ],
 )
@@ -255,5 +268,5 @@ def test_drawn_lengths_need_hardly_more_packs_than_there_must_be(max_tokens, max
     few = tiles <= max_tiles
     tokens, tiles = tokens[few], tiles[few]
     table = plan_packs(tokens, tiles, PackBudgets(max_tokens, max_tiles))
-    bound = max(l2_bound(tokens, max_tokens), l2_bound(tiles, max_tiles))
+    bound = two_budget_bound(tokens, tiles, max_tokens, max_tiles)
     assert bound <= len(table) <= ratio * bound, len(table) / bound

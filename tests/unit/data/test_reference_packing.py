@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_v2pe.testing.lengths import drawn_lengths, read_lengths
-from megatron_v2pe.testing.reference_packing import l2_bound, reference_packs
+from megatron_v2pe.testing.reference_packing import l2_bound, reference_packs, two_budget_bound
 
 
 def bound_by_definition(sizes, capacity):
@@ -41,6 +41,12 @@ def test_bound(sizes, capacity, bound):
 def test_bound_is_its_definition(drawn):
     sizes, capacity = drawn
     assert l2_bound(np.array(sizes, dtype=np.int64), capacity) == bound_by_definition(sizes, capacity)
+
+
+def test_a_mean_of_two_budgets_can_say_more_than_either():
+    tokens, tiles = np.array([5, 3, 7, 7, 1]), np.array([5, 6, 5, 5, 4])
+    assert l2_bound(tokens, 10) == l2_bound(tiles, 10) == 3
+    assert two_budget_bound(tokens, tiles, 10, 10) == 4  # which is the fewest there can be
 
 
 def test_example():

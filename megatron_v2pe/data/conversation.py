@@ -21,6 +21,8 @@ class Message:
     text: str
     learned_from: int | None
     """Index of the first character a model learns to write, None where it learns nothing."""
+    fixed: bool = False
+    """Whether it is the same in every conversation."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Template:
         Raises:
             DataError: roles out of turn.
         """
-        messages = [Message(self.system, None)]
+        messages = [Message(self.system, None, fixed=True)]
         for number, (role, text) in enumerate(turns):
             expected = ("human", "gpt")[number % 2]
             if role != expected:

@@ -80,6 +80,7 @@ def cut_tiles(
     thumbnail: bool,
     tile_size: int,
     augment: Callable[[Image.Image, int], Image.Image] | None = None,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Cut an image into tiles.
 
@@ -89,17 +90,29 @@ def cut_tiles(
         thumbnail: add the whole image as last tile where the grid has several.
         tile_size: side of a tile in pixels.
         augment: applied to each tile (and its number) before it takes its final size.
+        out: where the tiles go; new memory by default.
 
     Returns:
         uint8 [tiles, tile_size, tile_size, 3], row by row, the thumbnail last.
     """
-    parts = [image] if grid is None else _cells(image, grid, tile_size)
-    if thumbnail and len(parts) > 1:
-        parts.append(image.resize((tile_size, tile_size), Image.Resampling.BICUBIC))
+    size = (tile_size, tile_size)
+    cells = 1 if grid is None else grid[0] * grid[1]
+    count = cells + int(thumbnail and cells > 1)
+    tiles = np.empty((count, *size, 3), dtype=np.uint8) if out is None else out
+    assert tiles.shape == (count, *size, 3)
     if augment is not None:
-        parts = [augment(part, number) for number, part in enumerate(parts)]
-    sized = [part.resize((tile_size, tile_size), Image.Resampling.BICUBIC) for part in parts]
-    return np.stack([np.asarray(part) for part in sized])
+        parts = [image] if grid is None else _cells(image, grid, tile_size)
+        parts += [image.resize(size, Image.Resampling.BICUBIC)] * (count - cells)
+        for number, part in enumerate(parts):
+            tiles[number] = np.asarray(augment(part, number).resize(size, Image.Resampling.BICUBIC))
+        return tiles
+    columns, rows = grid or (1, 1)
+    whole = np.asarray(image.resize((tile_size * columns, tile_size * rows), Image.Resampling.BICUBIC))
+    by_cell = whole.reshape(rows, tile_size, columns, tile_size, 3).swapaxes(1, 2)
+    tiles[:cells].reshape(rows, columns, *size, 3)[:] = by_cell  # one copy, in place of one per crop and per array
+    if count > cells:
+        tiles[cells] = np.asarray(image.resize(size, Image.Resampling.BICUBIC))
+    return tiles
 
 
 def _cells(image: Image.Image, grid: Grid, size: int) -> list[Image.Image]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from megatron_v2pe.data.collate import collate
@@ -48,12 +49,19 @@ class PackReader(Dataset[ReadPack]):
             unreadable: those already found to be so.
             open_picture: as of `read_tiles`.
         """
-        kept, lost = [], list(unreadable)
-        tiles = [torch.empty(0, self.tile_size, self.tile_size, 3, dtype=torch.uint8)]
+        kept, lost, parts = list[Document](), list(unreadable), list[Tensor]()
+        total = sum(document.num_tiles for document in documents)
+        tiles, first = torch.empty(total, self.tile_size, self.tile_size, 3, dtype=torch.uint8), 0
         for document in documents:
+            part = tiles[first : first + document.num_tiles]
+            first += document.num_tiles
             try:
-                tiles.append(read_tiles(document.pictures, self.tile_size, self.mean, document.key, open_picture))
-                kept.append(document)
+                read_tiles(document.pictures, self.tile_size, self.mean, document.key, open_picture, part)
             except DataError as error:
                 lost.append((document.source, str(error)))
-        return ReadPack(collate(kept, torch.cat(tiles), self.reduction), tuple(lost))
+            else:
+                kept.append(document)
+                parts.append(part)
+        if len(kept) < len(documents):
+            tiles = torch.cat([tiles[:0], *parts])
+        return ReadPack(collate(kept, tiles, self.reduction), tuple(lost))

@@ -140,6 +140,7 @@ def read_tiles(
     mean: Sequence[float],
     key: Key = (),
     open_picture: Callable[[Picture], Image.Image] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Read and cut pictures: uint8 [tiles, tile_size, tile_size, 3].
 
@@ -149,32 +150,34 @@ def read_tiles(
         mean: colour of padding to a square, per channel.
         key: of the augmentation's draws.
         open_picture: reads an image other than from its path; frames of video files are always read from theirs.
+        out: where the tiles go; new memory by default.
 
     Raises:
         DataError: a file is missing or damaged.
     """
     open_picture = open_picture or (lambda picture: open_image(picture.path))
-    position = 0
-    tiles: list[np.ndarray] = []
+    if out is None:
+        total = sum(picture.num_tiles for picture in pictures)
+        out = torch.empty(total, tile_size, tile_size, 3, dtype=torch.uint8)
+    tiles, position, first = out.numpy(), 0, 0
     for path, group in groupby(pictures, key=lambda picture: picture.path):
         same = list(group)
         frames = [picture.frame for picture in same if picture.frame is not None]
-        images = read_frames(path, frames) if frames else [open_picture(picture) for picture in same]
+        images = read_frames(path, frames) if frames else (open_picture(picture) for picture in same)
         for picture, image in zip(same, images, strict=True):
-            tiles.append(_cut(image, picture, tile_size, mean, (*key, position)))
-            position += 1
-    if not tiles:
-        return torch.empty(0, tile_size, tile_size, 3, dtype=torch.uint8)
-    return torch.from_numpy(np.concatenate(tiles))
+            last = first + picture.num_tiles
+            _cut(image, picture, tile_size, mean, (*key, position), tiles[first:last])
+            position, first = position + 1, last
+    return out
 
 
-def _cut(image: Image.Image, picture: Picture, tile_size: int, mean: Sequence[float], key: Key) -> np.ndarray:
+def _cut(
+    image: Image.Image, picture: Picture, tile_size: int, mean: Sequence[float], key: Key, out: np.ndarray
+) -> None:
     if picture.pad_to_square:
         image = pad_to_square(image, mean)
-    if not picture.augment:
-        return cut_tiles(image, picture.grid, picture.thumbnail, tile_size)
 
     def augment(tile: Image.Image, number: int) -> Image.Image:
         return jpeg_augment(tile, JPEG_QUALITIES[uniform(len(JPEG_QUALITIES), *key, number, purpose="jpeg quality")])
 
-    return cut_tiles(image, picture.grid, picture.thumbnail, tile_size, augment)
+    cut_tiles(image, picture.grid, picture.thumbnail, tile_size, augment if picture.augment else None, out)

@@ -96,16 +96,27 @@ class Dataset:
 
     def parse(self, line: bytes, number: int) -> Sample:
         """Parse a line of the annotation file, its number counted from 1; errors as of `read`."""
-        where = SampleId(self.name, number, self.annotation)
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5000 digits, 1000 brackets
-            raise DataError(f"malformed JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise DataError(f"the line holds a {type(content).__name__}, expected an object")
-        return self._sample(content, where)
+        content = _json(line)
+        images, video = self._files(content)
+        return Sample(
+            id=SampleId(self.name, number, self.annotation),
+            conversations=_turns(content.get("conversations")),
+            images=images,
+            multi_image=bool(images) and isinstance(content["image"], list),
+            video=video,
+            clip=_clip(content.get("clip")),
+        )
 
-    def _sample(self, content: dict[str, Any], where: SampleId) -> Sample:
+    def files_of(self, line: bytes) -> list[tuple[str, bool]]:
+        """Return the files a line refers to, (path, whether a video); none of a line that cannot be read."""
+        try:
+            images, video = self._files(_json(line))
+        except DataError:
+            return []
+        return [(path, False) for path in images] if video is None else [(video, True)]
+
+    def _files(self, content: dict[str, Any]) -> tuple[tuple[str, ...], str | None]:
+        """Paths of a sample's images, and that of its video if it has none."""
         image, video = content.get("image"), content.get("video")
         multi = isinstance(image, list)
         names = tuple(image) if isinstance(image, list) else (image,) if image else ()
@@ -113,14 +124,8 @@ class Dataset:
             raise DataError(f"image: expected a path or a list of paths, found {ascii(image)[:80]}")
         if video and not _is_path(video):
             raise DataError(f"video: expected a path, found {ascii(video)[:80]}")
-        return Sample(
-            id=where,
-            conversations=_turns(content.get("conversations")),
-            images=tuple(self.resolve(name, multi) for name in names),
-            multi_image=multi and bool(names),
-            video=self.resolve(video, False) if video and not names else None,
-            clip=_clip(content.get("clip")),
-        )
+        images = tuple(self.resolve(name, multi) for name in names)
+        return images, self.resolve(video, False) if video and not names else None
 
     def resolve(self, name: str, multi_image: bool) -> str:
         """Return the path of an image or video of this dataset."""
@@ -217,6 +222,16 @@ def _dataset(name: str, entry: Any, path: str | Path) -> Dataset:
         max_dynamic_patch=patches,
         dynamic_image_size=entry.get("dynamic_image_size"),
     )
+
+
+def _json(line: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5000 digits, 1000 brackets
+        raise DataError(f"malformed JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"the line holds a {type(content).__name__}, expected an object")
+    return content
 
 
 def _with_slash(root: str) -> str:

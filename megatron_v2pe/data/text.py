@@ -52,22 +52,17 @@ def compact_conversation(
     Also raises where the text itself spells a token of an image, which would then be taken for one.
     """
     turns = _with_image_tokens(turns, num_images)
-    ids, supervised = [tokenizer.bos_id], list[tuple[int, int]]()
-    image_ids = {tokenizer.img_start_id, tokenizer.img_end_id, tokenizer.img_context_id}
+    ids, learned = [tokenizer.bos_id], list[tuple[int, int]]()
     for message in template.render(turns, prompt=prompt):
-        if message.learned_from is None:
-            ids += tokenizer.encode(message.text)
-            continue
-        tokens = tokenizer.encode(message.text)
-        start, end = len(ids) + tokenizer.prefix_length(message.text, tokens, message.learned_from), None
+        tokens = tokenizer.encode_known(message.text) if message.fixed else tokenizer.encode(message.text)
+        if message.learned_from is not None:
+            head = tokenizer.prefix_length(message.text, tokens, message.learned_from)
+            learned.append((len(ids) + head, len(ids) + len(tokens)))
         ids += tokens
-        for end in (index for index in range(start, len(ids)) if ids[index] in image_ids):
-            supervised.append((start, end))
-            start = end + 1
-        supervised.append((start, len(ids)))
     array = np.array(ids, dtype=np.int32)
-    ranges = np.array([span for span in supervised if span[0] < span[1]], dtype=np.int32).reshape(-1, 2)
-    return CompactText(array, ranges, _images(array, num_images, tokenizer))
+    images = _images(array, num_images, tokenizer)
+    ranges = np.array(_without_images(learned, images), dtype=np.int32).reshape(-1, 2)
+    return CompactText(array, ranges, images)
 
 
 def expand(text: CompactText, num_tiles: Sequence[int], tokens_per_tile: int) -> tuple[Tensor, Tensor]:
@@ -87,6 +82,19 @@ def image_starts(text: CompactText, num_tiles: Sequence[int], tokens_per_tile: i
     return (text.images + np.cumsum(extra) - extra).tolist()
 
 
+def _without_images(ranges: Sequence[tuple[int, int]], images: np.ndarray) -> list[tuple[int, int]]:
+    """Cut the images, marks included, out of what is learned."""
+    parts: list[tuple[int, int]] = []
+    for start, end in ranges:
+        for image in (
+            images[np.searchsorted(images, start) : np.searchsorted(images, end)].tolist() if len(images) else ()
+        ):
+            parts.append((start, image - 1))
+            start = image + 2
+        parts.append((start, end))
+    return [part for part in parts if part[0] < part[1]]
+
+
 def _images(ids: np.ndarray, num_images: int, tokenizer: Tokenizer) -> np.ndarray:
     """Find the images; each must stand between its two marks, and nothing else may look like one."""
     images = np.flatnonzero(ids == tokenizer.img_context_id)
@@ -95,7 +103,7 @@ def _images(ids: np.ndarray, num_images: int, tokenizer: Tokenizer) -> np.ndarra
         (IMG_CONTEXT, tokenizer.img_context_id),
         (IMG_END, tokenizer.img_end_id),
     ):
-        if (found := int((ids == token).sum())) != num_images:
+        if (found := np.count_nonzero(ids == token)) != num_images:
             raise DataError(f"{found} {name} tokens in the text, but {num_images} images: the text itself spells it")
     bad = (ids[images - 1] != tokenizer.img_start_id) | (ids[images + 1] != tokenizer.img_end_id)
     assert not bad.any(), "marks of images in the wrong order"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 Grid = tuple[int, int]
 """Columns, rows."""
@@ -24,6 +24,7 @@ def candidate_grids(min_num: int, max_num: int) -> tuple[Grid, ...]:
     return tuple(grids)
 
 
+@lru_cache(maxsize=1 << 14)
 def choose_grid(width: int, height: int, min_num: int, max_num: int, tile_size: int) -> Grid:
     """Return the grid whose aspect ratio is nearest to the image's.
 

@@ -1,0 +1,69 @@
+"""Which image and video files the lines of an annotation file name; nothing is opened but the annotation file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from megatron_v2pe.data.sources import Dataset, LineBlock
+from megatron_v2pe.errors import DataError
+
+LINES_AT_ONCE = 128
+"""Of a block."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A block of lines of one data set."""
+
+    owner: int
+    """Number of the data set in the data list."""
+    dataset: Dataset
+    block: LineBlock
+    size: int
+    """Bytes, empty lines before and between included."""
+
+
+@dataclass(frozen=True)
+class NamedFiles:
+    """The files some lines name."""
+
+    mentions: int
+    """Each as often as it is named."""
+    folders: dict[str, dict[str, int]]
+    """Folder -> name -> first line, as `os.path.split` divides a path: the name of a folder of frames is empty."""
+    videos: tuple[str, ...]
+    """Which of the paths are videos."""
+    bad: tuple[tuple[int, str], ...]
+    """Number of each line that cannot be used, and why."""
+
+
+def blocks_of(owner: int, dataset: Dataset) -> Iterator[Lines]:
+    """Yield the lines of a data set block by block, in order; each may go to another process."""
+    bare = replace(dataset)  # without the offsets of all lines, which need not travel
+    done, total = 0, os.path.getsize(dataset.annotation)
+    for first in range(0, len(dataset), LINES_AT_ONCE):
+        block = dataset.block(first, LINES_AT_ONCE)
+        last = first + LINES_AT_ONCE >= len(dataset)
+        end = total if last else int(dataset.block(first + LINES_AT_ONCE, 1).rows[0, 0])
+        yield Lines(owner, bare, block, end - done)
+        done = end
+
+
+def named_files(lines: Lines) -> NamedFiles:
+    """Parse lines and return the files they name."""
+    mentions, folders, videos, bad = 0, dict[str, dict[str, int]](), list[str](), list[tuple[int, str]]()
+    for number, line in lines.block.read(lines.dataset.annotation):
+        try:
+            sample = lines.dataset.parse(line, number)
+        except DataError as error:
+            bad.append((number, str(error)))
+            continue
+        video = () if sample.video is None else (sample.video,)
+        videos += video
+        for path in (*sample.images, *video):
+            folder, name = os.path.split(path)
+            folders.setdefault(folder, {}).setdefault(name, number)
+            mentions += 1
+    return NamedFiles(mentions, folders, tuple(videos), tuple(bad))

@@ -28,6 +28,7 @@ REQUIREMENTS = [
     "numpy>=1.26,<3",
     "pillow>=11,<14",
     "sentencepiece>=0.2,<0.3",
+    "protobuf>=4,<8",
     "safetensors>=0.5,<1",
     "psutil>=6,<8",
     "tyro>=1.0,<2",

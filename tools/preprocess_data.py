@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_v2pe.train.data_tools import add_model_arguments, read_settings, tokenizer_and_facts
+
 if TYPE_CHECKING:
-    from megatron_v2pe.data.documents import ModelFacts
     from megatron_v2pe.data.indexed.layout import Manifest
-    from megatron_v2pe.data.tokenizer import Tokenizer
-    from megatron_v2pe.train.config import ExperimentConfig
 
 EXAMPLES = """The settings are those of training (`tools/train.py --help`), so that the same recipe builds and trains:
 
@@ -33,7 +32,11 @@ are left out and listed in OUT/report.json, in short in OUT/report.txt; OUT/leng
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        usage="%(prog)s --out FOLDER [options] [settings of training]",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder to be made")
     parser.add_argument(
@@ -58,10 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="stop when more samples cannot be used; default: never",
     )
-    parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer's folder; default: the checkpoint's")
-    parser.add_argument("--tile-size", type=int, metavar="PIXELS", help="side of a tile without a checkpoint: 448")
-    parser.add_argument("--tokens-per-tile", type=int, metavar="N", help="image tokens per tile without one: 256")
-    parser.add_argument("settings", nargs="*", metavar="SETTING", help="as of tools/train.py: --recipe, --data. ...")
+    add_model_arguments(parser)
     return parser
 
 
@@ -96,11 +96,8 @@ def _build(arguments: argparse.Namespace, settings: Sequence[str]) -> Manifest:
     from megatron_v2pe.data.indexed.build import BuildOptions, build
     from megatron_v2pe.data.sources import read_data_list
     from megatron_v2pe.recipes.registry import RECIPES
-    from megatron_v2pe.train import cli
 
-    config = cli.parse([*arguments.settings, *settings], RECIPES)
-    config.v2pe.validate()
-    config.data.validate()
+    config = read_settings(settings, RECIPES)
     options = BuildOptions(
         out=arguments.out,
         workers=(os.cpu_count() or 1) if arguments.workers is None else arguments.workers,
@@ -108,34 +105,9 @@ def _build(arguments: argparse.Namespace, settings: Sequence[str]) -> Manifest:
         image_check=arguments.image_check,
         max_skipped_samples=arguments.max_skipped,
     )
-    tokenizer, facts = _tokenizer_and_facts(arguments, config)
+    tokenizer, facts = tokenizer_and_facts(arguments, config)
     encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.stride_policy(0), config.train.seed)
     return build(read_data_list(config.data.meta_path), encoder, options, to_dict(config.v2pe))
-
-
-def _tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig) -> tuple[Tokenizer, ModelFacts]:
-    """Find the tokenizer, and what is to be known of the model."""
-    from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest
-    from megatron_v2pe.data.documents import ModelFacts
-    from megatron_v2pe.data.tokenizer import Tokenizer
-    from megatron_v2pe.errors import ConfigError
-    from megatron_v2pe.models.config import InternVLConfig
-
-    source = config.model.model_name_or_path
-    folder = Path(source)
-    if source and not (folder / "config.json").is_file():  # a Megatron checkpoint or a run
-        folder = (newest(folder) or folder) / HF_FOLDER
-    place = arguments.tokenizer or config.model.tokenizer_path or (str(folder) if source else None)
-    if place is None:
-        raise ConfigError("name a checkpoint (--model_name_or_path FOLDER) or a tokenizer (--tokenizer FOLDER)")
-    size, tokens = arguments.tile_size, arguments.tokens_per_tile
-    if source and arguments.tokenizer is None or (folder / "config.json").is_file():
-        model = InternVLConfig.from_folder(folder)
-        size, tokens = size or model.tile_size, tokens or model.tokens_per_tile
-    tokenizer = Tokenizer.from_folder(place)
-    if missing := tokenizer.missing():
-        raise ConfigError(f"{place}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer")
-    return tokenizer, ModelFacts(size or 448, tokens or 256)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,8 @@ def map_records(path: Path, dtype: np.dtype) -> np.ndarray:
     """Return the records of a file, memory-mapped; none if it is empty."""
     if not path.stat().st_size:
         return np.empty(0, dtype)
-    return np.memmap(path, mode="r", dtype=dtype)
+    # A plain view of the map: the subclass runs Python code at every access.
+    return np.memmap(path, mode="r", dtype=dtype).view(np.ndarray)
 
 
 def _hash(path: str) -> int:

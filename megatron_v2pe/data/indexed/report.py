@@ -118,7 +118,8 @@ def _plot(path: Path, entries: Sequence[dict[str, Any]], edges: np.ndarray) -> N
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, needed here alone
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 4.5))
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.12, top=0.97)  # half the time of a layout engine
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     order = sorted(entries, key=lambda entry: -entry["samples"])

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -57,16 +57,11 @@ class Worker:
         return Worker, (tuple(replace(entry) for entry in self.datasets), self.encoder, self.folder, self.whole_images)
 
     def find_files(self, dataset: int, block: LineBlock) -> list[tuple[str, bool]]:
-        """Return the files samples refer to, (path, whether a video) in order; of unusable samples none."""
+        """Return the files samples refer to, (path, whether a video), in order."""
         entry, found = self.datasets[dataset], dict[tuple[str, bool], None]()
-        for number, line in block.read(entry.annotation):
-            try:
-                sample = entry.parse(line, number)
-            except DataError:
-                continue  # reported when it is encoded
-            found.update(((path, False), None) for path in sample.images)
-            if sample.video is not None:
-                found[sample.video, True] = None
+        for _, line in block.read(entry.annotation):
+            if b'"image"' in line or b'"video"' in line:
+                found.update(dict.fromkeys(entry.files_of(line)))
         return list(found)
 
     def measure(self, files: Sequence[tuple[str, bool]]) -> list[Measured | str]:
@@ -85,27 +80,29 @@ class Worker:
         for number, line in block.read(entry.annotation):
             try:
                 sample = self.encoder.encode_sample(entry.parse(line, number), entry, self._size_of)
-                builder.add(sample, number, [self._number_of(item) for item in sample.media])
+                builder.add(sample, number, [self._find(item.path)[0] for item in sample.media])
             except DataError as error:
                 builder.skipped.append((number, str(error)))
         return builder.result()
 
     def _size_of(self, path: str) -> tuple[int, int]:
-        number = self._files.find(path)
-        row = self._files.rows[number]
-        if row["size"] < 0:
-            raise DataError(self._unreadable[str(number)])
-        return int(row["width"]), int(row["height"])
-
-    def _number_of(self, item: Picture | Clip) -> int:
-        number = self._files.find(item.path)
-        if self._files.rows["size"][number] < 0:
-            raise DataError(self._unreadable[str(number)])
-        return number
+        _, width, height = self._find(path)
+        return width, height
 
     @cached_property
-    def _files(self) -> FileTable:
-        return FileTable(self.folder)
+    def _find(self) -> Callable[[str], tuple[int, int, int]]:
+        """Gives number, width and height of the file of a path; remembers those of a sample at least."""
+        table = FileTable(self.folder)
+
+        @lru_cache(maxsize=1 << 14)
+        def find(path: str) -> tuple[int, int, int]:
+            number = table.find(path)
+            _, size, width, height, _, _ = table.rows[number].item()
+            if size < 0:
+                raise DataError(self._unreadable[str(number)])
+            return number, width, height
+
+        return find
 
     @cached_property
     def _unreadable(self) -> dict[str, str]:
@@ -127,7 +124,7 @@ class _Records:
     def add(self, sample: EncodedSample, line: int, files: Sequence[int]) -> None:
         """Add a sample; `files` are the numbers of its media's files."""
         text = sample.text
-        supervised = int((text.supervised[:, 1] - text.supervised[:, 0]).sum())
+        supervised = sum(end - start for start, end in text.supervised.tolist())
         self._samples.append(
             (sample.num_tokens, sample.num_tiles, supervised, len(text.ids), line, self._count, len(self._media))
         )

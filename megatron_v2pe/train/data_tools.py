@@ -1,0 +1,83 @@
+"""What the tools on data take beside their own arguments: the settings of training, and what tokens depend on."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_v2pe.data.documents import ModelFacts
+    from megatron_v2pe.data.tokenizer import Tokenizer
+    from megatron_v2pe.train.cli import Recipes
+    from megatron_v2pe.train.config import ExperimentConfig
+
+DEFAULT_TILE_SIZE, DEFAULT_TOKENS_PER_TILE = 448, 256
+"""Of InternVL2, where there is a tokenizer and no checkpoint."""
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what stands in for a checkpoint where only a tokenizer is at hand; imports nothing slow."""
+    parser.add_argument("--tokenizer", metavar="FOLDER", help="tokenizer's folder; default: the checkpoint's")
+    parser.add_argument(
+        "--tile-size", type=int, metavar="PIXELS", help=f"side of a tile without a checkpoint: {DEFAULT_TILE_SIZE}"
+    )
+    parser.add_argument(
+        "--tokens-per-tile",
+        type=int,
+        metavar="N",
+        help=f"image tokens per tile without one: {DEFAULT_TOKENS_PER_TILE}",
+    )
+
+
+def read_settings(words: Sequence[str], recipes: Recipes) -> ExperimentConfig:
+    """Return the settings of a training command line, those of positions and data checked.
+
+    Args:
+        words: what `tools/train.py` would be given.
+        recipes: named runs.
+
+    Raises:
+        ConfigError: an unknown flag, or settings that do not go together.
+    """
+    from megatron_v2pe.train import cli
+
+    config = cli.parse(words, recipes)
+    config.v2pe.validate()
+    config.data.validate()
+    return config
+
+
+def tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig) -> tuple[Tokenizer, ModelFacts]:
+    """Find the tokenizer, and what is to be known of the model; no weights are read.
+
+    Args:
+        arguments: with those of `add_model_arguments`.
+        config: `model.model_name_or_path` may be an HF folder, a Megatron checkpoint or a run.
+
+    Raises:
+        ConfigError: neither a checkpoint nor a tokenizer is named, or it is none of InternVL2's.
+        CheckpointError: a run's newest checkpoint is missing.
+    """
+    from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest
+    from megatron_v2pe.data.documents import ModelFacts
+    from megatron_v2pe.data.tokenizer import Tokenizer
+    from megatron_v2pe.errors import ConfigError
+    from megatron_v2pe.models.config import InternVLConfig
+
+    source = config.model.model_name_or_path
+    folder = Path(source)
+    if source and not (folder / "config.json").is_file():  # a Megatron checkpoint or a run
+        folder = (newest(folder) or folder) / HF_FOLDER
+    place = arguments.tokenizer or config.model.tokenizer_path or (str(folder) if source else None)
+    if place is None:
+        raise ConfigError("name a checkpoint (--model_name_or_path FOLDER) or a tokenizer (--tokenizer FOLDER)")
+    size, tokens = arguments.tile_size, arguments.tokens_per_tile
+    if source and arguments.tokenizer is None or (folder / "config.json").is_file():
+        model = InternVLConfig.from_folder(folder)
+        size, tokens = size or model.tile_size, tokens or model.tokens_per_tile
+    tokenizer = Tokenizer.from_folder(place)
+    if missing := tokenizer.missing():
+        raise ConfigError(f"{place}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer")
+    return tokenizer, ModelFacts(size or DEFAULT_TILE_SIZE, tokens or DEFAULT_TOKENS_PER_TILE)

@@ -2,10 +2,10 @@
 
     .venv/bin/python scripts/check_exact_resume.py [OUT] [--kills N] [--seed N]
 
-Builds a small indexed data set, trains without a stop on one process, then trains again in a run that is killed (SIGKILL)
-and resumed with 1, 2 or 4 data parallel processes and 0 or 2 reader processes in turn. Fails unless the second run's
-every step saw as many samples, tokens and tiles as the first run's, with the same loss and gradient norm, epochs' ends
-included. About ten minutes on two cores; the tests run a sample of it.
+Builds a small indexed data set, trains without a stop on one process, then trains again in a run that is killed
+(SIGKILL) and resumed with 1, 2 or 4 data parallel processes and 0 or 2 reader processes in turn. Fails unless the
+second run's every step saw as many packs, tokens and tiles as the first run's, with the same loss and gradient norm,
+epochs' ends included. About ten minutes on two cores; the tests run a sample of it.
 """
 
 from __future__ import annotations

@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace, words: list[str]) -> int:
-    from megatron_v2pe.data.check import check_data_list
-    from megatron_v2pe.data.check_text import as_text, downloads, folders_as_text
-    from megatron_v2pe.data.published_layout import look_for_folders
+    from megatron_v2pe.data.checking.check import check_data_list
+    from megatron_v2pe.data.checking.published_layout import look_for_folders
+    from megatron_v2pe.data.checking.text import as_text, downloads, folders_as_text
     from megatron_v2pe.errors import ConfigError
 
     root, complete = arguments.dataset_root, True

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from megatron_v2pe.train.data_tools import add_model_arguments, read_settings, tokenizer_and_facts
 
 if TYPE_CHECKING:
-    from megatron_v2pe.data.inspect import PackView
-    from megatron_v2pe.data.inspect_source import Found
+    from megatron_v2pe.data.inspection.source import Found
+    from megatron_v2pe.data.inspection.views import PackView
     from megatron_v2pe.train.config import ExperimentConfig
 
 EXAMPLES = """The settings are those of training (`tools/train.py --help`), so the same recipe shows what it trains on:
@@ -86,9 +86,9 @@ def main(argv: list[str] | None = None) -> int:
 def _inspect(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     from megatron_v2pe.data.conversation import get_template
     from megatron_v2pe.data.documents import DocumentEncoder
-    from megatron_v2pe.data.inspect import Viewer
-    from megatron_v2pe.data.inspect_source import find_pack, find_sample
-    from megatron_v2pe.data.inspect_text import as_text
+    from megatron_v2pe.data.inspection.source import find_pack, find_sample
+    from megatron_v2pe.data.inspection.text import as_text
+    from megatron_v2pe.data.inspection.views import Viewer
     from megatron_v2pe.recipes.registry import RECIPES
 
     config = _with_positions(read_settings(settings, RECIPES))
@@ -118,7 +118,7 @@ def _with_positions(config: ExperimentConfig) -> ExperimentConfig:
     from megatron_v2pe.logging import quiet_expected_warnings
 
     quiet_expected_warnings()
-    from megatron_v2pe.train.main import with_recorded_strides  # Megatron-Core takes seconds to import
+    from megatron_v2pe.train.recorded import with_recorded_strides
 
     return with_recorded_strides(config)
 
@@ -138,8 +138,8 @@ def _padded(arguments: argparse.Namespace, config: ExperimentConfig, found: Foun
 def _draw(
     arguments: argparse.Namespace, config: ExperimentConfig, found: Found, view: PackView, tile_size: int
 ) -> None:
-    from megatron_v2pe.data.contact_sheet import contact_sheet
     from megatron_v2pe.data.image_transform import NORMALISATION
+    from megatron_v2pe.data.inspection.contact_sheet import contact_sheet
 
     mean, _ = NORMALISATION[config.data.normalize_type]
     sheet = contact_sheet(view, found.documents, tile_size, mean, found.open_picture, arguments.max_tiles)

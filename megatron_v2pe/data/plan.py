@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_v2pe.data.balance import round_robin
 from megatron_v2pe.data.documents import DocumentEncoder
 from megatron_v2pe.data.mixture import Mixture
-from megatron_v2pe.data.packing import BestFitPacker, Pack
+from megatron_v2pe.data.packing.balance import round_robin
+from megatron_v2pe.data.packing.online import BestFitPacker, Pack
 from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.data.types import Document

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from megatron_v2pe.errors import DataError
 
@@ -21,15 +21,24 @@ Result = TypeVar("Result")
 class Processes:
     """Worker processes; use as a context manager."""
 
-    def __init__(self, number: int, module: str) -> None:
-        """Start `number` of them, with a module imported once for all; 0: everything happens in this one."""
+    def __init__(
+        self, number: int, module: str, start: Callable[..., object] | None = None, arguments: tuple[Any, ...] = ()
+    ) -> None:
+        """Start processes.
+
+        Args:
+            number: how many; 0: everything happens in this one.
+            module: imported once for all of them.
+            start: called in each with `arguments` before any work.
+            arguments: of `start`.
+        """
         self._number = number
         self._executor: ProcessPoolExecutor | None = None
         if number:
             # Not plain fork: the caller may have threads. The server is started once and forks the workers.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([module])
-            self._executor = ProcessPoolExecutor(number, context)
+            self._executor = ProcessPoolExecutor(number, context, start, arguments)
 
     def __enter__(self) -> Processes:
         """Return the processes."""
@@ -65,5 +74,6 @@ class Processes:
                 yield first, future.result()
         except BrokenProcessPool as error:
             raise DataError(
-                "a worker process ended without a word, killed for its memory perhaps; try again with fewer workers"
+                "a worker process ended without a word, killed for its memory perhaps; run the same command again with "
+                "fewer workers"
             ) from error

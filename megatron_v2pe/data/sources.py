@@ -175,7 +175,7 @@ def read_data_list(path: str | Path) -> list[Dataset]:
         raise ConfigError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(content, dict) or not content:
         raise ConfigError(f"{path}: expected an object of datasets by name")
-    datasets = [_dataset(name, entry, path) for name, entry in content.items()]
+    datasets = [read_entry(name, entry, path) for name, entry in content.items()]
     for dataset in datasets:
         if not len(dataset):
             raise ConfigError(f"{path}: dataset {dataset.name!r}: {dataset.annotation} holds no samples")
@@ -187,7 +187,12 @@ def read_data_list(path: str | Path) -> list[Dataset]:
     return datasets
 
 
-def _dataset(name: str, entry: Any, path: str | Path) -> Dataset:
+def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:
+    """Read one entry of the data list in `path`.
+
+    Raises:
+        ConfigError: a field is missing, unknown or wrong, or the annotation file is not there.
+    """
     where = f"{path}: dataset {name!r}"
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{where}: expected an object, found {type(entry).__name__}")

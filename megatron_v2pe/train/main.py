@@ -16,7 +16,6 @@ from megatron_v2pe.config_tree import to_dict
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.documents import ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
-from megatron_v2pe.data.indexed.layout import Manifest
 from megatron_v2pe.data.loader import PackLoader, build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch
@@ -36,6 +35,7 @@ from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.metrics import MetricsLog
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
+from megatron_v2pe.train.recorded import with_recorded_strides
 from megatron_v2pe.train.start import hf_folder, start_folder, together
 from megatron_v2pe.train.stop import StopRequest
 from megatron_v2pe.train.wrap import freeze, wrap
@@ -78,21 +78,6 @@ def run(config: ExperimentConfig) -> int:
     finally:
         topology.destroy()
         launch.shutdown()
-
-
-def with_recorded_strides(config: ExperimentConfig) -> ExperimentConfig:
-    """Return the settings with the positions an indexed data set recorded, where the run asks for those.
-
-    Raises:
-        ConfigError: it asks for them without an indexed data set.
-        DataError: the data set is damaged.
-    """
-    if config.v2pe.rope_pos_id_version != "recorded":
-        return config
-    if not config.data.indexed_path:
-        raise ConfigError("v2pe.rope_pos_id_version recorded needs data.indexed_path, which records positions")
-    recorded = Manifest.read(Path(config.data.indexed_path)).v2pe
-    return config.updated({"v2pe": recorded}, config.data.indexed_path)
 
 
 def _prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Run:

@@ -1,9 +1,9 @@
 """How fast packs are read for training, beside the bare cost of decoding, resizing and normalising their images.
 
 Bare: the same images through Pillow (open, RGB, resize, cut) and normalised, in as many processes, nothing else.
-Plain: a PyTorch data set that tokenises and tiles a sample whenever asked, as the reference does. The wait of a training
-step is measured with a consumer that computes for as long per pack as reading one takes on a core, times `--slack`,
-beside one reading process.
+Plain: a PyTorch data set that tokenises and tiles a sample whenever asked, as the reference does. The wait of a
+training step is measured with a consumer that computes for as long per pack as reading one takes on a core, times
+`--slack`, beside one reading process.
 """
 
 from __future__ import annotations

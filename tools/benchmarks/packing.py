@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_v2pe.data.balance import deal, round_robin
-from megatron_v2pe.data.pack_planner import PackBudgets, PackTable, plan_packs
-from megatron_v2pe.data.packing import BestFitPacker
+from megatron_v2pe.data.packing.balance import deal, round_robin
+from megatron_v2pe.data.packing.online import BestFitPacker
+from megatron_v2pe.data.packing.planner import PackBudgets, PackTable, plan_packs
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.testing.lengths import Lengths, drawn_lengths, read_lengths
 from megatron_v2pe.testing.reference_packing import reference_packs, two_budget_bound

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from megatron_v2pe.data.balance import deal, round_robin
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.indexed.layout import IndexedSet
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
-from megatron_v2pe.data.pack_planner import PackBudgets, plan_window
+from megatron_v2pe.data.packing.balance import deal, round_robin
+from megatron_v2pe.data.packing.planner import PackBudgets, plan_window
 from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.errors import ConfigError
 

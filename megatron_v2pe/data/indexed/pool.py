@@ -1,45 +1,30 @@
-"""Runs the work of a build in order of its tasks, in worker processes or in this one."""
+"""The work of a build, in order of its tasks, in worker processes or in this one."""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from types import TracebackType
+from functools import partial
 from typing import Any
 
 from megatron_v2pe.data.indexed import work
-from megatron_v2pe.errors import DataError
-
-_AHEAD = 4
-"""Tasks handed out per process beyond the one whose result is waited for; bounds what lies in memory."""
+from megatron_v2pe.data.processes import Processes
 
 
 class Pool:
-    """Worker processes; use as a context manager."""
+    """Worker processes that know what is built; use as a context manager."""
 
     def __init__(self, worker: work.Worker, processes: int) -> None:
         """Start `processes`; 0: everything happens in this one."""
-        self._worker, self._processes = worker, processes
-        self._executor: ProcessPoolExecutor | None = None
-        if processes:
-            # Not plain fork: the caller may have threads. The server is started once and forks the workers.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([work.__name__])
-            self._executor = ProcessPoolExecutor(processes, context, work.start, (worker,))
+        self._worker, self._here = worker, not processes
+        self._processes = Processes(processes, work.__name__, work.start, (worker,))
 
     def __enter__(self) -> Pool:
         """Return the pool."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """End the processes; after an error without waiting for tasks not begun."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
+    def __exit__(self, *error: object) -> None:
+        """End the processes; work not begun is dropped."""
+        self._processes.__exit__(*error)
 
     def results(self, method: str, tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """Yield `Worker.method(*task)` of each task, in order.
@@ -47,20 +32,6 @@ class Pool:
         Raises:
             DataError: a worker process was killed.
         """
-        if self._executor is None:
-            for task in tasks:
-                yield getattr(self._worker, method)(*task)
-            return
-        pending: deque[Future[Any]] = deque()
-        try:
-            for task in tasks:
-                pending.append(self._executor.submit(work.call, method, *task))
-                if len(pending) > self._processes * _AHEAD:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "a worker process of the build ended without a word, killed for its memory perhaps; run the same "
-                "command again with fewer workers, it goes on from here"
-            ) from error
+        function = partial(work.do, self._worker, method) if self._here else partial(work.call, method)
+        for _, result in self._processes.map(function, tasks):
+            yield result

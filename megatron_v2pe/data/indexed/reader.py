@@ -29,14 +29,20 @@ class IndexedReader(Dataset[ReadPack]):
         unreadable: list[tuple[SampleId, str]] = []
         for sample, number in zip(pack.samples, pack.numbers, strict=True):
             try:
-                documents.append(self._document(sample, pack.epoch, number))
+                documents.append(draw_document(self.samples, self.encoder, sample, pack.epoch, number))
             except DataError as error:
                 unreadable.append((self.samples.source(sample), str(error)))
         return self.reader.read(documents, unreadable, self.samples.files.open_picture)
 
-    def _document(self, sample: int, epoch: int, number: int) -> Document:
-        encoded = self.samples[sample]
-        for item in encoded.media:
-            if isinstance(item, Clip) and item.file is not None:
-                self.samples.files.check_video(item.file, item.path)
-        return self.encoder.draw(encoded, epoch, number)
+
+def draw_document(samples: IndexedSamples, encoder: DocumentEncoder, sample: int, epoch: int, number: int) -> Document:
+    """Return a sample of an indexed set as one pass over it sees it; arguments as of `DocumentEncoder.draw`.
+
+    Raises:
+        DataError: its video has changed since the set was built.
+    """
+    encoded = samples[sample]
+    for item in encoded.media:
+        if isinstance(item, Clip) and item.file is not None:
+            samples.files.check_video(item.file, item.path)
+    return encoder.draw(encoded, epoch, number)

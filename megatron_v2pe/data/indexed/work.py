@@ -168,7 +168,12 @@ def start(worker: Worker) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def call(method: str, *arguments: object) -> object:
+def call(method: str, arguments: tuple[object, ...]) -> object:
     """Do a piece of work in a worker process."""
     assert _worker is not None
-    return getattr(_worker, method)(*arguments)
+    return do(_worker, method, arguments)
+
+
+def do(worker: Worker, method: str, arguments: tuple[object, ...]) -> object:
+    """Do a piece of work."""
+    return getattr(worker, method)(*arguments)

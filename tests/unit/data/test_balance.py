@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_v2pe.data.balance import deal, round_robin
-from megatron_v2pe.data.pack_planner import PackBudgets, plan_packs
+from megatron_v2pe.data.packing.balance import deal, round_robin
+from megatron_v2pe.data.packing.planner import PackBudgets, plan_packs
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.testing.lengths import drawn_lengths
 

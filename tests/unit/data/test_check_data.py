@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_v2pe.data.check import check_data_list
-from megatron_v2pe.data.check_text import as_text, downloads
-from megatron_v2pe.data.published_layout import FOLDERS, look_for_folders, published_folder
+from megatron_v2pe.data.checking.check import check_data_list
+from megatron_v2pe.data.checking.published_layout import FOLDERS, look_for_folders, published_folder
+from megatron_v2pe.data.checking.text import as_text, downloads
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.testing.data_cases import every_kind, turns
 from megatron_v2pe.testing.shared import shared_path
@@ -139,7 +139,7 @@ def test_a_list_that_is_none(tmp_path, content):
 
 
 def test_processes_find_the_same(case, monkeypatch):
-    monkeypatch.setattr("megatron_v2pe.data.named_files.LINES_AT_ONCE", 4)
+    monkeypatch.setattr("megatron_v2pe.data.checking.named_files.LINES_AT_ONCE", 4)
     (case.meta.parent / "image" / "3.png").unlink()
     (case.meta.parent / "image" / "5.png").write_bytes(b"")
     with open(case.meta.parent / "all.jsonl", "a") as stream:

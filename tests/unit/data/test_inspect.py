@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from megatron_v2pe.data.config import DataConfig
-from megatron_v2pe.data.contact_sheet import contact_sheet
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
-from megatron_v2pe.data.inspect import Viewer, as_position
-from megatron_v2pe.data.inspect_source import find_pack, find_sample
-from megatron_v2pe.data.inspect_text import as_text
+from megatron_v2pe.data.inspection.contact_sheet import contact_sheet
+from megatron_v2pe.data.inspection.source import find_pack, find_sample
+from megatron_v2pe.data.inspection.text import as_text
+from megatron_v2pe.data.inspection.views import Viewer, as_position
 from megatron_v2pe.data.loader import build_loader
 from megatron_v2pe.data.pictures import read_tiles
 from megatron_v2pe.data.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_v2pe.data.collate import collate
 from megatron_v2pe.data.loss_weights import loss_weights
-from megatron_v2pe.data.packing import BestFitPacker
+from megatron_v2pe.data.packing.online import BestFitPacker
 from megatron_v2pe.data.types import Document, Picture, SampleId
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_v2pe.data.check import check_data_list
-from megatron_v2pe.data.check_text import as_text, downloads
+from megatron_v2pe.data.checking.check import check_data_list
+from megatron_v2pe.data.checking.published_layout import published_folder
+from megatron_v2pe.data.checking.text import as_text, downloads
 from megatron_v2pe.data.mixture import repeated_length
-from megatron_v2pe.data.published_layout import published_folder
 from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.testing.shared import shared_path

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_v2pe.data.remaining import NO_LIMIT, Chain, LimitedChain
+from megatron_v2pe.data.packing.remaining import NO_LIMIT, Chain, LimitedChain
 
 
 @given(st.lists(st.integers(0, 5), max_size=20), st.data())

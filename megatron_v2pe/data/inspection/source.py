@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from megatron_v2pe.data.documents import DocumentEncoder
 from megatron_v2pe.data.indexed.plan import IndexedPlan
+from megatron_v2pe.data.indexed.reader import draw_document
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture, SourceType
 from megatron_v2pe.data.plan import PackPlan
 from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.data.sources import read_data_list
-from megatron_v2pe.data.types import Clip, Document, Picture, SampleId
+from megatron_v2pe.data.types import Document, Picture, SampleId
 from megatron_v2pe.errors import ConfigError, DataError
 
 
@@ -100,7 +101,7 @@ def _pack_of_set(encoder: DocumentEncoder, pack: int, epoch: int) -> Found:
     documents, left_out = list[Document](), list[str]()
     for sample, number in zip(found.samples, found.numbers, strict=True):
         try:
-            documents.append(_draw(encoder, samples, sample, epoch, number))
+            documents.append(draw_document(samples, encoder, sample, epoch, number))
         except DataError as error:
             left_out.append(f"{samples.source(sample)}: {error}")
     title = f"pack {pack} of epoch {epoch}"
@@ -143,7 +144,7 @@ def _sample_of_set(encoder: DocumentEncoder, name: str, epoch: int) -> Found:
     mixture = Mixture(sets, encoder.seed, encoder.config.use_data_resampling)
     title, number = _place(mixture, owner, index, epoch)
     with _naming(samples.source(sample)):
-        document = _draw(encoder, samples, sample, epoch, number)
+        document = draw_document(samples, encoder, sample, epoch, number)
     return Found(f"sample {sample} of {samples.folder}, {title}", (document,), (), samples.files.open_picture)
 
 
@@ -160,14 +161,6 @@ def _open(encoder: DocumentEncoder) -> IndexedSamples:
     samples = IndexedSamples(encoder.config.indexed_path)
     samples.check(encoder.config, encoder.tokenizer, encoder.facts)
     return samples
-
-
-def _draw(encoder: DocumentEncoder, samples: IndexedSamples, sample: int, epoch: int, number: int) -> Document:
-    encoded = samples[sample]
-    for item in encoded.media:
-        if isinstance(item, Clip) and item.file is not None:
-            samples.files.check_video(item.file, item.path)
-    return encoder.draw(encoded, epoch, number)
 
 
 def _dataset_and_line(name: str, datasets: list[str]) -> tuple[int, int]:

@@ -16,11 +16,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from megatron_v2pe.data.folder_names import FolderNames
+from megatron_v2pe.data.checking.folder_names import FolderNames
+from megatron_v2pe.data.checking.named_files import Lines, NamedFiles, blocks_of, named_files
 from megatron_v2pe.data.image_transform import image_size
-from megatron_v2pe.data.named_files import Lines, NamedFiles, blocks_of, named_files
 from megatron_v2pe.data.processes import Processes
-from megatron_v2pe.data.sources import Dataset, _dataset
+from megatron_v2pe.data.sources import Dataset, read_entry
 from megatron_v2pe.data.video import frame_range
 from megatron_v2pe.errors import ConfigError, DataError
 
@@ -122,7 +122,7 @@ def _open(name: str, entry: Any, path: str | Path) -> tuple[DatasetCheck, Datase
         check.annotation_missing = True
         return check, None
     try:
-        return check, _dataset(name, entry, path)
+        return check, read_entry(name, entry, path)
     except ConfigError as error:
         check.problem = str(error)
         return check, None

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megatron_v2pe.data.inspect import DocumentView, ImageView, PackView, RunView, Totals, as_position, as_tiling
+from megatron_v2pe.data.inspection.views import (
+    DocumentView,
+    ImageView,
+    PackView,
+    RunView,
+    Totals,
+    as_position,
+    as_tiling,
+)
 
 LEGEND = "lines marked > are learned; an index counts tokens of the document, positions are exact"
 _GREEN, _CYAN, _BOLD, _PLAIN = "\033[32m", "\033[36m", "\033[1m", "\033[0m"

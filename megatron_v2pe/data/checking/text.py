@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from megatron_v2pe.data.check import DatasetCheck, Fault
-from megatron_v2pe.data.published_layout import SOURCE, FolderState, published_folder
+from megatron_v2pe.data.checking.check import DatasetCheck, Fault
+from megatron_v2pe.data.checking.published_layout import SOURCE, FolderState, published_folder
 
 _SHOWN_FOLDERS = 3
 

@@ -13,7 +13,7 @@ from itertools import count
 
 import numpy as np
 
-from megatron_v2pe.data.remaining import NO_LIMIT, Chain, LimitedChain
+from megatron_v2pe.data.packing.remaining import NO_LIMIT, Chain, LimitedChain
 
 LOOKS = 64
 """Documents of a row that are held against the padding budget of a pack before the row is given up for this pack."""

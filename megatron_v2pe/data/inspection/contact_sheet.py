@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from megatron_v2pe.data.inspect import DocumentView, ImageView, PackView, as_tiling
+from megatron_v2pe.data.inspection.views import DocumentView, ImageView, PackView, as_tiling
 from megatron_v2pe.data.pictures import read_tiles
 from megatron_v2pe.data.types import Document, Picture
 from megatron_v2pe.errors import DataError

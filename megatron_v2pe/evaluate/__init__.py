@@ -1,0 +1,1 @@
+"""Benchmarks, scorers, the runner that asks a model, and the report."""

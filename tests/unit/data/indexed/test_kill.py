@@ -3,78 +3,63 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 
 import pytest
 
+from megatron_v2pe.data.indexed import build as build_module
 from megatron_v2pe.data.indexed import streams
 from megatron_v2pe.data.indexed.streams import JOURNAL, Streams
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.testing.data_cases import assert_same_folders
 
-BUILD = """
-import sys, time
-import megatron_v2pe.data.indexed.build as module
-from megatron_v2pe.data.config import DataConfig
-from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
-from megatron_v2pe.data.indexed.streams import Streams
-from megatron_v2pe.data.sources import read_data_list
-from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.v2pe.stride import StridePolicy
 
-meta, model, out, workers, slow = sys.argv[1:]
-module.LINES_AT_ONCE, module.FILES_AT_ONCE = 2, 1
-append = Streams.append
-def slowly(self, name, content):  # so that a kill finds the build at work
-    append(self, name, content[: len(content) // 2])
-    self._files[name].flush()
-    time.sleep(float(slow))
-    append(self, name, content[len(content) // 2 :])
-Streams.append = slowly
-if __name__ == "__main__":
-    config = DataConfig(meta_path=meta, max_seq_length=400, max_packed_tokens=700, num_images_expected=20,
-                        max_dynamic_patch=6, min_num_frame=2, max_num_frame=4)
-    tokenizer = Tokenizer.from_folder(model)
-    encoder = DocumentEncoder(config, tokenizer, ModelFacts(28, 4), StridePolicy("default"), 5)
-    print("ready", flush=True)
-    module.build(read_data_list(meta), encoder, module.BuildOptions(out, int(workers), "embed"), {})
-"""
+def build_slowly(case, out, workers, slow):
+    """Build in pieces of one file or two lines, with a pause in the middle of each that is written."""
+    os.setsid()
+    append = Streams.append
+
+    def slowly(self, name, content):
+        append(self, name, content[: len(content) // 2])
+        self._files[name].flush()
+        time.sleep(slow)
+        append(self, name, content[len(content) // 2 :])
+
+    Streams.append = slowly
+    build_module.LINES_AT_ONCE, build_module.FILES_AT_ONCE = 2, 1
+    case.build(out, images="embed", workers=workers)
 
 
-def start(case, script, out, workers, slow):
-    arguments = [case.meta, case.encoder.tokenizer.model_file, out, workers, slow]
-    process = subprocess.Popen(
-        [sys.executable, script, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+def start(case, out, workers, slow):
+    process = multiprocessing.get_context("fork").Process(target=build_slowly, args=(case, out, workers, slow))
+    process.start()
     return process
 
 
+def wait(process):
+    process.join(120)
+    return process.exitcode
+
+
 def test_killed_ten_times(case, tmp_path):
-    script = tmp_path / "build.py"
-    script.write_text(BUILD)
-    assert start(case, script, tmp_path / "undisturbed", 0, 0).wait(120) == 0
+    assert wait(start(case, tmp_path / "undisturbed", 0, 0)) == 0
     moments, kills = random.Random(0), 0
     for attempt in range(10):
-        workers = 2 if attempt in (3, 6, 9) else 0
-        process = start(case, script, tmp_path / "killed", workers, 0.02)
-        time.sleep(moments.uniform(2, 4) if workers else moments.uniform(0.02, 0.4))
-        kills += process.poll() is None
+        workers = 2 if attempt == 5 else 0
+        process = start(case, tmp_path / "killed", workers, 0.02)
+        time.sleep(moments.uniform(2, 4) if workers else moments.uniform(0.05, 0.4))
+        kills += process.is_alive()
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.join()
         assert (tmp_path / "killed.building").exists() != (tmp_path / "killed").exists()
     assert kills >= 7, "most of the kills met the build at work"
-    assert start(case, script, tmp_path / "killed", 0, 0).wait(120) == 0
+    assert wait(start(case, tmp_path / "killed", 0, 0)) == 0
     assert_same_folders(tmp_path / "undisturbed", tmp_path / "killed")
 
 
@@ -122,9 +107,7 @@ def test_a_full_disk(case, tmp_path, monkeypatch):
 
 
 def test_two_builds_at_once_are_refused(case, tmp_path):
-    script = tmp_path / "build.py"
-    script.write_text(BUILD)
-    first = start(case, script, tmp_path / "set", 0, 0.02)
+    first = start(case, tmp_path / "set", 0, 0.02)
     while not (tmp_path / "set.building" / JOURNAL).exists():
         time.sleep(0.01)
     try:
@@ -132,7 +115,7 @@ def test_two_builds_at_once_are_refused(case, tmp_path):
             case.build(tmp_path / "set", images="embed")
     finally:
         first.kill()
-        first.wait()
+        first.join()
 
 
 def test_annotations_that_change_meanwhile(case, tmp_path, monkeypatch):

@@ -89,6 +89,11 @@ class DataConfig:
             self._at_least("packing_window", 1)
         if not 0 <= self.max_padding_share <= 1:
             raise ConfigError(f"data.max_padding_share is {self.max_padding_share}, expected 0 to 1")
+        if self.max_padding_share < 1 and self.pack_padding_multiple == 1:
+            raise ConfigError(
+                f"data.max_padding_share is {self.max_padding_share}, but data.pack_padding_multiple 1 means no "
+                "padding: set it to twice the context parallel size"
+            )
         for name in ("num_workers", "max_skipped_samples"):
             self._at_least(name, 0)
         if self.force_image_size is not None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,6 +16,8 @@ from megatron_v2pe.errors import DataError
 
 _AHEAD = 4
 """Pieces handed out per process beyond the one whose result is waited for; bounds what lies in memory."""
+
+_LOOK_SECONDS = 1.0
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -38,7 +43,7 @@ class Processes:
             # Not plain fork: the caller may have threads. The server is started once and forks the workers.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([module])
-            self._executor = ProcessPoolExecutor(number, context, start, arguments)
+            self._executor = ProcessPoolExecutor(number, context, _begin, (os.getpid(), start, arguments))
 
     def __enter__(self) -> Processes:
         """Return the processes."""
@@ -77,3 +82,19 @@ class Processes:
                 "a worker process ended without a word, killed for its memory perhaps; run the same command again with "
                 "fewer workers"
             ) from error
+
+
+def _begin(parent: int, start: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
+    """Set up a worker process; it ends when the process that asked for it is gone, killed perhaps."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    if start is not None:
+        start(*arguments)
+
+
+def _end_with(parent: int) -> None:
+    while True:
+        time.sleep(_LOOK_SECONDS)
+        try:
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            os._exit(1)

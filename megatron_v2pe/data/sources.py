@@ -11,7 +11,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,6 +94,14 @@ class Dataset:
         """Return where `count` samples from `first` on stand in the annotation file."""
         return LineBlock(self._offsets[first : first + count])
 
+    def blocks(self, lines: int, size: int) -> Iterator[LineBlock]:
+        """Yield where samples stand in the annotation file: `lines` of them at most, of about `size` bytes at most."""
+        starts, first = self._offsets[:, 0], 0
+        while first < len(starts):
+            last = min(first + lines, max(int(np.searchsorted(starts, starts[first] + size)), first + 1))
+            yield LineBlock(self._offsets[first:last])
+            first = last
+
     def parse(self, line: bytes, number: int) -> Sample:
         """Parse a line of the annotation file, its number counted from 1; errors as of `read`."""
         content = _json(line)
@@ -167,14 +175,7 @@ def read_data_list(path: str | Path) -> list[Dataset]:
     Raises:
         ConfigError: the file or an annotation file is missing, an entry lacks a field or has an unknown one.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"data.meta_path: {path}: cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict) or not content:
-        raise ConfigError(f"{path}: expected an object of datasets by name")
+    content = _read_list(path)
     datasets = [read_entry(name, entry, path) for name, entry in content.items()]
     for dataset in datasets:
         if not len(dataset):
@@ -206,12 +207,10 @@ def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:
         raise ConfigError(f"{where}: annotation {annotation} is not a .jsonl file")
     if not Path(annotation).is_file():
         raise ConfigError(f"{where}: annotation {annotation}: no such file (paths are relative to {os.getcwd()})")
-    repeat = entry["repeat_time"]
-    if isinstance(repeat, bool) or not isinstance(repeat, int | float) or not repeat > 0:
-        raise ConfigError(f"{where}: repeat_time is {repeat!r}, expected a number above 0")
-    weight = entry.get("weight")
-    if weight is not None and (isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0):
-        raise ConfigError(f"{where}: weight is {weight!r}, expected a number above 0")
+    for field in ("data_augment", "dynamic_image_size"):
+        if not isinstance(entry.get(field), bool | None):
+            raise ConfigError(f"{where}: {field} is {entry[field]!r}, expected true or false")
+    repeat, weight = _share(where, entry)
     patches = entry.get("max_dynamic_patch")
     if patches is not None and (isinstance(patches, bool) or not isinstance(patches, int) or patches < 1):
         raise ConfigError(f"{where}: max_dynamic_patch is {patches!r}, expected a whole number above 0")
@@ -222,11 +221,50 @@ def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:
         root2=_with_slash(entry["root2"]) if entry.get("root2") else None,
         http_root=entry.get("http_root"),
         data_augment=bool(entry["data_augment"]),
-        repeat_time=float(repeat),
-        weight=None if weight is None else float(weight),
+        repeat_time=repeat,
+        weight=weight,
         max_dynamic_patch=patches,
         dynamic_image_size=entry.get("dynamic_image_size"),
     )
+
+
+def _read_list(path: str | Path) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"data.meta_path: {path}: cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"{path}: expected an object of datasets by name")
+    return content
+
+
+def read_shares(path: str | Path) -> dict[str, tuple[float, float | None]]:
+    """Return `repeat_time` and `weight` of each data set of a data list; its annotations need not be there.
+
+    Raises:
+        ConfigError: the list cannot be read, or one of the two is wrong.
+    """
+    content = _read_list(path)
+    return {name: _share(f"{path}: dataset {name!r}", entry) for name, entry in content.items()}
+
+
+def _share(where: str, entry: Mapping[str, Any]) -> tuple[float, float | None]:
+    """Read how often a data set is seen: `repeat_time` and `weight`."""
+    numbers: list[float | None] = []
+    for field in ("repeat_time", "weight"):
+        value = entry.get(field)
+        if value is not None:
+            number = not isinstance(value, bool) and isinstance(value, int | float)
+            if not number or not 0 < value < math.inf:
+                raise ConfigError(f"{where}: {field} is {value!r}, expected a number above 0")
+            value = float(value)
+        numbers.append(value)
+    repeat, weight = numbers
+    if repeat is None:
+        raise ConfigError(f"{where}: repeat_time is None, expected a number above 0")
+    return repeat, weight
 
 
 def _json(line: bytes) -> dict[str, Any]:

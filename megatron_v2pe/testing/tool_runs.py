@@ -13,10 +13,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -62,11 +64,15 @@ def started(line: Sequence[str], log: Path, cwd: Path | None = None) -> Iterator
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command and everything it started, at once."""
-    try:
+    """Kill a command and everything it started, at once; torchrun's workers have sessions of their own."""
+    children: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children(recursive=True)
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
     process.wait()
 
 

@@ -309,6 +309,12 @@ class ExperimentConfig:
         """Check that the longest document still fits a pack when it is padded for context parallelism."""
         longest, room = self.data.max_seq_length, self.data.max_packed_tokens
         multiple, _ = padding_multiples(self.parallel.context_parallel_size, 1)
+        counted = self.data.pack_padding_multiple
+        if self.data.max_padding_share < 1 and counted % multiple:
+            raise ConfigError(
+                f"data.pack_padding_multiple {counted} is no multiple of {multiple}, to which this layout pads "
+                "documents (twice context_parallel_size)"
+            )
         padded = -(-longest // multiple) * multiple
         if padded > room:
             raise ConfigError(

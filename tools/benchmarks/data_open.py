@@ -91,7 +91,8 @@ def _write(folder: Path, samples: int) -> None:
         image_check="header",
         v2pe={},
         plan_sha256="",
+        lengths_sha256="",
         datasets=(entry,),
         counts=longest,
         sizes={path.name: os.path.getsize(path) for path in folder.iterdir()},
-    ).write(folder / layout.MANIFEST)
+    ).write(folder)

@@ -22,19 +22,23 @@ from tqdm import tqdm
 
 from megatron_v2pe.data.documents import DocumentEncoder
 from megatron_v2pe.data.indexed import layout
-from megatron_v2pe.data.indexed.files import Measured, map_records
+from megatron_v2pe.data.indexed.files import LOOKUP, FileTable, Measured, map_records
 from megatron_v2pe.data.indexed.megatron_format import write_index
 from megatron_v2pe.data.indexed.pool import Pool
 from megatron_v2pe.data.indexed.report import write_report
 from megatron_v2pe.data.indexed.settings import settings_of, template_digest
-from megatron_v2pe.data.indexed.streams import JOURNAL, Streams
+from megatron_v2pe.data.indexed.streams import JOURNAL, Streams, room
 from megatron_v2pe.data.indexed.work import UNREADABLE, Encoded, Worker
 from megatron_v2pe.data.sources import Dataset, LineBlock
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.logging import get_logger
 
 PLAN = "plan.json"
-FILES_AT_ONCE, LINES_AT_ONCE = 64, 128
-"""Size of a piece of work: what a killed build may have to do again, per process."""
+_log = get_logger(__name__)
+FILES_AT_ONCE, LINES_AT_ONCE, BYTES_AT_ONCE = 64, 128, 1 << 23
+"""Size of a piece of work, in files, lines, bytes of lines: what a killed build may have to do again, per process."""
+_LARGEST_COPY = (1 << 31) - 1
+"""Bytes of the largest file that can be embedded: the index holds 32 bits. Larger ones are referenced."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,12 @@ class BuildOptions:
         Raises:
             ConfigError: naming the setting.
         """
-        if not self.out:
-            raise ConfigError("build.out is empty: name the folder to be made")
+        if not Path(self.out).name:
+            raise ConfigError(f"--out {self.out}: name the folder to be made")
         if self.workers < 0:
-            raise ConfigError(f"build.workers is {self.workers}, expected 0 or more")
+            raise ConfigError(f"--workers is {self.workers}, expected 0 or more")
         if self.max_skipped_samples is not None and self.max_skipped_samples < 0:
-            raise ConfigError(f"build.max_skipped_samples is {self.max_skipped_samples}, expected 0 or more")
+            raise ConfigError(f"--max-skipped is {self.max_skipped_samples}, expected 0 or more")
 
 
 def build(
@@ -86,12 +90,14 @@ def build(
     job = _Job(tuple(datasets), encoder, options, v2pe, out.with_name(out.name + ".building"))
     if out.exists():
         return _finished_before(out, job.plan)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(job.folder):
-        _check_plan(job.folder, job.plan)
-        manifest = job.run()
-    os.rename(job.folder, out)
-    _sync(out.parent)
+    with room(job.folder):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(job.folder):
+            if out.exists():
+                return _finished_before(out, job.plan)
+            _check_plan(job.folder, job.plan)
+            manifest = job.finished() or job.run()
+            job.put_in_place(out)
     return manifest
 
 
@@ -149,33 +155,48 @@ class _Job:
 
     def _blocks(self) -> Iterator[tuple[int, LineBlock]]:
         for number, dataset in enumerate(self.datasets):
-            for first in range(0, len(dataset), LINES_AT_ONCE):
-                yield number, dataset.block(first, LINES_AT_ONCE)
+            for block in dataset.blocks(LINES_AT_ONCE, BYTES_AT_ONCE):
+                yield number, block
 
     def _lines(self) -> int:
         return sum(len(dataset) for dataset in self.datasets)
 
     def _measure(self, pool: Pool, streams: Streams) -> None:
         """Read every file of every sample once, in the order in which they are first named."""
+        self._forget_what_was_mended(pool, streams)
         done = sum(note["files"] for note in streams.notes if "files" in note)
         if any("samples" in note for note in streams.notes):
             return
-        files: dict[str, bool] = {}
+        named: dict[tuple[str, bool], None] = {}
         with _progress(self._lines(), "lines", "looking for images") as bar:
             for (_, block), found in zip(self._blocks(), pool.results("find_files", self._blocks()), strict=True):
-                for path, video in found:
-                    files.setdefault(path, video)
+                named.update(dict.fromkeys(found))
                 bar.update(len(block.rows))
-        todo = list(files.items())[done:]
+        todo = list(named)[done:]
         chunks = [todo[first : first + FILES_AT_ONCE] for first in range(0, len(todo), FILES_AT_ONCE)]
         copies = _Copies(self.folder) if self.options.images == "embed" else None
-        with _progress(len(files), "files", "reading images", done) as bar:
+        with _progress(len(named), "files", "reading images", done) as bar:
             for chunk, measured in zip(chunks, pool.results("measure", ((chunk,) for chunk in chunks)), strict=True):
                 self._add_files(streams, chunk, measured, copies, done)
                 done += len(chunk)
                 bar.update(len(chunk))
-        unreadable = {number: text for note in streams.notes for number, text in note.get("unreadable", {}).items()}
-        (self.folder / UNREADABLE).write_text(json.dumps(unreadable), encoding="utf-8")
+        (self.folder / UNREADABLE).write_text(json.dumps(_unreadable(streams)), encoding="utf-8")
+        FileTable(self.folder).write_lookup()
+
+    def _forget_what_was_mended(self, pool: Pool, streams: Streams) -> None:
+        """Start anew where an image that could not be read before can be read now."""
+        unreadable = [int(number) for number in _unreadable(streams)]
+        if not unreadable:
+            return
+        table = FileTable(self.folder)
+        files = [(table.path(number), bool(table.rows["video"][number])) for number in unreadable]
+        chunks = [files[first : first + FILES_AT_ONCE] for first in range(0, len(files), FILES_AT_ONCE)]
+        for chunk, measured in zip(chunks, pool.results("measure", ((chunk,) for chunk in chunks)), strict=True):
+            for (path, _), found in zip(chunk, measured, strict=True):
+                if not isinstance(found, str):
+                    _log.info("%s can be read now, which it could not before: starting anew", path)
+                    streams.reset()
+                    return
 
     def _add_files(
         self,
@@ -192,15 +213,16 @@ class _Job:
         for row, (path, video), found, number in zip(
             rows, files, measured, range(first, first + len(files)), strict=True
         ):
+            row["video"] = video
             if isinstance(found, str):
                 row["size"], unreadable[str(number)] = -1, found
                 continue
             row["size"], row["width"], row["height"] = found.size, found.width, found.height
             row["sha256"] = np.frombuffer(found.sha256, dtype="u1")
-            if copies is not None and not video:
+            if copies is not None and not video and found.size <= _LARGEST_COPY:
                 row["copy"], new = copies.place(found.sha256)
                 if new:
-                    streams.copy(f"{layout.IMAGES}.bin", path, found.size)
+                    streams.copy(f"{layout.IMAGES}.bin", path, found.sha256)
         streams.append(layout.PATHS, b"".join(paths))
         streams.append(layout.FILES, rows.tobytes())
         streams.commit({"files": len(files), "unreadable": unreadable})
@@ -209,12 +231,13 @@ class _Job:
         """Encode all samples; blocks of lines done before are not read again."""
         notes = [note for note in streams.notes if "samples" in note]
         blocks = list(self._blocks())
-        skipped = sum(len(note["skipped"]) for note in notes)
+        skipped = [(note["dataset"], *lost) for note in notes for lost in note["skipped"]]
+        self._check_skipped(skipped)
         todo, done = blocks[len(notes) :], sum(len(block.rows) for _, block in blocks[: len(notes)])
         with _progress(self._lines(), "samples", "encoding", done) as bar:
             for (number, block), part in zip(todo, pool.results("encode", todo), strict=True):
-                skipped += len(part.skipped)
-                self._check_skipped(skipped, number, part)
+                skipped += [(number, *lost) for lost in part.skipped]
+                self._check_skipped(skipped)
                 self._add_samples(streams, number, part)
                 bar.update(len(block.rows))
 
@@ -227,13 +250,14 @@ class _Job:
         streams.append(layout.SAMPLES, part.samples.tobytes())
         streams.commit({"samples": len(part.samples), "dataset": dataset, "skipped": part.skipped})
 
-    def _check_skipped(self, skipped: int, dataset: int, part: Encoded) -> None:
+    def _check_skipped(self, skipped: Sequence[tuple[int, int, str]]) -> None:
+        """Stop where too many samples cannot be used; of each data set, line and reason."""
         limit = self.options.max_skipped_samples
-        if limit is not None and skipped > limit:
-            line, reason = part.skipped[-1]
+        if limit is not None and len(skipped) > limit:
+            dataset, line, reason = skipped[limit]
             raise DataError(
-                f"{self.datasets[dataset].annotation}:{line}: {reason}\n{skipped} samples cannot be used, "
-                f"build.max_skipped_samples allows {limit}"
+                f"{self.datasets[dataset].annotation}:{line}: {reason}\n{len(skipped)} samples cannot be used, "
+                f"--max-skipped allows {limit}; mend them or allow more, {self.folder} is kept"
             )
 
     def _write_indexes(self) -> list[str]:
@@ -257,7 +281,9 @@ class _Job:
         samples = map_records(self.folder / layout.SAMPLES, layout.SAMPLE)
         if not len(samples):
             reasons = "; ".join(f"line {line}: {reason}" for entry in skipped for line, reason in entry[:2])
-            raise DataError(f"none of the {self._lines()} samples can be used ({reasons}); nothing was built")
+            raise DataError(
+                f"none of the {self._lines()} samples can be used ({reasons}); mend them and run the same command again"
+            )
         files = map_records(self.folder / layout.FILES, layout.FILE)
         reports = write_report(self.folder, sets, samples, files, skipped)
         counts = {
@@ -278,17 +304,27 @@ class _Job:
             image_check=self.options.image_check,
             v2pe=self.v2pe,
             plan_sha256=_digest(self.plan),
+            lengths_sha256=_lengths_digest(sets, samples),
             datasets=sets,
             counts=counts,
             sizes={name: (self.folder / name).stat().st_size for name in sorted([*names, *reports])},
         )
-        for name in (UNREADABLE, JOURNAL, PLAN):
-            (self.folder / name).unlink()
-        manifest.write(self.folder / layout.MANIFEST)
         for path in self.folder.iterdir():
             _sync(path)
-        _sync(self.folder)
+        manifest.write(self.folder)
         return manifest
+
+    def finished(self) -> layout.Manifest | None:
+        """Return the manifest of a build that was ended between its last file and its place."""
+        return layout.Manifest.read(self.folder) if (self.folder / layout.MANIFEST).is_file() else None
+
+    def put_in_place(self, out: Path) -> None:
+        """Remove what only a build needs, and give the folder its name; can be done again after a kill."""
+        for name in (UNREADABLE, LOOKUP, PLAN, JOURNAL):
+            (self.folder / name).unlink(missing_ok=True)
+        _sync(self.folder)
+        os.rename(self.folder, out)
+        _sync(out.parent)
 
     def _sets(
         self, notes: Sequence[dict[str, Any]]
@@ -333,10 +369,12 @@ class _Copies:
 
 
 def _finished_before(out: Path, plan: dict[str, Any]) -> layout.Manifest:
+    if not (out / layout.MANIFEST).is_file():
+        raise ConfigError(f"--out {out} is there already, and no indexed data set; choose another folder, or remove it")
     manifest = layout.Manifest.read(out)
     if manifest.plan_sha256 != _digest(plan):
         raise ConfigError(
-            f"build.out {out} holds a data set built with other settings or from other annotations; "
+            f"--out {out} holds a data set built with other settings or from other annotations; "
             "choose another folder, or remove it"
         )
     return manifest
@@ -379,6 +417,18 @@ def _progress(total: int, unit: str, what: str, done: int = 0) -> tqdm:  # type:
 def _stamp(path: str) -> tuple[int, int]:
     stat = os.stat(path)
     return stat.st_size, stat.st_mtime_ns
+
+
+def _unreadable(streams: Streams) -> dict[str, str]:
+    """Number of each file that could not be read -> why."""
+    return {number: text for note in streams.notes for number, text in note.get("unreadable", {}).items()}
+
+
+def _lengths_digest(sets: Sequence[layout.IndexedSet], samples: np.ndarray) -> str:
+    digest = hashlib.sha256(json.dumps([[entry.name, entry.first, entry.samples] for entry in sets]).encode())
+    for field in ("tokens", "tiles"):
+        digest.update(np.ascontiguousarray(samples[field]).tobytes())
+    return digest.hexdigest()
 
 
 def _digest(content: Any) -> str:

@@ -19,6 +19,8 @@ from megatron_v2pe.data.types import Picture
 from megatron_v2pe.data.video import list_frames
 from megatron_v2pe.errors import DataError
 
+LOOKUP, LOOKUP_ROW = "lookup.bin", np.dtype([("hash", "<u8"), ("number", "<i8")])
+"""Records sorted by the hash of a path; there while a set is built."""
 _BLOCK = 1 << 22
 
 
@@ -77,7 +79,8 @@ def read_file(path: str) -> bytes:
         with open(path, "rb") as stream:
             return stream.read()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such image") from None
+        where = "" if os.path.isabs(path) else f" (from {os.getcwd()})"
+        raise DataError(f"{path}: no such image{where}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -87,6 +90,7 @@ class FileTable:
 
     def __init__(self, folder: Path) -> None:
         """Open the table of a set, or of one being built."""
+        self._folder = folder
         self.rows = map_records(folder / FILES, FILE)
         self._paths = map_records(folder / PATHS, np.dtype("u1"))
 
@@ -100,26 +104,31 @@ class FileTable:
         end = int(self.rows["path"][number + 1]) if number + 1 < len(self.rows) else len(self._paths)
         return bytes(self._paths[start:end]).decode()
 
-    def find(self, path: str) -> int:
-        """Return the number of a path.
+    def find(self, path: str, video: bool) -> int:
+        """Return the number of a path in its use as an image or as a video; needs the table `write_lookup` writes.
 
         Raises:
             KeyError: it is not in the table.
         """
-        hashes, numbers = self._by_hash
-        wanted = _hash(path)
-        place = int(np.searchsorted(hashes, wanted))
-        while place < len(hashes) and hashes[place] == wanted:
-            if self.path(int(numbers[place])) == path:
-                return int(numbers[place])
+        wanted, lookup = _hash(path), self._lookup
+        place = int(np.searchsorted(lookup["hash"], wanted))
+        while place < len(lookup) and lookup["hash"][place] == wanted:
+            number = int(lookup["number"][place])
+            if self.path(number) == path and self.rows["video"][number] == video:
+                return number
             place += 1
         raise KeyError(path)
 
+    def write_lookup(self) -> None:
+        """Write the table `find` needs, so that no process that asks has to make it."""
+        lookup = np.empty(len(self), LOOKUP_ROW)
+        lookup["hash"] = np.fromiter((_hash(self.path(number)) for number in range(len(self))), np.uint64, len(self))
+        lookup["number"] = np.arange(len(self))
+        lookup[np.argsort(lookup["hash"], kind="stable")].tofile(self._folder / LOOKUP)
+
     @cached_property
-    def _by_hash(self) -> tuple[np.ndarray, np.ndarray]:
-        hashes = np.fromiter((_hash(self.path(number)) for number in range(len(self))), np.uint64, len(self))
-        order = np.argsort(hashes, kind="stable")
-        return hashes[order], order
+    def _lookup(self) -> np.ndarray:
+        return map_records(self._folder / LOOKUP, LOOKUP_ROW)
 
 
 class FileStore:
@@ -138,7 +147,7 @@ class FileStore:
         """
         assert picture.file is not None
         # Of a folder of frames the list alone is recorded.
-        content = self.content(picture.file) if self.table.rows["width"][picture.file] else None
+        content = None if self.table.rows["video"][picture.file] else self.content(picture.file)
         with opened_image(picture.path, content) as image, decoding(picture.path, "damaged image"):
             return image.convert("RGB")
 
@@ -162,16 +171,21 @@ class FileStore:
         return content
 
     def check_video(self, number: int, path: str) -> None:
-        """Check that a video file still has its size.
+        """Check that a video is what the set was built from: a file by its size, a folder by names and sizes.
 
         Raises:
-            DataError: it has another, or is gone.
+            DataError: it is gone, or has changed.
         """
-        size = int(self.table.rows["size"][number])
-        found = os.path.getsize(path) if os.path.isfile(path) else None
-        if not path.endswith("/") and found != size:
-            state = "is gone" if found is None else f"has {found} bytes"
-            raise DataError(f"{path}: {state}, {size} when the data set was built: the video changed")
+        row = self.table.rows[number]
+        if path.endswith("/"):
+            found = measure_video(path)
+            if found.sha256 != row["sha256"].tobytes():
+                raise DataError(f"{path}: other frames than when the data set was built: the video changed")
+            return
+        size = os.path.getsize(path) if os.path.isfile(path) else None
+        if size != row["size"]:
+            state = "is gone" if size is None else f"has {size} bytes"
+            raise DataError(f"{path}: {state}, {row['size']} when the data set was built: the video changed")
 
 
 def map_records(path: Path, dtype: np.dtype) -> np.ndarray:

@@ -17,6 +17,7 @@ All numbers are little-endian. Records of a sample or file end where those of th
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ FILE = np.dtype(
         ("width", "<i4"),  # pixels; 0 for videos
         ("height", "<i4"),
         ("copy", "<i8"),  # sequence in images.bin; -1: referenced
+        ("video", "?"),  # used as a video, or a folder of frames; the same path may be an image elsewhere
         ("sha256", "u1", (32,)),
     ]
 )
@@ -107,15 +109,19 @@ class Manifest:
     """Position version and strides of the build's configuration, for runs that want those."""
     plan_sha256: str
     """Fingerprint of all settings and annotations, so that a build asked for again is known to be done."""
+    lengths_sha256: str
+    """Fingerprint of what packs depend on: tokens and tiles of all samples, and their data sets."""
     datasets: tuple[IndexedSet, ...]
     counts: dict[str, int]
     sizes: dict[str, int]
     """Bytes of every other file."""
 
-    def write(self, path: Path) -> None:
-        """Write the manifest as JSON."""
+    def write(self, folder: Path) -> None:
+        """Write the manifest as JSON; it is there whole or not at all."""
         content = {"format": FORMAT, "version": VERSION, **asdict(self)}
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary = folder / f"{MANIFEST}.new"
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.rename(temporary, folder / MANIFEST)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -133,12 +139,15 @@ class Manifest:
             ) from None
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
-        if content.pop("format", None) != FORMAT:
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise DataError(f"{path}: not the manifest of an indexed data set")
         if (version := content.pop("version", None)) != VERSION:
             raise DataError(f"{path}: format version {version}, this program reads version {VERSION}; build it again")
-        content["datasets"] = tuple(IndexedSet(**entry) for entry in content["datasets"])
-        manifest = cls(**content)
+        try:
+            content["datasets"] = tuple(IndexedSet(**entry) for entry in content["datasets"])
+            manifest = cls(**content)
+        except (TypeError, KeyError) as error:
+            raise DataError(f"{path}: damaged: {error}") from error
         for name, size in manifest.sizes.items():
             file = folder / name
             found = file.stat().st_size if file.is_file() else None

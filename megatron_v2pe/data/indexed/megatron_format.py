@@ -30,6 +30,7 @@ def write_index(path: Path, lengths: np.ndarray, dtype: np.dtype) -> None:
     """
     code = next(code for code, name in _CODES.items() if np.dtype(name) == dtype)
     lengths = np.asarray(lengths)
+    assert not len(lengths) or lengths.max() < 1 << 31, "the format holds 32 bits"
     pointers = np.zeros(len(lengths), dtype="<i8")
     np.cumsum(lengths[:-1].astype(np.int64) * dtype.itemsize, out=pointers[1:])
     with open(path, "wb") as stream:

@@ -8,8 +8,9 @@ packs, which weigh nothing, so every sample is seen exactly as often as the mixt
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.packing.balance import deal, round_robin
 from megatron_v2pe.data.packing.planner import PackBudgets, plan_window
 from megatron_v2pe.data.skip import SkipLog
+from megatron_v2pe.data.sources import read_shares
 from megatron_v2pe.errors import ConfigError
 
 
@@ -54,7 +56,7 @@ class IndexedPlan:
             ConfigError: the state belongs to other data, budgets or another seed.
         """
         self._samples, self._config, self._skipped = samples, config, skipped
-        sets = [entry for entry in samples.manifest.datasets if entry.samples]
+        sets = [entry for entry in _shares(samples.manifest.datasets, config.meta_path) if entry.samples]
         self._first = np.array([entry.first for entry in sets])
         self._mixture: Mixture[IndexedSet] = Mixture(sets, seed, config.use_data_resampling)
         self._budgets = PackBudgets(
@@ -116,7 +118,7 @@ class IndexedPlan:
         """Return what decides the packs, for a resumed run to be compared with."""
         budgets = self._budgets
         return {
-            "data": self._samples.manifest.plan_sha256[:16],
+            "lengths": self._samples.manifest.lengths_sha256[:16],
             "mixture": self._mixture.fingerprint(),
             "max_packed_tokens": budgets.max_tokens,
             "num_images_expected": budgets.max_tiles,
@@ -138,3 +140,18 @@ class IndexedPlan:
             raise ConfigError(
                 f"the checkpoint was trained with other packs, and cannot go on with these: {', '.join(differing)}"
             )
+
+
+def _shares(sets: Sequence[IndexedSet], meta_path: str) -> list[IndexedSet]:
+    """Return the data sets with `repeat_time` and `weight` of the data list, where there is one, else as built."""
+    if not meta_path or not Path(meta_path).is_file():
+        return list(sets)
+    shares = read_shares(meta_path)
+    if sorted(shares) != sorted(entry.name for entry in sets):
+        differing = sorted(set(shares) ^ {entry.name for entry in sets})
+        raise ConfigError(
+            f"data.meta_path {meta_path} and data.indexed_path do not list the same data sets: "
+            f"{', '.join(differing[:5])} in one alone; build again, or leave data.meta_path empty to take repeats and "
+            "weights from the build"
+        )
+    return [replace(entry, repeat_time=shares[entry.name][0], weight=shares[entry.name][1]) for entry in sets]

@@ -117,10 +117,16 @@ def _edges(longest: int) -> np.ndarray:
 def _plot(path: Path, entries: Sequence[dict[str, Any]], edges: np.ndarray) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, needed here alone
     from matplotlib.figure import Figure
+    from matplotlib.style import context
 
-    figure = Figure(figsize=(9, 4.5))
+    with context("default"):  # whatever the user's own settings are
+        _draw(path, entries, edges, Figure, FigureCanvasAgg)
+
+
+def _draw(path: Path, entries: Sequence[dict[str, Any]], edges: np.ndarray, figure_class: Any, canvas: Any) -> None:
+    figure = figure_class(figsize=(9, 4.5))
     figure.subplots_adjust(left=0.09, right=0.98, bottom=0.12, top=0.97)  # half the time of a layout engine
-    FigureCanvasAgg(figure)
+    canvas(figure)
     axes = figure.add_subplot()
     order = sorted(entries, key=lambda entry: -entry["samples"])
     shown, rest = order[:_MOST_BARS], order[_MOST_BARS:]
@@ -129,11 +135,14 @@ def _plot(path: Path, entries: Sequence[dict[str, Any]], edges: np.ndarray) -> N
         heights.append((f"{len(rest)} others", np.sum([entry["histogram"] for entry in rest], axis=0)))
     left = edges[:-1].clip(8)
     bottom = np.zeros(len(left))
-    for number, (name, values) in enumerate(heights):
-        axes.bar(left, values, edges[1:] - left, bottom=bottom, align="edge", label=name, color=f"C{number % 10}")
+    bars: list[Any] = []
+    for number, (_, values) in enumerate(heights):
+        bars.append(axes.bar(left, values, edges[1:] - left, bottom=bottom, align="edge", color=f"C{number % 10}"))
         bottom += values
     axes.set_xscale("log", base=2)
     axes.set_xlabel("tokens of a sample")
     axes.set_ylabel("samples")
-    axes.legend(fontsize="small")
+    legend = axes.legend(bars, [name for name, _ in heights], fontsize="small")
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # names are names, also with dollar signs
     figure.savefig(path, dpi=110, metadata={"Software": None})

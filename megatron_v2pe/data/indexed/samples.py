@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from megatron_v2pe.data.indexed.settings import settings_of, template_digest
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Clip, CompactText, EncodedSample, Picture, SampleId
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.logging import get_logger
+
+_log = get_logger(__name__)
 
 
 class IndexedSamples:
@@ -88,14 +92,36 @@ class IndexedSamples:
             differing.append(f"another text of template {config.template}")
         if differing:
             raise ConfigError(f"data.indexed_path {self.folder} was built with {', '.join(differing)}; build it again")
-        budgets = (("tokens", "longest", "max_packed_tokens"), ("tiles", "most_tiles", "num_images_expected"))
-        for field, count, setting in budgets:
+        for field, count, setting in (
+            ("tokens", "longest", "max_packed_tokens"),
+            ("tokens", "longest", "max_seq_length"),
+            ("tiles", "most_tiles", "num_images_expected"),
+        ):
             most, room = self.manifest.counts[count], getattr(config, setting)
             if most > room:
                 source = self.source(int(np.argmax(self._rows[field])))
                 raise ConfigError(
                     f"data.indexed_path {self.folder}: {source} has {most} {field}, data.{setting} is {room}"
                 )
+
+        for setting, limit in self.manifest.limits.items():
+            if getattr(config, setting) > limit:
+                _log.warning(
+                    "%s was built with %s %d and left out what is above, this run allows %d; see its report.txt",
+                    *(self.folder, setting, limit, getattr(config, setting)),
+                )
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """Look for the first image, whose path may be relative to the folder the set was built in."""
+        if self.manifest.embedded or not len(self.files.table):
+            return
+        path = self.files.table.path(0)
+        if not os.path.isabs(path) and not os.path.exists(path):
+            raise ConfigError(
+                f"data.indexed_path {self.folder}: its first image {path} is not there from {os.getcwd()}; start in "
+                "the folder the set was built in, or build it with --images embed"
+            )
 
     def _end(self, field: str, number: int, total: int) -> int:
         return int(self._rows[field][number + 1]) if number + 1 < len(self._rows) else total

@@ -7,6 +7,7 @@ last line is cut off when the files are opened again.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -59,24 +60,33 @@ class Streams:
 
     def append(self, name: str, content: bytes | memoryview) -> None:
         """Write to the end of a file."""
-        with self._room(name):
+        with room(self._folder / name):
             self._files[name].write(content)
 
-    def copy(self, name: str, source: str, size: int) -> None:
-        """Append a file of `size` bytes.
+    def copy(self, name: str, source: str, sha256: bytes) -> None:
+        """Append a file.
 
         Raises:
-            DataError: it has another size by now.
+            DataError: it has another checksum by now.
         """
-        before = self._files[name].tell()
-        with self._room(name), open(source, "rb") as stream:
-            shutil.copyfileobj(stream, self._files[name], _COPY_BYTES)
-        if (copied := self._files[name].tell() - before) != size:
-            raise DataError(f"{source}: changed while the data set was built: {copied} bytes, {size} before")
+        digest = hashlib.sha256()
+        with room(self._folder / name), open(source, "rb") as stream:
+            while block := stream.read(_COPY_BYTES):
+                digest.update(block)
+                self._files[name].write(block)
+        if digest.digest() != sha256:
+            raise DataError(f"{source}: changed while the data set was built; run the same command again")
+
+    def reset(self) -> None:
+        """Forget all that was written."""
+        for file in (*self._files.values(), self._journal):
+            file.truncate(0)
+            file.seek(0)
+        self.notes.clear()
 
     def commit(self, note: dict[str, Any]) -> None:
         """Note that a piece of work is complete."""
-        with self._room(JOURNAL):
+        with room(self._folder / JOURNAL):
             for file in self._files.values():
                 file.flush()
             sizes = {name: file.tell() for name, file in self._files.items()}
@@ -87,24 +97,26 @@ class Streams:
     def close(self, sync: bool = False) -> None:
         """Close all files, with `sync` only once they are on the disk."""
         for file in (*self._files.values(), self._journal):
-            with self._room(file.name):
+            with room(Path(file.name)):
                 file.flush()
                 if sync:
                     os.fsync(file.fileno())
                 file.close()
 
-    @contextmanager
-    def _room(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            free = shutil.disk_usage(self._folder).free
-            raise DataError(
-                f"{self._folder / Path(name).name}: {os.strerror(error.errno)}, {free} bytes are free; "
-                "make room and run the same command again, it goes on from here"
-            ) from error
+
+@contextmanager
+def room(path: Path) -> Iterator[None]:
+    """Raise what a full disk raises while `path` is written as DataError with the numbers."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise DataError(
+            f"{error.filename or path}: {os.strerror(error.errno)}, {free} bytes are free; "
+            "make room and run the same command again, it goes on from here"
+        ) from error
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:

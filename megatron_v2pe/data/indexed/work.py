@@ -60,7 +60,7 @@ class Worker:
         """Return the files samples refer to, (path, whether a video), in order."""
         entry, found = self.datasets[dataset], dict[tuple[str, bool], None]()
         for _, line in block.read(entry.annotation):
-            if b'"image"' in line or b'"video"' in line:
+            if b'"image"' in line or b'"video"' in line or b"\\u" in line:  # a key can be spelt with escapes
                 found.update(dict.fromkeys(entry.files_of(line)))
         return list(found)
 
@@ -80,24 +80,27 @@ class Worker:
         for number, line in block.read(entry.annotation):
             try:
                 sample = self.encoder.encode_sample(entry.parse(line, number), entry, self._size_of)
-                builder.add(sample, number, [self._find(item.path)[0] for item in sample.media])
+                builder.add(sample, number, [self._find(item.path, isinstance(item, Clip))[0] for item in sample.media])
             except DataError as error:
                 builder.skipped.append((number, str(error)))
         return builder.result()
 
     def _size_of(self, path: str) -> tuple[int, int]:
-        _, width, height = self._find(path)
+        _, width, height = self._find(path, False)
         return width, height
 
     @cached_property
-    def _find(self) -> Callable[[str], tuple[int, int, int]]:
-        """Gives number, width and height of the file of a path; remembers those of a sample at least."""
+    def _find(self) -> Callable[[str, bool], tuple[int, int, int]]:
+        """Gives number, width and height of an image or video by its path; remembers those of a sample at least."""
         table = FileTable(self.folder)
 
         @lru_cache(maxsize=1 << 14)
-        def find(path: str) -> tuple[int, int, int]:
-            number = table.find(path)
-            _, size, width, height, _, _ = table.rows[number].item()
+        def find(path: str, video: bool) -> tuple[int, int, int]:
+            try:
+                number = table.find(path, video)
+            except KeyError:
+                raise DataError(f"{path}: not among the images found at first: the annotation changed") from None
+            _, size, width, height, *_ = table.rows[number].item()
             if size < 0:
                 raise DataError(self._unreadable[str(number)])
             return number, width, height

@@ -84,9 +84,69 @@ def test_equal_images_are_embedded_once_and_unreadable_ones_reported(case, tmp_p
     assert [line for line, _ in more["skipped_lines"]] == [2, 3, 4, 5]
     assert "not an image (8 bytes)" in more["skipped_lines"][0][1] and "no such image" in more["skipped_lines"][1][1]
     assert "left out of more" in (tmp_path / "set" / "report.txt").read_text()
-    with pytest.raises(DataError, match="build.max_skipped_samples allows 1"):
+    with pytest.raises(DataError, match="--max-skipped allows 1"):
         case.build(tmp_path / "strict", max_skipped_samples=1)
     assert not (tmp_path / "strict").exists()
+
+
+def test_images_supplied_later_are_found(case, tmp_path):
+    """A build that left samples out for missing images, was stopped, and is run again when they are there."""
+    images = tmp_path / "data" / "image"
+    whole = case.build(tmp_path / "whole").folder
+    images.rename(tmp_path / "away")
+    with pytest.raises(DataError, match="(?s)no such image.*--max-skipped allows 0"):
+        case.build(tmp_path / "set", max_skipped_samples=0)
+    (tmp_path / "away").rename(images)
+    assert_same_folders(case.build(tmp_path / "set").folder, whole)
+
+
+def test_a_path_used_as_a_video_and_as_an_image(case, tmp_path):
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    rows = [{"video": "clip.gif", "conversations": turns}, {"image": "clip.gif", "conversations": turns}]
+    (tmp_path / "data" / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = case.build(tmp_path / "set")
+    kinds = [type(samples[number].media[0]).__name__ for number in (30, 31)]
+    assert kinds == ["Clip", "Picture"] and samples.num_tiles[31] >= 1
+
+
+def test_names_that_look_like_formulas_and_keys_spelt_with_escapes(case, tmp_path):
+    lists = json.loads(case.meta.read_text())
+    case.meta.write_text(json.dumps({"price_$5_to_$9^": lists["all"], "_hidden": lists["more"]}))
+    more = tmp_path / "data" / "more.jsonl"
+    more.write_text(more.read_text().replace('"image"', '"im\\u0061ge"'))
+    samples = case.build(tmp_path / "set")
+    assert len(samples) == 34 and samples.num_tiles[33] >= 1
+
+
+def test_changed_frames_are_refused(case, tmp_path):
+    samples = case.build(tmp_path / "set")
+    clip = samples[30].media[0]
+    samples.files.check_video(clip.file, clip.path)
+    frame = tmp_path / "data" / "image" / "frames" / "003.png"
+    frame.write_bytes(frame.read_bytes() + b"!")
+    with pytest.raises(DataError, match="other frames than when the data set was built"):
+        samples.files.check_video(clip.file, clip.path)
+
+
+def test_damaged_manifests(case, tmp_path):
+    manifest = case.build(tmp_path / "set").folder / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    for content, message in (
+        ([], "not the manifest"),
+        ({key: value for key, value in whole.items() if key != "datasets"}, "damaged"),
+        ({**whole, "extra": 1}, "damaged"),
+    ):
+        manifest.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=message):
+            IndexedSamples(tmp_path / "set")
+
+
+def test_an_existing_folder_is_not_touched(case, tmp_path):
+    (tmp_path / "set").mkdir()
+    with pytest.raises(ConfigError, match="is there already, and no indexed data set"):
+        case.build(tmp_path / "set")
+    with pytest.raises(ConfigError, match="name the folder to be made"):
+        case.build(".")
 
 
 def test_damage_behind_the_header_is_found_where_asked_for(case, tmp_path):

@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -92,7 +93,7 @@ def test_a_full_disk(case, tmp_path, monkeypatch):
     def full(self, note):
         commits.append(note)
         if len(commits) == 4:
-            with self._room(JOURNAL):
+            with streams.room(self._folder / JOURNAL):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         commit(self, note)
 
@@ -106,11 +107,40 @@ def test_a_full_disk(case, tmp_path, monkeypatch):
     assert_same_folders(reference, tmp_path / "set")
 
 
+@pytest.mark.parametrize("moment", range(8))
+def test_ended_while_the_last_files_are_written(case, tmp_path, monkeypatch, moment):
+    """A build that ends at any call of its last steps goes on, encodes nothing again, and ends with the same bytes."""
+    whole = case.build(tmp_path / "whole").folder
+    calls = []
+
+    def ending(function):
+        def call(*arguments, **options):
+            calls.append(function)
+            if len(calls) == moment + 1:
+                raise InterruptedError(moment)
+            return function(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module.os, "rename", ending(os.rename))
+        patch.setattr(build_module.Path, "unlink", ending(Path.unlink))
+        patch.setattr(build_module, "write_report", ending(build_module.write_report))
+        with pytest.raises(InterruptedError):
+            case.build(tmp_path / "set")
+    assert not (tmp_path / "set").exists()
+    if moment > 1:  # its plan was in place and its samples encoded
+        monkeypatch.setattr("megatron_v2pe.data.indexed.work.Worker.encode", None)
+    assert_same_folders(case.build(tmp_path / "set").folder, whole)
+
+
 def test_two_builds_at_once_are_refused(case, tmp_path):
     first = start(case, tmp_path / "set", 0, 0.02)
-    while not (tmp_path / "set.building" / JOURNAL).exists():
-        time.sleep(0.01)
+    deadline = time.monotonic() + 60
     try:
+        while not (tmp_path / "set.building" / JOURNAL).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         with pytest.raises(ConfigError, match="another process is building there"):
             case.build(tmp_path / "set", images="embed")
     finally:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
+from PIL import Image
 
 from megatron_v2pe.data.indexed.plan import IndexedPlan
+from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.loader import build_loader
 from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.errors import ConfigError, DataError
@@ -162,6 +165,41 @@ def test_padding_can_be_capped(case, config):
         assert limit is not None or max(waste) > 21
 
 
+def test_another_batch_size_after_a_resume(case, config):
+    """The packs of an epoch are the same ones, in order, however many make a step."""
+    packs = list(plan_of(case, config).epoch(0))
+    state, seen = None, []
+    for count in (3, 2, 5, 1, 4, 4, 4):
+        plan = plan_of(case, config, state=state)
+        if plan.state_dict()["epoch"] == 1:
+            break
+        seen += [pack for pack in plan.step(count) if pack.samples]
+        state = json.loads(json.dumps(plan.state_dict()))
+    assert seen == packs
+
+
+def test_repeats_of_the_data_list_count(case, config):
+    lists = json.loads(case.meta.read_text())
+    assert len([n for pack in plan_of(case, config).epoch(0) for n in pack.numbers]) == 40
+    lists["more"]["repeat_time"] = 5
+    case.meta.write_text(json.dumps(lists))
+    changed = IndexedPlan(IndexedSamples(config.indexed_path), config, 5, SkipLog(0))
+    assert len([n for pack in changed.epoch(0) for n in pack.numbers]) == 50
+    built = IndexedPlan(IndexedSamples(config.indexed_path), replace(config, meta_path=""), 5, SkipLog(0))
+    assert len([n for pack in built.epoch(0) for n in pack.numbers]) == 40
+    case.meta.write_text(json.dumps({"all": lists["all"]}))
+    with pytest.raises(ConfigError, match="do not list the same data sets: more in one alone"):
+        IndexedPlan(IndexedSamples(config.indexed_path), config, 5, SkipLog(0))
+
+
+def test_rebuilt_with_other_images_is_another_set(case, config, tmp_path):
+    state = plan_of(case, config).state_dict()
+    Image.new("RGB", (200, 30)).save(tmp_path / "data" / "image" / "1.png")
+    shutil.rmtree(config.indexed_path)
+    with pytest.raises(ConfigError, match="other packs.*lengths"):
+        plan_of(case, config, state=json.loads(json.dumps(state)))
+
+
 def test_a_state_of_something_else_is_refused(open_loader, case):
     loader = open_loader()
     next(iter(loader))
@@ -178,13 +216,15 @@ def test_a_state_of_something_else_is_refused(open_loader, case):
         open_loader(state=online.state_dict())
 
 
-def test_changed_images_are_counted_and_left_out(open_loader, tmp_path):
+def test_changed_images_are_counted_and_left_out(open_loader, case, config, tmp_path):
     picture = tmp_path / "data" / "image" / "0.png"
     picture.write_bytes(picture.read_bytes() + b"!")
     with pytest.raises(DataError, match=r"(?s)0.png: \d+ bytes, \d+ when the data set was built.*allows 0"):
         list(islice(open_loader(), 12))
     loader = open_loader(max_skipped_samples=100)
-    batches = list(islice(loader, 12))
-    assert sum(len(batch.seqlens) for batch in batches) + sum(loader.state_dict()["skipped"].values()) >= 30
+    packs = len(list(plan_of(case, config).epoch(0)))
+    batches = list(islice(loader, -(-packs // PACKS_PER_STEP) * PACKS_PER_STEP))
+    kept = sum(len(batch.seqlens) for batch in batches)
+    assert kept + sum(loader.state_dict()["skipped"].values()) == 40, "an epoch's samples, seen or counted"
     (cause,) = loader.state_dict()["skipped"]
     assert "the image changed" in cause or "when the data set was built" in cause

@@ -3,6 +3,7 @@
 #
 #   bash scripts/test.sh [PYTEST ARGUMENTS]      e.g. bash scripts/test.sh tests/unit -k positions
 #
+# Without arguments all tests run: those of one process two at a time, those that start processes one after the other.
 # Runs every check even if an earlier one failed; the exit status says whether all passed.
 set -u
 
@@ -35,7 +36,12 @@ run "ruff check" "$bin/ruff" check .
 run "ruff format" "$bin/ruff" format --check --quiet .
 run "import linter" "$bin/lint-imports" --no-cache
 run "pyright" "$bin/pyright" --pythonpath "$bin/python"
-run "pytest" "$bin/python" -m pytest -q --durations=15 "$@"
+if [ "$#" -gt 0 ]; then
+    run "pytest" "$bin/python" -m pytest -q --durations=15 "$@"
+else
+    run "pytest, two at a time" "$bin/python" -m pytest -q --durations=10 -n 2 --dist worksteal tests/unit tests/conversion
+    run "pytest, one at a time" "$bin/python" -m pytest -q --durations=15 tests/parallel tests/end_to_end tests/launch
+fi
 
 echo "== $(($(date +%s) - begin)) s in all"
 printf '%s' "$report"

@@ -38,14 +38,31 @@ REQUIREMENTS = [
     "pyyaml>=6,<7",
 ]
 
+EVAL_REQUIREMENTS = [
+    "rapidfuzz>=3.10,<4",
+    # Pinned: published ROUGE-L scores depend on what this very version counts.
+    "rouge==1.0.1",
+    "english-words>=2.0,<3",
+    # MMMU's Parquet files, MMBench's submission.
+    "pyarrow>=17,<27",
+    "openpyxl>=3.1,<4",
+]
+# One metric no published task uses; 100 MB, and needs Java.
+METEOR_REQUIREMENTS = ["pycocoevalcap>=1.2,<2"]
+
 EXTRAS = {
+    "eval": EVAL_REQUIREMENTS,
+    "meteor": METEOR_REQUIREMENTS,
     # Found at run time, never required. NVIDIA Apex (fused optimizer kernels) is optional too, and is built
     # from its own source tree: the PyPI package called "apex" is something else.
     "gpu": ["transformer-engine[pytorch]>=2.0,<3", "flash-attn>=2.7,<3"],
     "video": ["av>=14,<19"],
     "wandb": ["wandb>=0.18,<1"],
     "test": [
+        *EVAL_REQUIREMENTS,
+        *METEOR_REQUIREMENTS,
         "pytest>=8,<10",
+        "pytest-xdist>=3,<4",
         "hypothesis>=6.100,<7",
         "transformers>=5,<6",
         "scikit-image>=0.25,<0.27",
@@ -64,7 +81,7 @@ setup(
     license="MIT",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["megatron_v2pe", "megatron_v2pe.*"]),
-    package_data={"megatron_v2pe": ["py.typed"]},
+    package_data={"megatron_v2pe": ["py.typed"], "megatron_v2pe.evaluate.scorers": ["tables/*"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     classifiers=[

@@ -56,7 +56,7 @@ def frame_range(path: str, clip: tuple[float, float] | None) -> tuple[int, int]:
     Raises:
         DataError: no such file, not a video, PyAV missing, or a clip outside of the video.
     """
-    length, rate = _length_and_rate(path)
+    length, rate = length_and_rate(path)
     if clip is None:
         return 0, length
     first, last = int(min(max(clip[0] * rate, 0), length)), round(min(clip[1] * rate, length))
@@ -81,7 +81,12 @@ def read_frames(path: str, frames: list[int]) -> list[Image.Image]:
     return [found[frame] for frame in frames]
 
 
-def _length_and_rate(path: str) -> tuple[int, float]:
+def length_and_rate(path: str) -> tuple[int, float]:
+    """Return frames and frames per second of a video file or animation.
+
+    Raises:
+        DataError: no such file, not a video, PyAV missing.
+    """
     if path.lower().endswith(".gif"):
         with decoding(path, "damaged image"), opened_image(path) as image:
             return getattr(image, "n_frames", 1), 1000 / (image.info.get("duration") or 100)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from megatron_v2pe.errors import DataError
 
@@ -23,6 +23,10 @@ class ImageRef:
     """As found: relative to the folder evaluation was started in, or absolute."""
     frame: int | None = None
     """Which frame of a video file or animation."""
+    max_tiles: int | None = None
+    """Most tiles of this image; None: the benchmark's."""
+    enlarge: int = 1
+    """Its sides are multiplied by this, bilinear, before it is tiled."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Question:
     """What scoring needs: true answers, category, options; plain JSON."""
     max_new_tokens: int | None = None
     """Overrides the benchmark's."""
+    joined: bool = False
+    """The tiles of all images stand in one run, where the only `<image>` is."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +59,20 @@ class Needed:
 class Benchmark(ABC):
     """A benchmark."""
 
-    name: ClassVar[str]
+    name: str
     """As on the command line and in result files."""
-    title: ClassVar[str]
+    title: str
     """As in tables."""
-    scorer: ClassVar[str]
-    """Name of its scorer, see `scorers`."""
-    max_new_tokens: ClassVar[int] = 100
-    min_new_tokens: ClassVar[int] = 1
-    dynamic_tiling: ClassVar[bool] = True
+    scorer: str | None
+    """Name of its scorer, see `scorers`; None: a server scores the file of `submission`."""
+    max_new_tokens: int = 100
+    min_new_tokens: int = 1
+    dynamic_tiling: bool = True
     """Whether images are tiled by their shape; otherwise each is one tile."""
-    max_tiles: ClassVar[int | None] = None
+    max_tiles: int | None = None
     """Most tiles of an image; None: the run's, or the checkpoint's."""
+    thumbnail: bool | None = None
+    """Whether a tiled image is also shown whole; None: as the checkpoint was trained."""
 
     @property
     @abstractmethod
@@ -73,7 +81,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def questions(self, root: Path) -> Iterator[Question]:
-        """Yield its questions in the order of its files.
+        """Yield its questions in the order the published evaluation asks them, file order where it has none.
 
         Args:
             root: folder the paths of `needed` are relative to.
@@ -87,7 +95,16 @@ class Benchmark(ABC):
         """Return what the scorer reads of an answered question."""
 
     def submission(self, root: Path, answers: Sequence[tuple[Question, str]], out: Path) -> Path | None:
-        """Write the file a server wants where it does the scoring; return it."""
+        """Write the file a server wants where it does the scoring.
+
+        Args:
+            root: folder the paths of `needed` are relative to.
+            answers: every question with what was answered.
+            out: folder to write into; made if it is not there.
+
+        Returns:
+            The file; None: the benchmark is scored here.
+        """
         return None
 
     def check(self, root: Path) -> None:

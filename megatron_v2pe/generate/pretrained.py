@@ -1,4 +1,4 @@
-"""A checkpoint ready to answer: model, tokenizer and positions, opened on one process."""
+"""A checkpoint ready to answer: model, tokenizer and positions, opened in any parallel layout."""
 
 from __future__ import annotations
 
@@ -12,65 +12,140 @@ import torch
 from megatron_v2pe.checkpoint import store
 from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest
 from megatron_v2pe.data.conversation import get_template
-from megatron_v2pe.data.image_transform import NORMALISATION, normalise_tiles
 from megatron_v2pe.data.pictures import TilingOptions
 from megatron_v2pe.data.tokenizer import EOS, Tokenizer
 from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
-from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.generate.greedy import generate_greedy
-from megatron_v2pe.generate.prompt import NORMALIZE_TYPE, encode_prompt
+from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.generate.engine import PREFILL_TOKENS, Engine
+from megatron_v2pe.generate.generation import Generated, GenerationOptions, OnText, check_prompt, generate
+from megatron_v2pe.generate.prompt import Prompt, encode_prompt
+from megatron_v2pe.generate.stages import agreed
+from megatron_v2pe.generate.vision_cache import DEFAULT_BYTES, VisionCache
 from megatron_v2pe.models.build import build_model
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.transformer_config import ModelOptions
-from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
-from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.parallel.config import ModelSizes, ParallelConfig
 from megatron_v2pe.v2pe.position_ids import Stride
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 USUAL_SHARE = 4
 """Without a stride, checkpoints of `v2pe_rnd` are asked with a quarter of a tile's tokens: 64 of InternVL2's 256."""
+Turns = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A conversation that ends with a question."""
+
+    turns: Turns
+    """(role, text), roles `human` and `gpt` in turn; see `encode_prompt`."""
+    images: Sequence[str] = ()
+    """Paths, in the order of the placeholders."""
+    name: str = "prompt"
+    """For messages, and what the answer's random draws are keyed by."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A whole model on this process and what belongs to it."""
+    """A model on this process (or this process's part of it) and what belongs to it."""
 
-    model: InternVLModel
+    engine: Engine
     config: InternVLConfig
     tokenizer: Tokenizer
     policy: StridePolicy
     device: Device
     dtype: torch.dtype
+    window: int
+    """Positions a prompt and its answer may reach."""
 
-    def answer(
-        self, turns: Sequence[tuple[str, str]], images: Sequence[str], tiling: TilingOptions, max_new_tokens: int
-    ) -> str:
-        """Return the greedy answer to a conversation that ends with a question; see `encode_prompt`."""
-        prompt = encode_prompt(turns, images, self.config, self.tokenizer, self.policy, tiling)
-        target = self.device.torch_device
-        pixels = None
-        if prompt.tiles.shape[0]:
-            pixels = normalise_tiles(prompt.tiles.to(target), *NORMALISATION[NORMALIZE_TYPE]).to(self.dtype)
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the end of a turn and of the text."""
         end = get_template(self.config.template).end
-        stop = frozenset({self.tokenizer.token_id(EOS), self.tokenizer.token_id(end)})
-        ids, ticks = prompt.input_ids.to(target), prompt.position_ticks
-        generated = generate_greedy(self.model, ids, ticks, pixels, max_new_tokens, stop)
-        return self.tokenizer.decode(generated.token_ids).strip()
+        return frozenset({self.tokenizer.token_id(EOS), self.tokenizer.token_id(end)})
+
+    def encode(
+        self, questions: Sequence[Question], tiling: TilingOptions, max_new_tokens: int, read: bool = True
+    ) -> list[Prompt]:
+        """Encode questions on every rank of this copy of the model.
+
+        Args:
+            questions: at least one.
+            tiling: how images become tiles.
+            max_new_tokens: most tokens of an answer.
+            read: read the images; without, everything else is checked at the cost of their headers.
+
+        Raises:
+            DataError: an image cannot be read, a question is empty, or does not fit the window with its answer.
+        """
+
+        def encoded() -> list[Prompt]:
+            return [self._encoded(one, tiling, max_new_tokens, read) for one in questions]
+
+        return agreed(encoded, topology.model_copy_group())
+
+    def _encoded(self, question: Question, tiling: TilingOptions, max_new_tokens: int, read: bool) -> Prompt:
+        if not question.turns or not question.turns[-1][1].strip():
+            raise DataError(f"{question.name}: the prompt is empty")
+        try:
+            prompt = encode_prompt(
+                question.turns, question.images, self.config, self.tokenizer, self.policy, tiling, read
+            )
+        except DataError as error:
+            raise DataError(f"{question.name}: {error}") from error
+        check_prompt(prompt, self.engine.model.rotary.denominator, self.window, max_new_tokens, question.name)
+        return prompt
+
+    def ask(
+        self,
+        questions: Sequence[Question],
+        tiling: TilingOptions,
+        options: GenerationOptions,
+        on_text: OnText | None = None,
+    ) -> list[Generated]:
+        """Answer a batch of questions; the stop tokens of the checkpoint's template are added to the options'.
+
+        Args:
+            questions: at least one.
+            tiling: how images become tiles.
+            options: how answers are made.
+            on_text: is given pieces of text as they come.
+
+        Raises:
+            DataError: see `encode`.
+        """
+        prompts = self.encode(questions, tiling, options.max_new_tokens)
+        options = options.with_stop_ids(self.stop_ids())
+        names = [one.name for one in questions]
+        return generate(self.engine, prompts, options, self.tokenizer.decode, names, on_text)
+
+    def answer(self, turns: Turns, images: Sequence[str], tiling: TilingOptions, max_new_tokens: int) -> str:
+        """Return the greedy answer to a conversation that ends with a question; see `encode_prompt`."""
+        options = GenerationOptions(max_new_tokens)
+        return self.ask([Question(turns, images)], tiling, options)[0].text.strip()
 
 
-def inference_policy(config: InternVLConfig, stride: Stride | None = None) -> StridePolicy:
+def inference_policy(config: InternVLConfig, stride: Stride | None = None, version: str | None = None) -> StridePolicy:
     """Return the positions a checkpoint is asked with: those it was trained with, at one stride.
 
     Args:
         config: the checkpoint's; `rope_pos_id_version` says what it was trained with.
         stride: positions a tile spans; without it the checkpoint's own, or `USUAL_SHARE` of a tile's tokens.
+        version: `default` or `v2pe_fix`, where it is to be stated; it must fit the checkpoint's.
 
     Raises:
-        ConfigError: a stride for a checkpoint that was trained without V2PE.
+        ConfigError: a stride or a V2PE version for a checkpoint that was trained without, or the reverse.
     """
-    if config.rope_pos_id_version == "default":
+    trained = config.rope_pos_id_version
+    if version == "v2pe_rnd":
+        raise ConfigError("rope_pos_id_version v2pe_rnd draws strides for training; ask with v2pe_fix and a stride")
+    if version is not None and (version == "default") != (trained == "default"):
+        raise ConfigError(
+            f"rope_pos_id_version {version} was asked for, but the checkpoint was trained with {trained}, whose rotary "
+            "embedding is another"
+        )
+    if trained == "default":
         if stride is not None:
             raise ConfigError(
                 f"stride {stride} was asked for, but the checkpoint's rope_pos_id_version is default, which has none"
@@ -82,9 +157,19 @@ def inference_policy(config: InternVLConfig, stride: Stride | None = None) -> St
 
 @contextmanager
 def open_pretrained(
-    folder: str | Path, stride: Stride | None = None, device: str = "auto", dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    stride: Stride | None = None,
+    device: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    *,
+    version: str | None = None,
+    layout: ParallelConfig | None = None,
+    world: launch.World | None = None,
+    window: int | None = None,
+    prefill_tokens: int = PREFILL_TOKENS,
+    vision_cache_bytes: int = DEFAULT_BYTES,
 ) -> Iterator[Pretrained]:
-    """Load a Megatron checkpoint folder on this process alone, and leave the process group at the end.
+    """Load a Megatron checkpoint folder, and leave the process group at the end.
 
     An HF folder is converted first, by `convert.api.hf_to_mcore` or `tools/convert_checkpoint.py`.
 
@@ -93,9 +178,15 @@ def open_pretrained(
         stride: see `inference_policy`.
         device: `cpu`, `cuda`, or `auto`.
         dtype: of parameters and activations.
+        version: see `inference_policy`.
+        layout: parallel sizes; one process alone by default.
+        world: this process's place; alone by default.
+        window: positions a prompt and its answer may reach; the checkpoint's `max_position_embeddings` by default.
+        prefill_tokens: see `Engine`.
+        vision_cache_bytes: memory for image features kept from one question to the next.
 
     Raises:
-        ConfigError: the configuration or the tokenizer does not fit.
+        ConfigError: the configuration, the layout or the tokenizer does not fit.
         CheckpointError: the folder is incomplete, unsafe, or of another model.
     """
     path = newest(Path(folder)) or Path(folder)
@@ -103,16 +194,34 @@ def open_pretrained(
     config, tokenizer = InternVLConfig.from_folder(hf), Tokenizer.from_folder(hf)
     if missing := tokenizer.missing():
         raise ConfigError(f"{hf}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer")
-    policy = inference_policy(config, stride)
-    chosen = Device.choose(device)
-    layout = ParallelConfig()
-    launch.initialize(launch.World(), chosen)
+    policy = inference_policy(config, stride, version)
+    world, layout = world or launch.World(), layout or ParallelConfig()
+    layout.validate(world.world_size, _sizes(config))
+    if layout.sequence_parallel:
+        raise ConfigError("generation has no use for sequence_parallel: one token cannot be split")
+    chosen = Device.choose(device, world.local_rank)
+    launch.initialize(world, chosen, layout.distributed_timeout_minutes)
     try:
         groups = topology.initialize(layout, seed=0)
         options = ModelOptions(params_dtype=dtype, perform_initialization=False)
         model = build_model(config, layout, options, policy, tokenizer.img_context_id, groups)
         store.load_model(path, model)
-        yield Pretrained(model.eval(), config, tokenizer, policy, chosen, dtype)
+        engine = Engine(model.eval(), VisionCache(vision_cache_bytes), prefill_tokens)
+        reach = config.llm.max_position_embeddings if window is None else window
+        yield Pretrained(engine, config, tokenizer, policy, chosen, dtype, reach)
     finally:
         topology.destroy()
         launch.shutdown()
+
+
+def _sizes(config: InternVLConfig) -> ModelSizes:
+    """The sizes a layout has to divide."""
+    return ModelSizes(
+        num_layers=config.llm.num_layers,
+        num_attention_heads=config.llm.num_attention_heads,
+        num_query_groups=config.llm.num_query_groups,
+        ffn_hidden_size=config.llm.ffn_hidden_size,
+        padded_vocab_size=config.llm.padded_vocab_size,
+        vision_num_attention_heads=config.vision.num_attention_heads,
+        vision_ffn_hidden_size=config.vision.ffn_hidden_size,
+    )

@@ -29,7 +29,7 @@ class Prompt:
     position_ticks: Tensor
     """int64 [L]."""
     tiles: Tensor
-    """uint8 [T, H, W, 3]."""
+    """uint8 [T, H, W, 3]; where tiles are normalised already, [T, 3, H, W] of a floating type."""
     num_tiles: tuple[int, ...]
     """Tiles of each image; T in all."""
 
@@ -54,6 +54,7 @@ def encode_prompt(
     tokenizer: Tokenizer,
     policy: StridePolicy,
     tiling: TilingOptions,
+    read: bool = True,
 ) -> Prompt:
     """Encode a conversation whose last turn is a question.
 
@@ -64,6 +65,7 @@ def encode_prompt(
         tokenizer: the checkpoint's tokenizer.
         policy: positions of image tokens; a fixed stride or `default`.
         tiling: how images become tiles.
+        read: read the images; without, the prompt has no tiles and can be checked, not answered.
 
     Raises:
         DataError: an image cannot be read, or placeholders and images differ in number.
@@ -71,7 +73,32 @@ def encode_prompt(
     pictures = plan_images(images, tiling)
     if len(images) == 1:
         turns = with_placeholder(turns)
-    num_tiles = [picture.num_tiles for picture in pictures]
+    mean, _ = NORMALISATION[NORMALIZE_TYPE]
+    tiles = read_tiles(pictures if read else [], tiling.tile_size, mean)
+    return assemble(turns, [picture.num_tiles for picture in pictures], tiles, model, tokenizer, policy)
+
+
+def assemble(
+    turns: Sequence[tuple[str, str]],
+    num_tiles: Sequence[int],
+    tiles: Tensor,
+    model: InternVLConfig,
+    tokenizer: Tokenizer,
+    policy: StridePolicy,
+) -> Prompt:
+    """Put a conversation and tiles that are cut already together; arguments as of `encode_prompt`.
+
+    Args:
+        turns: with one placeholder for each image.
+        num_tiles: of each image.
+        tiles: uint8 [T, H, W, 3], of all images; none where the prompt is only to be checked.
+        model: the checkpoint's configuration.
+        tokenizer: the checkpoint's tokenizer.
+        policy: positions of image tokens.
+
+    Raises:
+        DataError: placeholders and images differ in number.
+    """
     per_tile = model.tokens_per_tile
     ids, _ = encode_conversation(tokenizer, get_template(model.template), turns, num_tiles, per_tile, prompt=True)
     found = find_images(
@@ -79,5 +106,4 @@ def encode_prompt(
     )
     strides = policy.draw(len(found), per_tile, epoch=0, sample=0)
     ticks, _ = position_ticks(len(ids), found, strides, per_tile, policy.denominator(per_tile))
-    mean, _ = NORMALISATION[NORMALIZE_TYPE]
-    return Prompt(ids, ticks, read_tiles(pictures, tiling.tile_size, mean), tuple(num_tiles))
+    return Prompt(ids, ticks, tiles, tuple(num_tiles))

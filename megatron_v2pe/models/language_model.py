@@ -77,7 +77,7 @@ class LanguageModel(GPTModel):
         """Weighted sum of token losses; see `head.weighted_nll_sum`. `hidden` is what `decode` returned."""
         return weighted_nll_sum(
             self.output_layer,
-            self._head_weight(),
+            self.head_weight(),
             hidden,
             targets,
             self.unpadded_vocab_size,
@@ -91,11 +91,11 @@ class LanguageModel(GPTModel):
                 hidden, tensor_parallel_output_grad=False, group=self.pg_collection.tp
             )
         selected = hidden if rows is None else hidden.index_select(0, rows)
-        logits, _ = masked_logits(self.output_layer, self._head_weight(), selected, self.unpadded_vocab_size)
+        logits, _ = masked_logits(self.output_layer, self.head_weight(), selected, self.unpadded_vocab_size)
         gathered = tensor_parallel.gather_from_tensor_model_parallel_region(logits, group=self.pg_collection.tp)
         return gathered[:, : self.unpadded_vocab_size]
 
-    def _head_weight(self) -> Tensor:
+    def head_weight(self) -> Tensor:
         """The projection's own weight, or the embedding's where the two are tied."""
         weight = self.output_layer.weight
         return self.shared_embedding_or_output_weight() if weight is None else weight

@@ -48,6 +48,11 @@ def single_rank_group() -> dist.ProcessGroup:
     return _alone
 
 
+def model_copy() -> tuple[int, int]:
+    """Return which copy of the model this rank belongs to, and how many there are: the data-parallel place."""
+    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+
+
 def model_copy_group() -> dist.ProcessGroup:
     """Return the group of all ranks that work on the same micro-batches: tensor x context x pipeline parallel."""
     assert _copy is not None, "parallel topology is not initialised"

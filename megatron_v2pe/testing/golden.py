@@ -150,9 +150,12 @@ def run_generation(checkpoint: str, case: str, inputs: str) -> dict[str, Any]:
     """Generate greedily from one golden prompt on one process.
 
     Returns:
-        ids, logits per step, and prompt positions (float64).
+        ids, logits per step with the cache and recomputed, and prompt positions (float64).
     """
-    from megatron_v2pe.generate.greedy import generate_greedy
+    from megatron_v2pe.generate.engine import Engine
+    from megatron_v2pe.generate.generation import GenerationOptions, generate
+    from megatron_v2pe.generate.prompt import Prompt
+    from megatron_v2pe.testing.generation import recompute
 
     meta, gold = read(case)
     inputs_meta, shared = read(inputs)
@@ -160,11 +163,14 @@ def run_generation(checkpoint: str, case: str, inputs: str) -> dict[str, Any]:
     model_config = InternVLConfig.from_hf(hf_config)
     special = {key: inputs_meta[key] for key in ("img_start_id", "img_end_id", "img_context_id")}
     policy = policy_of(meta)
-    ids = gold["prompt_ids"][0]
-    ticks = ticks_of(ids, [len(ids)], gold["num_tiles"].tolist(), model_config, policy, special)
+    ids, num_tiles = gold["prompt_ids"][0], gold["num_tiles"].tolist()
+    ticks = ticks_of(ids, [len(ids)], num_tiles, model_config, policy, special)
     with built(hf_config, ParallelConfig(), ModelOptions(), policy, special["img_context_id"]) as model:
         load_full(model, to_full_state(hf_state, model_config.vision.num_attention_heads))
-        pixels = shared[meta["pixel_values"].partition(":")[2]]
-        generated = generate_greedy(model.eval(), ids, ticks, pixels, max_new_tokens=len(gold["generated_ids"]))
+        prompt = Prompt(ids, ticks, shared[meta["pixel_values"].partition(":")[2]], tuple(num_tiles))
+        options = GenerationOptions(max_new_tokens=len(gold["generated_ids"]), keep_logits=True)
+        answer = generate(Engine(model.eval()), [prompt], options)[0]
+        again = recompute(model, prompt, answer.token_ids)
     positions = ticks.double() / policy.denominator(model_config.tokens_per_tile)
-    return {"ids": generated.token_ids, "logits": generated.logits, "positions": positions}
+    logits = torch.stack(answer.logits).clone()
+    return {"ids": answer.token_ids, "logits": logits, "recomputed": again, "positions": positions}

@@ -1,0 +1,48 @@
+"""Images that stand inside of a TSV or Parquet file, taken out once into a cache folder under the name of their bytes.
+
+Questions then name files like any others: a list of them holds no pixels, however large the benchmark, and an image
+that stands in several rows (MMBench asks each question up to four times) is stored once. A name is the hash of its
+content, so nothing in the cache can be out of date and processes may fill it side by side.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from megatron_v2pe.errors import DataError
+
+CACHE = Path("work_dirs/evaluate_cache")
+"""Where they go by default, relative to the folder evaluation is started in; never beside the data."""
+
+
+def store_image(content: bytes, cache: Path, where: str) -> str:
+    """Return the path of a file that holds an image's bytes.
+
+    Args:
+        content: of an image file.
+        cache: folder; made if it is not there.
+        where: the image was found, for what goes wrong.
+
+    Raises:
+        DataError: the bytes are no image.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            suffix = (image.format or "image").lower()
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        raise DataError(f"{where}: {len(content)} bytes that are no image: {error}") from error
+    digest = hashlib.sha256(content).hexdigest()[:32]
+    path = cache / "images" / digest[:2] / f"{digest}.{suffix}"
+    if not path.is_file() or path.stat().st_size != len(content):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with open(handle, "wb") as stream:
+            stream.write(content)
+        os.replace(name, path)
+    return str(path)

@@ -1,0 +1,85 @@
+"""A benchmark's question as what the model reads: images opened and tiled as the benchmark says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from megatron_v2pe.data.image_transform import NORMALISATION, cut_tiles, pad_to_square
+from megatron_v2pe.data.pictures import TilingOptions
+from megatron_v2pe.data.tiling import choose_grid
+from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.evaluate.benchmark import Benchmark, ImageRef, Question
+from megatron_v2pe.evaluate.images import open_images
+from megatron_v2pe.generate.prompt import NORMALIZE_TYPE, Prompt, assemble
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.v2pe.stride import StridePolicy
+
+
+@dataclass(frozen=True)
+class Prompter:
+    """Settings under which questions become prompts."""
+
+    model: InternVLConfig
+    tokenizer: Tokenizer
+    policy: StridePolicy
+    tiling: TilingOptions
+    """Of the run; a benchmark's own settings come before it, those of an image before both."""
+
+    def prompt(self, benchmark: Benchmark, question: Question) -> Prompt:
+        """Encode a question.
+
+        Raises:
+            DataError: an image cannot be read, or placeholders and images differ in number.
+        """
+        tiles = [
+            self._tiles(benchmark, reference, image)
+            for reference, image in zip(question.images, open_images(question.images), strict=True)
+        ]
+        counts = [len(part) for part in tiles]
+        if question.joined and counts:
+            counts = [sum(counts)]
+        side = self.tiling.tile_size
+        joined = np.concatenate(tiles) if tiles else np.empty((0, side, side, 3), dtype=np.uint8)
+        return assemble(question.turns, counts, torch.from_numpy(joined), self.model, self.tokenizer, self.policy)
+
+    def _tiles(self, benchmark: Benchmark, reference: ImageRef, image: Image.Image) -> np.ndarray:
+        options = self._options(benchmark, reference)
+        if options.pad_to_square:
+            image = pad_to_square(image, NORMALISATION[NORMALIZE_TYPE][0])
+        grid = None
+        if options.dynamic:
+            grid = choose_grid(*image.size, options.min_num, options.max_num, options.tile_size)
+        thumbnail = options.thumbnail and grid is not None and grid != (1, 1)
+        return cut_tiles(image, grid, thumbnail, options.tile_size)
+
+    def _options(self, benchmark: Benchmark, reference: ImageRef) -> TilingOptions:
+        options = self.tiling
+        most = reference.max_tiles or benchmark.max_tiles or options.max_num
+        return replace(
+            options,
+            dynamic=options.dynamic and benchmark.dynamic_tiling,
+            max_num=most,
+            min_num=min(options.min_num, most),
+            thumbnail=options.thumbnail if benchmark.thumbnail is None else benchmark.thumbnail,
+        )
+
+
+def estimated_cost(question: Question, most_tiles: int, new_tokens: int) -> tuple[int, int, int]:
+    """Return prompt tokens, tiles and new tokens a question will take, guessed without opening its images."""
+    characters = sum(len(text) for _, text in question.turns)
+    tiles = sum(1 if image.frame is not None else image.max_tiles or most_tiles for image in question.images)
+    return characters // 3 + 256 * tiles, tiles, new_tokens
+
+
+def shown(turns: Sequence[tuple[str, str]], prompt: Prompt) -> str:
+    """Return a prompt as a reader wants to see it: each turn, and at each image its number of tiles."""
+    text = "\n".join(f"{role}: {words}" for role, words in turns)
+    parts = text.split("<image>")
+    marks = [f"<image of {tiles} tiles>" for tiles in prompt.num_tiles]
+    marks += ["<image>"] * (len(parts) - 1 - len(marks))
+    return "".join(part + mark for part, mark in zip(parts, [*marks, ""], strict=False))

@@ -1,0 +1,71 @@
+"""What a run's answers came from: checkpoint, settings, version of the code; a run goes on under the same ones only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.version import __version__
+
+RUN = "run.json"
+_EDGE = 1 << 20
+
+
+def checkpoint_digest(folder: Path) -> str:
+    """Return a fingerprint of a checkpoint: names, sizes, first and last MiB of all its files.
+
+    Whole files would take minutes at 256 GPUs' worth of state; weights that differ at all differ there in practice.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size}\n".encode())
+        with open(path, "rb") as stream:
+            digest.update(stream.read(_EDGE))
+            if size > _EDGE:
+                stream.seek(max(size - _EDGE, _EDGE))
+                digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def code_version() -> str:
+    """Return the package's version, and the commit of a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__} ({found.stdout.strip()})"
+
+
+def settle(folder: Path, settings: dict[str, Any]) -> None:
+    """Note what a run's answers depend on, or check it against what the folder's answers came from.
+
+    Raises:
+        ConfigError: the folder holds answers of another checkpoint or other settings; names what differs.
+    """
+    path = folder / RUN
+    ours = json.loads(json.dumps(settings))
+    if path.is_file():
+        theirs = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
+        if differing:
+            told = "; ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} now" for name in differing)
+            raise ConfigError(f"{folder} holds answers of another run: {told}. Choose another --out")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"settings": ours, "code": code_version()}
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,204 @@
+"""Attention of new tokens over a key-value cache that may be spread over a context-parallel group.
+
+Prefill: the pieces of a step attend causally among themselves, over the ring, and store their keys and values; where a
+piece continues a prompt, its queries also visit every rank's cache of what came before. Decode: the one new query of
+each sequence meets the cache of every rank. What ranks find is merged by log-sum-exp in float32 or wider, by the ring's
+own `merge`, so that no rank ever needs more than its share of the keys. A rank that holds nothing of a sequence takes
+part with a log-sum-exp so low that it weighs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_v2pe.generate.kv_cache import KVCache, Slab
+from megatron_v2pe.generate.prefill_plan import LocalPiece
+from megatron_v2pe.generate.slab_attention import nothing, one_by_one, side_by_side
+from megatron_v2pe.parallel.block_attention import Block, choose_kernel
+from megatron_v2pe.parallel.ring_attention import merge, ring_attention
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a decode step does with one slab, the same for every layer."""
+
+    slab: Slab
+    rows: Tensor
+    """int64 [m]: sequences of the batch whose new token is kept here."""
+    places: Tensor
+    """int64 [m]: where, in the slab's [sequences x room] places."""
+    place: int | None
+    """The one place all of the slab's sequences use, each in its own room; None where they differ."""
+    used: int
+    """Places any of its sequences uses."""
+    mask: Tensor | None
+    """[sequences, 1, 1, used], -inf beyond a sequence's own length; None where all are equally long."""
+    empty: Tensor | None
+    """bool [sequences]: nothing is held here of them; None where that is so for none."""
+
+
+class CachedAttention:
+    """Attention over one batch's cache."""
+
+    def __init__(self, cache: KVCache, group: dist.ProcessGroup, scale: float) -> None:
+        """Remember the cache.
+
+        Args:
+            cache: this rank's.
+            group: the context-parallel group.
+            scale: factor on the scores, usually `d ** -0.5`.
+        """
+        self.cache, self.group, self.scale = cache, group, scale
+        self._targets: list[_Target] = []
+
+    def prefill(self, layer: int, query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[LocalPiece]) -> Tensor:
+        """Attend with the pieces of a step, store their keys and values.
+
+        Args:
+            layer: number of the layer on this rank.
+            query: rotated, [S, heads, d]; the pieces one behind the other, zigzag within each.
+            key: rotated, [S, groups, d].
+            value: [S, groups, d].
+            pieces: what the S tokens are.
+
+        Returns:
+            [S, heads, d].
+        """
+        lens = tuple(piece.tokens for piece in pieces)
+        if self.group.size() == 1:  # kernels stream over keys a few percent faster where a head's lie together
+            q, k, v = (_heads_together(tensor) for tensor in (query, key, value))
+            output, lse = choose_kernel(query).forward(q, k, v, Block(lens, lens, True, self.scale))
+        else:
+            output, lse = ring_attention(query, key, value, lens, self.group, self.scale)
+        lengths, start = self.cache.lengths, 0
+        for piece in pieces:
+            rows = slice(start, start + piece.tokens)
+            held = lengths[piece.sequence]
+            if piece.continues:
+                wide, total = output[rows].to(lse.dtype), lse[rows]
+                self._add_earlier(wide, total, query[rows], *self.cache.view(layer, piece.sequence, held))
+                output[rows] = wide.to(output.dtype)
+            whole = len(piece.kept) == piece.tokens
+            new = (key[rows], value[rows]) if whole else (key[rows][piece.kept], value[rows][piece.kept])
+            self.cache.write(layer, piece.sequence, held, *new)
+            start += piece.tokens
+        return output
+
+    def _add_earlier(self, output: Tensor, lse: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Merge attention over every rank's earlier tokens of a sequence into `output`, in place.
+
+        Queries travel, not keys: a step's queries are few beside what a long prompt has cached.
+        """
+        size = self.group.size()
+        if size == 1:
+            merge(output, lse, *self._whole_block(query, keys, values))
+            return
+        everyone = query.new_empty((size * query.shape[0], *query.shape[1:]))
+        dist.all_gather(list(everyone.chunk(size)), query.contiguous(), group=self.group)
+        leaving = _joined(*self._whole_block(everyone, keys, values))
+        arrived = torch.empty_like(leaving)
+        dist.all_to_all_single(arrived, leaving, group=self.group)
+        for part in arrived.chunk(size):
+            merge(output, lse, *_parted(part))
+
+    def _whole_block(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention of queries [q, heads, d] over all keys [k, groups, d]; k may be 0."""
+        if keys.shape[0] == 0:
+            return nothing(query)
+        block = Block((query.shape[0],), (keys.shape[0],), False, self.scale)
+        return choose_kernel(query).forward(query, keys, values, block)
+
+    def begin_decode(self, mine: Sequence[bool]) -> None:
+        """Prepare a decode step for all layers.
+
+        Args:
+            mine: per sequence of the batch, whether this rank keeps the new token.
+        """
+        before = self.cache.lengths
+        self.cache.extend([int(kept) for kept in mine])
+        self._targets = [_target(slab, before, mine) for slab in self.cache.slabs]
+
+    def decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend with one new token of each sequence.
+
+        Args:
+            layer: number of the layer on this rank.
+            query: rotated, [sequences, groups, heads per group, d], the same on every context-parallel rank.
+            key: rotated, [sequences, groups, d].
+            value: [sequences, groups, d].
+
+        Returns:
+            [sequences, groups, heads per group, d].
+        """
+        parts: list[tuple[Tensor, Tensor]] = []
+        for target in self._targets:
+            slab = target.slab
+            keys, values = slab.layers[layer]
+            if target.place is not None:
+                keys[:, target.place] = key[slab.first : slab.stop]
+                values[:, target.place] = value[slab.first : slab.stop]
+            elif len(target.rows):
+                keys.flatten(0, 1).index_copy_(0, target.places, key[target.rows])
+                values.flatten(0, 1).index_copy_(0, target.places, value[target.rows])
+            parts.append(self._attend(target, query[slab.first : slab.stop], keys, values))
+        output, lse = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+        if self.group.size() == 1:
+            return output
+        mine = _joined(output, lse)
+        everyone = mine.new_empty((self.group.size() * mine.shape[0], *mine.shape[1:]))
+        dist.all_gather(list(everyone.chunk(self.group.size())), mine, group=self.group)
+        first, *others = everyone.chunk(self.group.size())
+        wide, total = _parted(first)
+        for part in others:
+            merge(wide, total, *_parted(part))
+        return wide.to(query.dtype)
+
+    def _attend(self, target: _Target, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention of a slab's queries over what is held here."""
+        if target.used == 0:
+            return nothing(query)
+        attend = one_by_one if query.is_cuda else side_by_side
+        output, lse = attend(query, keys, values, target.slab.lengths, target.used, target.mask, self.scale)
+        if target.empty is not None:
+            zeros, floor = nothing(query)
+            output = torch.where(target.empty.view(-1, 1, 1, 1), zeros, output)
+            lse = torch.where(target.empty.view(-1, 1, 1), floor, lse)
+        return output, lse
+
+
+def _target(slab: Slab, before: Sequence[int], mine: Sequence[bool]) -> _Target:
+    device = slab.layers[0][0].device
+    rows = [row for row in range(slab.first, slab.stop) if mine[row]]
+    places = [(row - slab.first) * slab.room + before[row] for row in rows]
+    own = set(before[slab.first : slab.stop])
+    together = own.pop() if len(rows) == slab.stop - slab.first and len(own) == 1 else None
+    used = max(slab.lengths)
+    mask = empty = None
+    if min(slab.lengths) < used:
+        lengths = torch.tensor(slab.lengths, device=device)
+        beyond = torch.arange(used, device=device) >= lengths.clamp(min=1).unsqueeze(1)
+        dtype = slab.layers[0][0].dtype
+        mask = torch.zeros(beyond.shape, dtype=dtype, device=device).masked_fill_(beyond, -torch.inf)[:, None, None]
+        empty = lengths == 0 if min(slab.lengths) == 0 else None
+    index = torch.tensor([rows, places], device=device)
+    return _Target(slab, index[0], index[1], together, used, mask, empty)
+
+
+def _heads_together(states: Tensor) -> Tensor:
+    """The same [tokens, heads, d], in memory one head behind the other."""
+    return states.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def _joined(output: Tensor, lse: Tensor) -> Tensor:
+    """One tensor [..., d + 1] to send."""
+    return torch.cat([output.to(lse.dtype), lse.unsqueeze(-1)], dim=-1)
+
+
+def _parted(joined: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp again, contiguous."""
+    return joined[..., :-1].contiguous(), joined[..., -1].contiguous()

@@ -1,0 +1,94 @@
+"""A model on this rank as generation sees it: image features, embeddings, lean layers, logits of chosen rows.
+
+It holds what outlives a batch; a batch of sequences being continued is a `Session` (`session.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from megatron_v2pe.data.image_transform import NORMALISATION, normalise_tiles
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.generate.lean_layers import lean_layers
+from megatron_v2pe.generate.lean_operations import lean_norm, linear
+from megatron_v2pe.generate.prompt import NORMALIZE_TYPE, Prompt
+from megatron_v2pe.generate.stages import Stages
+from megatron_v2pe.generate.vision_cache import VisionCache
+from megatron_v2pe.models.vlm import InternVLModel
+from megatron_v2pe.parallel import topology
+
+PREFILL_TOKENS = 16384
+"""Tokens prefilled at once by default, over all context-parallel ranks."""
+
+
+class Engine:
+    """A model's pipeline stage, ready to generate."""
+
+    def __init__(
+        self, model: InternVLModel, vision_cache: VisionCache | None = None, prefill_tokens: int = PREFILL_TOKENS
+    ) -> None:
+        """Read the model.
+
+        Args:
+            model: this rank's pipeline stage, in evaluation mode, its weights loaded (those of norms are copied).
+            vision_cache: where image features are kept; one of the default size by default.
+            prefill_tokens: most prompt tokens run at once, over all context-parallel ranks.
+
+        Raises:
+            ConfigError: sequence parallelism, or a layer the engine does not know.
+        """
+        assert not model.training, "generation needs the model in evaluation mode"
+        if prefill_tokens < 1:
+            raise ConfigError(f"prefill_tokens is {prefill_tokens}, expected 1 or more")
+        self.model, self.prefill_tokens = model, prefill_tokens
+        self.vision_cache = VisionCache() if vision_cache is None else vision_cache
+        self.groups, self.placement = model.pg_collection, model.placement
+        self.stages = Stages(self.groups.pp, topology.model_copy_group())
+        decoder: Any = model.language_model.decoder
+        self.layers = lean_layers(list(decoder.layers), self.groups.tp)
+        weight = next(iter(decoder.parameters()))
+        self.dtype, self.device = weight.dtype, weight.device
+        self.hidden_size: int = model.config.hidden_size
+        if self.stages.last:
+            self._final_norm = lean_norm(decoder.final_layernorm)
+            self._head = model.language_model.head_weight()[: model.internvl.llm.vocab_size]
+
+    def features(self, prompts: Sequence[Prompt]) -> Tensor:
+        """Features [own tiles, tokens_per_tile, hidden] of the tiles this rank encodes of all prompts'."""
+        mine = self.placement.tiles(sum(prompt.tiles.shape[0] for prompt in prompts))
+        parts, start = [], 0
+        for tiles in (prompt.tiles for prompt in prompts):
+            part = tiles[max(mine.start - start, 0) : max(mine.stop - start, 0)]
+            parts += [part] if part.shape[0] else []
+            start += tiles.shape[0]
+        if not parts:
+            per_tile = self.model.internvl.tokens_per_tile
+            return torch.empty(0, per_tile, self.hidden_size, dtype=self.dtype, device=self.device)
+        return self.vision_cache.encode(parts[0] if len(parts) == 1 else torch.cat(parts), self._encode)
+
+    def _encode(self, tiles: Tensor) -> Tensor:
+        """Features of tiles, bytes [n, H, W, 3] or normalised [n, 3, H, W] already."""
+        tiles = tiles.to(self.device)
+        if tiles.dtype == torch.uint8:
+            tiles = normalise_tiles(tiles, *NORMALISATION[NORMALIZE_TYPE])
+        return self.model.encode_images(tiles.to(self.dtype))
+
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """Embed generated tokens to [n, hidden], on the first stage."""
+        language = self.model.language_model
+        ids = torch.tensor(tokens, device=self.device)
+        if self.placement.tensor_model_parallel_size == 1:
+            return F.embedding(ids, language.embedding.word_embeddings.weight)
+        return language.embed(ids).squeeze(1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [n, vocab_size] of hidden states [n, hidden], gathered over ranks, on the last stage."""
+        hidden = self._final_norm(hidden)
+        if self.placement.tensor_model_parallel_size == 1:
+            return linear(hidden, self._head)
+        return self.model.language_model.logits(hidden.unsqueeze(1))

@@ -1,0 +1,184 @@
+"""Answers to a batch of prompts: choose, add, stop, one token per sequence and step, until every answer has ended.
+
+Every rank of a copy of the model calls `generate` with the same prompts and gets the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.generate.engine import Engine
+from megatron_v2pe.generate.kv_cache import CHUNK
+from megatron_v2pe.generate.prompt import Prompt
+from megatron_v2pe.generate.sampling import Sampling, choose
+from megatron_v2pe.generate.session import Session
+from megatron_v2pe.generate.stop import AnswerText
+
+Decode = Callable[[list[int]], str]
+"""Text of token ids."""
+OnText = Callable[[int, str], None]
+"""Takes the number of a prompt and a piece of its answer's text, as soon as the piece is certain."""
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How answers are made."""
+
+    max_new_tokens: int = 256
+    """Most tokens of an answer."""
+    min_new_tokens: int = 0
+    """Stop tokens cannot be chosen before so many tokens."""
+    stop_ids: frozenset[int] = frozenset()
+    """Tokens that end an answer; they belong to its `token_ids`."""
+    stop_strings: tuple[str, ...] = ()
+    """Texts that end an answer; they do not belong to its `text`."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How tokens are chosen."""
+    keep_logits: bool = False
+    """Return what each token was chosen from."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ConfigError: out of range.
+        """
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}, expected 1 or more")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ConfigError(
+                f"min_new_tokens is {self.min_new_tokens}, expected 0 to max_new_tokens {self.max_new_tokens}"
+            )
+        if not all(self.stop_strings):
+            raise ConfigError("a stop string is empty")
+
+    def with_stop_ids(self, stop_ids: frozenset[int]) -> GenerationOptions:
+        """Return a copy that also ends at these tokens."""
+        return replace(self, stop_ids=self.stop_ids | stop_ids)
+
+
+@dataclass
+class Generated:
+    """One answer."""
+
+    token_ids: list[int] = field(default_factory=list)
+    """New tokens, the stop token included where one was chosen."""
+    text: str = ""
+    """Their text without special tokens, cut before a stop string; empty without a `decode`."""
+    finish_reason: str = "length"
+    """`stop_token`, `stop_string`, or `length`: `max_new_tokens` was reached."""
+    logits: list[Tensor] = field(default_factory=list)
+    """Per token [vocab_size], where asked for, on the last pipeline stage."""
+
+
+def check_prompt(prompt: Prompt, denominator: int, window: int | None, max_new_tokens: int, name: str) -> None:
+    """Refuse a prompt that cannot be answered, before anything is computed.
+
+    Args:
+        prompt: to check.
+        denominator: of its position lattice.
+        window: positions the model may reach; None: any.
+        max_new_tokens: most tokens of an answer.
+        name: of the prompt, for messages.
+
+    Raises:
+        DataError: no tokens, or no room for the answer; the numbers are printed.
+    """
+    length = len(prompt.input_ids)
+    if length == 0:
+        raise DataError(f"{name}: the prompt is empty")
+    positions = int(prompt.position_ticks[-1]) // denominator + 1
+    if window is not None and positions + max_new_tokens > window:
+        raise DataError(
+            f"{name}: the prompt has {length} tokens ({sum(prompt.num_tiles)} tiles) and takes {positions} positions; "
+            f"with {max_new_tokens} new tokens that is {positions + max_new_tokens}, more than the window of {window}. "
+            "Fewer tiles, a smaller rope_pos_id_stride or a larger window make room"
+        )
+
+
+def generate(
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    options: GenerationOptions,
+    decode: Decode | None = None,
+    names: Sequence[str] | None = None,
+    on_text: OnText | None = None,
+) -> list[Generated]:
+    """Answer a batch of prompts.
+
+    Args:
+        engine: the model.
+        prompts: at least one, none without tokens; see `check_prompt`.
+        options: how.
+        decode: text of token ids; needed for stop strings and `on_text`.
+        names: what each sequence's draws are keyed by; its number in the batch by default.
+        on_text: is given text as it comes.
+
+    Returns:
+        The answers, in the order of the prompts.
+    """
+    assert prompts and (decode is not None or not (options.stop_strings or on_text))
+    answers = [Generated() for _ in prompts]
+    texts = None if decode is None else [AnswerText(decode, options.stop_strings) for _ in prompts]
+    keys = [str(number) for number in range(len(prompts))] if names is None else list(names)
+    alive = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].input_ids))  # alike side by side
+    session = Session(engine, [prompts[number] for number in alive], min(options.max_new_tokens, CHUNK))
+    logits = session.prefill()
+    for step in range(options.max_new_tokens):
+        tokens = _next(session, logits, options, [keys[number] for number in alive], step)
+        for row, number in enumerate(alive):
+            if options.keep_logits and logits is not None:
+                answers[number].logits.append(logits[row])
+            _add(answers[number], tokens[row], options, None if texts is None else texts[number], number, on_text)
+        going = [row for row, number in enumerate(alive) if answers[number].finish_reason == "length"]
+        if not going or step + 1 == options.max_new_tokens:
+            break
+        if len(going) < len(alive):
+            session.keep(going)
+            alive, tokens = [alive[row] for row in going], [tokens[row] for row in going]
+        logits = session.decode(tokens)
+    for number, answer in enumerate(answers):
+        if texts is not None:
+            rest = texts[number].finish()
+            if rest and on_text is not None:
+                on_text(number, rest)
+            answer.text = texts[number].text
+    return answers
+
+
+def _next(
+    session: Session, logits: Tensor | None, options: GenerationOptions, keys: Sequence[str], step: int
+) -> list[int]:
+    """Choose on the last stage, and hear of it on the others."""
+    chosen = None
+    if logits is not None:
+        if step < options.min_new_tokens and options.stop_ids:
+            logits = logits.index_fill(1, torch.tensor(sorted(options.stop_ids), device=logits.device), -torch.inf)
+        chosen = choose(logits, options.sampling, keys, [step] * len(keys))
+    return session.engine.stages.share(chosen, len(keys), session.engine.device)
+
+
+def _add(
+    answer: Generated,
+    token: int,
+    options: GenerationOptions,
+    text: AnswerText | None,
+    number: int,
+    on_text: OnText | None,
+) -> None:
+    answer.token_ids.append(token)
+    if token in options.stop_ids:
+        answer.finish_reason = "stop_token"
+        return
+    if text is None:
+        return
+    piece = text.push(token)
+    if piece and on_text is not None:
+        on_text(number, piece)
+    if text.stopped:
+        answer.finish_reason = "stop_string"

@@ -1,0 +1,139 @@
+"""Decoder layers without the modules around them, for generation: the same weights, a fraction of the Python.
+
+A Megatron-Core layer spends several times longer in Python than in arithmetic when it is asked for one token. A
+`LeanLayer` reads what its layer is made of (norms, weights, biases, activation) and runs the operations directly;
+attention is handed in. Nothing here knows a model family: what a layer has that is not listed in `LeanLayer` is refused
+when the layer is read, not left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.mlp import MLP
+from torch import Tensor, nn
+
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.generate.lean_operations import Norm, lean_norm, linear, rotate
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, query [T, groups, r, d], key [T, groups, d], value [T, groups, d]) to [T, groups, r, d]; r query heads share
+a key-value head. Query and key are rotated."""
+
+
+class LeanLayer:
+    """One layer: attention and MLP, each behind a norm and added to what came before."""
+
+    def __init__(self, layer: Any, number: int, group: dist.ProcessGroup) -> None:
+        """Read a layer.
+
+        Args:
+            layer: Megatron-Core's, of the local spec.
+            number: of the layer on this rank, from 0.
+            group: the tensor-parallel group.
+
+        Raises:
+            ConfigError: the layer has parts that are not known here.
+        """
+        attention, mlp, config = layer.self_attention, layer.mlp, layer.config
+        _check(layer)
+        self.number = number
+        self.group = group if group.size() > 1 else None
+        self.groups, self.head_dim = attention.num_query_groups_per_partition, config.kv_channels
+        self.heads_per_group = attention.num_attention_heads_per_partition // self.groups
+        self.attention_norm, self.mlp_norm = lean_norm(layer.input_layernorm), lean_norm(layer.pre_mlp_layernorm)
+        self.query_norm, self.key_norm = _norm(attention.q_layernorm), _norm(attention.k_layernorm)
+        self.qkv, self.projection = _weights(attention.linear_qkv), _weights(attention.linear_proj)
+        self.fc1, self.fc2 = _weights(mlp.linear_fc1), _weights(mlp.linear_fc2)
+        self.gated, self.activation = config.gated_linear_unit, mlp.activation_func
+
+    def __call__(self, hidden: Tensor, same: Tensor, other: Tensor, attend: Attend) -> Tensor:
+        """Run the layer.
+
+        Args:
+            hidden: [T, hidden]; overwritten.
+            same: [T, 1, 1, d], see `lean_operations.rotation`.
+            other: as `same`.
+            attend: attention of this layer's queries, keys and values.
+
+        Returns:
+            [T, hidden].
+        """
+        joint = linear(self.attention_norm(hidden), *self.qkv)
+        joint = joint.view(-1, self.groups, self.heads_per_group + 2, self.head_dim)
+        rotated = rotate(self._normed(joint), same, other)
+        seen = attend(self.number, rotated[:, :, :-1], rotated[:, :, -1], joint[:, :, -1])
+        self._add_row_parallel(hidden, seen.reshape(hidden.shape[0], -1), *self.projection)
+        wide = linear(self.mlp_norm(hidden), *self.fc1)
+        if self.gated:
+            gate, straight = wide.chunk(2, dim=-1)
+            wide = self.activation(gate).mul_(straight)
+        else:
+            wide = self.activation(wide)
+        self._add_row_parallel(hidden, wide, *self.fc2)
+        return hidden
+
+    def _normed(self, joint: Tensor) -> Tensor:
+        """Queries and key of every group, [T, groups, r + 1, d], after the norms some models give them."""
+        if self.query_norm is None and self.key_norm is None:
+            return joint[:, :, :-1]
+        query, key = joint[:, :, :-2], joint[:, :, -2:-1]
+        query = query if self.query_norm is None else self.query_norm(query)
+        return torch.cat([query, key if self.key_norm is None else self.key_norm(key)], dim=2)
+
+    def _add_row_parallel(self, hidden: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """Project this rank's columns and add the sum over ranks to `hidden`, in place."""
+        if self.group is None:
+            hidden += linear(states, weight, bias)
+            return
+        partial = linear(states, weight)
+        dist.all_reduce(partial, group=self.group)
+        hidden += partial if bias is None else partial.add_(bias)
+
+
+def lean_layers(layers: Sequence[nn.Module], group: dist.ProcessGroup) -> list[LeanLayer]:
+    """Read this rank's decoder layers.
+
+    Raises:
+        ConfigError: a layer has parts that are not known here.
+    """
+    return [LeanLayer(layer, number, group) for number, layer in enumerate(layers)]
+
+
+def _weights(module: Any) -> tuple[Tensor, Tensor | None]:
+    return module.weight, module.bias
+
+
+def _norm(module: nn.Module | None) -> Norm | None:
+    return None if module is None or isinstance(module, IdentityOp) else module
+
+
+def _check(layer: Any) -> None:
+    """Refuse what `LeanLayer` would not compute."""
+    attention, mlp, config = layer.self_attention, layer.mlp, layer.config
+    parts = {
+        "attention": (attention, SelfAttention),
+        "MLP": (mlp, MLP),
+        "qkv projection": (attention.linear_qkv, ColumnParallelLinear),
+        "output projection": (attention.linear_proj, RowParallelLinear),
+        "first MLP projection": (mlp.linear_fc1, ColumnParallelLinear),
+        "second MLP projection": (mlp.linear_fc2, RowParallelLinear),
+    }
+    for what, (module, kind) in parts.items():
+        if type(module) is not kind:
+            raise ConfigError(f"generation knows no {what} of kind {type(module).__name__}; use layer spec local")
+    for field, plain in (
+        ("sequence_parallel", False),
+        ("attention_output_gate", False),
+        ("activation_func_clamp_value", None),
+        ("glu_linear_offset", 0.0),
+        ("apply_residual_connection_post_layernorm", False),
+    ):
+        if getattr(config, field, plain) != plain:
+            raise ConfigError(f"generation knows no layer with {field} {getattr(config, field)}")

@@ -1,0 +1,112 @@
+"""Which token comes next: greedy, or drawn after temperature, top-k and top-p, with a draw keyed by sequence and step.
+
+A draw depends on (seed, name of the sequence, number of the token) alone, so that an answer depends neither on what
+else is in its batch nor on the layout over processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.keyed_random import uniform
+
+_PURPOSE = "next token"
+_RESOLUTION = 1 << 53
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen."""
+
+    temperature: float = 0.0
+    """0 takes the most likely token; above, logits are divided by it and a token is drawn."""
+    top_k: int = 0
+    """Draw among the k most likely tokens only; 0: among all."""
+    top_p: float = 1.0
+    """Draw among the fewest tokens that together reach this probability (after top-k)."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ConfigError: out of range.
+        """
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ConfigError(f"temperature is {self.temperature}, expected 0 or more")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k is {self.top_k}, expected 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}, expected above 0 and at most 1")
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities tokens are drawn with.
+
+    Temperature first, then top-k, then top-p among what top-k left; what is left is normalised again. Tokens as likely
+    as the last one top-k keeps are kept too, so that the choice does not hang on the order of equals.
+
+    Args:
+        logits: [n, vocab_size].
+        sampling: its temperature is above 0.
+
+    Returns:
+        float64 [n, vocab_size], each row summing to 1.
+    """
+    assert sampling.temperature > 0, "greedy choice draws nothing"
+    scaled = logits.to(torch.float64) / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[1]:
+        last = scaled.topk(sampling.top_k, dim=-1).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < last, -math.inf)
+    chances = scaled.softmax(dim=-1)
+    if sampling.top_p < 1:
+        ordered, order = chances.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(dim=-1) - ordered
+        dropped = (before >= sampling.top_p).scatter(1, order, before >= sampling.top_p)
+        chances = chances.masked_fill(dropped, 0.0)
+        chances = chances / chances.sum(dim=-1, keepdim=True)
+    return chances
+
+
+def draw(chances: Tensor, points: Tensor) -> Tensor:
+    """Return per row the first token at which the running sum of chances exceeds the row's point.
+
+    Args:
+        chances: float64 [n, vocab_size], rows summing to 1.
+        points: float64 [n], in [0, 1).
+
+    Returns:
+        int64 [n]; never a token without a chance.
+    """
+    sums = chances.cumsum(dim=-1)
+    found = torch.searchsorted(sums, (points * sums[:, -1]).unsqueeze(1), right=True).squeeze(1)
+    last = chances.shape[1] - 1 - (chances.flip(1) > 0).to(torch.int8).argmax(dim=1)
+    return torch.minimum(found, last)
+
+
+def point(seed: int, sequence: str, step: int) -> float:
+    """Return the draw of one token of one sequence, in [0, 1)."""
+    return uniform(_RESOLUTION, seed, sequence, step, purpose=_PURPOSE) / _RESOLUTION
+
+
+def choose(logits: Tensor, sampling: Sampling, sequences: Sequence[str], steps: Sequence[int]) -> list[int]:
+    """Choose the next token of each sequence.
+
+    Args:
+        logits: [n, vocab_size]; -inf for tokens that must not come.
+        sampling: how.
+        sequences: name of each sequence.
+        steps: number of the token in its answer, from 0.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1).tolist()
+    keys = zip(sequences, steps, strict=True)
+    points = torch.tensor([point(sampling.seed, *key) for key in keys], dtype=torch.float64, device=logits.device)
+    return draw(probabilities(logits, sampling), points).tolist()

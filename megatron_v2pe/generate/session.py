@@ -1,0 +1,180 @@
+"""A batch of sequences being continued, step by step, under tensor, pipeline and context parallelism.
+
+`Session.prefill` runs the prompts and gives the logits of the first new tokens; `Session.decode` takes one chosen token
+per sequence and gives the logits of the next. Layers run lean (`lean_layers.py`), attention goes through the cache
+(`cached_attention.py`). Positions of generated tokens follow the prompt's last as `continue_positions` says; rotary
+scaling is decided once, from the prompt's length. Context-parallel ranks share the prompt's tokens and its cache, and
+all compute the one token of a decode step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_v2pe.generate.cached_attention import CachedAttention
+from megatron_v2pe.generate.engine import Engine
+from megatron_v2pe.generate.kv_cache import CHUNK, KVCache, owner
+from megatron_v2pe.generate.lean_operations import rotation
+from megatron_v2pe.generate.prefill_plan import LocalPiece, Piece, local_steps, plan_steps
+from megatron_v2pe.generate.prompt import Prompt
+from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
+from megatron_v2pe.v2pe.position_ids import continue_positions
+
+_STEPS_AHEAD = 64
+"""Decode steps whose rotary angles are made at once."""
+
+
+class Session:
+    """Sequences in flight; every rank of a copy of the model has one and calls it in step with the others."""
+
+    def __init__(self, engine: Engine, prompts: Sequence[Prompt], reserve: int = CHUNK) -> None:
+        """Plan the prefill and make room.
+
+        Args:
+            engine: the model.
+            prompts: what to continue, at least one, of any lengths; in order of length they pack best.
+            reserve: new tokens to make room for from the start.
+        """
+        self.engine, self._place = engine, engine.placement
+        self._prompts = list(prompts)
+        self._last_ticks = [int(prompt.position_ticks[-1]) for prompt in prompts]
+        self._names = list(range(len(prompts)))
+        self._generated = 0
+        self._ahead: tuple[Tensor, Tensor] | None = None
+        plan = plan_steps([len(prompt.input_ids) for prompt in prompts], engine.prefill_tokens)
+        self._batch = self._cut([piece for step in plan for piece in step])
+        self._plan = local_steps(plan, self._batch.layout, self._place.context_parallel_rank, engine.device)
+        room = -(-reserve // self._place.context_parallel_size)
+        held = _kept([piece for step in self._plan for piece in step.pieces], len(prompts))
+        layer = engine.layers[0]
+        self.cache = KVCache(
+            [count + room for count in held],
+            len(engine.layers),
+            layer.groups,
+            layer.head_dim,
+            engine.dtype,
+            engine.device,
+        )
+        self._attention = CachedAttention(self.cache, engine.groups.cp, layer.head_dim**-0.5)
+
+    def __len__(self) -> int:
+        """Return the number of sequences."""
+        return len(self._names)
+
+    def _cut(self, pieces: Sequence[Piece]) -> MicroBatch:
+        """This rank's share of all pieces, with the routing of image features to their tokens."""
+        model, device = self.engine.model, self.engine.device
+        batch = cut_pack(
+            torch.cat([prompt.input_ids for prompt in self._prompts]).to(device),
+            torch.cat([prompt.position_ticks for prompt in self._prompts]).to(device),
+            [piece.length for piece in pieces],
+            self._place,
+            image_token_id=model.image_token_id,
+            num_tiles=sum(prompt.tiles.shape[0] for prompt in self._prompts),
+            tokens_per_tile=model.internvl.tokens_per_tile,
+            first_stage=model.pre_process,
+        )
+        ends = [self._last_ticks[piece.sequence] for piece in pieces]  # a piece is scaled as its whole prompt
+        return replace(batch, last_ticks=(*ends, *[0] * (len(batch.layout.seqlens) - len(ends))))
+
+    @torch.inference_mode()
+    def prefill(self) -> Tensor | None:
+        """Run the prompts, once.
+
+        Returns:
+            Logits [sequences, vocab_size] of the first new tokens on the last pipeline stage, None on the others.
+        """
+        engine, stages, batch = self.engine, self.engine.stages, self._batch
+        embedded = None
+        if stages.first:
+            embedded = engine.model.embed(batch, engine.features(self._prompts)).squeeze(1)
+        angles = engine.model.rotary.cos_sin(batch.position_ticks, batch.layout.local_seqlens, batch.last_ticks)
+        same, other = rotation(*angles)
+        last = torch.zeros(len(self), engine.hidden_size, dtype=engine.dtype, device=engine.device)
+        for step in self._plan:
+            hidden = self._receive(step.rows.stop - step.rows.start) if embedded is None else embedded[step.rows]
+            attend = partial(self._attend_prompt, pieces=step.pieces)
+            for layer in engine.layers:
+                hidden = layer(hidden, same[step.rows], other[step.rows], attend)
+            self.cache.extend(_kept(step.pieces, len(self)))
+            if not stages.last:
+                stages.send(hidden)
+            for sequence, row in step.ends:
+                last[sequence] = hidden[row]
+        self._prompts, self._plan = [], []
+        del self._batch
+        if not stages.last:
+            return None
+        if self._place.context_parallel_size > 1:  # each row comes from the rank that holds the token
+            dist.all_reduce(last, group=engine.groups.cp)
+        return engine.logits(last)
+
+    def _attend_prompt(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[LocalPiece]
+    ) -> Tensor:
+        output = self._attention.prefill(layer, query.flatten(1, 2), key, value, pieces)
+        return output.unflatten(1, query.shape[1:3])
+
+    @torch.inference_mode()
+    def decode(self, tokens: Sequence[int]) -> Tensor | None:
+        """Add one token to each sequence.
+
+        Args:
+            tokens: the same on every rank.
+
+        Returns:
+            Logits [sequences, vocab_size] of the tokens after them on the last pipeline stage, None on the others.
+        """
+        assert len(tokens) == len(self), f"{len(tokens)} tokens, {len(self)} sequences"
+        engine, stages = self.engine, self.engine.stages
+        size, rank = self._place.context_parallel_size, self._place.context_parallel_rank
+        self._attention.begin_decode([owner(self._generated, name, size) == rank for name in self._names])
+        same, other = self._next_rotation()
+        self._generated += 1
+        hidden = engine.embed(tokens) if stages.first else self._receive(len(self))
+        for layer in engine.layers:
+            hidden = layer(hidden, same, other, self._attention.decode)
+        if not stages.last:
+            stages.send(hidden)
+            return None
+        return engine.logits(hidden)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these sequences only, in ascending order; the others' cache is given up."""
+        self.cache.keep(rows)
+        self._names = [self._names[row] for row in rows]
+        self._last_ticks = [self._last_ticks[row] for row in rows]
+        self._ahead = None
+
+    def _receive(self, tokens: int) -> Tensor:
+        return self.engine.stages.receive((tokens, self.engine.hidden_size), self.engine.dtype, self.engine.device)
+
+    def _next_rotation(self) -> tuple[Tensor, Tensor]:
+        """Factors [sequences, 1, 1, d] that rotate the tokens about to be added; made for some steps ahead."""
+        step = self._generated % _STEPS_AHEAD
+        if step == 0 or self._ahead is None:
+            rotary, first = self.engine.model.rotary, self._generated - step
+            ticks = [
+                continue_positions(last + first * rotary.denominator, _STEPS_AHEAD, rotary.denominator)
+                for last in self._last_ticks
+            ]
+            everyone = torch.cat(ticks).to(self.engine.device)
+            same, other = rotation(*rotary.cos_sin(everyone, [_STEPS_AHEAD] * len(self), self._last_ticks))
+            shape = (len(self), _STEPS_AHEAD, 1, 1, -1)
+            self._ahead = same.view(shape), other.view(shape)
+        same, other = self._ahead
+        return same[:, step], other[:, step]
+
+
+def _kept(pieces: Sequence[LocalPiece], sequences: int) -> list[int]:
+    """Tokens of each sequence that pieces leave in this rank's cache."""
+    counts = [0] * sequences
+    for piece in pieces:
+        counts[piece.sequence] += len(piece.kept)
+    return counts

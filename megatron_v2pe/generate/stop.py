@@ -1,0 +1,88 @@
+"""An answer's text as it grows: decoded piece by piece, cut at the first stop string.
+
+A piece is given out when it can no longer change: not half a character (bytes of one character may be tokens of their
+own), and not what may turn out to be the beginning of a stop string.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+_UNFINISHED = "\ufffd"
+_LONGEST_CHARACTER = 4
+"""Bytes, and so tokens, one character may take."""
+
+
+class AnswerText:
+    """Text of one answer."""
+
+    def __init__(self, decode: Callable[[list[int]], str], stop_strings: Sequence[str] = ()) -> None:
+        """Start empty.
+
+        Args:
+            decode: text of a list of token ids.
+            stop_strings: texts that end the answer; they are not part of it.
+        """
+        assert all(stop_strings), "a stop string is empty"
+        self._decode, self._stops = decode, tuple(stop_strings)
+        self._ids: list[int] = []
+        self._context = 0
+        """First token decoded anew each time: a token's text may depend on whether others stand before it."""
+        self._read = 0
+        """Tokens whose text is in `_given` or `_pending`."""
+        self._given = ""
+        self._pending = ""
+        self.stopped = False
+        """Whether a stop string has come."""
+
+    @property
+    def text(self) -> str:
+        """All text given out so far."""
+        return self._given
+
+    def push(self, token: int) -> str:
+        """Add a token; return the text that is certain now, which may be empty."""
+        assert not self.stopped, "the answer has ended"
+        self._ids.append(token)
+        new = self._new_text()
+        late = (
+            len(self._ids) - self._read >= _LONGEST_CHARACTER
+        )  # by now it is no character that will still be finished
+        if not new or (new.endswith(_UNFINISHED) and not late):
+            return ""
+        self._context, self._read = self._read, len(self._ids)
+        return self._advance(new, final=False)
+
+    def finish(self) -> str:
+        """End the answer; return the text that was held back."""
+        if self.stopped:
+            return ""
+        new, self._read = self._new_text(), len(self._ids)
+        return self._advance(new, final=True)
+
+    def _new_text(self) -> str:
+        before = self._decode(self._ids[self._context : self._read])
+        return self._decode(self._ids[self._context :])[len(before) :]
+
+    def _advance(self, new: str, final: bool) -> str:
+        """Take new text in and give out what is certain."""
+        self._pending += new
+        found = [place for stop in self._stops if (place := self._pending.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            certain = self._pending[: min(found)]
+            self._pending = ""
+        else:
+            held = 0 if final else self._held_back()
+            certain = self._pending[: len(self._pending) - held]
+            self._pending = self._pending[len(certain) :]
+        self._given += certain
+        return certain
+
+    def _held_back(self) -> int:
+        """Characters at the end with which a stop string may begin."""
+        longest = max((len(stop) for stop in self._stops), default=1) - 1
+        for length in range(min(longest, len(self._pending)), 0, -1):
+            if any(stop.startswith(self._pending[-length:]) for stop in self._stops):
+                return length
+        return 0

@@ -1,0 +1,179 @@
+"""Nothing a model says stops the corrected scorers, and the reference ones stop only with a reason."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import megatron_v2pe.evaluate.scorers as package
+from megatron_v2pe.evaluate.scorers import SCORERS
+
+OPTIONS = {"A": "cat", "B": "the dog", "C": "3.5"}
+TRUTHS = {
+    "textvqa": [{"answers": ["yes"] * 9 + ["no"]}],
+    "stvqa_acc": [{"answers": ["a cat", "b"]}],
+    "stvqa_anls": [{"answers": ["a cat", ""]}],
+    "docvqa": [{"answers": ["12 March", ""]}],
+    "chartqa": [{"answers": "10"}, {"answers": ["5%", "Blue"]}],
+    "ocrvqa": [{"answers": ["the cat"]}],
+    "gqa_convert": [{}, {"answer": "dog"}],
+    "vqa_post_process": [{}, {"answer": "tree"}],
+    "pope": [{"answer": "yes", "category": "random"}, {"answer": "no", "category": "popular"}],
+    "mm_niah": [
+        {"task": "retrieval-image-val", "answer": 1, "context_length": 5000, "placed_depth": 0.5},
+        {"task": "counting-text-val", "answer": [1, 2], "context_length": 500, "placed_depth": [0.1, 1.0]},
+        {"task": "reasoning-text-val", "answer": "four cats", "context_length": 99_000, "placed_depth": 1.0},
+    ],
+    "milebench": [
+        {"kind": "rouge", "answer": "a cat. sat", "n_images": 3},
+        {"kind": "needle", "answer": "12ab", "n_images": 40},
+        {"kind": "mmcoqa", "answer": "12ab"},
+        {"kind": "multichoice", "answer": "the dog", "choices": list(OPTIONS.values()), "n_images": 9},
+    ],
+    "longvqa": [
+        {"task": task, "answer": "3 dogs"}
+        for task in (
+            "chartqa",
+            "docvqa",
+            "deepform",
+            "tabfact",
+            "svqa",
+            "wikitablequestions",
+            "textvqa",
+            "textcaps",
+            "?",
+        )
+    ],
+    "longvqa_metric": [
+        {"metric": metric, "answer": "the cats are"}
+        for metric in "ACC F1 WTQ ANLS_DUE EACC RACC CACC ANLS TEXTVQA BLEU1 BLEU2 BLEU3 BLEU4 CIDER ROUGE".split()
+    ],
+    "longvqa_rectify": [{"task": task} for task in ("gqa", "svqa", "tabfact", "docvqa")],
+    "mmmu": [
+        {"question_type": "multiple-choice", "options": OPTIONS, "answer": "B"},
+        {"question_type": "open", "answer": ["3.5", "a"]},
+    ],
+    "mmmu_full": [
+        {"data_id": "validation_Art_1", "question_type": "multiple-choice", "answer": "B"},
+        {"data_id": "validation_Math_2", "question_type": "short-answer", "answer": "3.5"},
+    ],
+    "mmbench": [
+        {"options": OPTIONS, "answer": "B", "index": 1},
+        {"options": OPTIONS, "answer": "C", "index": 1_000_001},
+    ],
+    "scienceqa": [{"options": OPTIONS, "answer": "B"}],
+    "seed": [{"answer": "A", "question_type_id": 1}, {"answer": "B", "question_type_id": 12}],
+    "mvbench": [{"answer": "(A) The man.", "task_type": "State Change"}],
+}
+WORDS = [
+    "A",
+    "(B)",
+    "b.",
+    "cat",
+    "the",
+    "dog",
+    "3.5",
+    "-1,000",
+    "50%",
+    "[1, 2]",
+    "Yes",
+    "No",
+    "North",
+    "none",
+    "answer is",
+    "$",
+]
+ODD = [
+    "",
+    " ",
+    ".",
+    "...",
+    "\n",
+    "''",
+    '"',
+    "()",
+    "²",
+    "½",
+    "nan",
+    "inf",
+    "1e400",
+    "İ",
+    "ß",
+    "答案是B",
+    "نعم",
+    "😀",
+    "\x00",
+    "\ud800",
+]
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.sampled_from(ODD),
+    st.text(max_size=40),
+    st.lists(st.sampled_from(WORDS + ODD[:8]), max_size=8).map(" ".join),
+)
+
+
+def test_every_kind_is_tried():
+    assert TRUTHS.keys() == SCORERS.keys()
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@settings(max_examples=150, deadline=None)
+@given(prediction=anything)
+def test_no_prediction_stops_a_scorer(name, prediction):
+    scorer = SCORERS[name]
+    items = [{**truth, "prediction": prediction} for truth in TRUTHS[name]]
+    best = 100 if name.startswith("longvqa") else 1
+    for item in items:
+        corrected = scorer.judge(item, "corrected")
+        assert "error" not in corrected
+        assert 0 <= corrected.get("score", 0) <= best * (1 + 1e-9)
+        reference = scorer.judge(item)
+        assert ("error" in reference) != bool(reference.keys() & {"score", "converted", "processed", "rectified"})
+    scorer.summary(items, "corrected")
+    scorer.summary(items, "reference")
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("text", ["cat " * 3000, "x" * 20_000, "[" * 5000, "1," * 4000, "No. " * 4000])
+def test_very_long_predictions(name, text):
+    items = [{**truth, "prediction": text} for truth in TRUTHS[name]]
+    SCORERS[name].summary(items, "corrected")
+    if name != "milebench":  # the rouge package takes minutes
+        SCORERS[name].summary(items, "reference")
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_items_are_not_changed(name):
+    for truth in TRUTHS[name]:
+        item = {**truth, "prediction": "The cat, (B). 2"}
+        before = repr(item)
+        SCORERS[name].judge(item)
+        SCORERS[name].judge(item, "corrected")
+        assert repr(item) == before
+
+
+def test_scorers_import_nothing_but_errors_and_what_does_the_counting():
+    allowed = {"megatron_v2pe.errors", "rapidfuzz.distance", "rouge", "english_words", "pycocoevalcap.meteor.meteor"}
+    for path in Path(package.__path__[0]).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            strange = [
+                name
+                for name in names
+                if name not in allowed
+                and not name.startswith("megatron_v2pe.evaluate.scorers")
+                and name.split(".")[0] not in sys.stdlib_module_names
+            ]
+            assert strange == [], path.name

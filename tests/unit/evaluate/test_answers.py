@@ -1,0 +1,81 @@
+"""Answers on disk survive kills; work is shared by cost; a folder belongs to one run."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.evaluate.answers import Answer, AnswerLog
+from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
+from megatron_v2pe.evaluate.share import cost_of, share_out
+
+
+def answer(name, text="yes"):
+    return Answer(name, text, "human: what", 10, 1, 2, 0.1, "stop")
+
+
+def test_a_torn_line_is_asked_again_and_nothing_else(tmp_path):
+    log = AnswerLog(tmp_path, 0)
+    for name in ("a", "b", "c"):
+        log.add(answer(name))
+    log.close()
+    path = tmp_path / "answers-00000.jsonl"
+    path.write_bytes(path.read_bytes()[:-7])
+    again = AnswerLog(tmp_path, 0)
+    assert set(again.answers) == {"a", "b"}
+    again.add(answer("c", "\u5716 no"))
+    again.close()
+    read = AnswerLog(tmp_path)
+    assert [read.answers[name].answer for name in ("a", "b", "c")] == ["yes", "yes", "\u5716 no"]
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_other_processes_answers_count_and_duplicates_are_told(tmp_path):
+    for writer, names in ((0, "ab"), (3, "bc")):
+        log = AnswerLog(tmp_path / "alone", writer)  # as two runs at once would write
+        log.answers.clear()
+        for name in names:
+            log.add(answer(name, str(writer)))
+        log.close()
+    read = AnswerLog(tmp_path / "alone")
+    assert {name: one.answer for name, one in read.answers.items()} == {"a": "0", "b": "0", "c": "3"}
+    assert read.duplicates == ["b"]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    log = AnswerLog(tmp_path, 1)
+    log.add(answer("a"))
+    log.add(answer("b"))
+    log.close()
+    path = tmp_path / "answers-00001.jsonl"
+    path.write_text("{broken\n" + path.read_text())
+    with pytest.raises(DataError, match=r"answers-00001.jsonl:1: not an answer"):
+        AnswerLog(tmp_path)
+
+
+def test_shares_are_balanced_by_cost():
+    draw = random.Random(0)
+    costs = [draw.choice([1, 2, 3, 500]) for _ in range(200)]
+    shares = share_out(costs, 7)
+    assert sorted(number for share in shares for number in share) == list(range(200))
+    loads = [sum(costs[number] for number in share) for share in shares]
+    assert max(loads) <= 4 / 3 * max(sum(costs) / 7, max(costs))
+    assert share_out([5, 5, 5, 5], 2) == [[0, 2], [1, 3]] and share_out([], 3) == [[], [], []]
+    assert cost_of(100, 12, 10) > cost_of(100, 1, 10) > cost_of(100, 1, 1)
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    settle(tmp_path / "out", {"checkpoint": "x", "rope_pos_id_stride": "64"})
+    settle(tmp_path / "out", {"checkpoint": "x", "rope_pos_id_stride": "64"})
+    with pytest.raises(ConfigError, match="rope_pos_id_stride 64 there, 16 now"):
+        settle(tmp_path / "out", {"checkpoint": "x", "rope_pos_id_stride": "16"})
+
+
+def test_checkpoints_are_told_apart(tmp_path):
+    (tmp_path / "weights").write_bytes(b"\0" * (3 << 20))
+    before = checkpoint_digest(tmp_path)
+    assert checkpoint_digest(tmp_path) == before
+    (tmp_path / "weights").write_bytes(b"\0" * ((3 << 20) - 1) + b"\1")
+    assert checkpoint_digest(tmp_path) != before

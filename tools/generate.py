@@ -1,0 +1,228 @@
+"""Ask a checkpoint: one prompt with images, a JSONL file, or a chat in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """examples, from the top of the repository; the first two make a tiny checkpoint that answers nonsense:
+  python examples/quickstart/make_data.py work_dirs/quickstart/data
+  python examples/quickstart/make_model.py work_dirs/quickstart/hf --texts work_dirs/quickstart/data/annotation
+  python tools/generate.py --checkpoint work_dirs/quickstart/hf --prompt "What is this?" --max-new-tokens 8 \\
+      --image work_dirs/quickstart/data/image/photos/chelsea.jpg
+  python tools/generate.py --checkpoint work_dirs/quickstart/hf --chat
+  python tools/generate.py --checkpoint CHECKPOINT --input questions.jsonl --output answers.jsonl --batch-size 8
+  torchrun --nproc_per_node 2 tools/generate.py --checkpoint CHECKPOINT --context-parallel-size 2 --prompt "..."
+
+A line of the input: {"id": 1, "prompt": "What is this?", "image": "a.png"}; paths are relative to the input's folder.
+A line of the output: {"id": "1", "answer": "...", "finish_reason": "stop_token", "num_tokens": 7}. Started again, the
+command goes on with the ids that have no answer yet.
+
+CHECKPOINT is an HF InternVL2 folder (converted once, into --converted-dir), a Megatron checkpoint, or a run."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=formatter, allow_abbrev=False
+    )
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, metavar="FOLDER", help="HF folder, Megatron checkpoint, or run")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", metavar="TEXT", help="ask this; <image> marks an image's place")
+    what.add_argument("--input", type=Path, metavar="FILE", help="ask every line of a JSONL file")
+    what.add_argument("--chat", action="store_true", help="talk in the terminal")
+    add("--image", action="append", default=[], metavar="PATH", help="an image of --prompt; may be repeated")
+    add("--output", type=Path, metavar="FILE", help="JSONL file the answers to --input are added to")
+    add("--image-root", type=Path, metavar="FOLDER", help="folder of the images of --input (default: its own)")
+    add("--batch-size", type=int, default=1, help="lines of --input answered together (default: %(default)s)")
+    choice = parser.add_argument_group("how answers are made")
+    add = choice.add_argument
+    add("--max-new-tokens", type=int, default=256, help="(default: %(default)s)")
+    add("--min-new-tokens", type=int, default=0, help="(default: %(default)s)")
+    add("--temperature", type=float, default=0.0, help="0: always the most likely token (default: %(default)s)")
+    add("--top-k", type=int, default=0, help="draw among so many tokens; 0: all (default: %(default)s)")
+    add("--top-p", type=float, default=1.0, help="draw among tokens of this joint probability (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end an answer before this; may be repeated")
+    place = parser.add_argument_group("positions and images")
+    add = place.add_argument
+    add("--rope-pos-id-version", choices=("default", "v2pe_fix"), help="(default: as the checkpoint was trained)")
+    add("--rope-pos-id-stride", metavar="STRIDE", help="positions a tile spans: 64, 1/2 (default: the checkpoint's)")
+    add("--window", type=int, help="positions prompt and answer may reach (default: max_position_embeddings)")
+    add("--max-num", type=int, help="most tiles of an image (default: the checkpoint's)")
+    layout = parser.add_argument_group("where it runs")
+    add = layout.add_argument
+    add("--tensor-model-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
+    add("--pipeline-model-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
+    add("--context-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
+    add("--vision-parallel", choices=("tensor", "replicated"), default="tensor", help="(default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    add("--dtype", choices=("fp32", "bf16"), help="(default: bf16 on CUDA, fp32 on CPU)")
+    add("--prefill-tokens", type=int, default=16384, help="prompt tokens run at once (default: %(default)s)")
+    add("--vision-cache-mb", type=int, default=1024, help="memory for image features kept (default: %(default)s)")
+    add("--converted-dir", type=Path, default=Path("work_dirs/converted"), help="(default: %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return 0, or 1 for what the user can mend."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if (arguments.input is None) != (arguments.output is None):
+        parser.error("--input and --output go together")
+    if arguments.image and arguments.prompt is None:
+        parser.error("--image belongs to --prompt; in a chat use /image, in a JSONL file the field image")
+    if arguments.batch_size < 1:
+        parser.error(f"--batch-size is {arguments.batch_size}, expected 1 or more")
+    from megatron_v2pe.logging import quiet_expected_warnings
+
+    quiet_expected_warnings()
+    from megatron_v2pe.errors import V2PEError  # torch takes seconds to import; --help need not
+
+    try:
+        _run(arguments)
+    except (V2PEError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from megatron_v2pe.device import launch
+    from megatron_v2pe.device.device import Device
+    from megatron_v2pe.errors import ConfigError, DataError
+    from megatron_v2pe.generate.generation import GenerationOptions
+    from megatron_v2pe.generate.pretrained import open_pretrained
+    from megatron_v2pe.generate.prompt import checkpoint_tiling
+    from megatron_v2pe.generate.sampling import Sampling
+    from megatron_v2pe.logging import setup_logging
+    from megatron_v2pe.parallel.config import ParallelConfig
+    from megatron_v2pe.train.start import start_folder
+    from megatron_v2pe.v2pe.stride import parse_stride
+
+    world = launch.read_environment()
+    setup_logging(world.rank)
+    layout = ParallelConfig(
+        tensor_model_parallel_size=arguments.tensor_model_parallel_size,
+        pipeline_model_parallel_size=arguments.pipeline_model_parallel_size,
+        context_parallel_size=arguments.context_parallel_size,
+        vision_parallel=arguments.vision_parallel,
+    )
+    layout.validate(world.world_size)
+    if world.world_size != layout.model_parallel_size:
+        raise ConfigError(f"{world.world_size} processes, but one copy of the model takes {layout.model_parallel_size}")
+    options = GenerationOptions(
+        max_new_tokens=arguments.max_new_tokens,
+        min_new_tokens=arguments.min_new_tokens,
+        stop_strings=tuple(arguments.stop),
+        sampling=Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed),
+    )
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        raise DataError("--prompt: the prompt is empty")
+    stride = None if arguments.rope_pos_id_stride is None else parse_stride(arguments.rope_pos_id_stride)
+    questions = _questions(arguments)
+    _check_checkpoint(arguments.checkpoint)
+    device = Device.choose(arguments.device, world.local_rank)
+    launch.initialize(world, device)
+    try:
+        folder = start_folder(str(arguments.checkpoint), str(arguments.converted_dir))
+        dtype = arguments.dtype or ("bf16" if device.torch_device.type == "cuda" else "fp32")
+        with open_pretrained(
+            folder,
+            stride,
+            arguments.device,
+            {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
+            version=arguments.rope_pos_id_version,
+            layout=layout,
+            world=world,
+            window=arguments.window,
+            prefill_tokens=arguments.prefill_tokens,
+            vision_cache_bytes=arguments.vision_cache_mb << 20,
+        ) as pretrained:
+            tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
+            _answer(arguments, pretrained, questions, tiling, options, world.rank == 0)
+    finally:
+        launch.shutdown()
+
+
+def _questions(arguments: argparse.Namespace) -> list[Any]:
+    """What is to be asked, read and checked before the model is loaded."""
+    from megatron_v2pe.data.image_transform import image_size
+    from megatron_v2pe.errors import DataError
+    from megatron_v2pe.generate.jsonl import answered, read_questions
+    from megatron_v2pe.generate.pretrained import Question
+
+    if arguments.chat:
+        return []
+    if arguments.prompt is not None:
+        questions = [Question([("human", arguments.prompt)], arguments.image)]
+    else:
+        if not arguments.output.absolute().parent.is_dir():
+            raise DataError(f"--output {arguments.output}: no folder {arguments.output.absolute().parent}")
+        done = answered(arguments.output)
+        everything = read_questions(arguments.input, arguments.image_root)
+        questions = [one for one in everything if one.name not in done]
+    for one in questions:
+        for image in one.images:
+            try:
+                image_size(image)
+            except DataError as error:
+                raise DataError(f"{one.name}: {error}") from error
+    return questions
+
+
+def _check_checkpoint(folder: Path) -> None:
+    """Refuse a folder that is no checkpoint, or an HF checkpoint without tokenizer, before it is converted."""
+    from megatron_v2pe.checkpoint.folder import DESCRIPTION, newest
+    from megatron_v2pe.data.tokenizer import Tokenizer
+    from megatron_v2pe.errors import ConfigError
+
+    if not folder.is_dir():
+        raise ConfigError(f"--checkpoint {folder}: no such folder")
+    is_hf, is_megatron = (folder / "config.json").is_file(), (folder / DESCRIPTION).is_file()
+    if not (is_hf or is_megatron or newest(folder)):
+        raise ConfigError(
+            f"--checkpoint {folder}: holds neither config.json (an HF checkpoint) nor {DESCRIPTION} (a Megatron one)"
+        )
+    if is_hf and not is_megatron:
+        Tokenizer.from_folder(folder)
+
+
+def _answer(
+    arguments: argparse.Namespace, pretrained: Any, questions: list[Any], tiling: Any, options: Any, first: bool
+) -> None:
+    from tqdm import tqdm
+
+    from megatron_v2pe.generate.chat import Chat
+    from megatron_v2pe.generate.jsonl import answer_file
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+
+    if arguments.chat:
+        Chat(pretrained, tiling, options).run(_read_line, write)
+    elif arguments.prompt is not None:
+        pretrained.ask(questions, tiling, options, lambda _, piece: write(piece) if first else None)
+        if first:
+            write("\n")
+    else:
+        settings = (arguments.output, tiling, options, arguments.batch_size, first)
+        with tqdm(total=len(questions), unit="answer", disable=not first) as bar:
+            for count in answer_file(pretrained, questions, *settings):
+                bar.update(count)
+
+
+def _read_line() -> str | None:
+    with suppress(EOFError, KeyboardInterrupt):
+        return input("> ")
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

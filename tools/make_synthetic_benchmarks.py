@@ -1,0 +1,51 @@
+"""Write small made-up sets in the formats of the benchmarks, to try evaluation without a download."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+EXAMPLES = """examples:
+  python tools/make_synthetic_benchmarks.py work_dirs/synthetic_benchmarks
+  python tools/make_synthetic_benchmarks.py work_dirs/synthetic_benchmarks chartqa mmniah_val milebench
+
+The folder then holds data/ and dataset/ as the published benchmarks lie in them; evaluate with it as the root."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("root", type=Path, metavar="FOLDER", help="where to write; files of the same name are replaced")
+    parser.add_argument("names", nargs="*", default=["all"], metavar="NAME", help="benchmarks or groups; default: all")
+    parser.add_argument("--seed", type=int, default=0, metavar="SEED", help="of all draws; default: 0")
+    parser.add_argument("--questions", type=int, default=4, metavar="N", help="of a file, 3 to 5; default: 4")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return 0, or 1 for what the user can mend."""
+    arguments = _parser().parse_args(argv)
+    from megatron_v2pe.errors import V2PEError  # torch takes seconds to import; --help need not wait
+
+    try:
+        return _write(arguments)
+    except (V2PEError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _write(arguments: argparse.Namespace) -> int:
+    from megatron_v2pe.evaluate.registry import expand
+    from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
+
+    names = expand(arguments.names)
+    for name in names:
+        write_benchmark(arguments.root, name, arguments.seed, arguments.questions)
+    print(f"{arguments.root}: {len(names)} benchmarks")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -39,8 +39,9 @@ run "pyright" "$bin/pyright" --pythonpath "$bin/python"
 if [ "$#" -gt 0 ]; then
     run "pytest" "$bin/python" -m pytest -q --durations=15 "$@"
 else
-    run "pytest, two at a time" "$bin/python" -m pytest -q --durations=10 -n 2 --dist worksteal tests/unit tests/conversion
-    run "pytest, one at a time" "$bin/python" -m pytest -q --durations=15 tests/parallel tests/end_to_end tests/launch
+    run "pytest, two at a time" "$bin/python" -m pytest -q --durations=10 -n 2 --dist worksteal tests/unit tests/conversion \
+        tests/launch
+    run "pytest, one at a time" "$bin/python" -m pytest -q --durations=15 tests/parallel tests/end_to_end
 fi
 
 echo "== $(($(date +%s) - begin)) s in all"

@@ -95,7 +95,7 @@ def summary(asked: Sequence[Asked]) -> str:
     return f"{right} of {len(asked)} right ({right / len(asked):.1%}): {', '.join(parts)}"
 
 
-def ask_all(checkpoint: Path, meta: Path, stride: str | None) -> list[Asked]:
+def ask_all(checkpoint: Path, meta: Path, stride: str | None, window: int | None = None) -> list[Asked]:
     """Open an HF checkpoint and ask every question of a data list."""
     datasets = read_data_list(meta)
     turns = sum(len(dataset.read(line).conversations) // 2 for dataset in datasets for line in range(len(dataset)))
@@ -103,7 +103,9 @@ def ask_all(checkpoint: Path, meta: Path, stride: str | None) -> list[Asked]:
         converted = Path(scratch) / "megatron"
         hf_to_mcore(checkpoint, converted)
         asked: list[Asked] = []
-        with open_pretrained(converted, None if stride is None else parse_stride(stride), "cpu") as pretrained:
+        with open_pretrained(
+            converted, None if stride is None else parse_stride(stride), "cpu", window=window
+        ) as pretrained:
             policy = pretrained.policy
             how = "" if policy.stride is None else f", rope_pos_id_stride {policy.stride}"
             print(f"asking with rope_pos_id_version {policy.version}{how}")
@@ -121,10 +123,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path, help="HF folder of the exported checkpoint")
     parser.add_argument("meta", type=Path, help="data list with the questions")
     parser.add_argument("--stride", help="positions a tile spans (v2pe_fix); default: a quarter of a tile's tokens")
+    parser.add_argument("--window", type=int, help="positions a question may reach; default: the checkpoint's")
     parser.add_argument("--at-least", type=float, default=0.9, help="share that must be right (default: 0.9)")
     args = parser.parse_args(argv)
     try:
-        asked = ask_all(args.checkpoint, args.meta, args.stride)
+        asked = ask_all(args.checkpoint, args.meta, args.stride, args.window)
     except V2PEError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -150,6 +150,8 @@ def test_export_and_ask(whole, tmp_path):
     finished = run(tool, tmp_path / "log")
     assert finished.status == 0, finished.output
     meta = write_dataset(tmp_path / "data", lines=3)
-    asked = command("examples/quickstart/ask.py", str(tmp_path / "hf"), str(meta), "--at-least", "0")
+    asked = command(
+        "examples/quickstart/ask.py", str(tmp_path / "hf"), str(meta), "--at-least", "0", "--window", "1000"
+    )
     answered = run(asked, tmp_path / "log2")
     assert answered.status == 0 and "what do you see" in answered.output, answered.output

@@ -15,6 +15,7 @@ import itertools
 import json
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -81,19 +82,19 @@ def _finish(line: list[str], log: Path) -> None:
         sys.exit(f"{log}: failed\n{finished.output[-3000:]}")
 
 
-def _wait_for(folder: Path, step: int, process: object, log: Path) -> None:
+def _wait_for(folder: Path, step: int, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 300
     while len(_rows(folder)) < step:
-        if process.poll() is not None or time.monotonic() > deadline:  # type: ignore[attr-defined]
+        if process.poll() is not None or time.monotonic() > deadline:
             if len(_rows(folder)) >= step:
                 return
             sys.exit(f"{log}: training ended or hung before step {step}\n{log.read_text()[-3000:]}")
         time.sleep(0.02)
 
 
-def _rows(folder: Path) -> list[object]:
+def _rows(folder: Path) -> list[str]:
     file = folder / "logs" / "metrics.jsonl"
-    return file.read_text().splitlines() if file.is_file() else []  # type: ignore[return-value]
+    return file.read_text().splitlines() if file.is_file() else []
 
 
 def _saved(folder: Path) -> int:

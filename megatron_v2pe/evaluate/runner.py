@@ -7,7 +7,7 @@ copy writes the answers (see `answers`). What goes wrong with one question is it
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,17 +53,13 @@ class Runner:
         dist.broadcast_object_list(done, src=0)
         todo = [question for question in questions if question.id not in done[0]]
         most = benchmark.max_tiles or self.tiling.max_num
-        costs = [
-            cost_of(*estimated_cost(question, most, question.max_new_tokens or benchmark.max_new_tokens))
-            for question in todo
-        ]
+        costs = [cost_of(*estimated_cost(question, most, _limit(question, benchmark))) for question in todo]
         mine = [todo[number] for number in share_out(costs, copies)[copy]]
         dist.barrier()  # everyone has read what is there before anyone writes
         log = AnswerLog(folder, copy) if writes else None
         try:
             with tqdm(total=len(mine), desc=benchmark.name, unit="question", disable=dist.get_rank() > 0) as bar:
-                for first in range(0, len(mine), self.batch_size):
-                    batch = mine[first : first + self.batch_size]
+                for batch in _batches(mine, benchmark, self.batch_size):
                     for answer in self._answers(benchmark, batch):
                         if log is not None:
                             log.add(answer)
@@ -87,7 +83,7 @@ class Runner:
         began = time.perf_counter()
         pretrained = self.pretrained
         prompter = Prompter(pretrained.config, pretrained.tokenizer, pretrained.policy, self.tiling)
-        longest = max(question.max_new_tokens or benchmark.max_new_tokens for question in batch)
+        longest = _limit(batch[0], benchmark)
 
         def encoded() -> list[Prompt]:
             prompts = [prompter.prompt(benchmark, question) for question in batch]
@@ -106,6 +102,20 @@ class Runner:
         return [
             _answer(question, prompt, one, seconds) for question, prompt, one in zip(batch, prompts, found, strict=True)
         ]
+
+
+def _limit(question: Question, benchmark: Benchmark) -> int:
+    """Most tokens of an answer."""
+    return question.max_new_tokens or benchmark.max_new_tokens
+
+
+def _batches(questions: Sequence[Question], benchmark: Benchmark, size: int) -> Iterator[list[Question]]:
+    """Put questions together whose answers may be equally long, so that no answer depends on its neighbours."""
+    by_limit: dict[int, list[Question]] = {}
+    for question in questions:
+        by_limit.setdefault(_limit(question, benchmark), []).append(question)
+    for same in by_limit.values():
+        yield from (same[first : first + size] for first in range(0, len(same), size))
 
 
 def _answer(question: Question, prompt: Prompt, found: Generated, seconds: float) -> Answer:

@@ -22,11 +22,11 @@ from megatron_v2pe.generate.generation import Generated, GenerationOptions, OnTe
 from megatron_v2pe.generate.prompt import Prompt, encode_prompt
 from megatron_v2pe.generate.stages import agreed
 from megatron_v2pe.generate.vision_cache import DEFAULT_BYTES, VisionCache
-from megatron_v2pe.models.build import build_model
+from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel import topology
-from megatron_v2pe.parallel.config import ModelSizes, ParallelConfig
+from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.position_ids import Stride
 from megatron_v2pe.v2pe.stride import StridePolicy
 
@@ -196,7 +196,7 @@ def open_pretrained(
         raise ConfigError(f"{hf}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer")
     policy = inference_policy(config, stride, version)
     world, layout = world or launch.World(), layout or ParallelConfig()
-    layout.validate(world.world_size, _sizes(config))
+    layout.validate(world.world_size, model_sizes(config))
     if layout.sequence_parallel:
         raise ConfigError("generation has no use for sequence_parallel: one token cannot be split")
     chosen = Device.choose(device, world.local_rank)
@@ -212,16 +212,3 @@ def open_pretrained(
     finally:
         topology.destroy()
         launch.shutdown()
-
-
-def _sizes(config: InternVLConfig) -> ModelSizes:
-    """The sizes a layout has to divide."""
-    return ModelSizes(
-        num_layers=config.llm.num_layers,
-        num_attention_heads=config.llm.num_attention_heads,
-        num_query_groups=config.llm.num_query_groups,
-        ffn_hidden_size=config.llm.ffn_hidden_size,
-        padded_vocab_size=config.llm.padded_vocab_size,
-        vision_num_attention_heads=config.vision.num_attention_heads,
-        vision_ffn_hidden_size=config.vision.ffn_hidden_size,
-    )

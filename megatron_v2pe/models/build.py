@@ -10,7 +10,7 @@ from torch import nn
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
-from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.parallel.config import ModelSizes, ParallelConfig
 from megatron_v2pe.v2pe.rotary import RopeScaling, RotaryEmbedding
 from megatron_v2pe.v2pe.stride import StridePolicy
 
@@ -69,3 +69,16 @@ def mark_sharded_parameters(model: nn.Module) -> None:
     for parameter in model.parameters():
         if not hasattr(parameter, "tensor_model_parallel"):
             setattr(parameter, "tensor_model_parallel", False)  # noqa: B010
+
+
+def model_sizes(model: InternVLConfig) -> ModelSizes:
+    """Return the sizes a parallel layout has to divide."""
+    return ModelSizes(
+        num_layers=model.llm.num_layers,
+        num_attention_heads=model.llm.num_attention_heads,
+        num_query_groups=model.llm.num_query_groups,
+        ffn_hidden_size=model.llm.ffn_hidden_size,
+        padded_vocab_size=model.llm.padded_vocab_size,
+        vision_num_attention_heads=model.vision.num_attention_heads,
+        vision_ffn_hidden_size=model.vision.ffn_hidden_size,
+    )

@@ -22,13 +22,12 @@ from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.logging import get_logger, setup_logging
-from megatron_v2pe.models.build import build_model
+from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.layer_specs import choose_spec
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
-from megatron_v2pe.parallel.config import ModelSizes
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig, ModelConfig
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.loop import Trainer
@@ -97,19 +96,6 @@ def _prepare(config: ExperimentConfig, world: launch.World, device: Device) -> R
         raise ConfigError(f"{hf}: {len(tokenizer)} tokens in the tokenizer, {model.llm.vocab_size} rows in the model")
     policy = config.v2pe.stride_policy(config.train.seed)
     return Run(config, world, device, groups, start, model, policy, tokenizer)
-
-
-def model_sizes(model: InternVLConfig) -> ModelSizes:
-    """Return the sizes a parallel layout has to divide."""
-    return ModelSizes(
-        num_layers=model.llm.num_layers,
-        num_attention_heads=model.llm.num_attention_heads,
-        num_query_groups=model.llm.num_query_groups,
-        ffn_hidden_size=model.llm.ffn_hidden_size,
-        padded_vocab_size=model.llm.padded_vocab_size,
-        vision_num_attention_heads=model.vision.num_attention_heads,
-        vision_ffn_hidden_size=model.vision.ffn_hidden_size,
-    )
 
 
 def _check_stated(model: InternVLConfig, settings: ModelConfig, data: DataConfig) -> None:

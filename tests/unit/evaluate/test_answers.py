@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
+from megatron_v2pe.evaluate.benchmark import Question
 from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
+from megatron_v2pe.evaluate.runner import _batches
 from megatron_v2pe.evaluate.share import cost_of, share_out
 
 
@@ -79,3 +82,13 @@ def test_checkpoints_are_told_apart(tmp_path):
     assert checkpoint_digest(tmp_path) == before
     (tmp_path / "weights").write_bytes(b"\0" * ((3 << 20) - 1) + b"\1")
     assert checkpoint_digest(tmp_path) != before
+
+
+def test_batches_hold_questions_of_one_limit():
+    benchmark = SimpleNamespace(max_new_tokens=100)
+    questions = [
+        Question(str(n), (("human", "what"),), max_new_tokens=limit) for n, limit in enumerate([None, 5, 100, 5])
+    ]
+    batches = [[question.id for question in batch] for batch in _batches(questions, benchmark, 2)]
+    assert batches == [["0", "2"], ["1", "3"]]
+    assert [len(batch) for batch in _batches(questions, benchmark, 1)] == [1, 1, 1, 1]

@@ -1,0 +1,127 @@
+"""Folders `tools/evaluate.py` wrote: what a run is called, what it came from, which benchmarks it has."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.evaluate.provenance import RUN
+from megatron_v2pe.evaluate.registry import BENCHMARKS
+from megatron_v2pe.evaluate.results import RESULTS
+from megatron_v2pe.evaluate.scorers import Mode
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run."""
+
+    name: str
+    """Of its row."""
+    folder: Path
+    settings: dict[str, Any]
+    """Of `run.json`."""
+    code: str
+    """Version that asked."""
+    benchmarks: tuple[str, ...]
+    """Those with answers or results, in the order of the registry."""
+
+    @property
+    def mode(self) -> Mode:
+        """Return how it asked; see `benchmarks.published.Mode`."""
+        return "reference" if self.settings.get("mode") == "reference" else "corrected"
+
+    @property
+    def checkpoint(self) -> str:
+        """Return the fingerprint of its checkpoint; the run's own name where it is not stated."""
+        return str(self.settings.get("checkpoint") or self.name)
+
+    @property
+    def stride(self) -> str:
+        """Return how images are placed: a stride as `64` or `1/2`; `default` or `random`; `-` where not stated."""
+        version = self.settings.get("rope_pos_id_version")
+        if version == "v2pe_fix":
+            return str(self.settings.get("rope_pos_id_stride", "-"))
+        return {"default": "default", "v2pe_rnd": "random"}.get(str(version), "-")
+
+
+def stride_order(stride: str) -> tuple[int, Fraction]:
+    """Return a key by which strides are sorted: numbers by size, `default` and others behind them."""
+    try:
+        return 0, Fraction(stride)
+    except ValueError:
+        return 1 if stride == "default" else 2, Fraction(0)
+
+
+def open_runs(words: Sequence[str]) -> list[Run]:
+    """Open folders, each given as `FOLDER` or `NAME=FOLDER`.
+
+    Raises:
+        ConfigError: two runs have one name.
+        DataError: a folder is none `tools/evaluate.py` wrote, or holds nothing of any benchmark.
+    """
+    runs: dict[str, Run] = {}
+    for word in words:
+        run = _open(word)
+        if run.name in runs:
+            raise ConfigError(
+                f"{runs[run.name].folder} and {run.folder} are both called {run.name}: name one, NAME={run.folder}"
+            )
+        runs[run.name] = run
+    return list(runs.values())
+
+
+def _open(word: str) -> Run:
+    name, equals, path = word.partition("=")
+    folder = Path(path) if equals and not Path(word).is_dir() else Path(word)
+    file = folder / RUN
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        settings, code = dict(content["settings"]), str(content.get("code", "-"))
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such file; a run is a folder that tools/evaluate.py --out wrote") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{file}: not what tools/evaluate.py writes: {error!r}") from error
+    found = tuple(name for name in BENCHMARKS if _has_something(folder / name))
+    if not found:
+        raise DataError(f"{folder}: no answers and no {RESULTS} of any benchmark")
+    return Run(name if folder != Path(word) else folder.resolve().name, folder, settings, code, found)
+
+
+def _has_something(folder: Path) -> bool:
+    return (folder / RESULTS).is_file() or any(folder.glob("answers-*.jsonl"))
+
+
+def read_server_scores(words: Sequence[str], runs: Sequence[Run]) -> dict[tuple[str, str], float]:
+    """Read scores a server gave, each as `RUN:BENCHMARK=PERCENT`.
+
+    Returns:
+        (run, benchmark) -> percent.
+
+    Raises:
+        ConfigError: it is written otherwise, or names a run or a benchmark that is not there.
+    """
+    scores: dict[tuple[str, str], float] = {}
+    for word in words:
+        place, _, number = word.rpartition("=")
+        name, _, benchmark = place.rpartition(":")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 100 or not name or not benchmark:
+            raise ConfigError(f"--server-score {word}: it is RUN:BENCHMARK=PERCENT, such as run:mmbench_test_en=73.5")
+        run = next((run for run in runs if run.name == name), None)
+        if run is None:
+            raise ConfigError(f"--server-score {word}: no run {name!r}, only {', '.join(run.name for run in runs)}")
+        if benchmark not in run.benchmarks:
+            near = difflib.get_close_matches(benchmark, run.benchmarks, n=3)
+            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            raise ConfigError(f"--server-score {word}: run {name} has no answers of {benchmark!r}{hint}")
+        scores[name, benchmark] = value
+    return scores

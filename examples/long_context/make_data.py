@@ -28,13 +28,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "quickstart"))
 import make_data as quickstart  # noqa: E402 (the quickstart's, found in its folder)
-from make_model import PATCH, TILE  # noqa: E402
-from small_tokenizer import read_texts, tokenizer_files, train_tokenizer  # noqa: E402
+from make_model import PATCH, PIECES, TILE  # noqa: E402
 
 from megatron_v2pe.data.conversation import get_template  # noqa: E402
 from megatron_v2pe.data.text import encode_conversation  # noqa: E402
 from megatron_v2pe.data.tokenizer import Tokenizer  # noqa: E402
 from megatron_v2pe.data.types import IGNORE_INDEX  # noqa: E402
+from megatron_v2pe.testing.small_tokenizer import read_texts, write_tokenizer  # noqa: E402
 
 SEED = 5
 SHORTEST = 512
@@ -130,9 +130,7 @@ def make(out: Path, tokens: int, documents: int) -> list[Lengths]:
     pool = read_pool()
     _write_lines(out / "texts" / "pool.jsonl", (json.dumps(sample) for sample in pool_samples(pool)))
     with tempfile.TemporaryDirectory(prefix="long-context-") as scratch:
-        (Path(scratch) / "tokenizer.model").write_bytes(train_tokenizer(read_texts(out / "texts")))
-        for name, content in tokenizer_files().items():
-            (Path(scratch) / name).write_text(json.dumps(content), encoding="utf-8")
+        write_tokenizer(Path(scratch), read_texts(out / "texts"), PIECES)
         tokenizer = Tokenizer.from_folder(scratch)
         draw = random.Random(SEED)
         samples = [document(pool, tokens, tokenizer, draw) for _ in range(documents)]

@@ -9,16 +9,15 @@ SentencePiece tokenizer of its own, trained on the texts of the annotations. The
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
-from small_tokenizer import ADDED_TOKENS, VOCABULARY, read_texts, tokenizer_files, train_tokenizer
-from torch import Tensor
+from megatron_v2pe.convert.random_weights import random_weights, write_checkpoint, write_json
+from megatron_v2pe.testing.small_tokenizer import added_tokens, read_texts, write_tokenizer
 
+PIECES = 600
+"""Of the SentencePiece vocabulary; special tokens follow. Their sum is no multiple of anything handy."""
 SEED = 2
 SHARDS = 2
 TILE, PATCH = 112, 14
@@ -32,7 +31,7 @@ LANGUAGE = {
 }
 
 
-def hf_config() -> dict[str, Any]:
+def hf_config(vocabulary: int) -> dict[str, Any]:
     """Return `config.json`: the fields of InternVL2-2B, smaller numbers."""
     vision = {
         "architectures": ["InternVisionModel"],
@@ -57,7 +56,7 @@ def hf_config() -> dict[str, Any]:
         "architectures": ["InternLM2ForCausalLM"],
         "model_type": "internlm2",
         **LANGUAGE,
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "hidden_act": "silu",
         "bias": False,
         "rms_norm_eps": 1e-5,
@@ -96,104 +95,17 @@ def hf_config() -> dict[str, Any]:
     }
 
 
-def weights(seed: int = SEED) -> dict[str, Tensor]:
-    """Draw every tensor of the checkpoint: normal with deviation 1 / sqrt(inputs), norms 1, biases 0."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int, deviation: float | None = None) -> Tensor:
-        inputs = torch.Size(shape[1:]).numel()
-        return torch.randn(shape, generator=generator) * (inputs**-0.5 if deviation is None else deviation)
-
-    return {**_vision_weights(normal), **_language_weights(normal), **_projector_weights(normal)}
-
-
-def _vision_weights(normal: Any) -> dict[str, Tensor]:
-    width, ffn = VISION["hidden_size"], VISION["intermediate_size"]
-    prefix = "vision_model.embeddings."
-    state = {
-        prefix + "class_embedding": normal(1, 1, width, deviation=0.1),
-        prefix + "patch_embedding.weight": normal(width, 3, PATCH, PATCH),
-        prefix + "patch_embedding.bias": torch.zeros(width),
-        prefix + "position_embedding": normal(1, (TILE // PATCH) ** 2 + 1, width, deviation=0.3),
-    }
-    for layer in range(VISION["num_hidden_layers"]):
-        prefix = f"vision_model.encoder.layers.{layer}."
-        linears = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-        linears |= {"mlp.fc1": (ffn, width), "mlp.fc2": (width, ffn)}
-        for name, shape in linears.items():
-            state[f"{prefix}{name}.weight"] = normal(*shape)
-            state[f"{prefix}{name}.bias"] = torch.zeros(shape[0])
-        for name in ("norm1", "norm2"):
-            state[f"{prefix}{name}.weight"], state[f"{prefix}{name}.bias"] = torch.ones(width), torch.zeros(width)
-        state[prefix + "ls1"], state[prefix + "ls2"] = torch.ones(width), torch.ones(width)
-    return state
-
-
-def _language_weights(normal: Any) -> dict[str, Tensor]:
-    width, ffn = LANGUAGE["hidden_size"], LANGUAGE["intermediate_size"]
-    head = width // LANGUAGE["num_attention_heads"]
-    packed = (LANGUAGE["num_attention_heads"] + 2 * LANGUAGE["num_key_value_heads"]) * head
-    state = {"language_model.model.tok_embeddings.weight": normal(VOCABULARY, width, deviation=0.5)}
-    for layer in range(LANGUAGE["num_hidden_layers"]):
-        prefix = f"language_model.model.layers.{layer}."
-        state |= {
-            prefix + "attention.wqkv.weight": normal(packed, width),
-            prefix + "attention.wo.weight": normal(width, width),
-            prefix + "feed_forward.w1.weight": normal(ffn, width),
-            prefix + "feed_forward.w3.weight": normal(ffn, width),
-            prefix + "feed_forward.w2.weight": normal(width, ffn),
-            prefix + "attention_norm.weight": torch.ones(width),
-            prefix + "ffn_norm.weight": torch.ones(width),
-        }
-    state["language_model.model.norm.weight"] = torch.ones(width)
-    state["language_model.output.weight"] = normal(VOCABULARY, width, deviation=0.02)
-    return state
-
-
-def _projector_weights(normal: Any) -> dict[str, Tensor]:
-    shuffled, width = 4 * VISION["hidden_size"], LANGUAGE["hidden_size"]
-    return {
-        "mlp1.0.weight": torch.ones(shuffled),
-        "mlp1.0.bias": torch.zeros(shuffled),
-        "mlp1.1.weight": normal(width, shuffled),
-        "mlp1.1.bias": torch.zeros(width),
-        "mlp1.3.weight": normal(width, width),
-        "mlp1.3.bias": torch.zeros(width),
-    }
-
-
-def make(out: Path, texts: list[str]) -> int:
+def make(out: Path, texts: list[str]) -> tuple[int, int]:
     """Write the checkpoint.
 
     Returns:
-        Its number of parameters.
+        Its numbers of parameters and of tokens.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "tokenizer.model").write_bytes(train_tokenizer(texts))
-    for name, content in tokenizer_files().items():
-        _write_json(out / name, content)
-    generation = {"bos_token_id": 1, "eos_token_id": [2, ADDED_TOKENS["<|im_end|>"]], "pad_token_id": 2}
-    _write_json(out / "generation_config.json", generation)
-    state = weights()
-    total = sum(tensor.numel() for tensor in state.values())
-    shards: list[dict[str, Tensor]] = [{} for _ in range(SHARDS)]
-    seen = 0
-    for name, tensor in state.items():
-        shards[seen * SHARDS // total][name] = tensor
-        seen += tensor.numel()
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{SHARDS:05d}.safetensors"
-        save_file(shard, out / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    index = {"metadata": {"total_size": 4 * total}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(out / "model.safetensors.index.json", index)
-    _write_json(out / "config.json", hf_config())  # last: its presence says that the rest is there
-    return total
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    vocabulary = write_tokenizer(out, texts, PIECES)
+    end = added_tokens(PIECES)["<|im_end|>"]
+    write_json(out / "generation_config.json", {"bos_token_id": 1, "eos_token_id": [2, end], "pad_token_id": 2})
+    config = hf_config(vocabulary)
+    return write_checkpoint(out, config, random_weights(config, SEED), SHARDS), vocabulary
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -210,8 +122,8 @@ def main(argv: list[str] | None = None) -> int:
     except FileNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    parameters = make(args.out, texts)
-    print(f"{args.out}: InternVL2 of {parameters:,} parameters, {VOCABULARY} tokens")
+    parameters, vocabulary = make(args.out, texts)
+    print(f"{args.out}: InternVL2 of {parameters:,} parameters, {vocabulary} tokens")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The quickstart's tokenizer: a small SentencePiece model and the special tokens of InternVL2, as in its HF folder."""
+"""Tokenizers of small models: a SentencePiece model of the texts at hand, and the special tokens of InternVL2."""
 
 from __future__ import annotations
 
@@ -12,22 +12,33 @@ import sentencepiece
 
 from megatron_v2pe.data.conversation import get_template
 
-PIECES = 600
-"""SentencePiece vocabulary; the special tokens below follow it. Their sum is no multiple of anything handy."""
 CHAT_TOKENS = ("<|im_end|>", "<|im_start|>")
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
-ADDED_TOKENS = {token: PIECES + index for index, token in enumerate(CHAT_TOKENS + IMAGE_TOKENS)}
-VOCABULARY = PIECES + len(ADDED_TOKENS)
 
 
-def train_tokenizer(texts: list[str]) -> bytes:
-    """Train a byte-pair SentencePiece model of `PIECES` pieces on texts; bytes stand for characters not in them."""
+def added_tokens(pieces: int) -> dict[str, int]:
+    """Return the special tokens, which follow the pieces of the SentencePiece model, with their ids."""
+    return {token: pieces + index for index, token in enumerate(CHAT_TOKENS + IMAGE_TOKENS)}
+
+
+def write_tokenizer(folder: Path, texts: list[str], pieces: int) -> int:
+    """Train a tokenizer and write its files; return its number of tokens, special ones included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, pieces))
+    for name, content in tokenizer_files(pieces).items():
+        (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return pieces + len(added_tokens(pieces))
+
+
+def train_tokenizer(texts: list[str], pieces: int) -> bytes:
+    """Train a byte-pair SentencePiece model on texts; bytes stand for characters not in them."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=model,
         model_type="bpe",
-        vocab_size=PIECES,
+        vocab_size=pieces,
+        max_sentencepiece_length=64,
         character_coverage=1.0,
         byte_fallback=True,
         split_digits=True,
@@ -64,8 +75,9 @@ def read_texts(folder: Path) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def tokenizer_files() -> dict[str, Any]:
+def tokenizer_files(pieces: int) -> dict[str, Any]:
     """Return the JSON files beside `tokenizer.model`."""
+    added = added_tokens(pieces)
 
     def entry(token: str) -> dict[str, Any]:
         plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
@@ -74,9 +86,9 @@ def tokenizer_files() -> dict[str, Any]:
     base = {"<unk>": 0, "<s>": 1, "</s>": 2}
     roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
     extra = [*reversed(CHAT_TOKENS), *IMAGE_TOKENS]
-    decoder = {str(index): {**entry(token), "special": True} for token, index in {**base, **ADDED_TOKENS}.items()}
+    decoder = {str(index): {**entry(token), "special": True} for token, index in {**base, **added}.items()}
     return {
-        "added_tokens.json": ADDED_TOKENS,
+        "added_tokens.json": added,
         "special_tokens_map.json": {
             "additional_special_tokens": extra,
             **{role: entry(token) for role, token in roles.items()},

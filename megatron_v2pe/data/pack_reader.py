@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from megatron_v2pe.data.collate import collate
 from megatron_v2pe.data.pictures import read_tiles
+from megatron_v2pe.data.tile_cache import TileCache
 from megatron_v2pe.data.types import Batch, Document, Picture, SampleId
 from megatron_v2pe.errors import DataError
 
@@ -31,6 +32,7 @@ class PackReader(Dataset[ReadPack]):
     tile_size: int
     mean: Sequence[float]
     reduction: str
+    cache: TileCache = field(default_factory=TileCache, compare=False)
 
     def __getitem__(self, documents: Sequence[Document]) -> ReadPack:
         """Read one pack of documents."""
@@ -56,7 +58,7 @@ class PackReader(Dataset[ReadPack]):
             part = tiles[first : first + document.num_tiles]
             first += document.num_tiles
             try:
-                read_tiles(document.pictures, self.tile_size, self.mean, document.key, open_picture, part)
+                read_tiles(document.pictures, self.tile_size, self.mean, document.key, open_picture, part, self.cache)
             except DataError as error:
                 lost.append((document.source, str(error)))
             else:

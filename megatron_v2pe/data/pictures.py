@@ -19,6 +19,7 @@ from megatron_v2pe.data.image_transform import (
     open_image,
     pad_to_square,
 )
+from megatron_v2pe.data.tile_cache import TileCache
 from megatron_v2pe.data.tiling import choose_grid
 from megatron_v2pe.data.types import Clip, Picture
 from megatron_v2pe.data.video import draw_frames, frame_range, list_frames, read_frames
@@ -141,6 +142,7 @@ def read_tiles(
     key: Key = (),
     open_picture: Callable[[Picture], Image.Image] | None = None,
     out: Tensor | None = None,
+    cache: TileCache | None = None,
 ) -> Tensor:
     """Read and cut pictures: uint8 [tiles, tile_size, tile_size, 3].
 
@@ -151,6 +153,7 @@ def read_tiles(
         key: of the augmentation's draws.
         open_picture: reads an image other than from its path; frames of video files are always read from theirs.
         out: where the tiles go; new memory by default.
+        cache: tiles of pictures read before by this reader.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -162,11 +165,18 @@ def read_tiles(
     tiles, position, first = out.numpy(), 0, 0
     for path, group in groupby(pictures, key=lambda picture: picture.path):
         same = list(group)
+        if len(same) == 1 and cache is not None and (known := cache.get(same[0])) is not None:
+            last = first + same[0].num_tiles
+            tiles[first:last] = known
+            position, first = position + 1, last
+            continue
         frames = [picture.frame for picture in same if picture.frame is not None]
         images = read_frames(path, frames) if frames else (open_picture(picture) for picture in same)
         for picture, image in zip(same, images, strict=True):
             last = first + picture.num_tiles
             _cut(image, picture, tile_size, mean, (*key, position), tiles[first:last])
+            if cache is not None:
+                cache.offer(picture, tiles[first:last])
             position, first = position + 1, last
     return out
 

@@ -69,33 +69,84 @@ def choose_kernel(query: Tensor) -> BlockKernel:
 
 
 class CpuFlash:
-    """PyTorch's CPU flash operator, document by document; it reads strided views and takes grouped heads."""
+    """PyTorch's CPU flash operator; it reads strided views and takes grouped heads.
+
+    Long documents are attended one by one, short ones of the same length together: many of them are a batch, and a pack
+    of a hundred chat turns is a handful of calls.
+    """
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
         operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        batches = _Batches(block)
         outputs: list[Tensor] = []
         sums: list[Tensor] = []
-        for q, k, v in _documents(query, key, value, block):
+        for q, k, v in zip(batches.queries(query), batches.keys(key), batches.keys(value), strict=True):
             output, lse = operator(q, k, v, 0.0, block.causal, scale=block.scale)
-            outputs.append(_tokens_first(output))
-            sums.append(_tokens_first(lse))
-        return _joined(outputs), _joined(sums)
+            outputs.append(output)
+            sums.append(lse)
+        return batches.tokens(outputs), batches.tokens(sums)
 
     def backward(
         self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
     ) -> Gradients:
         """See `BlockKernel`."""
         operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        parts: list[tuple[Tensor, ...]] = []
-        results = zip(*(tensor.split(block.query_lens) for tensor in (gradient, output, lse)), strict=True)
-        for (q, k, v), result in zip(_documents(query, key, value, block), results, strict=True):
-            outgoing, out, total = map(_heads_first, result)
-            parts.append(operator(outgoing, q, k, v, out, total, 0.0, block.causal, scale=block.scale))
-        query_gradient, key_gradient, value_gradient = (
-            _joined([_tokens_first(tensor) for tensor in tensors]) for tensors in zip(*parts, strict=True)
+        batches = _Batches(block)
+        inputs = (batches.queries(gradient), batches.queries(query), batches.keys(key), batches.keys(value))
+        results = (batches.queries(output), batches.queries(lse))
+        parts = [
+            operator(*tensors, 0.0, block.causal, scale=block.scale) for tensors in zip(*inputs, *results, strict=True)
+        ]
+        query_gradient, key_gradient, value_gradient = (list(tensors) for tensors in zip(*parts, strict=True))
+        return (
+            batches.tokens(query_gradient),
+            batches.tokens(key_gradient),
+            batches.tokens(value_gradient),
         )
-        return query_gradient, key_gradient, value_gradient
+
+
+TOGETHER = 2048
+"""Queries of the longest documents that are attended together: beyond, one fills the cores, and copying it costs."""
+
+
+class _Batches:
+    """Which documents of a block are attended in one call, and how their tokens get there and back."""
+
+    def __init__(self, block: Block) -> None:
+        groups: dict[tuple[int, int, int], list[int]] = {}
+        for document, (queries, keys) in enumerate(zip(block.query_lens, block.key_lens, strict=True)):
+            alone = document if queries > TOGETHER else -1
+            groups.setdefault((queries, keys, alone), []).append(document)
+        self.groups = list(groups.values())
+        self.block = block
+
+    def queries(self, tokens: Tensor) -> list[Tensor]:
+        """Return [documents, heads, tokens, d] of each group of queries, or [documents, heads, tokens]."""
+        return self._gathered(tokens, self.block.query_lens)
+
+    def keys(self, tokens: Tensor) -> list[Tensor]:
+        """Return the same of keys or values."""
+        return self._gathered(tokens, self.block.key_lens)
+
+    def tokens(self, batches: list[Tensor]) -> Tensor:
+        """Return what `queries` or `keys` took apart: [tokens, heads, d] or [tokens, heads]."""
+        if len(batches) == 1:
+            return batches[0].transpose(1, 2).flatten(0, 1)
+        documents: list[Tensor] = [batches[0]] * sum(len(group) for group in self.groups)
+        for group, batch in zip(self.groups, batches, strict=True):
+            for number, document in zip(group, batch.transpose(1, 2), strict=True):
+                documents[number] = document
+        return torch.cat(documents)
+
+    def _gathered(self, tokens: Tensor, lens: tuple[int, ...]) -> list[Tensor]:
+        # With another stride the CPU operator gives wrong numbers without a word.
+        assert tokens.dim() < 3 or tokens.stride(-1) == 1, "heads must be contiguous"
+        if len(self.groups) == 1:  # all of one length: a view
+            return [tokens.unflatten(0, (len(lens), lens[0])).transpose(1, 2)]
+        documents = tokens.split(lens)
+        parts = ([documents[number] for number in group] for group in self.groups)
+        return [(part[0].unsqueeze(0) if len(part) == 1 else torch.stack(part)).transpose(1, 2) for part in parts]
 
 
 class Reference:
@@ -156,23 +207,3 @@ def batched_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -
     else:
         output = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return output.permute(2, 0, 1, 3)
-
-
-def _documents(query: Tensor, key: Tensor, value: Tensor, block: Block) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Views [1, heads, tokens, d] of each document."""
-    # With another stride the CPU operator gives wrong numbers without a word.
-    assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1, "heads must be contiguous"
-    splits = query.split(block.query_lens), key.split(block.key_lens), value.split(block.key_lens)
-    return [(_heads_first(q), _heads_first(k), _heads_first(v)) for q, k, v in zip(*splits, strict=True)]
-
-
-def _heads_first(tokens: Tensor) -> Tensor:
-    return tokens.transpose(0, 1).unsqueeze(0)
-
-
-def _tokens_first(heads: Tensor) -> Tensor:
-    return heads.squeeze(0).transpose(0, 1)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

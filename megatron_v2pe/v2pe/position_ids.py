@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import lcm
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,24 +51,29 @@ def position_ticks(
         raise DataError(f"{len(images)} images but {len(strides)} strides")
     denominator = denominator or smallest_denominator(strides, tokens_per_tile)
     step_of = {stride: _ticks_per_token(stride, tokens_per_tile, denominator) for stride in set(strides)}
-    starts = torch.tensor([start for start, _ in images], dtype=torch.int64)
-    counts = torch.tensor([tiles * tokens_per_tile for _, tiles in images], dtype=torch.int64)
-    _check_images(starts, starts + counts, length)
-    step = torch.tensor([step_of[stride] for stride in strides], dtype=torch.int64)
+    # Arrays, not tensors: documents are many and short, and an operation on a tensor costs several times as much.
+    starts = np.array([start for start, _ in images], dtype=np.int64)
+    counts = np.array([tiles * tokens_per_tile for _, tiles in images], dtype=np.int64)
     ends = starts + counts
+    _check_images(starts, ends, length)
+    step = np.array([step_of[stride] for stride in strides], dtype=np.int64)
     followed = ends < length
     # What each token advances by: the sum of its changes, at an image's start and after its end.
-    advance = torch.zeros(length, dtype=torch.int64)
+    advance = np.zeros(length, dtype=np.int64)
     advance[:1] = denominator
-    advance.index_add_(0, starts, step - denominator)
-    advance.index_add_(0, ends[followed], (denominator - step)[followed])
-    advance.cumsum_(0)
-    if mask is not None:
-        advance *= mask.to(torch.int64)
+    np.add.at(advance, starts, step - denominator)
+    np.add.at(advance, ends[followed], (denominator - step)[followed])
+    advance.cumsum(out=advance)
+    real = None if mask is None else mask.numpy().astype(bool)
+    if real is not None:
+        advance *= real
     # What an image leaves to the next whole position is added to the token after it.
-    advance.index_add_(0, ends[followed], (-(step * counts) % denominator)[followed])
-    ticks = advance.cumsum_(0).sub_(denominator)
-    return (ticks if mask is None else torch.where(mask.bool(), ticks, denominator)), denominator
+    np.add.at(advance, ends[followed], (-(step * counts) % denominator)[followed])
+    ticks = advance.cumsum(out=advance)
+    ticks -= denominator
+    if real is not None:
+        ticks = np.where(real, ticks, denominator)
+    return torch.from_numpy(ticks), denominator
 
 
 def smallest_denominator(strides: Sequence[Stride], tokens_per_tile: int) -> int:
@@ -142,15 +148,15 @@ def _ticks_per_token(stride: Stride, tokens_per_tile: int, denominator: int) -> 
     return ticks.numerator
 
 
-def _check_images(starts: Tensor, ends: Tensor, length: int) -> None:
+def _check_images(starts: np.ndarray, ends: np.ndarray, length: int) -> None:
     if not len(starts):
         return
-    empty = (ends <= starts).nonzero().flatten()
+    empty = np.flatnonzero(ends <= starts)
     if len(empty):
         raise DataError(f"image {int(empty[0])} has no tiles, from {int(starts[empty[0]])} to {int(ends[empty[0]])}")
     if int(starts[0]) < 0 or int(ends[-1]) > length:
         raise DataError(f"images reach from {int(starts[0])} to {int(ends[-1])} in a document of {length} tokens")
-    overlapping = (starts[1:] < ends[:-1]).nonzero().flatten()
+    overlapping = np.flatnonzero(starts[1:] < ends[:-1])
     if len(overlapping):
         first = int(overlapping[0])
         raise DataError(

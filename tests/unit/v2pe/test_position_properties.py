@@ -170,8 +170,8 @@ BREAKS = {
     "the rest to the next whole position forgotten": (REST, "(0 * counts)[followed]"),
     "rest of one tile only": (REST, "(-(step * tokens_per_tile) % denominator)[followed]"),
     "first image token advances by 1": (
-        "    advance.cumsum_(0)\n",
-        "    advance.cumsum_(0)\n    advance.index_add_(0, starts, denominator - step)\n",
+        "    advance.cumsum(out=advance)\n",
+        "    advance.cumsum(out=advance)\n    np.add.at(advance, starts, denominator - step)\n",
     ),
     "text after an image keeps the image's step": ("(denominator - step)[followed]", "(0 * step)[followed]"),
     "stride of the first image for all": ("step_of[stride] for stride", "step_of[strides[0]] for stride"),

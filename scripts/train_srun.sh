@@ -36,39 +36,13 @@ if [ ! -f "$root/tools/train.py" ]; then
     echo "error: $root holds no tools/train.py: call sbatch in the root of the checkout" >&2
     exit 2
 fi
-if [ -z "${PYTHON:-}" ]; then
-    if [ -x "$root/.venv/bin/python" ]; then PYTHON="$root/.venv/bin/python"; else PYTHON=python3; fi
-fi
+. "$root/scripts/launch.sh"
 
-gpus=${GPUS:-${SLURM_NTASKS:-32}}
-per_node=${GPUS_PER_NODE:-8}
-if [ "$gpus" -lt "$per_node" ]; then per_node=$gpus; fi
-if [ $((gpus % per_node)) -ne 0 ]; then
-    echo "error: GPUS=$gpus is not a multiple of GPUS_PER_NODE=$per_node" >&2
-    exit 2
-fi
-cpus=${CPUS_PER_TASK:-12}
-gres=${GRES:-gpu:$per_node}
-
-dry_run=false
 for argument in "$@"; do
-    if [ "$argument" = --dry-run ]; then dry_run=true; fi
+    # Only a look at the settings: nothing is asked of Slurm.
+    if [ "$argument" = --dry-run ]; then exec "$PYTHON" -u "$root/tools/train.py" "$@"; fi
 done
 
-# The positional parameters become the whole command, built back to front: plain sh has no arrays. SRUN_ARGS are the
-# last options, so they win over ours.
-set -- "$PYTHON" -u "$root/tools/train.py" "$@"
-if $dry_run; then exec "$@"; fi  # only a look at the settings: nothing is asked of Slurm
-
-export MASTER_PORT="${MASTER_PORT:-34229}"
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$cpus}"
-export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"  # lets tensor parallelism overlap on GPUs
-# shellcheck disable=SC2086  # SRUN_ARGS is a list of words
-set -- --kill-on-bad-exit=1 ${SRUN_ARGS:-} "$@"
-if [ "$gres" != none ]; then set -- --gres="$gres" "$@"; fi
-if [ -z "${SLURM_JOB_ID:-}" ]; then  # a new allocation; inside a job these are settled
-    set -- --job-name="${JOB_NAME:-megatron-v2pe}" --signal="TERM@${SIGNAL_SECONDS:-300}" "$@"
-    if [ -n "${QUOTA_TYPE:-}" ]; then set -- --quotatype="$QUOTA_TYPE" "$@"; fi
-    if [ -n "${PARTITION:-}" ]; then set -- --partition="$PARTITION" "$@"; fi
-fi
-exec srun --nodes=$((gpus / per_node)) --ntasks="$gpus" --ntasks-per-node="$per_node" --cpus-per-task="$cpus" "$@"
+GPUS=${GPUS:-${SLURM_NTASKS:-32}}
+SIGNAL_SECONDS=${SIGNAL_SECONDS:-300}
+start_with_srun "$root/tools/train.py" "$@"

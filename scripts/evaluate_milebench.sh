@@ -1,0 +1,10 @@
+#!/bin/sh
+# Evaluate a checkpoint on the 29 sets of MileBench.
+#
+#   STRIDE=64 sh scripts/evaluate_milebench.sh CHECKPOINT --rope_pos_id_version v2pe_fix --rope_pos_id_stride 64
+#
+set -eu
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+if [ ! -f "$root/tools/evaluate.py" ]; then root=${SLURM_SUBMIT_DIR:-$PWD}; fi  # Slurm runs a copy of a batch script
+benchmarks=milebench
+. "$root/scripts/evaluate_launch.sh"

@@ -27,3 +27,7 @@ class LayoutError(V2PEError):
 
 class CommunicationError(V2PEError):
     """A process of the run that no longer answers."""
+
+
+class MemoryShortageError(V2PEError):
+    """A prompt that needs more memory than there is."""

@@ -16,10 +16,13 @@ EXAMPLES = """examples, from the folder that holds `data/` and `dataset/` as the
 
 Answers are kept in OUT/BENCHMARK/answers-*.jsonl, one by one; the same command goes on where it was stopped, also on
 another number of processes. Processes beyond one copy of the model are further copies that share the questions.
+A question that ended in an error (an image that was missing, too little memory) is asked again by the same command.
 OUT/BENCHMARK/results.json has the scores; --list names all benchmarks and groups."""
 
 
 def _parser() -> argparse.ArgumentParser:
+    from megatron_v2pe.generate.opening import add_checkpoint_arguments
+
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=formatter, allow_abbrev=False
@@ -33,16 +36,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--limit", type=int, metavar="N", help="only the first N questions of each; the result says so")
     add("--batch-size", type=int, default=1, help="questions answered together (default: %(default)s)")
     add("--mode", choices=("corrected", "reference"), default="corrected", help="of prompts and scores")
-    add("--max-num", type=int, help="most tiles of an image (default: the checkpoint's)")
-    add("--rope-pos-id-version", "--rope_pos_id_version", choices=("default", "v2pe_fix"))
-    add("--rope-pos-id-stride", "--rope_pos_id_stride", metavar="STRIDE", help="positions a tile spans: 64, 1/2")
-    add("--window", type=int, help="positions prompt and answer may reach (default: max_position_embeddings)")
-    add("--tensor-model-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
-    add("--pipeline-model-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
-    add("--context-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
-    add("--dtype", choices=("fp32", "bf16"), help="(default: bf16 on CUDA, fp32 on CPU)")
-    add("--converted-dir", type=Path, default=Path("work_dirs/converted"), help="(default: %(default)s)")
+    add(
+        "--retry",
+        choices=("errors", "all", "none"),
+        default="errors",
+        help="questions to be asked again: those that ended in an error, also those that ended the run twice, or none "
+        "(default: %(default)s)",
+    )
+    add_checkpoint_arguments(parser)
     return parser
 
 
@@ -61,6 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments.checkpoint is None or arguments.out is None or not arguments.benchmarks:
         parser.error("--checkpoint, --benchmarks and --out are needed")
+    for name, value in (("--limit", arguments.limit), ("--batch-size", arguments.batch_size)):
+        if value is not None and value < 1:
+            parser.error(f"{name} is {value}, expected 1 or more")
     try:
         _run(arguments)
     except (V2PEError, OSError) as error:
@@ -70,72 +74,38 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from megatron_v2pe.device import launch
-    from megatron_v2pe.device.device import Device
     from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
     from megatron_v2pe.evaluate.registry import create, expand
     from megatron_v2pe.evaluate.results import as_line, score
     from megatron_v2pe.evaluate.runner import Runner
-    from megatron_v2pe.generate.pretrained import open_pretrained
-    from megatron_v2pe.generate.prompt import checkpoint_tiling
-    from megatron_v2pe.logging import setup_logging
-    from megatron_v2pe.parallel.config import ParallelConfig
+    from megatron_v2pe.generate.opening import opened, prepare
     from megatron_v2pe.train.start import on_first_rank, start_folder
-    from megatron_v2pe.v2pe.stride import parse_stride
 
-    world = launch.read_environment()
-    setup_logging(world.rank)
-    layout = ParallelConfig(
-        tensor_model_parallel_size=arguments.tensor_model_parallel_size,
-        pipeline_model_parallel_size=arguments.pipeline_model_parallel_size,
-        context_parallel_size=arguments.context_parallel_size,
-    )
-    layout.validate(world.world_size)
+    opening = prepare(arguments)
+    first = opening.world.rank == 0
     benchmarks = [create(name, arguments.mode) for name in expand(arguments.benchmarks)]
     for benchmark in benchmarks:  # missing data are told before the model is loaded
         benchmark.check(arguments.root)
-    questions = {
-        benchmark.name: list(benchmark.questions(arguments.root))[: arguments.limit] for benchmark in benchmarks
-    }
-    stride = None if arguments.rope_pos_id_stride is None else parse_stride(arguments.rope_pos_id_stride)
-    device = Device.choose(arguments.device, world.local_rank)
-    launch.initialize(world, device)
-    try:
-        folder = start_folder(str(arguments.checkpoint), str(arguments.converted_dir))
-        dtype = arguments.dtype or ("bf16" if device.torch_device.type == "cuda" else "fp32")
-        with open_pretrained(
-            folder,
-            stride,
-            arguments.device,
-            {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
-            version=arguments.rope_pos_id_version,
-            layout=layout,
-            world=world,
-            window=arguments.window,
-        ) as pretrained:
-            tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
-            settings: dict[str, Any] = {
-                "checkpoint": checkpoint_digest(folder) if world.rank == 0 else "",
-                "rope_pos_id_version": pretrained.policy.version,
-                "rope_pos_id_stride": str(pretrained.policy.stride),
-                "max_num": tiling.max_num,
-                "mode": arguments.mode,
-                "dtype": dtype,
-                "window": pretrained.window,
-            }
-            on_first_rank(lambda: settle(arguments.out, settings))
-            runner = Runner(pretrained, tiling, arguments.batch_size)
-            for benchmark in benchmarks:
-                mine = questions[benchmark.name]
-                runner.run(benchmark, mine, arguments.out / benchmark.name)
-                if world.rank == 0:
-                    result = score(benchmark, mine, arguments.out / benchmark.name, arguments.root, arguments.mode)
-                    note = f"  (the first {arguments.limit} only)" if arguments.limit else ""
-                    print(as_line(result) + note)
-    finally:
-        launch.shutdown()
+    questions = {benchmark.name: list(benchmark.questions(arguments.root)) for benchmark in benchmarks}
+    with opened(opening, start_folder) as it:
+        settings: dict[str, Any] = {
+            "checkpoint": checkpoint_digest(it.folder) if first else "",
+            "rope_pos_id_version": it.pretrained.policy.version,
+            "rope_pos_id_stride": str(it.pretrained.policy.stride),
+            "max_num": it.tiling.max_num,
+            "mode": arguments.mode,
+            "dtype": it.dtype,
+            "window": it.pretrained.window,
+        }
+        on_first_rank(lambda: settle(arguments.out, settings))
+        runner = Runner(it.pretrained, it.tiling, arguments.batch_size, arguments.retry)
+        for benchmark in benchmarks:
+            everything, folder = questions[benchmark.name], arguments.out / benchmark.name
+            mine = everything[: arguments.limit]
+            runner.run(benchmark, mine, folder)
+            if first:
+                limit = len(mine) if len(mine) < len(everything) else None
+                print(as_line(score(benchmark, mine, folder, arguments.root, arguments.mode, limit)))
 
 
 if __name__ == "__main__":

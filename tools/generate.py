@@ -25,6 +25,8 @@ CHECKPOINT is an HF InternVL2 folder (converted once, into --converted-dir), a M
 
 
 def _parser() -> argparse.ArgumentParser:
+    from megatron_v2pe.generate.opening import add_checkpoint_arguments
+
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=formatter, allow_abbrev=False
@@ -48,23 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--top-p", type=float, default=1.0, help="draw among tokens of this joint probability (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end an answer before this; may be repeated")
-    place = parser.add_argument_group("positions and images")
-    add = place.add_argument
-    add("--rope-pos-id-version", choices=("default", "v2pe_fix"), help="(default: as the checkpoint was trained)")
-    add("--rope-pos-id-stride", metavar="STRIDE", help="positions a tile spans: 64, 1/2 (default: the checkpoint's)")
-    add("--window", type=int, help="positions prompt and answer may reach (default: max_position_embeddings)")
-    add("--max-num", type=int, help="most tiles of an image (default: the checkpoint's)")
-    layout = parser.add_argument_group("where it runs")
-    add = layout.add_argument
-    add("--tensor-model-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
-    add("--pipeline-model-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
-    add("--context-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
-    add("--vision-parallel", choices=("tensor", "replicated"), default="tensor", help="(default: %(default)s)")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
-    add("--dtype", choices=("fp32", "bf16"), help="(default: bf16 on CUDA, fp32 on CPU)")
-    add("--prefill-tokens", type=int, default=16384, help="prompt tokens run at once (default: %(default)s)")
-    add("--vision-cache-mb", type=int, default=1024, help="memory for image features kept (default: %(default)s)")
-    add("--converted-dir", type=Path, default=Path("work_dirs/converted"), help="(default: %(default)s)")
+    add_checkpoint_arguments(parser)
     return parser
 
 
@@ -92,31 +78,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from megatron_v2pe.device import launch
-    from megatron_v2pe.device.device import Device
     from megatron_v2pe.errors import ConfigError, DataError
     from megatron_v2pe.generate.generation import GenerationOptions
-    from megatron_v2pe.generate.pretrained import open_pretrained
-    from megatron_v2pe.generate.prompt import checkpoint_tiling
+    from megatron_v2pe.generate.opening import opened, prepare
     from megatron_v2pe.generate.sampling import Sampling
-    from megatron_v2pe.logging import setup_logging
-    from megatron_v2pe.parallel.config import ParallelConfig
     from megatron_v2pe.train.start import start_folder
-    from megatron_v2pe.v2pe.stride import parse_stride
 
-    world = launch.read_environment()
-    setup_logging(world.rank)
-    layout = ParallelConfig(
-        tensor_model_parallel_size=arguments.tensor_model_parallel_size,
-        pipeline_model_parallel_size=arguments.pipeline_model_parallel_size,
-        context_parallel_size=arguments.context_parallel_size,
-        vision_parallel=arguments.vision_parallel,
-    )
-    layout.validate(world.world_size)
-    if world.world_size != layout.model_parallel_size:
-        raise ConfigError(f"{world.world_size} processes, but one copy of the model takes {layout.model_parallel_size}")
+    opening = prepare(arguments)
+    first, copy = opening.world.rank == 0, opening.layout.model_parallel_size
+    if opening.world.world_size != copy:
+        raise ConfigError(f"{opening.world.world_size} processes, but one copy of the model takes {copy}")
     options = GenerationOptions(
         max_new_tokens=arguments.max_new_tokens,
         min_new_tokens=arguments.min_new_tokens,
@@ -125,30 +96,9 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise DataError("--prompt: the prompt is empty")
-    stride = None if arguments.rope_pos_id_stride is None else parse_stride(arguments.rope_pos_id_stride)
     questions = _questions(arguments)
-    _check_checkpoint(arguments.checkpoint)
-    device = Device.choose(arguments.device, world.local_rank)
-    launch.initialize(world, device)
-    try:
-        folder = start_folder(str(arguments.checkpoint), str(arguments.converted_dir))
-        dtype = arguments.dtype or ("bf16" if device.torch_device.type == "cuda" else "fp32")
-        with open_pretrained(
-            folder,
-            stride,
-            arguments.device,
-            {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
-            version=arguments.rope_pos_id_version,
-            layout=layout,
-            world=world,
-            window=arguments.window,
-            prefill_tokens=arguments.prefill_tokens,
-            vision_cache_bytes=arguments.vision_cache_mb << 20,
-        ) as pretrained:
-            tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
-            _answer(arguments, pretrained, questions, tiling, options, world.rank == 0)
-    finally:
-        launch.shutdown()
+    with opened(opening, start_folder) as it:
+        _answer(arguments, it.pretrained, questions, it.tiling, options, first)
 
 
 def _questions(arguments: argparse.Namespace) -> list[Any]:
@@ -175,23 +125,6 @@ def _questions(arguments: argparse.Namespace) -> list[Any]:
             except DataError as error:
                 raise DataError(f"{one.name}: {error}") from error
     return questions
-
-
-def _check_checkpoint(folder: Path) -> None:
-    """Refuse a folder that is no checkpoint, or an HF checkpoint without tokenizer, before it is converted."""
-    from megatron_v2pe.checkpoint.folder import DESCRIPTION, newest
-    from megatron_v2pe.data.tokenizer import Tokenizer
-    from megatron_v2pe.errors import ConfigError
-
-    if not folder.is_dir():
-        raise ConfigError(f"--checkpoint {folder}: no such folder")
-    is_hf, is_megatron = (folder / "config.json").is_file(), (folder / DESCRIPTION).is_file()
-    if not (is_hf or is_megatron or newest(folder)):
-        raise ConfigError(
-            f"--checkpoint {folder}: holds neither config.json (an HF checkpoint) nor {DESCRIPTION} (a Megatron one)"
-        )
-    if is_hf and not is_megatron:
-        Tokenizer.from_folder(folder)
 
 
 def _answer(

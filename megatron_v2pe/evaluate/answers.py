@@ -1,9 +1,9 @@
 """Answers on disk: appended one by one by every process of a run, read back by the next, whatever its size.
 
 Each process that writes has a file of its own, `answers-NNNNN.jsonl`; a line is written whole and flushed to the disk
-before the next question is asked. A line torn by a kill is cut off when the folder is opened again. A question that has
-an answer in any of the files is never asked again; where two files answer it (two runs at once), the first counts and
-the other is reported.
+before the next question is asked, and never changed afterwards. A line torn by a kill is cut off when its process
+writes again. A question that ended in an error may be asked again: of its lines an answer counts before an error, and
+of errors the last. Where two answers are there (two runs at once), the first counts and the question is reported.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.errors import DataError
+
+KILLED = "killed"
+"""`stopped` of a question that has ended its run too often to be asked once more, see `asking`."""
+_ANSWER = 2
+_WEIGHTS = {"error": 0, KILLED: 1}
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Answer:
     new_tokens: int
     seconds: float
     stopped: str
-    """Why generation ended: `stop`, `length`, or `error`."""
+    """Why generation ended: `stop`, `length`, `error`, or `killed`."""
     error: str | None = None
 
 
@@ -52,13 +57,12 @@ class AnswerLog:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.answers: dict[str, Answer] = {}
+        """What counts of each question, by its id."""
         self.duplicates: list[str] = []
+        """Questions that were answered more than once."""
         for path in sorted(folder.glob("answers-*.jsonl")):
             for answer in read_answers(path):
-                if answer.id in self.answers:
-                    self.duplicates.append(answer.id)
-                else:
-                    self.answers[answer.id] = answer
+                self._take(answer)
         self._stream = None
         if writer is not None:
             path = folder / f"answers-{writer:05d}.jsonl"
@@ -69,17 +73,24 @@ class AnswerLog:
     def add(self, answer: Answer) -> None:
         """Write an answer; it is on the disk when this returns."""
         assert self._stream is not None
-        if answer.id in self.answers:
+        if (known := self.answers.get(answer.id)) is not None and known.error is None:
             raise AssertionError(f"{answer.id} was asked twice")
         self._stream.write(json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n")
         self._stream.flush()
         os.fsync(self._stream.fileno())
-        self.answers[answer.id] = answer
+        self._take(answer)
 
     def close(self) -> None:
         """Close this process's file."""
         if self._stream is not None:
             self._stream.close()
+
+    def _take(self, answer: Answer) -> None:
+        known = self.answers.get(answer.id)
+        if known is None or _weight(known) < _ANSWER and _weight(answer) >= _weight(known):
+            self.answers[answer.id] = answer
+        elif _weight(answer) == _ANSWER:
+            self.duplicates.append(answer.id)
 
 
 def read_answers(path: Path) -> Iterator[Answer]:
@@ -97,6 +108,11 @@ def read_answers(path: Path) -> Iterator[Answer]:
                 yield Answer(**content)
             except (ValueError, TypeError) as error:
                 raise DataError(f"{path}:{number}: not an answer: {error}") from error
+
+
+def _weight(answer: Answer) -> int:
+    """What counts before what, of two lines about one question."""
+    return _WEIGHTS.get(answer.stopped, _ANSWER)
 
 
 def _whole_size(path: Path) -> int:

@@ -73,6 +73,8 @@ class Benchmark(ABC):
     """Most tiles of an image; None: the run's, or the checkpoint's."""
     thumbnail: bool | None = None
     """Whether a tiled image is also shown whole; None: as the checkpoint was trained."""
+    published: int | None = None
+    """Questions of the published files; None: not stated."""
 
     @property
     @abstractmethod

@@ -1,35 +1,74 @@
-"""The images a question names, opened: files, frames of videos, and what is to be enlarged first."""
+"""The images a question names as pictures to be cut: files, frames of videos, and what is to be enlarged first."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+from dataclasses import dataclass
 
 from PIL import Image
 
-from megatron_v2pe.data.image_transform import open_image
+from megatron_v2pe.data.image_transform import image_size, open_image
+from megatron_v2pe.data.pictures import TilingOptions
+from megatron_v2pe.data.tiling import choose_grid
+from megatron_v2pe.data.types import Picture
 from megatron_v2pe.data.video import read_frames
 from megatron_v2pe.evaluate.benchmark import ImageRef
 
 
-def open_images(images: Sequence[ImageRef]) -> list[Image.Image]:
-    """Return images as RGB, in their order; a video is decoded once for neighbouring frames of it.
+@dataclass(frozen=True)
+class EnlargedPicture(Picture):
+    """A picture whose sides are multiplied before it is cut."""
+
+    enlarge: int = 1
+    """By how much; bilinear."""
+
+
+def picture_of(reference: ImageRef, options: TilingOptions) -> Picture:
+    """Decide an image's tiles; no more than its header is read, and not even that where it is one tile anyway.
+
+    Args:
+        reference: the image; frames of videos are not enlarged.
+        options: how it becomes tiles.
+
+    Raises:
+        DataError: a file is missing or not an image; names it.
+    """
+    assert reference.frame is None or reference.enlarge == 1
+    grid = None
+    if options.dynamic:
+        width, height = size_of(reference)
+        if options.pad_to_square:
+            width = height = max(width, height)
+        grid = choose_grid(width, height, options.min_num, options.max_num, options.tile_size)
+    return EnlargedPicture(
+        path=reference.path,
+        grid=grid,
+        thumbnail=options.thumbnail and grid is not None and grid != (1, 1),
+        frame=reference.frame,
+        pad_to_square=options.pad_to_square,
+        enlarge=reference.enlarge,
+    )
+
+
+def size_of(reference: ImageRef) -> tuple[int, int]:
+    """Return width and height of an image as it is cut.
 
     Raises:
         DataError: a file is missing or damaged; names it.
     """
-    opened: list[Image.Image] = []
-    for (path, is_frame), group in groupby(images, key=lambda image: (image.path, image.frame is not None)):
-        same = list(group)
-        if is_frame:
-            found = read_frames(path, [image.frame for image in same if image.frame is not None])
-        else:
-            found = [open_image(path) for _ in same]
-        opened += [_enlarged(picture, image.enlarge) for picture, image in zip(found, same, strict=True)]
-    return opened
+    if reference.frame is not None:
+        return read_frames(reference.path, [reference.frame])[0].size
+    width, height = image_size(reference.path)
+    return width * reference.enlarge, height * reference.enlarge
 
 
-def _enlarged(picture: Image.Image, times: int) -> Image.Image:
+def open_enlarged(picture: Picture) -> Image.Image:
+    """Read a picture that is no frame of a video as RGB, and enlarge it.
+
+    Raises:
+        DataError: the file is missing or damaged; names it.
+    """
+    image = open_image(picture.path)
+    times = picture.enlarge if isinstance(picture, EnlargedPicture) else 1
     if times == 1:
-        return picture
-    return picture.resize((picture.width * times, picture.height * times), Image.Resampling.BILINEAR)
+        return image
+    return image.resize((image.width * times, image.height * times), Image.Resampling.BILINEAR)

@@ -1,21 +1,17 @@
-"""A benchmark's question as what the model reads: images opened and tiled as the benchmark says."""
+"""A benchmark's question as what the model reads: its images tiled as the benchmark says."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
-from PIL import Image
-
-from megatron_v2pe.data.image_transform import NORMALISATION, cut_tiles, pad_to_square
+from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.pictures import TilingOptions
-from megatron_v2pe.data.tiling import choose_grid
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.evaluate.benchmark import Benchmark, ImageRef, Question
-from megatron_v2pe.evaluate.images import open_images
+from megatron_v2pe.evaluate.images import open_enlarged, picture_of
 from megatron_v2pe.generate.prompt import NORMALIZE_TYPE, Prompt, assemble
+from megatron_v2pe.generate.tiles import ImageTiles
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.v2pe.stride import StridePolicy
 
@@ -31,31 +27,18 @@ class Prompter:
     """Of the run; a benchmark's own settings come before it, those of an image before both."""
 
     def prompt(self, benchmark: Benchmark, question: Question) -> Prompt:
-        """Encode a question.
+        """Encode a question; of its images no more than the headers are read.
 
         Raises:
-            DataError: an image cannot be read, or placeholders and images differ in number.
+            DataError: an image is missing or none, or placeholders and images differ in number.
         """
-        tiles = [
-            self._tiles(benchmark, reference, image)
-            for reference, image in zip(question.images, open_images(question.images), strict=True)
-        ]
-        counts = [len(part) for part in tiles]
+        pictures = [picture_of(reference, self._options(benchmark, reference)) for reference in question.images]
+        counts = [picture.num_tiles for picture in pictures]
         if question.joined and counts:
             counts = [sum(counts)]
-        side = self.tiling.tile_size
-        joined = np.concatenate(tiles) if tiles else np.empty((0, side, side, 3), dtype=np.uint8)
-        return assemble(question.turns, counts, torch.from_numpy(joined), self.model, self.tokenizer, self.policy)
-
-    def _tiles(self, benchmark: Benchmark, reference: ImageRef, image: Image.Image) -> np.ndarray:
-        options = self._options(benchmark, reference)
-        if options.pad_to_square:
-            image = pad_to_square(image, NORMALISATION[NORMALIZE_TYPE][0])
-        grid = None
-        if options.dynamic:
-            grid = choose_grid(*image.size, options.min_num, options.max_num, options.tile_size)
-        thumbnail = options.thumbnail and grid is not None and grid != (1, 1)
-        return cut_tiles(image, grid, thumbnail, options.tile_size)
+        mean, _ = NORMALISATION[NORMALIZE_TYPE]
+        tiles = ImageTiles(pictures, self.tiling.tile_size, mean, open_enlarged)
+        return assemble(question.turns, counts, tiles, self.model, self.tokenizer, self.policy)
 
     def _options(self, benchmark: Benchmark, reference: ImageRef) -> TilingOptions:
         options = self.tiling

@@ -14,7 +14,14 @@ from megatron_v2pe.evaluate.scorers import Mode, scorer_of
 RESULTS = "results.json"
 
 
-def score(benchmark: Benchmark, questions: Sequence[Question], folder: Path, root: Path, mode: Mode) -> dict[str, Any]:
+def score(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    folder: Path,
+    root: Path,
+    mode: Mode,
+    limit: int | None = None,
+) -> dict[str, Any]:
     """Score the answers of a benchmark's folder; write and return the result.
 
     Questions without an answer and those that ended in an error are scored as answered by nothing, and counted; the
@@ -26,16 +33,19 @@ def score(benchmark: Benchmark, questions: Sequence[Question], folder: Path, roo
         folder: of the answers.
         root: of the benchmark's data.
         mode: `reference` as published, or `corrected`.
+        limit: `questions` are only the first so many of the benchmark's; None: all of them.
     """
     log = AnswerLog(folder)
     answered = [(question, log.answers.get(question.id)) for question in questions]
     missing = [question.id for question, answer in answered if answer is None]
-    failed = [question.id for question, answer in answered if answer is not None and answer.error]
+    failed = [question.id for question, answer in answered if answer is not None and answer.error is not None]
     pairs = [(question, _text(answer)) for question, answer in answered]
     result: dict[str, Any] = {
         "benchmark": benchmark.name,
         "title": benchmark.title,
+        "limit": limit,
         "questions": len(questions),
+        "published": benchmark.published,
         "answered": len(questions) - len(missing) - len(failed),
         "missing": missing,
         "failed": failed,
@@ -55,16 +65,19 @@ def score(benchmark: Benchmark, questions: Sequence[Question], folder: Path, roo
 
 
 def as_line(result: dict[str, Any]) -> str:
-    """Return a result as one line for the console; never a score of an incomplete run without saying so."""
+    """Return a result as one line for the console; never a score of a part without saying so."""
     number = f"{result['score']:.2f}" if "score" in result else f"not scored here ({result.get('submission', '-')})"
-    lost = len(result["missing"]) + len(result["failed"])
-    note = ""
-    if lost:
-        note = (
-            f"  INCOMPLETE: {len(result['missing'])} of {result['questions']} without an answer, "
+    notes: list[str] = []
+    if result["limit"] is not None:
+        notes.append(f"LIMITED: only the first {result['questions']} questions")
+    elif result["published"] not in (None, result["questions"]):
+        notes.append(f"ANOTHER VERSION: {result['questions']} questions, {result['published']} are published")
+    if result["missing"] or result["failed"]:
+        notes.append(
+            f"INCOMPLETE: {len(result['missing'])} of {result['questions']} without an answer, "
             f"{len(result['failed'])} failed; they count as wrong"
         )
-    return f"{result['title']:<28} {number}{note}"
+    return "  ".join([f"{result['title']:<28} {number}", *notes])
 
 
 def _text(answer: Answer | None) -> str:

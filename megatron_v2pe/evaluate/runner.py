@@ -1,7 +1,9 @@
-"""Asks a model all questions of a benchmark, on any number of processes, and never twice.
+"""Asks a model all questions of a benchmark, on any number of processes, and none that has been answered.
 
 The questions without an answer are shared out among the copies of the model by what they cost; the first rank of each
-copy writes the answers (see `answers`). What goes wrong with one question is its answer's `error`, and the run goes on.
+copy writes the answers (see `answers`). What goes wrong with one question is its answer's `error`, and the run goes on;
+the next run asks it again. That includes a prompt that needs more memory than there is, as far as it is known before
+ranks exchange anything; beyond that the run ends, and the next one knows what it was asking (see `asking`).
 """
 
 from __future__ import annotations
@@ -10,24 +12,30 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 from megatron_v2pe.data.pictures import TilingOptions
-from megatron_v2pe.errors import DataError
-from megatron_v2pe.evaluate.answers import Answer, AnswerLog
+from megatron_v2pe.errors import DataError, MemoryShortageError
+from megatron_v2pe.evaluate.answers import KILLED, Answer, AnswerLog
+from megatron_v2pe.evaluate.asking import MOST_ENDS, AskingNote, blameless, ended_runs, forget
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
 from megatron_v2pe.evaluate.prompting import Prompter, estimated_cost, shown
 from megatron_v2pe.evaluate.share import cost_of, share_out
 from megatron_v2pe.generate.generation import Generated, GenerationOptions, check_prompt, generate
+from megatron_v2pe.generate.memory import is_out_of_memory
 from megatron_v2pe.generate.pretrained import Pretrained
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.stages import agreed
+from megatron_v2pe.logging import get_logger
 from megatron_v2pe.parallel import topology
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Unable to allocate")
+Retry = Literal["errors", "all", "none"]
+"""Which questions without a proper answer are asked again: those that ended in an error, also those that have ended
+their run too often, or none."""
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,7 @@ class Runner:
     tiling: TilingOptions
     batch_size: int = 1
     """Questions answered together; an error of one then costs a second, single try of the others."""
+    retry: Retry = "errors"
 
     def run(self, benchmark: Benchmark, questions: Sequence[Question], folder: Path) -> None:
         """Ask what has no answer yet; every rank calls this.
@@ -48,36 +57,80 @@ class Runner:
             folder: of the benchmark's answers.
         """
         (copy, copies), group = topology.model_copy(), topology.model_copy_group()
-        writes = group.rank() == 0
-        done: list[set[str]] = [set(AnswerLog(folder).answers) if dist.get_rank() == 0 else set()]
-        dist.broadcast_object_list(done, src=0)
-        todo = [question for question in questions if question.id not in done[0]]
-        most = benchmark.max_tiles or self.tiling.max_num
-        costs = [cost_of(*estimated_cost(question, most, _limit(question, benchmark))) for question in todo]
-        mine = [todo[number] for number in share_out(costs, copies)[copy]]
+        state: list[tuple[set[str], dict[str, int]]] = [({*()}, {})]
+        if dist.get_rank() == 0:
+            state = [(self._settled(benchmark, AnswerLog(folder)), ended_runs(folder))]
+        dist.broadcast_object_list(state, src=0)
+        settled, ended = state[0]
+        todo = [question for question in questions if question.id not in settled]
+        most = max(ended.values(), default=0) + 1 if self.retry == "all" else MOST_ENDS
+        lethal = [one for one in todo if ended.get(one.id, 0) >= most]
+        suspects = [one for one in todo if 0 < ended.get(one.id, 0) < most]
+        others = [one for one in todo if one.id not in ended]
+        batches = [
+            *_batches(self._share(benchmark, others, copy, copies), benchmark, self.batch_size),
+            *_batches(self._share(benchmark, suspects, copy, copies), benchmark, 1),
+        ]
         dist.barrier()  # everyone has read what is there before anyone writes
-        log = AnswerLog(folder, copy) if writes else None
+        log, note = None, None
+        if group.rank() == 0:
+            log, note = AnswerLog(folder, copy), AskingNote(folder, copy, ended)
         try:
-            with tqdm(total=len(mine), desc=benchmark.name, unit="question", disable=dist.get_rank() > 0) as bar:
-                for batch in _batches(mine, benchmark, self.batch_size):
+            if log is not None and copy == 0:
+                for question in lethal:
+                    log.add(_killed(question, ended[question.id]))
+            total = sum(map(len, batches))
+            with tqdm(total=total, desc=benchmark.name, unit="question", disable=dist.get_rank() > 0) as bar:
+                for batch in batches:
+                    if note is not None:
+                        note.put([question.id for question in batch])
                     for answer in self._answers(benchmark, batch):
                         if log is not None:
                             log.add(answer)
                     bar.update(len(batch))
+            if note is not None:
+                note.put([])
+        except BaseException as error:
+            if note is not None and blameless(error):
+                note.put([])
+            raise
         finally:
             if log is not None:
                 log.close()
         dist.barrier()
+        if dist.get_rank() == 0:
+            forget(folder)
+        dist.barrier()
+
+    def _settled(self, benchmark: Benchmark, log: AnswerLog) -> set[str]:
+        """Questions that are not asked again."""
+        errors = {one.id for one in log.answers.values() if one.error is not None}
+        killed = {one.id for one in log.answers.values() if one.stopped == KILLED}
+        again = {"errors": errors - killed, "all": errors, "none": set[str]()}[self.retry]
+        if again:
+            _log.info("%s: %d questions that ended in an error are asked again", benchmark.name, len(again))
+        return {*log.answers} - again
+
+    def _share(self, benchmark: Benchmark, questions: Sequence[Question], copy: int, copies: int) -> list[Question]:
+        """Questions of one copy of the model, the dearest first."""
+        most = benchmark.max_tiles or self.tiling.max_num
+        costs = [cost_of(*estimated_cost(question, most, _limit(question, benchmark))) for question in questions]
+        return [questions[number] for number in share_out(costs, copies)[copy]]
 
     def _answers(self, benchmark: Benchmark, batch: Sequence[Question]) -> list[Answer]:
         try:
             return self._ask(benchmark, batch)
-        except (DataError, MemoryError, torch.OutOfMemoryError, RuntimeError) as error:
-            if not isinstance(error, DataError | MemoryError) and not _is_out_of_memory(error):
+        except (DataError, MemoryShortageError) as error:  # the same kind on every rank of the copy
+            problem = f"{type(error).__name__}: {error}"
+        except (MemoryError, RuntimeError) as error:
+            # Other ranks of the copy may be waiting for this one anywhere: only a rank alone can go on.
+            if topology.model_copy_group().size() > 1 or not is_out_of_memory(error):
                 raise
-            if len(batch) > 1:
-                return [answer for question in batch for answer in self._answers(benchmark, [question])]
-            return [_failed(batch[0], error)]
+            problem = f"{type(error).__name__}: {error}"
+        # Out of the handlers nothing holds on to what the failed attempt had allocated.
+        if len(batch) > 1:
+            return [answer for question in batch for answer in self._answers(benchmark, [question])]
+        return [_failed(batch[0], problem)]
 
     def _ask(self, benchmark: Benchmark, batch: Sequence[Question]) -> list[Answer]:
         began = time.perf_counter()
@@ -131,10 +184,14 @@ def _answer(question: Question, prompt: Prompt, found: Generated, seconds: float
     )
 
 
-def _failed(question: Question, error: BaseException) -> Answer:
+def _failed(question: Question, problem: str, stopped: str = "error") -> Answer:
     prompt = "\n".join(f"{role}: {text}" for role, text in question.turns)
-    return Answer(question.id, None, prompt, 0, 0, 0, 0.0, "error", f"{type(error).__name__}: {error}"[:500])
+    return Answer(question.id, None, prompt, 0, 0, 0, 0.0, stopped, problem[:500])
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
+def _killed(question: Question, times: int) -> Answer:
+    problem = (
+        f"the run ended {times} times while this question was asked: killed, perhaps for lack of memory; it is not "
+        "asked again (--retry all does)"
+    )
+    return _failed(question, problem, KILLED)

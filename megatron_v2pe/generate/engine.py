@@ -5,7 +5,8 @@ It holds what outlives a batch; a batch of sequences being continued is a `Sessi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.lean_layers import lean_layers
 from megatron_v2pe.generate.lean_operations import lean_norm, linear
 from megatron_v2pe.generate.prompt import NORMALIZE_TYPE, Prompt
-from megatron_v2pe.generate.stages import Stages
-from megatron_v2pe.generate.vision_cache import VisionCache
+from megatron_v2pe.generate.stages import Stages, in_step
+from megatron_v2pe.generate.vision_cache import TILES_AT_ONCE, VisionCache
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 
@@ -59,17 +60,25 @@ class Engine:
             self._head = model.language_model.head_weight()[: model.internvl.llm.vocab_size]
 
     def features(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Features [own tiles, tokens_per_tile, hidden] of the tiles this rank encodes of all prompts'."""
-        mine = self.placement.tiles(sum(prompt.tiles.shape[0] for prompt in prompts))
-        parts, start = [], 0
-        for tiles in (prompt.tiles for prompt in prompts):
-            part = tiles[max(mine.start - start, 0) : max(mine.stop - start, 0)]
-            parts += [part] if part.shape[0] else []
-            start += tiles.shape[0]
-        if not parts:
+        """Features [own tiles, tokens_per_tile, hidden] of the tiles this rank encodes of all prompts'.
+
+        Ranks that share a tower call this together; others need not wait for each other.
+
+        Raises:
+            DataError: an image cannot be read; the same on all ranks of a tower.
+        """
+        mine = self.placement.tiles(sum(len(prompt.tiles) for prompt in prompts))
+        if not mine:
             per_tile = self.model.internvl.tokens_per_tile
             return torch.empty(0, per_tile, self.hidden_size, dtype=self.dtype, device=self.device)
-        return self.vision_cache.encode(parts[0] if len(parts) == 1 else torch.cat(parts), self._encode)
+        parts, start = [], 0
+        for prompt in prompts:
+            parts.append(prompt.tiles[max(mine.start - start, 0) : max(mine.stop - start, 0)])
+            start += len(prompt.tiles)
+        tiles: Iterable[Tensor] = chain.from_iterable(parts)
+        if self.placement.tensor_model_parallel_size > 1 and not self.placement.replicated_vision:
+            tiles = in_step(tiles, TILES_AT_ONCE, self.groups.tp)
+        return self.vision_cache.encode(tiles, len(mine), self._encode)
 
     def _encode(self, tiles: Tensor) -> Tensor:
         """Features of tiles, bytes [n, H, W, 3] or normalised [n, 3, H, W] already."""

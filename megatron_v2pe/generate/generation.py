@@ -121,6 +121,10 @@ def generate(
 
     Returns:
         The answers, in the order of the prompts.
+
+    Raises:
+        DataError: an image cannot be read; the same on every rank.
+        MemoryShortageError: the prompts do not fit, on this rank or another.
     """
     assert prompts and (decode is not None or not (options.stop_strings or on_text))
     answers = [Generated() for _ in prompts]

@@ -89,7 +89,7 @@ def answer_file(
     Raises:
         DataError: a question cannot be asked; nothing has been written then, unless an image turns out to be damaged.
     """
-    pretrained.encode(questions, tiling, options.max_new_tokens, read=False)
+    pretrained.encode(questions, tiling, options.max_new_tokens)
     for start in range(0, len(questions), batch_size):
         batch = questions[start : start + batch_size]
         answers = pretrained.ask(batch, tiling, options)

@@ -87,7 +87,7 @@ class KVCache:
         """
         self.slabs: list[Slab] = []
         first = 0
-        for room, run in groupby(max(1, -(-capacity // CHUNK)) * CHUNK for capacity in capacities):
+        for room, run in groupby(map(_room, capacities)):
             count = len(list(run))
             shape = (count, room, groups, head_dim)
             layers = [
@@ -145,3 +145,13 @@ class KVCache:
             if sequence < slab.stop:
                 return slab, sequence - slab.first
         raise AssertionError(f"sequence {sequence} of {len(self.lengths)}")
+
+
+def cache_bytes(capacities: Sequence[int], num_layers: int, groups: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Return the bytes a `KVCache` takes at first; arguments as of its constructor."""
+    return 2 * num_layers * groups * head_dim * dtype.itemsize * sum(map(_room, capacities))
+
+
+def _room(capacity: int) -> int:
+    """Tokens of room a sequence is given that needs so many."""
+    return max(1, -(-capacity // CHUNK)) * CHUNK

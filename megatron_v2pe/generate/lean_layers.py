@@ -52,6 +52,8 @@ class LeanLayer:
         self.qkv, self.projection = _weights(attention.linear_qkv), _weights(attention.linear_proj)
         self.fc1, self.fc2 = _weights(mlp.linear_fc1), _weights(mlp.linear_fc2)
         self.gated, self.activation = config.gated_linear_unit, mlp.activation_func
+        self.widest: int = max(self.qkv[0].shape[0], self.fc1[0].shape[0])
+        """Most numbers it holds of one token at once, at least."""
 
     def __call__(self, hidden: Tensor, same: Tensor, other: Tensor, attend: Attend) -> Tensor:
         """Run the layer.

@@ -65,33 +65,28 @@ class Pretrained:
         end = get_template(self.config.template).end
         return frozenset({self.tokenizer.token_id(EOS), self.tokenizer.token_id(end)})
 
-    def encode(
-        self, questions: Sequence[Question], tiling: TilingOptions, max_new_tokens: int, read: bool = True
-    ) -> list[Prompt]:
-        """Encode questions on every rank of this copy of the model.
+    def encode(self, questions: Sequence[Question], tiling: TilingOptions, max_new_tokens: int) -> list[Prompt]:
+        """Encode questions on every rank of this copy of the model, at the cost of their images' headers.
 
         Args:
             questions: at least one.
             tiling: how images become tiles.
             max_new_tokens: most tokens of an answer.
-            read: read the images; without, everything else is checked at the cost of their headers.
 
         Raises:
-            DataError: an image cannot be read, a question is empty, or does not fit the window with its answer.
+            DataError: an image is missing or none, a question is empty, or does not fit the window with its answer.
         """
 
         def encoded() -> list[Prompt]:
-            return [self._encoded(one, tiling, max_new_tokens, read) for one in questions]
+            return [self._encoded(one, tiling, max_new_tokens) for one in questions]
 
         return agreed(encoded, topology.model_copy_group())
 
-    def _encoded(self, question: Question, tiling: TilingOptions, max_new_tokens: int, read: bool) -> Prompt:
+    def _encoded(self, question: Question, tiling: TilingOptions, max_new_tokens: int) -> Prompt:
         if not question.turns or not question.turns[-1][1].strip():
             raise DataError(f"{question.name}: the prompt is empty")
         try:
-            prompt = encode_prompt(
-                question.turns, question.images, self.config, self.tokenizer, self.policy, tiling, read
-            )
+            prompt = encode_prompt(question.turns, question.images, self.config, self.tokenizer, self.policy, tiling)
         except DataError as error:
             raise DataError(f"{question.name}: {error}") from error
         check_prompt(prompt, self.engine.model.rotary.denominator, self.window, max_new_tokens, question.name)
@@ -113,7 +108,8 @@ class Pretrained:
             on_text: is given pieces of text as they come.
 
         Raises:
-            DataError: see `encode`.
+            DataError: see `encode`; or an image turns out to be damaged.
+            MemoryShortageError: the questions do not fit together.
         """
         prompts = self.encode(questions, tiling, options.max_new_tokens)
         options = options.with_stop_ids(self.stop_ids())
@@ -148,7 +144,8 @@ def inference_policy(config: InternVLConfig, stride: Stride | None = None, versi
     if trained == "default":
         if stride is not None:
             raise ConfigError(
-                f"stride {stride} was asked for, but the checkpoint's rope_pos_id_version is default, which has none"
+                f"rope_pos_id_stride {stride} was asked for, but the checkpoint was trained with rope_pos_id_version "
+                "default, which has none; leave it out"
             )
         return StridePolicy("default")
     usual = config.rope_pos_id_stride or max(1, config.tokens_per_tile // USUAL_SHARE)

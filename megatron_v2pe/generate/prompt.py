@@ -9,9 +9,10 @@ from torch import Tensor
 
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.image_transform import NORMALISATION
-from megatron_v2pe.data.pictures import TilingOptions, plan_images, read_tiles
+from megatron_v2pe.data.pictures import TilingOptions, plan_images
 from megatron_v2pe.data.text import encode_conversation, with_placeholder
 from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.generate.tiles import ImageTiles
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.v2pe.position_ids import find_images, position_ticks
 from megatron_v2pe.v2pe.stride import StridePolicy
@@ -28,8 +29,8 @@ class Prompt:
     """int64 [L]."""
     position_ticks: Tensor
     """int64 [L]."""
-    tiles: Tensor
-    """uint8 [T, H, W, 3]; where tiles are normalised already, [T, 3, H, W] of a floating type."""
+    tiles: Tensor | ImageTiles
+    """T of them, uint8 [H, W, 3] each; where tiles are normalised already, [3, H, W] of a floating type."""
     num_tiles: tuple[int, ...]
     """Tiles of each image; T in all."""
 
@@ -54,9 +55,8 @@ def encode_prompt(
     tokenizer: Tokenizer,
     policy: StridePolicy,
     tiling: TilingOptions,
-    read: bool = True,
 ) -> Prompt:
-    """Encode a conversation whose last turn is a question.
+    """Encode a conversation whose last turn is a question; of its images no more than the headers are read.
 
     Args:
         turns: (role, text), roles `human` and `gpt` in turn. A single image without a placeholder goes first.
@@ -65,33 +65,32 @@ def encode_prompt(
         tokenizer: the checkpoint's tokenizer.
         policy: positions of image tokens; a fixed stride or `default`.
         tiling: how images become tiles.
-        read: read the images; without, the prompt has no tiles and can be checked, not answered.
 
     Raises:
-        DataError: an image cannot be read, or placeholders and images differ in number.
+        DataError: an image is missing or none, or placeholders and images differ in number.
     """
     pictures = plan_images(images, tiling)
     if len(images) == 1:
         turns = with_placeholder(turns)
     mean, _ = NORMALISATION[NORMALIZE_TYPE]
-    tiles = read_tiles(pictures if read else [], tiling.tile_size, mean)
+    tiles = ImageTiles(pictures, tiling.tile_size, mean)
     return assemble(turns, [picture.num_tiles for picture in pictures], tiles, model, tokenizer, policy)
 
 
 def assemble(
     turns: Sequence[tuple[str, str]],
     num_tiles: Sequence[int],
-    tiles: Tensor,
+    tiles: Tensor | ImageTiles,
     model: InternVLConfig,
     tokenizer: Tokenizer,
     policy: StridePolicy,
 ) -> Prompt:
-    """Put a conversation and tiles that are cut already together; arguments as of `encode_prompt`.
+    """Put a conversation and its tiles together; arguments as of `encode_prompt`.
 
     Args:
         turns: with one placeholder for each image.
         num_tiles: of each image.
-        tiles: uint8 [T, H, W, 3], of all images; none where the prompt is only to be checked.
+        tiles: of all images.
         model: the checkpoint's configuration.
         tokenizer: the checkpoint's tokenizer.
         policy: positions of image tokens.

@@ -9,9 +9,10 @@ all compute the one token of a decode step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,13 +20,17 @@ from torch import Tensor
 
 from megatron_v2pe.generate.cached_attention import CachedAttention
 from megatron_v2pe.generate.engine import Engine
-from megatron_v2pe.generate.kv_cache import CHUNK, KVCache, owner
+from megatron_v2pe.generate.kv_cache import CHUNK, KVCache, cache_bytes, owner
 from megatron_v2pe.generate.lean_operations import rotation
+from megatron_v2pe.generate.memory import Need, demand, return_large_blocks, shortage_told
 from megatron_v2pe.generate.prefill_plan import LocalPiece, Piece, local_steps, plan_steps
 from megatron_v2pe.generate.prompt import Prompt
+from megatron_v2pe.generate.stages import agreed
 from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
+from megatron_v2pe.parallel import topology
 from megatron_v2pe.v2pe.position_ids import continue_positions
 
+Result = TypeVar("Result")
 _STEPS_AHEAD = 64
 """Decode steps whose rotary angles are made at once."""
 
@@ -40,6 +45,9 @@ class Session:
             engine: the model.
             prompts: what to continue, at least one, of any lengths; in order of length they pack best.
             reserve: new tokens to make room for from the start.
+
+        Raises:
+            MemoryShortageError: there is too little memory for it, on this rank or another of the copy.
         """
         self.engine, self._place = engine, engine.placement
         self._prompts = list(prompts)
@@ -53,14 +61,10 @@ class Session:
         room = -(-reserve // self._place.context_parallel_size)
         held = _kept([piece for step in self._plan for piece in step.pieces], len(prompts))
         layer = engine.layers[0]
-        self.cache = KVCache(
-            [count + room for count in held],
-            len(engine.layers),
-            layer.groups,
-            layer.head_dim,
-            engine.dtype,
-            engine.device,
-        )
+        shape = len(engine.layers), layer.groups, layer.head_dim, engine.dtype
+        capacities = [count + room for count in held]
+        demand(self._needed(cache_bytes(capacities, *shape)), engine.device, topology.model_copy_group())
+        self.cache = _together(lambda: KVCache(capacities, *shape, engine.device))
         self._attention = CachedAttention(self.cache, engine.groups.cp, layer.head_dim**-0.5)
 
     def __len__(self) -> int:
@@ -76,12 +80,39 @@ class Session:
             [piece.length for piece in pieces],
             self._place,
             image_token_id=model.image_token_id,
-            num_tiles=sum(prompt.tiles.shape[0] for prompt in self._prompts),
+            num_tiles=sum(len(prompt.tiles) for prompt in self._prompts),
             tokens_per_tile=model.internvl.tokens_per_tile,
             first_stage=model.pre_process,
         )
         ends = [self._last_ticks[piece.sequence] for piece in pieces]  # a piece is scaled as its whole prompt
         return replace(batch, last_ticks=(*ends, *[0] * (len(batch.layout.seqlens) - len(ends))))
+
+    def _needed(self, cached: int) -> int:
+        """Bytes this rank is about to take."""
+        engine, first = self.engine, self.engine.stages.first
+        tiles = self._place.tiles(sum(len(prompt.tiles) for prompt in self._prompts)) if first else ()
+        need = Need(
+            cache_bytes=cached,
+            tokens=len(self._batch.input_ids),
+            step_tokens=max(step.rows.stop - step.rows.start for step in self._plan),
+            tiles=len(tiles),
+            tokens_per_tile=engine.model.internvl.tokens_per_tile,
+            hidden_size=engine.hidden_size,
+            head_dim=engine.layers[0].head_dim,
+            widest=engine.layers[0].widest,
+            itemsize=engine.dtype.itemsize,
+        )
+        return need.num_bytes
+
+    def _features(self) -> Tensor | None:
+        """Features of the tiles this rank encodes, on the first stage; an error of one rank is one of all."""
+        engine, place = self.engine, self._place
+        if not engine.stages.first:
+            return agreed(lambda: None, topology.model_copy_group())
+        if place.tensor_model_parallel_size > 1 and not place.replicated_vision:
+            # Ranks that share a tower exchange activations: one without memory cannot say so in between.
+            return agreed(lambda: engine.features(self._prompts), topology.model_copy_group())
+        return _together(lambda: engine.features(self._prompts))
 
     @torch.inference_mode()
     def prefill(self) -> Tensor | None:
@@ -89,11 +120,17 @@ class Session:
 
         Returns:
             Logits [sequences, vocab_size] of the first new tokens on the last pipeline stage, None on the others.
+
+        Raises:
+            DataError: an image cannot be read, by this rank or another of the copy.
+            MemoryShortageError: memory ran out over images, of this rank or another of the copy.
         """
         engine, stages, batch = self.engine, self.engine.stages, self._batch
-        embedded = None
-        if stages.first:
-            embedded = engine.model.embed(batch, engine.features(self._prompts)).squeeze(1)
+        if len(self._plan) > 1 and engine.device.type == "cpu":
+            return_large_blocks()
+        features = self._features()
+        embedded = None if features is None else engine.model.embed(batch, features).squeeze(1)
+        del features
         angles = engine.model.rotary.cos_sin(batch.position_ticks, batch.layout.local_seqlens, batch.last_ticks)
         same, other = rotation(*angles)
         last = torch.zeros(len(self), engine.hidden_size, dtype=engine.dtype, device=engine.device)
@@ -170,6 +207,18 @@ class Session:
             self._ahead = same.view(shape), other.view(shape)
         same, other = self._ahead
         return same[:, step], other[:, step]
+
+
+def _together(action: Callable[[], Result]) -> Result:
+    """Do what exchanges nothing with other ranks; an error of one rank of the copy, too little memory included, is one
+    of all.
+    """
+
+    def told() -> Result:
+        with shortage_told():
+            return action()
+
+    return agreed(told, topology.model_copy_group())
 
 
 def _kept(pieces: Sequence[LocalPiece], sequences: int) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -29,32 +29,58 @@ class VisionCache:
         self.hits = self.misses = 0
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
 
-    def encode(self, tiles: Tensor, encoder: Callable[[Tensor], Tensor]) -> Tensor:
+    def encode(self, tiles: Iterable[Tensor], count: int, encoder: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the features of tiles, encoding those not kept.
 
         Args:
-            tiles: [n, ...], n at least 1.
+            tiles: each once gone through, and held no longer than until it is encoded.
+            count: how many there are, at least 1.
             encoder: turns [k, ...] of them into features [k, tokens, hidden]; called with `TILES_AT_ONCE` at most.
 
         Returns:
-            [n, tokens, hidden].
+            [count, tokens, hidden].
         """
-        keys = [_key(tile) for tile in tiles]
-        found = {key: self._features[key] for key in keys if key in self._features}
-        missing = {key: number for number, key in enumerate(keys) if key not in found}
-        self.hits += len(keys) - len(missing)
-        self.misses += len(missing)
-        for names in _chunks(list(missing), TILES_AT_ONCE):
-            features = encoder(tiles[[missing[name] for name in names]])
-            found.update(zip(names, features, strict=True))
-        for key in dict.fromkeys(keys):
-            self._keep(key, found[key])
-        return torch.stack([found[key] for key in keys])
+        first_rows: dict[bytes, int] = {}
+        places: list[int] = []
+        waiting: dict[bytes, Tensor] = {}
+        result: Tensor | None = None
+
+        def put(keys: Iterable[bytes], features: Tensor) -> Tensor:
+            whole = features.new_empty((count, *features.shape[1:])) if result is None else result
+            whole[[first_rows[key] for key in keys]] = features
+            return whole
+
+        for row, tile in enumerate(tiles):
+            key = _key(tile)
+            places.append(first_rows.setdefault(key, row))
+            if places[row] < row:
+                continue
+            if (kept := self._features.get(key)) is not None:
+                self._features.move_to_end(key)
+                result = put([key], kept.unsqueeze(0))
+                continue
+            waiting[key] = tile
+            if len(waiting) == TILES_AT_ONCE:
+                result, waiting = put(waiting, self._encoded(waiting, encoder)), {}
+        if waiting:
+            result = put(waiting, self._encoded(waiting, encoder))
+        assert result is not None and len(places) == count, f"{len(places)} tiles, expected {count}"
+        self.hits += count
+        for row, first in enumerate(places):
+            if first < row:
+                result[row] = result[first]
+        return result
+
+    def _encoded(self, tiles: Mapping[bytes, Tensor], encoder: Callable[[Tensor], Tensor]) -> Tensor:
+        """Encode new tiles together, and keep what they gave."""
+        features = encoder(torch.stack(list(tiles.values())))
+        self.hits -= len(tiles)
+        self.misses += len(tiles)
+        for key, own in zip(tiles, features, strict=True):
+            self._keep(key, own)
+        return features
 
     def _keep(self, key: bytes, features: Tensor) -> None:
-        if key in self._features:
-            self._features.move_to_end(key)
-            return
         if features.nbytes > self.max_bytes:
             return
         self._features[key] = features.clone()  # of its own, not a view that keeps its whole batch alive
@@ -67,7 +93,3 @@ class VisionCache:
 def _key(tile: Tensor) -> bytes:
     content = tile.contiguous().cpu().flatten().view(torch.uint8).numpy()
     return hashlib.sha256(content.data).digest()
-
-
-def _chunks(names: list[bytes], size: int) -> list[list[bytes]]:
-    return [names[start : start + size] for start in range(0, len(names), size)]

@@ -179,7 +179,7 @@ def test_a_prompt_is_the_beginning_of_the_training_document(made: Path) -> None:
             assert prompt.input_ids.tolist() == document.input_ids[:answer].tolist()
             assert document.labels[answer] == document.input_ids[answer]
             assert prompt.num_tiles == tuple(tiles for _, tiles in document.images)
-            assert prompt.tiles.shape[0] == sum(prompt.num_tiles)
+            assert len(prompt.tiles) == sum(prompt.num_tiles)
 
 
 def test_plot_writes_a_png_and_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,10 @@ def answer(name, text="yes"):
     return Answer(name, text, "human: what", 10, 1, 2, 0.1, "stop")
 
 
+def failed(name, problem="gone.png: no such image", stopped="error"):
+    return Answer(name, None, "human: what", 0, 0, 0, 0.0, stopped, problem)
+
+
 def test_a_torn_line_is_asked_again_and_nothing_else(tmp_path):
     log = AnswerLog(tmp_path, 0)
     for name in ("a", "b", "c"):
@@ -45,6 +49,39 @@ def test_other_processes_answers_count_and_duplicates_are_told(tmp_path):
     read = AnswerLog(tmp_path / "alone")
     assert {name: one.answer for name, one in read.answers.items()} == {"a": "0", "b": "0", "c": "3"}
     assert read.duplicates == ["b"]
+
+
+def test_an_answer_counts_before_an_error_in_whichever_order(tmp_path):
+    """The image was missing and then supplied: asked again, answered; nothing that was written is changed."""
+    log = AnswerLog(tmp_path, 0)
+    for line in (failed("a", "first"), failed("b"), answer("c")):
+        log.add(line)
+    log.close()
+    before = (tmp_path / "answers-00000.jsonl").read_bytes()
+    later = AnswerLog(tmp_path, 0)
+    later.add(failed("a", "second"))
+    later.add(answer("b", "seen now"))
+    with pytest.raises(AssertionError, match="c was asked twice"):
+        later.add(answer("c"))
+    later.close()
+    assert (tmp_path / "answers-00000.jsonl").read_bytes().startswith(before)
+    other = AnswerLog(tmp_path, 1)  # another process of a run at the same time
+    other.answers.clear()
+    for line in (failed("b"), failed("c"), failed("d"), failed("e", "", "killed")):
+        other.add(line)
+    other.close()
+    third = AnswerLog(tmp_path, 2)
+    third.add(failed("e", "too late"))
+    third.close()
+    read = AnswerLog(tmp_path)
+    assert {name: (one.answer, one.error) for name, one in read.answers.items()} == {
+        "a": (None, "second"),
+        "b": ("seen now", None),
+        "c": ("yes", None),
+        "d": (None, "gone.png: no such image"),
+        "e": (None, ""),  # what ended its run is not forgotten over an ordinary error
+    }
+    assert read.duplicates == []
 
 
 def test_a_damaged_line_is_named(tmp_path):

@@ -13,8 +13,8 @@ from PIL import Image
 
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef, Question
-from megatron_v2pe.evaluate.images import open_images
 from megatron_v2pe.evaluate.registry import create
+from megatron_v2pe.testing.opened_images import open_images
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."

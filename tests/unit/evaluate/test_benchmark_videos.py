@@ -10,8 +10,8 @@ import pytest
 
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmarks.frames import sample_frames, video_images
-from megatron_v2pe.evaluate.images import open_images
 from megatron_v2pe.evaluate.registry import create
+from megatron_v2pe.testing.opened_images import open_images
 from megatron_v2pe.testing.synthetic_benchmarks import Maker, write_benchmark
 
 INSTRUCTION = (

@@ -1,0 +1,72 @@
+"""Notes of what is being asked, so that a question that ends its run is not asked for ever.
+
+A process can end over a question without a chance to say so: the system kills what takes too much memory, and where a
+model is spread over several processes, one that runs out of memory leaves the others in the middle of an exchange. Each
+process that writes answers therefore keeps a note, `asking-NNNNN.json`, of what it asks now and of how many runs have
+ended over which question. Notes that are there when a run begins are those of runs that were ended. A question found in
+one is asked last and alone; found twice, it is recorded as failed and not asked again.
+
+Any kill leaves notes, that of an impatient user too; but a question that is asked last is not met a second time by
+chance. A run that is interrupted from the keyboard, or stops with a message, leaves none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from megatron_v2pe.errors import CommunicationError, V2PEError
+
+MOST_ENDS = 2
+"""Runs a question may end before it is given up."""
+
+
+class AskingNote:
+    """The note of one process that writes answers."""
+
+    def __init__(self, folder: Path, writer: int, ended: Mapping[str, int]) -> None:
+        """Remember where it is.
+
+        Args:
+            folder: of the benchmark.
+            writer: number of this process among those that write.
+            ended: what `ended_runs` gave when this run began.
+        """
+        self._path = folder / f"asking-{writer:05d}.json"
+        self._ended = dict(ended)
+
+    def put(self, ids: Sequence[str]) -> None:
+        """Note that these questions are being asked; none: that nothing is."""
+        temporary = self._path.with_suffix(".new")
+        temporary.write_text(json.dumps({"asking": list(ids), "ended": self._ended}), encoding="utf-8")
+        temporary.replace(self._path)
+
+
+def ended_runs(folder: Path) -> dict[str, int]:
+    """Return how many runs ended while a question was being asked, of every question some run ended over.
+
+    Every note carries the counts its run began with, so that reading notes twice, or old ones, counts nothing twice.
+    """
+    counts: dict[str, int] = {}
+    for path in folder.glob("asking-*.json"):
+        try:
+            note = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:  # emptied by a crash of the whole machine
+            continue
+        asking = set(note["asking"])
+        for name in {*note["ended"], *asking}:
+            counts[name] = max(counts.get(name, 0), note["ended"].get(name, 0) + (name in asking))
+    return counts
+
+
+def blameless(error: BaseException) -> bool:
+    """Whether what ends a run in this process says nothing against the question: not where a neighbour has ended."""
+    stopped = isinstance(error, (KeyboardInterrupt, SystemExit, OSError, V2PEError))
+    return stopped and not isinstance(error, CommunicationError)
+
+
+def forget(folder: Path) -> None:
+    """Remove all notes: a run has come to its end."""
+    for path in folder.glob("asking-*"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,161 @@
+"""What tools that ask a checkpoint share: its flags, what is refused before anything starts, and opening it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megatron_v2pe.data.pictures import TilingOptions
+    from megatron_v2pe.device.launch import World
+    from megatron_v2pe.generate.pretrained import Pretrained
+    from megatron_v2pe.parallel.config import ParallelConfig
+    from megatron_v2pe.v2pe.position_ids import Stride
+
+StartFolder = Callable[[str, str], Path]
+"""`train.start.start_folder`, which stands above this layer: HF folder, checkpoint or run -> Megatron checkpoint."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A checkpoint to be opened, its settings checked."""
+
+    arguments: argparse.Namespace
+    world: World
+    layout: ParallelConfig
+    stride: Stride | None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint that can be asked."""
+
+    pretrained: Pretrained
+    folder: Path
+    """The Megatron checkpoint."""
+    tiling: TilingOptions
+    dtype: str
+    """`fp32` or `bf16`."""
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which checkpoint is asked, how and where; imports nothing slow."""
+    place = parser.add_argument_group("positions and images")
+    add = place.add_argument
+    add(
+        "--rope-pos-id-version",
+        "--rope_pos_id_version",
+        choices=("default", "v2pe_fix"),
+        help="(default: as the checkpoint was trained)",
+    )
+    add(
+        "--rope-pos-id-stride",
+        "--rope_pos_id_stride",
+        metavar="STRIDE",
+        help="positions a tile spans: 64, 1/2 (default: the checkpoint's)",
+    )
+    add("--window", type=int, help="positions prompt and answer may reach (default: max_position_embeddings)")
+    add("--max-num", type=int, help="most tiles of an image (default: the checkpoint's)")
+    layout = parser.add_argument_group("where it runs")
+    add = layout.add_argument
+    add("--tensor-model-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
+    add("--pipeline-model-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
+    add("--context-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
+    add("--vision-parallel", choices=("tensor", "replicated"), default="tensor", help="(default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    add("--dtype", choices=("fp32", "bf16"), help="(default: bf16 on CUDA, fp32 on CPU)")
+    add("--prefill-tokens", type=int, default=16384, help="prompt tokens run at once (default: %(default)s)")
+    add("--vision-cache-mb", type=int, default=1024, help="memory for image features kept (default: %(default)s)")
+    add("--converted-dir", type=Path, default=Path("work_dirs/converted"), help="(default: %(default)s)")
+
+
+def prepare(arguments: argparse.Namespace) -> Opening:
+    """Read the launcher's variables and check what can be checked without a model.
+
+    Args:
+        arguments: with `--checkpoint` and those of `add_checkpoint_arguments`.
+
+    Raises:
+        ConfigError: settings that do not go together, or a folder that is no checkpoint or lacks its tokenizer.
+        DataError: a tokenizer that cannot be read.
+    """
+    from megatron_v2pe.device import launch
+    from megatron_v2pe.logging import setup_logging
+    from megatron_v2pe.parallel.config import ParallelConfig
+    from megatron_v2pe.v2pe.stride import parse_stride
+
+    world = launch.read_environment()
+    setup_logging(world.rank)
+    layout = ParallelConfig(
+        tensor_model_parallel_size=arguments.tensor_model_parallel_size,
+        pipeline_model_parallel_size=arguments.pipeline_model_parallel_size,
+        context_parallel_size=arguments.context_parallel_size,
+        vision_parallel=arguments.vision_parallel,
+    )
+    layout.validate(world.world_size)
+    stride = None if arguments.rope_pos_id_stride is None else parse_stride(arguments.rope_pos_id_stride)
+    _check(arguments.checkpoint)
+    return Opening(arguments, world, layout, stride)
+
+
+@contextmanager
+def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
+    """Join the process group, convert the checkpoint where needed, load it; leave the group at the end.
+
+    Args:
+        opening: what `prepare` gave.
+        start_folder: finds or makes the Megatron checkpoint.
+
+    Raises:
+        ConfigError: settings that do not fit the checkpoint.
+        CheckpointError: it is incomplete, unsafe, or of another model.
+    """
+    import torch
+
+    from megatron_v2pe.device import launch
+    from megatron_v2pe.device.device import Device
+    from megatron_v2pe.generate.pretrained import open_pretrained
+    from megatron_v2pe.generate.prompt import checkpoint_tiling
+
+    arguments = opening.arguments
+    device = Device.choose(arguments.device, opening.world.local_rank)
+    launch.initialize(opening.world, device)
+    try:
+        folder = start_folder(str(arguments.checkpoint), str(arguments.converted_dir))
+        dtype = arguments.dtype or ("bf16" if device.torch_device.type == "cuda" else "fp32")
+        with open_pretrained(
+            folder,
+            opening.stride,
+            arguments.device,
+            {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
+            version=arguments.rope_pos_id_version,
+            layout=opening.layout,
+            world=opening.world,
+            window=arguments.window,
+            prefill_tokens=arguments.prefill_tokens,
+            vision_cache_bytes=arguments.vision_cache_mb << 20,
+        ) as pretrained:
+            yield Opened(pretrained, folder, checkpoint_tiling(pretrained.config, arguments.max_num), dtype)
+    finally:
+        launch.shutdown()
+
+
+def _check(folder: Path) -> None:
+    """Refuse a folder that is no checkpoint, or an HF checkpoint without tokenizer, before it is converted."""
+    from megatron_v2pe.checkpoint.folder import DESCRIPTION, newest
+    from megatron_v2pe.data.tokenizer import Tokenizer
+    from megatron_v2pe.errors import ConfigError
+
+    if not folder.is_dir():
+        raise ConfigError(f"--checkpoint {folder}: no such folder")
+    is_hf, is_megatron = (folder / "config.json").is_file(), (folder / DESCRIPTION).is_file()
+    if not (is_hf or is_megatron or newest(folder)):
+        raise ConfigError(
+            f"--checkpoint {folder}: holds neither config.json (an HF checkpoint) nor {DESCRIPTION} (a Megatron one)"
+        )
+    if is_hf and not is_megatron:
+        Tokenizer.from_folder(folder)

@@ -1,0 +1,98 @@
+"""Evaluation of a small checkpoint inside of a `WorkerPool`, in any layout, with faults planted on single ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+from megatron_v2pe.device import launch
+from megatron_v2pe.evaluate.answers import Answer, AnswerLog
+from megatron_v2pe.evaluate.registry import create
+from megatron_v2pe.evaluate.runner import Retry, Runner
+from megatron_v2pe.generate import generation, memory, tiles
+from megatron_v2pe.generate import session as session_module
+from megatron_v2pe.generate.pretrained import open_pretrained
+from megatron_v2pe.generate.prompt import checkpoint_tiling
+from megatron_v2pe.parallel.config import ParallelConfig
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to evaluate."""
+
+    checkpoint: Path
+    """A Megatron checkpoint."""
+    root: Path
+    """Of the benchmark's data."""
+    out: Path
+    benchmark: str
+    layout: ParallelConfig = field(default_factory=ParallelConfig)
+    batch_size: int = 1
+    retry: Retry = "errors"
+    fault: str | None = None
+    """One of `FAULTS`."""
+
+
+@dataclass
+class Seen:
+    """What a rank saw."""
+
+    answers: dict[str, Answer]
+    opened: list[str]
+    """Names of the images it decoded, in order."""
+
+
+def run(case: Case) -> Seen:
+    """Evaluate on this rank, together with all others of the pool."""
+    opened: list[str] = []
+    read_tiles = tiles.read_tiles
+
+    def watched(pictures: Any, *settings: Any, **more: Any) -> torch.Tensor:
+        opened.extend(Path(picture.path).name for picture in pictures)
+        return read_tiles(pictures, *settings, **more)
+
+    world = launch.World(rank=dist.get_rank(), world_size=dist.get_world_size())
+    stays = mock.patch.object(launch, "shutdown")  # the pool's process group outlives the model
+    settings: dict[str, Any] = {"layout": case.layout, "world": world, "window": 100000, "dtype": torch.float64}
+    with stays, open_pretrained(case.checkpoint, None, "cpu", **settings) as pretrained:
+        runner = Runner(pretrained, checkpoint_tiling(pretrained.config, 2), case.batch_size, case.retry)
+        benchmark = create(case.benchmark)
+        questions = list(benchmark.questions(case.root))
+        with mock.patch.object(tiles, "read_tiles", watched), FAULTS[case.fault]():
+            runner.run(benchmark, questions, case.out)
+        dist.barrier()
+    return Seen(AnswerLog(case.out).answers, opened)
+
+
+@contextmanager
+def _on_last_rank(target: Any, name: str, broken: Callable[[], Any]) -> Iterator[None]:
+    """Let the second call of a function go wrong on the last rank only."""
+    original, calls = getattr(target, name), 0
+
+    def called(*arguments: Any, **settings: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return broken() if calls == 2 else original(*arguments, **settings)
+
+    with mock.patch.object(target, name, called) if dist.get_rank() == dist.get_world_size() - 1 else nullcontext():
+        yield
+
+
+def _no_memory() -> None:
+    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1099511627776 bytes")
+
+
+FAULTS: dict[str | None, Callable[[], AbstractContextManager[Any]]] = {
+    None: nullcontext,
+    "little free": lambda: _on_last_rank(memory, "free_bytes", lambda: 1000),
+    "no room for the cache": lambda: _on_last_rank(session_module, "KVCache", _no_memory),
+    "no memory while attending": lambda: _on_last_rank(generation.Session, "prefill", _no_memory),
+}
+"""What goes wrong with the second question, on the last rank."""

@@ -2,13 +2,13 @@
 
 Names are compared without regard to capitals, and `-` is `_`. Groups: `general` (what the published
 `evaluate_auto.sh` runs), `chartqa`, `docvqa`, ..., `mmniah`, `mmniah_val`, `mmniah_long`, `milebench`, `longvqa`,
-`longvqa_32k`, and `all`.
+`longvqa_32k`, and `all`. A file of one's own questions (`*.jsonl`) stands beside them, see `own_questions`.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from megatron_v2pe.errors import ConfigError
@@ -30,6 +30,7 @@ from megatron_v2pe.evaluate.benchmarks.mmmu import MmmuDev, MmmuTest, MmmuVal
 from megatron_v2pe.evaluate.benchmarks.mvbench import MvBench
 from megatron_v2pe.evaluate.benchmarks.ocrvqa import OcrVqaTest, OcrVqaVal
 from megatron_v2pe.evaluate.benchmarks.okvqa import OkVqaVal
+from megatron_v2pe.evaluate.benchmarks.own_questions import SUFFIX, own_questions
 from megatron_v2pe.evaluate.benchmarks.pope import Pope
 from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark
 from megatron_v2pe.evaluate.benchmarks.scienceqa import ScienceQa
@@ -153,13 +154,17 @@ def expand(words: Sequence[str]) -> list[str]:
     """Return the benchmarks that names, groups and published task names stand for, each once, in order.
 
     Args:
-        words: as typed; several may stand in one, separated by commas.
+        words: as typed; several may stand in one, separated by commas. A file of one's own questions (`*.jsonl`)
+            stands for itself.
 
     Raises:
-        ConfigError: a name is unknown; suggests near ones.
+        ConfigError: a name is unknown (suggests near ones), or two files of questions have the same name.
     """
     names: dict[str, None] = {}
     for word in (part for text in words for part in text.split(",") if part.strip()):
+        if word.strip().endswith(SUFFIX):
+            names[word.strip()] = None
+            continue
         typed = word.strip().lower().replace("-", "_")
         name = _ALIASES.get(typed, typed)
         if name not in GROUPS and name not in BENCHMARKS:
@@ -167,20 +172,33 @@ def expand(words: Sequence[str]) -> list[str]:
             hint = f"did you mean {', '.join(near)}?" if near else f"groups are {', '.join(GROUPS)}"
             raise ConfigError(f"{word.strip()}: no such benchmark; {hint}")
         names |= dict.fromkeys(GROUPS.get(name, (name,)))
+    _check_folders(names)
     return list(names)
+
+
+def _check_folders(names: Iterable[str]) -> None:
+    """Refuse two benchmarks whose answers would be kept in one folder, as only files of questions can have."""
+    seen: dict[str, str] = {}
+    for name in names:
+        folder = create(name).name
+        if folder in seen:
+            raise ConfigError(f"{seen[folder]} and {name} would share the folder {folder}/ for answers; rename a file")
+        seen[folder] = name
 
 
 def create(name: str, mode: Mode = "corrected", cache: Path = CACHE) -> PublishedBenchmark:
     """Return a benchmark.
 
     Args:
-        name: of a single one, as `expand` returns them.
+        name: of a single one, or a file of questions, as `expand` returns them.
         mode: how it asks where the published way has a defect.
         cache: folder for images that stand inside of other files.
 
     Raises:
         ConfigError: unknown name or mode.
     """
+    if name.endswith(SUFFIX):
+        return own_questions(name, mode, cache)
     if name not in BENCHMARKS:
         raise ConfigError(f"{name}: no such benchmark")
     return BENCHMARKS[name](mode=mode, cache=cache)

@@ -1,0 +1,69 @@
+"""Your own questions: a JSON lines file, named on the command line in place of a benchmark.
+
+A line: `question` (with `<image>` where an image stands), `images` (paths relative to the file's folder; may be left
+out), `answer` (text, or a list of texts each of which is right), and if wanted `id` (else the line's number),
+`max_new_tokens`, and further fields, which are kept with the question. Scored by exact match, capitals, spaces and a
+trailing dot aside. `tools/evaluate.py --benchmarks my_questions.jsonl` keeps its answers in `OUT/my_questions/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
+from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark, asked
+from megatron_v2pe.evaluate.embedded_images import CACHE
+from megatron_v2pe.evaluate.reading import ID, Fields, demand, json_lines
+
+SUFFIX = ".jsonl"
+_FIELDS: Fields = {"question": str, "answer": (str, list)}
+_OPTIONAL: Fields = {"id": ID, "images": list, "max_new_tokens": int}
+
+
+class OwnQuestions(PublishedBenchmark):
+    """A file of questions."""
+
+    scorer = "exact"
+
+    def __init__(self, file: Path, mode: Mode = "corrected", cache: Path = CACHE) -> None:
+        """Name the file; other arguments as of `PublishedBenchmark`."""
+        super().__init__(mode, cache)
+        self.file = file
+        self.name = file.name.removesuffix(SUFFIX)
+        self.title = self.name
+
+    @property
+    def needed(self) -> Sequence[Needed]:
+        """Return the file."""
+        return (Needed(str(self.file), "the questions named with --benchmarks"),)
+
+    def read(self, root: Path) -> Iterator[tuple[str, Question]]:
+        """Yield a question per line."""
+        path = root / self.file
+        for number, (where, row) in enumerate(json_lines(path, _FIELDS), 1):
+            demand(where, row, {name: kinds for name, kinds in _OPTIONAL.items() if name in row})
+            others = {name: value for name, value in row.items() if name not in (*_FIELDS, *_OPTIONAL)}
+            yield (
+                where,
+                Question(
+                    id=str(row.get("id", number)),
+                    turns=asked(row["question"]),
+                    images=tuple(ImageRef(str(path.parent / image)) for image in row.get("images", ())),
+                    facts={**others, "answers": row["answer"]},
+                    max_new_tokens=row.get("max_new_tokens"),
+                ),
+            )
+
+
+def own_questions(word: str, mode: Mode = "corrected", cache: Path = CACHE) -> OwnQuestions:
+    """Return the benchmark of a file.
+
+    Raises:
+        ConfigError: its name is that of a hidden file, and would give its answers none.
+    """
+    file = Path(word)
+    if not file.name.removesuffix(SUFFIX):
+        raise ConfigError(f"{word}: a file of questions needs a name before {SUFFIX}")
+    return OwnQuestions(file, mode, cache)

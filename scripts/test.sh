@@ -3,7 +3,7 @@
 #
 #   bash scripts/test.sh [PYTEST ARGUMENTS]      e.g. bash scripts/test.sh tests/unit -k positions
 #
-# Without arguments all tests run: those of one process two at a time, those that start processes one after the other.
+# Without arguments all tests run, two at a time: they wait for processes to start as much as they compute.
 # Runs every check even if an earlier one failed; the exit status says whether all passed.
 set -u
 
@@ -39,9 +39,10 @@ run "pyright" "$bin/pyright" --pythonpath "$bin/python"
 if [ "$#" -gt 0 ]; then
     run "pytest" "$bin/python" -m pytest -q --durations=15 "$@"
 else
-    run "pytest, two at a time" "$bin/python" -m pytest -q --durations=10 -n 2 --dist worksteal tests/unit tests/conversion \
+    run "pytest of one process" "$bin/python" -m pytest -q --durations=10 -n 2 --dist worksteal tests/unit tests/conversion \
         tests/launch
-    run "pytest, one at a time" "$bin/python" -m pytest -q --durations=15 tests/parallel tests/end_to_end
+    run "pytest of several processes" "$bin/python" -m pytest -q --durations=15 -n 2 --dist loadfile tests/parallel \
+        tests/end_to_end
 fi
 
 echo "== $(($(date +%s) - begin)) s in all"

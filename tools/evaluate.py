@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatron_v2pe.evaluate.benchmark import Benchmark, Question
+    from megatron_v2pe.generate.opening import Opened
 
 EXAMPLES = """examples, from the folder that holds `data/` and `dataset/` as the published README lays them out:
   python tools/evaluate.py --checkpoint work_dirs/run --benchmarks chartqa,docvqa --out work_dirs/evaluate/run
   torchrun --nproc_per_node 8 tools/evaluate.py --checkpoint pretrained/InternVL2-2B --benchmarks general --out OUT
   torchrun --nproc_per_node 8 tools/evaluate.py --checkpoint work_dirs/run --benchmarks mmniah_long_1m --out OUT \\
       --context-parallel-size 8 --rope_pos_id_stride 64
+  python tools/evaluate.py --checkpoint work_dirs/run --benchmarks my_questions.jsonl --strides 16 64 256 --out OUT
   python tools/make_synthetic_benchmarks.py --help     tiny sets in every benchmark's format, to try it
 
 Answers are kept in OUT/BENCHMARK/answers-*.jsonl, one by one; the same command goes on where it was stopped, also on
@@ -43,7 +50,13 @@ def _parser() -> argparse.ArgumentParser:
         help="questions to be asked again: those that ended in an error, also those that ended the run twice, or none "
         "(default: %(default)s)",
     )
-    add_checkpoint_arguments(parser)
+    add(
+        "--strides",
+        nargs="+",
+        metavar="STRIDE",
+        help="several strides, one after the other, in place of --rope_pos_id_stride; answers go to OUT/stride_STRIDE",
+    )
+    add_checkpoint_arguments(parser, window="any, as published", max_num="each benchmark's own, or the checkpoint's")
     return parser
 
 
@@ -74,38 +87,60 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
+    from megatron_v2pe.errors import ConfigError
     from megatron_v2pe.evaluate.registry import create, expand
-    from megatron_v2pe.evaluate.results import as_line, score
-    from megatron_v2pe.evaluate.runner import Runner
     from megatron_v2pe.generate.opening import opened, prepare
-    from megatron_v2pe.train.start import on_first_rank, start_folder
+    from megatron_v2pe.train.start import start_folder
+    from megatron_v2pe.v2pe.stride import parse_stride
 
+    if arguments.strides and arguments.rope_pos_id_stride is not None:
+        raise ConfigError("--strides takes the place of --rope_pos_id_stride; give one of them")
+    strides = [parse_stride(text) for text in arguments.strides or ()]
     opening = prepare(arguments)
-    first = opening.world.rank == 0
+    if strides:
+        opening = replace(opening, stride=strides[0])
     benchmarks = [create(name, arguments.mode) for name in expand(arguments.benchmarks)]
     for benchmark in benchmarks:  # missing data are told before the model is loaded
         benchmark.check(arguments.root)
-    questions = {benchmark.name: list(benchmark.questions(arguments.root)) for benchmark in benchmarks}
+    questions = [(benchmark, list(benchmark.questions(arguments.root))) for benchmark in benchmarks]
     with opened(opening, start_folder) as it:
-        settings: dict[str, Any] = {
-            "checkpoint": checkpoint_digest(it.folder) if first else "",
-            "rope_pos_id_version": it.pretrained.policy.version,
-            "rope_pos_id_stride": str(it.pretrained.policy.stride),
-            "max_num": it.tiling.max_num,
-            "mode": arguments.mode,
-            "dtype": it.dtype,
-            "window": it.pretrained.window,
-        }
-        on_first_rank(lambda: settle(arguments.out, settings))
-        runner = Runner(it.pretrained, it.tiling, arguments.batch_size, arguments.retry)
-        for benchmark in benchmarks:
-            everything, folder = questions[benchmark.name], arguments.out / benchmark.name
-            mine = everything[: arguments.limit]
-            runner.run(benchmark, mine, folder)
-            if first:
-                limit = len(mine) if len(mine) < len(everything) else None
-                print(as_line(score(benchmark, mine, folder, arguments.root, arguments.mode, limit)))
+        if not strides:
+            _ask(arguments, it, questions, arguments.out)
+        for stride in strides:
+            asked = replace(it, pretrained=it.pretrained.at_stride(stride))
+            if opening.world.rank == 0:
+                print(f"stride {stride}")
+            _ask(arguments, asked, questions, arguments.out / f"stride_{str(stride).replace('/', '-')}")
+
+
+def _ask(
+    arguments: argparse.Namespace, it: Opened, questions: Sequence[tuple[Benchmark, list[Question]]], out: Path
+) -> None:
+    """Ask all questions at one stride."""
+    from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
+    from megatron_v2pe.evaluate.results import as_line, score
+    from megatron_v2pe.evaluate.runner import Runner
+    from megatron_v2pe.train.start import on_first_rank
+
+    first = it.world.rank == 0
+    settings: dict[str, Any] = {
+        "checkpoint": checkpoint_digest(it.folder) if first else "",
+        "rope_pos_id_version": it.pretrained.policy.version,
+        "rope_pos_id_stride": str(it.pretrained.policy.stride),
+        "max_num": arguments.max_num or "each benchmark's own",
+        "mode": arguments.mode,
+        "dtype": it.dtype,
+        "window": arguments.window or "any",
+    }
+    on_first_rank(lambda: settle(out, settings))
+    limits = {"max_num": arguments.max_num, "window": arguments.window}
+    runner = Runner(it.pretrained, it.tiling, arguments.batch_size, arguments.retry, **limits)
+    for benchmark, everything in questions:
+        mine, folder = everything[: arguments.limit], out / benchmark.name
+        runner.run(benchmark, mine, folder)
+        if first:
+            limit = len(mine) if len(mine) < len(everything) else None
+            print(as_line(score(benchmark, mine, folder, arguments.root, arguments.mode, limit)))
 
 
 if __name__ == "__main__":

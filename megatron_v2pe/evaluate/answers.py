@@ -40,6 +40,8 @@ class Answer:
     stopped: str
     """Why generation ended: `stop`, `length`, `error`, or `killed`."""
     error: str | None = None
+    positions: int | None = None
+    """The prompt reaches, which under V2PE are fewer than its tokens."""
 
 
 class AnswerLog:

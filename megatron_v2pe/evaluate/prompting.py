@@ -24,7 +24,9 @@ class Prompter:
     tokenizer: Tokenizer
     policy: StridePolicy
     tiling: TilingOptions
-    """Of the run; a benchmark's own settings come before it, those of an image before both."""
+    """Of the checkpoint; a benchmark's own settings come before it, those of an image before both."""
+    max_num: int | None = None
+    """Most tiles of an image the user asked for, whatever checkpoint and benchmark say."""
 
     def prompt(self, benchmark: Benchmark, question: Question) -> Prompt:
         """Encode a question; of its images no more than the headers are read.
@@ -42,7 +44,9 @@ class Prompter:
 
     def _options(self, benchmark: Benchmark, reference: ImageRef) -> TilingOptions:
         options = self.tiling
-        most = reference.max_tiles or benchmark.max_tiles or options.max_num
+        most = self.max_num or benchmark.max_tiles or options.max_num
+        if reference.max_tiles is not None:
+            most = min(reference.max_tiles, self.max_num or reference.max_tiles)
         return replace(
             options,
             dynamic=options.dynamic and benchmark.dynamic_tiling,

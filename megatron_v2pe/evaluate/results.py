@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
 from megatron_v2pe.evaluate.scorers import Mode, scorer_of
 
 RESULTS = "results.json"
+_OF_NOTHING = {"corrected": "wrong", "reference": "empty answers, which published rules may call right"}
+"""What a question without an answer is worth, by mode."""
 
 
 def score(
@@ -55,7 +58,11 @@ def score(
     if benchmark.scorer is not None:
         scorer = scorer_of(benchmark.scorer)
         items = [benchmark.item(question, text) for question, text in pairs]
-        result |= {"scorer": scorer.name, "score": scorer.headline(items, mode), "summary": scorer.summary(items, mode)}
+        result["scorer"] = scorer.name
+        try:
+            result |= {"score": scorer.headline(items, mode), "summary": scorer.summary(items, mode)}
+        except DataError as error:  # the published rules stop where the corrected ones go on
+            result["unscored"] = str(error)
     if not missing and (path := benchmark.submission(root, pairs, folder)) is not None:
         result["submission"] = str(path)
     temporary = folder / f"{RESULTS}.new"
@@ -66,7 +73,11 @@ def score(
 
 def as_line(result: dict[str, Any]) -> str:
     """Return a result as one line for the console; never a score of a part without saying so."""
-    number = f"{result['score']:.2f}" if "score" in result else f"not scored here ({result.get('submission', '-')})"
+    number = f"not scored here ({result.get('submission', '-')})"
+    if "score" in result:
+        number = f"{result['score']:.2f}"
+    elif "unscored" in result:
+        number = f"not scored in {result['mode']} mode ({result['unscored']})"
     notes: list[str] = []
     if result["limit"] is not None:
         notes.append(f"LIMITED: only the first {result['questions']} questions")
@@ -75,7 +86,7 @@ def as_line(result: dict[str, Any]) -> str:
     if result["missing"] or result["failed"]:
         notes.append(
             f"INCOMPLETE: {len(result['missing'])} of {result['questions']} without an answer, "
-            f"{len(result['failed'])} failed; they count as wrong"
+            f"{len(result['failed'])} failed; they count as {_OF_NOTHING[result['mode']]}"
         )
     return "  ".join([f"{result['title']:<28} {number}", *notes])
 

@@ -47,6 +47,10 @@ class Runner:
     batch_size: int = 1
     """Questions answered together; an error of one then costs a second, single try of the others."""
     retry: Retry = "errors"
+    max_num: int | None = None
+    """Most tiles of an image where the user says so, in place of what each benchmark says."""
+    window: int | None = None
+    """Positions prompt and answer may reach; None: any. The published evaluations ask beyond what was trained for."""
 
     def run(self, benchmark: Benchmark, questions: Sequence[Question], folder: Path) -> None:
         """Ask what has no answer yet; every rank calls this.
@@ -80,16 +84,19 @@ class Runner:
                 for question in lethal:
                     log.add(_killed(question, ended[question.id]))
             total = sum(map(len, batches))
+            beyond = 0
             with tqdm(total=total, desc=benchmark.name, unit="question", disable=dist.get_rank() > 0) as bar:
                 for batch in batches:
                     if note is not None:
                         note.put([question.id for question in batch])
                     for answer in self._answers(benchmark, batch):
+                        beyond += (answer.positions or 0) > self.pretrained.window
                         if log is not None:
                             log.add(answer)
                     bar.update(len(batch))
             if note is not None:
                 note.put([])
+                self._tell_beyond(benchmark, beyond, total)
         except BaseException as error:
             if note is not None and blameless(error):
                 note.put([])
@@ -102,6 +109,18 @@ class Runner:
             forget(folder)
         dist.barrier()
 
+    def _tell_beyond(self, benchmark: Benchmark, beyond: int, total: int) -> None:
+        """Say how many prompts of this copy reached positions the checkpoint was not trained for."""
+        if beyond:
+            _log.warning(
+                "%s: %d of %d prompts reached beyond the %d positions of the checkpoint; they were asked all the same, "
+                "as published (--window refuses them)",
+                benchmark.name,
+                beyond,
+                total,
+                self.pretrained.window,
+            )
+
     def _settled(self, benchmark: Benchmark, log: AnswerLog) -> set[str]:
         """Questions that are not asked again."""
         errors = {one.id for one in log.answers.values() if one.error is not None}
@@ -113,7 +132,7 @@ class Runner:
 
     def _share(self, benchmark: Benchmark, questions: Sequence[Question], copy: int, copies: int) -> list[Question]:
         """Questions of one copy of the model, the dearest first."""
-        most = benchmark.max_tiles or self.tiling.max_num
+        most = self.max_num or benchmark.max_tiles or self.tiling.max_num
         costs = [cost_of(*estimated_cost(question, most, _limit(question, benchmark))) for question in questions]
         return [questions[number] for number in share_out(costs, copies)[copy]]
 
@@ -135,14 +154,14 @@ class Runner:
     def _ask(self, benchmark: Benchmark, batch: Sequence[Question]) -> list[Answer]:
         began = time.perf_counter()
         pretrained = self.pretrained
-        prompter = Prompter(pretrained.config, pretrained.tokenizer, pretrained.policy, self.tiling)
+        prompter = Prompter(pretrained.config, pretrained.tokenizer, pretrained.policy, self.tiling, self.max_num)
         longest = _limit(batch[0], benchmark)
+        denominator = pretrained.engine.model.rotary.denominator
 
         def encoded() -> list[Prompt]:
             prompts = [prompter.prompt(benchmark, question) for question in batch]
-            denominator = pretrained.engine.model.rotary.denominator
             for question, prompt in zip(batch, prompts, strict=True):
-                check_prompt(prompt, denominator, pretrained.window, longest, question.id)
+                check_prompt(prompt, denominator, self.window, longest, question.id)
             return prompts
 
         prompts = agreed(encoded, topology.model_copy_group())
@@ -153,7 +172,8 @@ class Runner:
         found = generate(pretrained.engine, prompts, options, pretrained.tokenizer.decode, names)
         seconds = (time.perf_counter() - began) / len(batch)
         return [
-            _answer(question, prompt, one, seconds) for question, prompt, one in zip(batch, prompts, found, strict=True)
+            _answer(question, prompt, one, seconds, int(prompt.position_ticks[-1]) // denominator + 1)
+            for question, prompt, one in zip(batch, prompts, found, strict=True)
         ]
 
 
@@ -171,7 +191,7 @@ def _batches(questions: Sequence[Question], benchmark: Benchmark, size: int) -> 
         yield from (same[first : first + size] for first in range(0, len(same), size))
 
 
-def _answer(question: Question, prompt: Prompt, found: Generated, seconds: float) -> Answer:
+def _answer(question: Question, prompt: Prompt, found: Generated, seconds: float, positions: int) -> Answer:
     return Answer(
         id=question.id,
         answer=found.text.strip(),
@@ -181,6 +201,7 @@ def _answer(question: Question, prompt: Prompt, found: Generated, seconds: float
         new_tokens=len(found.token_ids),
         seconds=round(seconds, 4),
         stopped="length" if found.finish_reason == "length" else "stop",
+        positions=positions,
     )
 
 

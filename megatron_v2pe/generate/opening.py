@@ -40,10 +40,20 @@ class Opened:
     tiling: TilingOptions
     dtype: str
     """`fp32` or `bf16`."""
+    world: World
+    """This process's place."""
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which checkpoint is asked, how and where; imports nothing slow."""
+def add_checkpoint_arguments(
+    parser: argparse.ArgumentParser, window: str = "max_position_embeddings", max_num: str = "the checkpoint's"
+) -> None:
+    """Add the flags that say which checkpoint is asked, how and where; imports nothing slow.
+
+    Args:
+        parser: to add to.
+        window: what holds without `--window`, for its help.
+        max_num: what holds without `--max-num`.
+    """
     place = parser.add_argument_group("positions and images")
     add = place.add_argument
     add(
@@ -58,8 +68,8 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="STRIDE",
         help="positions a tile spans: 64, 1/2 (default: the checkpoint's)",
     )
-    add("--window", type=int, help="positions prompt and answer may reach (default: max_position_embeddings)")
-    add("--max-num", type=int, help="most tiles of an image (default: the checkpoint's)")
+    add("--window", type=int, help=f"positions prompt and answer may reach (default: {window})")
+    add("--max-num", type=int, help=f"most tiles of an image (default: {max_num})")
     layout = parser.add_argument_group("where it runs")
     add = layout.add_argument
     add("--tensor-model-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
@@ -139,7 +149,8 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
             prefill_tokens=arguments.prefill_tokens,
             vision_cache_bytes=arguments.vision_cache_mb << 20,
         ) as pretrained:
-            yield Opened(pretrained, folder, checkpoint_tiling(pretrained.config, arguments.max_num), dtype)
+            tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
+            yield Opened(pretrained, folder, tiling, dtype, opening.world)
     finally:
         launch.shutdown()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from megatron_v2pe.generate.generation import Generated, GenerationOptions, OnTe
 from megatron_v2pe.generate.prompt import Prompt, encode_prompt
 from megatron_v2pe.generate.stages import agreed
 from megatron_v2pe.generate.vision_cache import DEFAULT_BYTES, VisionCache
-from megatron_v2pe.models.build import build_model, model_sizes
+from megatron_v2pe.models.build import build_model, build_rotary, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel import topology
@@ -64,6 +64,16 @@ class Pretrained:
         """Tokens that end an answer: the end of a turn and of the text."""
         end = get_template(self.config.template).end
         return frozenset({self.tokenizer.token_id(EOS), self.tokenizer.token_id(end)})
+
+    def at_stride(self, stride: Stride) -> Pretrained:
+        """Return the same model, asked at another stride from now on; image features it has seen stay known.
+
+        Raises:
+            ConfigError: the checkpoint was trained without V2PE.
+        """
+        policy = inference_policy(self.config, stride)
+        self.engine.model.rotary = build_rotary(self.config, policy)
+        return replace(self, policy=policy)
 
     def encode(self, questions: Sequence[Question], tiling: TilingOptions, max_new_tokens: int) -> list[Prompt]:
         """Encode questions on every rank of this copy of the model, at the cost of their images' headers.

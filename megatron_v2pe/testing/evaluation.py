@@ -62,7 +62,9 @@ def run(case: Case) -> Seen:
     stays = mock.patch.object(launch, "shutdown")  # the pool's process group outlives the model
     settings: dict[str, Any] = {"layout": case.layout, "world": world, "window": 100000, "dtype": torch.float64}
     with stays, open_pretrained(case.checkpoint, None, "cpu", **settings) as pretrained:
-        runner = Runner(pretrained, checkpoint_tiling(pretrained.config, 2), case.batch_size, case.retry)
+        runner = Runner(
+            pretrained, checkpoint_tiling(pretrained.config, 2), case.batch_size, case.retry, window=pretrained.window
+        )
         benchmark = create(case.benchmark)
         questions = list(benchmark.questions(case.root))
         with mock.patch.object(tiles, "read_tiles", watched), FAULTS[case.fault]():

@@ -101,6 +101,7 @@ def recompute(model: Any, prompt: Prompt, answer: Sequence[int]) -> Tensor:
         prompt: with normalised tiles [tiles, 3, size, size].
         answer: tokens, at least one.
     """
+    assert isinstance(prompt.tiles, Tensor), "normalised tiles are a tensor"
     features = model.encode_images(prompt.tiles) if prompt.tiles.shape[0] else None
     last = int(prompt.position_ticks[-1])
     steps: list[Tensor] = []

@@ -1,0 +1,106 @@
+"""Training documents of both stages and the questions of the evaluation, as files the project's tools read.
+
+FOLDER/images/                            see `pictures`
+FOLDER/{short,long}.jsonl                 training: needles alone, and in haystacks of mixed text and pages
+FOLDER/{short,long}.json                  the data list of each
+FOLDER/questions/{pages,words}_N.jsonl    questions at N tokens, in a haystack of pages or of words
+
+The same files come out of every run with the same seed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pictures
+from make_model import TRAINED_LENGTH
+from task import NEEDLES, Costs, Pictures, conversation, document
+from tqdm import tqdm
+
+QUESTIONS = {"short": 6, "long": 4}
+"""Of a document in training by stage, drawn with replacement."""
+ANSWER_TOKENS = 3
+"""A name, a digit and the end of the turn."""
+
+
+FEWER_NEEDLES = 2
+"""In every second document of the short stage: with two, guessing whose digit is whose is right often enough to begin
+with, and binding is learned in half the steps."""
+
+
+def write_training(folder: Path, images: Path, costs: Costs, stage: str, documents: int, seed: int) -> None:
+    """Write a stage's documents and their data list.
+
+    Args:
+        folder: of the data.
+        images: where `pictures.write` put them.
+        costs: see `make_model.measure`.
+        stage: `short`: needles alone; `long`: documents of `TRAINED_LENGTH` tokens.
+        documents: how many.
+        seed: of the draws.
+    """
+    split = pictures.read(images, "train")
+    draw = random.Random(f"{seed} {stage}")
+
+    def samples() -> Iterator[dict[str, object]]:
+        for number in tqdm(range(documents), desc=f"{stage} documents", unit=""):
+            short = stage == "short"
+            needles = FEWER_NEEDLES if short and number % 2 else NEEDLES
+            room = 0 if short else TRAINED_LENGTH - costs.shortest(QUESTIONS[stage])
+            made = document(draw, split, room, draw.random(), needles)
+            asked = draw.choices(range(needles), k=QUESTIONS[stage])
+            yield {"id": number, "image": list(made.pictures), "conversations": conversation(made, asked)}
+
+    _write_lines(folder / f"{stage}.jsonl", samples())
+    entry = {"root": f"{images}/", "annotation": str(folder / f"{stage}.jsonl"), "data_augment": False}
+    entry |= {"repeat_time": 1, "length": documents}
+    (folder / f"{stage}.json").write_text(json.dumps({stage: entry}, indent=2) + "\n", encoding="utf-8")
+
+
+def write_questions(
+    folder: Path, images: Path, costs: Costs, lengths: Sequence[int], documents: int, seed: int
+) -> None:
+    """Write the evaluation's questions: prompts of exactly so many tokens, one question about each needle.
+
+    Args:
+        folder: of the data.
+        images: where `pictures.write` put them.
+        costs: see `make_model.measure`.
+        lengths: tokens of a prompt.
+        documents: of each length and haystack; each is asked about once.
+        seed: of the draws.
+    """
+    split = pictures.read(images, "test")
+    (folder / "questions").mkdir(parents=True, exist_ok=True)
+    prompt = costs.shortest(1) - ANSWER_TOKENS
+    for length in lengths:
+        for haystack, page_share in (("pages", 1.0), ("words", 0.0)):
+            draw = random.Random(f"{seed} {haystack} {length}")
+            rows = (_question(draw, split, images, length - prompt, page_share, number) for number in range(documents))
+            _write_lines(folder / "questions" / f"{haystack}_{length}.jsonl", rows)
+
+
+def _question(
+    draw: random.Random, split: Pictures, images: Path, room: int, page_share: float, number: int
+) -> dict[str, object]:
+    made = document(draw, split, room, page_share)
+    needle = number % len(made.names)
+    return {
+        "id": number,
+        "question": made.text + made.names[needle],
+        "images": [str(images / path) for path in made.pictures],
+        "answer": made.answer(needle),
+        "depth": round(made.depths[needle], 4),
+        "max_new_tokens": ANSWER_TOKENS - 1,
+    }
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, object]]) -> None:
+    temporary = path.with_suffix(".new")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,125 @@
+"""The model before it has learned anything: a tiny InternVL2 and its tokenizer, in the HF layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from task import DIGITS, NAMES, NEEDLES, PATCH, TILE, TOKENS_PER_TILE, WORDS, Costs
+
+from megatron_v2pe.convert.random_weights import random_weights, write_checkpoint, write_json
+from megatron_v2pe.data.conversation import get_template
+from megatron_v2pe.data.text import encode_conversation
+from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.testing.small_tokenizer import added_tokens, write_tokenizer
+
+PIECES = 768
+TRAINED_LENGTH = 256
+"""Tokens of a training document, and so the positions an ordinary model has seen."""
+VISION = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+LANGUAGE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+}
+ROPE_THETA = 400
+"""With heads of 32 and 256 tokens, as many rotary pairs stay short of a full turn (38%) as with InternLM2's theta 1e6,
+heads of 128 and 32K tokens."""
+
+
+def hf_config(vocabulary: int) -> dict[str, Any]:
+    """Return `config.json`: the fields of InternVL2-2B, smaller numbers."""
+    vision = {
+        "architectures": ["InternVisionModel"],
+        "model_type": "intern_vit_6b",
+        **VISION,
+        "image_size": TILE,
+        "patch_size": PATCH,
+        "num_channels": 3,
+        "qkv_bias": True,
+        "qk_normalization": False,
+        "norm_type": "layer_norm",
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "drop_path_rate": 0.0,
+        "initializer_factor": 1.0,
+        "initializer_range": 0.02,
+        "torch_dtype": "float32",
+    }
+    language = {
+        "architectures": ["InternLM2ForCausalLM"],
+        "model_type": "internlm2",
+        **LANGUAGE,
+        "vocab_size": vocabulary,
+        "hidden_act": "silu",
+        "bias": False,
+        "rms_norm_eps": 1e-5,
+        "initializer_range": 0.02,
+        "max_position_embeddings": TRAINED_LENGTH,
+        "rope_theta": ROPE_THETA,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "torch_dtype": "float32",
+    }
+    return {
+        "architectures": ["InternVLChatModel"],
+        "model_type": "internvl_chat",
+        "vision_config": vision,
+        "llm_config": language,
+        "hidden_size": LANGUAGE["hidden_size"],
+        "force_image_size": TILE,
+        "downsample_ratio": 1.0,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "template": "internlm2-chat",
+        "dynamic_image_size": True,
+        "use_thumbnail": False,
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": 12,
+        "pad2square": False,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float32",
+    }
+
+
+def make(folder: Path, seed: int) -> Costs:
+    """Write the checkpoint; return what lines and turns cost in its tokens."""
+    template = get_template("internlm2-chat")
+    frames = [message.text for message in template.render([("human", "Anna"), ("gpt", "Anna seven")])]
+    marks = [part for text in frames for part in text.replace(template.end, "").split("\n")]
+    plain = [mark.replace("<|im_start|>", "") for mark in marks]
+    lines = [*NAMES, *WORDS, *(f"{a} {b}" for a, b in zip(WORDS, (*WORDS[1:], WORDS[0]), strict=True))]
+    texts = [line for line in [*plain, *lines, *(f" {digit}" for digit in DIGITS)] if line]
+    vocabulary = write_tokenizer(folder, texts * 4, PIECES)
+    end = added_tokens(PIECES)["<|im_end|>"]
+    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": [2, end], "pad_token_id": 2})
+    config = hf_config(vocabulary)
+    weights = random_weights(config, seed, {"wo.weight": 0.02, "w2.weight": 0.02})
+    write_checkpoint(folder, config, weights)
+    return measure(folder)
+
+
+def measure(folder: Path) -> Costs:
+    """Count what a document's parts cost in the tokens of a checkpoint.
+
+    Raises:
+        AssertionError: a name, a word or a digit is not a token of its own.
+    """
+    tokenizer, template = Tokenizer.from_folder(folder), get_template("internlm2-chat")
+    for text in [*NAMES, *WORDS, *(f" {word}" for word in (*WORDS, *DIGITS)), "\n"]:
+        assert len(tokenizer.encode(text)) == 1, f"{text!r} is {len(tokenizer.encode(text))} tokens"
+
+    def length(questions: int) -> int:
+        turns = [("human", "Anna"), ("gpt", "Anna seven")] * questions
+        return len(encode_conversation(tokenizer, template, turns, [], TOKENS_PER_TILE)[0])
+
+    frame = length(1)
+    return Costs(frame, length(2) - frame)
+
+
+__all__ = ["LANGUAGE", "NEEDLES", "TRAINED_LENGTH", "hf_config", "make", "measure"]

@@ -1,0 +1,240 @@
+"""The experiment's steps, each a command of the project's tools with a mark when it is done.
+
+A step that has its mark is not run again; one that was interrupted is, after what it left is removed, unless its tool
+goes on by itself (training, evaluation).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import make_data
+import make_model
+import pictures
+import train_vit
+from settings import LAYOUTS, ORDINARY, ROWS, STRIDES, V2PE, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINING = Path(__file__).with_name("training.yaml")
+PROCESSES = 2
+PACK_TOKENS = {"short": 2432, "long": 4096}
+"""16 of the longest documents; two packs a step."""
+
+
+class StepError(Exception):
+    """A step failed; the message says which and what to do."""
+
+
+@dataclass
+class Progress:
+    """Which steps are done, and how long they took."""
+
+    folder: Path
+    total: int
+    number: int = 0
+    began: float = field(default_factory=time.monotonic)
+
+    def step(self, name: str, title: str, action: Callable[[], object], leftovers: Sequence[Path] = ()) -> None:
+        """Do a step unless it is done.
+
+        Args:
+            name: of its mark.
+            title: for the console.
+            action: what it does; a result is kept in the mark.
+            leftovers: what an interrupted try may have left, to be removed before.
+        """
+        self.number += 1
+        mark = self.folder / "done" / f"{name}.json"
+        print(f"\n[{self.number}/{self.total}] {title}", flush=True)
+        if mark.is_file():
+            print("      done before")
+            return
+        for path in leftovers:
+            shutil.rmtree(path, ignore_errors=True)
+        since = time.monotonic()
+        try:
+            result = action()
+        except subprocess.CalledProcessError as error:
+            raise StepError(
+                f"step {self.number} ({title}) failed with status {error.returncode}; its messages stand above, what "
+                f"it wrote is in {self.folder}. The same command goes on from here"
+            ) from error
+        seconds = time.monotonic() - since
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(json.dumps({"seconds": round(seconds, 1), "result": result}) + "\n", encoding="utf-8")
+        print(f"      {seconds:.0f} s ({time.monotonic() - self.began:.0f} s in all)", flush=True)
+
+    def result(self, name: str) -> object:
+        """Return what a step that is done gave."""
+        return json.loads((self.folder / "done" / f"{name}.json").read_text(encoding="utf-8"))["result"]
+
+
+def steps_of(settings: Settings) -> int:
+    """Return how many steps an experiment has."""
+    return 1 + settings.seeds * (4 + 2 * 2 + 1 + 5)
+
+
+def run(out: Path, settings: Settings) -> None:
+    """Do all steps of all seeds."""
+    progress = Progress(out, steps_of(settings))
+    progress.step("pictures", "real pictures: digits and photographs", lambda: pictures.write(out / "images"))
+    for seed in range(settings.seeds):
+        Seed(out, settings, seed, progress).run()
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One repetition of the experiment."""
+
+    out: Path
+    settings: Settings
+    seed: int
+    progress: Progress
+
+    @property
+    def folder(self) -> Path:
+        """Return where it writes."""
+        return self.out / f"seed_{self.seed}"
+
+    def run(self) -> None:
+        """Do its steps."""
+        start = self.folder / "start"
+        self._step(
+            "vision", "a tiny InternVL2 and its tokenizer; the vision tower learns to see", self._vision, [start]
+        )
+        self._step("data", "documents to train on and questions to ask", self._data)
+        for stage in ("short", "long"):
+            index = self.folder / f"indexed_{stage}"
+            self._step(f"index_{stage}", f"index of the {stage} documents", lambda s=stage: self._index(s), [index])
+        for trained, positions in (("default", "ordinary positions"), ("v2pe", "V2PE, a stride drawn per image")):
+            for stage in ("short", "long"):
+                title = f"train with {positions}: {stage} documents"
+                self._step(f"train_{trained}_{stage}", title, lambda t=trained, s=stage: self._train(t, s))
+        self._step("export", "export the checkpoints", self._export, [self.folder / "exported"])
+        self._step("ask_default", "ask ordinary positions", self._ask_ordinary)
+        self._step("ask_default_as_v2pe", "ask ordinary positions at smaller strides", self._ask_untrained)
+        self._step("ask_default_scaled", "ask ordinary positions with scaled rotary embedding", self._ask_scaled)
+        self._step("ask_v2pe", "ask V2PE at every stride", self._ask_v2pe)
+        self._step("ask_v2pe_words", "ask V2PE in words, where it can gain nothing", self._ask_words)
+
+    def _step(self, name: str, title: str, action: Callable[[], object], leftovers: Sequence[Path] = ()) -> None:
+        told = f"{title} (seed {self.seed})" if self.settings.seeds > 1 else title
+        self.progress.step(f"seed_{self.seed}_{name}", told, action, leftovers)
+
+    def _vision(self) -> float:
+        start, megatron = self.folder / "start", self.folder / "start_megatron"
+        make_model.make(start, self.seed)
+        _tool("convert_checkpoint.py", "hf-to-mcore", start, megatron, "--overwrite")
+        ceiling = train_vit.train(megatron, start, self.settings.vision_steps, self.seed)
+        shutil.rmtree(megatron)
+        print(f"      digits never seen that the tower reads right: {ceiling:.1%}")
+        return ceiling
+
+    def _data(self) -> None:
+        costs, images = make_model.measure(self.folder / "start"), self.out / "images"
+        documents = {"short": self.settings.short_documents, "long": self.settings.long_documents}
+        for stage, number in documents.items():
+            make_data.write_training(self.folder, images, costs, stage, number, self.seed)
+        lengths, questions = self.settings.lengths, self.settings.questions
+        make_data.write_questions(self.folder, images, costs, lengths, questions, self.seed)
+
+    def _index(self, stage: str) -> None:
+        settings = ["--config", TRAINING, "--data.meta-path", self.folder / f"{stage}.json"]
+        settings += ["--model.model-name-or-path", self.folder / "start"]
+        settings += ["--data.max-packed-tokens", PACK_TOKENS[stage]]
+        _tool("preprocess_data.py", "--out", self.folder / f"indexed_{stage}", "--workers", PROCESSES, *settings)
+
+    def _train(self, trained: str, stage: str) -> None:
+        run = self.folder / trained
+        before = self.folder / "start" if stage == "short" else run / "short"
+        arguments = ["--config", TRAINING, *LAYOUTS[self.settings.parallel], "--train.seed", self.seed]
+        arguments += ["--model.model-name-or-path", before, "--checkpoint.save", run / stage]
+        arguments += ["--data.indexed-path", self.folder / f"indexed_{stage}"]
+        arguments += ["--data.max-packed-tokens", PACK_TOKENS[stage], "--train.global-batch-size", "2"]
+        if trained == "v2pe":
+            arguments += ["--v2pe.rope-pos-id-version", "v2pe_rnd", "--v2pe.strides", *STRIDES]
+        if stage == "short":  # binding is learned all at once, at a step nobody knows: the rate must not fall before
+            arguments += ["--optimizer.lr-decay-style", "constant", "--optimizer.warmup-ratio", "0.1"]
+            arguments += ["--train.train-steps", self.settings.short_steps]
+        else:
+            arguments += ["--optimizer.min-lr", "2e-4", "--train.train-steps", self.settings.long_steps]
+        _launched("train_torchrun.sh", {"GPUS_PER_NODE": str(PROCESSES)}, *arguments)
+
+    def _export(self) -> None:
+        exported = self.folder / "exported"
+        for trained in ("default", "v2pe"):
+            _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / trained / "long", exported / trained)
+        target = exported / "default_read_as_v2pe"
+        version = ["--rope-pos-id-version", "v2pe_fix", "--rope-pos-id-stride", "1"]
+        _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / "default" / "long", target, *version)
+        _scaled(exported / "default", exported / "default_dynamic", "dynamic", 1)
+        for length in self.settings.lengths[1:]:
+            times = length // make_model.TRAINED_LENGTH
+            _scaled(exported / "default", exported / f"default_linear_{times}", "linear", times)
+
+    def _ask_ordinary(self) -> None:
+        self._evaluate(ORDINARY.checkpoint, ORDINARY.checkpoint, self._files("pages", "words"))
+
+    def _ask_untrained(self) -> None:
+        self._ask_at_strides("default_read_as_v2pe")
+
+    def _ask_v2pe(self) -> None:
+        self._ask_at_strides(V2PE.checkpoint)
+
+    def _ask_at_strides(self, checkpoint: str) -> None:
+        strides = [row.stride for row in ROWS if row.checkpoint == checkpoint]
+        self._evaluate(checkpoint, checkpoint, self._files("pages"), "--strides", *strides)
+
+    def _ask_words(self) -> None:
+        self._evaluate(V2PE.checkpoint, V2PE.checkpoint, self._files("words"), "--strides", V2PE.stride)
+
+    def _ask_scaled(self) -> None:
+        self._evaluate("default_dynamic", "default_dynamic", self._files("pages"))
+        for length in self.settings.lengths[1:]:  # linear interpolation has a factor for each length
+            times = length // make_model.TRAINED_LENGTH
+            questions = [self.folder / "questions" / f"pages_{length}.jsonl"]
+            self._evaluate(f"default_linear_{times}", f"default_linear/{times}", questions)
+
+    def _files(self, *haystacks: str) -> list[Path]:
+        folder = self.folder / "questions"
+        return [folder / f"{haystack}_{length}.jsonl" for haystack in haystacks for length in self.settings.lengths]
+
+    def _evaluate(self, checkpoint: str, answers: str, questions: Sequence[Path], *more: object) -> None:
+        arguments = ["--batch-size", "16", "--converted-dir", self.folder / "converted", "--device", "cpu", *more]
+        environment = {"GPUS": str(PROCESSES), "OUT": str(self.folder / "answers" / answers)}
+        folder = self.folder / "exported" / checkpoint
+        _launched("evaluate.sh", environment, folder, ",".join(map(str, questions)), *arguments)
+
+
+def _scaled(source: Path, target: Path, kind: str, factor: int) -> None:
+    """Copy an HF folder whose rotary embedding is to be scaled from now on; weights are linked, not copied."""
+    shutil.copytree(source, target, copy_function=os.link)
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    config["llm_config"]["rope_scaling"] = {"type": kind, "factor": float(factor)}
+    (target / "config.json").unlink()
+    make_model.write_json(target / "config.json", config)
+
+
+def _tool(name: str, *arguments: object) -> None:
+    _command([os.environ.get("PYTHON", "python3"), str(ROOT / "tools" / name), *map(str, arguments)], {})
+
+
+def _launched(script: str, environment: dict[str, str], *arguments: object) -> None:
+    """Run a launcher of the project on a free port, whatever a launcher around this process has set."""
+    _command(["sh", str(ROOT / "scripts" / script), *map(str, arguments)], {"MASTER_PORT": "0", **environment})
+
+
+_INHERITED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "NNODES", "NODE_RANK")
+_INHERITED += ("PARTITION", "STRIDE", "OUT", "GROUP", "MASTER_ADDR")
+
+
+def _command(command: list[str], environment: dict[str, str]) -> None:
+    clean = {name: value for name, value in os.environ.items() if name not in _INHERITED}
+    subprocess.run(command, env={**clean, **environment}, check=True, cwd=ROOT)

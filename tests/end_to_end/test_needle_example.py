@@ -1,0 +1,126 @@
+"""The needle experiment in a size that learns nothing: every part fits the next, a restart mixes nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_v2pe.testing.tool_runs import run
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "needle_on_a_laptop"
+
+
+@pytest.fixture(scope="module")
+def example():
+    """The example's modules, as its scripts import each other."""
+    sys.path.append(str(EXAMPLE))
+    yield
+    sys.path.remove(str(EXAMPLE))
+
+
+def line(out, *more):
+    return [sys.executable, str(EXAMPLE / "run.py"), str(out), *more]
+
+
+@pytest.mark.slow
+def test_the_smoke_version_runs_and_goes_on(tmp_path):
+    out = tmp_path / "out"
+    first = run(line(out, "--smoke"), tmp_path / "log", timeout=600)
+    assert first.status == 0, first.output[-3000:]
+    table = (out / "table.md").read_text()
+    assert "dynamic NTK" in table and "| words |" in table and "not judged" in table
+    with open(out / "table.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["tokens"] for row in rows} == {"256", "512"} and all(0 <= float(row["right"]) <= 1 for row in rows)
+    for name in ("accuracy_by_length.png", "depth_by_length.png"):
+        assert (out / name).read_bytes()[:4] == b"\x89PNG"
+    for trained in ("default", "v2pe"):
+        for stage, steps in (("short", 4), ("long", 2)):
+            logged = (out / "seed_0" / trained / stage / "logs" / "metrics.jsonl").read_text().splitlines()
+            assert [json.loads(row)["iteration"] for row in logged] == list(range(1, steps + 1))
+    before = {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}
+    (out / "table.md").unlink()
+    again = run(line(out, "--smoke"), tmp_path / "log2", timeout=120)
+    assert again.status == 0 and again.output.count("done before") == again.output.count("\n[")
+    assert (out / "table.md").read_text() == table
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}
+    other = run(line(out, "--smoke", "--parallel", "tp=2"), tmp_path / "log3", timeout=120)
+    assert other.status == 2 and "parallel dp=2 there, tp=2 now" in other.output
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    (tmp_path / "letter.txt").write_text("mine")
+    refused = run(line(tmp_path, "--smoke"), tmp_path / "log", timeout=120)
+    assert refused.status == 2 and "in use" in refused.output and not (tmp_path / "done").exists()
+
+
+@pytest.fixture(scope="module")
+def made(example, tmp_path_factory):
+    """Pictures, a model with its tokenizer, and what lines cost in its tokens."""
+    import make_model
+    import pictures
+
+    folder = tmp_path_factory.mktemp("needle")
+    pictures.write(folder / "images")
+    return folder, make_model.make(folder / "start", seed=0)
+
+
+def test_training_and_test_pictures_are_disjoint(made):
+    import pictures
+
+    folder, _ = made
+    for kind in ("digits", "pages"):
+        files = {split: list((folder / "images" / kind / split).iterdir()) for split in pictures.SPLITS}
+        assert len(files["train"]) in (1397, 480) and len(files["test"]) in (400, 240)
+        contents = {split: {path.read_bytes() for path in paths} for split, paths in files.items()}
+        assert not contents["train"] & contents["test"]
+    crops = {split: {tile.tobytes() for tile in pictures.crops(split)} for split in pictures.SPLITS}
+    assert len(crops["train"] & crops["test"]) <= 0.01 * len(crops["test"])  # plain sky is plain sky
+
+
+@pytest.mark.parametrize("page_share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("tokens", [256, 257, 700, 2048])
+def test_prompts_have_exactly_as_many_tokens_as_asked_for(made, page_share, tokens):
+    import pictures
+    from make_data import ANSWER_TOKENS
+    from task import TOKENS_PER_TILE, document
+
+    from megatron_v2pe.data.conversation import get_template
+    from megatron_v2pe.data.text import encode_conversation
+    from megatron_v2pe.data.tokenizer import Tokenizer
+
+    folder, costs = made
+    tokenizer, template = Tokenizer.from_folder(folder / "start"), get_template("internlm2-chat")
+    split = pictures.read(folder / "images", "test")
+    for seed in range(5):
+        room = tokens - costs.shortest(1) + ANSWER_TOKENS
+        built = document(random.Random(seed), split, room, page_share)
+        tiles = [int(Path(path).stem.split("_")[1]) if "pages" in path else 1 for path in built.pictures]
+        turns = [("human", built.text + built.names[0])]
+        ids, _ = encode_conversation(tokenizer, template, turns, tiles, TOKENS_PER_TILE, prompt=True)
+        assert len(ids) == tokens
+        assert len(set(built.names)) == len(built.digits) == 4 and all(0 <= depth < 1 for depth in built.depths)
+
+
+def test_an_answer_says_the_digit_beside_the_name(made):
+    import pictures
+    from task import DIGITS, conversation, document
+
+    folder, _ = made
+    built = document(random.Random(3), pictures.read(folder / "images", "train"), 300, 0.5)
+    lines = built.text.split("\n")
+    shown = dict(zip([line for line in lines if "<image>" in line], built.pictures, strict=False))
+    assert len(shown) >= 4
+    places = [line for line in lines if "<image>" in line]
+    for needle, name in enumerate(built.names):
+        path = built.pictures[places.index(f"{name}<image>")]
+        assert built.answer(needle) == f"{name} {DIGITS[int(Path(path).stem.split('_')[1])]}"
+    turns = conversation(built, [2, 2, 0])
+    assert [turn["from"] for turn in turns] == ["human", "gpt"] * 3
+    assert turns[2]["value"] == built.names[2] and turns[5]["value"] == built.answer(0)

@@ -23,7 +23,7 @@ SHOWN = (
 
 def by_length(path: Path, lines: Sequence[Line], known: dict[str, float], settings: Settings) -> None:
     """Draw the share of needles read by the length of the prompt."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(12, 6.4), sharey=True)
     for axis, haystack in zip(axes, ("pages", "words"), strict=True):
         for number, line in enumerate(line for line in lines if line.haystack == haystack):
             ours = line.trained == "V2PE"
@@ -38,7 +38,7 @@ def by_length(path: Path, lines: Sequence[Line], known: dict[str, float], settin
         axis.axvline(TRAINED_LENGTH, color="grey", linewidth=0.8)
         axis.set_xlabel("tokens of the prompt (trained at the vertical line)")
         axis.set_title(f"haystack of {haystack}")
-        axis.legend(fontsize=7, loc="lower left")
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
     axes[0].set_ylabel("needles read")
     axes[0].set_ylim(0, 1.03)
     _save(figure, path)

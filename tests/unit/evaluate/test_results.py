@@ -64,3 +64,24 @@ def test_a_part_is_never_told_as_the_whole(root, tmp_path):
     assert "LIMITED" not in line
     plain = {**result, "published": len(questions), "missing": []}
     assert as_line(plain) == f"{plain['title']:<28} {plain['score']:.2f}"
+
+
+def test_a_mode_that_stops_is_told_and_the_others_go_on(tmp_path):
+    """The published scorer knows no task of MM-NIAH's long sets; the corrected one does."""
+    name = "mmniah_long_128k"
+    write_benchmark(tmp_path, name)
+    for mode, scored in (("reference", False), ("corrected", True)):
+        benchmark = create(name, mode)
+        questions = list(benchmark.questions(tmp_path))
+        write_answers(tmp_path / mode, questions, ["no"] * len(questions))
+        result = score(benchmark, questions, tmp_path / mode, tmp_path, mode)
+        assert ("score" in result) == scored and ("unscored" in result) != scored
+        assert ("not scored in reference mode" in as_line(result)) != scored
+
+
+@pytest.mark.parametrize(("mode", "words"), [("corrected", "count as wrong"), ("reference", "may call right")])
+def test_what_no_answer_is_worth_is_said(root, tmp_path, mode, words):
+    benchmark = create("chartqa_human", mode)
+    questions = list(benchmark.questions(root))
+    write_answers(tmp_path, questions, ["yes"])
+    assert words in as_line(score(benchmark, questions, tmp_path, root, mode))

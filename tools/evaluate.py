@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> None:
     from megatron_v2pe.errors import ConfigError
+    from megatron_v2pe.evaluate.needs import check_all
     from megatron_v2pe.evaluate.registry import create, expand
     from megatron_v2pe.generate.opening import opened, prepare
     from megatron_v2pe.train.start import start_folder
@@ -100,8 +101,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if strides:
         opening = replace(opening, stride=strides[0])
     benchmarks = [create(name, arguments.mode) for name in expand(arguments.benchmarks)]
-    for benchmark in benchmarks:  # missing data are told before the model is loaded
-        benchmark.check(arguments.root)
+    check_all(benchmarks, arguments.root)  # what is missing is told before the model is loaded
     questions = [(benchmark, list(benchmark.questions(arguments.root))) for benchmark in benchmarks]
     with opened(opening, start_folder) as it:
         if not strides:

@@ -13,25 +13,19 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.version import __version__
 
 RUN = "run.json"
-_EDGE = 1 << 20
+_PIECE = 1 << 22
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """Return a fingerprint of a checkpoint: names, sizes, first and last MiB of all its files.
-
-    Whole files would take minutes at 256 GPUs' worth of state; weights that differ at all differ there in practice.
-    """
-    digest = hashlib.sha256()
+    """Return a fingerprint of a checkpoint: names, sizes and contents of all its files, read once (1 to 2 s a GB)."""
+    digest = hashlib.blake2b(digest_size=32)
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder)} {size}\n".encode())
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
         with open(path, "rb") as stream:
-            digest.update(stream.read(_EDGE))
-            if size > _EDGE:
-                stream.seek(max(size - _EDGE, _EDGE))
-                digest.update(stream.read())
+            while piece := stream.read(_PIECE):
+                digest.update(piece)
     return digest.hexdigest()
 
 
@@ -53,20 +47,27 @@ def code_version() -> str:
 def settle(folder: Path, settings: dict[str, Any]) -> None:
     """Note what a run's answers depend on, or check it against what the folder's answers came from.
 
+    Another version of the code may go on; it is noted as `later_code`.
+
     Raises:
         ConfigError: the folder holds answers of another checkpoint or other settings; names what differs.
     """
     path = folder / RUN
     ours = json.loads(json.dumps(settings))
+    code = code_version()
     if path.is_file():
-        theirs = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        there = json.loads(path.read_text(encoding="utf-8"))
+        theirs = there["settings"]
         differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
         if differing:
             told = "; ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} now" for name in differing)
             raise ConfigError(f"{folder} holds answers of another run: {told}. Choose another --out")
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"settings": ours, "code": code_version()}
+        if code in (there.get("code"), *there.get("later_code", ())):
+            return
+        content = {**there, "later_code": [*there.get("later_code", ()), code]}
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"settings": ours, "code": code}
     temporary = path.with_suffix(f".new-{os.getpid()}")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)

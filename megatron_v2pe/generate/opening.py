@@ -80,6 +80,14 @@ def add_checkpoint_arguments(
     add("--dtype", choices=("fp32", "bf16"), help="(default: bf16 on CUDA, fp32 on CPU)")
     add("--prefill-tokens", type=int, default=16384, help="prompt tokens run at once (default: %(default)s)")
     add("--vision-cache-mb", type=int, default=1024, help="memory for image features kept (default: %(default)s)")
+    add(
+        "--distributed-timeout-minutes",
+        type=float,
+        default=1440,
+        metavar="MINUTES",
+        help="how long processes wait for one another: a copy of the model that has finished for the others, all for "
+        "the one who types (default: %(default)s)",
+    )
     add("--converted-dir", type=Path, default=Path("work_dirs/converted"), help="(default: %(default)s)")
 
 
@@ -105,6 +113,7 @@ def prepare(arguments: argparse.Namespace) -> Opening:
         pipeline_model_parallel_size=arguments.pipeline_model_parallel_size,
         context_parallel_size=arguments.context_parallel_size,
         vision_parallel=arguments.vision_parallel,
+        distributed_timeout_minutes=arguments.distributed_timeout_minutes,
     )
     layout.validate(world.world_size)
     stride = None if arguments.rope_pos_id_stride is None else parse_stride(arguments.rope_pos_id_stride)
@@ -133,7 +142,7 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
 
     arguments = opening.arguments
     device = Device.choose(arguments.device, opening.world.local_rank)
-    launch.initialize(opening.world, device)
+    launch.initialize(opening.world, device, opening.layout.distributed_timeout_minutes)
     try:
         folder = start_folder(str(arguments.checkpoint), str(arguments.converted_dir))
         dtype = arguments.dtype or ("bf16" if device.torch_device.type == "cuda" else "fp32")

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from megatron_v2pe.evaluate.registry import BENCHMARKS
 from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
 from megatron_v2pe.testing.tool_runs import ROOT, command, run
 
@@ -162,3 +163,27 @@ def test_the_command_line(tool, capsys):
     with pytest.raises(SystemExit):
         tool.main(["--help"])
     assert "python tools/evaluate.py --checkpoint" in capsys.readouterr().out
+
+
+FAMILIES = [
+    name
+    for name in BENCHMARKS
+    if not name.startswith(("milebench_", "longvqa_", "mmniah_", "mmbench_"))
+    or name in ("milebench_tqa", "longvqa_40k_gqa", "mmniah_val_reasoning_image", "mmniah_long_1m", "mmbench_dev_en")
+]
+"""One of each."""
+
+
+@pytest.mark.slow
+def test_a_model_answers_every_family(tiny, tmp_path):
+    pytest.importorskip("av", reason="two families are videos")
+    for name in FAMILIES:
+        write_benchmark(tmp_path / "data", name)
+    arguments = ["--checkpoint", tiny / "hf", "--benchmarks", ",".join(FAMILIES), "--out", tmp_path / "out"]
+    arguments += ["--root", tmp_path / "data", "--limit", 1, "--max-num", 1, "--converted-dir", tmp_path / "converted"]
+    finished = run(command("tools/evaluate.py", *map(str, arguments)), tmp_path / "log")
+    assert finished.status == 0, finished.output[-3000:]
+    for name in FAMILIES:
+        result = json.loads((tmp_path / "out" / name / "results.json").read_text())
+        assert (result["answered"], result["missing"], result["failed"]) == (1, [], []), name
+        assert "score" in result or "submission" in result, name

@@ -60,6 +60,13 @@ def test_a_folder_in_use_is_refused(tmp_path):
     assert refused.status == 2 and "in use" in refused.output and not (tmp_path / "done").exists()
 
 
+def test_missing_packages_are_named(tmp_path):
+    command = [sys.executable, "-S", *line(tmp_path / "out")[1:]]  # without site-packages
+    refused = run(command, tmp_path / "log", timeout=60)
+    assert refused.status == 2 and "missing: torch, megatron.core" in refused.output and "run.sh" in refused.output
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def made(example, tmp_path_factory):
     """Pictures, a model with its tokenizer, and what lines cost in its tokens."""

@@ -116,7 +116,7 @@ def test_cache_equals_recompute_in_fp32(case, check, name):
     assert error <= TOLERANCE[torch.float32]
 
 
-@pytest.mark.parametrize("name", [None, "tp2", "pp2", "cp2"])
+@pytest.mark.parametrize("name", [None, "tp2", "pp2", "cp2", "cp4", "cp2_tp2"])
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.version)
 def test_every_version_of_positions(case, check, name, policy):
     error, _ = check(case(policy=policy), name)

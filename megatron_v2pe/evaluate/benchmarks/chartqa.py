@@ -5,8 +5,8 @@ https://drive.google.com/file/d/1Lm_w6zeET1Hyl_9ks6w5nEsgpoyPHalV/view (the spac
 `test_human.jsonl`, `test_augmented.jsonl`, converted by the authors of Qwen-VL. Fields: `image`, `question`,
 `question_id`, `answer`.
 
-The published table shows one number, presumably the mean of the two splits. The published scorer swaps its arguments
-(D-61); that is the scorer's matter.
+The published table shows one number, presumably the mean of the two splits. The published scorer swaps its arguments;
+that is the scorer's matter.
 """
 
 from __future__ import annotations

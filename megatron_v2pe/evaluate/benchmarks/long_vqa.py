@@ -8,8 +8,8 @@ and the true answer), `metadata.context_length`.
 
 User text: the human turn as it is. An image has up to 12 tiles and always a thumbnail. Most new tokens by task.
 
-The published script looks for a file without the task's name in it (D-57), and its evaluator ignores the image root
-and scores from a path that does not exist (D-58); the scorers' oddities (D-69) are theirs.
+The published script looks for a file without the task's name in it, and its evaluator ignores the image root
+and scores from a path that does not exist; the scorers' oddities are theirs.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ images, and the sentence that asks for a letter; nothing more for counting; else
 phrase. An image has up to 5 tiles and always a thumbnail. Nothing is cut, as published. Longest contexts come first.
 
 Not as published: an answer lost to a full memory is not written as the text "None", and a repeated run with other
-ranks does not answer twice (D-78); both are the runner's matter.
+ranks does not answer twice; both are the runner's matter.
 """
 
 from __future__ import annotations

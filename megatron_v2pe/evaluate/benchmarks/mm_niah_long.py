@@ -5,8 +5,8 @@ Data: https://huggingface.co/datasets/OpenGVLab/V2PE-Data, arranged as its READM
 below `dataset/image/long_mr/val`. Where a folder holds several files, ids begin with the file's name.
 
 User text as in MM-NIAH; an image has up to 12 tiles. The published evaluator does not run as it is: its list of tasks
-is not in the repository (D-54), it calls its position function with arguments that function does not have (D-55), and
-its script runs the short evaluator (D-53). It also scores with the true answer before its eyes (one forward pass over
+is not in the repository, it calls its position function with arguments that function does not have, and
+its script runs the short evaluator. It also scores with the true answer before its eyes (one forward pass over
 prompt and answer). Here the model answers by itself, 16 tokens, and the answer is scored as in MM-NIAH.
 """
 

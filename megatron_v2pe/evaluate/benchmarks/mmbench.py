@@ -12,7 +12,7 @@ language of the file. An empty cell is no option and no hint. The published code
 The official score is the server's (https://mmbench.opencompass.org.cn): `submission` writes its table, the columns
 of the file without hint, category, source, image, comment and l2-category, with a `prediction` before the answer: the
 letter an answer names, or the answer. The published rule takes any answer that begins with A to E for that letter and
-stops at an empty one (D-63); mode `reference` keeps the rule, not the stop. The dev files are also scored here.
+stops at an empty one; mode `reference` keeps the rule, not the stop. The dev files are also scored here.
 """
 
 from __future__ import annotations

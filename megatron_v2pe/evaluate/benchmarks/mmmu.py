@@ -11,8 +11,8 @@ the sentence that asks for a letter, or for a word or phrase where there are no 
 before it is tiled, the others are one tile each.
 
 The published code asks V2PE models so, and models without V2PE otherwise: no placeholders, the tiles of all images in
-one run at the front (D-64). Here all are asked alike; mode `reference` asks as it asks models without V2PE. It also
-runs the text of `options` as Python (D-74); here it is read as a literal.
+one run at the front. Here all are asked alike; mode `reference` asks as it asks models without V2PE. It also
+runs the text of `options` as Python; here it is read as a literal.
 """
 
 from __future__ import annotations

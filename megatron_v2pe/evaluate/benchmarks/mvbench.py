@@ -9,7 +9,7 @@ Shown are the middle frames of 16 equal parts of the video or clip, a tile each.
 the instruction with a blank line after it, `Question: ...`, `Options:`, `(A) ...` lines, `Only give the best option.`
 
 Not as published: the evaluator takes ranks from Slurm alone and ends with "done" where the output folder holds any
-result (D-73), neither of which a benchmark decides; its lenient scoring (D-65) is the scorer's matter.
+result, neither of which a benchmark decides; its lenient scoring is the scorer's matter.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ inside, `category`); labels `coco/coco_pope_{random,popular,adversarial}.json` o
 https://github.com/AoiDragon/POPE at commit e3e39262c85a6a83f26cf5094022a782cb0df58d (`image`, `text`, `label`). Labels
 of a later commit belong to other questions.
 
-User text: `text` and a space. The published scorer pairs answers with labels by their order within a category (D-75),
+User text: `text` and a space. The published scorer pairs answers with labels by their order within a category,
 which with other label files gives wrong numbers without a word. Here a label belongs to the question with the same
 image and text, and a question without label, or a label without question, is refused.
 """

@@ -6,7 +6,7 @@ middle frame of every video goes there too. `seed.jsonl` of https://huggingface.
 (relative to `data/SEED`), `text` (question, options and instruction), `question_id`, `answer`.
 
 Answers and types are those of `SEED-Bench.json`, as in the published scorer. The published evaluator reads another
-folder than the README names (D-70): the README's is used.
+folder than the README names: the README's is used.
 """
 
 from __future__ import annotations

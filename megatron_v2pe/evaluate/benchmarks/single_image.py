@@ -2,7 +2,7 @@
 
 Fields: `image` (a path relative to the folder evaluation is started in), `question`, `question_id`, sometimes `answer`.
 The user text is the question, a space, and the benchmark's sentence. Few-shot texts, which the published code builds
-and never uses (D-79), are not built.
+and never uses, are not built.
 """
 
 from __future__ import annotations

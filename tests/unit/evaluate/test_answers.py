@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
 from types import SimpleNamespace
 
 import pytest
 
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.evaluate import provenance
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.benchmark import Question
 from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
@@ -114,11 +116,22 @@ def test_a_folder_belongs_to_one_run(tmp_path):
 
 
 def test_checkpoints_are_told_apart(tmp_path):
-    (tmp_path / "weights").write_bytes(b"\0" * (3 << 20))
+    (tmp_path / "weights").write_bytes(bytes(9 << 20))
     before = checkpoint_digest(tmp_path)
     assert checkpoint_digest(tmp_path) == before
-    (tmp_path / "weights").write_bytes(b"\0" * ((3 << 20) - 1) + b"\1")
-    assert checkpoint_digest(tmp_path) != before
+    for place in (0, 9 << 19, (9 << 20) - 1):  # a byte anywhere is another checkpoint
+        content = bytearray(9 << 20)
+        content[place] = 1
+        (tmp_path / "weights").write_bytes(content)
+        assert checkpoint_digest(tmp_path) != before
+
+
+def test_later_versions_of_the_code_are_noted(tmp_path, monkeypatch):
+    for version in ("1", "2", "1", "2", "3"):
+        monkeypatch.setattr(provenance, "code_version", lambda version=version: version)
+        settle(tmp_path, {"stride": 1})
+    content = json.loads((tmp_path / "run.json").read_text())
+    assert content["code"] == "1" and content["later_code"] == ["2", "3"]
 
 
 def test_batches_hold_questions_of_one_limit():

@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if arguments.checkpoint is None or arguments.out is None or not arguments.benchmarks:
         parser.error("--checkpoint, --benchmarks and --out are needed")
-    for name, value in (("--limit", arguments.limit), ("--batch-size", arguments.batch_size)):
+    for name in ("--limit", "--batch-size", "--max-num", "--window"):
+        value = getattr(arguments, name[2:].replace("-", "_"))
         if value is not None and value < 1:
             parser.error(f"{name} is {value}, expected 1 or more")
     try:

@@ -27,7 +27,7 @@ def by_length(path: Path, lines: Sequence[Line], known: dict[str, float], settin
     for axis, haystack in zip(axes, ("pages", "words"), strict=True):
         for number, line in enumerate(line for line in lines if line.haystack == haystack):
             ours = line.trained == "V2PE"
-            points = [(n, cell.mean) for n, cell in zip(settings.lengths, line.cells, strict=True) if cell]
+            points = [(n, cell.mean) for n, cell in zip(settings.lengths, line.cells, strict=True)]
             style = {"linewidth": 2.2, "marker": "o"} if ours else {"linewidth": 1.4, "marker": "s", "linestyle": "--"}
             label = f"{line.trained}, read at {line.read_at}"
             axis.plot(*zip(*points, strict=True), label=label, color=f"C{number % 10}", markersize=4, **style)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from task import DIGITS, NAMES, NEEDLES, PATCH, TILE, TOKENS_PER_TILE, WORDS, Costs
+from task import DIGITS, NAMES, PATCH, TILE, TOKENS_PER_TILE, WORDS, Costs
 
 from megatron_v2pe.convert.random_weights import random_weights, write_checkpoint, write_json
 from megatron_v2pe.data.conversation import get_template
@@ -120,6 +120,3 @@ def measure(folder: Path) -> Costs:
 
     frame = length(1)
     return Costs(frame, length(2) - frame)
-
-
-__all__ = ["LANGUAGE", "NEEDLES", "TRAINED_LENGTH", "hf_config", "make", "measure"]

@@ -49,12 +49,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the table: its heading, and a cell for each length, None where nothing was asked."""
+    """A line of the table: its heading, and a cell for each length."""
 
     trained: str
     read_at: str
     haystack: str
-    cells: tuple[Cell | None, ...]
+    cells: tuple[Cell, ...]
 
 
 def read(folder: Path, row: Row, haystack: str, length: int) -> list[Asked]:
@@ -133,7 +133,7 @@ def write_csv(path: Path, lines: Sequence[Line], settings: Settings) -> None:
         writer.writerow(["trained", "read_at", "haystack", "tokens", "seed", "right"])
         for line in lines:
             for length, cell in zip(settings.lengths, line.cells, strict=True):
-                for seed, value in enumerate(cell.shares if cell else ()):
+                for seed, value in enumerate(cell.shares):
                     writer.writerow([line.trained, line.read_at, line.haystack, length, seed, f"{value:.4f}"])
 
 

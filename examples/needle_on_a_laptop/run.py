@@ -8,9 +8,14 @@ python examples/needle_on_a_laptop/run.py OUT --parallel tp=2 --losses-of OTHER_
 from __future__ import annotations
 
 import argparse
+import fcntl
+import hashlib
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="run.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("out", type=Path, nargs="?", default=Path("work_dirs/needle_on_a_laptop"), help="(default: %(default)s)")
+    add("out", type=Path, nargs="?", default=ROOT / "work_dirs" / "needle_on_a_laptop", help="(default: %(default)s)")
     add("--seeds", type=int, default=1, metavar="K", help="repetitions, told with mean and deviation (default: 1)")
     add("--parallel", choices=tuple(LAYOUTS), default="dp=2", help="layout of training (default: %(default)s)")
     add("--to", type=int, choices=(8, 16), default=8, help="longest prompt, times the trained length (default: 8)")
@@ -53,9 +58,16 @@ def main(argv: list[str] | None = None) -> int:
 
     from megatron_v2pe.errors import V2PEError
 
+    other = None if arguments.losses_of is None else arguments.losses_of.absolute()
+    signal.signal(signal.SIGTERM, _interrupted)
     try:
-        _settle(out, asdict(settings))
-        return _run(out, settings, None if arguments.losses_of is None else arguments.losses_of.absolute())
+        if "," in str(out):
+            raise StepError(f"{out}: a comma separates files of questions; name a folder without one")
+        _settle(out, {**asdict(settings), "recipe": _recipe()})
+        if other is not None:
+            _check_other(out, other)
+        with _locked(out):
+            return _run(out, settings, other)
     except (StepError, V2PEError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -105,7 +117,55 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StepError(f"{out} is in use and holds no experiment of this kind; name a new or empty folder")
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    from steps import write_whole
+
+    write_whole(path, json.dumps(settings, indent=1) + "\n")
+
+
+def _recipe() -> str:
+    """Return a fingerprint of what makes data, models and training, so that an edit does not go on with old results."""
+    digest, here = hashlib.sha256(), Path(__file__).parent
+    for name in (
+        "training.yaml",
+        "task.py",
+        "pictures.py",
+        "make_data.py",
+        "make_model.py",
+        "train_vit.py",
+        "steps.py",
+    ):
+        digest.update((here / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_other(out: Path, other: Path) -> None:
+    """Refuse to compare losses with a run of other settings, before this one has taken its time."""
+    from steps import StepError
+
+    if not (other / MADE_BY).is_file():
+        raise StepError(f"--losses-of {other}: holds no experiment of this kind")
+    ours, theirs = (json.loads((folder / MADE_BY).read_text(encoding="utf-8")) for folder in (out, other))
+    differing = sorted(n for n in {*ours, *theirs} - {"parallel"} if ours.get(n) != theirs.get(n))
+    if differing:
+        raise StepError(f"--losses-of {other}: another experiment, its {', '.join(differing)} differ")
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the folder against a second run in it; processes that outlive this one hold it too."""
+    from steps import StepError
+
+    with open(out / "lock", "w") as lock:
+        os.set_inheritable(lock.fileno(), True)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StepError(f"{out}: a run goes on there, or its processes have not ended yet") from None
+        yield
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _installed(name: str) -> bool:

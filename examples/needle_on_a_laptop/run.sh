@@ -10,18 +10,8 @@
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
-case "${1:-}" in
-    "" | -*) ;;
-    /*) ;;
-    *)
-        out=$PWD/$1
-        shift
-        set -- "$out" "$@"
-        ;;
-esac
-cd "$root"
-sh scripts/setup_venv.sh test
+sh "$root/scripts/setup_venv.sh" test
 export PYTHON="$root/.venv/bin/python" PYTHONUNBUFFERED=1
 # Megatron-Core says at every import that Apex and Transformer Engine are absent: as expected on a CPU.
 export PYTHONWARNINGS=ignore
-exec "$PYTHON" examples/needle_on_a_laptop/run.py "$@"
+exec "$PYTHON" "$root/examples/needle_on_a_laptop/run.py" "$@"

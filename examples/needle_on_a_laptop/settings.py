@@ -29,11 +29,11 @@ class Settings:
     parallel: str = "dp=2"
     longest: int = DECIDING
     """Times the trained length."""
-    vision_steps: int = 700
+    vision_steps: int = 800
     short_steps: int = 420
-    long_steps: int = 240
+    long_steps: int = 200
     short_documents: int = 15360
-    long_documents: int = 7680
+    long_documents: int = 6656
     questions: int = 128
     """For each length, haystack and row."""
 

@@ -1,7 +1,7 @@
 """The experiment's steps, each a command of the project's tools with a mark when it is done.
 
 A step that has its mark is not run again; one that was interrupted is, after what it left is removed, unless its tool
-goes on by itself (training, evaluation).
+goes on by itself: evaluation from the last answer, training from where a polite stop saved it, else from the start.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class Progress:
             print("      done before")
             return
         for path in leftovers:
-            shutil.rmtree(path, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(path)
         since = time.monotonic()
         try:
             result = action()
@@ -67,13 +68,20 @@ class Progress:
                 f"it wrote is in {self.folder}. The same command goes on from here"
             ) from error
         seconds = time.monotonic() - since
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(json.dumps({"seconds": round(seconds, 1), "result": result}) + "\n", encoding="utf-8")
+        write_whole(mark, json.dumps({"seconds": round(seconds, 1), "result": result}) + "\n")
         print(f"      {seconds:.0f} s ({time.monotonic() - self.began:.0f} s in all)", flush=True)
 
     def result(self, name: str) -> object:
         """Return what a step that is done gave."""
         return json.loads((self.folder / "done" / f"{name}.json").read_text(encoding="utf-8"))["result"]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def steps_of(settings: Settings) -> int:
@@ -166,6 +174,10 @@ class Seed:
         else:
             arguments += ["--optimizer.min-lr", "2e-4", "--train.train-steps", self.settings.long_steps]
         _launched("train_torchrun.sh", {"GPUS_PER_NODE": str(PROCESSES)}, *arguments)
+        wanted = self.settings.short_steps if stage == "short" else self.settings.long_steps
+        logged = (run / stage / "logs" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        if (done := json.loads(logged[-1])["iteration"]) != wanted:
+            raise StepError(f"training stopped after step {done} of {wanted}; the same command goes on from there")
 
     def _export(self) -> None:
         exported = self.folder / "exported"
@@ -211,15 +223,28 @@ class Seed:
         environment = {"GPUS": str(PROCESSES), "OUT": str(self.folder / "answers" / answers)}
         folder = self.folder / "exported" / checkpoint
         _launched("evaluate.sh", environment, folder, ",".join(map(str, questions)), *arguments)
+        for file in questions:
+            for path in (self.folder / "answers" / answers).glob(f"**/{file.stem}/results.json"):
+                told = json.loads(path.read_text(encoding="utf-8"))
+                if lost := len(told["missing"]) + len(told["failed"]):
+                    raise StepError(f"{path}: {lost} questions without an answer; the same command asks them again")
 
 
 def _scaled(source: Path, target: Path, kind: str, factor: int) -> None:
     """Copy an HF folder whose rotary embedding is to be scaled from now on; weights are linked, not copied."""
-    shutil.copytree(source, target, copy_function=os.link)
+    shutil.copytree(source, target, copy_function=_linked)
     config = json.loads((target / "config.json").read_text(encoding="utf-8"))
     config["llm_config"]["rope_scaling"] = {"type": kind, "factor": float(factor)}
     (target / "config.json").unlink()
     make_model.write_json(target / "config.json", config)
+
+
+def _linked(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copy2(source, target)
+    return target
 
 
 def _tool(name: str, *arguments: object) -> None:
@@ -237,4 +262,12 @@ _INHERITED += ("PARTITION", "STRIDE", "OUT", "GROUP", "MASTER_ADDR")
 
 def _command(command: list[str], environment: dict[str, str]) -> None:
     clean = {name: value for name, value in os.environ.items() if name not in _INHERITED}
-    subprocess.run(command, env={**clean, **environment}, check=True, cwd=ROOT)
+    with subprocess.Popen(command, env={**clean, **environment}, cwd=ROOT, close_fds=False) as child:
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:  # the child ends its processes; they hold the folder's lock until then
+            child.terminate()
+            child.wait(60)
+            raise
+    if status:
+        raise subprocess.CalledProcessError(status, command)

@@ -7,7 +7,7 @@ A document is lines of text, in random order:
     river stone window cloud    words of the haystack
 
 and ends with a name. The answer is that name and the digit beside it (`Anna seven`): said again, the name stands right
-before what has to be found. There are always four needles, so that without binding
+before what has to be found. Questions are asked about four needles, so that without binding
 names to pictures no more than 38% can be right (which digits are there, not whose). Lengths are exact.
 """
 

@@ -17,7 +17,10 @@ MOST = 1 << 25
 
 
 class TileCache:
-    """Tiles by picture. A picture that is augmented or padded comes out differently each time, and is not kept."""
+    """Tiles by picture, of one reader: one tile size, one way of opening.
+
+    A picture that is augmented or padded comes out differently each time, and is not kept.
+    """
 
     def __init__(self, most: int = MOST) -> None:
         """Keep at most so many bytes; when they are full, further pictures are read each time."""
@@ -30,6 +33,8 @@ class TileCache:
 
     def offer(self, picture: Picture, tiles: np.ndarray) -> None:
         """Keep a copy of a picture's tiles if they are small and there is room."""
+        if picture in self.kept:
+            return
         fits = tiles.nbytes <= min(LARGEST, self.room)
         if fits and picture.frame is None and not picture.augment and not picture.pad_to_square:
             self.kept[picture] = tiles.copy()

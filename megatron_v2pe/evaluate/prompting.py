@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -63,10 +64,19 @@ def estimated_cost(question: Question, most_tiles: int, new_tokens: int) -> tupl
     return characters // 3 + 256 * tiles, tiles, new_tokens
 
 
+def told(turns: Sequence[tuple[str, str]]) -> str:
+    """Return turns as one text."""
+    return "\n".join(f"{role}: {words}" for role, words in turns)
+
+
+def words_of(prompt: str) -> str:
+    """Return the text of turns, `told` or `shown`, without its images."""
+    return re.sub(r"<image(?: of \d+ tiles)?>", "", prompt)
+
+
 def shown(turns: Sequence[tuple[str, str]], prompt: Prompt) -> str:
     """Return a prompt as a reader wants to see it: each turn, and at each image its number of tiles."""
-    text = "\n".join(f"{role}: {words}" for role, words in turns)
-    parts = text.split("<image>")
+    parts = told(turns).split("<image>")
     marks = [f"<image of {tiles} tiles>" for tiles in prompt.num_tiles]
     marks += ["<image>"] * (len(parts) - 1 - len(marks))
     return "".join(part + mark for part, mark in zip(parts, [*marks, ""], strict=False))

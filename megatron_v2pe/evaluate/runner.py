@@ -22,7 +22,7 @@ from megatron_v2pe.errors import DataError, MemoryShortageError
 from megatron_v2pe.evaluate.answers import KILLED, Answer, AnswerLog
 from megatron_v2pe.evaluate.asking import MOST_ENDS, AskingNote, blameless, ended_runs, forget
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
-from megatron_v2pe.evaluate.prompting import Prompter, estimated_cost, shown
+from megatron_v2pe.evaluate.prompting import Prompter, estimated_cost, shown, told, words_of
 from megatron_v2pe.evaluate.share import cost_of, share_out
 from megatron_v2pe.generate.generation import Generated, GenerationOptions, check_prompt, generate
 from megatron_v2pe.generate.memory import is_out_of_memory
@@ -61,11 +61,7 @@ class Runner:
             folder: of the benchmark's answers.
         """
         (copy, copies), group = topology.model_copy(), topology.model_copy_group()
-        state: list[tuple[set[str], dict[str, int]]] = [({*()}, {})]
-        if dist.get_rank() == 0:
-            state = [(self._settled(benchmark, AnswerLog(folder)), ended_runs(folder))]
-        dist.broadcast_object_list(state, src=0)
-        settled, ended = state[0]
+        settled, ended = self._state(benchmark, questions, folder)
         todo = [question for question in questions if question.id not in settled]
         most = max(ended.values(), default=0) + 1 if self.retry == "all" else MOST_ENDS
         lethal = [one for one in todo if ended.get(one.id, 0) >= most]
@@ -121,6 +117,29 @@ class Runner:
                 self.pretrained.window,
             )
 
+    def _state(
+        self, benchmark: Benchmark, questions: Sequence[Question], folder: Path
+    ) -> tuple[set[str], dict[str, int]]:
+        """What rank 0 finds in the folder, on every rank: questions not to be asked, and how often one ended a run.
+
+        Raises:
+            DataError: answers are damaged, or belong to other questions of the same ids.
+        """
+        state: list[tuple[set[str], dict[str, int]]] = [({*()}, {})]
+        problem: list[str | None] = [None]
+        if dist.get_rank() == 0:
+            try:
+                log = AnswerLog(folder)
+                _check_questions(log, questions, folder)
+                state = [(self._settled(benchmark, log), ended_runs(folder))]
+            except (DataError, OSError) as error:
+                problem = [str(error)]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise DataError(problem[0])
+        dist.broadcast_object_list(state, src=0)
+        return state[0]
+
     def _settled(self, benchmark: Benchmark, log: AnswerLog) -> set[str]:
         """Questions that are not asked again."""
         errors = {one.id for one in log.answers.values() if one.error is not None}
@@ -157,6 +176,7 @@ class Runner:
         prompter = Prompter(pretrained.config, pretrained.tokenizer, pretrained.policy, self.tiling, self.max_num)
         longest = _limit(batch[0], benchmark)
         denominator = pretrained.engine.model.rotary.denominator
+        assert pretrained.policy.denominator(pretrained.config.tokens_per_tile) == denominator, "see at_stride"
 
         def encoded() -> list[Prompt]:
             prompts = [prompter.prompt(benchmark, question) for question in batch]
@@ -175,6 +195,19 @@ class Runner:
             _answer(question, prompt, one, seconds, int(prompt.position_ticks[-1]) // denominator + 1)
             for question, prompt, one in zip(batch, prompts, found, strict=True)
         ]
+
+
+def _check_questions(log: AnswerLog, questions: Sequence[Question], folder: Path) -> None:
+    """Refuse answers to other questions: a file that was edited, or another one of the same name."""
+    for question in questions:
+        answer = log.answers.get(question.id)
+        if answer is None:
+            continue
+        if (then := words_of(answer.prompt)) != (now := words_of(told(question.turns))):
+            raise DataError(
+                f"{folder}: the answer to {question.id} belongs to another question: {then[:100]!r} then, "
+                f"{now[:100]!r} now. Choose another --out, or remove the folder"
+            )
 
 
 def _limit(question: Question, benchmark: Benchmark) -> int:
@@ -206,8 +239,7 @@ def _answer(question: Question, prompt: Prompt, found: Generated, seconds: float
 
 
 def _failed(question: Question, problem: str, stopped: str = "error") -> Answer:
-    prompt = "\n".join(f"{role}: {text}" for role, text in question.turns)
-    return Answer(question.id, None, prompt, 0, 0, 0, 0.0, stopped, problem[:500])
+    return Answer(question.id, None, told(question.turns), 0, 0, 0, 0.0, stopped, problem[:500])
 
 
 def _killed(question: Question, times: int) -> Answer:

@@ -68,6 +68,8 @@ class Pretrained:
     def at_stride(self, stride: Stride) -> Pretrained:
         """Return the same model, asked at another stride from now on; image features it has seen stay known.
 
+        The model is shared, and its rotary module replaced: this object must not be asked any more.
+
         Raises:
             ConfigError: the checkpoint was trained without V2PE.
         """

@@ -64,7 +64,7 @@ def position_ticks(
     np.add.at(advance, starts, step - denominator)
     np.add.at(advance, ends[followed], (denominator - step)[followed])
     advance.cumsum(out=advance)
-    real = None if mask is None else mask.numpy().astype(bool)
+    real = None if mask is None else mask.cpu().numpy().astype(bool)
     if real is not None:
         advance *= real
     # What an image leaves to the next whole position is added to the token after it.

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.embedded_images import CACHE
-from megatron_v2pe.evaluate.reading import ID, Fields, demand, json_lines
+from megatron_v2pe.evaluate.reading import ID, Fields, Row, demand, json_lines
 
 SUFFIX = ".jsonl"
 _FIELDS: Fields = {"question": str, "answer": (str, list)}
@@ -44,6 +44,7 @@ class OwnQuestions(PublishedBenchmark):
         path = root / self.file
         for number, (where, row) in enumerate(json_lines(path, _FIELDS), 1):
             demand(where, row, {name: kinds for name, kinds in _OPTIONAL.items() if name in row})
+            _check(where, row)
             others = {name: value for name, value in row.items() if name not in (*_FIELDS, *_OPTIONAL)}
             yield (
                 where,
@@ -55,6 +56,18 @@ class OwnQuestions(PublishedBenchmark):
                     max_new_tokens=row.get("max_new_tokens"),
                 ),
             )
+
+
+def _check(where: str, row: Row) -> None:
+    """Refuse values that would stop the run later."""
+    answers = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
+    most = row.get("max_new_tokens", 1)
+    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        raise DataError(f"{where}: answer is {row['answer']!r}, expected text, or a list of texts that are right")
+    if not all(isinstance(image, str) for image in row.get("images", ())):
+        raise DataError(f"{where}: images is {row['images']!r}, expected a list of paths")
+    if isinstance(most, bool) or most < 1:
+        raise DataError(f"{where}: max_new_tokens is {most}, expected 1 or more")
 
 
 def own_questions(word: str, mode: Mode = "corrected", cache: Path = CACHE) -> OwnQuestions:

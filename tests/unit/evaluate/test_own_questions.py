@@ -7,7 +7,9 @@ import json
 import pytest
 
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.registry import create, expand
+from megatron_v2pe.evaluate.runner import _check_questions
 from megatron_v2pe.evaluate.scorers import scorer_of
 
 
@@ -54,6 +56,11 @@ def test_files_stand_beside_benchmarks(tmp_path):
         ({"question": "<image> Which?", "answer": "a"}, "1 <image> in the text, but 0 images"),
         ({"question": "Which?"}, "answer"),
         ({"question": "Which?", "answer": "a", "images": "1.png"}, "images"),
+        ({"question": "Which?", "answer": "a", "images": [5]}, "a list of paths"),
+        ({"question": "Which?", "answer": []}, "a list of texts"),
+        ({"question": "Which?", "answer": ["a", None]}, "a list of texts"),
+        ({"question": "Which?", "answer": "a", "max_new_tokens": 0}, "expected 1 or more"),
+        ({"question": "Which?", "answer": "a", "max_new_tokens": True}, "expected 1 or more"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, row, words):
@@ -66,3 +73,17 @@ def test_a_wrong_line_is_named(tmp_path, row, words):
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(DataError, match="data are missing"):
         create("nowhere.jsonl").check(tmp_path)
+
+
+def test_answers_to_other_questions_are_refused(tmp_path):
+    """A line put before the others gives their numbers to other questions."""
+    out, before = tmp_path / "out", [{"question": f"<image>\nWhich {n}?", "answer": "a", "images": ["x"]} for n in "ab"]
+    questions = list(create(written(tmp_path, *before)).questions(tmp_path))
+    log = AnswerLog(out, 0)
+    for question in questions:
+        log.add(Answer(question.id, "a", "human: <image of 3 tiles>" + question.turns[0][1][7:], 9, 3, 1, 0.1, "stop"))
+    log.close()
+    _check_questions(AnswerLog(out), questions, out)
+    changed = list(create(written(tmp_path, {"question": "New?", "answer": "b"}, *before)).questions(tmp_path))
+    with pytest.raises(DataError, match="the answer to 1 belongs to another question: .*Which a.* then, .*New.* now"):
+        _check_questions(AnswerLog(out), changed, out)

@@ -10,9 +10,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from make_model import TRAINED_LENGTH
 from results import DEPTHS, Line, depth_map
 from settings import ORDINARY, V2PE, Row, Settings
+from start_model import TRAINED_LENGTH
 
 SHOWN = (
     *(ORDINARY, Row("default", scaling="dynamic"), Row("default", scaling="linear")),

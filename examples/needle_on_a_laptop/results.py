@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from make_model import TRAINED_LENGTH
 from settings import DECIDING, ORDINARY, RIGHT, ROWS, V2PE, WRONG, Row, Settings
+from start_model import TRAINED_LENGTH
 from steps import StepError
 from task import CHANCE, UNBOUND
 

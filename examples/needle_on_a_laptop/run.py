@@ -129,8 +129,8 @@ def _recipe() -> str:
         "training.yaml",
         "task.py",
         "pictures.py",
-        "make_data.py",
-        "make_model.py",
+        "write_data.py",
+        "start_model.py",
         "train_vit.py",
         "steps.py",
     ):

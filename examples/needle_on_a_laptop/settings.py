@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from make_model import TRAINED_LENGTH
+from start_model import TRAINED_LENGTH
 from task import TOKENS_PER_TILE
 
 LAYOUTS = {

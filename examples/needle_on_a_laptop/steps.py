@@ -15,10 +15,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import make_data
-import make_model
 import pictures
+import start_model
 import train_vit
+import write_data
 from settings import LAYOUTS, ORDINARY, ROWS, STRIDES, V2PE, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,7 +138,7 @@ class Seed:
 
     def _vision(self) -> float:
         start, megatron = self.folder / "start", self.folder / "start_megatron"
-        make_model.make(start, self.seed)
+        start_model.make(start, self.seed)
         _tool("convert_checkpoint.py", "hf-to-mcore", start, megatron, "--overwrite")
         ceiling = train_vit.train(megatron, start, self.settings.vision_steps, self.seed)
         shutil.rmtree(megatron)
@@ -146,12 +146,12 @@ class Seed:
         return ceiling
 
     def _data(self) -> None:
-        costs, images = make_model.measure(self.folder / "start"), self.out / "images"
+        costs, images = start_model.measure(self.folder / "start"), self.out / "images"
         documents = {"short": self.settings.short_documents, "long": self.settings.long_documents}
         for stage, number in documents.items():
-            make_data.write_training(self.folder, images, costs, stage, number, self.seed)
+            write_data.write_training(self.folder, images, costs, stage, number, self.seed)
         lengths, questions = self.settings.lengths, self.settings.questions
-        make_data.write_questions(self.folder, images, costs, lengths, questions, self.seed)
+        write_data.write_questions(self.folder, images, costs, lengths, questions, self.seed)
 
     def _index(self, stage: str) -> None:
         settings = ["--config", TRAINING, "--data.meta-path", self.folder / f"{stage}.json"]
@@ -188,7 +188,7 @@ class Seed:
         _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / "default" / "long", target, *version)
         _scaled(exported / "default", exported / "default_dynamic", "dynamic", 1)
         for length in self.settings.lengths[1:]:
-            times = length // make_model.TRAINED_LENGTH
+            times = length // start_model.TRAINED_LENGTH
             _scaled(exported / "default", exported / f"default_linear_{times}", "linear", times)
 
     def _ask_ordinary(self) -> None:
@@ -210,7 +210,7 @@ class Seed:
     def _ask_scaled(self) -> None:
         self._evaluate("default_dynamic", "default_dynamic", self._files("pages"))
         for length in self.settings.lengths[1:]:  # linear interpolation has a factor for each length
-            times = length // make_model.TRAINED_LENGTH
+            times = length // start_model.TRAINED_LENGTH
             questions = [self.folder / "questions" / f"pages_{length}.jsonl"]
             self._evaluate(f"default_linear_{times}", f"default_linear/{times}", questions)
 
@@ -236,7 +236,7 @@ def _scaled(source: Path, target: Path, kind: str, factor: int) -> None:
     config = json.loads((target / "config.json").read_text(encoding="utf-8"))
     config["llm_config"]["rope_scaling"] = {"type": kind, "factor": float(factor)}
     (target / "config.json").unlink()
-    make_model.write_json(target / "config.json", config)
+    start_model.write_json(target / "config.json", config)
 
 
 def _linked(source: str, target: str) -> str:

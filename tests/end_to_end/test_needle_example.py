@@ -70,12 +70,12 @@ def test_missing_packages_are_named(tmp_path):
 @pytest.fixture(scope="module")
 def made(example, tmp_path_factory):
     """Pictures, a model with its tokenizer, and what lines cost in its tokens."""
-    import make_model
     import pictures
+    import start_model
 
     folder = tmp_path_factory.mktemp("needle")
     pictures.write(folder / "images")
-    return folder, make_model.make(folder / "start", seed=0)
+    return folder, start_model.make(folder / "start", seed=0)
 
 
 def test_training_and_test_pictures_are_disjoint(made):
@@ -95,8 +95,8 @@ def test_training_and_test_pictures_are_disjoint(made):
 @pytest.mark.parametrize("tokens", [256, 257, 700, 2048])
 def test_prompts_have_exactly_as_many_tokens_as_asked_for(made, page_share, tokens):
     import pictures
-    from make_data import ANSWER_TOKENS
     from task import TOKENS_PER_TILE, document
+    from write_data import ANSWER_TOKENS
 
     from megatron_v2pe.data.conversation import get_template
     from megatron_v2pe.data.text import encode_conversation

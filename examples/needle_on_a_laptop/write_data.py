@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pictures
-from make_model import TRAINED_LENGTH
+from start_model import TRAINED_LENGTH
 from task import NEEDLES, Costs, Pictures, conversation, document
 from tqdm import tqdm
 
@@ -37,7 +37,7 @@ def write_training(folder: Path, images: Path, costs: Costs, stage: str, documen
     Args:
         folder: of the data.
         images: where `pictures.write` put them.
-        costs: see `make_model.measure`.
+        costs: see `start_model.measure`.
         stage: `short`: needles alone; `long`: documents of `TRAINED_LENGTH` tokens.
         documents: how many.
         seed: of the draws.
@@ -68,7 +68,7 @@ def write_questions(
     Args:
         folder: of the data.
         images: where `pictures.write` put them.
-        costs: see `make_model.measure`.
+        costs: see `start_model.measure`.
         lengths: tokens of a prompt.
         documents: of each length and haystack; each is asked about once.
         seed: of the draws.

@@ -31,7 +31,7 @@ def line(out, *more):
 @pytest.mark.slow
 def test_the_smoke_version_runs_and_goes_on(tmp_path):
     out = tmp_path / "out"
-    first = run(line(out, "--smoke"), tmp_path / "log", timeout=600)
+    first = run(line(out, "--smoke"), tmp_path / "log", timeout=1500)
     assert first.status == 0, first.output[-3000:]
     table = (out / "table.md").read_text()
     assert "dynamic NTK" in table and "| words |" in table and "not judged" in table
@@ -46,17 +46,17 @@ def test_the_smoke_version_runs_and_goes_on(tmp_path):
             assert [json.loads(row)["iteration"] for row in logged] == list(range(1, steps + 1))
     before = {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}
     (out / "table.md").unlink()
-    again = run(line(out, "--smoke"), tmp_path / "log2", timeout=120)
+    again = run(line(out, "--smoke"), tmp_path / "log2", timeout=300)
     assert again.status == 0 and again.output.count("done before") == again.output.count("\n[")
     assert (out / "table.md").read_text() == table
     assert before == {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}
-    other = run(line(out, "--smoke", "--parallel", "tp=2"), tmp_path / "log3", timeout=120)
+    other = run(line(out, "--smoke", "--parallel", "tp=2"), tmp_path / "log3", timeout=300)
     assert other.status == 2 and "parallel dp=2 there, tp=2 now" in other.output
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
-    refused = run(line(tmp_path, "--smoke"), tmp_path / "log", timeout=120)
+    refused = run(line(tmp_path, "--smoke"), tmp_path / "log", timeout=300)
     assert refused.status == 2 and "in use" in refused.output and not (tmp_path / "done").exists()
 
 

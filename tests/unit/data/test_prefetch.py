@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from itertools import count, islice
@@ -50,3 +52,21 @@ def test_closing_ends_the_thread():
     while left() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left()
+
+
+def test_a_process_ends_whole_while_its_thread_works(tmp_path):
+    """A daemon thread would be cut off inside of PyTorch, and the process aborted (status -6)."""
+    program = """
+import torch
+from megatron_v2pe.data.prefetch import prefetch
+
+def work():
+    while True:
+        yield torch.randn(300, 300).matmul(torch.randn(300, 300)).sum()
+
+items = prefetch(work(), 2)
+print(next(items) is not None)
+"""
+    for _ in range(3):
+        finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+        assert (finished.returncode, finished.stdout) == (0, "True\n"), finished.stderr[-500:]

@@ -5,8 +5,7 @@
 Makes a tiny checkpoint and small made-up benchmarks, evaluates them undisturbed on one process, then again in a run
 that is killed (SIGKILL) and resumed with two copies of the model, one process, and one copy shared by two (context
 parallel) in turn. Kills come while answers are written and while the program still starts. Fails unless the second
-run's answers are the first run's, up to their order, each question answered once, with the same scores. About three
-minutes on two cores for ten kills; the tests run two.
+run's answers are the first run's, up to their order, each question answered once, with the same scores.
 """
 
 from __future__ import annotations

@@ -54,11 +54,12 @@ fi
 . "$root/scripts/launch.sh"
 
 # What the flags say that is also said by the environment.
-stride="" out="" data="" layout=""
+stride="" several="" out="" data="" layout=""
 tensor=1 pipeline=1 context=1
 note() { # FLAG VALUE
     case "$1" in
         --rope_pos_id_stride | --rope-pos-id-stride) stride=$2 ;;
+        --strides) several=yes ;;
         --out) out=$2 ;;
         --root) data=$2 ;;
         --tensor-model-parallel-size) tensor=$2 layout=given ;;
@@ -89,7 +90,7 @@ if [ -z "$out" ]; then
     whole=$(CDPATH='' cd -- "$checkpoint" && pwd)
     name=${whole##*/}
     case "$name" in iter_*) whole=${whole%/*} name=${whole##*/}_$name ;; esac  # one of a run's checkpoints
-    if [ -n "$stride" ]; then asked=stride_$(printf %s "$stride" | tr / -); else asked=as_trained; fi
+    if [ -n "$several" ]; then asked=strides; elif [ -n "$stride" ]; then asked=stride_$(printf %s "$stride" | tr / -); else asked=as_trained; fi
     out=${OUT:-work_dirs/evaluate/$name/$asked}
 elif [ "${OUT:-$out}" != "$out" ]; then
     refuse "OUT=$OUT, but --out is $out; leave one of them away"
@@ -164,5 +165,6 @@ if [ "$status" -ne 0 ]; then
     echo "evaluation ended with status $status$kept" >&2
     exit "$status"
 fi
+if [ -n "$several" ]; then out=$out/stride_\*; fi
 printf '\nanswers  %s\nresults  %s\nreport   %s\n' "$out/BENCHMARK/answers-*.jsonl" "$out/BENCHMARK/results.json" \
-    "python tools/report.py $out${data:+ --root $data} --out $out/report"
+    "python tools/report.py $out${data:+ --root $data} --out ${out%%/stride_\*}/report"

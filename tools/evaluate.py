@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from megatron_v2pe.evaluate.needs import check_all
     from megatron_v2pe.evaluate.registry import create, expand
     from megatron_v2pe.generate.opening import opened, prepare
-    from megatron_v2pe.train.start import start_folder
+    from megatron_v2pe.train.start import on_first_rank, start_folder
     from megatron_v2pe.v2pe.stride import parse_stride
 
     if arguments.strides and arguments.rope_pos_id_stride is not None:
@@ -105,41 +105,45 @@ def _run(arguments: argparse.Namespace) -> None:
     check_all(benchmarks, arguments.root)  # what is missing is told before the model is loaded
     questions = [(benchmark, list(benchmark.questions(arguments.root))) for benchmark in benchmarks]
     with opened(opening, start_folder) as it:
-        if not strides:
-            _ask(arguments, it, questions, arguments.out)
-        for stride in strides:
-            asked = replace(it, pretrained=it.pretrained.at_stride(stride))
-            if opening.world.rank == 0:
+        folders = {stride: arguments.out / f"stride_{str(stride).replace('/', '-')}" for stride in strides}
+        folders = folders or {it.pretrained.policy.stride: arguments.out}
+        on_first_rank(lambda: _settle(arguments, it, folders))  # all of them before the first question
+        for stride, out in folders.items():
+            asked = replace(it, pretrained=it.pretrained.at_stride(stride)) if strides else it
+            if strides and opening.world.rank == 0:
                 print(f"stride {stride}")
-            _ask(arguments, asked, questions, arguments.out / f"stride_{str(stride).replace('/', '-')}")
+            _ask(arguments, asked, questions, out)
+
+
+def _settle(arguments: argparse.Namespace, it: Opened, folders: Mapping[Any, Path]) -> None:
+    """Note in each stride's folder what its answers depend on, or refuse a folder of another run."""
+    from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
+
+    settings: dict[str, Any] = {
+        "checkpoint": checkpoint_digest(it.folder),
+        "rope_pos_id_version": it.pretrained.policy.version,
+        "max_num": arguments.max_num or "each benchmark's own",
+        "mode": arguments.mode,
+        "dtype": it.dtype,
+        "window": arguments.window or "any",
+    }
+    for stride, out in folders.items():
+        settle(out, {**settings, "rope_pos_id_stride": str(stride)})
 
 
 def _ask(
     arguments: argparse.Namespace, it: Opened, questions: Sequence[tuple[Benchmark, list[Question]]], out: Path
 ) -> None:
     """Ask all questions at one stride."""
-    from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
     from megatron_v2pe.evaluate.results import as_line, score
     from megatron_v2pe.evaluate.runner import Runner
-    from megatron_v2pe.train.start import on_first_rank
 
-    first = it.world.rank == 0
-    settings: dict[str, Any] = {
-        "checkpoint": checkpoint_digest(it.folder) if first else "",
-        "rope_pos_id_version": it.pretrained.policy.version,
-        "rope_pos_id_stride": str(it.pretrained.policy.stride),
-        "max_num": arguments.max_num or "each benchmark's own",
-        "mode": arguments.mode,
-        "dtype": it.dtype,
-        "window": arguments.window or "any",
-    }
-    on_first_rank(lambda: settle(out, settings))
     limits = {"max_num": arguments.max_num, "window": arguments.window}
     runner = Runner(it.pretrained, it.tiling, arguments.batch_size, arguments.retry, **limits)
     for benchmark, everything in questions:
         mine, folder = everything[: arguments.limit], out / benchmark.name
         runner.run(benchmark, mine, folder)
-        if first:
+        if it.world.rank == 0:
             limit = len(mine) if len(mine) < len(everything) else None
             print(as_line(score(benchmark, mine, folder, arguments.root, arguments.mode, limit)))
 

@@ -11,6 +11,7 @@ from megatron_v2pe.convert.random_weights import random_weights, write_checkpoin
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.text import encode_conversation
 from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.testing.small_config import small_internvl2
 from megatron_v2pe.testing.small_tokenizer import added_tokens, write_tokenizer
 
 PIECES = 768
@@ -31,60 +32,14 @@ heads of 128 and 32K tokens."""
 
 def hf_config(vocabulary: int) -> dict[str, Any]:
     """Return `config.json`: the fields of InternVL2-2B, smaller numbers."""
-    vision = {
-        "architectures": ["InternVisionModel"],
-        "model_type": "intern_vit_6b",
-        **VISION,
-        "image_size": TILE,
-        "patch_size": PATCH,
-        "num_channels": 3,
-        "qkv_bias": True,
-        "qk_normalization": False,
-        "norm_type": "layer_norm",
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-        "drop_path_rate": 0.0,
-        "initializer_factor": 1.0,
-        "initializer_range": 0.02,
-        "torch_dtype": "float32",
-    }
     language = {
-        "architectures": ["InternLM2ForCausalLM"],
-        "model_type": "internlm2",
         **LANGUAGE,
         "vocab_size": vocabulary,
-        "hidden_act": "silu",
-        "bias": False,
-        "rms_norm_eps": 1e-5,
-        "initializer_range": 0.02,
         "max_position_embeddings": TRAINED_LENGTH,
         "rope_theta": ROPE_THETA,
         "rope_scaling": None,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 2,
-        "torch_dtype": "float32",
     }
-    return {
-        "architectures": ["InternVLChatModel"],
-        "model_type": "internvl_chat",
-        "vision_config": vision,
-        "llm_config": language,
-        "hidden_size": LANGUAGE["hidden_size"],
-        "force_image_size": TILE,
-        "downsample_ratio": 1.0,
-        "ps_version": "v2",
-        "select_layer": -1,
-        "template": "internlm2-chat",
-        "dynamic_image_size": True,
-        "use_thumbnail": False,
-        "min_dynamic_patch": 1,
-        "max_dynamic_patch": 12,
-        "pad2square": False,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-    }
+    return small_internvl2(TILE, PATCH, VISION, language, downsample_ratio=1.0, use_thumbnail=False)
 
 
 def make(folder: Path, seed: int) -> Costs:

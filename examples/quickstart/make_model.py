@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.convert.random_weights import random_weights, write_checkpoint, write_json
+from megatron_v2pe.testing.small_config import small_internvl2
 from megatron_v2pe.testing.small_tokenizer import added_tokens, read_texts, write_tokenizer
 
 PIECES = 600
@@ -33,66 +34,14 @@ LANGUAGE = {
 
 def hf_config(vocabulary: int) -> dict[str, Any]:
     """Return `config.json`: the fields of InternVL2-2B, smaller numbers."""
-    vision = {
-        "architectures": ["InternVisionModel"],
-        "model_type": "intern_vit_6b",
-        **VISION,
-        "image_size": TILE,
-        "patch_size": PATCH,
-        "num_channels": 3,
-        "qkv_bias": True,
-        "qk_normalization": False,
-        "norm_type": "layer_norm",
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-        "attention_dropout": 0.0,
-        "dropout": 0.0,
-        "drop_path_rate": 0.0,
-        "initializer_factor": 1.0,
-        "initializer_range": 0.02,
-        "torch_dtype": "float32",
-    }
     language = {
-        "architectures": ["InternLM2ForCausalLM"],
-        "model_type": "internlm2",
         **LANGUAGE,
         "vocab_size": vocabulary,
-        "hidden_act": "silu",
-        "bias": False,
-        "rms_norm_eps": 1e-5,
-        "initializer_range": 0.02,
         "max_position_embeddings": 32768,
         "rope_theta": 1000000,
         "rope_scaling": {"type": "dynamic", "factor": 2.0},
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 2,
-        "torch_dtype": "float32",
-        "use_cache": True,
     }
-    return {
-        "architectures": ["InternVLChatModel"],
-        "model_type": "internvl_chat",
-        "vision_config": vision,
-        "llm_config": language,
-        "hidden_size": LANGUAGE["hidden_size"],
-        "force_image_size": TILE,
-        "downsample_ratio": 0.5,
-        "ps_version": "v2",
-        "select_layer": -1,
-        "template": "internlm2-chat",
-        "dynamic_image_size": True,
-        "use_thumbnail": True,
-        "min_dynamic_patch": 1,
-        "max_dynamic_patch": 4,
-        "pad2square": False,
-        "use_backbone_lora": 0,
-        "use_llm_lora": 0,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-        "transformers_version": None,
-    }
+    return small_internvl2(TILE, PATCH, VISION, language, max_dynamic_patch=4)
 
 
 def make(out: Path, texts: list[str]) -> tuple[int, int]:

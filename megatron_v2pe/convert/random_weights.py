@@ -72,6 +72,7 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], weights: Mapping[s
         Number of parameters.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)
     total = sum(tensor.numel() for tensor in weights.values())
     parts: list[dict[str, Tensor]] = [{} for _ in range(shards)]
     seen = 0

@@ -1,8 +1,8 @@
 """Megatron-Core without its compiler where there is no GPU.
 
-`megatron.core.jit` wraps small functions in `torch.compile`, which imports Dynamo, Inductor and 800 further modules, a
-third of the time it takes to start a process. Without CUDA none of the wrapped functions runs (fusions are off), so the
-module is replaced by one whose `jit_fuser` returns a function as it is. On CUDA nothing is replaced.
+`megatron.core.jit` wraps small functions in `torch.compile`, which imports Dynamo, Inductor and 800 further modules: a
+fifth or more of the time it takes to start a process. Without CUDA none of the wrapped functions runs (fusions are
+off), so the module is replaced by one whose `jit_fuser` returns a function as it is. On CUDA nothing is replaced.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def on_first_rank(action: Callable[[], None]) -> None:
     if dist.get_rank() == 0:
         try:
             action()
-        except V2PEError as error:
+        except (V2PEError, OSError) as error:  # others would wait for a rank that has left
             verdict = [str(error)]
     dist.broadcast_object_list(verdict, src=0)
     if verdict[0] is not None:

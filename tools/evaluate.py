@@ -109,7 +109,7 @@ def _run(arguments: argparse.Namespace) -> None:
         folders = folders or {it.pretrained.policy.stride: arguments.out}
         on_first_rank(lambda: _settle(arguments, it, folders))  # all of them before the first question
         for stride, out in folders.items():
-            asked = replace(it, pretrained=it.pretrained.at_stride(stride)) if strides else it
+            asked = replace(it, pretrained=it.pretrained.at_stride(stride)) if strides and stride is not None else it
             if strides and opening.world.rank == 0:
                 print(f"stride {stride}")
             _ask(arguments, asked, questions, out)

@@ -56,8 +56,11 @@ def settle(folder: Path, settings: dict[str, Any]) -> None:
     ours = json.loads(json.dumps(settings))
     code = code_version()
     if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        theirs = there["settings"]
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+            theirs = dict(there["settings"])
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(f"{path} is not an evaluation's; the folder is another's. Choose another --out") from None
         differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
         if differing:
             told = "; ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} now" for name in differing)

@@ -1,8 +1,11 @@
-"""Evaluation of a small checkpoint inside of a `WorkerPool`, in any layout, with faults planted on single ranks."""
+"""Evaluation of a small checkpoint inside of a `WorkerPool`, in any layout, with faults planted on single ranks.
+
+And the same question at several strides of one opened model (`at_strides`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +19,13 @@ from megatron_v2pe.device import launch
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.runner import Retry, Runner
-from megatron_v2pe.generate import generation, memory, tiles
+from megatron_v2pe.generate import generation, memory, pretrained, tiles
 from megatron_v2pe.generate import session as session_module
-from megatron_v2pe.generate.pretrained import open_pretrained
+from megatron_v2pe.generate.generation import GenerationOptions
+from megatron_v2pe.generate.pretrained import Pretrained, Question, open_pretrained
 from megatron_v2pe.generate.prompt import checkpoint_tiling
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.v2pe.position_ids import Stride
 
 
 @dataclass(frozen=True)
@@ -58,19 +63,66 @@ def run(case: Case) -> Seen:
         opened.extend(Path(picture.path).name for picture in pictures)
         return read_tiles(pictures, *settings, **more)
 
-    world = launch.World(rank=dist.get_rank(), world_size=dist.get_world_size())
-    stays = mock.patch.object(launch, "shutdown")  # the pool's process group outlives the model
-    settings: dict[str, Any] = {"layout": case.layout, "world": world, "window": 100000, "dtype": torch.float64}
-    with stays, open_pretrained(case.checkpoint, None, "cpu", **settings) as pretrained:
-        runner = Runner(
-            pretrained, checkpoint_tiling(pretrained.config, 2), case.batch_size, case.retry, window=pretrained.window
-        )
+    with _opened(case.checkpoint, case.layout) as model:
+        runner = Runner(model, checkpoint_tiling(model.config, 2), case.batch_size, case.retry, window=model.window)
         benchmark = create(case.benchmark)
         questions = list(benchmark.questions(case.root))
         with mock.patch.object(tiles, "read_tiles", watched), FAULTS[case.fault]():
             runner.run(benchmark, questions, case.out)
         dist.barrier()
     return Seen(AnswerLog(case.out).answers, opened)
+
+
+@contextmanager
+def _opened(checkpoint: Path, layout: ParallelConfig, stride: Stride | None = None) -> Iterator[Pretrained]:
+    world = launch.World(rank=dist.get_rank(), world_size=dist.get_world_size())
+    stays = mock.patch.object(launch, "shutdown")  # the pool's process group outlives the model
+    settings: dict[str, Any] = {"layout": layout, "world": world, "window": 100000, "dtype": torch.float64}
+    with stays, open_pretrained(checkpoint, stride, "cpu", **settings) as model:
+        yield model
+
+
+@dataclass
+class AtStride:
+    """What a rank gave at one stride."""
+
+    ids: list[list[int]]
+    logits: list[torch.Tensor]
+    """Of each question [steps, vocab_size]; on the last pipeline stage."""
+
+
+def at_strides(
+    checkpoint: Path,
+    questions: Sequence[Question],
+    strides: Sequence[Stride],
+    layout: ParallelConfig,
+    reopen: bool = False,
+    forget_rotary: bool = False,
+) -> list[AtStride]:
+    """Ask the same questions at one stride after the other.
+
+    Args:
+        checkpoint: a Megatron checkpoint trained with V2PE.
+        questions: asked together.
+        strides: in order.
+        layout: of this pool's ranks.
+        reopen: open the checkpoint anew for each stride, in place of `Pretrained.at_stride`.
+        forget_rotary: planted break: the rotary module of the first stride stays.
+    """
+    if reopen:
+        return [at_strides(checkpoint, questions, [stride], layout)[0] for stride in strides]
+    found: list[AtStride] = []
+    with _opened(checkpoint, layout, strides[0]) as model:
+        first = model.engine.model.rotary
+        kept = mock.patch.object(pretrained, "build_rotary", lambda *_: first) if forget_rotary else nullcontext()
+        with kept:
+            for stride in strides:
+                model = model.at_stride(stride)
+                options = GenerationOptions(max_new_tokens=3, keep_logits=True)
+                answers = model.ask(questions, checkpoint_tiling(model.config, 2), options)
+                logits = [torch.stack(answer.logits).clone() for answer in answers if answer.logits]
+                found.append(AtStride([answer.token_ids for answer in answers], logits))
+    return found
 
 
 @contextmanager

@@ -130,6 +130,31 @@ def test_a_question_that_kills_its_run_twice_is_given_up(tiny, root, converted, 
     assert result(tmp_path / "out")["failed"] == []
 
 
+@pytest.mark.slow
+def test_several_strides_from_one_start(tiny, root, converted, tmp_path):
+    """Each has a folder of its own, settled before the first question: a foreign one ends the run before any answer."""
+    shutil.copytree(tiny / "hf", tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_pos_id_version": "v2pe_rnd"}))
+    arguments = words(tiny, root, tmp_path / "out", converted, "--checkpoint", tmp_path / "hf", "--limit", "2")
+    line = command("tools/evaluate.py", *arguments)
+    foreign = tmp_path / "out" / "stride_1-2"
+    foreign.mkdir(parents=True)
+    (foreign / "run.json").write_text("{}")
+    finished = run([*line, "--strides", "2", "1/2"], tmp_path / "log")
+    assert finished.status == 1 and str(foreign) in finished.output, finished.output[-2000:]
+    assert not list((tmp_path / "out").rglob("answers-*"))
+    shutil.rmtree(foreign)
+    finished = run([*line, "--strides", "2", "1/2"], tmp_path / "log2")
+    assert finished.status == 0, finished.output[-3000:]
+    positions = {}
+    for stride in ("2", "1-2"):
+        assert result(tmp_path / "out" / f"stride_{stride}")["answered"] == 2
+        (raw,) = (tmp_path / "out" / f"stride_{stride}" / NAME).glob("answers-*.jsonl")
+        positions[stride] = [json.loads(row)["positions"] for row in raw.read_text().splitlines()]
+    assert all(large > small for large, small in zip(positions["2"], positions["1-2"], strict=True))
+
+
 def test_what_is_missing_is_told_before_the_model_is_loaded(tool, tiny, golden, root, converted, tmp_path, capsys):
     def refused(*more, where=root):
         assert tool.main(words(tiny, where, tmp_path / "out", converted, *more)) == 1
@@ -144,6 +169,8 @@ def test_what_is_missing_is_told_before_the_model_is_loaded(tool, tiny, golden, 
     assert "holds neither config.json" in refused("--checkpoint", tmp_path)
     assert "did you mean chartqa" in refused("--benchmarks", "chartqas")
     assert "rope_pos_id_stride -4 is not positive" in refused("--rope-pos-id-stride", "-4")
+    assert "give one of them" in refused("--rope_pos_id_stride", "4", "--strides", "4", "8")
+    assert "rope_pos_id_stride 0 is not positive" in refused("--strides", "4", "0")
     text = (root / FILE).read_text()
     (root / FILE).write_text(text.replace("question_id", "id"))
     assert "no 'question_id', only" in refused()

@@ -2,7 +2,8 @@
 
 Data, below `data/chartqa/`: `ChartQA Dataset/test/png/*.png` from
 https://drive.google.com/file/d/1Lm_w6zeET1Hyl_9ks6w5nEsgpoyPHalV/view (the space in the name is real), and
-`test_human.jsonl`, `test_augmented.jsonl`, converted by the authors of Qwen-VL. Fields: `image`, `question`,
+`test_human.jsonl`, `test_augmented.jsonl`, converted by the authors of Qwen-VL:
+https://ofasys-wlcb.oss-cn-wulanchabu.aliyuncs.com/Qwen-VL/evaluation/chartqa/. Fields: `image`, `question`,
 `question_id`, `answer`.
 
 The published table shows one number, presumably the mean of the two splits. The published scorer swaps its arguments;

@@ -2,7 +2,8 @@
 
 Data, below `data/docvqa/`: `val.tar.gz` and `test.tar.gz` of https://datasets.cvc.uab.es/rrc/DocVQA/, unpacked
 (`val/documents/*.png`, `val/val_v1.0.json`, `test/`), and `val.jsonl`, `test.jsonl`, converted by the authors of
-Qwen-VL. Fields: `image`, `question`, `question_id`; answers of `val` are in `val/val_v1.0.json`.
+Qwen-VL: https://ofasys-wlcb.oss-cn-wulanchabu.aliyuncs.com/Qwen-VL/evaluation/docvqa/. Fields: `image`, `question`,
+`question_id`; answers of `val` are in `val/val_v1.0.json`.
 
 The answers for test go to https://rrc.cvc.uab.es/?ch=17: a list of `questionId` and `answer`.
 """

@@ -1,8 +1,9 @@
 """GQA testdev, balanced: compositional questions about photos; GQA's own accuracy.
 
 Data, below `data/gqa/`: images `images/` of https://downloads.cs.stanford.edu/nlp/data/gqa/images.zip, the questions
-with their answers `testdev_balanced_questions.json` of https://downloads.cs.stanford.edu/nlp/data/gqa/questions1.2.zip,
-and the converted lines: `testdev_balanced.jsonl` (Qwen-VL; `gqa_testdev`) or
+with their answers `testdev_balanced_questions.json` of
+https://downloads.cs.stanford.edu/nlp/data/gqa/questions1.2.zip, and the converted lines: `testdev_balanced.jsonl`
+(https://ofasys-wlcb.oss-cn-wulanchabu.aliyuncs.com/Qwen-VL/evaluation/gqa/; `gqa_testdev`) or
 `llava_gqa_testdev_balanced_qwen_format.jsonl` (InternVL; `gqa_testdev_llava`, what the published script runs). Fields:
 `image`, `question`, `question_id`. A line's `answer`, where it has one, is not read: the official answers count.
 """

@@ -1,8 +1,9 @@
 """OCR-VQA: questions about book covers; exact match.
 
 Data, below `data/ocrvqa/`: images `images/` and questions of https://ocr-vqa.github.io/, and `ocrvqa_val.jsonl`,
-`ocrvqa_test.jsonl`, converted by the authors of Qwen-VL. Fields: `image`, `question`, `question_id`, `answer`. Ids
-here are line numbers: a cover has several questions.
+`ocrvqa_test.jsonl`, converted by the authors of Qwen-VL:
+https://ofasys-wlcb.oss-cn-wulanchabu.aliyuncs.com/Qwen-VL/evaluation/ocrvqa/. Fields: `image`, `question`,
+`question_id`, `answer`. Ids here are line numbers: a cover has several questions.
 """
 
 from __future__ import annotations

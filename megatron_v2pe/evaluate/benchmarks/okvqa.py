@@ -1,7 +1,8 @@
 """OK-VQA val: questions about COCO photos that need knowledge; VQA soft accuracy.
 
-Data, below `data/okvqa/`: a link `val2014` to COCO's images, `mscoco_val2014_annotations.json` of
-https://okvqa.allenai.org/download.html, and `okvqa_val.jsonl`, converted by the authors of Qwen-VL. Fields: `image`,
+Data, below `data/okvqa/`: a link `val2014` to COCO's images http://images.cocodataset.org/zips/val2014.zip,
+`mscoco_val2014_annotations.json` of https://okvqa.allenai.org/download.html, and `okvqa_val.jsonl`, converted by the
+authors of Qwen-VL: https://ofasys-wlcb.oss-cn-wulanchabu.aliyuncs.com/Qwen-VL/evaluation/okvqa/. Fields: `image`,
 `question`, `question_id`.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_v2pe.evaluate.benchmark import Needed
-from megatron_v2pe.evaluate.benchmarks.single_image import QWEN, SingleImageBenchmark, TruthOf
+from megatron_v2pe.evaluate.benchmarks.single_image import COCO, QWEN, SingleImageBenchmark, TruthOf
 from megatron_v2pe.evaluate.benchmarks.voted_answers import voted_answers
 
 _ANSWERS = "data/okvqa/mscoco_val2014_annotations.json"
@@ -28,7 +29,7 @@ class OkVqaVal(SingleImageBenchmark):
             _ANSWERS,
             "unpack https://okvqa.allenai.org/static/data/mscoco_val2014_annotations.json.zip below data/okvqa",
         ),
-        Needed("data/okvqa/val2014", "link COCO's val2014 images there"),
+        Needed("data/okvqa/val2014", COCO.format("val2014")),
     )
     published = 5046
     max_new_tokens = 10

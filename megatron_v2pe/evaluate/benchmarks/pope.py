@@ -1,10 +1,10 @@
 """POPE: is something in the photo, yes or no; F1 of three categories.
 
-Data, below `data/pope/`: a link `val2014` to COCO's images (`ln -s ../coco/val2014 ./`); `llava_pope_test.jsonl` of
-https://github.com/OpenGVLab/InternVL/releases/tag/data (`question_id`, `image`, `text` with the instruction already
-inside, `category`); labels `coco/coco_pope_{random,popular,adversarial}.json` of
-https://github.com/AoiDragon/POPE at commit e3e39262c85a6a83f26cf5094022a782cb0df58d (`image`, `text`, `label`). Labels
-of a later commit belong to other questions.
+Data, below `data/pope/`: a link `val2014` to COCO's images http://images.cocodataset.org/zips/val2014.zip
+(`ln -s ../coco/val2014 ./`); `llava_pope_test.jsonl` of https://github.com/OpenGVLab/InternVL/releases/tag/data
+(`question_id`, `image`, `text` with the instruction already inside, `category`); labels
+`coco/coco_pope_{random,popular,adversarial}.json` of https://github.com/AoiDragon/POPE at commit
+e3e39262c85a6a83f26cf5094022a782cb0df58d (`image`, `text`, `label`). Labels of a later commit belong to other questions.
 
 User text: `text` and a space. The published scorer pairs answers with labels by their order within a category,
 which with other label files gives wrong numbers without a word. Here a label belongs to the question with the same
@@ -19,6 +19,7 @@ from pathlib import Path
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import FAMILY_TILES, PublishedBenchmark, asked
+from megatron_v2pe.evaluate.benchmarks.single_image import COCO
 from megatron_v2pe.evaluate.benchmarks.wording import with_image
 from megatron_v2pe.evaluate.reading import ID, json_lines
 
@@ -49,7 +50,7 @@ class Pope(PublishedBenchmark):
         return (
             Needed(_FILE, "download it from https://github.com/OpenGVLab/InternVL/releases/tag/data"),
             *(Needed(_labels_of(name), f"download {source}/coco_pope_{name}.json") for name in _CATEGORIES),
-            Needed("data/pope/val2014", "link COCO's val2014 images there"),
+            Needed("data/pope/val2014", COCO.format("val2014")),
         )
 
     def read(self, root: Path) -> Iterator[tuple[str, Question]]:

@@ -19,6 +19,8 @@ from megatron_v2pe.evaluate.reading import ID, Row, demand, json_lines
 
 QWEN = "https://ofasys-wlcb.oss-cn-wulanchabu.aliyuncs.com/Qwen-VL/evaluation"
 """Where the files converted by the authors of Qwen-VL are downloaded from."""
+COCO = "unpack http://images.cocodataset.org/zips/{}.zip below data/coco and link it there"
+"""Where photos of COCO come from."""
 INTERNVL = "https://huggingface.co/OpenGVLab/InternVL/raw/main"
 """Where the files converted by the authors of InternVL are downloaded from."""
 

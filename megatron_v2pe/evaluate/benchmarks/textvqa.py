@@ -2,7 +2,8 @@
 
 Data, below `data/textvqa/`: images `train_images/` of
 https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip, `textvqa_val_annotations.json` converted by the
-authors of Qwen-VL, and `textvqa_val.jsonl` of https://huggingface.co/OpenGVLab/InternVL, or for `textvqa_val_ocr` its
+authors of Qwen-VL: https://ofasys-wlcb.oss-cn-wulanchabu.aliyuncs.com/Qwen-VL/evaluation/textvqa/, and
+`textvqa_val.jsonl` of https://huggingface.co/OpenGVLab/InternVL, or for `textvqa_val_ocr` its
 `textvqa_val_llava.jsonl`, whose questions name the words an OCR found. Fields: `image`, `question`, `question_id`.
 """
 

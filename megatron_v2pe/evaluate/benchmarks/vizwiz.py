@@ -1,8 +1,9 @@
 """VizWiz: questions of blind people about their photos; VQA soft accuracy on val, a file for the server on test.
 
 Data, below `data/vizwiz/`: images `val/`, `test/` of https://vizwiz.org/tasks-and-datasets/vqa/, and
-`vizwiz_val.jsonl`, `vizwiz_val_annotations.json`, `vizwiz_test.jsonl`, converted by the authors of Qwen-VL. Fields:
-`image`, `question`, `question_id`; on test the id is the image's path.
+`vizwiz_val.jsonl`, `vizwiz_val_annotations.json`, `vizwiz_test.jsonl`, converted by the authors of Qwen-VL:
+https://ofasys-wlcb.oss-cn-wulanchabu.aliyuncs.com/Qwen-VL/evaluation/vizwiz/. Fields: `image`, `question`,
+`question_id`; on test the id is the image's path.
 
 The answers for test go to EvalAI: a list of `image` (its file name) and `answer`.
 """

@@ -1,8 +1,10 @@
 """VQAv2: open questions about COCO photos; VQA soft accuracy on val, a file for the server on test-dev.
 
-Data, below `data/vqav2/`: links `val2014`, `test2015` to COCO's images (`ln -s ../coco/val2014 ./`),
-`v2_mscoco_val2014_annotations.json` of https://visualqa.org/download.html, and `vqav2_val.jsonl`,
-`vqav2_testdev.jsonl`, converted by the authors of Qwen-VL. Fields: `image`, `question`, `question_id`.
+Data, below `data/vqav2/`: links `val2014`, `test2015` to COCO's images http://images.cocodataset.org/zips/val2014.zip
+and test2015.zip (`ln -s ../coco/val2014 ./`), `v2_mscoco_val2014_annotations.json` of
+https://visualqa.org/download.html, and `vqav2_val.jsonl`, `vqav2_testdev.jsonl`, converted by the authors of Qwen-VL:
+https://ofasys-wlcb.oss-cn-wulanchabu.aliyuncs.com/Qwen-VL/evaluation/vqav2/. Fields: `image`, `question`,
+`question_id`.
 
 The answers for test-dev go to EvalAI: a list of `question_id` and `answer`.
 """
@@ -12,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from megatron_v2pe.evaluate.benchmark import Needed
-from megatron_v2pe.evaluate.benchmarks.single_image import QWEN, SingleImageBenchmark, TruthOf
+from megatron_v2pe.evaluate.benchmarks.single_image import COCO, QWEN, SingleImageBenchmark, TruthOf
 from megatron_v2pe.evaluate.benchmarks.voted_answers import voted_answers
 
 _ANSWERS = "data/vqav2/v2_mscoco_val2014_annotations.json"
@@ -30,7 +32,7 @@ class VqaV2Val(SingleImageBenchmark):
             _ANSWERS,
             "unpack https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/v2_Annotations_Val_mscoco.zip below data/vqav2",
         ),
-        Needed("data/vqav2/val2014", "link COCO's val2014 images there"),
+        Needed("data/vqav2/val2014", COCO.format("val2014")),
     )
     published = 214354
     max_new_tokens = 10
@@ -47,7 +49,7 @@ class VqaV2Testdev(SingleImageBenchmark):
     title = "VQAv2 test-dev"
     scorer = None
     file = Needed("data/vqav2/vqav2_testdev.jsonl", f"download {QWEN}/vqav2/vqav2_testdev.jsonl")
-    others = (Needed("data/vqav2/test2015", "link COCO's test2015 images there"),)
+    others = (Needed("data/vqav2/test2015", COCO.format("test2015")),)
     published = 107394
     max_new_tokens = 10
     submission_key = "question_id"

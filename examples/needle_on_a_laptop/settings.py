@@ -31,9 +31,9 @@ class Settings:
     """Times the trained length."""
     vision_steps: int = 800
     short_steps: int = 420
-    long_steps: int = 200
+    long_steps: int = 240
     short_documents: int = 15360
-    long_documents: int = 6656
+    long_documents: int = 7936
     questions: int = 128
     """For each length, haystack and row."""
 

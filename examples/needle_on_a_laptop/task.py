@@ -1,10 +1,10 @@
 """The task: read handwritten digits beside names in a long document of photographs, and say which digit a name has.
 
-A document is lines of text, in random order:
+A document is made of these, in random order:
 
-    Anna<image>                 a needle: a name and a handwritten digit, one tile
-    <image>                     a page of the haystack: 1 to 12 tiles of a photograph
-    river stone window cloud    words of the haystack
+    Anna<image>                 a needle, a line of its own: a name and a handwritten digit, one tile
+    <image>                     a page of the haystack: 1 to 12 tiles of a photograph, no line break behind it
+    river stone window cloud    a line of words of the haystack
 
 and ends with a name. The answer is that name and the digit beside it (`Anna seven`): said again, the name stands right
 before what has to be found. Questions are asked about four needles, so that without binding
@@ -25,9 +25,10 @@ CHANCE = 0.1
 """Of ten digits."""
 UNBOUND = 0.38
 """Of the digits in the document the most frequent one, the smallest of equals: what can be right without binding."""
-PAGE_FRAME = 3
-"""Tokens of a page beside its tiles: begin and end of an image, line break."""
-NEEDLE_TOKENS = 1 + PAGE_FRAME + TOKENS_PER_TILE
+PAGE_FRAME = 2
+"""Tokens of a page beside its tiles: begin and end of an image."""
+NEEDLE_TOKENS = 1 + PAGE_FRAME + TOKENS_PER_TILE + 1
+"""Of its line: a name, a tile, a line break."""
 LONGEST_PAGE = 12
 """Tiles of a page, at most."""
 LONGEST_WORDS = 64
@@ -62,8 +63,8 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of a document: text, and which picture stands in it."""
+class Part:
+    """A line or a page of a document: text, and which picture stands in it."""
 
     text: str
     picture: str | None = None
@@ -76,7 +77,7 @@ class Document:
     """A haystack with its needles."""
 
     text: str
-    """All lines, `<image>` where a picture stands; a line break at the end."""
+    """All parts, `<image>` where a picture stands."""
     pictures: tuple[str, ...]
     names: tuple[str, ...]
     """Of the needles."""
@@ -106,47 +107,47 @@ def document(draw: random.Random, pictures: Pictures, room: int, page_share: flo
     Args:
         draw: where randomness comes from.
         pictures: to draw from.
-        room: tokens of the haystack, line breaks included; 0: needles only.
-        page_share: chance that a line of the haystack is a page of pictures.
+        room: tokens of the haystack; 0: needles only.
+        page_share: chance that a part of the haystack is a page of pictures.
         needles: how many.
     """
     names = draw.sample(NAMES, needles)
     digits = [draw.choice(pictures.digits) for _ in names]
-    lines = [Line(f"{name}<image>", path, i) for i, (name, (path, _)) in enumerate(zip(names, digits, strict=True))]
+    parts = [Part(f"{name}<image>\n", path, i) for i, (name, (path, _)) in enumerate(zip(names, digits, strict=True))]
     costs = [NEEDLE_TOKENS] * needles
     while room:
-        line, cost = _hay(draw, pictures, room, page_share)
-        lines.append(line)
+        part, cost = _hay(draw, pictures, room, page_share)
+        parts.append(part)
         costs.append(cost)
         room -= cost
-    order = draw.sample(range(len(lines)), len(lines))
+    order = draw.sample(range(len(parts)), len(parts))
     depths, seen = [0.0] * needles, 0
     for number in order:
-        if (needle := lines[number].needle) is not None:
+        if (needle := parts[number].needle) is not None:
             depths[needle] = seen / sum(costs)
         seen += costs[number]
-    shown = [lines[number] for number in order]
+    shown = [parts[number] for number in order]
     return Document(
-        text="".join(f"{line.text}\n" for line in shown),
-        pictures=tuple(line.picture for line in shown if line.picture is not None),
+        text="".join(part.text for part in shown),
+        pictures=tuple(part.picture for part in shown if part.picture is not None),
         names=tuple(names),
         digits=tuple(digit for _, digit in digits),
         depths=tuple(depths),
     )
 
 
-def _hay(draw: random.Random, pictures: Pictures, room: int, page_share: float) -> tuple[Line, int]:
-    """Draw a line of the haystack and its cost; the room left is none, or enough for a line of two tokens."""
+def _hay(draw: random.Random, pictures: Pictures, room: int, page_share: float) -> tuple[Part, int]:
+    """Draw a part of the haystack and its cost; the room left is none, or enough for a line of two tokens."""
     most = min(LONGEST_PAGE, (room - PAGE_FRAME) // TOKENS_PER_TILE)
     if most > 0 and draw.random() < page_share:
         tiles = draw.randint(1, most)
         cost = PAGE_FRAME + TOKENS_PER_TILE * tiles
         if room - cost != 1:
-            return Line("<image>", draw.choice(pictures.pages[tiles])), cost
+            return Part("<image>", draw.choice(pictures.pages[tiles])), cost
     words = min(draw.randint(8, LONGEST_WORDS), room - 1)
     if room - words - 1 == 1:
         words -= 1
-    return Line(" ".join(draw.choices(WORDS, k=words))), words + 1
+    return Part(" ".join(draw.choices(WORDS, k=words)) + "\n"), words + 1
 
 
 def conversation(made: Document, asked: Sequence[int]) -> list[dict[str, str]]:

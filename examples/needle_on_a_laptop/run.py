@@ -100,12 +100,12 @@ def _run(out: Path, settings: Any, other: Path | None) -> int:
 
 def _settle(out: Path, settings: dict[str, Any]) -> None:
     """Note what is run in a folder, or refuse to mix it with what was run there before."""
-    from steps import StepError
+    from steps import StepError, write_whole
 
     path = out / MADE_BY
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        names = sorted({*before, *settings})
+        names = sorted({*before, *settings} - {"seeds"})  # repetitions stand alone: more of them may be added
         differing = [
             f"{n} {before.get(n)} there, {settings.get(n)} now" for n in names if before.get(n) != settings.get(n)
         ]
@@ -113,12 +113,12 @@ def _settle(out: Path, settings: dict[str, Any]) -> None:
             raise StepError(
                 f"{out} holds another experiment: {'; '.join(differing)}. Name another folder, or remove it"
             )
+        if settings["seeds"] > before["seeds"]:
+            write_whole(path, json.dumps(settings, indent=1) + "\n")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StepError(f"{out} is in use and holds no experiment of this kind; name a new or empty folder")
     out.mkdir(parents=True, exist_ok=True)
-    from steps import write_whole
-
     write_whole(path, json.dumps(settings, indent=1) + "\n")
 
 
@@ -145,9 +145,12 @@ def _check_other(out: Path, other: Path) -> None:
     if not (other / MADE_BY).is_file():
         raise StepError(f"--losses-of {other}: holds no experiment of this kind")
     ours, theirs = (json.loads((folder / MADE_BY).read_text(encoding="utf-8")) for folder in (out, other))
-    differing = sorted(n for n in {*ours, *theirs} - {"parallel"} if ours.get(n) != theirs.get(n))
+    may_differ = {"parallel", "seeds", "longest", "questions"}
+    differing = sorted(n for n in {*ours, *theirs} - may_differ if ours.get(n) != theirs.get(n))
     if differing:
         raise StepError(f"--losses-of {other}: another experiment, its {', '.join(differing)} differ")
+    if theirs["seeds"] < ours["seeds"]:
+        raise StepError(f"--losses-of {other}: it has {theirs['seeds']} seeds, {ours['seeds']} are asked for")
 
 
 @contextmanager

@@ -7,11 +7,13 @@ import json
 import random
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from megatron_v2pe.testing.tool_runs import run
+from megatron_v2pe.testing.warm_python import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "needle_on_a_laptop"
@@ -29,8 +31,20 @@ def line(out, *more):
     return [sys.executable, str(EXAMPLE / "run.py"), str(out), *more]
 
 
+@pytest.fixture
+def warm(monkeypatch):
+    """Every Python the example starts, launchers and their processes included, begins with its imports done."""
+    with tempfile.TemporaryDirectory(prefix="warm") as folder, warm_python(folder) as executable:
+        monkeypatch.setenv("PYTHON", executable)
+        monkeypatch.setenv("PYTHON_EXEC", executable)  # of torchrun
+        yield executable
+
+
 @pytest.mark.slow
-def test_the_smoke_version_runs_and_goes_on(tmp_path):
+def test_the_smoke_version_runs_and_goes_on(warm, tmp_path):
+    def line(out, *more):
+        return [warm, str(EXAMPLE / "run.py"), str(out), *more]
+
     out = tmp_path / "out"
     first = run(line(out, "--smoke"), tmp_path / "log", timeout=1500)
     assert first.status == 0, first.output[-3000:]

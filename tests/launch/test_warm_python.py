@@ -1,0 +1,61 @@
+"""The Python of tests whose imports are done: commands run by it behave as those of the ordinary one."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+from megatron_v2pe.testing.warm_python import warm_python
+
+
+@pytest.fixture(scope="module")
+def warm():
+    with tempfile.TemporaryDirectory(prefix="warm") as folder, warm_python(folder) as executable:
+        yield executable
+
+
+SCRIPT = """
+import atexit, os, sys
+
+atexit.register(print, "at the end")
+print(sys.argv[1:], os.environ["COLOUR"], os.getcwd(), sys.stdin.read(), __name__, "torch" in sys.modules)
+print("aside", file=sys.stderr)
+if "fails" in sys.argv:
+    raise ValueError("broken")
+sys.exit(int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("arguments", [["0"], ["7", "two words"], ["0", "fails"]])
+def test_a_script_sees_what_it_would_see(warm, tmp_path, arguments):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    settings = {"cwd": tmp_path, "env": {"COLOUR": "red", "PATH": ""}, "input": "typed", "text": True}
+    cold = subprocess.run([sys.executable, "script.py", *arguments], capture_output=True, **settings)
+    seen = subprocess.run(["/bin/sh", warm, "script.py", *arguments], capture_output=True, **settings)
+    assert seen.returncode == cold.returncode
+    assert seen.stdout == cold.stdout.replace("False", "True") and "red" in seen.stdout and "at the end" in seen.stdout
+    assert cold.stderr.splitlines()[0] in seen.stderr and ("ValueError: broken" in seen.stderr) == ("fails" in arguments)
+
+
+def test_modules_and_code(warm, tmp_path):
+    (tmp_path / "hello.py").write_text("import sys; print('hello', sys.argv[1:])")
+    module = subprocess.run([warm, "-m", "hello", "you"], cwd=tmp_path, capture_output=True, text=True)
+    assert module.stdout == "hello ['you']\n", module.stderr
+    code = subprocess.run([warm, "-u", "-c", "import sys; sys.exit(len(sys.argv))", "a", "b"])
+    assert code.returncode == 3
+
+
+def test_signals_are_passed_on(warm, tmp_path):
+    script = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(5)); print(1, flush=True)"
+    process = subprocess.Popen([warm, "-c", f"{script}; time.sleep(60)"], stdout=subprocess.PIPE)
+    assert process.stdout.read(1) == b"1"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 5
+    killed = subprocess.run([warm, "-c", "import os; os.kill(os.getpid(), 9)"])
+    assert killed.returncode == 128 + 9

@@ -8,6 +8,7 @@ import random
 import re
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def warm(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_smoke_version_runs_and_goes_on(warm, tmp_path):
+def test_the_smoke_version_runs_and_goes_on(warm, example, tmp_path):
     def line(out, *more):
         return [warm, str(EXAMPLE / "run.py"), str(out), *more]
 
@@ -67,6 +68,28 @@ def test_the_smoke_version_runs_and_goes_on(warm, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}
     other = run(line(out, "--smoke", "--parallel", "tp=2"), tmp_path / "log3", timeout=300)
     assert other.status == 2 and "parallel dp=2 there, tp=2 now" in other.output
+    for parallel in ("tp=2", "cp=2", "pp=2"):
+        another_layout_trains_alike(out, tmp_path / parallel, parallel)
+
+
+def losses(folder, trained, stage):
+    rows = (folder / "seed_0" / trained / stage / "logs" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(row)["loss"] for row in rows]
+
+
+def another_layout_trains_alike(out, other, parallel):
+    """Both stages of V2PE in another layout, from the same start over the same documents."""
+    from settings import SMOKE
+    from steps import Progress, Seed
+
+    (other / "seed_0").mkdir(parents=True)
+    for name in ("start", "indexed_short", "indexed_long"):
+        (other / "seed_0" / name).symlink_to(out / "seed_0" / name)
+    seed = Seed(other, replace(SMOKE, parallel=parallel), 0, Progress(other, 0))
+    for stage in ("short", "long"):
+        seed._train("v2pe", stage)
+        pairs = zip(losses(out, "v2pe", stage), losses(other, "v2pe", stage), strict=True)
+        assert max(abs(a - b) / a for a, b in pairs) < 1e-5, (parallel, stage)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

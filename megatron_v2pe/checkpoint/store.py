@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
@@ -85,6 +87,7 @@ def save(
     metadata = _metadata()
     tensors = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
     tensors["optimizer"] = optimizer_state.state_to_save(optimizer, tensors["model"], metadata)
+    _hand_over_within_this_process()
     dist_checkpointing.save(tensors, str(temporary))
     dist.barrier()
     if dist.get_rank() == 0:
@@ -138,6 +141,16 @@ def read_training_state(folder: Path) -> TrainingState:
         return TrainingState(**json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from error
+
+
+def _hand_over_within_this_process() -> None:
+    """Let Megatron-Core take the results of a write from a plain queue.
+
+    Its own is held by a manager, which is one more Python process on every rank that imports all of PyTorch at the first
+    save. It serves writes in the background; ours are waited for in the process that asked for them.
+    """
+    if filesystem_async._results_queue is None:
+        filesystem_async._results_queue = queue.SimpleQueue()  # type: ignore[assignment]
 
 
 def _load(tensors: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -146,8 +146,8 @@ def read_training_state(folder: Path) -> TrainingState:
 def _hand_over_within_this_process() -> None:
     """Let Megatron-Core take the results of a write from a plain queue.
 
-    Its own is held by a manager, which is one more Python process on every rank that imports all of PyTorch at the first
-    save. It serves writes in the background; ours are waited for in the process that asked for them.
+    Its own is held by a manager: one more Python process on every rank, which imports all of PyTorch at the first save.
+    That serves writes in the background; ours are waited for in the process that asked for them.
     """
     if filesystem_async._results_queue is None:
         filesystem_async._results_queue = queue.SimpleQueue()  # type: ignore[assignment]

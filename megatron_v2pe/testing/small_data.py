@@ -1,9 +1,10 @@
-"""A small tokenizer and a small data set in the V2PE-Data layout, for tests."""
+"""A small tokenizer, a small checkpoint with it, and a small data set in the V2PE-Data layout, for tests."""
 
 from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,22 @@ def write_tokenizer(folder: Path) -> Tokenizer:
     size = len(Tokenizer(folder / "tokenizer.model", {}))
     (folder / "added_tokens.json").write_text(json.dumps({name: size + i for i, name in enumerate(SPECIAL)}))
     return Tokenizer.from_folder(folder)
+
+
+def write_checkpoint_copy(source: Path, target: Path, **changes: Any) -> Path:
+    """Copy an HF checkpoint, give it the small tokenizer, and return its folder.
+
+    Args:
+        source: the checkpoint, for instance the reference's tiny one.
+        target: the copy, not there yet.
+        changes: fields of `config.json` that differ in the copy.
+    """
+    shutil.copytree(source, target)
+    if changes:
+        path = target / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    write_tokenizer(target)
+    return target
 
 
 def write_dataset(folder: Path, lines: int = 23, **entry: Any) -> Path:

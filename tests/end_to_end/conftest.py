@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
-from megatron_v2pe.testing.small_data import write_dataset, write_tokenizer
+from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset
 
 
 @pytest.fixture(scope="session")
 def tiny(golden, tmp_path_factory) -> Path:
     """A folder with `hf/` (the reference's tiny checkpoint, 424,000 parameters) and `data/meta.json`."""
     folder = tmp_path_factory.mktemp("tiny")
-    shutil.copytree(golden / "reference_checkpoint", folder / "hf")
-    write_tokenizer(folder / "hf")
+    write_checkpoint_copy(golden / "reference_checkpoint", folder / "hf")
     write_dataset(folder / "data")
     return folder

@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from megatron_v2pe.evaluate.registry import BENCHMARKS
+from megatron_v2pe.testing.small_data import write_checkpoint_copy
 from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
 from megatron_v2pe.testing.tool_runs import ROOT, command, run
 
@@ -133,10 +134,8 @@ def test_a_question_that_kills_its_run_twice_is_given_up(tiny, root, converted, 
 @pytest.mark.slow
 def test_several_strides_from_one_start(tiny, root, converted, tmp_path):
     """Each has a folder of its own, settled before the first question: a foreign one ends the run before any answer."""
-    shutil.copytree(tiny / "hf", tmp_path / "hf")
-    path = tmp_path / "hf" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_pos_id_version": "v2pe_rnd"}))
-    arguments = words(tiny, root, tmp_path / "out", converted, "--checkpoint", tmp_path / "hf", "--limit", "2")
+    checkpoint = write_checkpoint_copy(tiny / "hf", tmp_path / "hf", rope_pos_id_version="v2pe_rnd")
+    arguments = words(tiny, root, tmp_path / "out", converted, "--checkpoint", checkpoint, "--limit", "2")
     line = command("tools/evaluate.py", *arguments)
     foreign = tmp_path / "out" / "stride_1-2"
     foreign.mkdir(parents=True)

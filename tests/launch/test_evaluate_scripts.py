@@ -182,7 +182,7 @@ def test_a_stride_in_the_environment_alone_is_asked_with(scripts):
         (f"{AUTO} --rope-pos-id-stride 1/2", "InternVL2-V2PE/stride_1-2"),
         (f"{AUTO}/", "InternVL2-V2PE/as_trained"),
         (f"{AUTO}/iter_0000260", "InternVL2-V2PE_iter_0000260/as_trained"),
-        (f"OUT='/tmp/a b' {AUTO}", "/tmp/a b"),
+        (f"OUT='/out of/here' {AUTO}", "/out of/here"),
         (f"{AUTO} --out there", "there"),
     ],
 )

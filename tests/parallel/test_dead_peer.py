@@ -7,14 +7,13 @@ from the victim's end; limits leave room for a busy machine, what was measured o
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from contextlib import ExitStack
 
 import pytest
 
-from megatron_v2pe.testing.small_data import write_dataset, write_tokenizer
+from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset
 from megatron_v2pe.testing.tool_runs import free_port, settings, started
 
 RING_TIMEOUT = 8
@@ -168,7 +167,6 @@ def test_a_training_process_that_hangs_ends_the_run_with_a_message(golden, tmp_p
 
 def tiny_run(golden, folder):
     """A checkpoint and a data set."""
-    shutil.copytree(golden / "reference_checkpoint", folder / "hf")
-    write_tokenizer(folder / "hf")
+    write_checkpoint_copy(golden / "reference_checkpoint", folder / "hf")
     write_dataset(folder / "data")
     return folder

@@ -14,7 +14,7 @@ from megatron_v2pe.evaluate.answers import AnswerLog
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.testing import evaluation
 from megatron_v2pe.testing.distributed import WorkerError, WorkerPool
-from megatron_v2pe.testing.small_data import write_tokenizer
+from megatron_v2pe.testing.small_data import write_checkpoint_copy
 from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
 
 NAME = "longvqa_32k_gqa"  # two images a question
@@ -30,9 +30,7 @@ LAYOUTS = {
 @pytest.fixture(scope="module")
 def case(golden, tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluation")
-    shutil.copytree(golden / "reference_checkpoint", folder / "hf")
-    write_tokenizer(folder / "hf")
-    hf_to_mcore(folder / "hf", folder / "megatron")
+    hf_to_mcore(write_checkpoint_copy(golden / "reference_checkpoint", folder / "hf"), folder / "megatron")
     write_benchmark(folder / "data", NAME)
     return evaluation.Case(folder / "megatron", folder / "data", folder / "out", NAME)
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import pytest
 import torch
 
@@ -14,7 +11,7 @@ from megatron_v2pe.generate.pretrained import Question
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.testing.distributed import WorkerError
 from megatron_v2pe.testing.evaluation import at_strides
-from megatron_v2pe.testing.small_data import write_tokenizer
+from megatron_v2pe.testing.small_data import write_checkpoint_copy
 from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
 from megatron_v2pe.v2pe.stride import parse_stride
 
@@ -29,11 +26,7 @@ LAYOUTS = {
 
 
 def converted(golden, folder, **changes):
-    shutil.copytree(golden / "reference_checkpoint", folder / "hf")
-    path = folder / "hf" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    write_tokenizer(folder / "hf")
-    hf_to_mcore(folder / "hf", folder / "megatron")
+    hf_to_mcore(write_checkpoint_copy(golden / "reference_checkpoint", folder / "hf", **changes), folder / "megatron")
     return folder / "megatron"
 
 
@@ -72,7 +65,7 @@ def test_answers_are_those_of_a_checkpoint_opened_at_the_stride(checkpoint, ques
     seen = pools[processes].run(at_strides, **settings)
     for rank in seen:
         assert [one.ids for one in rank] == [one.ids for one in fresh]
-    assert largest_difference(fresh, seen[-1]) < 1e-13  # measured: 2e-15
+    assert largest_difference(fresh, seen[-1]) < 1e-13  # measured: TP2 2.0e-15, CP2 2.5e-15, others 0
     if name in ("one", "pp2"):
         broken = pools[processes].run(at_strides, **settings, forget_rotary=True)[-1]
         assert largest_difference(fresh[:1], broken[:1]) < 1e-13 < 1e-6 < largest_difference(fresh[1:4], broken[1:4])

@@ -66,9 +66,7 @@ def test_every_chart_is_asked_about(real):
 
 def test_pope_is_complete_but_for_its_images(real):
     benchmark = create("pope")
-    with pytest.raises(
-        DataError, match=r"data/pope/val2014: unpack http\S+val2014\.zip below data/coco and link"
-    ):
+    with pytest.raises(DataError, match=r"data/pope/val2014: unpack http\S+val2014\.zip below data/coco and link"):
         benchmark.check(Path("."))
     questions = list(benchmark.questions(Path(".")))
     counts = Counter((question.facts["category"], question.facts["answer"]) for question in questions)

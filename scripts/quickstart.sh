@@ -39,30 +39,9 @@ fi
 
 half=130 # of the 260 steps of the recipe
 total=9
-number=0
-began=$(date +%s)
-since=$began
-
-step() {
-    number=$((number + 1))
-    since=$(date +%s)
-    printf '\n[%d/%d] %s\n' "$number" "$total" "$*"
-}
-
-finished() {
-    now=$(date +%s)
-    printf '      %d s (%d s in all)\n' $((now - since)) $((now - began))
-}
-
-failed() {
-    status=$?
-    if [ "$status" -ne 0 ]; then
-        printf 'quickstart: step %d of %d failed (status %d); what it wrote is in %s\n' \
-            "$number" "$total" "$status" "$out" >&2
-    fi
-    exit "$status"
-}
-trap failed EXIT
+steps_of="quickstart"
+after=""
+. scripts/steps.sh
 
 step "set up .venv"
 sh scripts/setup_venv.sh test
@@ -114,6 +93,6 @@ step "ask the exported checkpoint the training questions"
 "$python" examples/quickstart/ask.py "$out/hf_trained" "$out/data/meta.json"
 finished
 
-printf '\nquickstart: done in %d s\n' $(($(date +%s) - began))
+printf '\nquickstart: done in %d s\n' "$(in_all)"
 printf '  %-32s %s\n' "$out/data" "the data set" "$out/run" "checkpoints and logs (TensorBoard, metrics.jsonl)" \
     "$out/hf_trained" "the trained checkpoint in the HF layout" "$out/loss.png" "the loss curve"

@@ -29,30 +29,9 @@ fi
 
 strides="4 16"
 total=8
-number=0
-began=$(date +%s)
-since=$began
-
-step() {
-    number=$((number + 1))
-    since=$(date +%s)
-    printf '\n[%d/%d] %s\n' "$number" "$total" "$*"
-}
-
-finished() {
-    now=$(date +%s)
-    printf '      %d s (%d s in all)\n' $((now - since)) $((now - began))
-}
-
-failed() {
-    status=$?
-    if [ "$status" -ne 0 ]; then
-        printf 'evaluation: step %d of %d failed (status %d); what it wrote is in %s; the same command goes on\n' \
-            "$number" "$total" "$status" "$out" >&2
-    fi
-    exit "$status"
-}
-trap failed EXIT
+steps_of="evaluation"
+after="the same command goes on"
+. scripts/steps.sh
 
 step "set up .venv"
 sh scripts/setup_venv.sh test,video
@@ -105,5 +84,5 @@ step "report"
 sed -n '/^## General/,/^## Completeness/p' "$out/report/report.md" | grep -E '^## (General|Long)|^\| (Model|stride_)'
 finished
 
-printf '\nevaluation: done in %d s\n' $(($(date +%s) - began))
+printf '\nevaluation: done in %d s\n' "$(in_all)"
 printf '  %-40s %s\n' "$out/stride_*/BENCHMARK" "answers and results" "$out/report" "the report"

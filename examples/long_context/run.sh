@@ -47,30 +47,9 @@ fi
 
 compared=6 # of the 24 steps of the recipe
 total=7
-number=0
-began=$(date +%s)
-since=$began
-
-step() {
-    number=$((number + 1))
-    since=$(date +%s)
-    printf '\n[%d/%d] %s\n' "$number" "$total" "$*"
-}
-
-finished() {
-    now=$(date +%s)
-    printf '      %d s (%d s in all)\n' $((now - since)) $((now - began))
-}
-
-failed() {
-    status=$?
-    if [ "$status" -ne 0 ]; then
-        printf 'long context: step %d of %d failed (status %d); what it wrote is in %s\n' \
-            "$number" "$total" "$status" "$out" >&2
-    fi
-    exit "$status"
-}
-trap failed EXIT
+steps_of="long context"
+after=""
+. scripts/steps.sh
 
 step "set up .venv"
 sh scripts/setup_venv.sh test
@@ -121,6 +100,6 @@ step "compare the two"
     "1 process" "$out/run_one_process/logs/metrics.jsonl"
 finished
 
-printf '\nlong context: done in %d s\n' $(($(date +%s) - began))
+printf '\nlong context: done in %d s\n' "$(in_all)"
 printf '  %-36s %s\n' "$out/data" "the documents" "$out/run" "checkpoint and logs of 2 processes" \
     "$out/run_one_process" "checkpoint and logs of 1 process"

@@ -8,14 +8,9 @@ python examples/needle_on_a_laptop/run.py OUT --parallel tp=2 --losses-of OTHER_
 from __future__ import annotations
 
 import argparse
-import fcntl
-import hashlib
-import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +18,6 @@ from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDED = ("torch", "megatron.core", "sklearn", "matplotlib", "sentencepiece", "PIL", "tqdm", "rapidfuzz")
-MADE_BY = "experiment.json"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("PYTHON", sys.executable)
     out = arguments.out.absolute()
 
+    from experiment_folder import check_comparable, locked, settle
     from steps import StepError
 
     from megatron_v2pe.errors import V2PEError
@@ -63,10 +58,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if "," in str(out):
             raise StepError(f"{out}: a comma separates files of questions; name a folder without one")
-        _settle(out, {**asdict(settings), "recipe": _recipe()})
+        settle(out, asdict(settings))
         if other is not None:
-            _check_other(out, other)
-        with _locked(out):
+            check_comparable(out, other)
+        with locked(out):
             return _run(out, settings, other)
     except (StepError, V2PEError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -96,75 +91,6 @@ def _run(out: Path, settings: Any, other: Path | None) -> int:
     if other is not None:
         print(results.compare_losses(out, other, settings))
     return 0 if holds else 1
-
-
-def _settle(out: Path, settings: dict[str, Any]) -> None:
-    """Note what is run in a folder, or refuse to mix it with what was run there before."""
-    from steps import StepError, write_whole
-
-    path = out / MADE_BY
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        names = sorted({*before, *settings} - {"seeds"})  # repetitions stand alone: more of them may be added
-        differing = [
-            f"{n} {before.get(n)} there, {settings.get(n)} now" for n in names if before.get(n) != settings.get(n)
-        ]
-        if differing:
-            raise StepError(
-                f"{out} holds another experiment: {'; '.join(differing)}. Name another folder, or remove it"
-            )
-        if settings["seeds"] > before["seeds"]:
-            write_whole(path, json.dumps(settings, indent=1) + "\n")
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StepError(f"{out} is in use and holds no experiment of this kind; name a new or empty folder")
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(settings, indent=1) + "\n")
-
-
-def _recipe() -> str:
-    """Return a fingerprint of what makes data, models and training, so that an edit does not go on with old results."""
-    digest, here = hashlib.sha256(), Path(__file__).parent
-    for name in (
-        "training.yaml",
-        "task.py",
-        "pictures.py",
-        "write_data.py",
-        "start_model.py",
-        "train_vit.py",
-        "steps.py",
-    ):
-        digest.update((here / name).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _check_other(out: Path, other: Path) -> None:
-    """Refuse to compare losses with a run of other settings, before this one has taken its time."""
-    from steps import StepError
-
-    if not (other / MADE_BY).is_file():
-        raise StepError(f"--losses-of {other}: holds no experiment of this kind")
-    ours, theirs = (json.loads((folder / MADE_BY).read_text(encoding="utf-8")) for folder in (out, other))
-    may_differ = {"parallel", "seeds", "longest", "questions"}
-    differing = sorted(n for n in {*ours, *theirs} - may_differ if ours.get(n) != theirs.get(n))
-    if differing:
-        raise StepError(f"--losses-of {other}: another experiment, its {', '.join(differing)} differ")
-    if theirs["seeds"] < ours["seeds"]:
-        raise StepError(f"--losses-of {other}: it has {theirs['seeds']} seeds, {ours['seeds']} are asked for")
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the folder against a second run in it; processes that outlive this one hold it too."""
-    from steps import StepError
-
-    with open(out / "lock", "w") as lock:
-        os.set_inheritable(lock.fileno(), True)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StepError(f"{out}: a run goes on there, or its processes have not ended yet") from None
-        yield
 
 
 def _interrupted(*_: object) -> None:

@@ -124,7 +124,7 @@ class Seed:
         for trained, positions in (("default", "ordinary positions"), ("v2pe", "V2PE, a stride drawn per image")):
             for stage in ("short", "long"):
                 title = f"train with {positions}: {stage} documents"
-                self._step(f"train_{trained}_{stage}", title, lambda t=trained, s=stage: self._train(t, s))
+                self._step(f"train_{trained}_{stage}", title, lambda t=trained, s=stage: self.train(t, s))
         self._step("export", "export the checkpoints", self._export, [self.folder / "exported"])
         self._step("ask_default", "ask ordinary positions", self._ask_ordinary)
         self._step("ask_default_as_v2pe", "ask ordinary positions at smaller strides", self._ask_untrained)
@@ -159,7 +159,8 @@ class Seed:
         settings += ["--data.max-packed-tokens", PACK_TOKENS[stage]]
         _tool("preprocess_data.py", "--out", self.folder / f"indexed_{stage}", "--workers", PROCESSES, *settings)
 
-    def _train(self, trained: str, stage: str) -> None:
+    def train(self, trained: str, stage: str) -> None:
+        """Train a model, `default` or `v2pe`, through a stage: `short`, or `long` from where the short one ended."""
         run = self.folder / trained
         before = self.folder / "start" if stage == "short" else run / "short"
         arguments = ["--config", TRAINING, *LAYOUTS[self.settings.parallel], "--train.seed", self.seed]

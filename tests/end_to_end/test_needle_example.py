@@ -8,7 +8,7 @@ import random
 import re
 import sys
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -28,8 +28,8 @@ def example():
     sys.path.remove(str(EXAMPLE))
 
 
-def line(out, *more):
-    return [sys.executable, str(EXAMPLE / "run.py"), str(out), *more]
+def line(out, *more, python=sys.executable):
+    return [python, str(EXAMPLE / "run.py"), str(out), *more]
 
 
 @pytest.fixture
@@ -43,11 +43,8 @@ def warm(monkeypatch):
 
 @pytest.mark.slow
 def test_the_smoke_version_runs_and_goes_on(warm, example, tmp_path):
-    def line(out, *more):
-        return [warm, str(EXAMPLE / "run.py"), str(out), *more]
-
     out = tmp_path / "out"
-    first = run(line(out, "--smoke"), tmp_path / "log", timeout=1500)
+    first = run(line(out, "--smoke", python=warm), tmp_path / "log", timeout=1500)
     assert first.status == 0, first.output[-3000:]
     table = (out / "table.md").read_text()
     assert "dynamic NTK" in table and "| words |" in table and "not judged" in table
@@ -62,12 +59,10 @@ def test_the_smoke_version_runs_and_goes_on(warm, example, tmp_path):
             assert [json.loads(row)["iteration"] for row in logged] == list(range(1, steps + 1))
     before = {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}
     (out / "table.md").unlink()
-    again = run(line(out, "--smoke"), tmp_path / "log2", timeout=300)
+    again = run(line(out, "--smoke", python=warm), tmp_path / "log2", timeout=300)
     assert again.status == 0 and again.output.count("done before") == again.output.count("\n[")
     assert (out / "table.md").read_text() == table
     assert before == {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}
-    other = run(line(out, "--smoke", "--parallel", "tp=2"), tmp_path / "log3", timeout=300)
-    assert other.status == 2 and "parallel dp=2 there, tp=2 now" in other.output
     for parallel in ("tp=2", "cp=2", "pp=2"):
         another_layout_trains_alike(out, tmp_path / parallel, parallel)
 
@@ -87,7 +82,7 @@ def another_layout_trains_alike(out, other, parallel):
         (other / "seed_0" / name).symlink_to(out / "seed_0" / name)
     seed = Seed(other, replace(SMOKE, parallel=parallel), 0, Progress(other, 0))
     for stage in ("short", "long"):
-        seed._train("v2pe", stage)
+        seed.train("v2pe", stage)
         pairs = zip(losses(out, "v2pe", stage), losses(other, "v2pe", stage), strict=True)
         assert max(abs(a - b) / a for a, b in pairs) < 1e-5, (parallel, stage)
 
@@ -96,6 +91,66 @@ def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
     refused = run(line(tmp_path, "--smoke"), tmp_path / "log", timeout=300)
     assert refused.status == 2 and "in use" in refused.output and not (tmp_path / "done").exists()
+
+
+def noted(folder, **changes):
+    """Settle a folder as a run of the smoke version does; return what it has noted."""
+    from experiment_folder import NOTE, settle
+    from settings import SMOKE
+
+    settle(folder, asdict(replace(SMOKE, **changes)))
+    return json.loads((folder / NOTE).read_text())
+
+
+def test_a_folder_keeps_to_its_experiment_and_may_get_more_seeds(example, tmp_path):
+    from steps import StepError
+
+    out = tmp_path / "out"
+    assert noted(out) == noted(out)
+    with pytest.raises(StepError, match="another experiment: parallel dp=2 there, tp=2 now. Name another folder"):
+        noted(out, parallel="tp=2")
+    with pytest.raises(StepError, match="long_steps 2 there, 3 now; short_steps 4 there, 5 now"):
+        noted(out, short_steps=5, long_steps=3)
+    assert noted(out, seeds=3)["seeds"] == 3
+    assert noted(out, seeds=2)["seeds"] == 3  # the third is not forgotten
+
+
+def test_an_edited_recipe_does_not_go_on_with_old_results(example, tmp_path, monkeypatch):
+    import experiment_folder
+    from steps import StepError
+
+    noted(tmp_path / "out")
+    monkeypatch.setattr(experiment_folder, "RECIPE", ("task.py",))  # another fingerprint
+    with pytest.raises(StepError, match="another experiment: recipe "):
+        noted(tmp_path / "out")
+
+
+def test_losses_are_compared_with_those_of_the_same_experiment(example, tmp_path):
+    from experiment_folder import check_comparable
+    from steps import StepError
+
+    noted(tmp_path / "dp", seeds=2)
+    for name, changes in {
+        "tp": {"parallel": "tp=2", "questions": 3},
+        "more": {"seeds": 3},
+        "long": {"long_steps": 3},
+    }.items():
+        noted(tmp_path / name, **changes)
+    check_comparable(tmp_path / "tp", tmp_path / "dp")
+    with pytest.raises(StepError, match="it has 2 seeds, 3 are asked for"):
+        check_comparable(tmp_path / "more", tmp_path / "dp")
+    with pytest.raises(StepError, match="another experiment, its long_steps differ"):
+        check_comparable(tmp_path / "long", tmp_path / "dp")
+    with pytest.raises(StepError, match="holds no experiment"):
+        check_comparable(tmp_path / "tp", tmp_path)
+
+
+def test_a_second_run_in_a_folder_is_refused(example, tmp_path):
+    from experiment_folder import locked
+    from steps import StepError
+
+    with locked(tmp_path), pytest.raises(StepError, match="a run goes on there"), locked(tmp_path):
+        pass
 
 
 def test_missing_packages_are_named(tmp_path):

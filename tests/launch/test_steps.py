@@ -1,0 +1,30 @@
+"""Numbered steps of the run scripts: counted, timed, and the one that failed is named."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from megatron_v2pe.testing.tool_runs import ROOT
+
+HEAD = f'set -eu\nsteps_of=demo\ntotal=2\nout=there\nafter=""\n. {ROOT}/scripts/steps.sh\nstep one of two\nfinished\n'
+
+
+def shell(script):
+    return subprocess.run(["sh", "-c", script], capture_output=True, text=True)
+
+
+def test_steps_are_counted_and_timed():
+    done = shell(HEAD + 'step two\nfinished\nprintf "%s s in all\\n" "$(in_all)"\n')
+    assert done.returncode == 0 and done.stderr == ""
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert lines[0] == "[1/2] one of two" and lines[2] == "[2/2] two" and lines[1].startswith("      0 s (")
+    assert lines[-1] in ("0 s in all", "1 s in all")
+
+
+@pytest.mark.parametrize(("after", "end"), [("", "in there\n"), ("go on", "in there; go on\n")])
+def test_the_step_that_failed_is_named(after, end):
+    failed = shell(HEAD.replace('after=""', f'after="{after}"') + "step two\nsh -c 'exit 7'\nfinished\n")
+    assert failed.returncode == 7
+    assert failed.stderr == f"demo: step 2 of 2 failed (status 7); what it wrote is {end}"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from settings import DECIDING, ORDINARY, RIGHT, ROWS, V2PE, WRONG, Row, Settings
 from start_model import TRAINED_LENGTH
-from steps import StepError
+from steps import StepError, losses
 from task import CHANCE, UNBOUND
 
 from megatron_v2pe.evaluate.answers import AnswerLog
@@ -19,6 +20,8 @@ from megatron_v2pe.evaluate.scorers import scorer_of
 
 DEPTHS = 5
 """Bins of the heat maps, from the beginning of a document to its end."""
+EARLY = 20
+"""Steps over which layouts differ by rounding alone; later it is amplified, most where a model learns all at once."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +114,27 @@ def levels(ceilings: Sequence[float]) -> dict[str, float]:
     }
 
 
-def markdown(lines: Sequence[Line], known: dict[str, float], settings: Settings) -> str:
-    """Return the table as Markdown."""
+def first_stage(told: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence about how long names took to be bound to pictures.
+
+    Args:
+        told: what the step `train_short` of each seed gave.
+    """
+    steps = ", ".join(str(one["steps"]) for one in told)
+    unbound = [str(seed) for seed, one in enumerate(told) if not one["bound"]]
+    return f"steps of the first stage: {steps}" + (f"; NOT BOUND in seed {', '.join(unbound)}" if unbound else "")
+
+
+def markdown(lines: Sequence[Line], known: dict[str, float], stage: str, settings: Settings) -> str:
+    """Return the table as Markdown, and below it its levels and what `first_stage` says."""
     seeds = f"mean and deviation of {settings.seeds} seeds" if settings.seeds > 1 else "one seed"
     heading = ["trained with", "read at", "haystack", *(_heading(length) for length in settings.lengths)]
     rows = [[line.trained, line.read_at, line.haystack, *map(str, line.cells)] for line in lines]
     text = f"Needles read, in percent, by the tokens of the prompt; trained at {TRAINED_LENGTH} tokens. "
     text += f"{settings.questions} questions a cell, {seeds}. `read at`: positions an image token advances by.\n\n"
     text += "".join(f"| {' | '.join(cells)} |\n" for cells in [heading, ["---"] * len(heading), *rows])
-    return text + "\n" + "".join(f"- {name}: {100 * value:.1f}\n" for name, value in known.items())
+    text += "\n" + "".join(f"- {name}: {100 * value:.1f}\n" for name, value in known.items())
+    return f"{text}- {stage}\n"
 
 
 def _heading(length: int) -> str:
@@ -164,25 +179,21 @@ def verdict(out: Path, settings: Settings) -> tuple[bool, str]:
 
 
 def compare_losses(out: Path, other: Path, settings: Settings) -> str:
-    """Return a sentence about how far the losses of two runs are apart, stage by stage.
+    """Return a sentence about how far the losses of two experiments are apart, run by run.
 
     Raises:
-        StepError: the other run has no losses of a stage, or another number of them.
+        StepError: the other experiment has not come so far.
     """
     told = []
     for seed in range(settings.seeds):
-        for trained in ("default", "v2pe"):
-            for stage in ("short", "long"):
-                place = Path(f"seed_{seed}", trained, stage, "logs", "metrics.jsonl")
-                ours, theirs = (_losses(folder / place) for folder in (out, other))
-                if len(ours) != len(theirs):
-                    raise StepError(f"{other / place}: {len(theirs)} steps, but {len(ours)} in {out / place}")
-                worst = max(abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=True))
-                told.append(f"seed {seed}, {trained}, {stage}: {worst:.1e} (at first {abs(ours[0] - theirs[0]):.1e})")
+        for run in ("short", "default", "v2pe"):
+            ours, theirs = (losses(folder / f"seed_{seed}" / run) for folder in (out, other))
+            apart = [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=False)]
+            line = (
+                f"seed {seed}, {run}: {max(apart):.1e} over {len(apart)} steps, {max(apart[:EARLY]):.1e} over the first"
+            )
+            line += f" {min(EARLY, len(apart))}"
+            if len(ours) != len(theirs):
+                line += f"; {len(ours)} steps here, {len(theirs)} there"
+            told.append(line)
     return f"largest relative difference of losses from {other}:\n  " + "\n  ".join(told)
-
-
-def _losses(path: Path) -> list[float]:
-    if not path.is_file():
-        raise StepError(f"{path}: no such file; has the other run come so far?")
-    return [json.loads(line)["loss"] for line in path.read_text(encoding="utf-8").splitlines()]

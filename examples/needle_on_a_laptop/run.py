@@ -82,7 +82,8 @@ def _run(out: Path, settings: Any, other: Path | None) -> int:
     ceilings = [cast(float, progress.result(f"seed_{seed}_vision")) for seed in range(settings.seeds)]
     known = results.levels(ceilings)
     holds, said = results.verdict(out, settings)
-    text = results.markdown(lines, known, settings)
+    told = [cast(dict[str, Any], progress.result(f"seed_{seed}_train_short")) for seed in range(settings.seeds)]
+    text = results.markdown(lines, known, results.first_stage(told), settings)
     (out / "table.md").write_text(f"{text}\n{said}\n", encoding="utf-8")
     results.write_csv(out / "table.csv", lines, settings)
     figures.by_length(out / "accuracy_by_length.png", lines, known, settings)

@@ -30,10 +30,13 @@ class Settings:
     longest: int = DECIDING
     """Times the trained length."""
     vision_steps: int = 800
-    short_steps: int = 420
-    long_steps: int = 240
-    short_documents: int = 15360
-    long_documents: int = 7936
+    short_part: int = 250
+    """Steps of the first stage after which it is looked whether binding has been learned."""
+    short_parts: int = 6
+    """It is given up after so many."""
+    long_steps: int = 300
+    short_documents: int = 9000
+    long_documents: int = 9600
     questions: int = 128
     """For each length, haystack and row."""
 
@@ -44,7 +47,14 @@ class Settings:
 
 
 SMOKE = Settings(
-    longest=2, vision_steps=20, short_steps=4, long_steps=2, short_documents=256, long_documents=128, questions=6
+    longest=2,
+    vision_steps=20,
+    short_part=2,
+    short_parts=2,
+    long_steps=2,
+    short_documents=256,
+    long_documents=128,
+    questions=6,
 )
 """Learns nothing; shows that every part fits the next."""
 

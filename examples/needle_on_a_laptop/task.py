@@ -57,9 +57,9 @@ class Costs:
     turn: int
     """A further question and its answer."""
 
-    def shortest(self, questions: int, needles: int = NEEDLES) -> int:
+    def shortest(self, questions: int) -> int:
         """Tokens of a document without a haystack."""
-        return self.frame + (questions - 1) * self.turn + needles * NEEDLE_TOKENS
+        return self.frame + (questions - 1) * self.turn + NEEDLES * NEEDLE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Pictures:
     """`pages[t]`: those of t tiles, t = 1 .. `LONGEST_PAGE`; `pages[0]` is empty."""
 
 
-def document(draw: random.Random, pictures: Pictures, room: int, page_share: float, needles: int = NEEDLES) -> Document:
+def document(draw: random.Random, pictures: Pictures, room: int, page_share: float) -> Document:
     """Draw a document.
 
     Args:
@@ -109,19 +109,18 @@ def document(draw: random.Random, pictures: Pictures, room: int, page_share: flo
         pictures: to draw from.
         room: tokens of the haystack; 0: needles only.
         page_share: chance that a part of the haystack is a page of pictures.
-        needles: how many.
     """
-    names = draw.sample(NAMES, needles)
+    names = draw.sample(NAMES, NEEDLES)
     digits = [draw.choice(pictures.digits) for _ in names]
     parts = [Part(f"{name}<image>\n", path, i) for i, (name, (path, _)) in enumerate(zip(names, digits, strict=True))]
-    costs = [NEEDLE_TOKENS] * needles
+    costs = [NEEDLE_TOKENS] * NEEDLES
     while room:
         part, cost = _hay(draw, pictures, room, page_share)
         parts.append(part)
         costs.append(cost)
         room -= cost
     order = draw.sample(range(len(parts)), len(parts))
-    depths, seen = [0.0] * needles, 0
+    depths, seen = [0.0] * NEEDLES, 0
     for number in order:
         if (needle := parts[number].needle) is not None:
             depths[needle] = seen / sum(costs)

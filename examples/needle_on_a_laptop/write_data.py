@@ -20,15 +20,11 @@ from start_model import TRAINED_LENGTH
 from task import NEEDLES, Costs, Pictures, conversation, document
 from tqdm import tqdm
 
-QUESTIONS = {"short": 6, "long": 4}
-"""Of a document in training by stage, drawn with replacement."""
+QUESTIONS = {"short": 12, "long": 4}
+"""Of a document in training by stage, drawn with replacement. In the short stage so many that names are asked again and
+again: repeating an earlier answer is learned first, finding the picture after it. They stay below `TRAINED_LENGTH`."""
 ANSWER_TOKENS = 3
 """A name, a digit and the end of the turn."""
-
-
-FEWER_NEEDLES = 2
-"""In every second document of the short stage: with two, guessing whose digit is whose is right often enough to begin
-with, and binding is learned in half the steps."""
 
 
 def write_training(folder: Path, images: Path, costs: Costs, stage: str, documents: int, seed: int) -> None:
@@ -47,11 +43,9 @@ def write_training(folder: Path, images: Path, costs: Costs, stage: str, documen
 
     def samples() -> Iterator[dict[str, object]]:
         for number in tqdm(range(documents), desc=f"{stage} documents", unit=""):
-            short = stage == "short"
-            needles = FEWER_NEEDLES if short and number % 2 else NEEDLES
-            room = 0 if short else TRAINED_LENGTH - costs.shortest(QUESTIONS[stage])
-            made = document(draw, split, room, draw.random(), needles)
-            asked = draw.choices(range(needles), k=QUESTIONS[stage])
+            room = 0 if stage == "short" else TRAINED_LENGTH - costs.shortest(QUESTIONS[stage])
+            made = document(draw, split, room, draw.random())
+            asked = draw.choices(range(NEEDLES), k=QUESTIONS[stage])
             yield {"id": number, "image": list(made.pictures), "conversations": conversation(made, asked)}
 
     _write_lines(folder / f"{stage}.jsonl", samples())

@@ -9,7 +9,7 @@ part with a log-sum-exp so low that it weighs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,19 +75,23 @@ class CachedAttention:
             output, lse = choose_kernel(query).forward(q, k, v, Block(lens, lens, True, self.scale))
         else:
             output, lse = ring_attention(query, key, value, lens, self.group, self.scale)
-        lengths, start = self.cache.lengths, 0
-        for piece in pieces:
-            rows = slice(start, start + piece.tokens)
-            held = lengths[piece.sequence]
+        lengths = self.cache.lengths
+        for piece, rows in _rows(pieces):
             if piece.continues:
                 wide, total = output[rows].to(lse.dtype), lse[rows]
-                self._add_earlier(wide, total, query[rows], *self.cache.view(layer, piece.sequence, held))
+                earlier = self.cache.view(layer, piece.sequence, lengths[piece.sequence])
+                self._add_earlier(wide, total, query[rows], *earlier)
                 output[rows] = wide.to(output.dtype)
+        self.store(layer, key, value, pieces)
+        return output
+
+    def store(self, layer: int, key: Tensor, value: Tensor, pieces: Sequence[LocalPiece]) -> None:
+        """Store keys and values of the pieces of a step; arguments as of `prefill`."""
+        lengths = self.cache.lengths
+        for piece, rows in _rows(pieces):
             whole = len(piece.kept) == piece.tokens
             new = (key[rows], value[rows]) if whole else (key[rows][piece.kept], value[rows][piece.kept])
-            self.cache.write(layer, piece.sequence, held, *new)
-            start += piece.tokens
-        return output
+            self.cache.write(layer, piece.sequence, lengths[piece.sequence], *new)
 
     def _add_earlier(self, output: Tensor, lse: Tensor, query: Tensor, keys: Tensor, values: Tensor) -> None:
         """Merge attention over every rank's earlier tokens of a sequence into `output`, in place.
@@ -117,7 +121,7 @@ class CachedAttention:
         """Prepare a decode step for all layers.
 
         Args:
-            mine: per sequence of the batch, whether this rank keeps the new token.
+            mine: per sequence of the batch, whether this rank keeps the new token; of none, if it is cached already.
         """
         before = self.cache.lengths
         self.cache.extend([int(kept) for kept in mine])
@@ -169,6 +173,14 @@ class CachedAttention:
             output = torch.where(target.empty.view(-1, 1, 1, 1), zeros, output)
             lse = torch.where(target.empty.view(-1, 1, 1), floor, lse)
         return output, lse
+
+
+def _rows(pieces: Sequence[LocalPiece]) -> Iterator[tuple[LocalPiece, slice]]:
+    """Pieces with their rows among the tokens of a step."""
+    start = 0
+    for piece in pieces:
+        yield piece, slice(start, start + piece.tokens)
+        start += piece.tokens
 
 
 def _target(slab: Slab, before: Sequence[int], mine: Sequence[bool]) -> _Target:

@@ -81,6 +81,28 @@ class LeanLayer:
         self._add_row_parallel(hidden, wide, *self.fc2)
         return hidden
 
+    def keys_and_values(self, hidden: Tensor, same: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute what later tokens see of these, and nothing else of the layer.
+
+        Args:
+            hidden: [T, hidden].
+            same: as of a call.
+            other: as of a call.
+
+        Returns:
+            Rotated keys and values, [T, groups, d] each.
+        """
+        weight, bias = (None if part is None else self._last_two(part) for part in self.qkv)
+        assert weight is not None
+        joint = linear(self.attention_norm(hidden), weight, bias).view(-1, self.groups, 2, self.head_dim)
+        key = joint[:, :, :1] if self.key_norm is None else self.key_norm(joint[:, :, :1])
+        return rotate(key, same, other).squeeze(2), joint[:, :, 1]
+
+    def _last_two(self, rows: Tensor) -> Tensor:
+        """Of a weight or bias of the joint projection the rows of keys and values."""
+        parts = rows.view(self.groups, self.heads_per_group + 2, self.head_dim, *rows.shape[1:])
+        return parts[:, -2:].flatten(0, 2)
+
     def _normed(self, joint: Tensor) -> Tensor:
         """Queries and key of every group, [T, groups, r + 1, d], after the norms some models give them."""
         if self.query_norm is None and self.key_norm is None:

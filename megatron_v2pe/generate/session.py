@@ -1,10 +1,10 @@
 """A batch of sequences being continued, step by step, under tensor, pipeline and context parallelism.
 
-`Session.prefill` runs the prompts and gives the logits of the first new tokens; `Session.decode` takes one chosen token
-per sequence and gives the logits of the next. Layers run lean (`lean_layers.py`), attention goes through the cache
-(`cached_attention.py`). Positions of generated tokens follow the prompt's last as `continue_positions` says; rotary
-scaling is decided once, from the prompt's length. Context-parallel ranks share the prompt's tokens and its cache, and
-all compute the one token of a decode step.
+`Session.prefill` runs the prompts and gives the logits of the first new tokens (the model's last layer runs for the
+last token of each prompt only); `Session.decode` takes one chosen token per sequence and gives the logits of the next.
+Layers run lean (`lean_layers.py`), attention goes through the cache (`cached_attention.py`). Positions of generated
+tokens follow the prompt's last as `continue_positions` says; rotary scaling is decided once, from the prompt's length.
+Context-parallel ranks share the prompt's tokens and its cache, and all compute the one token of a decode step.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from megatron_v2pe.generate.cached_attention import CachedAttention
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.kv_cache import CHUNK, KVCache, cache_bytes, owner
+from megatron_v2pe.generate.lean_layers import LeanLayer
 from megatron_v2pe.generate.lean_operations import rotation
 from megatron_v2pe.generate.memory import Need, demand, return_large_blocks, shortage_told
 from megatron_v2pe.generate.prefill_plan import LocalPiece, Piece, local_steps, plan_steps
@@ -134,11 +135,15 @@ class Session:
         angles = engine.model.rotary.cos_sin(batch.position_ticks, batch.layout.local_seqlens, batch.last_ticks)
         same, other = rotation(*angles)
         last = torch.zeros(len(self), engine.hidden_size, dtype=engine.dtype, device=engine.device)
+        whole, top = (engine.layers[:-1], engine.layers[-1]) if stages.last else (engine.layers, None)
         for step in self._plan:
             hidden = self._receive(step.rows.stop - step.rows.start) if embedded is None else embedded[step.rows]
+            factors = same[step.rows], other[step.rows]
             attend = partial(self._attend_prompt, pieces=step.pieces)
-            for layer in engine.layers:
-                hidden = layer(hidden, same[step.rows], other[step.rows], attend)
+            for layer in whole:
+                hidden = layer(hidden, *factors, attend)
+            if top is not None:
+                self._attention.store(top.number, *top.keys_and_values(hidden, *factors), step.pieces)
             self.cache.extend(_kept(step.pieces, len(self)))
             if not stages.last:
                 stages.send(hidden)
@@ -146,11 +151,23 @@ class Session:
                 last[sequence] = hidden[row]
         self._prompts, self._plan = [], []
         del self._batch
-        if not stages.last:
+        if top is None:
             return None
         if self._place.context_parallel_size > 1:  # each row comes from the rank that holds the token
             dist.all_reduce(last, group=engine.groups.cp)
-        return engine.logits(last)
+        return engine.logits(self._finish(top, last))
+
+    def _finish(self, top: LeanLayer, last: Tensor) -> Tensor:
+        """Run the model's last layer for the last token of each prompt; of the others nothing but the cache is read.
+
+        Args:
+            top: the layer, whose keys and values of all tokens are cached.
+            last: what comes into it, [sequences, hidden], the same on all context-parallel ranks.
+        """
+        ticks = torch.tensor(self._last_ticks, device=self.engine.device)
+        same, other = rotation(*self.engine.model.rotary.cos_sin(ticks, [1] * len(self), self._last_ticks))
+        self._attention.begin_decode([False] * len(self))
+        return top(last, same, other, self._attention.decode)
 
     def _attend_prompt(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[LocalPiece]

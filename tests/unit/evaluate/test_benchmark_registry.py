@@ -11,7 +11,8 @@ from megatron_v2pe.data.checking.published_layout import LONG_VQA_IMAGE
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmarks import milebench
 from megatron_v2pe.evaluate.registry import BENCHMARKS, GROUPS, create, expand
-from megatron_v2pe.testing import synthetic_benchmarks
+from megatron_v2pe.testing.benchmark_sets import long_context
+from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
 
 PUBLISHED_TASKS = """
 vqa-okvqa-val vqa-textvqa-val vqa-textvqa-val-ocr vqa-vizwiz-val vqa-vizwiz-test vqa-vqav2-testdev vqa-vqav2-val
@@ -109,8 +110,8 @@ def test_settings_of_the_published_scripts(name, tiles, dynamic, thumbnail, new_
 
 
 def test_lists_that_are_written_down_twice_agree():
-    assert set(synthetic_benchmarks.LONG_VQA_IMAGE) == set(LONG_VQA_IMAGE)
-    written = (*synthetic_benchmarks.MILEBENCH_OPEN, *synthetic_benchmarks.MILEBENCH_CHOICE)
+    assert set(long_context.LONG_VQA_IMAGE) == set(LONG_VQA_IMAGE)
+    written = (*long_context.MILEBENCH_OPEN, *long_context.MILEBENCH_CHOICE)
     assert sorted(written) == sorted(milebench.SETS)
 
 
@@ -147,7 +148,7 @@ def test_the_tool_writes_made_up_sets(tmp_path, capsys):
 
 def test_a_benchmark_without_a_made_up_set_is_named(tmp_path):
     with pytest.raises(DataError, match="mme: there is no made-up set"):
-        synthetic_benchmarks.write_benchmark(tmp_path, "mme")
+        write_benchmark(tmp_path, "mme")
 
 
 def test_the_table_of_the_documentation_has_every_benchmark():

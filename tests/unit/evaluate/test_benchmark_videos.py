@@ -11,8 +11,9 @@ import pytest
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmarks.frames import sample_frames, video_images
 from megatron_v2pe.evaluate.registry import create
+from megatron_v2pe.testing.benchmark_sets.files import Maker
 from megatron_v2pe.testing.opened_images import open_images
-from megatron_v2pe.testing.synthetic_benchmarks import Maker, write_benchmark
+from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
 
 INSTRUCTION = (
     "Carefully watch the video and pay attention to the cause and sequence of events, the detail and movement of "

@@ -22,7 +22,7 @@ SHOWN = (
 
 
 def by_length(path: Path, lines: Sequence[Line], known: dict[str, float], settings: Settings) -> None:
-    """Draw the share of needles read by the length of the prompt."""
+    """Draw the share of needles read by the length of the prompt: means, and from the worst to the best seed."""
     figure, axes = plt.subplots(1, 2, figsize=(12, 6.4), sharey=True)
     for axis, haystack in zip(axes, ("pages", "words"), strict=True):
         for number, line in enumerate(line for line in lines if line.haystack == haystack):
@@ -30,7 +30,10 @@ def by_length(path: Path, lines: Sequence[Line], known: dict[str, float], settin
             points = [(n, cell.mean) for n, cell in zip(settings.lengths, line.cells, strict=True)]
             style = {"linewidth": 2.2, "marker": "o"} if ours else {"linewidth": 1.4, "marker": "s", "linestyle": "--"}
             label = f"{line.trained}, read at {line.read_at}"
-            axis.plot(*zip(*points, strict=True), label=label, color=f"C{number % 10}", markersize=4, **style)
+            colour = f"C{number % 10}"
+            axis.plot(*zip(*points, strict=True), label=label, color=colour, markersize=4, **style)
+            worst, best = ([pick(cell.shares) for cell in line.cells] for pick in (min, max))
+            axis.fill_between(settings.lengths, worst, best, color=colour, alpha=0.12, linewidth=0)
         for value in known.values():
             axis.axhline(value, color="grey", linewidth=0.8, linestyle=":")
         axis.set_xscale("log", base=2)

@@ -101,6 +101,10 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def _last(losses: Sequence[float]) -> float:
+    return statistics.fmean(losses[-BOUND_OVER:])
+
+
 def steps_of(settings: Settings) -> int:
     """Return how many steps an experiment has."""
     return 1 + settings.seeds * (4 + 3 + 1 + 5)
@@ -141,7 +145,7 @@ class Seed:
         self._step("train_short", "train on short documents, until names are bound to pictures", self._until_bound)
         for trained, positions in (("default", "ordinary positions"), ("v2pe", "V2PE, a stride drawn per image")):
             title = f"train on long documents with {positions}"
-            self._step(f"train_{trained}", title, lambda t=trained: self.train_long(t))
+            self._step(f"train_{trained}", title, lambda t=trained: _last(self.train_long(t)))
         self._step("export", "export the checkpoints", self._export, [self.folder / "exported"])
         self._step("ask_default", "ask ordinary positions", self._ask_ordinary)
         self._step("ask_default_as_v2pe", "ask ordinary positions at smaller strides", self._ask_untrained)
@@ -181,7 +185,7 @@ class Seed:
         parts = self.settings.short_parts
         for part in range(1, parts + 1):
             losses = self.train_short(part)
-            loss = statistics.fmean(losses[-BOUND_OVER:])
+            loss = _last(losses)
             if loss < BOUND:
                 break
             print(f"      loss {loss:.2f} after {len(losses)} steps: names are not bound yet, part {part} of {parts}")

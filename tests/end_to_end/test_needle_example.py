@@ -202,6 +202,25 @@ def test_prompts_have_exactly_as_many_tokens_as_asked_for(made, page_share, toke
         assert len(set(built.names)) == len(built.digits) == 4 and all(0 <= depth < 1 for depth in built.depths)
 
 
+def test_training_documents_are_no_longer_than_said(made):
+    from start_model import TRAINED_LENGTH
+    from write_data import QUESTIONS, write_training
+
+    from megatron_v2pe.data.conversation import get_template
+    from megatron_v2pe.data.text import encode_conversation
+    from megatron_v2pe.data.tokenizer import Tokenizer
+
+    folder, costs = made
+    tokenizer, template = Tokenizer.from_folder(folder / "start"), get_template("internlm2-chat")
+    for stage in QUESTIONS:
+        write_training(folder, folder / "images", costs, stage, 20, seed=0)
+        for row in map(json.loads, (folder / f"{stage}.jsonl").read_text().splitlines()):
+            tiles = [int(Path(path).stem.split("_")[1]) if "pages" in path else 1 for path in row["image"]]
+            turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
+            length = len(encode_conversation(tokenizer, template, turns, tiles, 16)[0])
+            assert length == TRAINED_LENGTH if stage == "long" else 200 < length < TRAINED_LENGTH
+
+
 def test_an_answer_says_the_digit_beside_the_name(made):
     import pictures
     from task import DIGITS, conversation, document

@@ -56,8 +56,8 @@ def test_recorded_spans_are_those_of_the_documents(case, tmp_path):
 @pytest.mark.parametrize("images", ["reference", "embed"])
 def test_workers_do_not_change_a_byte(case, tmp_path, monkeypatch, images):
     case.build(tmp_path / "one", images=images)
-    monkeypatch.setattr("megatron_v2pe.data.indexed.build.LINES_AT_ONCE", 3)
-    monkeypatch.setattr("megatron_v2pe.data.indexed.build.FILES_AT_ONCE", 2)
+    monkeypatch.setattr("megatron_v2pe.data.indexed.pieces.LINES_AT_ONCE", 3)
+    monkeypatch.setattr("megatron_v2pe.data.indexed.pieces.FILES_AT_ONCE", 2)
     case.build(tmp_path / "other", images=images, workers=2)
     assert_same_folders(tmp_path / "one", tmp_path / "other")
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_v2pe.data.indexed import build as build_module
-from megatron_v2pe.data.indexed import streams
+from megatron_v2pe.data.indexed import finish, pieces, streams
 from megatron_v2pe.data.indexed.streams import JOURNAL, Streams
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.testing.data_cases import assert_same_folders
@@ -32,7 +31,7 @@ def build_slowly(case, out, workers, slow):
         append(self, name, content[len(content) // 2 :])
 
     Streams.append = slowly
-    build_module.LINES_AT_ONCE, build_module.FILES_AT_ONCE = 2, 1
+    pieces.LINES_AT_ONCE, pieces.FILES_AT_ONCE = 2, 1
     case.build(out, images="embed", workers=workers)
 
 
@@ -87,7 +86,7 @@ def test_what_is_not_in_the_journal_is_cut_off(tmp_path):
 
 def test_a_full_disk(case, tmp_path, monkeypatch):
     reference = case.build(tmp_path / "reference").folder
-    monkeypatch.setattr("megatron_v2pe.data.indexed.build.LINES_AT_ONCE", 4)
+    monkeypatch.setattr("megatron_v2pe.data.indexed.pieces.LINES_AT_ONCE", 4)
     commit, commits = Streams.commit, []
 
     def full(self, note):
@@ -123,9 +122,9 @@ def test_ended_while_the_last_files_are_written(case, tmp_path, monkeypatch, mom
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(build_module.os, "rename", ending(os.rename))
-        patch.setattr(build_module.Path, "unlink", ending(Path.unlink))
-        patch.setattr(build_module, "write_report", ending(build_module.write_report))
+        patch.setattr(os, "rename", ending(os.rename))
+        patch.setattr(Path, "unlink", ending(Path.unlink))
+        patch.setattr(finish, "write_report", ending(finish.write_report))
         with pytest.raises(InterruptedError):
             case.build(tmp_path / "set")
     assert not (tmp_path / "set").exists()

@@ -12,13 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from megatron_v2pe.testing.warm_python import shared_warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,9 +52,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(line: Sequence[str], log: Path, cwd: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command; what is left of its process group at the end is killed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+def started(
+    line: Sequence[str], log: Path, cwd: Path | None = None, more: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command, `more` in its environment; what is left of its process group at the end is killed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(more or {})}
     with log.open("wb") as stream:
         process = subprocess.Popen(
             line, stdout=stream, stderr=subprocess.STDOUT, cwd=cwd or ROOT, env=environment, start_new_session=True
@@ -77,8 +81,12 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def run(line: Sequence[str], log: Path, cwd: Path | None = None, timeout: float = 300) -> Finished:
-    """Run a command to its end."""
-    with started(line, log, cwd) as process:
+    """Run a command to its end; if Python runs it, then one that has imported the package before."""
+    more: dict[str, str] = {}
+    if line[0] == sys.executable and not line[1].startswith("-S"):
+        warm = shared_warm_python()
+        line, more = [warm, *line[1:]], {"PYTHON": warm, "PYTHON_EXEC": warm}  # of launchers, of torchrun's workers
+    with started(line, log, cwd, more) as process:
         status = process.wait(timeout)
     return Finished(status, log.read_text(errors="replace"))
 

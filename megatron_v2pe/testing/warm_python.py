@@ -2,25 +2,42 @@
 
 `warm_python(folder)` starts a server that imports the package, and yields an executable that stands for `python`: it
 hands its arguments, environment, working folder and open files to the server, whose fork runs the command, and ends
-with its status. Everything of the command is its own (process, files, signals); only the time of importing is saved.
-Launchers take it as PYTHON, torchrun's workers as PYTHON_EXEC.
+with its status. Everything of the command is its own (process, files, signals); only the time of importing is saved. A
+command whose client is killed is killed with all it has started, and a server whose tests are gone ends. Launchers take
+it as PYTHON, torchrun's workers as PYTHON_EXEC. `shared_warm_python()` is one for all tests of a process.
 
 The client's half of this file is run without site-packages and imports nothing slow.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import select
 import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
 from typing import Any
 
 _MOST = 1 << 20
 """Bytes of a command with its environment."""
+
+
+@cache
+def shared_warm_python() -> str:
+    """Return the executable of a server that is started at the first call and ends with this process."""
+    import tempfile
+
+    stack = ExitStack()
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="warm"))
+    executable = stack.enter_context(warm_python(folder))
+    owner = os.getpid()
+    atexit.register(lambda: stack.close() if os.getpid() == owner else None)  # not at the end of a fork
+    return executable
 
 
 @contextmanager
@@ -45,8 +62,10 @@ def warm_python(folder: Any, seconds: float = 120) -> Iterator[str]:
     line = [sys.executable, __file__, "serve", str(path)]
     root = Path(__file__).resolve().parents[2]
     with open(log, "wb") as stream:
-        environment = {**os.environ, "PYTHONPATH": str(root)}
-        server = subprocess.Popen(line, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+        environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        server = subprocess.Popen(
+            line, env=environment, stdin=subprocess.PIPE, stdout=stream, stderr=stream, start_new_session=True
+        )
     try:
         until = time.monotonic() + seconds
         while not path.exists():
@@ -57,7 +76,7 @@ def warm_python(folder: Any, seconds: float = 120) -> Iterator[str]:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.communicate()
 
 
 def _ask(path: str, arguments: list[str]) -> int:
@@ -98,6 +117,8 @@ def _serve(path: str) -> None:
         listener.listen(64)
         os.rename(path + ".new", path)
         while True:
+            if sys.stdin.fileno() in select.select([listener, sys.stdin], [], [])[0]:
+                os.killpg(0, signal.SIGKILL)  # nobody is there any more to ask
             connection, _ = listener.accept()
             if os.fork() == 0:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -117,6 +138,9 @@ def _keep(connection: socket.socket) -> None:
         connection.close()
         _become(command, files)
     connection.sendall(b"%d\n" % child)
+    ended = os.pidfd_open(child)
+    if ended not in select.select([connection, ended], [], [])[0]:  # the client has gone
+        _kill_all(child)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     with suppress(BrokenPipeError):
@@ -124,9 +148,18 @@ def _keep(connection: socket.socket) -> None:
     os._exit(0)
 
 
+def _kill_all(process: int) -> None:
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(process)
+        for one in [*root.children(recursive=True), root]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
 def _become(command: dict[str, Any], files: list[int]) -> None:
     """Run a command in this process, as `python` would, and end."""
-    import atexit
     import runpy
     import threading
     import traceback
@@ -142,6 +175,7 @@ def _become(command: dict[str, Any], files: list[int]) -> None:
     words, code = list(command["argv"]), 0
     while words[0] in ("-u", "-B"):
         del words[0]
+    script = words[0] not in ("-c", "-m")
     try:
         if words[0] == "-c":
             sys.argv = ["-c", *words[2:]]
@@ -153,19 +187,26 @@ def _become(command: dict[str, Any], files: list[int]) -> None:
         else:
             sys.argv = words
             sys.path[0] = os.path.dirname(os.path.abspath(words[0]))
-            runpy.run_path(words[0], run_name="__main__")
+            runpy.run_path(os.path.abspath(words[0]), run_name="__main__")
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         if isinstance(ended.code, str):
             print(ended.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
+    except BaseException as error:
+        shown = error.__traceback__
+        while shown and (shown.tb_frame.f_code.co_filename == __file__ or (script and _of_runpy(shown))):
+            shown = shown.tb_next
+        traceback.print_exception(type(error), error, shown)
         code = 1
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  as the interpreter does at its end
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _of_runpy(shown: Any) -> bool:
+    return "runpy" in shown.tb_frame.f_code.co_filename
 
 
 if __name__ == "__main__":

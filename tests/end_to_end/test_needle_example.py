@@ -7,14 +7,13 @@ import json
 import random
 import re
 import sys
-import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from megatron_v2pe.testing.tool_runs import run
-from megatron_v2pe.testing.warm_python import warm_python
+from megatron_v2pe.testing.warm_python import shared_warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "needle_on_a_laptop"
@@ -28,23 +27,22 @@ def example():
     sys.path.remove(str(EXAMPLE))
 
 
-def line(out, *more, python=sys.executable):
-    return [python, str(EXAMPLE / "run.py"), str(out), *more]
+def line(out, *more):
+    return [sys.executable, str(EXAMPLE / "run.py"), str(out), *more]
 
 
 @pytest.fixture
 def warm(monkeypatch):
     """Every Python the example starts, launchers and their processes included, begins with its imports done."""
-    with tempfile.TemporaryDirectory(prefix="warm") as folder, warm_python(folder) as executable:
-        monkeypatch.setenv("PYTHON", executable)
-        monkeypatch.setenv("PYTHON_EXEC", executable)  # of torchrun
-        yield executable
+    executable = shared_warm_python()
+    monkeypatch.setenv("PYTHON", executable)
+    monkeypatch.setenv("PYTHON_EXEC", executable)  # of torchrun
 
 
 @pytest.mark.slow
 def test_the_smoke_version_runs_and_goes_on(warm, example, tmp_path):
     out = tmp_path / "out"
-    first = run(line(out, "--smoke", python=warm), tmp_path / "log", timeout=1500)
+    first = run(line(out, "--smoke"), tmp_path / "log", timeout=1500)
     assert first.status == 0, first.output[-3000:]
     table = (out / "table.md").read_text()
     assert "dynamic NTK" in table and "| words |" in table and "not judged" in table
@@ -59,7 +57,7 @@ def test_the_smoke_version_runs_and_goes_on(warm, example, tmp_path):
         assert [json.loads(row)["iteration"] for row in logged] == list(range(1, steps + 1))
     before = {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}
     (out / "table.md").unlink()
-    again = run(line(out, "--smoke", python=warm), tmp_path / "log2", timeout=300)
+    again = run(line(out, "--smoke"), tmp_path / "log2", timeout=300)
     assert again.status == 0 and again.output.count("done before") == again.output.count("\n[")
     assert (out / "table.md").read_text() == table
     assert before == {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}

@@ -46,23 +46,23 @@ def test_the_loss_falls(checkpoint, tmp_path, layout):
         "data.num_images_expected": 64,
         "data.max_dynamic_patch": 12,
         "data.loss_reduction": "square",
-        "train.train_steps": 50,
+        "train.train_steps": 30,
         "optimizer.lr": 2e-3,
         "checkpoint.save": tmp_path / "run",
-        "checkpoint.save_interval": 25,
+        "checkpoint.save_interval": 15,
     }
     arguments = ["--recipe", "debug", *(f"{key}={value}" for key, value in settings.items()), *LAYOUTS[layout]]
     if layout == "pp2":
         tool = command("tools/preprocess_data.py", "--out", str(tmp_path / "set"), "--images", "embed", *arguments)
         built = run(tool, tmp_path / "log", cwd=shared_path("real"))
         assert built.status == 0 and "165 samples of" in built.output, built.output[-3000:]
-        arguments += [f"data.indexed_path={tmp_path / 'set'}", "train.exit_step=25"]
-    for more in ([], ["train.exit_step=50"]) if layout == "pp2" else ([],):
+        arguments += [f"data.indexed_path={tmp_path / 'set'}", "train.exit_step=15"]
+    for more in ([], ["train.exit_step=30"]) if layout == "pp2" else ([],):
         line = command("tools/train.py", *arguments, *more, processes=2)
         finished = run(line, tmp_path / "log", cwd=shared_path("real"))
         assert finished.status == 0, finished.output[-3000:]
     losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
-    assert len(losses) == 50
+    assert len(losses) == 30
     first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
-    assert last <= 0.8 * first, (first, last)  # measured 0.37 (TP 2) and 0.36 (PP 2)
+    assert last <= 0.8 * first, (first, last)  # measured 0.61 (TP 2) and 0.60 (PP 2)
     print(f"{layout}: {first:.3f} -> {last:.3f}")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
+import psutil
 import pytest
 
-from megatron_v2pe.testing.warm_python import warm_python
+from megatron_v2pe.testing.warm_python import shared_warm_python
 
 
 @pytest.fixture(scope="module")
 def warm():
-    with tempfile.TemporaryDirectory(prefix="warm") as folder, warm_python(folder) as executable:
-        yield executable
+    return shared_warm_python()
 
 
 SCRIPT = """
@@ -39,7 +38,7 @@ def test_a_script_sees_what_it_would_see(warm, tmp_path, arguments):
     seen = subprocess.run(["/bin/sh", warm, "script.py", *arguments], capture_output=True, **settings)
     assert seen.returncode == cold.returncode
     assert seen.stdout == cold.stdout.replace("False", "True") and "red" in seen.stdout and "at the end" in seen.stdout
-    assert cold.stderr.splitlines()[0] in seen.stderr
+    assert seen.stderr.splitlines()[-len(cold.stderr.splitlines()) :] == cold.stderr.splitlines()
     assert ("ValueError: broken" in seen.stderr) == ("fails" in arguments)
 
 
@@ -60,3 +59,20 @@ def test_signals_are_passed_on(warm, tmp_path):
     assert process.wait(20) == 5
     killed = subprocess.run([warm, "-c", "import os; os.kill(os.getpid(), 9)"])
     assert killed.returncode == 128 + 9
+
+
+def test_a_killed_command_leaves_nothing_behind(warm, tmp_path):
+    """Also not what it has started, by the same Python."""
+    inner = f"import os, time; open({str(tmp_path / 'inner')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    outer = f"import subprocess; subprocess.run([{warm!r}, '-c', {inner!r}])"
+    process = subprocess.Popen([warm, "-c", outer], start_new_session=True)
+    until = time.monotonic() + 20
+    while not (tmp_path / "inner").exists() or not (tmp_path / "inner").read_text():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    number = int((tmp_path / "inner").read_text())
+    while psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until
+        time.sleep(0.05)

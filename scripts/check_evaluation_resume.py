@@ -10,13 +10,10 @@ run's answers are the first run's, up to their order, each question answered onc
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import random
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,9 +21,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from megatron_v2pe.testing.small_data import write_tokenizer  # noqa: E402
+from megatron_v2pe.testing.kill_checks import finish, run_check  # noqa: E402
+from megatron_v2pe.testing.small_data import write_checkpoint_copy  # noqa: E402
 from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark  # noqa: E402
-from megatron_v2pe.testing.tool_runs import command, kill, run, started  # noqa: E402
+from megatron_v2pe.testing.tool_runs import command, kill, started  # noqa: E402
 
 LARGE, SMALL = "chartqa_human", ("pope", "scienceqa")
 """The benchmark that is killed, and those after it."""
@@ -40,23 +38,14 @@ STARTUP = 8.0
 
 def main(argv: list[str] | None = None) -> int:
     """Run the check; return 0 if the two runs agree."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="?", type=Path, help="new folder for everything; default: a temporary one")
-    parser.add_argument("--kills", type=int, default=10, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as temporary:
-        out = arguments.out or Path(temporary) / "check"
-        out.mkdir(parents=True)
-        return _check(out, arguments.kills, random.Random(arguments.seed))
+    return run_check(__doc__, _check, argv)
 
 
 def _check(out: Path, kills: int, moments: random.Random) -> int:
-    shutil.copytree(ROOT / "tests" / "golden" / "reference_checkpoint", out / "hf")
-    write_tokenizer(out / "hf")
+    write_checkpoint_copy(ROOT / "tests" / "golden" / "reference_checkpoint", out / "hf")
     questions = QUESTIONS + QUESTIONS_PER_KILL * kills
     _write_benchmarks(out / "data", questions)
-    _finish(_evaluation(out, "whole", 1, 1), out / "whole.log")
+    finish(_evaluation(out, "whole", 1, 1), out / "whole.log")
     for number, (processes, context) in zip(range(kills), itertools.cycle(LAYOUTS)):
         before = len(_answers(out / "killed"))
         step = max(1, int(questions * REACHED / kills))
@@ -74,7 +63,7 @@ def _check(out: Path, kills: int, moments: random.Random) -> int:
         seconds, after = time.monotonic() - began, len(_answers(out / "killed"))
         told = f"{processes} processes, context parallel size {context}, {seconds:.1f} s after the start"
         print(f"kill {number + 1} of {kills}: {told}; {before} answers before, {after} now", flush=True)
-    _finish([*_evaluation(out, "killed", 2, 1), "--batch-size", "3"], out / "last.log")
+    finish([*_evaluation(out, "killed", 2, 1), "--batch-size", "3"], out / "last.log")
     return _compare(out)
 
 
@@ -95,12 +84,6 @@ def _evaluation(out: Path, name: str, processes: int, context: int) -> list[str]
     arguments += ["--out", out / name, "--converted-dir", out / "converted", "--window", 100000, "--max-num", 2]
     arguments += ["--context-parallel-size", context]
     return command("tools/evaluate.py", *map(str, arguments), processes=0 if processes == 1 else processes)
-
-
-def _finish(line: list[str], log: Path) -> None:
-    finished = run(line, log, timeout=900)
-    if finished.status:
-        sys.exit(f"{log}: failed\n{finished.output[-3000:]}")
 
 
 def _answers(folder: Path) -> list[dict[str, Any]]:

@@ -10,22 +10,20 @@ epochs' ends included. About ten minutes on two cores; the tests run a sample of
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import random
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from megatron_v2pe.testing.small_data import write_dataset, write_tokenizer  # noqa: E402
-from megatron_v2pe.testing.tool_runs import command, kill, read_metrics, run, settings, started  # noqa: E402
+from megatron_v2pe.testing.kill_checks import finish, run_check  # noqa: E402
+from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset  # noqa: E402
+from megatron_v2pe.testing.tool_runs import command, kill, read_metrics, settings, started  # noqa: E402
 
 STEPS = 24
 BATCH = 4
@@ -38,24 +36,15 @@ CLOSE = 1e-5
 
 def main(argv: list[str] | None = None) -> int:
     """Run the check; return 0 if the two runs agree."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="?", type=Path, help="new folder for everything; default: a temporary one")
-    parser.add_argument("--kills", type=int, default=10, help="(default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
-    arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as temporary:
-        out = arguments.out or Path(temporary) / "check"
-        out.mkdir(parents=True)
-        return _check(out, arguments.kills, random.Random(arguments.seed))
+    return run_check(__doc__, _check, argv)
 
 
 def _check(out: Path, kills: int, moments: random.Random) -> int:
-    shutil.copytree(ROOT / "tests" / "golden" / "reference_checkpoint", out / "hf")
-    write_tokenizer(out / "hf")
+    write_checkpoint_copy(ROOT / "tests" / "golden" / "reference_checkpoint", out / "hf")
     write_dataset(out / "data")
     indexed = ["--out", str(out / "indexed"), "--workers", "2", *settings(out, out / "none")]
-    _finish(command("tools/preprocess_data.py", *indexed), out / "build.log")
-    _finish(_training(out, out / "whole", 1, 0), out / "whole.log")
+    finish(command("tools/preprocess_data.py", *indexed), out / "build.log")
+    finish(_training(out, out / "whole", 1, 0), out / "whole.log")
     whole = read_metrics(out / "whole")
     done = 0
     for number, (ranks, workers) in zip(range(kills), itertools.cycle(LAYOUTS)):
@@ -66,7 +55,7 @@ def _check(out: Path, kills: int, moments: random.Random) -> int:
             kill(process)
         done = _saved(out / "killed")
         print(f"kill {number + 1} of {kills} after step {step}: {ranks} ranks, {workers} readers; saved step {done}")
-    _finish(_training(out, out / "killed", 2, 2), out / "last.log")
+    finish(_training(out, out / "killed", 2, 2), out / "last.log")
     return _compare(whole, read_metrics(out / "killed"))
 
 
@@ -74,12 +63,6 @@ def _training(out: Path, save: Path, ranks: int, workers: int) -> list[str]:
     changes = {"data__meta_path": "", "data__indexed_path": out / "indexed", "data__num_workers": workers}
     steps = {"train__train_steps": STEPS, "train__global_batch_size": BATCH, "checkpoint__save_interval": 1}
     return command("tools/train.py", *settings(out, save, **changes, **steps), processes=ranks)
-
-
-def _finish(line: list[str], log: Path) -> None:
-    finished = run(line, log, timeout=900)
-    if finished.status:
-        sys.exit(f"{log}: failed\n{finished.output[-3000:]}")
 
 
 def _wait_for(folder: Path, step: int, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -1,7 +1,7 @@
 """The experiment's steps, each a command of the project's tools with a mark when it is done.
 
 A step that has its mark is not run again; one that was interrupted is, after what it left is removed, unless its tool
-goes on by itself: evaluation from the last answer, training from where a polite stop saved it, else from the start.
+goes on by itself: evaluation from the last answer, training from where a polite stop or the end of a part saved it.
 """
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+#!/bin/sh
 # Numbered steps with their times, for scripts of several parts. To be sourced, after these are set:
 #
 #   steps_of    what the script is called in its messages

@@ -1,4 +1,4 @@
-"""V2PE's finding on a laptop: train a tiny model with ordinary positions and with V2PE, ask both, print the table.
+"""V2PE's finding on a laptop: train two tiny models that differ in nothing but positions, ask, print the table.
 
 bash examples/needle_on_a_laptop/run.sh [OUT] [--seeds K] [--parallel tp=2|cp=2|pp=2|dp=2] [--to 16]
 python examples/needle_on_a_laptop/run.py OUT --smoke              every part in tiny sizes; learns nothing

@@ -142,7 +142,8 @@ class Seed:
         for stage in ("short", "long"):
             index = self.folder / f"indexed_{stage}"
             self._step(f"index_{stage}", f"index of the {stage} documents", lambda s=stage: self._index(s), [index])
-        self._step("train_short", "train on short documents, until names are bound to pictures", self._until_bound)
+        title = "train both models on short documents, until both bind names to pictures"
+        self._step("train_short", title, self._until_bound)
         for trained, positions in (("default", "ordinary positions"), ("v2pe", "V2PE, a stride drawn per image")):
             title = f"train on long documents with {positions}"
             self._step(f"train_{trained}", title, lambda t=trained: _last(self.train_long(t)))
@@ -181,44 +182,51 @@ class Seed:
         _tool("preprocess_data.py", "--out", self.folder / f"indexed_{stage}", "--workers", PROCESSES, *settings)
 
     def _until_bound(self) -> dict[str, object]:
-        """Train part after part until the loss says that binding is learned; return steps and loss."""
+        """Train part after part until the losses say that both models bind; both take the same number of steps."""
         parts = self.settings.short_parts
         for part in range(1, parts + 1):
-            losses = self.train_short(part)
-            loss = _last(losses)
-            if loss < BOUND:
+            found = {trained: _last(self.train_short(trained, part)) for trained in ("default", "v2pe")}
+            steps, bound = part * self.settings.short_part, max(found.values()) < BOUND
+            if bound:
                 break
-            print(f"      loss {loss:.2f} after {len(losses)} steps: names are not bound yet, part {part} of {parts}")
-        return {"steps": len(losses), "loss": loss, "bound": loss < BOUND}
+            told = ", ".join(f"{trained} {loss:.2f}" for trained, loss in found.items())
+            print(
+                f"      loss after {steps} steps: {told}; names are not bound yet, part {part} of {parts}", flush=True
+            )
+        return {"steps": steps, "loss": found, "bound": bound}
 
-    def train_short(self, part: int) -> list[float]:
+    def train_short(self, trained: str, part: int) -> list[float]:
         """Train on short documents up to the end of a part; return the losses from the first step on.
 
-        Positions are ordinary, as those of a model that V2PE is given to later. The rate is constant, because nobody
-        knows when binding is learned, which happens all at once.
+        The rate is constant, because nobody knows when binding is learned, which happens all at once.
+
+        Args:
+            trained: `default` or `v2pe`.
+            part: from 1.
         """
         settings = self.settings
         arguments = ["--optimizer.lr-decay-style", "constant"]
         arguments += ["--train.train-steps", settings.short_part * settings.short_parts]
-        return self._train("short", self.folder / "start", "short", arguments, settings.short_part * part)
+        return self._train(trained, "short", self.folder / "start", arguments, settings.short_part * part)
 
     def train_long(self, trained: str) -> list[float]:
-        """Go on on long documents, with ordinary positions (`default`) or `v2pe`; return the losses."""
+        """Go on on long documents with a model, `default` or `v2pe`; return the losses."""
         steps = self.settings.long_steps
         arguments = ["--optimizer.min-lr", "2e-4", "--train.train-steps", steps]
-        if trained == "v2pe":
-            arguments += ["--v2pe.rope-pos-id-version", "v2pe_rnd", "--v2pe.strides", *STRIDES]
-        return self._train(trained, self.folder / "short", "long", arguments, steps)
+        return self._train(trained, "long", self.folder / trained / "short", arguments, steps)
 
-    def _train(self, run: str, before: Path, stage: str, more: Sequence[object], steps: int) -> list[float]:
-        """Train from one folder into another up to a step, on the documents of a stage."""
+    def _train(self, trained: str, stage: str, before: Path, more: Sequence[object], steps: int) -> list[float]:
+        """Train a model through a stage up to a step, from what a folder holds."""
+        run = self.folder / trained / stage
         arguments = ["--config", TRAINING, *LAYOUTS[self.settings.parallel], "--train.seed", self.seed]
-        arguments += ["--model.model-name-or-path", before, "--checkpoint.save", self.folder / run]
+        arguments += ["--model.model-name-or-path", before, "--checkpoint.save", run]
         arguments += ["--data.indexed-path", self.folder / f"indexed_{stage}"]
         arguments += ["--data.max-packed-tokens", PACK_TOKENS[stage], "--train.global-batch-size", "2"]
         arguments += ["--train.exit-step", steps]
+        if trained == "v2pe":
+            arguments += ["--v2pe.rope-pos-id-version", "v2pe_rnd", "--v2pe.strides", *STRIDES]
         _launched("train_torchrun.sh", {"GPUS_PER_NODE": str(PROCESSES)}, *arguments, *more)
-        logged = losses(self.folder / run)
+        logged = losses(run)
         if len(logged) < steps:
             raise StepError(
                 f"training stopped after step {len(logged)} of {steps}; the same command goes on from there"
@@ -228,10 +236,10 @@ class Seed:
     def _export(self) -> None:
         exported = self.folder / "exported"
         for trained in ("default", "v2pe"):
-            _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / trained, exported / trained)
+            _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / trained / "long", exported / trained)
         target = exported / "default_read_as_v2pe"
         version = ["--rope-pos-id-version", "v2pe_fix", "--rope-pos-id-stride", "1"]
-        _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / "default", target, *version)
+        _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / "default" / "long", target, *version)
         _scaled(exported / "default", exported / "default_dynamic", "dynamic", 1)
         for length in self.settings.lengths[1:]:
             times = length // start_model.TRAINED_LENGTH

@@ -52,9 +52,10 @@ def test_the_smoke_version_runs_and_goes_on(warm, example, tmp_path):
     for name in ("accuracy_by_length.png", "depth_by_length.png"):
         assert (out / name).read_bytes()[:4] == b"\x89PNG"
     assert "steps of the first stage: 4; NOT BOUND in seed 0" in table
-    for name, steps in (("short", 4), ("default", 2), ("v2pe", 2)):
-        logged = (out / "seed_0" / name / "logs" / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(row)["iteration"] for row in logged] == list(range(1, steps + 1))
+    for trained in ("default", "v2pe"):
+        for stage, steps in (("short", 4), ("long", 2)):
+            logged = (out / "seed_0" / trained / stage / "logs" / "metrics.jsonl").read_text().splitlines()
+            assert [json.loads(row)["iteration"] for row in logged] == list(range(1, steps + 1))
     before = {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}
     (out / "table.md").unlink()
     again = run(line(out, "--smoke"), tmp_path / "log2", timeout=300)
@@ -66,7 +67,7 @@ def test_the_smoke_version_runs_and_goes_on(warm, example, tmp_path):
 
 
 def another_layout_trains_alike(out, other, parallel):
-    """The first stage and V2PE's second in another layout, from the same start over the same documents."""
+    """Both stages of V2PE in another layout, from the same start over the same documents."""
     from settings import SMOKE
     from steps import Progress, Seed, losses
 
@@ -74,9 +75,9 @@ def another_layout_trains_alike(out, other, parallel):
     for name in ("start", "indexed_short", "indexed_long"):
         (other / "seed_0" / name).symlink_to(out / "seed_0" / name)
     seed = Seed(other, replace(SMOKE, parallel=parallel), 0, Progress(other, 0))
-    for name, found in {"short": seed.train_short(SMOKE.short_parts), "v2pe": seed.train_long("v2pe")}.items():
-        pairs = zip(losses(out / "seed_0" / name), found, strict=True)
-        assert max(abs(a - b) / a for a, b in pairs) < 1e-5, (parallel, name)
+    for stage, found in {"short": seed.train_short("v2pe", SMOKE.short_parts), "long": seed.train_long("v2pe")}.items():
+        pairs = zip(losses(out / "seed_0" / "v2pe" / stage), found, strict=True)
+        assert max(abs(a - b) / a for a, b in pairs) < 1e-5, (parallel, stage)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

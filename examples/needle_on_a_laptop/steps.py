@@ -11,8 +11,10 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +22,13 @@ import pictures
 import start_model
 import train_vit
 import write_data
-from settings import LAYOUTS, ORDINARY, ROWS, STRIDES, V2PE, Settings
+from settings import LAYOUTS, ORDINARY, ROWS, SIDE_BY_SIDE, STRIDES, V2PE, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = Path(__file__).with_name("training.yaml")
 PROCESSES = 2
+MODELS = ("default", "v2pe")
+"""What is trained: with ordinary positions, and with V2PE."""
 PACK_TOKENS = {"short": 2432, "long": 4096}
 """10 short or 16 long documents; two packs a step."""
 BOUND = 0.1
@@ -107,7 +111,7 @@ def _last(losses: Sequence[float]) -> float:
 
 def steps_of(settings: Settings) -> int:
     """Return how many steps an experiment has."""
-    return 1 + settings.seeds * (4 + 3 + 1 + 5)
+    return 1 + settings.seeds * (4 + 2 + 1 + 5)
 
 
 def run(out: Path, settings: Settings) -> None:
@@ -144,9 +148,7 @@ class Seed:
             self._step(f"index_{stage}", f"index of the {stage} documents", lambda s=stage: self._index(s), [index])
         title = "train both models on short documents, until both bind names to pictures"
         self._step("train_short", title, self._until_bound)
-        for trained, positions in (("default", "ordinary positions"), ("v2pe", "V2PE, a stride drawn per image")):
-            title = f"train on long documents with {positions}"
-            self._step(f"train_{trained}", title, lambda t=trained: _last(self.train_long(t)))
+        self._step("train_long", "train both models on long documents", self._train_long)
         self._step("export", "export the checkpoints", self._export, [self.folder / "exported"])
         self._step("ask_default", "ask ordinary positions", self._ask_ordinary)
         self._step("ask_default_as_v2pe", "ask ordinary positions at smaller strides", self._ask_untrained)
@@ -185,7 +187,7 @@ class Seed:
         """Train part after part until the losses say that both models bind; both take the same number of steps."""
         parts = self.settings.short_parts
         for part in range(1, parts + 1):
-            found = {trained: _last(self.train_short(trained, part)) for trained in ("default", "v2pe")}
+            found = {trained: _last(losses) for trained, losses in self.train_short(MODELS, part).items()}
             steps, bound = part * self.settings.short_part, max(found.values()) < BOUND
             if bound:
                 break
@@ -195,47 +197,58 @@ class Seed:
             )
         return {"steps": steps, "loss": found, "bound": bound}
 
-    def train_short(self, trained: str, part: int) -> list[float]:
-        """Train on short documents up to the end of a part; return the losses from the first step on.
+    def _train_long(self) -> dict[str, float]:
+        return {trained: _last(losses) for trained, losses in self.train_long(MODELS).items()}
+
+    def train_short(self, models: Sequence[str], part: int) -> dict[str, list[float]]:
+        """Train models on short documents up to the end of a part; return the losses from the first step on.
 
         The rate is constant, because nobody knows when binding is learned, which happens all at once.
 
         Args:
-            trained: `default` or `v2pe`.
+            models: of `MODELS`.
             part: from 1.
         """
         settings = self.settings
-        arguments = ["--optimizer.lr-decay-style", "constant"]
-        arguments += ["--train.train-steps", settings.short_part * settings.short_parts]
-        return self._train(trained, "short", self.folder / "start", arguments, settings.short_part * part)
+        more = ["--optimizer.lr-decay-style", "constant"]
+        more += ["--train.train-steps", str(settings.short_part * settings.short_parts)]
+        return self._train(models, "short", more, settings.short_part * part)
 
-    def train_long(self, trained: str) -> list[float]:
-        """Go on on long documents with a model, `default` or `v2pe`; return the losses."""
+    def train_long(self, models: Sequence[str]) -> dict[str, list[float]]:
+        """Go on on long documents with models that have been trained on short ones; return the losses."""
         steps = self.settings.long_steps
-        arguments = ["--optimizer.min-lr", "2e-4", "--train.train-steps", steps]
-        return self._train(trained, "long", self.folder / trained / "short", arguments, steps)
+        return self._train(models, "long", ["--optimizer.min-lr", "2e-4", "--train.train-steps", str(steps)], steps)
 
-    def _train(self, trained: str, stage: str, before: Path, more: Sequence[object], steps: int) -> list[float]:
-        """Train a model through a stage up to a step, from what a folder holds."""
-        run = self.folder / trained / stage
+    def _train(self, models: Sequence[str], stage: str, more: Sequence[str], steps: int) -> dict[str, list[float]]:
+        """Train models through a stage up to a step: at the same time, or where two processes share one, in turn."""
+        together = self.settings.parallel == SIDE_BY_SIDE
+        environment = {"GPUS_PER_NODE": "1", "OMP_NUM_THREADS": "1"} if together else {"GPUS_PER_NODE": str(PROCESSES)}
+        lines = [[*self._training(trained, stage), "--train.exit-step", steps, *more] for trained in models]
+        for group in [lines] if together else [[line] for line in lines]:
+            messages = [None, *(self.folder / f"{trained}_{stage}.log" for trained in models[1 : len(group)])]
+            _together([_launcher("train_torchrun.sh", environment, *line) for line in group], messages)
+        found = {trained: losses(self.folder / trained / stage) for trained in models}
+        for trained, logged in found.items():
+            if len(logged) < steps:
+                told = f"training of {trained} stopped after step {len(logged)} of {steps}"
+                raise StepError(f"{told}; the same command goes on from there")
+        # There are more where a further part had begun before an interruption.
+        return {trained: logged[:steps] for trained, logged in found.items()}
+
+    def _training(self, trained: str, stage: str) -> list[object]:
+        """Arguments of tools/train.py for a model and a stage."""
+        before = self.folder / "start" if stage == "short" else self.folder / trained / "short"
         arguments = ["--config", TRAINING, *LAYOUTS[self.settings.parallel], "--train.seed", self.seed]
-        arguments += ["--model.model-name-or-path", before, "--checkpoint.save", run]
+        arguments += ["--model.model-name-or-path", before, "--checkpoint.save", self.folder / trained / stage]
         arguments += ["--data.indexed-path", self.folder / f"indexed_{stage}"]
         arguments += ["--data.max-packed-tokens", PACK_TOKENS[stage], "--train.global-batch-size", "2"]
-        arguments += ["--train.exit-step", steps]
         if trained == "v2pe":
             arguments += ["--v2pe.rope-pos-id-version", "v2pe_rnd", "--v2pe.strides", *STRIDES]
-        _launched("train_torchrun.sh", {"GPUS_PER_NODE": str(PROCESSES)}, *arguments, *more)
-        logged = losses(run)
-        if len(logged) < steps:
-            raise StepError(
-                f"training stopped after step {len(logged)} of {steps}; the same command goes on from there"
-            )
-        return logged[:steps]  # more, where a further part had begun before an interruption
+        return arguments
 
     def _export(self) -> None:
         exported = self.folder / "exported"
-        for trained in ("default", "v2pe"):
+        for trained in MODELS:
             _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / trained / "long", exported / trained)
         target = exported / "default_read_as_v2pe"
         version = ["--rope-pos-id-version", "v2pe_fix", "--rope-pos-id-stride", "1"]
@@ -301,27 +314,54 @@ def _linked(source: str, target: str) -> str:
     return target
 
 
+Command = tuple[list[str], dict[str, str]]
+"""A command line and what it adds to the environment."""
+
+
 def _tool(name: str, *arguments: object) -> None:
-    _command([os.environ.get("PYTHON", "python3"), str(ROOT / "tools" / name), *map(str, arguments)], {})
+    _together([([os.environ.get("PYTHON", "python3"), str(ROOT / "tools" / name), *map(str, arguments)], {})])
 
 
 def _launched(script: str, environment: dict[str, str], *arguments: object) -> None:
-    """Run a launcher of the project on a free port, whatever a launcher around this process has set."""
-    _command(["sh", str(ROOT / "scripts" / script), *map(str, arguments)], {"MASTER_PORT": "0", **environment})
+    _together([_launcher(script, environment, *arguments)])
+
+
+def _launcher(script: str, environment: dict[str, str], *arguments: object) -> Command:
+    """Return the command of a launcher on a free port, whatever a launcher around this process has set."""
+    return ["sh", str(ROOT / "scripts" / script), *map(str, arguments)], {"MASTER_PORT": "0", **environment}
 
 
 _INHERITED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "NNODES", "NODE_RANK")
 _INHERITED += ("PARTITION", "STRIDE", "OUT", "GROUP", "MASTER_ADDR")
 
 
-def _command(command: list[str], environment: dict[str, str]) -> None:
+def _together(commands: Sequence[Command], messages: Sequence[Path | None] = (None,)) -> None:
+    """Run commands at the same time, to the end of all.
+
+    Args:
+        commands: what to run.
+        messages: for each a file for what it says, None for the console.
+
+    Raises:
+        subprocess.CalledProcessError: one failed; the end of what it said, if into a file, has been printed.
+    """
     clean = {name: value for name, value in os.environ.items() if name not in _INHERITED}
-    with subprocess.Popen(command, env={**clean, **environment}, cwd=ROOT, close_fds=False) as child:
+    with ExitStack() as stack:
+        children = []
+        for (line, more), path in zip(commands, messages, strict=True):
+            stream = None if path is None else stack.enter_context(open(path, "wb"))
+            settings = {"env": {**clean, **more}, "cwd": ROOT, "close_fds": False, "stdout": stream, "stderr": stream}
+            children.append(subprocess.Popen(line, **settings))
         try:
-            status = child.wait()
-        except KeyboardInterrupt:  # the child ends its processes; they hold the folder's lock until then
-            child.terminate()
-            child.wait(60)
+            statuses = [child.wait() for child in children]
+        except KeyboardInterrupt:  # the children end their processes; they hold the folder's lock until then
+            for child in children:
+                child.terminate()
+            for child in children:
+                child.wait(60)
             raise
-    if status:
-        raise subprocess.CalledProcessError(status, command)
+    for (line, _), path, status in zip(commands, messages, statuses, strict=True):
+        if status and path is not None:
+            print(path.read_text(errors="replace")[-3000:], file=sys.stderr)
+        if status:
+            raise subprocess.CalledProcessError(status, line)

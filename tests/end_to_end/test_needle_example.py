@@ -37,6 +37,7 @@ def warm(monkeypatch):
     executable = shared_warm_python()
     monkeypatch.setenv("PYTHON", executable)
     monkeypatch.setenv("PYTHON_EXEC", executable)  # of torchrun
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.mark.slow
@@ -62,7 +63,7 @@ def test_the_smoke_version_runs_and_goes_on(warm, example, tmp_path):
     assert again.status == 0 and again.output.count("done before") == again.output.count("\n[")
     assert (out / "table.md").read_text() == table
     assert before == {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}
-    for parallel in ("tp=2", "cp=2", "pp=2"):
+    for parallel in ("dp=2", "tp=2", "cp=2", "pp=2"):
         another_layout_trains_alike(out, tmp_path / parallel, parallel)
 
 
@@ -75,7 +76,8 @@ def another_layout_trains_alike(out, other, parallel):
     for name in ("start", "indexed_short", "indexed_long"):
         (other / "seed_0" / name).symlink_to(out / "seed_0" / name)
     seed = Seed(other, replace(SMOKE, parallel=parallel), 0, Progress(other, 0))
-    for stage, found in {"short": seed.train_short("v2pe", SMOKE.short_parts), "long": seed.train_long("v2pe")}.items():
+    short, long = seed.train_short(["v2pe"], SMOKE.short_parts), seed.train_long(["v2pe"])
+    for stage, found in (("short", short["v2pe"]), ("long", long["v2pe"])):
         pairs = zip(losses(out / "seed_0" / "v2pe" / stage), found, strict=True)
         assert max(abs(a - b) / a for a, b in pairs) < 1e-5, (parallel, stage)
 
@@ -100,7 +102,7 @@ def test_a_folder_keeps_to_its_experiment_and_may_get_more_seeds(example, tmp_pa
 
     out = tmp_path / "out"
     assert noted(out) == noted(out)
-    with pytest.raises(StepError, match="another experiment: parallel dp=2 there, tp=2 now. Name another folder"):
+    with pytest.raises(StepError, match="another experiment: parallel none there, tp=2 now. Name another folder"):
         noted(out, parallel="tp=2")
     with pytest.raises(StepError, match="long_steps 2 there, 3 now; short_part 2 there, 5 now"):
         noted(out, short_part=5, long_steps=3)

@@ -1,4 +1,4 @@
-"""V2PE's finding on a laptop: train two tiny models that differ in nothing but positions, ask, print the table.
+"""V2PE's finding on a laptop: train a tiny model with ordinary positions and with V2PE, ask both, print the table.
 
 bash examples/needle_on_a_laptop/run.sh [OUT] [--seeds K] [--parallel tp=2|cp=2|pp=2|dp=2] [--to 16]
 python examples/needle_on_a_laptop/run.py OUT --smoke              every part in tiny sizes; learns nothing
@@ -36,9 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("out", type=Path, nargs="?", default=ROOT / "work_dirs" / "needle_on_a_laptop", help="(default: %(default)s)")
     add("--seeds", type=int, default=1, metavar="K", help="repetitions, told with mean and deviation (default: 1)")
-    side_by_side, *shared = LAYOUTS
-    told = "two processes share a model in training (default: the two models train at the same time, a process each)"
-    add("--parallel", choices=shared, default=side_by_side, help=told)
+    add("--parallel", choices=tuple(LAYOUTS), default="dp=2", help="layout of training (default: %(default)s)")
     add("--to", type=int, choices=(8, 16), default=8, help="longest prompt, times the trained length (default: 8)")
     add("--smoke", action="store_true", help="tiny sizes: shows that all parts work, learns nothing")
     add("--losses-of", type=Path, metavar="OUT", help="at the end, compare the losses with those of another run")

@@ -1,6 +1,6 @@
 #!/bin/sh
-# V2PE's finding on a laptop: two tiny InternVL2 models that differ in nothing but positions learn to read handwritten
-# digits out of documents of 256 tokens, and are then asked in documents up to eight times as long.
+# V2PE's finding on a laptop: a tiny InternVL2 learns to read handwritten digits, goes on to documents of 256 tokens,
+# once with ordinary positions and once with V2PE, and both models are asked in documents up to eight times as long.
 #
 #   bash examples/needle_on_a_laptop/run.sh [OUT] [--seeds K] [--parallel tp=2|cp=2|pp=2|dp=2] [--to 16] [--help]
 #

@@ -8,16 +8,13 @@ from fractions import Fraction
 from start_model import TRAINED_LENGTH
 from task import TOKENS_PER_TILE
 
-SIDE_BY_SIDE = "none"
-"""No layout: the two models are trained at the same time, a process each, and neither core waits for the other."""
 LAYOUTS = {
-    SIDE_BY_SIDE: [],
     "dp=2": [],
     "tp=2": ["--parallel.tensor-model-parallel-size", "2", "--parallel.sequence-parallel", "true"],
     "cp=2": ["--parallel.context-parallel-size", "2"],
     "pp=2": ["--parallel.pipeline-model-parallel-size", "2"],
 }
-"""Layout of training -> arguments of tools/train.py; all but the first share a model between two processes."""
+"""Layout of training on two processes -> arguments of tools/train.py."""
 STRIDES = tuple(str(Fraction(TOKENS_PER_TILE, 2**power)) for power in range(9))
 """Positions a tile may span: the published choice 1, 1/2, ..., 1/256 of a position for an image token."""
 DECIDING = 8
@@ -29,7 +26,7 @@ class Settings:
     """An experiment."""
 
     seeds: int = 1
-    parallel: str = SIDE_BY_SIDE
+    parallel: str = "dp=2"
     longest: int = DECIDING
     """Times the trained length."""
     vision_steps: int = 800

@@ -11,10 +11,8 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,13 +20,11 @@ import pictures
 import start_model
 import train_vit
 import write_data
-from settings import LAYOUTS, ORDINARY, ROWS, SIDE_BY_SIDE, STRIDES, V2PE, Settings
+from settings import LAYOUTS, ORDINARY, ROWS, STRIDES, V2PE, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = Path(__file__).with_name("training.yaml")
 PROCESSES = 2
-MODELS = ("default", "v2pe")
-"""What is trained: with ordinary positions, and with V2PE."""
 PACK_TOKENS = {"short": 2432, "long": 4096}
 """10 short or 16 long documents; two packs a step."""
 BOUND = 0.1
@@ -111,7 +107,7 @@ def _last(losses: Sequence[float]) -> float:
 
 def steps_of(settings: Settings) -> int:
     """Return how many steps an experiment has."""
-    return 1 + settings.seeds * (4 + 2 + 1 + 5)
+    return 1 + settings.seeds * (4 + 3 + 1 + 5)
 
 
 def run(out: Path, settings: Settings) -> None:
@@ -146,9 +142,10 @@ class Seed:
         for stage in ("short", "long"):
             index = self.folder / f"indexed_{stage}"
             self._step(f"index_{stage}", f"index of the {stage} documents", lambda s=stage: self._index(s), [index])
-        title = "train both models on short documents, until both bind names to pictures"
-        self._step("train_short", title, self._until_bound)
-        self._step("train_long", "train both models on long documents", self._train_long)
+        self._step("train_short", "train on short documents, until names are bound to pictures", self._until_bound)
+        for trained, positions in (("default", "ordinary positions"), ("v2pe", "V2PE, a stride drawn per image")):
+            title = f"train on long documents with {positions}"
+            self._step(f"train_{trained}", title, lambda t=trained: _last(self.train_long(t)))
         self._step("export", "export the checkpoints", self._export, [self.folder / "exported"])
         self._step("ask_default", "ask ordinary positions", self._ask_ordinary)
         self._step("ask_default_as_v2pe", "ask ordinary positions at smaller strides", self._ask_untrained)
@@ -184,75 +181,57 @@ class Seed:
         _tool("preprocess_data.py", "--out", self.folder / f"indexed_{stage}", "--workers", PROCESSES, *settings)
 
     def _until_bound(self) -> dict[str, object]:
-        """Train part after part until the losses say that both models bind; both take the same number of steps."""
+        """Train part after part until the loss says that binding is learned; return steps and loss."""
         parts = self.settings.short_parts
         for part in range(1, parts + 1):
-            found = {trained: _last(losses) for trained, losses in self.train_short(MODELS, part).items()}
-            steps, bound = part * self.settings.short_part, max(found.values()) < BOUND
-            if bound:
+            losses = self.train_short(part)
+            loss = _last(losses)
+            if loss < BOUND:
                 break
-            told = ", ".join(f"{trained} {loss:.2f}" for trained, loss in found.items())
-            print(
-                f"      loss after {steps} steps: {told}; names are not bound yet, part {part} of {parts}", flush=True
-            )
-        return {"steps": steps, "loss": found, "bound": bound}
+            print(f"      loss {loss:.2f} after {len(losses)} steps: names are not bound yet, part {part} of {parts}")
+        return {"steps": len(losses), "loss": loss, "bound": loss < BOUND}
 
-    def _train_long(self) -> dict[str, float]:
-        return {trained: _last(losses) for trained, losses in self.train_long(MODELS).items()}
+    def train_short(self, part: int) -> list[float]:
+        """Train on short documents up to the end of a part; return the losses from the first step on.
 
-    def train_short(self, models: Sequence[str], part: int) -> dict[str, list[float]]:
-        """Train models on short documents up to the end of a part; return the losses from the first step on.
-
-        The rate is constant, because nobody knows when binding is learned, which happens all at once.
-
-        Args:
-            models: of `MODELS`.
-            part: from 1.
+        Positions are ordinary, as those of a model that V2PE is given to later. The rate is constant, because nobody
+        knows when binding is learned, which happens all at once.
         """
         settings = self.settings
-        more = ["--optimizer.lr-decay-style", "constant"]
-        more += ["--train.train-steps", str(settings.short_part * settings.short_parts)]
-        return self._train(models, "short", more, settings.short_part * part)
+        arguments = ["--optimizer.lr-decay-style", "constant"]
+        arguments += ["--train.train-steps", settings.short_part * settings.short_parts]
+        return self._train("short", self.folder / "start", "short", arguments, settings.short_part * part)
 
-    def train_long(self, models: Sequence[str]) -> dict[str, list[float]]:
-        """Go on on long documents with models that have been trained on short ones; return the losses."""
+    def train_long(self, trained: str) -> list[float]:
+        """Go on on long documents, with ordinary positions (`default`) or `v2pe`; return the losses."""
         steps = self.settings.long_steps
-        return self._train(models, "long", ["--optimizer.min-lr", "2e-4", "--train.train-steps", str(steps)], steps)
-
-    def _train(self, models: Sequence[str], stage: str, more: Sequence[str], steps: int) -> dict[str, list[float]]:
-        """Train models through a stage up to a step: at the same time, or where two processes share one, in turn."""
-        together = self.settings.parallel == SIDE_BY_SIDE
-        environment = {"GPUS_PER_NODE": "1", "OMP_NUM_THREADS": "1"} if together else {"GPUS_PER_NODE": str(PROCESSES)}
-        lines = [[*self._training(trained, stage), "--train.exit-step", steps, *more] for trained in models]
-        for group in [lines] if together else [[line] for line in lines]:
-            messages = [None, *(self.folder / f"{trained}_{stage}.log" for trained in models[1 : len(group)])]
-            _together([_launcher("train_torchrun.sh", environment, *line) for line in group], messages)
-        found = {trained: losses(self.folder / trained / stage) for trained in models}
-        for trained, logged in found.items():
-            if len(logged) < steps:
-                told = f"training of {trained} stopped after step {len(logged)} of {steps}"
-                raise StepError(f"{told}; the same command goes on from there")
-        # There are more where a further part had begun before an interruption.
-        return {trained: logged[:steps] for trained, logged in found.items()}
-
-    def _training(self, trained: str, stage: str) -> list[object]:
-        """Arguments of tools/train.py for a model and a stage."""
-        before = self.folder / "start" if stage == "short" else self.folder / trained / "short"
-        arguments = ["--config", TRAINING, *LAYOUTS[self.settings.parallel], "--train.seed", self.seed]
-        arguments += ["--model.model-name-or-path", before, "--checkpoint.save", self.folder / trained / stage]
-        arguments += ["--data.indexed-path", self.folder / f"indexed_{stage}"]
-        arguments += ["--data.max-packed-tokens", PACK_TOKENS[stage], "--train.global-batch-size", "2"]
+        arguments = ["--optimizer.min-lr", "2e-4", "--train.train-steps", steps]
         if trained == "v2pe":
             arguments += ["--v2pe.rope-pos-id-version", "v2pe_rnd", "--v2pe.strides", *STRIDES]
-        return arguments
+        return self._train(trained, self.folder / "short", "long", arguments, steps)
+
+    def _train(self, run: str, before: Path, stage: str, more: Sequence[object], steps: int) -> list[float]:
+        """Train from one folder into another up to a step, on the documents of a stage."""
+        arguments = ["--config", TRAINING, *LAYOUTS[self.settings.parallel], "--train.seed", self.seed]
+        arguments += ["--model.model-name-or-path", before, "--checkpoint.save", self.folder / run]
+        arguments += ["--data.indexed-path", self.folder / f"indexed_{stage}"]
+        arguments += ["--data.max-packed-tokens", PACK_TOKENS[stage], "--train.global-batch-size", "2"]
+        arguments += ["--train.exit-step", steps]
+        _launched("train_torchrun.sh", {"GPUS_PER_NODE": str(PROCESSES)}, *arguments, *more)
+        logged = losses(self.folder / run)
+        if len(logged) < steps:
+            raise StepError(
+                f"training stopped after step {len(logged)} of {steps}; the same command goes on from there"
+            )
+        return logged[:steps]  # more, where a further part had begun before an interruption
 
     def _export(self) -> None:
         exported = self.folder / "exported"
-        for trained in MODELS:
-            _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / trained / "long", exported / trained)
+        for trained in ("default", "v2pe"):
+            _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / trained, exported / trained)
         target = exported / "default_read_as_v2pe"
         version = ["--rope-pos-id-version", "v2pe_fix", "--rope-pos-id-stride", "1"]
-        _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / "default" / "long", target, *version)
+        _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / "default", target, *version)
         _scaled(exported / "default", exported / "default_dynamic", "dynamic", 1)
         for length in self.settings.lengths[1:]:
             times = length // start_model.TRAINED_LENGTH
@@ -314,54 +293,27 @@ def _linked(source: str, target: str) -> str:
     return target
 
 
-Command = tuple[list[str], dict[str, str]]
-"""A command line and what it adds to the environment."""
-
-
 def _tool(name: str, *arguments: object) -> None:
-    _together([([os.environ.get("PYTHON", "python3"), str(ROOT / "tools" / name), *map(str, arguments)], {})])
+    _command([os.environ.get("PYTHON", "python3"), str(ROOT / "tools" / name), *map(str, arguments)], {})
 
 
 def _launched(script: str, environment: dict[str, str], *arguments: object) -> None:
-    _together([_launcher(script, environment, *arguments)])
-
-
-def _launcher(script: str, environment: dict[str, str], *arguments: object) -> Command:
-    """Return the command of a launcher on a free port, whatever a launcher around this process has set."""
-    return ["sh", str(ROOT / "scripts" / script), *map(str, arguments)], {"MASTER_PORT": "0", **environment}
+    """Run a launcher of the project on a free port, whatever a launcher around this process has set."""
+    _command(["sh", str(ROOT / "scripts" / script), *map(str, arguments)], {"MASTER_PORT": "0", **environment})
 
 
 _INHERITED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "NNODES", "NODE_RANK")
 _INHERITED += ("PARTITION", "STRIDE", "OUT", "GROUP", "MASTER_ADDR")
 
 
-def _together(commands: Sequence[Command], messages: Sequence[Path | None] = (None,)) -> None:
-    """Run commands at the same time, to the end of all.
-
-    Args:
-        commands: what to run.
-        messages: for each a file for what it says, None for the console.
-
-    Raises:
-        subprocess.CalledProcessError: one failed; the end of what it said, if into a file, has been printed.
-    """
+def _command(command: list[str], environment: dict[str, str]) -> None:
     clean = {name: value for name, value in os.environ.items() if name not in _INHERITED}
-    with ExitStack() as stack:
-        children = []
-        for (line, more), path in zip(commands, messages, strict=True):
-            stream = None if path is None else stack.enter_context(open(path, "wb"))
-            settings = {"env": {**clean, **more}, "cwd": ROOT, "close_fds": False, "stdout": stream, "stderr": stream}
-            children.append(subprocess.Popen(line, **settings))
+    with subprocess.Popen(command, env={**clean, **environment}, cwd=ROOT, close_fds=False) as child:
         try:
-            statuses = [child.wait() for child in children]
-        except KeyboardInterrupt:  # the children end their processes; they hold the folder's lock until then
-            for child in children:
-                child.terminate()
-            for child in children:
-                child.wait(60)
+            status = child.wait()
+        except KeyboardInterrupt:  # the child ends its processes; they hold the folder's lock until then
+            child.terminate()
+            child.wait(60)
             raise
-    for (line, _), path, status in zip(commands, messages, statuses, strict=True):
-        if status and path is not None:
-            print(path.read_text(errors="replace")[-3000:], file=sys.stderr)
-        if status:
-            raise subprocess.CalledProcessError(status, line)
+    if status:
+        raise subprocess.CalledProcessError(status, command)

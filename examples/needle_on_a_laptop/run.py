@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("out", type=Path, nargs="?", default=ROOT / "work_dirs" / "needle_on_a_laptop", help="(default: %(default)s)")
     add("--seeds", type=int, default=1, metavar="K", help="repetitions, told with mean and deviation (default: 1)")
-    add("--parallel", choices=tuple(LAYOUTS), default="dp=2", help="layout of training (default: %(default)s)")
+    side_by_side, *shared = LAYOUTS
+    add("--parallel", choices=shared, default=side_by_side, help="layout of all training (default: %(default)s)")
     add("--to", type=int, choices=(8, 16), default=8, help="longest prompt, times the trained length (default: 8)")
     add("--smoke", action="store_true", help="tiny sizes: shows that all parts work, learns nothing")
     add("--losses-of", type=Path, metavar="OUT", help="at the end, compare the losses with those of another run")

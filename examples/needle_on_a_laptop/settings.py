@@ -8,7 +8,10 @@ from fractions import Fraction
 from start_model import TRAINED_LENGTH
 from task import TOKENS_PER_TILE
 
+SIDE_BY_SIDE = "dp=2, then side by side"
+"""Two processes share the first stage; in the second the two models are trained at the same time, a process each."""
 LAYOUTS = {
+    SIDE_BY_SIDE: [],
     "dp=2": [],
     "tp=2": ["--parallel.tensor-model-parallel-size", "2", "--parallel.sequence-parallel", "true"],
     "cp=2": ["--parallel.context-parallel-size", "2"],
@@ -26,7 +29,7 @@ class Settings:
     """An experiment."""
 
     seeds: int = 1
-    parallel: str = "dp=2"
+    parallel: str = SIDE_BY_SIDE
     longest: int = DECIDING
     """Times the trained length."""
     vision_steps: int = 800

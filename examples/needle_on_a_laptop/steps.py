@@ -20,11 +20,16 @@ import pictures
 import start_model
 import train_vit
 import write_data
-from settings import LAYOUTS, ORDINARY, ROWS, STRIDES, V2PE, Settings
+from commands import Command, execute, execute_lanes, launcher, tool
+from settings import LAYOUTS, ORDINARY, ROWS, SIDE_BY_SIDE, STRIDES, V2PE, Settings
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAINING = Path(__file__).with_name("training.yaml")
 PROCESSES = 2
+MODELS = {"default": "ordinary positions", "v2pe": "V2PE, a stride drawn per image"}
+"""The two that are compared: name -> what sets them apart."""
+_PROCESSES = {"GPUS_PER_NODE": str(PROCESSES)}
+_ONE_PROCESS = {"GPUS_PER_NODE": "1", "OMP_NUM_THREADS": "1"}
+"""Environment of launchers that share the two cores, or have one of them."""
 PACK_TOKENS = {"short": 2432, "long": 4096}
 """10 short or 16 long documents; two packs a step."""
 BOUND = 0.1
@@ -107,7 +112,8 @@ def _last(losses: Sequence[float]) -> float:
 
 def steps_of(settings: Settings) -> int:
     """Return how many steps an experiment has."""
-    return 1 + settings.seeds * (4 + 3 + 1 + 5)
+    trainings = 2 if settings.parallel == SIDE_BY_SIDE else 3
+    return 1 + settings.seeds * (4 + trainings + 2)
 
 
 def run(out: Path, settings: Settings) -> None:
@@ -143,15 +149,11 @@ class Seed:
             index = self.folder / f"indexed_{stage}"
             self._step(f"index_{stage}", f"index of the {stage} documents", lambda s=stage: self._index(s), [index])
         self._step("train_short", "train on short documents, until names are bound to pictures", self._until_bound)
-        for trained, positions in (("default", "ordinary positions"), ("v2pe", "V2PE, a stride drawn per image")):
-            title = f"train on long documents with {positions}"
-            self._step(f"train_{trained}", title, lambda t=trained: _last(self.train_long(t)))
+        for models in [tuple(MODELS)] if self.settings.parallel == SIDE_BY_SIDE else [(name,) for name in MODELS]:
+            title = f"train on long documents with {' and with '.join(MODELS[name] for name in models)}"
+            self._step(f"train_{'_'.join(models)}", title, lambda m=models: self._train_long(*m))
         self._step("export", "export the checkpoints", self._export, [self.folder / "exported"])
-        self._step("ask_default", "ask ordinary positions", self._ask_ordinary)
-        self._step("ask_default_as_v2pe", "ask ordinary positions at smaller strides", self._ask_untrained)
-        self._step("ask_default_scaled", "ask ordinary positions with scaled rotary embedding", self._ask_scaled)
-        self._step("ask_v2pe", "ask V2PE at every stride", self._ask_v2pe)
-        self._step("ask_v2pe_words", "ask V2PE in words, where it can gain nothing", self._ask_words)
+        self._step("ask", "ask both models, in two lanes (the second says what it does in ask_*.log)", self._ask)
 
     def _step(self, name: str, title: str, action: Callable[[], object], leftovers: Sequence[Path] = ()) -> None:
         told = f"{title} (seed {self.seed})" if self.settings.seeds > 1 else title
@@ -160,7 +162,7 @@ class Seed:
     def _vision(self) -> float:
         start, megatron = self.folder / "start", self.folder / "start_megatron"
         start_model.make(start, self.seed)
-        _tool("convert_checkpoint.py", "hf-to-mcore", start, megatron, "--overwrite")
+        execute(tool("convert_checkpoint.py", "hf-to-mcore", start, megatron, "--overwrite"))
         ceiling = train_vit.train(megatron, start, self.settings.vision_steps, self.seed)
         shutil.rmtree(megatron)
         print(f"      digits never seen that the tower reads right: {ceiling:.1%}")
@@ -178,7 +180,9 @@ class Seed:
         settings = ["--config", TRAINING, "--data.meta-path", self.folder / f"{stage}.json"]
         settings += ["--model.model-name-or-path", self.folder / "start"]
         settings += ["--data.max-packed-tokens", PACK_TOKENS[stage]]
-        _tool("preprocess_data.py", "--out", self.folder / f"indexed_{stage}", "--workers", PROCESSES, *settings)
+        execute(
+            tool("preprocess_data.py", "--out", self.folder / f"indexed_{stage}", "--workers", PROCESSES, *settings)
+        )
 
     def _until_bound(self) -> dict[str, object]:
         """Train part after part until the loss says that binding is learned; return steps and loss."""
@@ -200,80 +204,95 @@ class Seed:
         settings = self.settings
         arguments = ["--optimizer.lr-decay-style", "constant"]
         arguments += ["--train.train-steps", settings.short_part * settings.short_parts]
-        return self._train("short", self.folder / "start", "short", arguments, settings.short_part * part)
+        arguments += self._training("short", self.folder / "start", "short", settings.short_part * part)
+        execute(launcher("train_torchrun.sh", _PROCESSES, *arguments))
+        return self._losses("short", settings.short_part * part)
 
-    def train_long(self, trained: str) -> list[float]:
-        """Go on on long documents, with ordinary positions (`default`) or `v2pe`; return the losses."""
-        steps = self.settings.long_steps
-        arguments = ["--optimizer.min-lr", "2e-4", "--train.train-steps", steps]
-        if trained == "v2pe":
-            arguments += ["--v2pe.rope-pos-id-version", "v2pe_rnd", "--v2pe.strides", *STRIDES]
-        return self._train(trained, self.folder / "short", "long", arguments, steps)
+    def train_long(self, *models: str) -> dict[str, list[float]]:
+        """Go on on long documents with models of `MODELS`, all at the same time; return the losses of each.
 
-    def _train(self, run: str, before: Path, stage: str, more: Sequence[object], steps: int) -> list[float]:
-        """Train from one folder into another up to a step, on the documents of a stage."""
+        A model alone has two processes, several have one each: then no core waits for another.
+        """
+        steps, alone = self.settings.long_steps, len(models) == 1
+        environment = _PROCESSES if alone else _ONE_PROCESS
+        started = []
+        for number, name in enumerate(models):
+            arguments = self._training(name, self.folder / "short", "long", steps)
+            arguments += ["--optimizer.min-lr", "2e-4", "--train.train-steps", steps]
+            if name == "v2pe":
+                arguments += ["--v2pe.rope-pos-id-version", "v2pe_rnd", "--v2pe.strides", *STRIDES]
+            messages = self.folder / f"{name}.log" if number else None  # one progress bar on the console
+            started.append(launcher("train_torchrun.sh", environment, *arguments, messages=messages))
+        execute(*started)
+        return {name: self._losses(name, steps) for name in models}
+
+    def _train_long(self, *models: str) -> dict[str, float]:
+        return {name: _last(found) for name, found in self.train_long(*models).items()}
+
+    def _training(self, run: str, before: Path, stage: str, steps: int) -> list[object]:
+        """Return arguments of tools/train.py: from one folder into another up to a step, on a stage's documents."""
         arguments = ["--config", TRAINING, *LAYOUTS[self.settings.parallel], "--train.seed", self.seed]
         arguments += ["--model.model-name-or-path", before, "--checkpoint.save", self.folder / run]
         arguments += ["--data.indexed-path", self.folder / f"indexed_{stage}"]
         arguments += ["--data.max-packed-tokens", PACK_TOKENS[stage], "--train.global-batch-size", "2"]
-        arguments += ["--train.exit-step", steps]
-        _launched("train_torchrun.sh", {"GPUS_PER_NODE": str(PROCESSES)}, *arguments, *more)
+        return [*arguments, "--train.exit-step", steps]
+
+    def _losses(self, run: str, steps: int) -> list[float]:
         logged = losses(self.folder / run)
         if len(logged) < steps:
-            raise StepError(
-                f"training stopped after step {len(logged)} of {steps}; the same command goes on from there"
-            )
+            told = f"training of {run} stopped after step {len(logged)} of {steps}"
+            raise StepError(f"{told}; the same command goes on from there")
         return logged[:steps]  # more, where a further part had begun before an interruption
 
     def _export(self) -> None:
         exported = self.folder / "exported"
-        for trained in ("default", "v2pe"):
-            _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / trained, exported / trained)
-        target = exported / "default_read_as_v2pe"
         version = ["--rope-pos-id-version", "v2pe_fix", "--rope-pos-id-stride", "1"]
-        _tool("convert_checkpoint.py", "mcore-to-hf", self.folder / "default", target, *version)
+        targets = [("default", "default", []), ("v2pe", "v2pe", []), ("default", "default_read_as_v2pe", version)]
+        execute(
+            *(
+                tool("convert_checkpoint.py", "mcore-to-hf", self.folder / run, exported / target, *more)
+                for run, target, more in targets
+            )
+        )
         _scaled(exported / "default", exported / "default_dynamic", "dynamic", 1)
         for length in self.settings.lengths[1:]:
             times = length // start_model.TRAINED_LENGTH
             _scaled(exported / "default", exported / f"default_linear_{times}", "linear", times)
 
-    def _ask_ordinary(self) -> None:
-        self._evaluate(ORDINARY.checkpoint, ORDINARY.checkpoint, self._files("pages", "words"))
-
-    def _ask_untrained(self) -> None:
-        self._ask_at_strides("default_read_as_v2pe")
-
-    def _ask_v2pe(self) -> None:
-        self._ask_at_strides(V2PE.checkpoint)
-
-    def _ask_at_strides(self, checkpoint: str) -> None:
-        strides = [row.stride for row in ROWS if row.checkpoint == checkpoint]
-        self._evaluate(checkpoint, checkpoint, self._files("pages"), "--strides", *strides)
-
-    def _ask_words(self) -> None:
-        self._evaluate(V2PE.checkpoint, V2PE.checkpoint, self._files("words"), "--strides", V2PE.stride)
-
-    def _ask_scaled(self) -> None:
-        self._evaluate("default_dynamic", "default_dynamic", self._files("pages"))
-        for length in self.settings.lengths[1:]:  # linear interpolation has a factor for each length
+    def _ask(self) -> None:
+        """Ask all rows of the table: in two lanes, a process each, so that no core waits for another."""
+        lengths, pages, words = self.settings.lengths, self._files("pages"), self._files("words")
+        here = [
+            self._asking(ORDINARY.checkpoint, ORDINARY.checkpoint, pages + words),
+            self._asking("default_dynamic", "default_dynamic", pages),
+        ]
+        for length, file in list(zip(lengths, pages, strict=True))[1:]:  # linear interpolation has a factor for each
             times = length // start_model.TRAINED_LENGTH
-            questions = [self.folder / "questions" / f"pages_{length}.jsonl"]
-            self._evaluate(f"default_linear_{times}", f"default_linear/{times}", questions)
+            here.append(self._asking(f"default_linear_{times}", f"default_linear/{times}", [file]))
+        here.append(self._asking(V2PE.checkpoint, V2PE.checkpoint, words, "--strides", V2PE.stride))
+        beside = []
+        for checkpoint in ("default_read_as_v2pe", V2PE.checkpoint):
+            strides = [row.stride for row in ROWS if row.checkpoint == checkpoint]
+            log = self.folder / f"ask_{checkpoint}.log"
+            beside.append(self._asking(checkpoint, checkpoint, pages, "--strides", *strides, messages=log))
+        execute_lanes(here, beside)
+        for path in sorted((self.folder / "answers").glob("**/results.json")):
+            told = json.loads(path.read_text(encoding="utf-8"))
+            if lost := len(told["missing"]) + len(told["failed"]):
+                raise StepError(f"{path}: {lost} questions without an answer; the same command asks them again")
 
-    def _files(self, *haystacks: str) -> list[Path]:
-        folder = self.folder / "questions"
-        return [folder / f"{haystack}_{length}.jsonl" for haystack in haystacks for length in self.settings.lengths]
+    def _files(self, haystack: str) -> list[Path]:
+        return [self.folder / "questions" / f"{haystack}_{length}.jsonl" for length in self.settings.lengths]
 
-    def _evaluate(self, checkpoint: str, answers: str, questions: Sequence[Path], *more: object) -> None:
+    def _asking(
+        self, checkpoint: str, answers: str, questions: Sequence[Path], *more: object, messages: Path | None = None
+    ) -> Command:
+        """Return the command that asks an exported checkpoint; `answers` is where below `answers/` it writes."""
         arguments = ["--batch-size", "16", "--converted-dir", self.folder / "converted", "--device", "cpu", *more]
-        environment = {"GPUS": str(PROCESSES), "OUT": str(self.folder / "answers" / answers)}
+        environment = {**_ONE_PROCESS, "GPUS": "1", "OUT": str(self.folder / "answers" / answers)}
         folder = self.folder / "exported" / checkpoint
-        _launched("evaluate.sh", environment, folder, ",".join(map(str, questions)), *arguments)
-        for file in questions:
-            for path in (self.folder / "answers" / answers).glob(f"**/{file.stem}/results.json"):
-                told = json.loads(path.read_text(encoding="utf-8"))
-                if lost := len(told["missing"]) + len(told["failed"]):
-                    raise StepError(f"{path}: {lost} questions without an answer; the same command asks them again")
+        files = ",".join(map(str, questions))
+        return launcher("evaluate.sh", environment, folder, files, *arguments, messages=messages)
 
 
 def _scaled(source: Path, target: Path, kind: str, factor: int) -> None:
@@ -291,29 +310,3 @@ def _linked(source: str, target: str) -> str:
     except OSError:  # a file system without links
         shutil.copy2(source, target)
     return target
-
-
-def _tool(name: str, *arguments: object) -> None:
-    _command([os.environ.get("PYTHON", "python3"), str(ROOT / "tools" / name), *map(str, arguments)], {})
-
-
-def _launched(script: str, environment: dict[str, str], *arguments: object) -> None:
-    """Run a launcher of the project on a free port, whatever a launcher around this process has set."""
-    _command(["sh", str(ROOT / "scripts" / script), *map(str, arguments)], {"MASTER_PORT": "0", **environment})
-
-
-_INHERITED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "NNODES", "NODE_RANK")
-_INHERITED += ("PARTITION", "STRIDE", "OUT", "GROUP", "MASTER_ADDR")
-
-
-def _command(command: list[str], environment: dict[str, str]) -> None:
-    clean = {name: value for name, value in os.environ.items() if name not in _INHERITED}
-    with subprocess.Popen(command, env={**clean, **environment}, cwd=ROOT, close_fds=False) as child:
-        try:
-            status = child.wait()
-        except KeyboardInterrupt:  # the child ends its processes; they hold the folder's lock until then
-            child.terminate()
-            child.wait(60)
-            raise
-    if status:
-        raise subprocess.CalledProcessError(status, command)

@@ -7,8 +7,9 @@ A document is made of these, in random order:
     river stone window cloud    a line of words of the haystack
 
 and ends with a name. The answer is that name and the digit beside it (`Anna seven`): said again, the name stands right
-before what has to be found. Questions are asked about four needles, so that without binding
-names to pictures no more than 38% can be right (which digits are there, not whose). Lengths are exact.
+before what has to be found. In the evaluation the answer's beginning, the name, is given, and the digit is asked for.
+There are four needles, so that without binding names to pictures no more than 38% can be right (which digits are there,
+not whose). Lengths are exact.
 """
 
 from __future__ import annotations
@@ -33,10 +34,7 @@ LONGEST_PAGE = 12
 """Tiles of a page, at most."""
 LONGEST_WORDS = 64
 """Words of a line, at most."""
-NAMES = (
-    *("Anna", "Boris", "Carla", "David", "Elena", "Felix", "Greta", "Henry"),
-    *("Irene", "Jonas", "Katja", "Louis", "Maria", "Nadia", "Oscar", "Paula"),
-)
+NAMES = ("Anna", "Boris", "Carla", "David", "Elena", "Felix", "Greta", "Henry")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WORDS = tuple(
     (
@@ -87,8 +85,12 @@ class Document:
     """Where each needle begins, as a share of the document's tokens."""
 
     def answer(self, needle: int) -> str:
-        """Return what is right to say of a needle."""
-        return f"{self.names[needle]} {DIGITS[self.digits[needle]]}"
+        """Return what a model learns to say of a needle."""
+        return f"{self.names[needle]} {self.digit(needle)}"
+
+    def digit(self, needle: int) -> str:
+        """Return the word for a needle's digit."""
+        return DIGITS[self.digits[needle]]
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,12 @@ from start_model import TRAINED_LENGTH
 from task import NEEDLES, Costs, Pictures, conversation, document
 from tqdm import tqdm
 
-QUESTIONS = {"short": 12, "long": 4}
-"""Of a document in training by stage, drawn with replacement. In the short stage so many that names are asked again and
-again: repeating an earlier answer is learned first, finding the picture after it. They stay below `TRAINED_LENGTH`."""
-ANSWER_TOKENS = 3
-"""A name, a digit and the end of the turn."""
+QUESTIONS = {"short": 12, "long": NEEDLES}
+"""Of a document in training by stage. In the short stage so many that names are asked again and again: repeating an
+earlier answer is learned first, finding the picture after it. They stay below `TRAINED_LENGTH`. In the long stage each
+needle is asked about once, so that no answer can be repeated."""
+TO_SAY = 2
+"""Tokens of an answer that are not in the prompt: a digit and the end of the turn."""
 
 
 def write_training(folder: Path, images: Path, costs: Costs, stage: str, documents: int, seed: int) -> None:
@@ -38,14 +39,16 @@ def write_training(folder: Path, images: Path, costs: Costs, stage: str, documen
         documents: how many.
         seed: of the draws.
     """
-    split = pictures.read(images, "train")
+    split, questions = pictures.read(images, "train"), QUESTIONS[stage]
     draw = random.Random(f"{seed} {stage}")
 
     def samples() -> Iterator[dict[str, object]]:
         for number in tqdm(range(documents), desc=f"{stage} documents", unit=""):
-            room = 0 if stage == "short" else TRAINED_LENGTH - costs.shortest(QUESTIONS[stage])
+            room = 0 if stage == "short" else TRAINED_LENGTH - costs.shortest(questions)
             made = document(draw, split, room, draw.random())
-            asked = draw.choices(range(NEEDLES), k=QUESTIONS[stage])
+            asked = (
+                draw.choices(range(NEEDLES), k=questions) if stage == "short" else draw.sample(range(NEEDLES), NEEDLES)
+            )
             yield {"id": number, "image": list(made.pictures), "conversations": conversation(made, asked)}
 
     _write_lines(folder / f"{stage}.jsonl", samples())
@@ -69,7 +72,7 @@ def write_questions(
     """
     split = pictures.read(images, "test")
     (folder / "questions").mkdir(parents=True, exist_ok=True)
-    prompt = costs.shortest(1) - ANSWER_TOKENS
+    prompt = costs.shortest(1) - TO_SAY
     for length in lengths:
         for haystack, page_share in (("pages", 1.0), ("words", 0.0)):
             draw = random.Random(f"{seed} {haystack} {length}")
@@ -86,9 +89,10 @@ def _question(
         "id": number,
         "question": made.text + made.names[needle],
         "images": [str(images / path) for path in made.pictures],
-        "answer": made.answer(needle),
+        "answer_begins": made.names[needle],
+        "answer": made.digit(needle),
         "depth": round(made.depths[needle], 4),
-        "max_new_tokens": ANSWER_TOKENS - 1,
+        "max_new_tokens": 1,
     }
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from megatron_v2pe.errors import ConfigError, DataError
 
+BEGUN = "begun"
+"""Role of a turn behind the last question of a prompt: how its answer begins; the model goes on from there."""
 _SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 
 
@@ -41,11 +43,15 @@ class Template:
 
         Args:
             turns: (role, text) with roles `human` and `gpt` in turn, a human first; text is stripped.
-            prompt: end with an opened answer, for generation; the last turn is then a human's.
+            prompt: end with an opened answer, for generation; the last turn is then a human's, or behind it one that
+                says how the answer begins (`BEGUN`).
 
         Raises:
             DataError: roles out of turn.
         """
+        begun = ""
+        if prompt and turns and turns[-1][0] == BEGUN:
+            begun, turns = turns[-1][1].strip(), turns[:-1]
         messages = [Message(self.system, None, fixed=True)]
         for number, (role, text) in enumerate(turns):
             expected = ("human", "gpt")[number % 2]
@@ -58,7 +64,7 @@ class Template:
         answered = len(turns) % 2 == 0
         if answered == prompt or not turns:
             raise DataError(f"{len(turns)} turns: the last must be {'a question' if prompt else 'an answer'}")
-        return messages + ([Message(self.assistant, None)] if prompt else [])
+        return messages + ([Message(self.assistant + begun, None)] if prompt else [])
 
 
 def _im_template(name: str) -> Template:

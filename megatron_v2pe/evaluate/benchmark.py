@@ -36,7 +36,8 @@ class Question:
     id: str
     """Unique in its benchmark, the same in every run."""
     turns: tuple[tuple[str, str], ...]
-    """(role, text), roles `human` and `gpt` in turn, a question last; `<image>` where an image stands."""
+    """(role, text), roles `human` and `gpt` in turn, a question last, or behind it how its answer begins (`BEGUN`);
+    `<image>` where an image stands."""
     images: tuple[ImageRef, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What scoring needs: true answers, category, options; plain JSON."""

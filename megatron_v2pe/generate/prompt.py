@@ -59,7 +59,8 @@ def encode_prompt(
     """Encode a conversation whose last turn is a question; of its images no more than the headers are read.
 
     Args:
-        turns: (role, text), roles `human` and `gpt` in turn. A single image without a placeholder goes first.
+        turns: (role, text), roles `human` and `gpt` in turn, see `Template.render`. A single image without a
+            placeholder goes first.
         images: paths, in the order of the placeholders.
         model: the checkpoint's configuration.
         tokenizer: the checkpoint's tokenizer.

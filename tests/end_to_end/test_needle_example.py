@@ -74,7 +74,8 @@ def another_layout_trains_alike(out, other, parallel):
     for name in ("start", "indexed_short", "indexed_long"):
         (other / "seed_0" / name).symlink_to(out / "seed_0" / name)
     seed = Seed(other, replace(SMOKE, parallel=parallel), 0, Progress(other, 0))
-    for name, found in {"short": seed.train_short(SMOKE.short_parts), "v2pe": seed.train_long("v2pe")}.items():
+    trained = {"short": seed.train_short(SMOKE.short_parts), **seed.train_long("v2pe")}
+    for name, found in trained.items():
         pairs = zip(losses(out / "seed_0" / name), found, strict=True)
         assert max(abs(a - b) / a for a, b in pairs) < 1e-5, (parallel, name)
 
@@ -99,7 +100,9 @@ def test_a_folder_keeps_to_its_experiment_and_may_get_more_seeds(example, tmp_pa
 
     out = tmp_path / "out"
     assert noted(out) == noted(out)
-    with pytest.raises(StepError, match="another experiment: parallel dp=2 there, tp=2 now. Name another folder"):
+    with pytest.raises(
+        StepError, match="another experiment: parallel dp=2, then side by side there, tp=2 now. Name another folder"
+    ):
         noted(out, parallel="tp=2")
     with pytest.raises(StepError, match="long_steps 2 there, 3 now; short_part 2 there, 5 now"):
         noted(out, short_part=5, long_steps=3)
@@ -181,9 +184,9 @@ def test_training_and_test_pictures_are_disjoint(made):
 def test_prompts_have_exactly_as_many_tokens_as_asked_for(made, page_share, tokens):
     import pictures
     from task import TOKENS_PER_TILE, document
-    from write_data import ANSWER_TOKENS
+    from write_data import TO_SAY
 
-    from megatron_v2pe.data.conversation import get_template
+    from megatron_v2pe.data.conversation import BEGUN, get_template
     from megatron_v2pe.data.text import encode_conversation
     from megatron_v2pe.data.tokenizer import Tokenizer
 
@@ -191,10 +194,10 @@ def test_prompts_have_exactly_as_many_tokens_as_asked_for(made, page_share, toke
     tokenizer, template = Tokenizer.from_folder(folder / "start"), get_template("internlm2-chat")
     split = pictures.read(folder / "images", "test")
     for seed in range(5):
-        room = tokens - costs.shortest(1) + ANSWER_TOKENS
+        room = tokens - costs.shortest(1) + TO_SAY
         built = document(random.Random(seed), split, room, page_share)
         tiles = [int(Path(path).stem.split("_")[1]) if "pages" in path else 1 for path in built.pictures]
-        turns = [("human", built.text + built.names[0])]
+        turns = [("human", built.text + built.names[0]), (BEGUN, built.names[0])]
         ids, _ = encode_conversation(tokenizer, template, turns, tiles, TOKENS_PER_TILE, prompt=True)
         assert len(ids) == tokens
         assert len(set(built.names)) == len(built.digits) == 4 and all(0 <= depth < 1 for depth in built.depths)
@@ -230,6 +233,7 @@ def test_an_answer_says_the_digit_beside_the_name(made):
     for needle, name in enumerate(built.names):
         path = built.pictures[before.index(name)]
         assert built.answer(needle) == f"{name} {DIGITS[int(Path(path).stem.split('_')[1])]}"
+        assert built.answer(needle) == f"{name} {built.digit(needle)}"
     turns = conversation(built, [2, 2, 0])
     assert [turn["from"] for turn in turns] == ["human", "gpt"] * 3
     assert turns[2]["value"] == built.names[2] and turns[5]["value"] == built.answer(0)

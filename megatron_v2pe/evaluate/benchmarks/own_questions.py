@@ -2,8 +2,9 @@
 
 A line: `question` (with `<image>` where an image stands), `images` (paths relative to the file's folder; may be left
 out), `answer` (text, or a list of texts each of which is right), and if wanted `id` (else the line's number),
-`max_new_tokens`, and further fields, which are kept with the question. Scored by exact match, capitals, spaces and a
-trailing dot aside. `tools/evaluate.py --benchmarks my_questions.jsonl` keeps its answers in `OUT/my_questions/`.
+`max_new_tokens`, `answer_begins` (text the model is given as the beginning of its answer; what it adds is scored), and
+further fields, which are kept with the question. Scored by exact match, capitals, spaces and a trailing dot aside.
+`tools/evaluate.py --benchmarks my_questions.jsonl` keeps its answers in `OUT/my_questions/`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megatron_v2pe.data.conversation import BEGUN
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark, asked
@@ -19,7 +21,7 @@ from megatron_v2pe.evaluate.reading import ID, Fields, Row, demand, json_lines
 
 SUFFIX = ".jsonl"
 _FIELDS: Fields = {"question": str, "answer": (str, list)}
-_OPTIONAL: Fields = {"id": ID, "images": list, "max_new_tokens": int}
+_OPTIONAL: Fields = {"id": ID, "images": list, "max_new_tokens": int, "answer_begins": str}
 
 
 class OwnQuestions(PublishedBenchmark):
@@ -46,11 +48,12 @@ class OwnQuestions(PublishedBenchmark):
             demand(where, row, {name: kinds for name, kinds in _OPTIONAL.items() if name in row})
             _check(where, row)
             others = {name: value for name, value in row.items() if name not in (*_FIELDS, *_OPTIONAL)}
+            begun = ((BEGUN, row["answer_begins"]),) if "answer_begins" in row else ()
             yield (
                 where,
                 Question(
                     id=str(row.get("id", number)),
-                    turns=asked(row["question"]),
+                    turns=asked(row["question"]) + begun,
                     images=tuple(ImageRef(str(path.parent / image)) for image in row.get("images", ())),
                     facts={**others, "answers": row["answer"]},
                     max_new_tokens=row.get("max_new_tokens"),
@@ -68,6 +71,8 @@ def _check(where: str, row: Row) -> None:
         raise DataError(f"{where}: images is {row['images']!r}, expected a list of paths")
     if isinstance(most, bool) or most < 1:
         raise DataError(f"{where}: max_new_tokens is {most}, expected 1 or more")
+    if not row.get("answer_begins", "x").strip():
+        raise DataError(f"{where}: answer_begins is empty; leave it out where the model is to begin by itself")
 
 
 def own_questions(word: str, mode: Mode = "corrected", cache: Path = CACHE) -> OwnQuestions:

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 
-from megatron_v2pe.data.conversation import TEMPLATES, get_template
+from megatron_v2pe.data.conversation import BEGUN, TEMPLATES, get_template
 from megatron_v2pe.data.text import encode_conversation, with_placeholder
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError, DataError
@@ -77,6 +77,18 @@ def test_chat_prompts(gold, real, name):
     assert ids.tolist() == response["input_ids"]
     learned = [label for label in labels.tolist() if label != -100]
     assert real.decode(learned) == "".join(pair[1] for pair in request.get("history", []))
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_begun_answer_is_the_beginning_of_the_trained_sample(tokenizer, name):
+    template, turns = get_template(name), [("human", "one"), ("gpt", "two"), ("human", "three")]
+    whole, _ = encode_conversation(tokenizer, template, [*turns, ("gpt", "yes no")], [], 4)
+    begun, labels = encode_conversation(tokenizer, template, [*turns, (BEGUN, " yes ")], [], 4, prompt=True)
+    opened, _ = encode_conversation(tokenizer, template, turns, [], 4, prompt=True)
+    assert begun.tolist() == whole.tolist()[: len(begun)] and len(opened) < len(begun) < len(whole)
+    assert (labels[len(opened) :] == -100).all()
+    with pytest.raises(DataError, match="'begun', expected 'gpt'"):
+        encode_conversation(tokenizer, template, [*turns, (BEGUN, "yes")], [], 4)
 
 
 def test_only_answers_and_their_ends_are_learned(tokenizer):

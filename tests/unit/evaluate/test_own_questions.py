@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from megatron_v2pe.data.conversation import BEGUN
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.registry import create, expand
@@ -37,6 +38,13 @@ def test_questions_are_read_scored_and_named(tmp_path):
         assert scorer.score(benchmark.item(question, answer), "corrected") == right
 
 
+def test_an_answer_may_be_begun(tmp_path):
+    """The words go to the model behind the question; other words are another question."""
+    lines = [{"question": "Which?", "answer": "7", **more} for more in ({}, {"answer_begins": "The digit is"})]
+    plain, begun = create(written(tmp_path, *lines)).questions(tmp_path)
+    assert begun.turns == (*plain.turns, (BEGUN, "The digit is")) and begun.facts == plain.facts
+
+
 def test_files_stand_beside_benchmarks(tmp_path):
     """Names, groups and files are mixed; two that would share a folder are refused."""
     (tmp_path / "b").mkdir()
@@ -55,6 +63,8 @@ def test_files_stand_beside_benchmarks(tmp_path):
     [
         ({"question": "<image> Which?", "answer": "a"}, "1 <image> in the text, but 0 images"),
         ({"question": "Which?"}, "answer"),
+        ({"question": "Which?", "answer": "a", "answer_begins": " "}, "answer_begins is empty"),
+        ({"question": "Which?", "answer": "a", "answer_begins": 7}, "answer_begins"),
         ({"question": "Which?", "answer": "a", "images": "1.png"}, "images"),
         ({"question": "Which?", "answer": "a", "images": [5]}, "a list of paths"),
         ({"question": "Which?", "answer": []}, "a list of texts"),

@@ -6,7 +6,9 @@ import csv
 import json
 import random
 import re
+import subprocess
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,53 +33,66 @@ def line(out, *more):
     return [sys.executable, str(EXAMPLE / "run.py"), str(out), *more]
 
 
-@pytest.fixture
-def warm(monkeypatch):
+@pytest.fixture(scope="module")
+def warm():
     """Every Python the example starts, launchers and their processes included, begins with its imports done."""
     executable = shared_warm_python()
-    monkeypatch.setenv("PYTHON", executable)
-    monkeypatch.setenv("PYTHON_EXEC", executable)  # of torchrun
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHON", executable)
+        patch.setenv("PYTHON_EXEC", executable)  # of torchrun
+        yield
+
+
+@pytest.fixture(scope="module")
+def smoke(warm, example, tmp_path_factory):
+    """The folder of a smoke run that has ended."""
+    folder = tmp_path_factory.mktemp("smoke")
+    ended = run(line(folder / "out", "--smoke"), folder / "log", timeout=1500)
+    assert ended.status == 0, ended.output[-3000:]
+    return folder / "out"
 
 
 @pytest.mark.slow
-def test_the_smoke_version_runs_and_goes_on(warm, example, tmp_path):
-    out = tmp_path / "out"
-    first = run(line(out, "--smoke"), tmp_path / "log", timeout=1500)
-    assert first.status == 0, first.output[-3000:]
-    table = (out / "table.md").read_text()
+def test_the_smoke_version_runs(smoke):
+    table = (smoke / "table.md").read_text()
     assert "dynamic NTK" in table and "| words |" in table and "not judged" in table
-    with open(out / "table.csv", newline="") as stream:
+    with open(smoke / "table.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["tokens"] for row in rows} == {"256", "512"} and all(0 <= float(row["right"]) <= 1 for row in rows)
     for name in ("accuracy_by_length.png", "depth_by_length.png"):
-        assert (out / name).read_bytes()[:4] == b"\x89PNG"
+        assert (smoke / name).read_bytes()[:4] == b"\x89PNG"
     assert "steps of the first stage: 4; NOT BOUND in seed 0" in table
     for name, steps in (("short", 4), ("default", 2), ("v2pe", 2)):
-        logged = (out / "seed_0" / name / "logs" / "metrics.jsonl").read_text().splitlines()
+        logged = (smoke / "seed_0" / name / "logs" / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(row)["iteration"] for row in logged] == list(range(1, steps + 1))
-    before = {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}
-    (out / "table.md").unlink()
-    again = run(line(out, "--smoke"), tmp_path / "log2", timeout=300)
+
+
+@pytest.mark.slow
+def test_a_finished_experiment_is_told_again_and_nothing_run(smoke, tmp_path):
+    table = (smoke / "table.md").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (smoke / "seed_0").rglob("*") if path.is_file()}
+    (smoke / "table.md").unlink()
+    again = run(line(smoke, "--smoke"), tmp_path / "log", timeout=300)
     assert again.status == 0 and again.output.count("done before") == again.output.count("\n[")
-    assert (out / "table.md").read_text() == table
-    assert before == {path: path.stat().st_mtime_ns for path in (out / "seed_0").rglob("*") if path.is_file()}
-    for parallel in ("tp=2", "cp=2", "pp=2"):
-        another_layout_trains_alike(out, tmp_path / parallel, parallel)
+    assert (smoke / "table.md").read_text() == table
+    assert before == {path: path.stat().st_mtime_ns for path in (smoke / "seed_0").rglob("*") if path.is_file()}
 
 
-def another_layout_trains_alike(out, other, parallel):
-    """The first stage and V2PE's second in another layout, from the same start over the same documents."""
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["tp=2", "cp=2", "pp=2", "dp=2"])
+def test_another_layout_trains_alike(smoke, tmp_path, parallel):
+    """The first stage and V2PE's second from the same start over the same documents."""
     from settings import SMOKE
     from steps import Progress, Seed, losses
 
-    (other / "seed_0").mkdir(parents=True)
+    (tmp_path / "seed_0").mkdir(parents=True)
     for name in ("start", "indexed_short", "indexed_long"):
-        (other / "seed_0" / name).symlink_to(out / "seed_0" / name)
-    seed = Seed(other, replace(SMOKE, parallel=parallel), 0, Progress(other, 0))
+        (tmp_path / "seed_0" / name).symlink_to(smoke / "seed_0" / name)
+    seed = Seed(tmp_path, replace(SMOKE, parallel=parallel), 0, Progress(tmp_path, 0))
     trained = {"short": seed.train_short(SMOKE.short_parts), **seed.train_long("v2pe")}
     for name, found in trained.items():
-        pairs = zip(losses(out / "seed_0" / name), found, strict=True)
-        assert max(abs(a - b) / a for a, b in pairs) < 1e-5, (parallel, name)
+        pairs = zip(losses(smoke / "seed_0" / name), found, strict=True)
+        assert max(abs(a - b) / a for a, b in pairs) < 1e-5, name
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
@@ -146,6 +161,39 @@ def test_a_second_run_in_a_folder_is_refused(example, tmp_path):
 
     with locked(tmp_path), pytest.raises(StepError, match="a run goes on there"), locked(tmp_path):
         pass
+
+
+def test_a_lane_ends_where_a_command_fails_and_the_other_goes_on(example, tmp_path, capfd):
+    from commands import Command, execute_lanes
+
+    def shell(words, messages=None):
+        return Command(["sh", "-c", f"cd {tmp_path}; {words}"], {"WORD": "given"}, messages)
+
+    failing = shell("echo because >&2; exit 7", tmp_path / "log")
+    lanes = [shell("touch first"), failing, shell("touch never")], [shell("sleep 0.3"), shell("touch $WORD")]
+    with pytest.raises(subprocess.CalledProcessError, match="status 7"):
+        execute_lanes(*lanes)
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "log", "given"}
+    assert "because" in capfd.readouterr().err and (tmp_path / "log").read_text() == "because\n"
+
+
+def test_an_interruption_ends_all_lanes(example, tmp_path, monkeypatch):
+    import commands
+
+    def interrupted(ends):
+        while not all((tmp_path / name).exists() for name in "ab"):
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "wait", interrupted)
+    lanes = [
+        [commands.Command(["sh", "-c", f"touch {tmp_path / name}; exec sleep 100"]), commands.Command(["touch", "c"])]
+        for name in "ab"
+    ]
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        commands.execute_lanes(*lanes)
+    assert time.monotonic() - began < 50 and not (commands.ROOT / "c").exists()
 
 
 def test_missing_packages_are_named(tmp_path):

@@ -33,7 +33,7 @@ class Settings:
     longest: int = DECIDING
     """Times the trained length."""
     vision_steps: int = 800
-    short_part: int = 250
+    short_part: int = 400
     """Steps of the first stage after which it is looked whether binding has been learned."""
     short_parts: int = 6
     """It is given up after so many."""

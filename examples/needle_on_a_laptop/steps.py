@@ -30,8 +30,9 @@ MODELS = {"default": "ordinary positions", "v2pe": "V2PE, a stride drawn per ima
 _PROCESSES = {"GPUS_PER_NODE": str(PROCESSES)}
 _ONE_PROCESS = {"GPUS_PER_NODE": "1", "OMP_NUM_THREADS": "1"}
 """Environment of launchers that share the two cores, or have one of them."""
-PACK_TOKENS = {"short": 2432, "long": 4096}
-"""10 short or 16 long documents; two packs a step."""
+PACK_TOKENS = {"short": 1216, "long": 4096}
+"""5 short or 16 long documents; two packs a step. Steps of the first stage are small: their noise helps to find the
+binding."""
 BOUND = 0.1
 """Mean loss over the last `BOUND_OVER` steps below which names are bound to pictures. Where a model sees the digits but
 not whose they are, it is 0.46: ln 4 on every third of the tokens that count."""
@@ -234,7 +235,7 @@ class Seed:
         arguments = ["--config", TRAINING, *LAYOUTS[self.settings.parallel], "--train.seed", self.seed]
         arguments += ["--model.model-name-or-path", before, "--checkpoint.save", self.folder / run]
         arguments += ["--data.indexed-path", self.folder / f"indexed_{stage}"]
-        arguments += ["--data.max-packed-tokens", PACK_TOKENS[stage], "--train.global-batch-size", "2"]
+        arguments += ["--data.max-packed-tokens", PACK_TOKENS[stage], "--train.global-batch-size", PROCESSES]
         return [*arguments, "--train.exit-step", steps]
 
     def _losses(self, run: str, steps: int) -> list[float]:

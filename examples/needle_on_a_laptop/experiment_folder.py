@@ -16,8 +16,8 @@ from steps import StepError, write_whole
 NOTE = "experiment.json"
 RECIPE = ("training.yaml", "task.py", "pictures.py", "write_data.py", "start_model.py", "train_vit.py", "steps.py")
 """Files that make data, models and training: after an edit to one of them old results are not gone on with."""
-MAY_GROW = frozenset({"seeds"})
-"""Repetitions stand alone: more of them may be added."""
+MAY_GROW = frozenset({"seeds", "longest"})
+"""Repetitions stand alone, longer prompts come after training: more of both may be added."""
 ASKED_ONLY = frozenset({"parallel", "seeds", "longest", "questions"})
 """What does not change losses: the layout must not, the others come after training."""
 
@@ -43,8 +43,9 @@ def settle(out: Path, settings: Mapping[str, Any]) -> None:
     if differing := _differing(before, now, MAY_GROW):
         told = "; ".join(f"{name} {before.get(name)} there, {now.get(name)} now" for name in differing)
         raise StepError(f"{out} holds another experiment: {told}. Name another folder, or remove it")
-    if now["seeds"] > before["seeds"]:
-        _note(path, now)
+    grown = {name: max(before[name], now[name]) for name in MAY_GROW}
+    if any(grown[name] > before[name] for name in MAY_GROW):
+        _note(path, {**now, **grown})
 
 
 def check_comparable(out: Path, other: Path) -> None:

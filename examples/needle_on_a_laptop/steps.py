@@ -145,7 +145,7 @@ class Seed:
         self._step(
             "vision", "a tiny InternVL2 and its tokenizer; the vision tower learns to see", self._vision, [start]
         )
-        self._step("data", "documents to train on and questions to ask", self._data)
+        self._step("data", "documents to train on", self._data)
         for stage in ("short", "long"):
             index = self.folder / f"indexed_{stage}"
             self._step(f"index_{stage}", f"index of the {stage} documents", lambda s=stage: self._index(s), [index])
@@ -154,7 +154,9 @@ class Seed:
             title = f"train on long documents with {' and with '.join(MODELS[name] for name in models)}"
             self._step(f"train_{'_'.join(models)}", title, lambda m=models: self._train_long(*m))
         self._step("export", "export the checkpoints", self._export, [self.folder / "exported"])
-        self._step("ask", "ask both models, in two lanes (the second says what it does in ask_*.log)", self._ask)
+        longest = self.settings.lengths[-1]  # a mark for each, so that longer prompts can be asked later
+        title = f"ask both models up to {longest} tokens, in two lanes (the second's messages go into ask_*.log)"
+        self._step(f"ask_to_{longest}", title, self._ask)
 
     def _step(self, name: str, title: str, action: Callable[[], object], leftovers: Sequence[Path] = ()) -> None:
         told = f"{title} (seed {self.seed})" if self.settings.seeds > 1 else title
@@ -174,8 +176,6 @@ class Seed:
         documents = {"short": self.settings.short_documents, "long": self.settings.long_documents}
         for stage, number in documents.items():
             write_data.write_training(self.folder, images, costs, stage, number, self.seed)
-        lengths, questions = self.settings.lengths, self.settings.questions
-        write_data.write_questions(self.folder, images, costs, lengths, questions, self.seed)
 
     def _index(self, stage: str) -> None:
         settings = ["--config", TRAINING, "--data.meta-path", self.folder / f"{stage}.json"]
@@ -256,19 +256,19 @@ class Seed:
             )
         )
         _scaled(exported / "default", exported / "default_dynamic", "dynamic", 1)
-        for length in self.settings.lengths[1:]:
-            times = length // start_model.TRAINED_LENGTH
-            _scaled(exported / "default", exported / f"default_linear_{times}", "linear", times)
 
     def _ask(self) -> None:
         """Ask all rows of the table: in two lanes, a process each, so that no core waits for another."""
         lengths, pages, words = self.settings.lengths, self._files("pages"), self._files("words")
+        costs, exported = start_model.measure(self.folder / "start"), self.folder / "exported"
+        write_data.write_questions(self.folder, self.out / "images", costs, lengths, self.settings.questions, self.seed)
         here = [
             self._asking(ORDINARY.checkpoint, ORDINARY.checkpoint, pages + words),
             self._asking("default_dynamic", "default_dynamic", pages),
         ]
         for length, file in list(zip(lengths, pages, strict=True))[1:]:  # linear interpolation has a factor for each
             times = length // start_model.TRAINED_LENGTH
+            _scaled(exported / "default", exported / f"default_linear_{times}", "linear", times)
             here.append(self._asking(f"default_linear_{times}", f"default_linear/{times}", [file]))
         here.append(self._asking(V2PE.checkpoint, V2PE.checkpoint, words, "--strides", V2PE.stride))
         beside = []
@@ -298,6 +298,7 @@ class Seed:
 
 def _scaled(source: Path, target: Path, kind: str, factor: int) -> None:
     """Copy an HF folder whose rotary embedding is to be scaled from now on; weights are linked, not copied."""
+    shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, copy_function=_linked)
     config = json.loads((target / "config.json").read_text(encoding="utf-8"))
     config["llm_config"]["rope_scaling"] = {"type": kind, "factor": float(factor)}

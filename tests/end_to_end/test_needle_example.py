@@ -110,7 +110,7 @@ def noted(folder, **changes):
     return json.loads((folder / NOTE).read_text())
 
 
-def test_a_folder_keeps_to_its_experiment_and_may_get_more_seeds(example, tmp_path):
+def test_a_folder_keeps_to_its_experiment_and_may_grow(example, tmp_path):
     from steps import StepError
 
     out = tmp_path / "out"
@@ -122,7 +122,9 @@ def test_a_folder_keeps_to_its_experiment_and_may_get_more_seeds(example, tmp_pa
     with pytest.raises(StepError, match="long_steps 2 there, 3 now; short_part 2 there, 5 now"):
         noted(out, short_part=5, long_steps=3)
     assert noted(out, seeds=3)["seeds"] == 3
-    assert noted(out, seeds=2)["seeds"] == 3  # the third is not forgotten
+    grown = noted(out, seeds=2, longest=4)  # the third seed is not forgotten
+    assert (grown["seeds"], grown["longest"]) == (3, 4)
+    assert noted(out) == grown
 
 
 def test_an_edited_recipe_does_not_go_on_with_old_results(example, tmp_path, monkeypatch):

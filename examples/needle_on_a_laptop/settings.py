@@ -33,13 +33,13 @@ class Settings:
     longest: int = DECIDING
     """Times the trained length."""
     vision_steps: int = 800
-    short_part: int = 400
+    short_part: int = 250
     """Steps of the first stage after which it is looked whether binding has been learned."""
     short_parts: int = 6
     """It is given up after so many."""
-    long_steps: int = 300
+    long_steps: int = 400
     short_documents: int = 9000
-    long_documents: int = 9600
+    long_documents: int = 12800
     questions: int = 128
     """For each length, haystack and row."""
 

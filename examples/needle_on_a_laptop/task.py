@@ -34,7 +34,10 @@ LONGEST_PAGE = 12
 """Tiles of a page, at most."""
 LONGEST_WORDS = 64
 """Words of a line, at most."""
-NAMES = ("Anna", "Boris", "Carla", "David", "Elena", "Felix", "Greta", "Henry")
+NAMES = (
+    *("Anna", "Boris", "Carla", "David", "Elena", "Felix", "Greta", "Henry"),
+    *("Irene", "Jonas", "Katja", "Louis", "Maria", "Nadia", "Oscar", "Paula"),
+)
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WORDS = tuple(
     (

@@ -22,6 +22,8 @@ DEPTHS = 5
 """Bins of the heat maps, from the beginning of a document to its end."""
 EARLY = 20
 """Steps over which layouts differ by rounding alone; later it is amplified, most where a model learns all at once."""
+ALIKE = 0.01
+"""Relative difference up to which two losses are called alike."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def verdict(out: Path, settings: Settings) -> tuple[bool, str]:
 
 
 def compare_losses(out: Path, other: Path, settings: Settings) -> str:
-    """Return a sentence about how far the losses of two experiments are apart, run by run.
+    """Return sentences about how far the losses of two experiments are apart, run by run.
 
     Raises:
         StepError: the other experiment has not come so far.
@@ -188,12 +190,16 @@ def compare_losses(out: Path, other: Path, settings: Settings) -> str:
     for seed in range(settings.seeds):
         for run in ("short", "default", "v2pe"):
             ours, theirs = (losses(folder / f"seed_{seed}" / run) for folder in (out, other))
-            apart = [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=False)]
-            line = (
-                f"seed {seed}, {run}: {max(apart):.1e} over {len(apart)} steps, {max(apart[:EARLY]):.1e} over the first"
-            )
-            line += f" {min(EARLY, len(apart))}"
-            if len(ours) != len(theirs):
-                line += f"; {len(ours)} steps here, {len(theirs)} there"
-            told.append(line)
-    return f"largest relative difference of losses from {other}:\n  " + "\n  ".join(told)
+            told.append(f"seed {seed}, {run}: {_compared(ours, theirs)}")
+    return f"losses beside those of {other}:\n  " + "\n  ".join(told)
+
+
+def _compared(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    apart = [abs(a - b) / abs(b) for a, b in zip(ours, theirs, strict=False)]
+    early = min(EARLY, len(apart))
+    alike = next((step for step, far in enumerate(apart) if far > ALIKE), len(apart))
+    said = (
+        f"{max(apart[:early]):.1e} apart over the first {early} steps, within {ALIKE:.0%} for {alike} of {len(apart)}"
+    )
+    ends = (statistics.fmean(run[-early:]) for run in (ours, theirs))
+    return f"{said}; mean of the last {early}: {' and '.join(f'{end:.4f}' for end in ends)}"

@@ -1,0 +1,38 @@
+"""Image files from outside: opened by their content as one of a list of formats, without programs that help out."""
+
+from __future__ import annotations
+
+import io
+from typing import BinaryIO
+
+from PIL import Image
+
+from megatron_v2pe.foreign.files import Kind, Path_, check_regular
+
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
+"""Formats that are read. Pillow knows fifty more; EPS starts Ghostscript, others have few readers and fewer tests."""
+
+# Scans of documents are larger than Pillow's guard against decompression bombs allows, but a damaged header can ask
+# for 16 GB, and the process be killed. Pillow refuses above twice this: 537 million pixels, 2 GB.
+Image.MAX_IMAGE_PIXELS = 2**28
+
+
+def open_image(source: Path_ | bytes, error: Kind) -> Image.Image:
+    """Return an image whose header is read, its pixels not; to be closed.
+
+    Args:
+        source: path of a file, or its content.
+        error: class of the error to raise where the path is no regular file.
+
+    Raises:
+        PIL.UnidentifiedImageError: none of `FORMATS`.
+        Exception: whatever Pillow raises on damaged headers; `data.decoding` makes one error of these.
+    """
+    if isinstance(source, bytes):
+        return _open(io.BytesIO(source))
+    check_regular(source, error)
+    return _open(str(source))
+
+
+def _open(source: str | BinaryIO) -> Image.Image:
+    return Image.open(source, formats=FORMATS)

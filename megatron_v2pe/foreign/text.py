@@ -1,0 +1,201 @@
+"""Text, JSON, JSON lines and YAML from outside: one reader each, with limits, every complaint naming file and line.
+
+The limits: a file of 256 MiB, a nesting of 64, numbers of 400 digits, UTF-8 (a byte order mark is skipped), no NaN or
+infinity. What is read is checked against the type that receives it by `foreign.schema`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from megatron_v2pe.foreign.files import LARGEST_TEXT, Kind, Path_, check_regular, read_bytes
+from megatron_v2pe.foreign.printable import printable
+
+DEEPEST = 64
+"""Lists and objects inside one another, at most."""
+MOST_DIGITS = 400
+"""Of a number. A float has at most 309 digits before its point."""
+LARGEST_LINE = 1 << 26
+"""Bytes of a line, at most: 64 MiB."""
+MOST_VALUES = 100_000
+"""Of a YAML file, aliases written out."""
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MOST_DIGITS + 1))
+_BOM = "\ufeff"
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # made once: it costs more than a short line
+
+
+def read_text(path: Path_, error: Kind, limit: int = LARGEST_TEXT) -> str:
+    """Return the text of a UTF-8 file; line ends as they are.
+
+    Args:
+        path: of the file.
+        error: class of the error to raise, as in all functions of this file.
+        limit: bytes, at most.
+
+    Raises:
+        V2PEError: of class `error`: no regular file, too large, or not UTF-8 (names the byte).
+    """
+    return decode(read_bytes(path, error, limit), printable(path), error)
+
+
+def decode(content: bytes, source: str, error: Kind) -> str:
+    """Return UTF-8 as text, without a byte order mark.
+
+    Raises:
+        V2PEError: of class `error`: not UTF-8; names the byte.
+    """
+    try:
+        return content.decode("utf-8").removeprefix(_BOM)
+    except UnicodeDecodeError as problem:
+        found = content[problem.start]
+        raise error(f"{source}: not UTF-8: byte {problem.start} is 0x{found:02x} ({problem.reason})") from problem
+
+
+def parse_json(content: bytes | str, source: str, error: Kind) -> Any:
+    """Return the value of a JSON text.
+
+    Args:
+        content: UTF-8 or text.
+        source: file, or file and line, for the error.
+        error: class of the error to raise.
+
+    Raises:
+        V2PEError: of class `error`: not JSON (names line and column), nested too deeply, a number that is too long, or
+            NaN or infinity.
+    """
+    raw = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    text = decode(content, source, error) if isinstance(content, bytes) else content
+    if _LONG_NUMBER.search(raw):
+        _check_numbers(text, source, error)
+    try:
+        value = _DECODER.decode(text)
+    except json.JSONDecodeError as problem:
+        place = f"line {problem.lineno}, column {problem.colno}" if problem.lineno > 1 else f"column {problem.colno}"
+        raise error(f"{source}: not valid JSON: {problem.msg} at {place}") from problem
+    except RecursionError as problem:
+        raise error(f"{source}: not read: lists and objects are nested deeper than {DEEPEST}") from problem
+    except ValueError as problem:
+        raise error(f"{source}: not valid JSON: {printable(problem)[:200]}") from problem
+    if raw.count(b"[") + raw.count(b"{") > DEEPEST and (_depth(value) or 0) > DEEPEST:
+        raise error(f"{source}: not read: lists and objects are nested deeper than {DEEPEST}")
+    return value
+
+
+def read_json(path: Path_, error: Kind, limit: int = LARGEST_TEXT) -> Any:
+    """Return the value of a JSON file; errors as of `read_bytes` and `parse_json`."""
+    return parse_json(read_bytes(path, error, limit), printable(path), error)
+
+
+def read_json_object(path: Path_, error: Kind, limit: int = LARGEST_TEXT) -> dict[str, Any]:
+    """Return the object a JSON file holds; errors as of `read_json`, and where it holds something else."""
+    content = read_json(path, error, limit)
+    if not isinstance(content, dict):
+        raise error(f"{printable(path)}: holds {kind_of(content)}, expected an object")
+    return content
+
+
+def json_lines(path: Path_, error: Kind, torn: bool = False) -> Iterator[tuple[int, Any]]:
+    """Yield the number, from 1, and the value of each line of a JSONL file that is not empty.
+
+    Args:
+        path: of the file.
+        error: class of the error to raise.
+        torn: stop without an error at a last line that has no end: a kill cut it off.
+
+    Raises:
+        V2PEError: of class `error`: no regular file, a line that is too long or not JSON; names file and line.
+    """
+    for number, line in lines(path, error):
+        if torn and not line.endswith(b"\n"):
+            return
+        if line.strip():
+            yield number, parse_json(line, f"{printable(path)}:{number}", error)
+
+
+def lines(path: Path_, error: Kind, limit: int = LARGEST_LINE) -> Iterator[tuple[int, bytes]]:
+    """Yield the number, from 1, and the bytes of each line of a regular file, its end included.
+
+    Raises:
+        V2PEError: of class `error`: no regular file, it cannot be read, or a line of more than `limit` bytes.
+    """
+    check_regular(path, error)
+    try:
+        with open(path, "rb") as stream:
+            number = 0
+            while line := stream.readline(limit + 1):
+                number += 1
+                if len(line) > limit:
+                    raise error(f"{printable(path)}:{number}: a line of more than {limit} bytes, the most that is read")
+                yield number, line
+    except OSError as problem:
+        raise error(f"{printable(path)}: cannot be read: {problem.strerror}") from problem
+
+
+def read_yaml(path: Path_, error: Kind, limit: int = 1 << 24) -> Any:
+    """Return the value of a YAML file: plain values only, no tags.
+
+    Raises:
+        V2PEError: of class `error`: no regular file, not YAML (names the line), a tag, nested too deeply, or more than
+            100,000 values once its aliases are written out: a few lines of aliases can stand for gigabytes.
+    """
+    text = read_text(path, error, limit)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as problem:
+        raise error(f"{printable(path)}: not valid YAML: {printable(problem, lines=True)}") from problem
+    except RecursionError as problem:
+        raise error(f"{printable(path)}: not read: nested deeper than {DEEPEST}") from problem
+    except (ValueError, OverflowError, TypeError) as problem:  # a date of month 13, a number of 5,000 digits
+        raise error(f"{printable(path)}: not valid YAML: {printable(problem)[:200]}") from problem
+    if (depth := _depth(value, most=MOST_VALUES)) is None or depth > DEEPEST:
+        limit = f"more than {MOST_VALUES} values" if depth is None else f"nested deeper than {DEEPEST}"
+        raise error(f"{printable(path)}: not read: {limit}")
+    return value
+
+
+def kind_of(value: Any) -> str:
+    """Return what JSON calls a value, with its article: `a number`, `an object`."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    names = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return next((name for kind, name in names.items() if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+def _check_numbers(text: str, source: str, error: Kind) -> None:
+    """Refuse long numbers; long runs of digits inside of strings are text."""
+
+    def integer(digits: str) -> int:
+        if len(digits) > MOST_DIGITS:
+            raise error(f"{source}: a number of {len(digits)} digits, at most {MOST_DIGITS} are read")
+        return int(digits)
+
+    try:
+        json.loads(text, parse_int=integer, parse_float=lambda digits: integer("0" * len(digits)))
+    except (json.JSONDecodeError, RecursionError):
+        return  # named by whoever reads it next
+
+
+def _depth(value: Any, most: int | None = None) -> int | None:
+    """Return how deeply lists and objects are nested, without recursion; stops above `DEEPEST`.
+
+    None where there are more than `most` values: aliases of YAML can stand for more than any memory holds.
+    """
+    level, depth, count = [value], 0, 0
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        count += sum(map(len, level))
+        if depth > DEEPEST or (most is not None and count > most):
+            return depth if depth > DEEPEST else None
+        level = [inner for item in level for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth

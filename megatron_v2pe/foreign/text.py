@@ -32,7 +32,23 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)  # made once: it costs more than a short line
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        seen: set[str] = set()
+        again = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"{again[:60]!r} stands twice in one object")
+    return result
+
+
+# Made once: a decoder costs more than a short line. By `unique` and `constants` of `parse_json`.
+_DECODERS = {
+    (unique, constants): json.JSONDecoder(
+        parse_constant=None if constants else _refuse_constant, object_pairs_hook=_unique if unique else None
+    )
+    for unique in (False, True)
+    for constants in (False, True)
+}
 
 
 def read_text(path: Path_, error: Kind, limit: int = LARGEST_TEXT) -> str:
@@ -62,13 +78,15 @@ def decode(content: bytes, source: str, error: Kind) -> str:
         raise error(f"{source}: not UTF-8: byte {problem.start} is 0x{found:02x} ({problem.reason})") from problem
 
 
-def parse_json(content: bytes | str, source: str, error: Kind) -> Any:
+def parse_json(content: bytes | str, source: str, error: Kind, *, unique: bool = False, constants: bool = False) -> Any:
     """Return the value of a JSON text.
 
     Args:
         content: UTF-8 or text.
         source: file, or file and line, for the error.
         error: class of the error to raise.
+        unique: refuse an object that holds a name twice; by default the last counts, as JSON readers have it.
+        constants: take NaN and infinity, as Python writes them, for a file that is only checked.
 
     Raises:
         V2PEError: of class `error`: not JSON (names line and column), nested too deeply, a number that is too long, or
@@ -79,7 +97,7 @@ def parse_json(content: bytes | str, source: str, error: Kind) -> Any:
     if _LONG_NUMBER.search(raw):
         _check_numbers(text, source, error)
     try:
-        value = _DECODER.decode(text)
+        value = _DECODERS[unique, constants].decode(text)
     except json.JSONDecodeError as problem:
         place = f"line {problem.lineno}, column {problem.colno}" if problem.lineno > 1 else f"column {problem.colno}"
         raise error(f"{source}: not valid JSON: {problem.msg} at {place}") from problem
@@ -92,14 +110,17 @@ def parse_json(content: bytes | str, source: str, error: Kind) -> Any:
     return value
 
 
-def read_json(path: Path_, error: Kind, limit: int = LARGEST_TEXT) -> Any:
-    """Return the value of a JSON file; errors as of `read_bytes` and `parse_json`."""
-    return parse_json(read_bytes(path, error, limit), printable(path), error)
+def read_json(
+    path: Path_, error: Kind, limit: int = LARGEST_TEXT, *, unique: bool = False, constants: bool = False
+) -> Any:
+    """Return the value of a JSON file; options as of `parse_json`, errors as of it and of `read_bytes`."""
+    content = read_bytes(path, error, limit)
+    return parse_json(content, printable(path), error, unique=unique, constants=constants)
 
 
-def read_json_object(path: Path_, error: Kind, limit: int = LARGEST_TEXT) -> dict[str, Any]:
+def read_json_object(path: Path_, error: Kind, limit: int = LARGEST_TEXT, *, unique: bool = False) -> dict[str, Any]:
     """Return the object a JSON file holds; errors as of `read_json`, and where it holds something else."""
-    content = read_json(path, error, limit)
+    content = read_json(path, error, limit, unique=unique)
     if not isinstance(content, dict):
         raise error(f"{printable(path)}: holds {kind_of(content)}, expected an object")
     return content
@@ -175,13 +196,13 @@ def kind_of(value: Any) -> str:
 def _check_numbers(text: str, source: str, error: Kind) -> None:
     """Refuse long numbers; long runs of digits inside of strings are text."""
 
-    def integer(digits: str) -> int:
+    def check(digits: str) -> float:
         if len(digits) > MOST_DIGITS:
             raise error(f"{source}: a number of {len(digits)} digits, at most {MOST_DIGITS} are read")
-        return int(digits)
+        return 0.0
 
     try:
-        json.loads(text, parse_int=integer, parse_float=lambda digits: integer("0" * len(digits)))
+        json.loads(text, parse_int=check, parse_float=check)  # type: ignore[arg-type]
     except (json.JSONDecodeError, RecursionError):
         return  # named by whoever reads it next
 

@@ -6,19 +6,27 @@ Nothing here knows about parallelism or tensors.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Fields, Range
+from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.v2pe.stride import parse_stride
 
 ROPE_POS_ID_VERSIONS = ("default", "v2pe_fix", "v2pe_rnd")
 VOCAB_PADDING_MULTIPLE = 128
 """Vocabulary rows are padded to this multiple whatever the tensor parallel size, so that one shape serves all."""
+DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64", "auto")
+"""What `torch_dtype` may say; the weights' own headers decide."""
+LARGEST_CONFIG = 1 << 24
+"""Bytes of a `config.json`, at most."""
+_MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY, _MOST_POSITIONS, _LARGEST_SIDE = 1000, 1 << 17, 1 << 24, 1 << 30, 1 << 14
+_ROPE_KINDS = ("none", "default", "dynamic", "linear", "v2pe")
 
 
 @dataclass(frozen=True)
@@ -117,57 +125,69 @@ class InternVLConfig:
         """Read the `config.json` of an InternVL2 checkpoint.
 
         Raises:
-            ConfigError: another architecture, a missing field, or a combination that cannot be built; names `source`.
+            ConfigError: another architecture, a field that is missing, of another type or out of range, or a
+                combination that cannot be built; names `source`, the field, what was found and what was expected.
         """
-        architecture = (config.get("architectures") or [config.get("model_type")])[0]
-        if config.get("model_type") != "internvl_chat":
-            raise ConfigError(f"{source}: architecture {architecture!r} is not InternVLChatModel (internvl_chat)")
-        vision = _vision_config(_section(config, "vision_config", source), source)
-        llm = _language_config(_section(config, "llm_config", source), source)
-        tile_size = config.get("force_image_size") or vision.image_size
-        version = config.get("rope_pos_id_version") or config["llm_config"].get("rope_pos_id_version") or "default"
-        if version not in ROPE_POS_ID_VERSIONS:
-            raise ConfigError(f"{source}: rope_pos_id_version {version!r} is none of {', '.join(ROPE_POS_ID_VERSIONS)}")
-        if tile_size % vision.patch_size:
-            raise ConfigError(f"{source}: tile size {tile_size} is not a multiple of patch size {vision.patch_size}")
-        ps_version = config.get("ps_version", "v1")
-        if ps_version not in ("v1", "v2"):
-            raise ConfigError(f"{source}: ps_version {ps_version!r} is none of v1, v2")
-        select_layer = config.get("select_layer", -1)
-        if not -vision.num_layers - 1 <= select_layer <= vision.num_layers:
-            raise ConfigError(f"{source}: select_layer {select_layer} is outside {vision.num_layers} layers")
+        top = Fields(config, source, ConfigError)
+        kind, architecture = top.text("model_type", "(none)"), _architecture(top, "(none)")
+        if kind != "internvl_chat":
+            shown = printable(kind if architecture == "(none)" else architecture)[:80]
+            raise ConfigError(f"{source}: architecture {shown!r} is not InternVLChatModel (internvl_chat)")
+        for section in (top, top.section("vision_config"), top.section("llm_config")):
+            for name in ("torch_dtype", "dtype"):
+                section.text(name, None, DTYPE_NAMES)
+        vision = _vision_config(top.section("vision_config"))
+        llm = _language_config(top.section("llm_config"))
+        least, most = top.whole("min_dynamic_patch", 1, 1, 1000), top.whole("max_dynamic_patch", 6, 1, 1000)
+        if least > most:
+            raise ConfigError(f"{source}: min_dynamic_patch {least} is above max_dynamic_patch {most}")
+        versions = [
+            section.text("rope_pos_id_version", None, ROPE_POS_ID_VERSIONS)
+            for section in (top, top.section("llm_config"))
+        ]
+        tile_size = top.whole("force_image_size", vision.image_size, vision.patch_size, _LARGEST_SIDE)
         return cls(
             vision=vision,
             llm=llm,
-            downsample_ratio=float(config.get("downsample_ratio", 0.5)),
-            ps_version=ps_version,
-            select_layer=select_layer,
+            downsample_ratio=_downsample_ratio(top, tile_size, vision.patch_size),
+            ps_version=top.text("ps_version", "v1", ("v1", "v2")),
+            select_layer=top.whole("select_layer", -1, -vision.num_layers - 1, vision.num_layers),
             tile_size=tile_size,
-            dynamic_image_size=bool(config.get("dynamic_image_size", False)),
-            use_thumbnail=bool(config.get("use_thumbnail", False)),
-            min_dynamic_patch=int(config.get("min_dynamic_patch", 1)),
-            max_dynamic_patch=int(config.get("max_dynamic_patch", 6)),
-            pad2square=bool(config.get("pad2square", False)),
-            template=config.get("template") or "internlm2-chat",
-            rope_pos_id_version=version,
+            dynamic_image_size=top.flag("dynamic_image_size", False),
+            use_thumbnail=top.flag("use_thumbnail", False),
+            min_dynamic_patch=least,
+            max_dynamic_patch=most,
+            pad2square=top.flag("pad2square", False),
+            template=_template(top),
+            rope_pos_id_version=versions[0] or versions[1] or "default",
             rope_pos_id_stride=_stride(config.get("rope_pos_id_stride"), source),
         )
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> InternVLConfig:
-        """Read `config.json` of an HF checkpoint folder."""
-        path = Path(folder) / "config.json"
-        if not path.is_file():
-            raise ConfigError(f"{path}: no such file; an InternVL2 checkpoint folder holds a config.json")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}: not valid JSON: {error}") from error
-        return cls.from_hf(content, str(path))
+        """Read `config.json` of an HF checkpoint folder; errors as of `read_config` and `from_hf`."""
+        return cls.from_hf(read_config(folder), printable(Path(folder) / "config.json"))
 
     def with_vision(self, **changes: Any) -> InternVLConfig:
         """Return a copy whose vision tower differs in the given fields."""
         return replace(self, vision=replace(self.vision, **changes))
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """Return the content of `config.json` of an HF checkpoint folder, its fields as they are.
+
+    Raises:
+        ConfigError: no such file, no regular file, not JSON, no object, or a field that stands twice.
+    """
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise ConfigError(f"{printable(path)}: no such file; an InternVL2 checkpoint folder holds a config.json")
+    return read_json_object(path, ConfigError, LARGEST_CONFIG, unique=True)
+
+
+def _architecture(section: Fields, default: str) -> str:
+    names = section.get("architectures", list[str], None)
+    return names[0] if names else default
 
 
 def _stride(value: Any, source: str) -> int | Fraction | None:
@@ -177,43 +197,59 @@ def _stride(value: Any, source: str) -> int | Fraction | None:
         raise ConfigError(f"{source}: {error}") from error
 
 
-def _section(config: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any]:
-    section = config.get(name)
-    if not isinstance(section, Mapping) or not section:
-        raise ConfigError(f"{source}: section {name!r} is missing")
-    return section
+def _template(top: Fields) -> str:
+    """Return the name of the conversation template; which names are known is `data.conversation`'s to say."""
+    name = top.text("template", "internlm2-chat") or "internlm2-chat"
+    if len(name) > 100 or printable(name) != name:
+        raise ConfigError(f"{top.source}: template: found {printable(name)[:40]!r}..., expected a name on one line")
+    return name
 
 
-def _need(section: Mapping[str, Any], name: str, where: str) -> Any:
-    if section.get(name) is None:
-        raise ConfigError(f"{where}: field {name!r} is missing")
-    return section[name]
-
-
-def _vision_config(section: Mapping[str, Any], source: str) -> VisionConfig:
-    where = f"{source}: vision_config"
-    config = VisionConfig(
-        hidden_size=_need(section, "hidden_size", where),
-        num_layers=_need(section, "num_hidden_layers", where),
-        num_attention_heads=_need(section, "num_attention_heads", where),
-        ffn_hidden_size=_need(section, "intermediate_size", where),
-        image_size=_need(section, "image_size", where),
-        patch_size=_need(section, "patch_size", where),
-        num_channels=section.get("num_channels", 3),
-        qkv_bias=bool(section.get("qkv_bias", False)),
-        qk_normalization=bool(section.get("qk_normalization", True)),
-        norm_type=section.get("norm_type", "rms_norm"),
-        norm_eps=section.get("layer_norm_eps", 1e-6),
-        drop_path_rate=section.get("drop_path_rate", 0.0),
-        initializer_factor=section.get("initializer_factor", 0.1),
-        initializer_range=section.get("initializer_range", 0.02),
-    )
-    if config.hidden_size % config.num_attention_heads:
+def _downsample_ratio(top: Fields, tile_size: int, patch_size: int) -> float:
+    """Return the ratio of pixel shuffle: 1 over a whole number that divides the grid of patches of a tile."""
+    ratio = top.number("downsample_ratio", 0.5, 1 / 64, 1)
+    if tile_size % patch_size:
+        raise ConfigError(f"{top.source}: tile size {tile_size} is not a multiple of patch size {patch_size}")
+    grid, block = tile_size // patch_size, round(1 / ratio)
+    if block * ratio != 1 or grid % block or int(grid**2 * ratio**2) != (grid // block) ** 2:
         raise ConfigError(
-            f"{where}: hidden_size {config.hidden_size} is not a multiple of {config.num_attention_heads} heads"
+            f"{top.source}: downsample_ratio: found {ratio}, expected 1 over a whole number that divides the {grid} "
+            "patches of a tile's side"
         )
-    if config.norm_type not in ("layer_norm", "rms_norm"):
-        raise ConfigError(f"{where}: norm_type {config.norm_type!r} is none of layer_norm, rms_norm")
+    return ratio
+
+
+def _heads(section: Fields, hidden_size: int) -> int:
+    heads = section.whole("num_attention_heads", least=1, most=_WIDEST)
+    if hidden_size % heads:
+        raise ConfigError(f"{section.source}: hidden_size {hidden_size} is not a multiple of {heads} heads")
+    return heads
+
+
+def _vision_config(section: Fields) -> VisionConfig:
+    where, hidden_size = section.source, section.whole("hidden_size", least=1, most=_WIDEST)
+    patch_size = section.whole("patch_size", least=1, most=1024)
+    section.text("hidden_act", "gelu", ("gelu",))
+    for name in ("dropout", "attention_dropout"):
+        section.number(name, 0.0, 0, 1)
+    config = VisionConfig(
+        hidden_size=hidden_size,
+        num_layers=section.whole("num_hidden_layers", least=1, most=_MOST_LAYERS),
+        num_attention_heads=_heads(section, hidden_size),
+        ffn_hidden_size=section.whole("intermediate_size", least=1, most=8 * _WIDEST),
+        image_size=section.whole("image_size", least=patch_size, most=_LARGEST_SIDE),
+        patch_size=patch_size,
+        num_channels=section.whole("num_channels", 3),
+        qkv_bias=section.flag("qkv_bias", False),
+        qk_normalization=section.flag("qk_normalization", True),
+        norm_type=section.text("norm_type", "rms_norm", ("layer_norm", "rms_norm")),
+        norm_eps=_norm_eps(section, "layer_norm_eps"),
+        drop_path_rate=section.number("drop_path_rate", 0.0, 0, 0.99),
+        initializer_factor=section.number("initializer_factor", 0.1, 0, 1000),
+        initializer_range=section.number("initializer_range", 0.02, 0, 100),
+    )
+    if config.num_channels != 3:
+        raise ConfigError(f"{where}: num_channels: found {config.num_channels}, expected 3: images are read as RGB")
     if config.qk_normalization or config.norm_type == "rms_norm":
         raise ConfigError(
             f"{where}: qk_normalization={config.qk_normalization}, norm_type={config.norm_type}: the InternViT-6B "
@@ -222,48 +258,78 @@ def _vision_config(section: Mapping[str, Any], source: str) -> VisionConfig:
     return config
 
 
-def _language_config(section: Mapping[str, Any], source: str) -> LanguageConfig:
-    where = f"{source}: llm_config"
-    architecture = (section.get("architectures") or ["(none)"])[0]
+def _norm_eps(section: Fields, name: str) -> float:
+    return section.number(name, 1e-6, 1e-30, 0.1)
+
+
+def _language_config(section: Fields) -> LanguageConfig:
+    where, architecture = section.source, _architecture(section, "(none)")
     if architecture != "InternLM2ForCausalLM":
-        raise ConfigError(f"{where}: language model {architecture!r} is not supported; supported: InternLM2ForCausalLM")
-    if section.get("bias"):
+        shown = printable(architecture)[:80]
+        raise ConfigError(f"{where}: language model {shown!r} is not supported; supported: InternLM2ForCausalLM")
+    if section.flag("bias", False):
         raise ConfigError(f"{where}: InternLM2 with bias=true is not supported (InternVL2 checkpoints have none)")
-    if section.get("hidden_act", "silu") != "silu":
-        raise ConfigError(f"{where}: hidden_act {section['hidden_act']!r} is not supported (silu is)")
-    heads = _need(section, "num_attention_heads", where)
+    section.text("hidden_act", "silu", ("silu",))
+    hidden_size = section.whole("hidden_size", least=1, most=_WIDEST)
+    heads = _heads(section, hidden_size)
     config = LanguageConfig(
         architecture=architecture,
-        hidden_size=_need(section, "hidden_size", where),
-        num_layers=_need(section, "num_hidden_layers", where),
+        hidden_size=hidden_size,
+        num_layers=section.whole("num_hidden_layers", least=1, most=_MOST_LAYERS),
         num_attention_heads=heads,
-        num_query_groups=section.get("num_key_value_heads") or heads,
-        ffn_hidden_size=_need(section, "intermediate_size", where),
-        vocab_size=_need(section, "vocab_size", where),
-        max_position_embeddings=section.get("max_position_embeddings", 2048),
-        norm_eps=section.get("rms_norm_eps", 1e-6),
-        initializer_range=section.get("initializer_range", 0.02),
-        tie_word_embeddings=bool(section.get("tie_word_embeddings", False)),
-        rope=_rope_config(section, where),
+        num_query_groups=section.whole("num_key_value_heads", heads, 1, heads),
+        ffn_hidden_size=section.whole("intermediate_size", least=1, most=8 * _WIDEST),
+        vocab_size=section.whole("vocab_size", least=1, most=_LARGEST_VOCABULARY),
+        max_position_embeddings=section.whole("max_position_embeddings", 2048, 1, _MOST_POSITIONS),
+        norm_eps=_norm_eps(section, "rms_norm_eps"),
+        initializer_range=section.number("initializer_range", 0.02, 0, 100),
+        tie_word_embeddings=section.flag("tie_word_embeddings", False),
+        rope=_rope_config(section),
     )
-    if config.hidden_size % heads or heads % config.num_query_groups:
+    if heads % config.num_query_groups:
         raise ConfigError(
-            f"{where}: hidden_size {config.hidden_size}, {heads} heads and {config.num_query_groups} key-value heads "
-            "do not divide one another"
+            f"{where}: {heads} heads are not a multiple of {config.num_query_groups} key-value heads "
+            "(num_key_value_heads)"
+        )
+    if config.head_dim % 2:
+        raise ConfigError(
+            f"{where}: hidden_size {hidden_size} over {heads} heads is {config.head_dim}, expected an even number: "
+            "rotary embedding turns pairs"
         )
     return config
 
 
-def _rope_config(section: Mapping[str, Any], where: str) -> RopeConfig:
-    scaling = section.get("rope_scaling") or {}
-    kind = scaling.get("type", "none")
-    if kind not in ("none", "dynamic", "linear", "v2pe"):
-        raise ConfigError(f"{where}: rope_scaling type {kind!r} is none of dynamic, linear, v2pe")
-    factor = float(scaling.get("factor", 1.0))
-    if kind in ("dynamic", "linear") and factor < 1.0:
-        raise ConfigError(f"{where}: rope_scaling factor {factor} is below 1")
-    return RopeConfig(
-        base=float(section.get("rope_theta", 10000)),
-        scaling_type="none" if kind == "v2pe" else kind,
-        scaling_factor=1.0 if kind == "v2pe" else factor,
-    )
+def _rope_config(section: Fields) -> RopeConfig:
+    """Read the rotary settings, in the older form (`rope_theta`, `rope_scaling`) and the newer (`rope_parameters`).
+
+    Newer versions of transformers write both the base and the scaling into `rope_parameters`, and call a scaling's
+    `type` `rope_type`. Where two places state one thing they have to agree.
+    """
+    places = [section]
+    for name in ("rope_scaling", "rope_parameters"):
+        content = section.get(name, dict, None)
+        if content:
+            places.append(Fields(content, f"{section.source}: {name}", section.error))
+    base = _agreed(places, ("rope_theta",), Annotated[float, Range(1, 1e15)])
+    kind = _agreed(places[1:], ("type", "rope_type"), str) or "none"
+    if kind not in _ROPE_KINDS:
+        shown = printable(kind)[:80]
+        raise ConfigError(f"{section.source}: rope_scaling type {shown!r} is none of dynamic, linear, v2pe")
+    factor = _agreed(places[1:], ("factor",), Annotated[float, Range(0, 1e6)])
+    if kind in ("dynamic", "linear"):
+        if factor is None:
+            raise ConfigError(f"{section.source}: rope_scaling of type {kind}: field 'factor' is missing")
+        if factor < 1.0:
+            raise ConfigError(f"{section.source}: rope_scaling factor {factor} is below 1")
+        return RopeConfig(10000.0 if base is None else base, kind, factor)
+    return RopeConfig(10000.0 if base is None else base, "none", 1.0)
+
+
+def _agreed(places: list[Fields], names: tuple[str, ...], kind: Any) -> Any:
+    """Return what several places state about one thing, None where none does."""
+    stated = [(f"{place.source}: {name}", value) for place in places for name in names
+              if (value := place.get(name, kind, None)) is not None]  # fmt: skip
+    for where, value in stated[1:]:
+        if value != stated[0][1]:
+            raise ConfigError(f"{where}: found {printable(value)!r}, but {stated[0][0]} is {printable(stated[0][1])!r}")
+    return stated[0][1] if stated else None

@@ -21,6 +21,10 @@ class CheckpointError(V2PEError):
     """A checkpoint that is incomplete, damaged, unsafe, or of another architecture."""
 
 
+class SpaceError(CheckpointError):
+    """No room on the disk for what has to be written; the same command goes on once there is."""
+
+
 class LayoutError(V2PEError):
     """Tokens, positions or tiles that do not fit the layout of a pack over ranks."""
 
@@ -31,3 +35,7 @@ class CommunicationError(V2PEError):
 
 class MemoryShortageError(V2PEError):
     """A prompt that needs more memory than there is."""
+
+
+class LostProcessError(V2PEError):
+    """A reader or worker process that was killed; the same command goes on."""

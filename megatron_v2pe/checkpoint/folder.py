@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.text import read_text
+from megatron_v2pe.logging import get_logger
 
-FORMAT_VERSION = 1
+_log = get_logger(__name__)
+FORMAT_VERSION = 2
+"""1: without checksums, with an object beside every linear layer; 2: `checksums.json`, tensors alone."""
 LATEST = "latest_checkpointed_iteration.txt"
 TRAINING_STATE = "training_state.json"
 DESCRIPTION = "checkpoint.json"
@@ -28,22 +34,49 @@ def iteration_folder(root: Path, iteration: int) -> Path:
     return root / f"iter_{iteration:07d}"
 
 
+def iteration_of(folder: Path) -> int | None:
+    """Return the step a checkpoint folder's name states, None where it states none."""
+    match = re.fullmatch(r"iter_([0-9]{7,18})", folder.name)
+    return None if match is None else int(match[1])
+
+
+def iterations(root: Path) -> list[int]:
+    """Return the steps of all finished checkpoints under `root`, in order: a folder has its name once it is whole."""
+    found = (iteration_of(path) for path in root.iterdir() if path.is_dir()) if root.is_dir() else ()
+    return sorted(number for number in found if number is not None)
+
+
 def latest_iteration(root: Path) -> int | None:
     """Return the iteration of the newest finished checkpoint under `root`, None where there is none.
 
+    The tracker file says which one that is; where it is lost, the folders do. One that names an older checkpoint than
+    the newest counts: it may have been set back on purpose, or the run was killed before it moved on.
+
     Raises:
-        CheckpointError: the tracker file is not a number, or names a folder that is missing.
+        CheckpointError: the tracker file is not a number, or names a folder that is missing; says which are there.
     """
-    tracker = root / LATEST
+    tracker, there = root / LATEST, iterations(root)
     if not tracker.is_file():
-        return None
-    text = tracker.read_text().strip()
-    if not text.isdigit():
-        raise CheckpointError(f"{tracker}: expected an iteration number, found {text[:40]!r}")
-    folder = iteration_folder(root, int(text))
-    if not folder.is_dir():
-        raise CheckpointError(f"{tracker}: names iteration {text}, but {folder} does not exist")
-    return int(text)
+        if there:
+            _log.warning("%s is missing; going on from the newest checkpoint, iter_%07d", tracker, there[-1])
+        return there[-1] if there else None
+    text = read_text(tracker, CheckpointError, 1 << 10).strip()
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise CheckpointError(f"{tracker}: expected an iteration number, found {printable(text)[:40]!r}{_offer(there)}")
+    number = int(text)
+    if number not in there:
+        folder = iteration_folder(root, number)
+        raise CheckpointError(f"{tracker}: names iteration {number}, but {folder} does not exist{_offer(there)}")
+    if number < there[-1]:
+        _log.warning("%s names iteration %d; a newer checkpoint, %d, is there and not used", tracker, number, there[-1])
+    return number
+
+
+def _offer(there: list[int]) -> str:
+    """Return how to go on from what is there."""
+    if not there:
+        return "; there is no other checkpoint: remove the file to start anew"
+    return f"; to go on from another, write its number into the file: {', '.join(map(str, there[-5:]))}"
 
 
 def newest(root: Path) -> Path | None:

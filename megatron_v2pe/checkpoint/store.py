@@ -1,32 +1,29 @@
 """Training checkpoints: written so that a kill at any moment leaves the previous one usable, resumed in any layout.
 
 `<root>/iter_0000050/` is a self-contained Megatron checkpoint folder: the distributed tensors (`torch_dist`), `hf/`
-(config, tokenizer and layout of the HF checkpoint it descends from), `checkpoint.json` and `training_state.json`. It
-is written under a temporary name and renamed when every rank has finished; `latest_checkpointed_iteration.txt` moves
-only after that. No pickle is written by us, and what PyTorch pickles is vetted before it is read.
+(config, tokenizer and layout of the HF checkpoint it descends from), `checkpoint.json`, `training_state.json`, and
+`checksums.json` over all of it. It is written under a temporary name and renamed when every rank has finished;
+`latest_checkpointed_iteration.txt` moves only after that. What fails half-way is removed on the spot.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import queue
-import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
-from megatron_v2pe.checkpoint import optimizer_state
+from megatron_v2pe.checkpoint import optimizer_state, sharded
+from megatron_v2pe.checkpoint.checksums import Checksums, FileSum, sums_of_files
 from megatron_v2pe.checkpoint.folder import (
     DESCRIPTION,
     FORMAT_VERSION,
@@ -34,9 +31,15 @@ from megatron_v2pe.checkpoint.folder import (
     LATEST,
     TRAINING_STATE,
     iteration_folder,
+    iteration_of,
+    iterations,
 )
+from megatron_v2pe.checkpoint.torch_dist import TorchDistReader, Written, write_description
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
-from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.device.agreement import on_every_rank, on_first_rank
+from megatron_v2pe.errors import CheckpointError, SpaceError
+from megatron_v2pe.foreign.schema import Range, typed
+from megatron_v2pe.foreign.text import read_json
 from megatron_v2pe.logging import get_logger
 from megatron_v2pe.version import __version__
 
@@ -47,7 +50,7 @@ _log = get_logger(__name__)
 class TrainingState:
     """What a resumed run needs beside tensors; plain JSON."""
 
-    iteration: int
+    iteration: Annotated[int, Range(0)]
     """Steps done."""
     loader: dict[str, Any]
     """State of the data loader: what has been consumed."""
@@ -80,97 +83,144 @@ def save(
     """
     folder = iteration_folder(root, state.iteration)
     temporary = root / f".{folder.name}.writing"
-    if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
     metadata = _metadata()
     tensors = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
     tensors["optimizer"] = optimizer_state.state_to_save(optimizer, tensors["model"], metadata)
-    _hand_over_within_this_process()
-    dist_checkpointing.save(tensors, str(temporary))
-    dist.barrier()
-    if dist.get_rank() == 0:
-        shutil.copytree(hf_source / HF_FOLDER, temporary / HF_FOLDER)
-        _write_json(temporary / TRAINING_STATE, vars(state))
-        for name, content in (files or {}).items():
-            _write_text(temporary / name, content)
-        _write_json(temporary / DESCRIPTION, _description(state.iteration, model))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-        _write_text(root / LATEST, f"{state.iteration}\n")
-        _prune(root, state.iteration, keep_latest)
-    dist.barrier()
+    parts, common = sharded.parts_to_save(tensors)
+    size = sharded.bytes_of(parts, next(model.parameters()).device)
+    on_first_rank(lambda: _begin(temporary, size))
+    try:
+        written = _gathered(on_every_rank(lambda: sharded.write_parts(temporary, parts)))
+        on_first_rank(
+            lambda: _finish(temporary, written, common, state, _description(state.iteration, model), hf_source, files)
+        )
+    except BaseException:
+        if dist.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)  # it would keep the disk full
+        raise
+    on_first_rank(lambda: _put_in_place(temporary, folder, root, state.iteration, keep_latest))
     return folder
 
 
-def load_training(folder: Path, model: nn.Module, optimizer: MegatronOptimizer) -> TrainingState:
+def load_training(folder: Path, model: nn.Module, optimizer: MegatronOptimizer, verify: bool = True) -> TrainingState:
     """Load a training checkpoint into model and optimizer, whatever layout wrote it.
 
+    Args:
+        folder: of the checkpoint.
+        model: this rank's stage (unwrapped).
+        optimizer: its optimizer.
+        verify: compare checksums.
+
     Raises:
-        CheckpointError: the folder is incomplete, unsafe, or of another model.
+        CheckpointError: the folder is incomplete, damaged, unsafe, or of another model.
     """
-    state = read_training_state(folder)
-    _vet_once(folder)
+    reader = _vet(folder, verify)
+    state = on_every_rank(lambda: read_training_state(folder))
     metadata = _metadata()
     tensors = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
     tensors["optimizer"] = optimizer_state.state_to_load(optimizer, tensors["model"], metadata)
-    loaded = _load(tensors, folder)
+    loaded = sharded.load(tensors, reader, folder)
     model.load_state_dict(loaded["model"])
-    optimizer_state.load_state(optimizer, loaded["optimizer"])
+    on_every_rank(lambda: _load_optimizer(optimizer, loaded, folder))
     return state
 
 
-def load_model(folder: Path, model: nn.Module) -> None:
-    """Load the weights of a Megatron checkpoint folder, whatever layout wrote it.
-
-    Raises:
-        CheckpointError: the folder is incomplete, unsafe, or of another model.
-    """
-    _vet_once(folder)
+def load_model(folder: Path, model: nn.Module, verify: bool = True) -> None:
+    """Load the weights of a Megatron checkpoint folder, whatever layout wrote it; arguments and errors as above."""
+    reader = _vet(folder, verify)
     tensors = {"model": model.sharded_state_dict(metadata=_metadata())}  # type: ignore[operator]
-    model.load_state_dict(_load(tensors, folder)["model"])
+    model.load_state_dict(sharded.load(tensors, reader, folder)["model"])
 
 
 def read_training_state(folder: Path) -> TrainingState:
-    """Read the JSON part of a training checkpoint."""
+    """Read the JSON part of a training checkpoint.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or of another step than its folder's name says.
+    """
     path = folder / TRAINING_STATE
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; {folder} is not a finished training checkpoint")
+    state = typed(TrainingState, read_json(path, CheckpointError), str(path), CheckpointError)
+    named = iteration_of(folder)
+    if named is not None and named != state.iteration:
+        raise CheckpointError(f"{path}: damaged: iteration {state.iteration} in a folder called {folder.name}")
+    return state
+
+
+def _load_optimizer(optimizer: MegatronOptimizer, loaded: Mapping[str, Any], folder: Path) -> None:
     try:
-        return TrainingState(**json.loads(path.read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from error
+        optimizer_state.load_state(optimizer, loaded["optimizer"])
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{folder}: damaged: the optimizer's settings: {type(error).__name__}: {error}"
+        ) from error
 
 
-def _hand_over_within_this_process() -> None:
-    """Let Megatron-Core take the results of a write from a plain queue.
-
-    Its own is held by a manager: one more Python process on every rank, which imports all of PyTorch at the first save.
-    That serves writes in the background; ours are waited for in the process that asked for them.
-    """
-    if filesystem_async._results_queue is None:
-        filesystem_async._results_queue = queue.SimpleQueue()  # type: ignore[assignment]
+def _vet(folder: Path, verify: bool) -> TorchDistReader:
+    """Vet on every rank, files that all share on the first alone, so that no rank goes on alone."""
+    reader = on_every_rank(lambda: vet_checkpoint(folder, verify, files=dist.get_rank() == 0))
+    return reader
 
 
-def _load(tensors: dict[str, Any], folder: Path) -> dict[str, Any]:
-    try:
-        return dist_checkpointing.load(tensors, str(folder), strict=StrictHandling.RAISE_UNEXPECTED)  # type: ignore[return-value]
-    except dist_checkpointing.core.CheckpointingException as error:
-        raise CheckpointError(f"{folder}: does not fit this model: {error}") from error
+def _begin(temporary: Path, size: int) -> None:
+    """Make the folder to write to, if the disk has room for the tensors."""
+    root = temporary.parent
+    root.mkdir(parents=True, exist_ok=True)
+    for stale in root.glob(".iter_*.writing"):
+        shutil.rmtree(stale, ignore_errors=True)
+    free = shutil.disk_usage(root).free
+    if size > free:
+        raise SpaceError(
+            f"{temporary}: a checkpoint takes {size} bytes, {free} are free; make room and run the same command again"
+        )
+    temporary.mkdir()
 
 
-def _vet_once(folder: Path) -> None:
-    """Vet on rank 0 and share the verdict, so that no rank goes on alone."""
-    verdict: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        try:
-            vet_checkpoint(folder)
-        except CheckpointError as error:
-            verdict = [str(error)]
-    dist.broadcast_object_list(verdict, src=0)
-    if verdict[0] is not None:
-        raise CheckpointError(verdict[0])
+def _gathered(written: Written) -> Written:
+    """Return on rank 0 what all ranks have written; every rank calls this."""
+    everyone: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(written, everyone, dst=0)
+    total = Written()
+    for theirs in everyone or ():
+        total.merge(theirs)
+    return total
+
+
+def _finish(
+    temporary: Path,
+    written: Written,
+    common: Any,
+    state: TrainingState,
+    description: Mapping[str, Any],
+    hf_source: Path,
+    files: Mapping[str, str] | None,
+) -> None:
+    """Write what lies beside the tensors, checksums last."""
+    write_description(temporary, written, common)
+    shutil.copytree(hf_source / HF_FOLDER, temporary / HF_FOLDER)
+    _write_json(temporary / TRAINING_STATE, asdict(state))
+    for name, content in (files or {}).items():
+        write_text(temporary / name, content)
+    _write_json(temporary / DESCRIPTION, description)
+    sums = sums_of_files(temporary, but=written.sizes)
+    _check_copies(sums, hf_source)
+    Checksums({**written.file_sums(), **sums}).write(temporary)
+
+
+def _check_copies(sums: Mapping[str, FileSum], hf_source: Path) -> None:
+    """Compare the copies of `hf/` with the checksums of the checkpoint they come from: it may be damaged by now."""
+    known = Checksums.read(hf_source) or Checksums()
+    for name, found in sums.items():
+        if name.startswith(f"{HF_FOLDER}/") and known.files.get(name, found) != found:
+            raise CheckpointError(f"{hf_source / name}: damaged since the run began; copy the checkpoint again")
+
+
+def _put_in_place(temporary: Path, folder: Path, root: Path, iteration: int, keep_latest: int | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)
+    write_text(root / LATEST, f"{iteration}\n")
+    _prune(root, iteration, keep_latest)
 
 
 def _metadata() -> dict[str, Any]:
@@ -196,8 +246,7 @@ def _prune(root: Path, newest: int, keep_latest: int | None) -> None:
 
     A checkpoint after `newest` comes from a run that was killed before it counted; it is written again in time.
     """
-    finished = sorted(path for path in root.iterdir() if re.fullmatch(r"iter_\d{7,}", path.name))
-    counted = [path for path in finished if int(path.name.removeprefix("iter_")) <= newest]
+    counted = [iteration_folder(root, number) for number in iterations(root) if number <= newest]
     for old in counted[:-keep_latest] if keep_latest else ():
         _log.info("removing old checkpoint %s", old)
         shutil.rmtree(old)
@@ -206,10 +255,10 @@ def _prune(root: Path, newest: int, keep_latest: int | None) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    _write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write through a temporary file and flush to disk, so that the file is never half there."""
     temporary = path.with_name(f".{path.name}.writing")
     with temporary.open("w", encoding="utf-8") as stream:

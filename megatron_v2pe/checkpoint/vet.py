@@ -1,94 +1,83 @@
-"""Is this checkpoint folder whole, and safe to read?
+"""Is this checkpoint folder whole, undamaged, and safe to read?
 
-PyTorch describes the tensors of a `torch_dist` checkpoint in `.metadata`, a pickle, and Megatron-Core keeps what is not
-a tensor in `common.pt`, a zip with a pickle inside. A pickle can run any code when it is loaded, so both are read here
-first by an unpickler that knows a short list of harmless classes and refuses everything else.
+Every checkpoint is opened here, whoever wrote it. The files are all there and no link leads out of the folder; each
+file has the checksum it was written with, shards of tensors when they are read; descriptions are read through types
+with ranges. PyTorch's own description (`.metadata`) and `common.pt` are pickles: `foreign.pickles` reads them without
+running anything, and what it returns is what is used.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import pickle
-import zipfile
+import os
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed.checkpoint.filesystem as dcp_filesystem
-import torch.distributed.checkpoint.metadata as dcp_metadata
-from torch.distributed.checkpoint.metadata import Metadata
-
-from megatron_v2pe.checkpoint.folder import COMMON, DESCRIPTION, FORMAT_VERSION, MEGATRON_CONFIG, METADATA
+from megatron_v2pe.checkpoint.checksums import CHECKSUMS, Checksums
+from megatron_v2pe.checkpoint.folder import (
+    COMMON,
+    DESCRIPTION,
+    FORMAT_VERSION,
+    HF_FOLDER,
+    MEGATRON_CONFIG,
+    METADATA,
+    TRAINING_STATE,
+)
+from megatron_v2pe.checkpoint.torch_dist import StoredTensor, TorchDistReader, read_common, read_tensors
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.foreign.files import check_links
+from megatron_v2pe.foreign.schema import Fields
+from megatron_v2pe.foreign.text import read_json_object
+from megatron_v2pe.logging import get_logger
 
-_DTYPES = {("torch", name) for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
-_METADATA_CLASSES = _DTYPES | {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("pathlib", "PosixPath"),
-    ("pathlib._local", "PosixPath"),
-    *(("torch.distributed.checkpoint.metadata", name) for name in (
-        "Metadata", "MetadataIndex", "TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata",
-        "BytesStorageMetadata", "StorageMeta", "_MEM_FORMAT_ENCODING",
-    )),
-    *(("torch.distributed.checkpoint.planner", name) for name in (
-        "SavePlan", "WriteItem", "WriteItemType", "TensorWriteData",
-    )),
-}  # fmt: skip
-_COMMON_CLASSES = _DTYPES | {
-    ("torch", "Size"),
-    ("collections", "OrderedDict"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    *(("torch", name) for name in vars(torch) if name.endswith("Storage")),
-}
+_log = get_logger(__name__)
+_SUMMED_SINCE = 2
+"""Format version since which every folder has checksums."""
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Load a pickle made of plain values and the classes of an allow-list."""
+def vet_checkpoint(folder: Path, verify: bool = True, files: bool = True) -> TorchDistReader:
+    """Check that a checkpoint folder is complete, undamaged and safe; nothing of it has been trusted before.
 
-    def __init__(self, stream: io.BufferedIOBase, allowed: set[tuple[str, str]], source: str) -> None:
-        super().__init__(stream)
-        self._allowed = allowed
-        self._source = source
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Resolve a name on the list; nothing else is even imported. Tensors are not built."""
-        if (module, name) not in self._allowed:
-            raise CheckpointError(
-                f"{self._source}: refused: it asks for {module}.{name}, which no checkpoint needs and which could run "
-                "code; the file is damaged or malicious"
-            )
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda *description: None
-        return super().find_class(module, name)
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Stand in for the data of a tensor, which is not looked at."""
-        return None
-
-
-def vet_checkpoint(folder: Path) -> Metadata:
-    """Check that a checkpoint folder is complete and safe, before PyTorch or Megatron-Core reads it.
+    Args:
+        folder: of the checkpoint.
+        verify: compare checksums; off for a folder that was changed on purpose.
+        files: also those of all small files; off where another rank of the run looks at them.
 
     Returns:
-        PyTorch's description of the tensors, read safely.
+        What reads its tensors, and compares their checksums while it does.
 
     Raises:
-        CheckpointError: something is missing, too short, of a later format or refused; the file is named.
+        CheckpointError: something is missing, damaged, of a later format or refused; the file is named.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder")
     for name in (METADATA, MEGATRON_CONFIG, COMMON, DESCRIPTION):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: {name} is missing; the checkpoint was not finished or not copied whole")
-    _vet_description(folder / DESCRIPTION)
+    check_links(folder, CheckpointError)
+    checksums = _checksums(folder) if verify else None
+    if checksums is not None and files:
+        checksums.check_files(folder)
+    _vet_description(folder)
     _vet_backend(folder / MEGATRON_CONFIG)
-    _vet_common(folder / COMMON)
-    metadata = read_metadata(folder / METADATA)
-    _vet_data_files(folder, metadata)
-    return metadata
+    if files:
+        read_common(folder)
+    tensors = read_tensors(folder)
+    _vet_data_files(folder, tensors)
+    return TorchDistReader(folder, tensors, checksums)
+
+
+def verify_side_files(folder: Path) -> None:
+    """Compare the small files of a checkpoint folder with their checksums: configuration, tokenizer, state of the run.
+
+    Cheap: no tensor is read. For those who read a folder's `hf/` before, or without, its tensors.
+
+    Raises:
+        CheckpointError: one is damaged or gone, or a link leaves the folder.
+    """
+    check_links(folder, CheckpointError)
+    checksums = _checksums(folder)
+    if checksums is not None:
+        checksums.check_files(folder)
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -97,45 +86,37 @@ def read_description(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, not JSON, or not an object.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: damaged: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: damaged: holds a {type(content).__name__}, expected an object")
-    return content
+    return read_json_object(path, CheckpointError)
 
 
-def read_metadata(path: Path) -> Metadata:
-    """Read `.metadata` without trusting it.
-
-    Raises:
-        CheckpointError: it asks for a class that is not on the list, is damaged, or is something else.
-    """
-    with path.open("rb") as stream:
-        metadata = _unpickle(stream, _METADATA_CLASSES, str(path))
-    if not isinstance(metadata, Metadata):
-        raise CheckpointError(f"{path}: holds a {type(metadata).__name__}, expected checkpoint metadata")
-    if not isinstance(metadata.state_dict_metadata, dict) or not isinstance(metadata.storage_data, dict):
-        raise CheckpointError(f"{path}: damaged: the list of tensors or of their places is missing")
-    return metadata
+def _checksums(folder: Path) -> Checksums | None:
+    """Return the checksums of a folder; None for one of before there were any, which is said."""
+    checksums = Checksums.read(folder)
+    if checksums is None:
+        version = read_description(folder / DESCRIPTION).get("format_version")
+        if isinstance(version, int) and version >= _SUMMED_SINCE:
+            raise CheckpointError(
+                f"{folder / CHECKSUMS}: missing; copy the checkpoint again, or read it with --no-verify, unchecked"
+            )
+        _log.warning("%s has no checksums (format version %s): damage to it cannot be noticed", folder, version)
+    return checksums
 
 
-def _unpickle(stream: Any, allowed: set[tuple[str, str]], source: str) -> Any:
-    try:
-        return _RestrictedUnpickler(stream, allowed, source).load()
-    except CheckpointError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise CheckpointError(f"{source}: damaged: {type(error).__name__}: {error}") from error
-
-
-def _vet_description(path: Path) -> None:
-    version = read_description(path).get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+def _vet_description(folder: Path) -> None:
+    path = folder / DESCRIPTION
+    content = Fields(read_description(path), str(path), CheckpointError)
+    version = content.content.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= FORMAT_VERSION:
         raise CheckpointError(f"{path}: format version {version!r}, this program reads up to {FORMAT_VERSION}")
+    kind = content.text("kind", among=("training", "converted"))
+    content.whole("iteration", least=0)
+    if kind == "training" and not (folder / TRAINING_STATE).is_file():
+        raise CheckpointError(
+            f"{folder}: {TRAINING_STATE} is missing, which says how it was trained; copy the checkpoint again, or go "
+            "on from an older one"
+        )
+    if not (folder / HF_FOLDER).is_dir():
+        raise CheckpointError(f"{folder}: {HF_FOLDER}/ is missing; the checkpoint was not copied whole")
 
 
 def _vet_backend(path: Path) -> None:
@@ -145,31 +126,15 @@ def _vet_backend(path: Path) -> None:
         raise CheckpointError(f"{path}: storage {found[0]!r} with {found[1]!r}, expected 'torch_dist' with 'torch'")
 
 
-def _vet_common(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith(".pkl")]
-            if [name.rpartition("/")[2] for name in pickles] != ["data.pkl"]:
-                raise CheckpointError(f"{path}: refused: expected one data.pkl, found {pickles}")
-            content = archive.read(pickles[0])
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise CheckpointError(f"{path}: damaged, or a pickle where a zip belongs: {error}") from error
-    _unpickle(io.BytesIO(content), _COMMON_CLASSES, f"{path}: data.pkl")
-
-
-def _vet_data_files(folder: Path, metadata: Metadata) -> None:
+def _vet_data_files(folder: Path, tensors: dict[str, StoredTensor]) -> None:
     """Compare the data files with the places that the metadata names."""
     needed: dict[str, int] = {}
-    for index, info in metadata.storage_data.items():
-        if not isinstance(info, dcp_filesystem._StorageInfo) or not isinstance(index, dcp_metadata.MetadataIndex):
-            raise CheckpointError(f"{folder / METADATA}: damaged: the place of a tensor is a {type(info).__name__}")
-        name, end = info.relative_path, info.offset + info.length
-        if Path(name).name != name or info.offset < 0 or info.length < 0:
-            raise CheckpointError(f"{folder / METADATA}: refused: {index.fqn} is said to be in {name!r}")
-        needed[name] = max(needed.get(name, 0), end)
+    for tensor in tensors.values():
+        for shard in tensor.shards:
+            needed[shard.file] = max(needed.get(shard.file, 0), shard.offset + shard.length)
     for name, size in needed.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path}: missing; the checkpoint was not finished or not copied whole")
-        if (found := path.stat().st_size) < size:
+        if (found := os.stat(path).st_size) < size:
             raise CheckpointError(f"{path}: truncated: {found} bytes, the checkpoint needs {size}")

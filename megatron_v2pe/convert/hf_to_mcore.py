@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from megatron_v2pe.checkpoint.checksums import Checksums, sums_of_files
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLDER, HF_LAYOUT, new_folder
-from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
+from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter, Written, write_description
 from megatron_v2pe.convert import hf_config
 from megatron_v2pe.convert.hf_folder import HFWeights, copy_other_files
 from megatron_v2pe.convert.mappings import MappingTable
@@ -35,12 +36,13 @@ def convert(source: Path, folder: Path, overwrite: bool) -> None:
     weights = HFWeights(source)
     dtypes = _check(table, weights)
     with new_folder(folder, overwrite, DESCRIPTION) as temporary:
-        _write_tensors(table, weights, temporary)
+        written = _write_tensors(table, weights, temporary)
         (temporary / HF_FOLDER).mkdir()
         copy_other_files(source, temporary / HF_FOLDER)
         weights.layout.save(temporary / HF_FOLDER / HF_LAYOUT)
         description = _description(dtypes.most_common(1)[0][0])
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        Checksums({**written.file_sums(), **sums_of_files(temporary, but=written.sizes)}).write(temporary)
 
 
 def _read_config(source: Path) -> dict[str, Any]:
@@ -77,16 +79,15 @@ def _check(table: MappingTable, weights: HFWeights) -> Counter[torch.dtype]:
     return bytes_of
 
 
-def _write_tensors(table: MappingTable, weights: HFWeights, folder: Path) -> None:
+def _write_tensors(table: MappingTable, weights: HFWeights, folder: Path) -> Written:
     total = sum(place.nbytes for place in weights.layout.places().values())
     with TorchDistWriter(folder) as writer, byte_progress(total, "HF to Megatron") as progress:
         for mapping in table.tensors:
             rows = mapping.order.to_mcore(weights.tensor(mapping.name))
             writer.add_rows(mapping.key, mapping.key_shape, mapping.first_row, rows)
             progress.update(rows.nbytes)
-        for key in table.object_keys:
-            writer.add_object(key, None)
-        writer.finish()
+    write_description(folder, writer.written, {})
+    return writer.written
 
 
 def _description(dtype: torch.dtype) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def convert(folder: Path, target: Path, overwrite: bool, export: Export) -> None
         raise ConfigError(f"dtype {export.dtype!r} is none of {', '.join(DTYPES)}")
     if not (folder / DESCRIPTION).exists():
         folder = newest(folder) or folder
-    reader = TorchDistReader(folder, vet_checkpoint(folder))
+    reader = vet_checkpoint(folder)
     hf = folder / HF_FOLDER
     model = InternVLConfig.from_folder(hf)
     table = mapping_table(model)

@@ -180,8 +180,8 @@ def read_yaml(path: Path_, error: Kind, limit: int = 1 << 24) -> Any:
     except (ValueError, OverflowError, TypeError) as problem:  # a date of month 13, a number of 5,000 digits
         raise error(f"{printable(path)}: not valid YAML: {printable(problem)[:200]}") from problem
     if (depth := _depth(value, most=MOST_VALUES)) is None or depth > DEEPEST:
-        limit = f"more than {MOST_VALUES} values" if depth is None else f"nested deeper than {DEEPEST}"
-        raise error(f"{printable(path)}: not read: {limit}")
+        excess = f"more than {MOST_VALUES} values" if depth is None else f"nested deeper than {DEEPEST}"
+        raise error(f"{printable(path)}: not read: {excess}")
     return value
 
 

@@ -1,0 +1,80 @@
+"""Errors of one rank raised on all: a rank that leaves alone lets the others wait for it.
+
+What a user can mend (`V2PEError`) and what a system call refuses (`OSError`) is agreed upon, and keeps its class. An
+error of the program itself ends its own process; the launcher and the watchdog end the others.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch.distributed as dist
+
+from megatron_v2pe import errors
+from megatron_v2pe.errors import CheckpointError, SpaceError, V2PEError
+from megatron_v2pe.foreign.printable import printable
+
+Result = TypeVar("Result")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, a used-up quota, a limit on a file's size."""
+
+
+def on_every_rank(action: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
+    """Run `action` on every rank of a group and return its result; an error of any rank is raised on all.
+
+    Args:
+        action: run on every rank.
+        group: the ranks that call this; all by default.
+
+    Raises:
+        V2PEError: what any rank met, of the class it had there; the first rank's where several met one.
+    """
+    result: Result | None = None
+    problem: tuple[str, str] | None = None
+    try:
+        result = action()
+    except V2PEError as error:
+        problem = (type(error).__name__, str(error))
+    except OSError as error:
+        mended = as_error(error)
+        problem = (type(mended).__name__, str(mended))
+    problems: list[tuple[str, str] | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(problems, problem, group=group)
+    for found in problems:
+        if found is not None:
+            raise _error(*found)
+    return cast(Result, result)
+
+
+def on_first_rank(action: Callable[[], Result]) -> Result | None:
+    """Run `action` on rank 0 while the others wait; return its result there, None elsewhere.
+
+    Raises:
+        V2PEError: what rank 0 met, on every rank.
+    """
+    return on_every_rank(lambda: action() if dist.get_rank() == 0 else None)
+
+
+def as_error(error: OSError) -> V2PEError:
+    """Return a refused system call as an error a user can mend: no room (`SpaceError`), or an unusable file."""
+    place = "" if error.filename is None else f"{printable(error.filename)}: "
+    if error.errno in NO_ROOM:
+        return SpaceError(f"{place}{error.strerror}; {_free(error.filename)}make room and run the same command again")
+    return CheckpointError(f"{place}{error.strerror or error}")
+
+
+def _free(filename: str | bytes | int | None) -> str:
+    try:
+        folder = os.path.dirname(os.path.abspath(os.fsdecode(cast(str, filename))))
+        return f"{shutil.disk_usage(folder).free} bytes are free; "
+    except (OSError, TypeError):
+        return ""
+
+
+def _error(name: str, text: str) -> V2PEError:
+    kind = getattr(errors, name, V2PEError)
+    return kind(text)

@@ -1,0 +1,245 @@
+"""Pickles and `torch.save` archives from outside, read without running what they ask for.
+
+A pickle can name any function and have it called. The unpickler here knows a short list of names and puts an inert
+stand-in in the place of each: no class and no function of another library is ever called, and nothing is imported. What
+is checked is what is used: the values are built from the very bytes that were looked at, never loaded a second time.
+Tensors of a `torch.save` archive are views of the archive's bytes.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import math
+import pickle
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_v2pe.foreign.files import Kind
+from megatron_v2pe.foreign.printable import printable
+
+Name = tuple[str, str]
+"""Module and name of a class or function, as a pickle states it."""
+LARGEST_PICKLE = 1 << 30
+"""Bytes of a pickle, at most: the description of a checkpoint of a million shards takes 500 MB."""
+LARGEST_RECORD = 1 << 28
+"""Bytes of a record of an archive that is no tensor's data, at most."""
+
+DTYPES: Mapping[Name, torch.dtype] = {
+    ("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
+}
+_STORAGES: Mapping[Name, torch.dtype] = {
+    ("torch", f"{name}Storage"): dtype
+    for name, dtype in {
+        "Double": torch.float64,
+        "Float": torch.float32,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Long": torch.int64,
+        "Int": torch.int32,
+        "Short": torch.int16,
+        "Char": torch.int8,
+        "Byte": torch.uint8,
+        "Bool": torch.bool,
+    }.items()
+}
+_TENSOR: Name = ("torch._utils", "_rebuild_tensor_v2")
+_ORDERED: Name = ("collections", "OrderedDict")
+
+
+class Record:
+    """What a pickle says of an object of an allowed class: how it was made, and its state. It has no behaviour."""
+
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+
+    def __new__(cls, *arguments: Any) -> Record:
+        """Note the arguments."""
+        record = super().__new__(cls)
+        record.arguments = arguments
+        return record
+
+    def __setstate__(self, state: Any) -> None:
+        """Note the state."""
+        self.state = state
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The state where it is a dictionary of attributes, else nothing."""
+        return self.state if isinstance(self.state, dict) else {}
+
+
+class _Unpickler(pickle.Unpickler):
+    """An unpickler that finds stand-ins only."""
+
+    def __init__(
+        self,
+        stream: io.BytesIO,
+        found: Mapping[Name, Any],
+        source: str,
+        error: Kind,
+        storage: Callable[[Any], Any] | None,
+    ) -> None:
+        super().__init__(stream)
+        self._found, self._source, self._error, self._storage = found, source, error, storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in of an allowed name; nothing is imported."""
+        if (module, name) not in self._found:
+            raise self._error(
+                f"{self._source}: refused: it asks for {printable(f'{module}.{name}')[:120]}, which no checkpoint "
+                "needs and which could run code; the file is damaged or malicious"
+            )
+        return self._found[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Return the storage a tensor refers to."""
+        if self._storage is None:
+            raise self._error(f"{self._source}: refused: a reference to data outside of the file")
+        return self._storage(pid)
+
+
+def unpickle(content: bytes, classes: Collection[Name], source: str, error: Kind) -> Any:
+    """Return the value of a pickle: plain values, dtypes, and a `Record` for every object of an allowed class.
+
+    Args:
+        content: the pickle.
+        classes: names it may ask for.
+        source: file, for the error.
+        error: class of the error to raise.
+
+    Raises:
+        V2PEError: of class `error`: it asks for anything else, or is damaged.
+    """
+    # New classes every time: a pickle can set attributes of a class it names.
+    found = {name: type(name[1], (Record,), {}) for name in classes}
+    return _load(content, {**found, **DTYPES, ("torch", "Size"): tuple}, source, error, None)
+
+
+def load_archive(content: memoryview, source: str, error: Kind) -> Any:
+    """Return what `torch.save` wrote: plain values and tensors; nothing else is known.
+
+    Args:
+        content: the archive; tensors are views of it, so it has to stay as it is.
+        source: file, for the error.
+        error: class of the error to raise.
+
+    Raises:
+        V2PEError: of class `error`: no archive, damaged, compressed, or it asks for another class.
+    """
+    try:
+        with zipfile.ZipFile(_Window(content)) as archive:
+            return _read_archive(archive, content, source, error)
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, KeyError, IndexError, RuntimeError) as problem:
+        raise error(f"{source}: damaged, or a pickle where a zip belongs: {printable(problem)[:200]}") from problem
+
+
+def _read_archive(archive: zipfile.ZipFile, content: memoryview, source: str, error: Kind) -> Any:
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for entry in archive.infolist():
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise error(f"{source}: refused: {printable(entry.filename)[:80]!r} is compressed or encrypted")
+        if entry.filename in entries:
+            raise error(f"{source}: refused: two records are called {printable(entry.filename)[:80]!r}")
+        entries[entry.filename] = entry
+    pickles = [name for name in entries if name.lower().endswith(".pkl")]
+    if len(pickles) != 1 or pickles[0].rpartition("/")[2] != "data.pkl":
+        shown = [printable(name)[:80] for name in pickles[:4]]
+        raise error(f"{source}: refused: expected one data.pkl, found {shown}")
+    prefix = pickles[0].removesuffix("data.pkl")
+    if (order := entries.get(f"{prefix}byteorder")) is not None and bytes(_bytes(order, content)) != b"little":
+        raise error(f"{source}: written on a machine of another byte order")
+
+    def storage(pid: Any) -> Tensor:
+        if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], torch.dtype)):
+            raise error(f"{source}: damaged: a reference that is no tensor's data")
+        _, dtype, key, _, count = pid
+        entry = entries.get(f"{prefix}data/{key}")
+        if entry is None or not isinstance(count, int) or count < 0 or count * dtype.itemsize != entry.file_size:
+            raise error(f"{source}: damaged: data {printable(key)[:40]!r} is missing or of another size than stated")
+        return _tensor(_bytes(entry, content), dtype)
+
+    def tensor(flat: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+        numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
+        whole = all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+        if not whole or not isinstance(flat, Tensor) or len(size) != len(stride):
+            raise error(f"{source}: damaged: the description of a tensor")
+        last = offset + sum((extent - 1) * step for extent, step in zip(size, stride, strict=True))
+        if math.prod(size) and last >= flat.numel():
+            raise error(f"{source}: damaged: a tensor of shape {list(size)} in {flat.numel()} values")
+        return flat.as_strided(size, stride, offset)
+
+    found: dict[Name, Any] = {**_STORAGES, **DTYPES, ("torch", "Size"): tuple, _TENSOR: tensor}
+    found[_ORDERED] = collections.OrderedDict
+    described = _bytes(entries[pickles[0]], content)
+    if len(described) > LARGEST_RECORD:
+        raise error(f"{source}: refused: a description of {len(described)} bytes")
+    return _load(bytes(described), found, f"{source}: data.pkl", error, storage)
+
+
+def _bytes(entry: zipfile.ZipInfo, content: memoryview) -> memoryview:
+    """Return the bytes of an entry that is not compressed."""
+    header = entry.header_offset
+    if bytes(content[header : header + 4]) != b"PK\x03\x04":
+        raise zipfile.BadZipFile(f"no record at byte {header}")
+    name, extra = (int.from_bytes(content[header + at : header + at + 2], "little") for at in (26, 28))
+    begin = header + 30 + name + extra
+    if begin + entry.file_size > len(content):
+        raise zipfile.BadZipFile(f"a record of {entry.file_size} bytes does not fit")
+    return content[begin : begin + entry.file_size]
+
+
+def _tensor(data: memoryview, dtype: torch.dtype) -> Tensor:
+    """Return bytes as a flat tensor; a copy where they do not begin at a multiple of an element's size."""
+    if not len(data):
+        return torch.empty(0, dtype=dtype)
+    flat = torch.frombuffer(data, dtype=torch.uint8)
+    if flat.data_ptr() % dtype.itemsize:
+        flat = flat.clone()
+    return flat.view(dtype)
+
+
+def _load(
+    content: bytes, found: Mapping[Name, Any], source: str, error: Kind, storage: Callable[[Any], Any] | None
+) -> Any:
+    if len(content) > LARGEST_PICKLE:
+        raise error(f"{source}: a pickle of {len(content)} bytes, at most {LARGEST_PICKLE} are read")
+    try:
+        return _Unpickler(io.BytesIO(content), found, source, error, storage).load()
+    except error:
+        raise
+    except Exception as problem:  # a damaged pickle can raise anything
+        raise error(f"{source}: damaged: {type(problem).__name__}: {printable(problem)[:200]}") from problem
+
+
+class _Window(io.RawIOBase):
+    """Some bytes as a file that can be read and searched, without a copy of them."""
+
+    def __init__(self, content: memoryview) -> None:
+        self._content, self._place = content, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: len(self._content)}[whence]
+        if base + offset < 0:
+            raise OSError("a place before the beginning")
+        self._place = base + offset
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._content[self._place : self._place + len(buffer)]
+        buffer[: len(part)] = part
+        self._place += len(part)
+        return len(part)

@@ -175,14 +175,14 @@ def test_no_config_or_a_name_that_is_taken(source, tmp_path):
 
 
 def test_nothing_is_left_of_a_conversion_that_breaks_off(source, tmp_path, monkeypatch):
-    from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
+    from megatron_v2pe.convert import hf_to_mcore as module
 
-    def no_space(self):
+    def no_space(*arguments):
         raise OSError(28, "No space left on device")
 
     hf_to_mcore(source, tmp_path / "mcore")
     before = (tmp_path / "mcore" / ".metadata").read_bytes()
-    monkeypatch.setattr(TorchDistWriter, "finish", no_space)
+    monkeypatch.setattr(module, "write_description", no_space)
     with pytest.raises(OSError):
         hf_to_mcore(source, tmp_path / "mcore", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf", "mcore"]

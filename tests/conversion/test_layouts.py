@@ -17,6 +17,7 @@ from megatron_v2pe.testing.conversion import load_whole
 from megatron_v2pe.testing.golden import read_checkpoint
 from megatron_v2pe.testing.hf_names import to_full_state
 from megatron_v2pe.testing.packs import random_packs
+from megatron_v2pe.testing.sealing import seal
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 LAYOUTS = {
@@ -135,6 +136,7 @@ def _check_settings_are_carried_over(root, sources, tmp_path):
     ):
         state["settings"] = {"v2pe": settings}
         state_file.write_text(json.dumps(state))
+        seal(state_file.parent)
         mcore_to_hf(root, tmp_path / label, **flags)
         config = json.loads((tmp_path / label / "config.json").read_text())
         inner = config["llm_config"].get("rope_pos_id_version")

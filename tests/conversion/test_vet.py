@@ -11,9 +11,10 @@ import zipfile
 import pytest
 import torch
 
-from megatron_v2pe.checkpoint.vet import read_metadata, vet_checkpoint
+from megatron_v2pe.checkpoint.vet import vet_checkpoint
 from megatron_v2pe.convert.api import mcore_to_hf
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.testing.sealing import seal
 
 
 @pytest.fixture
@@ -24,15 +25,22 @@ def checkpoint(converted, tmp_path):
     return folder
 
 
-def refused(checkpoint, *words):
-    """Neither vetting nor conversion accepts the folder, and no HF folder appears."""
+def refused(checkpoint, *words, sealed=True):
+    """Neither vetting nor conversion accepts the folder, even where its checksums are right; no HF folder appears."""
     target = checkpoint.parent / "hf"
+    if sealed:
+        seal(checkpoint)
     for action in (lambda: vet_checkpoint(checkpoint), lambda: mcore_to_hf(checkpoint, target)):
         with pytest.raises(CheckpointError) as caught:
             action()
         for word in words:
             assert word in str(caught.value)
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
+
+
+def read_metadata(path):
+    """PyTorch's description of a checkpoint made here."""
+    return pickle.loads(path.read_bytes())
 
 
 class Malicious:
@@ -46,8 +54,7 @@ class Malicious:
 
 
 def test_a_whole_checkpoint_passes(checkpoint):
-    metadata = vet_checkpoint(checkpoint)
-    assert "vision_projection.norm.weight" in metadata.state_dict_metadata
+    assert "vision_projection.norm.weight" in vet_checkpoint(checkpoint).tensors
 
 
 @pytest.mark.parametrize("name", [".metadata", "metadata.json", "common.pt", "checkpoint.json"])
@@ -112,15 +119,17 @@ def test_a_malicious_tensor_is_refused(checkpoint, tmp_path):
         info.offset, info.length = stream.seek(0, os.SEEK_END), len(content)
         stream.write(content)
     (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
+    (checkpoint / "checksums.json").unlink()
+    (checkpoint / "checkpoint.json").write_text(json.dumps({"format_version": 1, "kind": "converted", "iteration": 0}))
     vet_checkpoint(checkpoint)
-    with pytest.raises(CheckpointError, match="vision_projection.norm.bias: damaged"):
+    with pytest.raises(CheckpointError, match="vision_projection.norm.bias.* asks for .*mkdir"):
         mcore_to_hf(checkpoint, tmp_path / "hf")
     assert index.fqn and not victim.exists() and not (tmp_path / "hf").exists()
 
 
 def test_common_state_with_tensors_passes(checkpoint):
     torch.save({"step": torch.ones(3), "lr": 0.1, "shape": torch.Size([1])}, checkpoint / "common.pt")
-    vet_checkpoint(checkpoint)
+    vet_checkpoint(seal(checkpoint))
 
 
 def test_damaged_files(checkpoint):
@@ -156,6 +165,7 @@ def test_tensors_that_do_not_fit_the_config(checkpoint):
     config = json.loads(path.read_text())
     config["llm_config"]["vocab_size"] = 500
     path.write_text(json.dumps(config))
+    seal(checkpoint)
     with pytest.raises(
         CheckpointError, match=r"layout.json: .* has shape \[509, 64\], config.json asks for \[500, 64\]"
     ):
@@ -166,6 +176,11 @@ def test_tensors_that_do_not_fit_the_config(checkpoint):
     entries = metadata.state_dict_metadata
     entries["a.stranger"] = entries.pop("vision_projection.norm.bias")
     (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
+    for index in metadata.storage_data:
+        if index.fqn == "vision_projection.norm.bias":
+            object.__setattr__(index, "fqn", "a.stranger")
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
+    seal(checkpoint)
     words = "missing: vision_projection.norm.bias; 1 tensors are not part of this architecture: a.stranger"
     with pytest.raises(CheckpointError, match=words):
         mcore_to_hf(checkpoint, checkpoint.parent / "out")
@@ -177,6 +192,7 @@ def test_a_shard_that_is_not_there_is_missed(checkpoint):
     key = "language_model.decoder.layers.0.mlp.linear_fc1.weight"
     metadata.state_dict_metadata[key].chunks.pop()
     (checkpoint / ".metadata").write_bytes(pickle.dumps(metadata))
+    seal(checkpoint)
     with pytest.raises(CheckpointError, match=f"{key}: shards hold 0 of 8192 values"):
         mcore_to_hf(checkpoint, checkpoint.parent / "out")
     assert not (checkpoint.parent / "out").exists()
@@ -187,5 +203,6 @@ def test_a_layout_that_points_elsewhere_is_refused(checkpoint):
     layout = json.loads(path.read_text())
     layout["shards"][0]["file"] = "../outside.safetensors"
     path.write_text(json.dumps(layout))
+    seal(checkpoint)
     with pytest.raises(CheckpointError, match="is no plain file name"):
         mcore_to_hf(checkpoint, checkpoint.parent / "out")

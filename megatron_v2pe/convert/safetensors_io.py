@@ -15,12 +15,17 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+import xxhash
 from torch import Tensor
 
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.foreign.files import check_regular
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Range, check, typed
+from megatron_v2pe.foreign.text import decode, kind_of, parse_json
 
 DTYPES = {
     "F64": torch.float64,
@@ -35,8 +40,19 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_MAX_HEADER = 100_000_000
+_MAX_HEADER = 1 << 25
+"""Bytes. That of a model of 2 billion parameters takes 60,000; the format allows 100 million."""
+_MAX_AXES = 8
 _MAGIC = {b"PK\x03\x04": "a zip", b"\x80\x02": "a pickle", b"\x80\x03": "a pickle", b"\x80\x04": "a pickle"}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a header says of a tensor."""
+
+    dtype: Literal["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"]
+    shape: tuple[Annotated[int, Range(0)], ...]
+    data_offsets: tuple[Annotated[int, Range(0)], ...]
 
 
 @dataclass(frozen=True)
@@ -80,16 +96,15 @@ class Header:
         """Read the JSON of a header.
 
         Raises:
-            CheckpointError: not JSON, an unknown type, or places that overlap or leave holes.
+            CheckpointError: not JSON, a name that stands twice, an unknown type, something that is no size, or places
+                that overlap or leave holes.
         """
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise CheckpointError(f"{source}: damaged safetensors header: {error}") from error
+        content: Any = parse_json(text, f"{source}: damaged safetensors header", CheckpointError, unique=True)
         if not isinstance(content, dict):
-            raise CheckpointError(f"{source}: damaged safetensors header: not an object")
+            raise CheckpointError(f"{source}: damaged safetensors header: {kind_of(content)}, expected an object")
+        check(dict[str, str], content.pop("__metadata__", {}), f"{source}: __metadata__", CheckpointError)
         places = sorted(
-            (_place(name, entry, source) for name, entry in content.items() if name != "__metadata__"),
+            (_place(name, entry, source) for name, entry in content.items()),
             key=lambda place: (place.begin, place.end),
         )
         position = 0
@@ -121,16 +136,18 @@ class SafetensorsFile:
         """Read the header and map the data.
 
         Raises:
-            CheckpointError: truncated (with both sizes), a pickle, or otherwise no safetensors file.
+            CheckpointError: no regular file, truncated (with both sizes), a pickle, or otherwise no safetensors file.
         """
         self.path = path
+        check_regular(path, CheckpointError)
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            self.header = _read_header(stream.read(8), stream.read, size, str(path))
+            self.header = _read_header(stream.read(8), stream.read, size, printable(path))
             if size != self.header.file_size:
                 what = "truncated" if size < self.header.file_size else "too long"
                 raise CheckpointError(
-                    f"{path}: {what}: the file has {size} bytes, its header describes {self.header.file_size}"
+                    f"{printable(path)}: {what}: the file has {size} bytes, its header describes "
+                    f"{self.header.file_size}"
                 )
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         self._places = {place.name: place for place in self.header.tensors}
@@ -144,26 +161,32 @@ class SafetensorsFile:
         return torch.frombuffer(self._map, dtype=place.dtype, count=count, offset=offset).view(place.shape)
 
 
-def write_file(path: Path, header: Header, tensor: Callable[[TensorPlace], Tensor]) -> None:
+def write_file(path: Path, header: Header, tensor: Callable[[TensorPlace], Tensor]) -> str:
     """Write a file tensor by tensor, exactly as `header` lays it out.
 
     Args:
         path: file to create.
         header: its header; the data follow in the order of `header.tensors`.
         tensor: gives each tensor in the type and shape of its place.
+
+    Returns:
+        XXH3 (128 bits) of what was written.
     """
     text = header.text.encode()
+    start = struct.pack("<Q", len(text)) + text
+    digest = xxhash.xxh3_128(start)
     with path.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)))
-        stream.write(text)
+        stream.write(start)
         for place in header.tensors:
             value = tensor(place)
             assert value.dtype == place.dtype and tuple(value.shape) == place.shape, place.name
             if value.numel():
                 data: Any = value.contiguous().flatten().view(torch.uint8).numpy()
+                digest.update(memoryview(data))
                 stream.write(memoryview(data))
         stream.flush()
         os.fsync(stream.fileno())
+    return digest.hexdigest()
 
 
 def build_header(tensors: Sequence[tuple[str, Sequence[int]]], dtype: torch.dtype) -> Header:
@@ -190,18 +213,21 @@ def _read_header(start: bytes, read: Callable[[int], bytes], size: int, source: 
     raw = read(length)
     if len(raw) < length:
         raise CheckpointError(f"{source}: truncated: the header has {length} bytes, the file holds {len(raw)} of them")
-    try:
-        return Header.parse(raw.decode("utf-8"), source)
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{source}: damaged safetensors header: {error}") from error
+    return Header.parse(decode(raw, f"{source}: damaged safetensors header", CheckpointError), source)
 
 
-def _place(name: str, entry: Any, source: str) -> TensorPlace:
-    try:
-        dtype, shape, (begin, end) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
-        expected = math.prod(shape) * dtype.itemsize
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: {name}: entry not understood: {json.dumps(entry)[:120]}") from error
+def _place(name: str, content: Any, source: str) -> TensorPlace:
+    where = f"{source}: {printable(name)[:200]}"
+    if not 0 < len(name) <= 500 or printable(name) != name:
+        raise CheckpointError(f"{where}: found a name of {len(name)} characters, expected up to 500 printable ones")
+    entry = typed(_Entry, content, where, CheckpointError)
+    if len(entry.data_offsets) != 2 or len(entry.shape) > _MAX_AXES:
+        raise CheckpointError(
+            f"{where}: {len(entry.shape)} axes and {len(entry.data_offsets)} data_offsets, expected up to {_MAX_AXES} "
+            "and 2"
+        )
+    dtype, (begin, end) = DTYPES[entry.dtype], entry.data_offsets
+    expected = math.prod(entry.shape) * dtype.itemsize
     if end - begin != expected:
-        raise CheckpointError(f"{source}: {name}: {end - begin} bytes of data, shape {list(shape)} needs {expected}")
-    return TensorPlace(name, dtype, shape, begin, end)
+        raise CheckpointError(f"{where}: {end - begin} bytes of data, shape {list(entry.shape)} needs {expected}")
+    return TensorPlace(name, dtype, entry.shape, begin, end)

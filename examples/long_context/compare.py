@@ -9,10 +9,13 @@ not, 2 if a file is missing or wrong.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from megatron_v2pe.train.metrics_file import read_metrics  # noqa: E402
 
 Rows = dict[int, dict[str, Any]]
 
@@ -23,16 +26,8 @@ def read_rows(path: Path) -> Rows:
     Raises:
         ValueError: a line that is no row of metrics.
     """
-    rows: Rows = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            rows[int(row["iteration"])] = {
-                name: float(row[name]) for name in ("loss", "tokens", "seconds", "memory_gib")
-            }
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}:{number}: not a row of metrics: {error}") from error
-    return rows
+    rows = read_metrics(path, numbers=("loss", "tokens", "seconds", "memory_gib"))
+    return {row["iteration"]: row for row in rows}
 
 
 def difference(first: float, second: float) -> float:

@@ -23,6 +23,8 @@ import write_data
 from commands import Command, execute, execute_lanes, launcher, tool
 from settings import LAYOUTS, ORDINARY, ROWS, SIDE_BY_SIDE, STRIDES, V2PE, Settings
 
+from megatron_v2pe.train.metrics_file import read_metrics
+
 TRAINING = Path(__file__).with_name("training.yaml")
 PROCESSES = 2
 MODELS = {"default": "ordinary positions", "v2pe": "V2PE, a stride drawn per image"}
@@ -103,7 +105,7 @@ def losses(run: Path) -> list[float]:
     path = run / "logs" / "metrics.jsonl"
     if not path.is_file():
         raise StepError(f"{path}: no such file; has the run come so far?")
-    return [json.loads(line)["loss"] for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row["loss"] for row in read_metrics(path, numbers=("loss",))]
 
 
 def _last(losses: Sequence[float]) -> float:

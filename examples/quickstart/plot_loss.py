@@ -8,7 +8,6 @@ Steps at which the run was stopped and resumed are marked by a line.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402 (the backend comes first)
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from megatron_v2pe.train.metrics_file import read_metrics  # noqa: E402
 
 SMOOTHING = 10
 """Steps of the running mean drawn over the single steps."""
@@ -29,17 +32,10 @@ def read_losses(path: Path) -> tuple[list[int], list[float]]:
     Raises:
         ValueError: the file holds no step, or a line that is no row of metrics.
     """
-    steps, losses = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            steps.append(int(row["iteration"]))
-            losses.append(float(row["loss"]))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number}: not a row of metrics: {error}") from error
-    if not steps:
+    rows = read_metrics(path, numbers=("loss",))
+    if not rows:
         raise ValueError(f"{path}: holds no step")
-    return steps, losses
+    return [row["iteration"] for row in rows], [row["loss"] for row in rows]
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:

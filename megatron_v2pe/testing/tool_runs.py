@@ -6,7 +6,6 @@ hold a pipe open nor outlive the test.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from typing import Any
 import psutil
 
 from megatron_v2pe.testing.warm_python import shared_warm_python
+from megatron_v2pe.train import metrics_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,13 +35,11 @@ class Finished:
 
 
 def command(script: str, *arguments: str, processes: int = 0) -> list[str]:
-    """Return the command line of a script of the checkout, under torchrun where `processes` are given."""
+    """Return the command line of a script of the checkout, under the launcher where `processes` are given."""
     path = str(ROOT / script)
     if not processes:
         return [sys.executable, path, *arguments]
-    rendezvous = ["--nnodes", "1", "--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{free_port()}"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *rendezvous, "--nproc_per_node", str(processes)]
-    return [*torchrun, path, *arguments]
+    return [sys.executable, "-m", "megatron_v2pe.device.torchrun", "--nproc-per-node", str(processes), path, *arguments]
 
 
 def free_port() -> int:
@@ -92,8 +90,8 @@ def run(line: Sequence[str], log: Path, cwd: Path | None = None, timeout: float 
 
 
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's `metrics.jsonl`."""
-    return [json.loads(line) for line in (run_folder / "logs" / "metrics.jsonl").read_text().splitlines()]
+    """Return the rows of a run's `metrics.jsonl` that count."""
+    return metrics_file.read_metrics(run_folder / "logs" / metrics_file.METRICS)
 
 
 def settings(tiny: Path, save: Path, **changes: object) -> list[str]:

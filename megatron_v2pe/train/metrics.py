@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.train.config import LoggingConfig
+from megatron_v2pe.train.metrics_file import METRICS, MetricsFile
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class MetricsLog:
             config: which outputs.
             folder: where files go, None for none.
             rank: only 0 writes.
-            start: steps already done; later rows of an earlier, interrupted run are dropped.
+            start: steps already done; the first row says so.
             total: steps of the whole run.
         """
         self._config = config
@@ -61,7 +61,7 @@ class MetricsLog:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             if config.jsonl:
-                self._jsonl = _reopen(folder / "metrics.jsonl", start)
+                self._jsonl = MetricsFile(folder / METRICS, start)
             if config.tensorboard:
                 from torch.utils.tensorboard import SummaryWriter
 
@@ -84,8 +84,7 @@ class MetricsLog:
         )
         row = {**asdict(metrics), "time": time.time()}
         if self._jsonl is not None:
-            self._jsonl.write(json.dumps(row) + "\n")
-            self._jsonl.flush()
+            self._jsonl.write(row)
         if self._board is not None:
             for name in ("loss", "lr", "grad_norm", "tokens_per_second", "tiles_per_second", "memory_gib"):
                 self._board.add_scalar(f"train/{name}", row[name], metrics.iteration)
@@ -99,20 +98,6 @@ class MetricsLog:
                 output.close()
         if self._wandb is not None:
             self._wandb.finish()
-
-
-def _reopen(path: Path, start: int) -> Any:
-    """Open the JSONL for appending, without the rows an interrupted run wrote after its last checkpoint."""
-    kept = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["iteration"] <= start:
-                    kept.append(line)
-            except (json.JSONDecodeError, KeyError):
-                break  # the line a kill cut short, and nothing after it
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    return path.open("a", encoding="utf-8")
 
 
 def _wandb_run(config: LoggingConfig) -> Any:

@@ -1,0 +1,89 @@
+"""`metrics.jsonl`: a row of JSON per logged step, appended to and never rewritten.
+
+A run that goes on from a checkpoint leaves the rows of an interrupted run as they are. Its first row says where it went
+on (`resumed_from`, steps done by then); whoever reads passes over rows of later steps that stand before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Fields
+from megatron_v2pe.foreign.text import lines, parse_json
+
+METRICS = "metrics.jsonl"
+_RESUMED = "resumed_from"
+_TAIL = 1 << 16
+
+
+class MetricsFile:
+    """A file that rows are appended to."""
+
+    def __init__(self, path: Path, start: int) -> None:
+        """Open the file; a last line that a kill has cut off is removed, nothing else is touched.
+
+        Args:
+            path: of the file, made if it is not there.
+            start: steps done.
+        """
+        there = path.is_file() and path.stat().st_size > 0
+        self._resumed_from = start if start or there else None
+        self._stream = path.open("r+b" if path.is_file() else "wb")
+        self._stream.seek(0, os.SEEK_END)
+        _cut_torn_line(self._stream)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append a row; it is whole in the file, or not there, once this returns."""
+        if self._resumed_from is not None:
+            row = {**row, _RESUMED: self._resumed_from}
+            self._resumed_from = None
+        self._stream.write(json.dumps(row).encode() + b"\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def read_metrics(path: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return the rows that count, one a step, in order.
+
+    Args:
+        path: of the file.
+        numbers: names that every row has to have, with a finite number.
+
+    Raises:
+        DataError: no such file, or a line other than a last one that has no end is no row; names file and line.
+    """
+    rows: dict[int, dict[str, Any]] = {}
+    for number, line in lines(path, DataError):
+        if not line.endswith(b"\n"):
+            break
+        where = f"{printable(path)}:{number}"
+        fields = Fields(parse_json(line, where, DataError), f"{where}: not a row of metrics", DataError)
+        step, resumed = fields.whole("iteration", least=0), fields.whole(_RESUMED, None, least=0)
+        if resumed is not None:
+            rows = {earlier: row for earlier, row in rows.items() if earlier <= resumed}
+        rows[step] = dict(fields.content) | {name: fields.number(name) for name in numbers}
+    return [rows[step] for step in sorted(rows)]
+
+
+def _cut_torn_line(stream: Any) -> None:
+    """Remove what stands behind the last line end; leave the stream at its end."""
+    end = size = stream.tell()
+    while end:
+        begin = max(end - _TAIL, 0)
+        stream.seek(begin)
+        if (found := stream.read(end - begin).rfind(b"\n")) >= 0:
+            end = begin + found + 1
+            break
+        end = begin
+    if end < size:
+        stream.truncate(end)
+    stream.seek(end)

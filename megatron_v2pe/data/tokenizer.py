@@ -15,10 +15,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
-
 from megatron_v2pe.data.word_pieces import WordPieces
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.foreign.files import read_bytes
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.tokenizer_files import LARGEST_ID, MODEL, load_pieces, special_tokens
 
 IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 NEEDED = (IMG_START, IMG_END, IMG_CONTEXT)
@@ -37,12 +38,14 @@ class Tokenizer:
             special: tokens of their own, name -> id; `<s>` and `</s>` are known from the model.
 
         Raises:
-            ConfigError: the file is missing or no SentencePiece model.
+            ConfigError: the file is missing or no SentencePiece model, a special token is empty, or its id no such
+                number or not that of the model.
         """
         self.model_file = str(model_file)
-        self._sp = _load(self.model_file)
+        self._sp = load_pieces(self.model_file, ConfigError)
         self._words = WordPieces(self._sp)
         names = {BOS: self._sp.bos_id(), EOS: self._sp.eos_id(), "<unk>": self._sp.unk_id()}
+        self._check(special, names)
         self.special = {name: number for name, number in names.items() if number >= 0} | special
         self.bos_id, self.eos_id = self._sp.bos_id(), self._sp.eos_id()
         if (null := _null_piece(self._sp)) is not None:
@@ -54,15 +57,12 @@ class Tokenizer:
         """Read the tokenizer files of an HF folder, or a `.model` file and the JSON files beside it.
 
         Raises:
-            ConfigError: no `tokenizer.model`, or a JSON file that is damaged.
+            ConfigError: no `tokenizer.model`, one that is damaged, or a JSON file that is; see
+                `foreign.tokenizer_files.special_tokens`.
         """
         path = Path(folder)
-        model, path = (path, path.parent) if path.is_file() else (path / "tokenizer.model", path)
-        special: dict[str, int] = {}
-        for number, token in _json(path / "tokenizer_config.json").get("added_tokens_decoder", {}).items():
-            special[token["content"]] = int(number)
-        special.update({name: int(number) for name, number in _json(path / "added_tokens.json").items()})
-        return cls(model, special)
+        model, path = (path, path.parent) if path.is_file() else (path / MODEL, path)
+        return cls(model, special_tokens(path, ConfigError))
 
     def __len__(self) -> int:
         """Return the number of ids, special tokens included."""
@@ -75,9 +75,25 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the SentencePiece model and the special tokens: equal for tokenizers that give equal ids."""
-        digest = hashlib.sha256(Path(self.model_file).read_bytes())
+        digest = hashlib.sha256(read_bytes(self.model_file, ConfigError))
         digest.update(json.dumps(sorted(self.special.items())).encode())
         return digest.hexdigest()
+
+    def check_rows(self, rows: int, source: str | Path) -> None:
+        """Check that a model has a row for every id.
+
+        Args:
+            rows: vocabulary rows of the model.
+            source: folder of the tokenizer, for the error.
+
+        Raises:
+            ConfigError: it has fewer; names both numbers and the first token without a row.
+        """
+        if len(self) <= rows:
+            return
+        beyond = min(((number, name) for name, number in self.special.items() if number >= rows), default=None)
+        first = "" if beyond is None else f"; {printable(beyond[1])[:80]!r} has id {beyond[0]}"
+        raise ConfigError(f"{printable(source)}: {len(self)} tokens in the tokenizer, {rows} rows in the model{first}")
 
     def missing(self) -> list[str]:
         """Return the image tokens this tokenizer lacks."""
@@ -105,7 +121,7 @@ class Tokenizer:
             ConfigError: there is none of that name.
         """
         if name not in self.special:
-            raise ConfigError(f"{self.model_file}: the tokenizer has no token {name}")
+            raise ConfigError(f"{printable(self.model_file)}: the tokenizer has no token {printable(name)[:80]}")
         return self.special[name]
 
     def encode(self, text: str) -> list[int]:
@@ -165,6 +181,16 @@ class Tokenizer:
                 parts.append("\0")
         return "".join(parts)
 
+    def _check(self, special: dict[str, int], known: dict[str, int]) -> None:
+        where, taken = printable(self.model_file), {number: name for name, number in known.items() if number >= 0}
+        for name, number in special.items():
+            shown = printable(name)[:80]
+            if not name or not 0 <= number <= LARGEST_ID:
+                raise ConfigError(f"{where}: special token {shown!r}: found id {number}, expected 0 to {LARGEST_ID}")
+            if known.get(name, -1) not in (-1, number) or taken.get(number, name) != name:
+                found = ", ".join(f"{known_name} {known_id}" for known_name, known_id in known.items())
+                raise ConfigError(f"{where}: special token {shown!r}: found id {number}, but the model has {found}")
+
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         return self._pattern_of(self.special)
@@ -202,27 +228,9 @@ class Tokenizer:
         return len(self._sp.id_to_piece(number).replace("\u2581", " ").encode())
 
 
-def _load(path: str) -> Any:
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such file; the tokenizer of an InternVL2 checkpoint is a SentencePiece model")
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=path)
-    except (RuntimeError, OSError) as error:
-        raise ConfigError(f"{path}: not a SentencePiece model: {error}") from error
-
-
 def _null_piece(sp: Any) -> int | None:
     """Id of a piece that is the character U+0000: newer SentencePiece versions know it but no longer use it."""
     for number in range(sp.get_piece_size()):
         if sp.is_unused(number) and sp.id_to_piece(number) == "\0":
             return number
     return None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error

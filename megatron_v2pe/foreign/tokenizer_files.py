@@ -1,0 +1,98 @@
+"""The files of a SentencePiece tokenizer in the HF layout: opened and checked, whoever needs them.
+
+Training and asking tokenise with them, a conversion checks them before it carries them along.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import sentencepiece
+
+from megatron_v2pe.foreign.files import Kind, read_bytes
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Fields, Range, check, typed
+from megatron_v2pe.foreign.text import read_json_object
+
+MODEL, CONFIG, ADDED = "tokenizer.model", "tokenizer_config.json", "added_tokens.json"
+LARGEST_ID = 2**31 - 1
+_LONGEST_TOKEN = 1000
+_Id = Annotated[int, Range(0, LARGEST_ID)]
+
+
+@dataclass(frozen=True)
+class _AddedToken:
+    """An entry of `added_tokens_decoder`; its other fields are for other programs."""
+
+    content: str
+
+
+def load_pieces(path: str | Path, error: Kind) -> Any:
+    """Load a SentencePiece model.
+
+    Args:
+        path: `tokenizer.model`.
+        error: class of the error to raise, as in all functions of this file.
+
+    Raises:
+        V2PEError: of class `error`: no such file, no regular file, empty, or no SentencePiece model.
+    """
+    shown = printable(path)
+    if not os.path.lexists(path):
+        raise error(f"{shown}: no such file; the tokenizer of an InternVL2 checkpoint is a SentencePiece model")
+    content = read_bytes(path, error)
+    try:
+        pieces = sentencepiece.SentencePieceProcessor()
+        loaded = bool(content) and pieces.LoadFromSerializedProto(content) and pieces.get_piece_size()
+    except Exception as problem:  # third-party: RuntimeError or OSError, by version
+        raise error(f"{shown}: not a SentencePiece model: {printable(problem)[:200]}") from problem
+    if not loaded:
+        raise error(f"{shown}: not a SentencePiece model: {len(content)} bytes without a piece")
+    return pieces
+
+
+def special_tokens(folder: Path, error: Kind) -> dict[str, int]:
+    """Return the tokens of their own that a folder states, name -> id; none where it holds neither of the two files.
+
+    Raises:
+        V2PEError: of class `error`: a file that is no JSON object, an id that is no number between 0 and 2^31, an empty
+            token, one token with two ids or one id with two tokens; names the file, the token, what was found and what
+            was expected.
+    """
+    ids: dict[str, tuple[int, str]] = {}
+    names: dict[int, tuple[str, str]] = {}
+    for name, number, where in (*_from_config(folder / CONFIG, error), *_from_list(folder / ADDED, error)):
+        shown = printable(name)[:80]
+        if not 0 < len(name) <= _LONGEST_TOKEN or name != name.encode("utf-8", "replace").decode():
+            raise error(f"{where}: found a token of {len(name)} characters ({shown!r}), expected text of 1 to 1000")
+        if (before := ids.setdefault(name, (number, where)))[0] != number:
+            raise error(f"{where}: token {shown!r}: found id {number}, but {before[1]} gives it {before[0]}")
+        if (other := names.setdefault(number, (name, where)))[0] != name:
+            raise error(f"{where}: token {shown!r}: id {number} is taken by {printable(other[0])[:80]!r} in {other[1]}")
+    return {name: number for name, (number, _) in ids.items()}
+
+
+def _from_config(path: Path, error: Kind) -> list[tuple[str, int, str]]:
+    fields = Fields(_object(path, error), printable(path), error)
+    where = f"{fields.source}: added_tokens_decoder"
+    found: list[tuple[str, int, str]] = []
+    for number, entry in fields.get("added_tokens_decoder", dict, {}).items():
+        if not re.fullmatch(r"[0-9]{1,10}", number) or int(number) > LARGEST_ID:
+            raise error(f"{where}: found {printable(number)[:40]!r}, expected an id between 0 and {LARGEST_ID}")
+        token = typed(_AddedToken, entry, f"{where}: {number}", error, unknown=True)
+        found.append((token.content, int(number), f"{where}: {number}"))
+    return found
+
+
+def _from_list(path: Path, error: Kind) -> list[tuple[str, int, str]]:
+    ids = check(dict[str, _Id], _object(path, error), printable(path), error)
+    return [(name, number, printable(path)) for name, number in ids.items()]
+
+
+def _object(path: Path, error: Kind) -> dict[str, Any]:
+    """Return the object of a JSON file, an empty one where there is no such file."""
+    return read_json_object(path, error, 1 << 26, unique=True) if os.path.lexists(path) else {}

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 from torch import Tensor
 
-from megatron_v2pe.checkpoint.vet import read_description
+from megatron_v2pe.checkpoint.checksums import Checksums
 from megatron_v2pe.convert.safetensors_io import Header, SafetensorsFile, TensorPlace
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.foreign.files import check_links, check_name, check_regular
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Fields, Range, typed
+from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.logging import get_logger
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _WEIGHTS = {".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *_PICKLES}
+_DEEPEST = 16
+"""Folders inside one another, at most."""
 _log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard as `Layout` is stored."""
+
+    file: str
+    header: str
+
+
+@dataclass(frozen=True)
+class _StoredLayout:
+    shards: tuple[_Shard, ...]
+    format_version: Annotated[int, Range(1, 1)]
 
 
 @dataclass(frozen=True)
@@ -42,15 +63,20 @@ class Layout:
         Raises:
             CheckpointError: missing or damaged.
         """
-        content = read_description(path)
-        try:
-            shards = [(str(shard["file"]), str(shard["header"])) for shard in content["shards"]]
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: damaged: {error}") from error
-        for file, _ in shards:
-            if Path(file).name != file or file in (".", ".."):
-                raise CheckpointError(f"{path}: refused: {file!r} is no plain file name")
-        return cls(tuple((file, Header.parse(text, f"{path}: {file}")) for file, text in shards))
+        content = read_json_object(path, CheckpointError, unique=True)
+        stored = typed(_StoredLayout, content, printable(path), CheckpointError)
+        shards: dict[str, Header] = {}
+        seen: set[str] = set()
+        for shard in stored.shards:
+            file = check_name(shard.file, printable(path), CheckpointError)
+            if file in shards or not file.endswith(".safetensors"):
+                raise CheckpointError(f"{path}: refused: {file!r} stands twice or is no safetensors file")
+            shards[file] = Header.parse(shard.header, f"{path}: {file}")
+            for place in shards[file].tensors:
+                if place.name in seen:
+                    raise CheckpointError(f"{path}: {file}: {place.name} is in two shards")
+                seen.add(place.name)
+        return cls(tuple(shards.items()))
 
     def places(self) -> dict[str, TensorPlace]:
         """Return every tensor by name."""
@@ -61,13 +87,16 @@ class HFWeights:
     """The weights of an HF folder, mapped, not loaded."""
 
     def __init__(self, folder: Path) -> None:
-        """Open every shard and check headers and index.
+        """Open every shard and check headers and index, and where the folder holds `checksums.json`, the files.
 
         Raises:
-            CheckpointError: no weights, only pickles, a shard missing or damaged, or an index that disagrees.
+            CheckpointError: no weights, only pickles, a shard missing or damaged, an index that disagrees, or a link
+                that leaves the folder.
         """
         self.folder = folder
         index = _read_index(folder)
+        if (sums := Checksums.read(folder)) is not None:
+            sums.check_files(folder)
         names = sorted(set(index.values())) if index is not None else [SINGLE]
         self._files: dict[str, SafetensorsFile] = {}
         self._shards: list[tuple[str, Header]] = []
@@ -82,6 +111,7 @@ class HFWeights:
                 self._files[place.name] = file
         if index is not None:
             self._check_index(index)
+            self._check_total()
 
     @property
     def layout(self) -> Layout:
@@ -104,53 +134,98 @@ class HFWeights:
                 f"not listed: {', '.join(unlisted[:8])}"
             )
 
+    def _check_total(self) -> None:
+        """Say where the index states another size than the shards have; some programs write it before they share."""
+        path = self.folder / INDEX
+        stated = _index(self.folder).get("metadata", dict, {}).get("total_size")
+        found = sum(place.nbytes for _, header in self._shards for place in header.tensors)
+        if stated is not None and stated != found:
+            shown = printable(stated)[:40]
+            _log.warning("%s: metadata.total_size is %s, the shards hold %d bytes", printable(path), shown, found)
 
-def other_files(folder: Path) -> Iterator[Path]:
+
+def other_files(folder: Path, depth: int = 1) -> Iterator[Path]:
     """Yield, relative to `folder`, every file that belongs to a checkpoint and is no weight file.
 
     Left out are hidden files and folders but for `.gitattributes`, caches, intermediate checkpoints of a training run,
     and weights in other formats, pickles among them.
+
+    Args:
+        folder: the checkpoint's.
+        depth: how many folders deep this one is; given by the function itself.
+
+    Raises:
+        CheckpointError: a pipe, a device, a link to a folder, or folders nested too deeply.
     """
     for path in sorted(folder.iterdir()):
         if path.is_dir():
-            if not path.name.startswith((".", "checkpoint-", "__pycache__", "runs", "global_step", "iter_")):
-                yield from (path.relative_to(folder) / inner for inner in other_files(path))
+            if path.name.startswith((".", "checkpoint-", "__pycache__", "runs", "global_step", "iter_")):
+                continue
+            if path.is_symlink() or depth == _DEEPEST:
+                what = "a link to a folder" if path.is_symlink() else f"folders nested deeper than {_DEEPEST}"
+                raise CheckpointError(f"{printable(path)}: refused: {what}")
+            yield from (path.relative_to(folder) / inner for inner in other_files(path, depth + 1))
         elif path.suffix in _PICKLES:
-            _log.warning("%s: a pickle; it is not read and not carried along", path)
+            _log.warning("%s: a pickle; it is not read and not carried along", printable(path))
         elif path.suffix not in _WEIGHTS and (not path.name.startswith(".") or path.name == ".gitattributes"):
+            check_regular(path, CheckpointError)
             yield path.relative_to(folder)
 
 
-def copy_other_files(source: Path, target: Path) -> None:
-    """Copy every file that is no weight file; `target` exists."""
+def copy_other_files(source: Path, target: Path, but: Path | None = None) -> None:
+    """Copy every file that is no weight file, `but` one; `target` exists."""
     for relative in other_files(source):
-        (target / relative).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / relative, target / relative)
+        if relative != but:
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / relative, target / relative)
+
+
+def check_folder(folder: Path) -> None:
+    """Check that an HF folder is one, and that none of its links leads elsewhere.
+
+    Raises:
+        CheckpointError: no such folder, or a link that leaves it.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{printable(folder)}: no such folder")
+    check_links(folder, CheckpointError)
+
+
+def _index(folder: Path) -> Fields:
+    path = folder / INDEX
+    return Fields(read_json_object(path, CheckpointError, 1 << 26, unique=True), printable(path), CheckpointError)
 
 
 def _read_index(folder: Path) -> dict[str, str] | None:
     """Return tensor name -> file, None for an unsharded checkpoint."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
+    check_folder(folder)
     path = folder / INDEX
-    if not path.is_file():
+    if not os.path.lexists(path):
         _need_single(folder)
         return None
-    weight_map: Any = read_description(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: damaged: weight_map is missing")
-    index = {str(name): str(file) for name, file in weight_map.items()}
+    fields = _index(folder)
+    metadata = Fields(fields.get("metadata", dict, {}), f"{fields.source}: metadata", CheckpointError)
+    metadata.whole("total_size", None, 0)
+    index: dict[str, str] = fields.get("weight_map", dict[str, str])
+    if not index:
+        raise CheckpointError(f"{fields.source}: damaged: weight_map is empty")
     for name, file in index.items():
-        if Path(file).name != file or not file.endswith(".safetensors"):
-            raise CheckpointError(f"{path}: refused: {name} is said to be in {file!r}, no safetensors file beside it")
-        if not (folder / file).is_file():
-            wanted = sum(other == file for other in index.values())
-            raise CheckpointError(f"{folder / file}: missing; the index names it for {wanted} tensors, {name} first")
+        if Path(file).name != file or not file.endswith(".safetensors") or printable(file) != file:
+            raise CheckpointError(
+                f"{fields.source}: refused: {printable(name)[:200]} is said to be in {printable(file)[:200]!r}, no "
+                "safetensors file beside it"
+            )
+    for file in dict.fromkeys(index.values()):
+        if not (folder / file).exists():
+            of_file = [printable(name)[:200] for name, other in index.items() if other == file]
+            raise CheckpointError(
+                f"{folder / file}: missing; the index names it for {len(of_file)} tensors, {of_file[0]} first"
+            )
     return index
 
 
 def _need_single(folder: Path) -> None:
-    if (folder / SINGLE).is_file():
+    if os.path.lexists(folder / SINGLE):
         return
     if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES):
         raise CheckpointError(

@@ -72,6 +72,14 @@ def latest_iteration(root: Path) -> int | None:
     return number
 
 
+def offer_others(folder: Path) -> str:
+    """Return how to go on from another checkpoint of the same run, where `folder` cannot be used."""
+    others = [number for number in iterations(folder.parent) if number != iteration_of(folder)]
+    if not others or iteration_of(folder) is None:
+        return ""
+    return _offer(others).replace("the file", str(folder.parent / LATEST))
+
+
 def _offer(there: list[int]) -> str:
     """Return how to go on from what is there."""
     if not there:

@@ -236,6 +236,8 @@ class CheckpointConfig:
     """Steps between checkpoints; unset: only at the end, at `exit_step` and on SIGTERM."""
     keep_latest: int | None = 5
     """Checkpoints kept, newest first; unset: all."""
+    verify: bool = True
+    """Compare what is read of a checkpoint with its checksums; off for one that was edited on purpose."""
 
     def validate(self) -> None:
         """Check ranges."""

@@ -15,8 +15,10 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_v2pe.data.types import Batch
+from megatron_v2pe.device import watchdog
 from megatron_v2pe.device.device import Device
-from megatron_v2pe.errors import DataError, TrainingError
+from megatron_v2pe.errors import CheckpointError, DataError, TrainingError
+from megatron_v2pe.logging import get_logger
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.micro_batch import MicroBatch
 from megatron_v2pe.train.data_feed import DataFeed
@@ -26,6 +28,8 @@ from megatron_v2pe.train.optimizer import take_step
 from megatron_v2pe.train.step import forward_backward
 from megatron_v2pe.train.stop import StopRequest
 from megatron_v2pe.train.wrap import gather_parameters
+
+_log = get_logger(__name__)
 
 
 @dataclass
@@ -51,27 +55,37 @@ class Trainer:
         self.model.train()
         while iteration < last:
             began = time.perf_counter()
+            watchdog.progress(f"waiting for the data of step {iteration + 1}")
             try:
                 batches = self.feed.step(self.num_micro_batches)
             except DataError:  # on every rank: keep what has been learned, then say what is wrong
                 if iteration > saved:
-                    self._save(iteration)
+                    self._save(iteration, last=True)
                 raise
             metrics = self.step(iteration, batches, began)
             iteration += 1
             self.metrics.write(metrics)
             stopping = stop.agreed()
-            if stopping or iteration == last or (self.save_interval and iteration % self.save_interval == 0):
-                self._save(iteration)
-                saved = iteration
+            ends = stopping or iteration == last
+            if ends or (self.save_interval and iteration % self.save_interval == 0):
+                saved = iteration if self._save(iteration, ends) else saved
             if stopping:
                 break
         assert saved == iteration
         return iteration
 
-    def _save(self, iteration: int) -> None:
+    def _save(self, iteration: int, last: bool) -> bool:
+        """Save; tell whether it was done. Training goes on where a checkpoint, but for the last, cannot be written."""
+        watchdog.progress(f"saving step {iteration}")
         gather_parameters(self.model)
-        self.save(iteration)
+        try:
+            self.save(iteration)
+        except CheckpointError as error:  # on every rank
+            if last:
+                raise
+            _log.error("no checkpoint of step %d, training goes on: %s", iteration, error)
+            return False
+        return True
 
     def step(self, iteration: int, batches: list[Batch], began: float) -> StepMetrics:
         """Do one optimizer step.
@@ -98,6 +112,7 @@ class Trainer:
         rank = parallel_state.get_data_parallel_rank()
         pack = (iteration * self.num_micro_batches + index) * ranks + rank
         key = DropPathKey(self.seed, pack)
+        watchdog.progress(f"step {iteration + 1}, micro-batch {index + 1}")
         return self.cutter.cut(batch, key)
 
     def _measure(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,19 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
+from megatron_v2pe import exit_status
 from megatron_v2pe.checkpoint import store
-from megatron_v2pe.checkpoint.folder import TRAINING_STATE, newest
+from megatron_v2pe.checkpoint.folder import TRAINING_STATE, newest, offer_others
 from megatron_v2pe.config_tree import to_dict
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.documents import ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.loader import PackLoader, build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.device import launch
+from megatron_v2pe.device import launch, watchdog
+from megatron_v2pe.device.agreement import on_every_rank, on_first_rank
 from megatron_v2pe.device.device import Device
-from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.logging import get_logger, setup_logging
 from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
@@ -28,6 +32,7 @@ from megatron_v2pe.models.layer_specs import choose_spec
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
+from megatron_v2pe.run_lock import FolderLock
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig, ModelConfig
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.loop import Trainer
@@ -35,7 +40,7 @@ from megatron_v2pe.train.metrics import MetricsLog
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
 from megatron_v2pe.train.recorded import with_recorded_strides
-from megatron_v2pe.train.start import hf_folder, start_folder, together
+from megatron_v2pe.train.start import hf_folder, start_folder
 from megatron_v2pe.train.stop import StopRequest
 from megatron_v2pe.train.wrap import freeze, wrap
 from megatron_v2pe.v2pe.stride import StridePolicy
@@ -71,19 +76,29 @@ def run(config: ExperimentConfig) -> int:
     config = with_recorded_strides(config)
     config.validate(world.world_size)
     device = Device.choose(config.train.device, world.local_rank)
-    launch.initialize(world, device, config.parallel.distributed_timeout_minutes)
-    try:
+    minutes = config.parallel.distributed_timeout_minutes
+    with launch.joined(world, device, minutes, _log_folder(config), topology.destroy), _locked(config.checkpoint.save):
         return _train(_prepare(config, world, device))
+
+
+@contextmanager
+def _locked(save: str | None) -> Iterator[None]:
+    """Hold the run's folder, on rank 0 for all of them; another run in it is refused on every rank."""
+    lock = FolderLock(Path(save or "."), "a training run")
+    if save is not None:
+        on_first_rank(lock.take)
+    try:
+        yield
     finally:
-        topology.destroy()
-        launch.shutdown()
+        lock.release()
 
 
 def _prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Run:
     """Find the checkpoint, check the layout against it, create the process groups."""
+    watchdog.progress("looking for the checkpoint")
     save = config.checkpoint.save
     cache = config.model.converted_dir or (str(Path(save) / "converted") if save else None)
-    start = start_folder(config.model.model_name_or_path, cache)
+    start = start_folder(config.model.model_name_or_path, cache, config.checkpoint.verify)
     hf = hf_folder(start)
     model = InternVLConfig.from_folder(hf)
     _check_stated(model, config.model, config.data)
@@ -116,10 +131,12 @@ def _check_stated(model: InternVLConfig, settings: ModelConfig, data: DataConfig
 
 def _train(run: Run) -> int:
     config = run.config
+    watchdog.progress("building the model")
     model = _model(run)
+    watchdog.progress("loading the checkpoint")
     resumed = _resume_folder(config)
     if resumed is None:
-        store.load_model(run.start, model)
+        store.load_model(run.start, model, config.checkpoint.verify)
     wrapped = wrap(model, config.parallel, run.groups, run.device.torch_device)
     optimizer = build_optimizer(
         wrapped,
@@ -130,13 +147,14 @@ def _train(run: Run) -> int:
         run.groups,
     )
     scheduler = build_scheduler(optimizer, config.optimizer, config.train.train_steps)
-    state = store.load_training(resumed, model, optimizer) if resumed is not None else None
+    state = _resume(resumed, model, optimizer, config.checkpoint.verify) if resumed is not None else None
     apply_settings(optimizer, config.optimizer)
     iteration = state.iteration if state else 0
     scheduler.step(increment=iteration)
+    watchdog.progress("opening the data")
     feed = _feed(run, state.loader if state else None)
     rank, steps = run.world.rank, config.train.train_steps
-    metrics = together(lambda: MetricsLog(config.logging, _log_folder(config), rank, iteration, steps))
+    metrics = on_every_rank(lambda: MetricsLog(config.logging, _log_folder(config), rank, iteration, steps))
     stop = StopRequest(run.device.torch_device)
     trainer = Trainer(
         model=wrapped,
@@ -157,7 +175,7 @@ def _train(run: Run) -> int:
         metrics.close()
         stop.restore()
     _report(run, feed, iteration, done)
-    return 0
+    return stop.status if done < config.train.train_steps else exit_status.FINISHED
 
 
 def _cutter(run: Run) -> Cutter:
@@ -198,6 +216,13 @@ def _model(run: Run) -> InternVLModel:
     return model
 
 
+def _resume(folder: Path, model: InternVLModel, optimizer: Any, verify: bool) -> store.TrainingState:
+    try:
+        return store.load_training(folder, model, optimizer, verify)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{offer_others(folder)}") from error
+
+
 def _resume_folder(config: ExperimentConfig) -> Path | None:
     """Return the training checkpoint the run goes on from, None for a fresh start."""
     settings = config.checkpoint
@@ -234,7 +259,7 @@ def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
             state=state,
         )
 
-    loader = together(open_loader)
+    loader = on_every_rank(open_loader)
     tile_group = run.groups.tp_cp if run.groups.pp.rank() == 0 else None
     placement, limit = topology.placement_of(run.config.parallel, run.groups), run.config.data.max_skipped_samples
     return DataFeed(loader, model_group, tile_group, placement, run.device.torch_device, limit)

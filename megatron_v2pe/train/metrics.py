@@ -11,8 +11,11 @@ from typing import Any
 from tqdm import tqdm
 
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.logging import get_logger
 from megatron_v2pe.train.config import LoggingConfig
 from megatron_v2pe.train.metrics_file import METRICS, MetricsFile
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class MetricsLog:
         """
         self._config = config
         self._rank = rank
+        self._told = False
         self._jsonl = self._board = self._wandb = None
         self._bar: tqdm[Any] | None = None
         if rank:
@@ -82,14 +86,21 @@ class MetricsLog:
             f"{metrics.tokens_per_second:,.0f} tok/s, {metrics.tiles_per_second:.1f} tiles/s, "
             f"{metrics.memory_gib:.1f} GiB"
         )
-        row = {**asdict(metrics), "time": time.time()}
+        try:
+            self._write({**asdict(metrics), "time": time.time()}, metrics.iteration)
+        except OSError as error:  # a full disk does not end a run; its checkpoints do not depend on this
+            if not self._told:
+                _log.error("metrics of step %d are not written, training goes on: %s", metrics.iteration, error)
+            self._told = True
+
+    def _write(self, row: dict[str, Any], iteration: int) -> None:
         if self._jsonl is not None:
             self._jsonl.write(row)
         if self._board is not None:
             for name in ("loss", "lr", "grad_norm", "tokens_per_second", "tiles_per_second", "memory_gib"):
-                self._board.add_scalar(f"train/{name}", row[name], metrics.iteration)
+                self._board.add_scalar(f"train/{name}", row[name], iteration)
         if self._wandb is not None:
-            self._wandb.log(row, step=metrics.iteration)
+            self._wandb.log(row, step=iteration)
 
     def close(self) -> None:
         """Flush and close every output."""

@@ -6,6 +6,7 @@ on (`resumed_from`, steps done by then); whoever reads passes over rows of later
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -32,19 +33,30 @@ class MetricsFile:
             path: of the file, made if it is not there.
             start: steps done.
         """
+        self._path = path
         there = path.is_file() and path.stat().st_size > 0
         self._resumed_from = start if start or there else None
-        self._stream = path.open("r+b" if path.is_file() else "wb")
+        self._stream = path.open("r+b" if path.is_file() else "w+b", buffering=0)
         self._stream.seek(0, os.SEEK_END)
         _cut_torn_line(self._stream)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; it is whole in the file, or not there, once this returns."""
+        """Append a row; it is whole in the file, or not there, once this returns.
+
+        Raises:
+            OSError: the disk is full.
+        """
         if self._resumed_from is not None:
             row = {**row, _RESUMED: self._resumed_from}
-            self._resumed_from = None
-        self._stream.write(json.dumps(row).encode() + b"\n")
-        self._stream.flush()
+        content, begin = json.dumps(row).encode() + b"\n", self._stream.tell()
+        try:
+            if self._stream.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        except OSError:
+            self._stream.truncate(begin)
+            self._stream.seek(begin)
+            raise
+        self._resumed_from = None
 
     def close(self) -> None:
         """Close the file."""

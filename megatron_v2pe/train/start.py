@@ -5,35 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
-
-import torch.distributed as dist
 
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, newest
+from megatron_v2pe.checkpoint.vet import verify_side_files
 from megatron_v2pe.convert.api import hf_to_mcore
-from megatron_v2pe.errors import CheckpointError, ConfigError, V2PEError
+from megatron_v2pe.device.agreement import on_first_rank
+from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.logging import get_logger
 
-Result = TypeVar("Result")
 _log = get_logger(__name__)
 
 
-def start_folder(source: str, cache: str | None) -> Path:
+def start_folder(source: str, cache: str | None, verify: bool = True) -> Path:
     """Return the Megatron checkpoint folder to start from, converting an HF folder on rank 0 where needed.
 
-    Every rank calls this; an error on rank 0 is raised on all.
+    Every rank calls this; an error on rank 0 is raised on all. Its configuration and tokenizer may be read after this.
 
     Args:
         source: an HF InternVL2 folder, a Megatron checkpoint folder, or a training run's folder.
         cache: where converted HF checkpoints are kept; one folder per content of `source`.
+        verify: compare the checksums of the folder's small files; those of tensors are compared when they are loaded.
 
     Raises:
         ConfigError: `source` is neither, or needs converting and there is no cache.
         CheckpointError: the conversion found something wrong.
     """
-    path = Path(source)
+    folder = _find(Path(source), cache)
+    if verify:
+        on_first_rank(lambda: verify_side_files(folder))
+    return folder
+
+
+def _find(path: Path, cache: str | None) -> Path:
     if not path.is_dir():
         raise ConfigError(f"model.model_name_or_path: {path} is not a folder")
     if (path / DESCRIPTION).is_file():
@@ -58,35 +62,6 @@ def hf_folder(checkpoint: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder / 'config.json'}: missing; {checkpoint} is not a checkpoint of this project")
     return folder
-
-
-def on_first_rank(action: Callable[[], None]) -> None:
-    """Run `action` on rank 0 while the others wait; what a user can mend is raised on every rank."""
-    verdict: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        try:
-            action()
-        except (V2PEError, OSError) as error:  # others would wait for a rank that has left
-            verdict = [str(error)]
-    dist.broadcast_object_list(verdict, src=0)
-    if verdict[0] is not None:
-        raise CheckpointError(verdict[0])
-
-
-def together(action: Callable[[], Result]) -> Result:
-    """Run `action` on every rank and return its result; what a user can mend, met on any rank, is raised on all."""
-    result: Result | None = None
-    problem = None
-    try:
-        result = action()
-    except V2PEError as error:
-        problem = str(error)
-    problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
-    for text in problems:
-        if text is not None:
-            raise ConfigError(text)
-    return cast(Result, result)
 
 
 def _convert(source: Path, folder: Path) -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.v2pe.stride import StridePolicy, parse_stride
+from megatron_v2pe.errors import CheckpointError, ConfigError
+from megatron_v2pe.foreign.schema import Fields
+from megatron_v2pe.v2pe.stride import VERSIONS, StridePolicy, parse_stride
 
 PUBLISHED_ROPE_SCALING = {"factor": 2.0, "type": "dynamic"}
 """What InternVL2 checkpoints carry; stands in where `v2pe` has overwritten it. Unused under V2PE."""
@@ -47,13 +48,28 @@ class V2PESettings:
         return cls(version, None if stride is None else parse_stride(stride))
 
     @classmethod
-    def from_training(cls, settings: dict[str, Any]) -> V2PESettings | None:
-        """Read the settings of a training run; None where they say nothing of V2PE."""
-        section = settings.get("v2pe")
-        if not isinstance(section, dict) or "rope_pos_id_version" not in section:
+    def from_training(cls, state: Any, source: str) -> V2PESettings | None:
+        """Read the state of a training run; None for one whose settings are empty: a program of one's own wrote it.
+
+        Args:
+            state: content of its file.
+            source: the file, for the error.
+
+        Raises:
+            CheckpointError: it does not say with which positions the run was trained.
+        """
+        run = Fields(state, source, CheckpointError)
+        if run.get("settings", dict[str, Any]) == {}:
             return None
-        stride = section.get("rope_pos_id_stride")
-        return cls(section["rope_pos_id_version"], None if stride is None else parse_stride(stride))
+        fields = run.section("settings").section("v2pe")
+        version = fields.text("rope_pos_id_version", among=VERSIONS)
+        stride = fields.get("rope_pos_id_stride", int | float | str, None)
+        try:
+            settings = cls(version, None if stride is None else parse_stride(stride))
+            settings.validate()
+        except ConfigError as error:
+            raise CheckpointError(f"{fields.source}: {error}") from error
+        return settings
 
     def overridden(self, version: str | None, stride: str | int | float | Fraction | None) -> V2PESettings:
         """Apply what the user asked for; another version than before drops the stride of before."""

@@ -12,13 +12,13 @@ from typing import Annotated
 
 from torch import Tensor
 
-from megatron_v2pe.checkpoint.checksums import Checksums
+from megatron_v2pe.checkpoint.checksums import CHECKSUMS, Checksums
 from megatron_v2pe.convert.safetensors_io import Header, SafetensorsFile, TensorPlace
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.files import check_links, check_name, check_regular
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields, Range, typed
-from megatron_v2pe.foreign.text import read_json_object
+from megatron_v2pe.foreign.text import read_json, read_json_object
 from megatron_v2pe.logging import get_logger
 
 INDEX = "model.safetensors.index.json"
@@ -95,8 +95,7 @@ class HFWeights:
         """
         self.folder = folder
         index = _read_index(folder)
-        if (sums := Checksums.read(folder)) is not None:
-            sums.check_files(folder)
+        verify_checksums(folder)
         names = sorted(set(index.values())) if index is not None else [SINGLE]
         self._files: dict[str, SafetensorsFile] = {}
         self._shards: list[tuple[str, Header]] = []
@@ -189,6 +188,32 @@ def check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"{printable(folder)}: no such folder")
     check_links(folder, CheckpointError)
+
+
+def verify_checksums(folder: Path) -> None:
+    """Compare the files of an HF folder with its `checksums.json`, as exports have it; other programs write none.
+
+    Raises:
+        CheckpointError: a file is gone or has changed, or `checksums.json` itself is damaged; names the file.
+    """
+    path = folder / CHECKSUMS
+    if not os.path.lexists(path):
+        return
+    content = read_json(path, CheckpointError)
+    if not isinstance(content, dict) or not {"files", "algorithm", "digest", "format_version"} & content.keys():
+        return  # of another program
+    sums = Checksums.read(folder)
+    assert sums is not None
+    for name in sums.files:
+        for part in name.split("/"):
+            check_name(part, printable(path), CheckpointError)
+        try:
+            sums.check_file(folder, name)
+        except CheckpointError as error:
+            reason = str(error).partition("; copy")[0]
+            raise CheckpointError(
+                f"{reason}; copy the folder again, or, if it was changed on purpose, remove {CHECKSUMS}"
+            ) from error
 
 
 def _index(folder: Path) -> Fields:

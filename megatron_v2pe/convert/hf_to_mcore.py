@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from megatron_v2pe.checkpoint.checksums import Checksums, sums_of_files
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLDER, HF_LAYOUT, new_folder
 from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter, Written, write_description
 from megatron_v2pe.convert import hf_config
-from megatron_v2pe.convert.hf_folder import HFWeights, copy_other_files
+from megatron_v2pe.convert.finite import check_finite
+from megatron_v2pe.convert.hf_folder import HFWeights, check_folder, copy_other_files
 from megatron_v2pe.convert.mappings import MappingTable
 from megatron_v2pe.convert.progress import byte_progress
 from megatron_v2pe.convert.registry import mapping_table
+from megatron_v2pe.convert.side_files import check_side_files
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.logging import get_logger
-from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.config import InternVLConfig, read_config
 from megatron_v2pe.version import __version__
 
 _log = get_logger(__name__)
@@ -27,14 +31,14 @@ _log = get_logger(__name__)
 
 def convert(source: Path, folder: Path, overwrite: bool) -> None:
     """Convert `source` (HF) to `folder` (Megatron-Core); see `api.hf_to_mcore`."""
-    if not source.is_dir():
-        raise CheckpointError(f"{source}: no such folder")
-    if (source / HF_LAYOUT).exists():
-        raise CheckpointError(f"{source / HF_LAYOUT}: the name is taken by the converter; rename this file")
-    config = _read_config(source)
-    table = mapping_table(InternVLConfig.from_hf(config, str(source / "config.json")))
+    check_folder(source)
+    if os.path.lexists(source / HF_LAYOUT):
+        raise CheckpointError(f"{printable(source / HF_LAYOUT)}: the name is taken by the converter; rename this file")
+    model = _read_model(source)
+    table = mapping_table(model)
     weights = HFWeights(source)
     dtypes = _check(table, weights)
+    check_side_files(source, model.llm.vocab_size)
     with new_folder(folder, overwrite, DESCRIPTION) as temporary:
         written = _write_tensors(table, weights, temporary)
         (temporary / HF_FOLDER).mkdir()
@@ -45,23 +49,23 @@ def convert(source: Path, folder: Path, overwrite: bool) -> None:
         Checksums({**written.file_sums(), **sums_of_files(temporary, but=written.sizes)}).write(temporary)
 
 
-def _read_config(source: Path) -> dict[str, Any]:
+def _read_model(source: Path) -> InternVLConfig:
     """Read `config.json` and say where its V2PE fields leave something open."""
-    InternVLConfig.from_folder(source)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config, path = read_config(source), printable(source / "config.json")
+    model = InternVLConfig.from_hf(config, path)
     settings = hf_config.V2PESettings.from_config(config)
     if hf_config.has_v2pe_scaling(config) and settings.version == "default":
         _log.warning(
             "%s: llm_config.rope_scaling.type is 'v2pe' but no rope_pos_id_version is stated; taken as plain rotary "
             "embedding with ordinary positions",
-            source / "config.json",
+            path,
         )
-    return config
+    return model
 
 
 def _check(table: MappingTable, weights: HFWeights) -> Counter[torch.dtype]:
     """Check names, shapes and types of all tensors before anything is written; return bytes per type."""
-    source, places = str(weights.folder), weights.layout.places()
+    source, places = printable(weights.folder), weights.layout.places()
     table.check_names(places, source)
     bytes_of: Counter[torch.dtype] = Counter()
     of_key: dict[str, tuple[str, torch.dtype]] = {}
@@ -83,7 +87,9 @@ def _write_tensors(table: MappingTable, weights: HFWeights, folder: Path) -> Wri
     total = sum(place.nbytes for place in weights.layout.places().values())
     with TorchDistWriter(folder) as writer, byte_progress(total, "HF to Megatron") as progress:
         for mapping in table.tensors:
-            rows = mapping.order.to_mcore(weights.tensor(mapping.name))
+            values = weights.tensor(mapping.name)
+            check_finite(values, mapping.name, printable(weights.folder))
+            rows = mapping.order.to_mcore(values)
             writer.add_rows(mapping.key, mapping.key_shape, mapping.first_row, rows)
             progress.update(rows.nbytes)
     write_description(folder, writer.written, {})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,17 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_v2pe.checkpoint.checksums import Checksums, FileSum, sums_of_files
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT, TRAINING_STATE, new_folder, newest
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
 from megatron_v2pe.convert import hf_config
-from megatron_v2pe.convert.hf_folder import INDEX, Layout, other_files
+from megatron_v2pe.convert.finite import check_finite
+from megatron_v2pe.convert.hf_folder import INDEX, Layout, copy_other_files
 from megatron_v2pe.convert.mappings import MappingTable
 from megatron_v2pe.convert.progress import byte_progress
 from megatron_v2pe.convert.registry import mapping_table
 from megatron_v2pe.convert.safetensors_io import TensorPlace, write_file
-from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.errors import CheckpointError, ConfigError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Fields
+from megatron_v2pe.models.config import InternVLConfig, read_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CONFIG = "config.json"
@@ -46,24 +49,24 @@ def convert(folder: Path, target: Path, overwrite: bool, export: Export) -> None
         folder = newest(folder) or folder
     reader = vet_checkpoint(folder)
     hf = folder / HF_FOLDER
-    model = InternVLConfig.from_folder(hf)
-    table = mapping_table(model)
+    original = read_config(hf)
+    table = mapping_table(InternVLConfig.from_hf(original, printable(hf / _CONFIG)))
     layout = Layout.load(hf / HF_LAYOUT)
     _check(table, layout, reader, folder)
-    config = _new_config(folder, json.loads((hf / _CONFIG).read_text(encoding="utf-8")), export)
+    trained = read_description(folder / DESCRIPTION).get("kind") != "converted"
+    config = _new_config(folder, original, trained, export)
     if export.dtype is not None:
         dtype = DTYPES[export.dtype]
         layout = Layout(tuple((name, header.with_dtype(dtype)) for name, header in layout.shards))
     with new_folder(target, overwrite, _CONFIG) as temporary:
-        _write_tensors(table, layout, reader, temporary)
-        for relative in other_files(hf):
-            if relative != Path(HF_LAYOUT):
-                (temporary / relative).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(hf / relative, temporary / relative)
+        written = _write_tensors(table, layout, reader, temporary, printable(folder))
+        copy_other_files(hf, temporary, but=Path(HF_LAYOUT))
         if config is not None:
             (temporary / _CONFIG).write_text(hf_config.to_text(config), encoding="utf-8")
         if export.dtype is not None:
             _correct_index(temporary / INDEX, layout)
+        if trained or export != Export():  # else it is what was converted, to the byte, and nothing is added
+            Checksums({**written, **sums_of_files(temporary, but=written)}).write(temporary)
 
 
 def _check(table: MappingTable, layout: Layout, reader: TorchDistReader, folder: Path) -> None:
@@ -76,25 +79,34 @@ def _check(table: MappingTable, layout: Layout, reader: TorchDistReader, folder:
     table.check_keys(weights, str(folder))
 
 
-def _write_tensors(table: MappingTable, layout: Layout, reader: TorchDistReader, target: Path) -> None:
+def _write_tensors(
+    table: MappingTable, layout: Layout, reader: TorchDistReader, target: Path, source: str
+) -> dict[str, FileSum]:
+    """Write the shards; return their sizes and checksums by name."""
     mappings = table.by_name()
     total = sum(place.nbytes for place in layout.places().values())
+    sums: dict[str, FileSum] = {}
     with byte_progress(total, "Megatron to HF") as progress:
 
         def tensor(place: TensorPlace) -> Tensor:
             mapping = mappings[place.name]
             rows = reader.read_rows(mapping.key, mapping.first_row, mapping.shape[0])
             progress.update(place.nbytes)
-            return mapping.order.to_hf(rows).to(place.dtype)
+            values = mapping.order.to_hf(rows).to(place.dtype)
+            check_finite(values, place.name, source)
+            return values
 
         for name, header in layout.shards:
-            write_file(target / name, header, tensor)
+            digest = write_file(target / name, header, tensor)
+            sums[name] = FileSum(header.file_size, digest)
+    return sums
 
 
-def _new_config(folder: Path, config: dict[str, Any], export: Export) -> dict[str, Any] | None:
+def _new_config(folder: Path, config: dict[str, Any], trained: bool, export: Export) -> dict[str, Any] | None:
     """Return the `config.json` to write, None where the original still holds to the byte."""
     stated = hf_config.V2PESettings.from_config(config)
-    settings = (_trained_with(folder) or stated).overridden(export.rope_pos_id_version, export.rope_pos_id_stride)
+    before = _trained_with(folder, stated, export) if trained else stated
+    settings = before.overridden(export.rope_pos_id_version, export.rope_pos_id_stride)
     asked = export.rope_pos_id_version is not None or export.rope_pos_id_stride is not None
     result = config
     if settings != stated or asked:
@@ -105,12 +117,22 @@ def _new_config(folder: Path, config: dict[str, Any], export: Export) -> dict[st
     return None if result == config else result
 
 
-def _trained_with(folder: Path) -> hf_config.V2PESettings | None:
+def _trained_with(folder: Path, stated: hf_config.V2PESettings, export: Export) -> hf_config.V2PESettings:
+    """Return the positions a run was trained with.
+
+    Raises:
+        CheckpointError: its state is lost or damaged, and the user does not say it either.
+    """
     path = folder / TRAINING_STATE
-    if read_description(folder / DESCRIPTION).get("kind") != "training" or not path.is_file():
-        return None
-    settings = read_description(path).get("settings")
-    return hf_config.V2PESettings.from_training(settings) if isinstance(settings, dict) else None
+    try:
+        return hf_config.V2PESettings.from_training(read_description(path), printable(path)) or stated
+    except CheckpointError as error:
+        if export.rope_pos_id_version is not None:
+            return stated
+        raise CheckpointError(
+            f"{error}; it says with which positions the run was trained: copy the checkpoint again, export an older "
+            "one, or state them (--rope-pos-id-version, --rope-pos-id-stride)"
+        ) from error
 
 
 def _correct_index(path: Path, layout: Layout) -> None:
@@ -119,5 +141,6 @@ def _correct_index(path: Path, layout: Layout) -> None:
         return
     index = read_description(path)
     total = sum(place.nbytes for place in layout.places().values())
-    index["metadata"] = {**(index.get("metadata") or {}), "total_size": total}
+    metadata = Fields(index, printable(path), CheckpointError).get("metadata", dict, {})
+    index["metadata"] = {**metadata, "total_size": total}
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

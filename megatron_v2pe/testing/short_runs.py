@@ -74,7 +74,7 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
             scheduler.step(increment=1)
         gather_parameters(wrapped)
         if save_to is not None:
-            state = store.TrainingState(first + steps, {"consumed": 17}, {"note": "short run"})
+            state = store.TrainingState(first + steps, {"consumed": 17}, {})
             store.save(Path(save_to), model, optimizer, state, hf_source=Path(save_to), keep_latest=2)
         history.weights = gather_full(model, lambda parameter: parameter.detach())
     return history

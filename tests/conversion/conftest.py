@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from megatron_v2pe.convert.api import hf_to_mcore
+from megatron_v2pe.testing.small_data import write_tokenizer
 from megatron_v2pe.testing.synthetic import write_hf_folder
 
 ODD_VOCABULARY = 509
@@ -22,7 +23,7 @@ def sources(golden, tmp_path_factory):
     config["torch_dtype"] = "bfloat16"
     odd = tmp_path_factory.mktemp("hf") / "odd"
     write_hf_folder(odd, config, dtype=torch.bfloat16, shards=3, seed=1)
-    (odd / "tokenizer.model").write_bytes(bytes(range(256)))
+    write_tokenizer(odd)
     (odd / "modeling_internvl_chat.py").write_text("# code that travels with the weights\n")
     (odd / "examples").mkdir()
     (odd / "examples" / "image.jpg").write_bytes(b"\xff\xd8\xff")

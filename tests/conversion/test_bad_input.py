@@ -78,7 +78,10 @@ def test_truncated_header(source, tmp_path):
         (pickle.dumps({"w": 1}, protocol=2), ("refusing pickle",)),
         (b"version https://git-lfs.github.com/spec/v1\n", ("Git LFS pointer",)),
         (struct.pack("<Q", 8) + b"{broken}", ("damaged safetensors header",)),
-        (struct.pack("<Q", 60) + b'{"a":{"dtype":"Q4","shape":[1],"data_offsets":[0,4]}}'.ljust(60), ("a: entry",)),
+        (
+            struct.pack("<Q", 60) + b'{"a":{"dtype":"Q4","shape":[1],"data_offsets":[0,4]}}'.ljust(60),
+            ("a: dtype", "'Q4'"),
+        ),
         (struct.pack("<Q", 60) + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}'.ljust(60), ("4", "8")),
         (struct.pack("<Q", 60) + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'.ljust(60), ("byte 4",)),
     ],

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
 
 from megatron_v2pe.foreign.files import LARGEST_TEXT, Kind, Path_, check_regular, read_bytes
 from megatron_v2pe.foreign.printable import printable
@@ -163,8 +164,31 @@ def lines(path: Path_, error: Kind, limit: int = LARGEST_LINE) -> Iterator[tuple
         raise error(f"{printable(path)}: cannot be read: {problem.strerror}") from problem
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """PyYAML's safe loader without tags, some of which it trips over, and with an eye on names that stand twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Compose a value; one with a tag is an error."""
+        event = self.peek_event()
+        if getattr(event, "tag", None) not in (None, "!"):
+            tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")[:60]
+            raise ComposerError(None, None, f"a tag, {tag!r}: plain values are read", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping; a name that stands twice is an error."""
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise ComposerError(None, None, f"{key.value[:60]!r} stands twice in one mapping", key.start_mark)
+                seen.add(key.value)
+        return node
+
+
 def read_yaml(path: Path_, error: Kind, limit: int = 1 << 24) -> Any:
-    """Return the value of a YAML file: plain values only, no tags.
+    """Return the value of a YAML file: plain values only, no tags, no name twice in a mapping.
 
     Raises:
         V2PEError: of class `error`: no regular file, not YAML (names the line), a tag, nested too deeply, or more than
@@ -172,12 +196,12 @@ def read_yaml(path: Path_, error: Kind, limit: int = 1 << 24) -> Any:
     """
     text = read_text(path, error, limit)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _YamlLoader)
     except yaml.YAMLError as problem:
         raise error(f"{printable(path)}: not valid YAML: {printable(problem, lines=True)}") from problem
     except RecursionError as problem:
         raise error(f"{printable(path)}: not read: nested deeper than {DEEPEST}") from problem
-    except (ValueError, OverflowError, TypeError) as problem:  # a date of month 13, a number of 5,000 digits
+    except Exception as problem:  # third-party: a date of month 13, a number of 5,000 digits
         raise error(f"{printable(path)}: not valid YAML: {printable(problem)[:200]}") from problem
     if (depth := _depth(value, most=MOST_VALUES)) is None or depth > DEEPEST:
         excess = f"more than {MOST_VALUES} values" if depth is None else f"nested deeper than {DEEPEST}"

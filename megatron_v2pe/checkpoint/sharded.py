@@ -13,21 +13,26 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace, dict_list_map_outplace, nested_values
+from megatron.core.dist_checkpointing.dict_utils import (
+    dict_list_map_inplace,
+    dict_list_map_outplace,
+    merge,
+    nested_values,
+)
 from megatron.core.dist_checkpointing.mapping import (
     LocalNonpersistentObject,
     ShardedObject,
     ShardedTensor,
+    apply_factory_merges,
     is_main_replica,
 )
-from megatron.core.dist_checkpointing.state_dict_utils import save_preprocess
-from megatron.core.dist_checkpointing.strategies.base import LoadCommonStrategy, LoadShardedStrategy
-from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess, save_preprocess
+from megatron.core.dist_checkpointing.utils import extract_sharded_base
 
-from megatron_v2pe.checkpoint.torch_dist import TorchDistReader, TorchDistWriter, Written, read_common
+from megatron_v2pe.checkpoint.description import Written, read_common
+from megatron_v2pe.checkpoint.torch_dist import TorchDistReader, TorchDistWriter
 from megatron_v2pe.device.agreement import on_every_rank
-from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.errors import CheckpointError, V2PEError
 
 State = dict[str, Any]
 """Nested: names -> sharded tensors and plain values, as Megatron-Core's modules describe themselves."""
@@ -70,25 +75,61 @@ def write_parts(folder: Path, parts: list[ShardedTensor]) -> Written:
 def load(state: State, reader: TorchDistReader, folder: Path) -> State:
     """Read what `state` describes into its tensors; every rank calls this.
 
+    Args:
+        state: nested, of the model and its optimizer; its tensors are filled.
+        reader: of the vetted folder.
+        folder: the same, for the error.
+
     Returns:
-        The state with values: the tensors of `state`, filled, and what all ranks share.
+        The state with values in place of descriptions, and with what all ranks share.
 
     Raises:
         CheckpointError: the folder is damaged, or of another model; what one rank meets is raised on all.
     """
-    # Before Megatron-Core's exchanges: a rank that fails between them would let the others wait.
-    common = on_every_rank(lambda: read_common(folder))
-    return on_every_rank(lambda: _load(state, reader, folder, common))
+    return on_every_rank(lambda: _load(_without_objects(state), reader, folder))
 
 
-def _load(state: State, reader: TorchDistReader, folder: Path, common: Any) -> State:
-    strict = StrictHandling.RAISE_UNEXPECTED
+def _load(state: State, reader: TorchDistReader, folder: Path) -> State:
+    result = read_common(folder)
+    sharded, own, factories = load_preprocess(state)
+    sharded, _ = extract_sharded_base(sharded)
+    wanted = {part.key for part in nested_values(sharded)}
+    if missing := sorted(wanted - reader.tensors.keys()):
+        raise CheckpointError(
+            f"{folder}: does not fit this model: it lacks {len(missing)} of {len(wanted)} tensors, such as "
+            f"{', '.join(missing[:4])}"
+        )
     try:
-        # The two strategies read everything but metadata.json, which is JSON.
-        tensors, shared = _Tensors(reader), _Common(common)
-        return dist_checkpointing.load(_without_objects(state), str(folder), tensors, shared, strict=strict)  # type: ignore[return-value]
-    except dist_checkpointing.core.CheckpointingException as error:
-        raise CheckpointError(f"{folder}: does not fit this model: {error}") from error
+        merge(result, own)
+        merge(result, dict_list_map_outplace(lambda part: _filled(part, reader, folder), sharded))
+        return apply_factory_merges(result, factories)  # type: ignore[arg-type]
+    except (ValueError, KeyError, TypeError, IndexError) as error:  # what all ranks share has another form
+        if isinstance(error, V2PEError):
+            raise
+        raise CheckpointError(f"{folder}: does not fit this model: {type(error).__name__}: {error}") from error
+
+
+def _filled(part: Any, reader: TorchDistReader, folder: Path) -> torch.Tensor:
+    """Return the tensor of a part, its values read."""
+    assert isinstance(part, ShardedTensor) and part.data is not None, part
+    stored = reader.tensors[part.key]
+    begin, wanted = tuple(part.global_offset), tuple(part.global_shape)
+    if stored.size != wanted and not (part.allow_shape_mismatch and len(stored.size) == len(wanted)):
+        raise CheckpointError(
+            f"{folder}: does not fit this model: {part.key} has shape {list(stored.size)}, "
+            f"the model's is {list(wanted)}"
+        )
+    target = part.data.detach()
+    whole = target[(None,) * part.prepend_axis_num]
+    if stored.size == wanted:
+        reader.read(part.key, begin, tuple(whole.shape), whole)
+        return target
+    # A vocabulary padded to another multiple: rows that the checkpoint lacks are zeros.
+    whole.zero_()
+    sizes = [max(min(extent, there - at), 0) for extent, there, at in zip(whole.shape, stored.size, begin, strict=True)]
+    if all(sizes):
+        reader.read(part.key, begin, tuple(sizes), whole[tuple(slice(0, extent) for extent in sizes)])
+    return target
 
 
 def _without_objects(state: State) -> State:
@@ -99,77 +140,3 @@ def _without_objects(state: State) -> State:
 
     dict_list_map_inplace(own, state)
     return state
-
-
-class _Tensors(LoadShardedStrategy):
-    """Megatron-Core's loading of tensors, by our reader."""
-
-    def __init__(self, reader: TorchDistReader) -> None:
-        self._reader = reader
-
-    @property
-    def can_handle_sharded_objects(self) -> bool:
-        return True  # there are none
-
-    def load(self, sharded_state_dict: State, checkpoint_dir: str | Path) -> State:
-        def value(part: Any) -> torch.Tensor:
-            assert isinstance(part, ShardedTensor) and part.data is not None, part
-            stored = self._reader.tensors[part.key]
-            begin, wanted = tuple(part.global_offset), tuple(part.global_shape)
-            if stored.size != wanted and not (part.allow_shape_mismatch and len(stored.size) == len(wanted)):
-                raise CheckpointError(
-                    f"{checkpoint_dir}: does not fit this model: {part.key} has shape {list(stored.size)}, "
-                    f"the model's is {list(wanted)}"
-                )
-            target = part.data.detach()
-            whole = target[(None,) * part.prepend_axis_num]
-            if stored.size == wanted:
-                self._reader.read(part.key, begin, tuple(whole.shape), whole)
-                return target
-            # A vocabulary padded to another multiple: what one side alone has is nothing.
-            whole.zero_()
-            sizes = [
-                max(min(extent, there - first), 0)
-                for extent, there, first in zip(whole.shape, stored.size, begin, strict=True)
-            ]
-            if all(sizes):
-                window = whole[tuple(slice(0, extent) for extent in sizes)]
-                self._reader.read(part.key, begin, tuple(sizes), window)
-            return target
-
-        return dict_list_map_outplace(value, sharded_state_dict)  # type: ignore[return-value]
-
-    def load_tensors_metadata(self, checkpoint_dir: str | Path) -> State:
-        described = {}
-        for key, stored in self._reader.tensors.items():
-            empty = torch.empty(stored.size, dtype=stored.dtype, device="meta")
-            described[key] = ShardedTensor.from_rank_offsets(key, empty).without_data()
-        return described
-
-    def load_sharded_metadata(self, checkpoint_dir: str | Path) -> State:
-        return self.load_tensors_metadata(checkpoint_dir)
-
-    def check_backend_compatibility(self, loaded_backend: str) -> None:
-        """Accept: `vet` has checked it."""
-
-    def check_version_compatibility(self, loaded_version: int) -> None:
-        """Accept: `vet` has checked it."""
-
-
-class _Common(LoadCommonStrategy):
-    """Megatron-Core's loading of what all ranks share, which has been read."""
-
-    def __init__(self, common: Any) -> None:
-        self._common = common
-
-    def load_common(self, checkpoint_dir: str | Path) -> Any:
-        return self._common
-
-    def load_sharded_objects(self, sharded_objects_state_dict: State, checkpoint_dir: str | Path) -> State:
-        raise AssertionError("no object is ever loaded")
-
-    def check_backend_compatibility(self, loaded_backend: str) -> None:
-        """Accept: `vet` has checked it."""
-
-    def check_version_compatibility(self, loaded_version: int) -> None:
-        """Accept: `vet` has checked it."""

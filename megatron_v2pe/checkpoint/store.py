@@ -24,6 +24,7 @@ from torch import nn
 
 from megatron_v2pe.checkpoint import optimizer_state, sharded
 from megatron_v2pe.checkpoint.checksums import Checksums, FileSum, sums_of_files
+from megatron_v2pe.checkpoint.description import Written, write_description
 from megatron_v2pe.checkpoint.folder import (
     DESCRIPTION,
     FORMAT_VERSION,
@@ -34,7 +35,7 @@ from megatron_v2pe.checkpoint.folder import (
     iteration_of,
     iterations,
 )
-from megatron_v2pe.checkpoint.torch_dist import TorchDistReader, Written, write_description
+from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
 from megatron_v2pe.device.agreement import on_every_rank, on_first_rank
 from megatron_v2pe.errors import CheckpointError, SpaceError

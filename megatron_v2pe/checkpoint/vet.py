@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.checkpoint.checksums import CHECKSUMS, Checksums
+from megatron_v2pe.checkpoint.description import StoredTensor, read_common, read_tensors
 from megatron_v2pe.checkpoint.folder import (
     COMMON,
     DESCRIPTION,
@@ -22,7 +23,7 @@ from megatron_v2pe.checkpoint.folder import (
     METADATA,
     TRAINING_STATE,
 )
-from megatron_v2pe.checkpoint.torch_dist import StoredTensor, TorchDistReader, read_common, read_tensors
+from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.files import check_links
 from megatron_v2pe.foreign.schema import Fields

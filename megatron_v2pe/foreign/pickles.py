@@ -14,7 +14,7 @@ import math
 import pickle
 import zipfile
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -118,6 +118,11 @@ def unpickle(content: bytes, classes: Collection[Name], source: str, error: Kind
     # New classes every time: a pickle can set attributes of a class it names.
     found = {name: type(name[1], (Record,), {}) for name in classes}
     return _load(content, {**found, **DTYPES, ("torch", "Size"): tuple}, source, error, None)
+
+
+def write_pickle(value: Any, stream: BinaryIO) -> None:
+    """Write a pickle of our own making, for other programs to read."""
+    pickle.dump(value, stream)
 
 
 def load_archive(content: memoryview, source: str, error: Kind) -> Any:

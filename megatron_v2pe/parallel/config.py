@@ -6,9 +6,14 @@ Pure arithmetic: process groups are made in `parallel/topology.py`, sizes of a m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from megatron_v2pe.config_tree import check_values
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.schema import Range
+
+_Degree = Annotated[int, Range(1, 1 << 16)]
+_Layers = Annotated[int, Range(1, 1000)]
 
 
 @dataclass(frozen=True)
@@ -35,24 +40,24 @@ class ModelSizes:
 class ParallelConfig:
     """Degrees of parallelism, in Megatron-Core's words. What is left of the world is data parallel."""
 
-    tensor_model_parallel_size: int = 1
+    tensor_model_parallel_size: _Degree = 1
     """Processes that share each layer's matrices (language model and vision tower)."""
-    pipeline_model_parallel_size: int = 1
+    pipeline_model_parallel_size: _Degree = 1
     """Stages the decoder's layers are cut into; the vision tower is on the first."""
-    context_parallel_size: int = 1
+    context_parallel_size: _Degree = 1
     """Processes that share each sequence (`--chunk_num` of the published scripts)."""
     sequence_parallel: bool = False
     """Split norms and residuals of the decoder along the sequence over the tensor parallel group."""
-    num_layers_in_first_pipeline_stage: int | None = None
+    num_layers_in_first_pipeline_stage: _Layers | None = None
     """Decoder layers of the first stage, fewer to make room for the vision tower; unset: an even split."""
-    num_layers_in_last_pipeline_stage: int | None = None
+    num_layers_in_last_pipeline_stage: _Layers | None = None
     """Decoder layers of the last stage, fewer to make room for the head; unset: an even split."""
     cp_comm_type: Literal["p2p", "a2a"] = "p2p"
     """How context parallel processes attend: `p2p` a ring of keys and values, `a2a` whole documents, a few heads."""
     vision_parallel: Literal["tensor", "replicated"] = "tensor"
     """`tensor`: the vision tower is sharded like the decoder, tiles are spread over context parallel ranks;
     `replicated`: a whole tower on every process, tiles are spread over tensor parallel ranks too."""
-    distributed_timeout_minutes: float = 30.0
+    distributed_timeout_minutes: Annotated[float, Range(1e-3, 525_600)] = 30.0
     """How long a process waits for another before it gives the run up with a message."""
     use_distributed_optimizer: bool = True
     """Shard optimizer state over the data parallel group."""
@@ -60,7 +65,7 @@ class ParallelConfig:
     """Reduce gradients while backward still runs."""
     overlap_param_gather: bool = False
     """Gather updated parameters while the next forward already runs (distributed optimizer only)."""
-    ddp_bucket_size: int | None = None
+    ddp_bucket_size: Annotated[int, Range(1, 10**12)] | None = None
     """Parameters per bucket that overlapped communication moves at once; unset: Megatron-Core's choice."""
 
     @property
@@ -120,17 +125,7 @@ class ParallelConfig:
             self._validate_all_to_all(sizes)
 
     def _validate_degrees(self) -> None:
-        for name in ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"parallel.{name} is {getattr(self, name)}; it must be 1 or more")
-        if self.cp_comm_type not in ("p2p", "a2a"):
-            raise ConfigError(f"parallel.cp_comm_type {self.cp_comm_type!r} is none of p2p, a2a")
-        if self.vision_parallel not in ("tensor", "replicated"):
-            raise ConfigError(f"parallel.vision_parallel {self.vision_parallel!r} is none of tensor, replicated")
-        if not self.distributed_timeout_minutes > 0:
-            raise ConfigError(
-                f"parallel.distributed_timeout_minutes is {self.distributed_timeout_minutes}, expected above 0"
-            )
+        check_values(self, "parallel")
         if self.sequence_parallel and self.tensor_model_parallel_size == 1:
             raise ConfigError(
                 "parallel.sequence_parallel needs tensor_model_parallel_size above 1, it is "
@@ -140,8 +135,6 @@ class ParallelConfig:
             raise ConfigError("parallel.overlap_param_gather needs parallel.use_distributed_optimizer")
         if self.overlap_param_gather and not self.overlap_grad_reduce:
             raise ConfigError("parallel.overlap_param_gather needs parallel.overlap_grad_reduce")
-        if self.ddp_bucket_size is not None and self.ddp_bucket_size < 1:
-            raise ConfigError(f"parallel.ddp_bucket_size is {self.ddp_bucket_size}; it must be 1 or more")
         for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"):
             if getattr(self, name) is not None and self.pipeline_model_parallel_size == 1:
                 raise ConfigError(f"parallel.{name} is {getattr(self, name)} but pipeline_model_parallel_size is 1")

@@ -10,17 +10,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from megatron_v2pe import config_tree
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.schema import Range
 from megatron_v2pe.parallel.config import ModelSizes, ParallelConfig
 from megatron_v2pe.parallel.zigzag import padding_multiples
 from megatron_v2pe.v2pe.stride import StridePolicy, parse_stride
 
 CONFIG_FILE = "config.yaml"
 """Name of the resolved configuration beside every training checkpoint."""
+_Steps = Annotated[int, Range(1, 10**9)]
+_Layer = Annotated[int, Range(-1001, 1001)]
+_Stride = Annotated[str, config_tree.NUMBER_OR_TEXT]
+_Beta = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,13 @@ class ModelConfig:
     """Folder of the tokenizer's files; unset: the checkpoint's own."""
     spec: Literal["auto", "local", "te"] = "auto"
     """Layers: `local` for any device, `te` Transformer Engine's; `auto`: `te` where it can be used."""
-    vision_select_layer: int | None = None
+    vision_select_layer: _Layer | None = None
     """`select_layer` the checkpoint must have, the hidden state projected (-1: the last); unset: not checked."""
     ps_version: Literal["v1", "v2"] | None = None
     """Pixel shuffle the checkpoint must have been trained with; unset: not checked."""
-    down_sample_ratio: float | None = None
+    down_sample_ratio: Annotated[float, Range(1 / 64, 1)] | None = None
     """`downsample_ratio` the checkpoint must have; unset: not checked."""
-    drop_path_rate: float | None = None
+    drop_path_rate: Annotated[float, Range(0, 0.99)] | None = None
     """Stochastic depth of the vision tower, rising linearly to this rate; unset: the checkpoint's."""
     freeze_llm: bool = False
     """Keep the language model as it is."""
@@ -49,22 +54,20 @@ class ModelConfig:
     """Keep the vision tower as it is."""
     freeze_mlp: bool = False
     """Keep the projector between the two as it is."""
-    unfreeze_vit_layers: int = 0
+    unfreeze_vit_layers: _Layer = 0
     """With `freeze_backbone`: tower layers from this index on learn (negative: from the end); 0: none."""
-    head_chunk_size: int = 4096
+    head_chunk_size: Annotated[int, Range(1, 1 << 24)] = 4096
     """Supervised tokens projected to the vocabulary at a time."""
 
     def validate(self) -> None:
         """Check values that no type can hold apart."""
+        config_tree.check_values(self, "model")
         if not self.model_name_or_path:
             raise ConfigError("model.model_name_or_path is empty: name the folder of an InternVL2 checkpoint")
-        if self.drop_path_rate is not None and not 0 <= self.drop_path_rate < 1:
-            raise ConfigError(f"model.drop_path_rate is {self.drop_path_rate}, expected 0 or more and below 1")
         if self.freeze_llm and self.freeze_backbone and self.freeze_mlp and not self.unfreeze_vit_layers:
             raise ConfigError("model.freeze_llm, freeze_backbone and freeze_mlp are all set: nothing would learn")
         if self.unfreeze_vit_layers and not self.freeze_backbone:
             raise ConfigError(f"model.unfreeze_vit_layers is {self.unfreeze_vit_layers} without model.freeze_backbone")
-        _at_least("model.head_chunk_size", self.head_chunk_size, 1)
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,9 @@ class V2PEConfig:
     rope_pos_id_version: Literal["default", "v2pe_fix", "v2pe_rnd", "recorded"] = "default"
     """`default`: a position per token; `v2pe_fix`: one stride for all; `v2pe_rnd`: one drawn per image; `recorded`:
     version and strides an indexed data set was built with."""
-    rope_pos_id_stride: str | None = None
+    rope_pos_id_stride: _Stride | None = None
     """Positions a tile spans under `v2pe_fix`: a whole number or a fraction, `64`, `1/2`, `0.5`."""
-    strides: tuple[str, ...] = ("1", "2", "4", "8", "16", "32", "64", "128", "256")
+    strides: tuple[_Stride, ...] = ("1", "2", "4", "8", "16", "32", "64", "128", "256")
     """Strides `v2pe_rnd` draws from, each as likely as the others."""
 
     def validate(self) -> None:
@@ -85,6 +88,7 @@ class V2PEConfig:
         Raises:
             ConfigError: a stride missing, given where it has no meaning, or not positive.
         """
+        config_tree.check_values(self, "v2pe")
         version, stride = self.rope_pos_id_version, self.rope_pos_id_stride
         if version == "v2pe_fix" and stride is None:
             raise ConfigError(
@@ -111,40 +115,37 @@ class V2PEConfig:
 class AdamWConfig:
     """AdamW, its learning rate over the run, and clipping."""
 
-    lr: float = 5e-6
+    lr: Annotated[float, Range(0, 10)] = 5e-6
     """Highest learning rate, reached after warm-up."""
-    min_lr: float = 0.0
+    min_lr: Annotated[float, Range(0, 10)] = 0.0
     """Learning rate at the end of the decay."""
     lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape of the decay from the end of warm-up to the last step."""
-    warmup_ratio: float = 0.03
+    warmup_ratio: Annotated[float, Range(0, 1)] = 0.03
     """Share of the steps with a linearly rising learning rate, rounded up to whole steps."""
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, Range(0, 100)] = 0.05
     """Decoupled weight decay."""
     weight_decay_on_all: bool = True
     """Decay every trainable tensor, as the published runs did; off: not norms, biases and layer scales."""
-    adam_beta1: float = 0.9
+    adam_beta1: _Beta = 0.9
     """Decay of the first moment."""
-    adam_beta2: float = 0.999
+    adam_beta2: _Beta = 0.999
     """Decay of the second moment."""
-    adam_eps: float = 1e-8
+    adam_eps: Annotated[float, Range(0, 1)] = 1e-8
     """Added to the root of the second moment."""
-    clip_grad: float = 1.0
+    clip_grad: Annotated[float, Range(0, 10**6)] = 1.0
     """Largest global gradient norm; 0: no clipping."""
 
     def validate(self) -> None:
         """Check ranges."""
+        config_tree.check_values(self, "optimizer")
         if not self.lr > 0:
             raise ConfigError(f"optimizer.lr is {self.lr}, expected above 0")
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"optimizer.min_lr is {self.min_lr}, expected between 0 and lr {self.lr}")
-        if not 0 <= self.warmup_ratio <= 1:
-            raise ConfigError(f"optimizer.warmup_ratio is {self.warmup_ratio}, expected between 0 and 1")
         for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
+            if not getattr(self, name) < 1:
                 raise ConfigError(f"optimizer.{name} is {getattr(self, name)}, expected 0 or more and below 1")
-        for name in ("weight_decay", "clip_grad"):
-            _at_least(f"optimizer.{name}", getattr(self, name), 0)
         if not self.adam_eps > 0:
             raise ConfigError(f"optimizer.adam_eps is {self.adam_eps}, expected above 0")
 
@@ -158,13 +159,13 @@ class AdamWConfig:
 class TrainConfig:
     """The loop: how long, how much per step, in which precision, what is recomputed."""
 
-    train_steps: int = 1000
+    train_steps: _Steps = 1000
     """Optimizer steps of the whole run; the learning rate decays over them."""
-    exit_step: int | None = None
+    exit_step: _Steps | None = None
     """Save and stop after this step although the run is longer; it can be resumed."""
-    gradient_accumulation_steps: int | None = None
+    gradient_accumulation_steps: Annotated[int, Range(1, 10**6)] | None = None
     """Packs (a micro-batch is one) per data parallel rank; unset: 1, or as `global_batch_size` says."""
-    global_batch_size: int | None = None
+    global_batch_size: Annotated[int, Range(1, 10**8)] | None = None
     """Packs per step over all ranks, data parallel size x accumulation; unset: whatever that gives."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Type of parameters and activations; master weights, moments, rotary angles and loss are always fp32."""
@@ -174,23 +175,19 @@ class TrainConfig:
     """Decoder activations computed again in backward: whole layers, attention only, or none (unset)."""
     recompute_method: Literal["uniform", "block"] | None = "uniform"
     """With `full`: units of equal size, or only the first layers of a stage."""
-    recompute_num_layers: int | None = 1
+    recompute_num_layers: Annotated[int, Range(1, 1000)] | None = 1
     """With `full`: layers in a unit (`uniform`), or layers recomputed (`block`)."""
     recompute_attention: bool = True
     """With recompute: also attention, by far the largest part of a long sequence; off: its output is kept, one hidden
     state more per layer, and neither attention nor its ring runs a second time."""
     recompute_vision: bool = True
     """Compute the vision tower's activations again in backward, layer by layer."""
-    seed: int = 42
+    seed: Annotated[int, Range(0, config_tree.LARGEST_INTEGER)] = 42
     """Seed of data order, strides, augmentation, drop path and new weights."""
 
     def validate(self) -> None:
         """Check ranges and settings that exclude one another."""
-        _at_least("train.train_steps", self.train_steps, 1)
-        for name in ("gradient_accumulation_steps", "global_batch_size", "exit_step"):
-            if getattr(self, name) is not None:
-                _at_least(f"train.{name}", getattr(self, name), 1)
-        _at_least("train.seed", self.seed, 0)
+        config_tree.check_values(self, "train")
         if self.recompute_granularity == "full" and None in (
             self.recompute_method,
             self.recompute_num_layers,
@@ -232,25 +229,23 @@ class CheckpointConfig:
     """Training checkpoint to go on from when `save` holds none: an `iter_*` folder, or a run's folder."""
     resume: Literal["auto", "never"] = "auto"
     """`auto`: go on from the newest checkpoint in `save`; `never`: refuse to start if there is one."""
-    save_interval: int | None = 2500
+    save_interval: _Steps | None = 2500
     """Steps between checkpoints; unset: only at the end, at `exit_step` and on SIGTERM."""
-    keep_latest: int | None = 5
+    keep_latest: Annotated[int, Range(1, 10**6)] | None = 5
     """Checkpoints kept, newest first; unset: all."""
     verify: bool = True
     """Compare what is read of a checkpoint with its checksums; off for one that was edited on purpose."""
 
     def validate(self) -> None:
         """Check ranges."""
-        for name in ("save_interval", "keep_latest"):
-            if getattr(self, name) is not None:
-                _at_least(f"checkpoint.{name}", getattr(self, name), 1)
+        config_tree.check_values(self, "checkpoint")
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
     """What a run tells while it goes on."""
 
-    log_interval: int = 1
+    log_interval: _Steps = 1
     """Steps between lines on the console and rows of metrics."""
     dir: str | None = None
     """Folder of `metrics.jsonl` and the TensorBoard files; unset: `<checkpoint.save>/logs`, if any."""
@@ -265,7 +260,7 @@ class LoggingConfig:
 
     def validate(self) -> None:
         """Check ranges."""
-        _at_least("logging.log_interval", self.log_interval, 1)
+        config_tree.check_values(self, "logging")
 
 
 @dataclass(frozen=True)
@@ -340,8 +335,3 @@ class ExperimentConfig:
     def load(cls, path: str | Path) -> ExperimentConfig:
         """Read a YAML file; settings it does not name keep their defaults."""
         return cls().updated(config_tree.read_yaml(path), str(path))
-
-
-def _at_least(name: str, value: float, smallest: int) -> None:
-    if not value >= smallest:
-        raise ConfigError(f"{name} is {value}, expected {smallest} or more")

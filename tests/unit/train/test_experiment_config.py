@@ -80,8 +80,8 @@ def test_a_missing_file_is_named(tmp_path):
         (AdamWConfig(lr=float("nan")), "optimizer.lr is nan"),
         (AdamWConfig(warmup_ratio=1.5), "warmup_ratio is 1.5"),
         (AdamWConfig(adam_beta2=1.0), "adam_beta2 is 1.0"),
-        (AdamWConfig(clip_grad=-1.0), "clip_grad is -1.0, expected 0 or more"),
-        (TrainConfig(train_steps=0), "train_steps is 0, expected 1 or more"),
+        (AdamWConfig(clip_grad=-1.0), "clip_grad is -1.0, expected between 0 and 1000000"),
+        (TrainConfig(train_steps=0), "train_steps is 0, expected between 1 and 1000000000"),
         (
             TrainConfig(recompute_method=None),
             "recompute_method and recompute_num_layers, they are None and 1",

@@ -41,6 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     backward.add_argument(
         "--dtype", choices=("bf16", "fp32", "fp16"), help="type of the weights; unset: as in the original HF folder"
     )
+    backward.add_argument(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="do not compare the checkpoint with its checksums, for one that was edited on purpose",
+    )
     return parser
 
 
@@ -66,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
                 rope_pos_id_stride=arguments.rope_pos_id_stride,
                 overwrite=arguments.overwrite,
                 dtype=arguments.dtype,
+                verify=arguments.verify,
             )
     except V2PEError as error:
         print(f"error: {error}", file=sys.stderr)

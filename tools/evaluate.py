@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,11 +89,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from megatron_v2pe.device.agreement import on_first_rank
     from megatron_v2pe.errors import ConfigError
     from megatron_v2pe.evaluate.needs import check_all
     from megatron_v2pe.evaluate.registry import create, expand
     from megatron_v2pe.generate.opening import opened, prepare
-    from megatron_v2pe.train.start import on_first_rank, start_folder
+    from megatron_v2pe.run_lock import FolderLock
+    from megatron_v2pe.train.start import start_folder
     from megatron_v2pe.v2pe.stride import parse_stride
 
     if arguments.strides and arguments.rope_pos_id_stride is not None:
@@ -104,7 +107,15 @@ def _run(arguments: argparse.Namespace) -> None:
     benchmarks = [create(name, arguments.mode) for name in expand(arguments.benchmarks)]
     check_all(benchmarks, arguments.root)  # what is missing is told before the model is loaded
     questions = [(benchmark, list(benchmark.questions(arguments.root))) for benchmark in benchmarks]
-    with opened(opening, start_folder) as it:
+    lock = FolderLock(arguments.out, "this evaluation")
+
+    def start(source: str, cache: str, verify: bool) -> Path:
+        on_first_rank(lock.take)  # before anything takes long
+        return start_folder(source, cache, verify)
+
+    with ExitStack() as stack:
+        stack.callback(lock.release)
+        it = stack.enter_context(opened(opening, start))
         folders = {stride: arguments.out / f"stride_{str(stride).replace('/', '-')}" for stride in strides}
         folders = folders or {it.pretrained.policy.stride: arguments.out}
         on_first_rank(lambda: _settle(arguments, it, folders))  # all of them before the first question

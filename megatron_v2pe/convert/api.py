@@ -35,6 +35,7 @@ def mcore_to_hf(
     rope_pos_id_stride: str | int | float | Fraction | None = None,
     overwrite: bool = False,
     dtype: str | None = None,
+    verify: bool = True,
 ) -> None:
     """Convert a Megatron-Core checkpoint, converted or trained in any layout, to an HF folder.
 
@@ -48,10 +49,11 @@ def mcore_to_hf(
         rope_pos_id_stride: write this stride instead: `64`, `1/2`, `0.5`.
         overwrite: replace an HF folder that is there.
         dtype: `bf16`, `fp32` or `fp16`; by default every tensor as the original HF checkpoint had it.
+        verify: compare what is read with the folder's checksums.
 
     Raises:
         ConfigError: V2PE settings that do not go together, or an unknown `dtype`.
         CheckpointError: the checkpoint is incomplete, damaged, refused or of another model; nothing is written.
     """
     export = _backward.Export(rope_pos_id_version, rope_pos_id_stride, dtype)
-    _backward.convert(folder, target, overwrite, export)
+    _backward.convert(folder, target, overwrite, export, verify)

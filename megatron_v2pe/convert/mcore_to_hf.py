@@ -41,13 +41,13 @@ class Export:
     """`bf16`, `fp32` or `fp16`; None: every tensor as the original HF checkpoint had it."""
 
 
-def convert(folder: Path, target: Path, overwrite: bool, export: Export) -> None:
+def convert(folder: Path, target: Path, overwrite: bool, export: Export, verify: bool = True) -> None:
     """Convert `folder` (Megatron-Core) to `target` (HF); see `api.mcore_to_hf`."""
     if export.dtype is not None and export.dtype not in DTYPES:
         raise ConfigError(f"dtype {export.dtype!r} is none of {', '.join(DTYPES)}")
     if not (folder / DESCRIPTION).exists():
         folder = newest(folder) or folder
-    reader = vet_checkpoint(folder)
+    reader = vet_checkpoint(folder, verify)
     hf = folder / HF_FOLDER
     original = read_config(hf)
     table = mapping_table(InternVLConfig.from_hf(original, printable(hf / _CONFIG)))

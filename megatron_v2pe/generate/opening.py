@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from megatron_v2pe.parallel.config import ParallelConfig
     from megatron_v2pe.v2pe.position_ids import Stride
 
-StartFolder = Callable[[str, str], Path]
+StartFolder = Callable[[str, str, bool], Path]
 """`train.start.start_folder`, which stands above this layer: HF folder, checkpoint or run -> Megatron checkpoint."""
 
 
@@ -88,6 +88,12 @@ def add_checkpoint_arguments(
         help="how long processes wait for one another: a copy of the model that has finished for the others, all for "
         "the one who types (default: %(default)s)",
     )
+    add(
+        "--no-verify",
+        dest="verify",
+        action="store_false",
+        help="do not compare the checkpoint with its checksums, for one that was edited on purpose",
+    )
     add("--converted-dir", type=Path, default=Path("work_dirs/converted"), help="(default: %(default)s)")
 
 
@@ -144,7 +150,7 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
     device = Device.choose(arguments.device, opening.world.local_rank)
     launch.initialize(opening.world, device, opening.layout.distributed_timeout_minutes)
     try:
-        folder = start_folder(str(arguments.checkpoint), str(arguments.converted_dir))
+        folder = start_folder(str(arguments.checkpoint), str(arguments.converted_dir), arguments.verify)
         dtype = arguments.dtype or ("bf16" if device.torch_device.type == "cuda" else "fp32")
         with open_pretrained(
             folder,
@@ -157,6 +163,7 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
             window=arguments.window,
             prefill_tokens=arguments.prefill_tokens,
             vision_cache_bytes=arguments.vision_cache_mb << 20,
+            verify=arguments.verify,
         ) as pretrained:
             tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
             yield Opened(pretrained, folder, tiling, dtype, opening.world)

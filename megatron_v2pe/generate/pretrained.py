@@ -11,6 +11,7 @@ import torch
 
 from megatron_v2pe.checkpoint import store
 from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest
+from megatron_v2pe.checkpoint.vet import verify_side_files
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.pictures import TilingOptions
 from megatron_v2pe.data.tokenizer import EOS, Tokenizer
@@ -177,6 +178,7 @@ def open_pretrained(
     window: int | None = None,
     prefill_tokens: int = PREFILL_TOKENS,
     vision_cache_bytes: int = DEFAULT_BYTES,
+    verify: bool = True,
 ) -> Iterator[Pretrained]:
     """Load a Megatron checkpoint folder, and leave the process group at the end.
 
@@ -193,12 +195,15 @@ def open_pretrained(
         window: positions a prompt and its answer may reach; the checkpoint's `max_position_embeddings` by default.
         prefill_tokens: see `Engine`.
         vision_cache_bytes: memory for image features kept from one question to the next.
+        verify: compare what is read with the folder's checksums.
 
     Raises:
         ConfigError: the configuration, the layout or the tokenizer does not fit.
         CheckpointError: the folder is incomplete, unsafe, or of another model.
     """
     path = newest(Path(folder)) or Path(folder)
+    if verify:
+        verify_side_files(path)
     hf = path / HF_FOLDER
     config, tokenizer = InternVLConfig.from_folder(hf), Tokenizer.from_folder(hf)
     if missing := tokenizer.missing():
@@ -214,7 +219,7 @@ def open_pretrained(
         groups = topology.initialize(layout, seed=0)
         options = ModelOptions(params_dtype=dtype, perform_initialization=False)
         model = build_model(config, layout, options, policy, tokenizer.img_context_id, groups)
-        store.load_model(path, model)
+        store.load_model(path, model, verify)
         engine = Engine(model.eval(), VisionCache(vision_cache_bytes), prefill_tokens)
         reach = config.llm.max_position_embeddings if window is None else window
         yield Pretrained(engine, config, tokenizer, policy, chosen, dtype, reach)

@@ -137,10 +137,8 @@ if [ -z "${PARTITION:-}" ]; then
         refuse "GPUS=$GPUS are more than GPUS_PER_NODE=$GPUS_PER_NODE on NNODES=$nodes machines"
     fi
     GPUS_PER_NODE=$((GPUS / nodes))
-    if [ "$nodes" -eq 1 ]; then MASTER_PORT=${MASTER_PORT:-0}; fi  # a free one: several may run at once
 else
     JOB_NAME=${JOB_NAME:-megatron-v2pe-evaluate}
-    MASTER_PORT=${MASTER_PORT:-$((20000 + $$ % 12000))}  # jobs started together may meet on one node
 fi
 
 set -- "$root/tools/evaluate.py" --checkpoint "$checkpoint" --benchmarks "$benchmarks" --out "$out" "$@"

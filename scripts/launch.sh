@@ -20,7 +20,8 @@ start_with_srun() { # PROGRAM [ARGUMENT ...]; demands GPUS
     fi
     cpus=${CPUS_PER_TASK:-12}
     gres=${GRES:-gpu:$per_node}
-    export MASTER_PORT="${MASTER_PORT:-34229}"
+    # Without MASTER_PORT the processes take a port that belongs to the job and its step, see docs/launching.md.
+    if [ -n "${MASTER_PORT:-}" ]; then export MASTER_PORT; fi
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$cpus}"
     export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"  # lets tensor parallelism overlap on GPUs
     # The positional parameters become the whole command, built back to front: plain sh has no arrays. SRUN_ARGS are the
@@ -51,8 +52,8 @@ start_with_torchrun() { # PROGRAM [ARGUMENT ...]; demands GPUS_PER_NODE
         export OMP_NUM_THREADS
     fi
     export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"  # lets tensor parallelism overlap on GPUs
-    exec "$PYTHON" -m torch.distributed.run \
-        --nnodes "${NNODES:-1}" --nproc_per_node "$GPUS_PER_NODE" ${NODE_RANK:+--node_rank "$NODE_RANK"} \
-        --rdzv_backend c10d --rdzv_endpoint "${MASTER_ADDR:-127.0.0.1}:${MASTER_PORT:-34229}" \
-        --rdzv_id "${RUN_ID:-megatron-v2pe}" --max_restarts "${MAX_RESTARTS:-0}" "$@"
+    exec "$PYTHON" -m megatron_v2pe.device.torchrun \
+        --nnodes "${NNODES:-1}" --nproc-per-node "$GPUS_PER_NODE" ${NODE_RANK:+--node-rank "$NODE_RANK"} \
+        ${MASTER_ADDR:+--master-addr "$MASTER_ADDR"} ${MASTER_PORT:+--master-port "$MASTER_PORT"} \
+        ${RUN_ID:+--run-id "$RUN_ID"} --max-restarts "${MAX_RESTARTS:-0}" "$@"
 }

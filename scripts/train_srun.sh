@@ -23,7 +23,7 @@
 #   QUOTA_TYPE      passed as --quotatype, an option only some sites have (default: not passed)
 #   SRUN_ARGS       more srun options, split at spaces, e.g. '--time=48:00:00 --exclusive'
 #   GRES            what to ask for per node (default: gpu:GPUS_PER_NODE; `none` asks for nothing)
-#   MASTER_PORT     port of the first node the processes meet at (default: 34229)
+#   MASTER_PORT     port of the first node the processes meet at (default: one of 20000 to 31999, by job and step)
 #   JOB_NAME        (default: megatron-v2pe)
 #   SIGNAL_SECONDS  seconds before the time limit at which SIGTERM is sent (default: 300)
 #   PYTHON          interpreter (default: .venv/bin/python of this checkout if there is one, else python3)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from megatron_v2pe.recipes.registry import RECIPES
-from megatron_v2pe.train import cli
+from megatron_v2pe.command import run_tool
 
 
 def main(argv: list[str] | None = None) -> int:
     """Read the command line and train; return the exit status."""
+    from megatron_v2pe.recipes.registry import RECIPES  # after `run_tool` has seen to an early end
+    from megatron_v2pe.train import cli
+
     return cli.main(sys.argv[1:] if argv is None else argv, RECIPES)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import signal
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from multiprocessing import popen_fork
+from multiprocessing.context import ForkContext, ForkProcess
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -28,10 +31,15 @@ from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Batch
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.orphans import killed_with_parent, lost_reader
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 PACKS_AHEAD = 4
 """Packs planned before a worker asks for them."""
+
+
+_READ_SECONDS = 1800.0
+"""A micro-batch that takes longer to read never comes: its reader hangs."""
 
 
 class Plan(Protocol):
@@ -87,6 +95,8 @@ class PackLoader:
             num_workers=workers,
             prefetch_factor=2 if workers else None,
             worker_init_fn=_leave_signals_to_the_run,
+            multiprocessing_context=_Readers() if workers else None,
+            timeout=_READ_SECONDS if workers else 0,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -94,12 +104,21 @@ class PackLoader:
 
         Raises:
             DataError: more samples had to be skipped than the run allows.
+            LostProcessError: a reader was killed, or no longer answers.
         """
-        for read in self._loader:
+        for read in self._read():
             for source, message in read.unreadable:
                 self._unreadable.skip(source, DataError(message))
             self._state = self._states.popleft()
             yield read.batch
+
+    def _read(self) -> Iterator[ReadPack]:
+        try:
+            yield from self._loader
+        except RuntimeError as error:  # PyTorch's only word for it
+            if "DataLoader" not in str(error):
+                raise
+            raise lost_reader(error) from error
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been consumed by all ranks; plain JSON. Unreadable samples are this rank's alone."""
@@ -135,8 +154,28 @@ class PackLoader:
 
 def _leave_signals_to_the_run(worker: int) -> None:
     """A signal to the whole process group asks the run to save and stop, for which it still needs its workers."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    killed_with_parent()
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+class _Ending(popen_fork.Popen):
+    """A forked process that can be ended: it takes no notice of SIGTERM."""
+
+    def terminate(self) -> None:
+        self.kill()
+
+
+class _Reader(ForkProcess):
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> popen_fork.Popen:  # noqa: N802  multiprocessing's name
+        return _Ending(process_obj)
+
+
+class _Readers(ForkContext):
+    """How readers are started: as PyTorch does, but Python can end them at its own end."""
+
+    Process = _Reader
 
 
 class _Turns(Sampler[Any]):

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import threading
-import time
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from megatron_v2pe.errors import DataError
+from megatron_v2pe.errors import LostProcessError
+from megatron_v2pe.orphans import alive, end_when
 
 _AHEAD = 4
 """Pieces handed out per process beyond the one whose result is waited for; bounds what lies in memory."""
-
-_LOOK_SECONDS = 1.0
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -62,7 +60,7 @@ class Processes:
             tasks: taken as they are needed; sent to other processes.
 
         Raises:
-            DataError: a worker process was killed.
+            LostProcessError: a worker process was killed.
         """
         if self._executor is None:
             yield from ((task, function(task)) for task in tasks)
@@ -78,7 +76,7 @@ class Processes:
                 first, future = pending.popleft()
                 yield first, future.result()
         except BrokenProcessPool as error:
-            raise DataError(
+            raise LostProcessError(
                 "a worker process ended without a word, killed for its memory perhaps; run the same command again with "
                 "fewer workers"
             ) from error
@@ -86,15 +84,7 @@ class Processes:
 
 def _begin(parent: int, start: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
     """Set up a worker process; it ends when the process that asked for it is gone, killed perhaps."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who gives out the work
+    end_when(lambda: not alive(parent), lambda: os._exit(1))
     if start is not None:
         start(*arguments)
-
-
-def _end_with(parent: int) -> None:
-    while True:
-        time.sleep(_LOOK_SECONDS)
-        try:
-            os.kill(parent, 0)
-        except ProcessLookupError:
-            os._exit(1)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_v2pe.device import watchdog
 from megatron_v2pe.errors import CommunicationError
 
 
@@ -58,6 +59,7 @@ class Ring:
             rows: rows of what arrives.
             step: number of the step, for messages.
         """
+        watchdog.progress("ring attention")
         arriving = [tensor.new_empty((rows, *tensor.shape[1:])) for tensor in tensors]
         operations = [dist.P2POp(dist.isend, tensor, self._below, self.group) for tensor in tensors]
         operations += [dist.P2POp(dist.irecv, tensor, self._above, self.group) for tensor in arriving]

@@ -22,7 +22,7 @@ from typing import get_origin
 
 import tyro
 
-from megatron_v2pe import config_tree
+from megatron_v2pe import config_tree, exit_status
 from megatron_v2pe.device import launch
 from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.logging import quiet_expected_warnings
@@ -67,7 +67,7 @@ Recipes = Mapping[str, Callable[[], ExperimentConfig]]
 
 
 def main(argv: Sequence[str], recipes: Recipes) -> int:
-    """Train as the command line says; return the exit status: 0, or 2 for what the user can mend."""
+    """Train as the command line says; return the exit status (`exit_status`)."""
     if "--print-flags" in argv:
         print(published_flags.as_markdown(), end="")
         return 0
@@ -89,10 +89,12 @@ def main(argv: Sequence[str], recipes: Recipes) -> int:
 
         running = True
         return run(command.config)
-    except V2PEError as error:
+    except (V2PEError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
         if rank == 0 or running:  # every rank reads the same command line, one tells
             print(f"error: {error}" if rank == 0 else f"error (rank {rank}): {error}", file=sys.stderr)
-        return 2
+        return exit_status.of(error)
 
 
 def parse(argv: Sequence[str], recipes: Recipes) -> ExperimentConfig:

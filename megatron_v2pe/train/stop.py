@@ -1,12 +1,25 @@
-"""A polite end: SIGTERM and SIGUSR1 let the running step finish, save, and stop on every rank at the same step."""
+"""A polite end: a signal lets the running step finish, save, and stop on every rank at the same step.
+
+SIGTERM, SIGUSR1 and SIGHUP come from schedulers and closed terminals, SIGINT from Ctrl-C. A second Ctrl-C ends the
+process at once.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import time
+from contextlib import suppress
 from types import FrameType
 
 import torch
 import torch.distributed as dist
+
+from megatron_v2pe import exit_status
+from megatron_v2pe.command import end_now
+
+_SAME_SECONDS = 0.5
+"""A terminal and a launcher may both pass on one Ctrl-C."""
 
 
 class StopRequest:
@@ -15,17 +28,37 @@ class StopRequest:
     def __init__(self, device: torch.device) -> None:
         """Install the handlers in this process."""
         self._device = device
-        self._asked = False
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        self._asked = exit_status.FINISHED
+        self._asked_at = 0.0
+        self._agreed = exit_status.FINISHED
+        self._stopping = False
+        wanted = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+        numbers = [
+            one for one in wanted if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN
+        ]  # nohup
+        self._previous = {number: signal.signal(number, self._note) for number in numbers}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        if number == signal.SIGINT:
+            if self._asked == exit_status.INTERRUPTED and time.monotonic() - self._asked_at > _SAME_SECONDS:
+                end_now(exit_status.INTERRUPTED)
+            if self._asked != exit_status.INTERRUPTED and dist.get_rank() == 0:
+                with suppress(OSError):  # not print: it may be what was interrupted
+                    os.write(2, b"\nstopping: this step is finished and saved; Ctrl-C again ends at once\n")
+            self._asked, self._asked_at = exit_status.INTERRUPTED, time.monotonic()
+        self._stopping = True
+
+    @property
+    def status(self) -> int:
+        """The exit status of a run that has stopped, or finished."""
+        return self._agreed
 
     def agreed(self) -> bool:
         """Tell whether any rank was asked to stop; every rank calls this at the same step."""
-        flag = torch.tensor(int(self._asked), device=self._device)
+        flag = torch.tensor([int(self._stopping), self._asked], device=self._device)
         dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+        stopping, self._agreed = flag.tolist()
+        return bool(stopping)
 
     def restore(self) -> None:
         """Put the previous handlers back."""

@@ -273,15 +273,16 @@ def test_torchrun_on_one_machine(launch):
     assert all(probe["launcher"] == "torchrun" and probe["argv"] == ["--recipe", "debug"] for probe in probes)
 
 
-@pytest.mark.parametrize("ranked", [True, False], ids=["ranks given", "ranks agreed"])
-def test_torchrun_as_two_nodes(ranked, launch):
-    """Two agents, as two machines would start them, meet and make one world."""
+def test_two_nodes(launch):
+    """Two launchers, as two machines would start them, meet and make one world."""
     nodes = [
         launch.start(
             "scripts/train_torchrun.sh",
             NNODES="2",
             GPUS_PER_NODE="1",
-            **({"NODE_RANK": str(rank)} if ranked else {}),
+            NODE_RANK=str(rank),
+            MASTER_ADDR="localhost",
+            RUN_ID="of-both",
         )
         for rank in range(2)
     ]
@@ -292,3 +293,22 @@ def test_torchrun_as_two_nodes(ranked, launch):
         (0, 0, 3.0),
         (1, 0, 3.0),
     ]
+
+
+def test_several_nodes_need_to_know_where_they_meet(launch):
+    del launch.environ["MASTER_PORT"]
+    status, output = launch("scripts/train_torchrun.sh", NNODES="2", GPUS_PER_NODE="1", NODE_RANK="1")
+    assert status == 2 and output.count("\n") == 1
+    assert "2 machines need MASTER_ADDR" in output and "MASTER_PORT" in output and "RUN_ID" in output
+
+
+@pytest.mark.parametrize("script", ["train_torchrun.sh", "train_srun.sh"])
+def test_a_port_in_use_is_told_at_once(script, launch):
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        began = time.monotonic()
+        status, output = launch(f"scripts/{script}", GPUS="2", GRES="none", MASTER_PORT=str(port))
+    took = time.monotonic() - began
+    expected = 2 if script == "train_torchrun.sh" else 143  # Slurm tells how the other process ended
+    assert status in (2, expected) and f"port {port} on " in output and "set it to one that is free" in output, output
+    assert took < 30, took  # measured: 3 s and 4 s on two busy cores

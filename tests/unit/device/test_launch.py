@@ -18,7 +18,40 @@ def test_torchrun():
 
 def test_slurm():
     env = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8", "SLURM_NODELIST": "gpu[003-006],login"}
-    assert read_environment(env) == World(5, 1, 8, "gpu003", 34229, "slurm")
+    world = read_environment(env)
+    assert (world.rank, world.local_rank, world.world_size) == (5, 1, 8)
+    assert (world.master_addr, world.launcher, world.one_machine) == ("gpu003", "slurm", False)
+
+
+def test_every_slurm_job_and_step_has_a_port_of_its_own():
+    env = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_NODELIST": "n[1-2]"}
+    ports = {
+        read_environment({**env, "SLURM_JOB_ID": str(4_000_000 + job), "SLURM_STEP_ID": str(step)}).master_port
+        for job in range(50)
+        for step in range(4)
+    }
+    assert len(ports) == 200 and min(ports) >= 20000 and max(ports) < 32000
+    assert read_environment({**env, "SLURM_JOB_ID": "9", "MASTER_PORT": "4711"}).master_port == 4711
+
+
+@pytest.mark.parametrize(
+    ("env", "address"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "here"}, "127.0.0.1"),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "there"}, "there"),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, "127.0.0.1"),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_NODELIST": "n7"}, "127.0.0.1"),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_NNODES": "2", "SLURM_NODELIST": "n[7-8]"}, "n7"),
+    ],
+)
+def test_processes_of_one_machine_meet_on_loopback(env, address):
+    world = read_environment(env)
+    assert world.master_addr == address and world.one_machine == (address == "127.0.0.1")
+
+
+def test_a_port_that_is_none_is_refused():
+    with pytest.raises(ConfigError, match="MASTER_PORT=70000 is not a port"):
+        read_environment({"MASTER_PORT": "70000"})
 
 
 def test_torchrun_inside_slurm_wins():

@@ -2,25 +2,37 @@
 
 Each process that writes has a file of its own, `answers-NNNNN.jsonl`; a line is written whole and flushed to the disk
 before the next question is asked, and never changed afterwards. A line torn by a kill is cut off when its process
-writes again. A question that ended in an error may be asked again: of its lines an answer counts before an error, and
-of errors the last. Where two answers are there (two runs at once), the first counts and the question is reported.
+writes again. Every line has a checksum of its own (`foreign.seal`); lines of earlier versions have none and are
+read all the same. A line that is damaged is named and refused: without it, its question is asked again.
+
+A question that ended in an error may be asked again: of its lines an answer counts before an error, and of errors the
+last. Where two answers are there (two runs at once), the first counts and the question is reported.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Range, typed
+from megatron_v2pe.foreign.seal import CHECK, seal, unseal
+from megatron_v2pe.foreign.text import kind_of, lines, parse_json
+from megatron_v2pe.logging import get_logger
 
-KILLED = "killed"
+KILLED: Literal["killed"] = "killed"
 """`stopped` of a question that has ended its run too often to be asked once more, see `asking`."""
 _ANSWER = 2
 _WEIGHTS = {"error": 0, KILLED: 1}
+Stopped = Literal["stop", "length", "error", "killed"]
+"""Why generation ended."""
+_Count = Annotated[int, Range(0)]
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,15 +44,14 @@ class Answer:
     """None where there is none, see `error`."""
     prompt: str
     """The text the model read; an image stands as its first and last mark with its number of tiles."""
-    num_tokens: int
+    num_tokens: _Count
     """Of the prompt."""
-    num_tiles: int
-    new_tokens: int
-    seconds: float
-    stopped: str
-    """Why generation ended: `stop`, `length`, `error`, or `killed`."""
+    num_tiles: _Count
+    new_tokens: _Count
+    seconds: Annotated[float, Range(0)]
+    stopped: Stopped
     error: str | None = None
-    positions: int | None = None
+    positions: _Count | None = None
     """The prompt reaches, which under V2PE are fewer than its tokens."""
 
 
@@ -77,7 +88,7 @@ class AnswerLog:
         assert self._stream is not None
         if (known := self.answers.get(answer.id)) is not None and known.error is None:
             raise AssertionError(f"{answer.id} was asked twice")
-        self._stream.write(json.dumps(asdict(answer), ensure_ascii=False).encode() + b"\n")
+        self._stream.write(_line(answer))
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._take(answer)
@@ -101,15 +112,42 @@ def read_answers(path: Path) -> Iterator[Answer]:
     Raises:
         DataError: another line is damaged; names file and line.
     """
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                content: Mapping[str, Any] = json.loads(line)
-                yield Answer(**content)
-            except (ValueError, TypeError) as error:
-                raise DataError(f"{path}:{number}: not an answer: {error}") from error
+    without = 0
+    for number, line in lines(path, DataError):
+        if not line.endswith(b"\n"):
+            break
+        if not line.strip():
+            continue
+        try:
+            answer, checked = _parsed(line, f"{printable(path)}:{number}")
+        except DataError as problem:
+            raise DataError(f"{problem}. Remove the line, and its question is asked again") from problem
+        without += not checked
+        yield answer
+    if without:
+        _log.warning("%s: %d lines without a checksum, of an older version: damage would go unnoticed", path, without)
+
+
+def _parsed(line: bytes, where: str) -> tuple[Answer, bool]:
+    """Return an answer, and whether it had a checksum."""
+    content = parse_json(line, where, DataError, unique=True)
+    if not isinstance(content, dict):
+        raise DataError(f"{where}: not an answer: found {kind_of(content)}, expected an object")
+    answer = typed(Answer, unseal(content, where, DataError), where, DataError)
+    if not (answer.answer is None) == (answer.error is not None) == (answer.stopped in _WEIGHTS):
+        raise DataError(
+            f"{where}: not an answer: found answer {kind_of(answer.answer)}, error {kind_of(answer.error)}, stopped "
+            f"{answer.stopped!r}; expected text, or null with an error and stopped {' or '.join(_WEIGHTS)}"
+        )
+    return answer, CHECK in content
+
+
+def _line(answer: Answer) -> bytes:
+    content = seal(asdict(answer))
+    try:
+        return json.dumps(content, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a pair of code units, out of a question: written as JSON has it
+        return json.dumps(content).encode() + b"\n"
 
 
 def _weight(answer: Answer) -> int:
@@ -119,7 +157,6 @@ def _weight(answer: Answer) -> int:
 
 def _whole_size(path: Path) -> int:
     """Bytes of a file up to the end of its last whole line."""
-    if not path.is_file():
+    if not path.exists():
         return 0
-    content = path.read_bytes()
-    return content.rfind(b"\n") + 1
+    return sum(len(line) for _, line in lines(path, DataError) if line.endswith(b"\n"))

@@ -7,19 +7,35 @@ ended over which question. Notes that are there when a run begins are those of r
 one is asked last and alone; found twice, it is recorded as failed and not asked again.
 
 Any kill leaves notes, that of an impatient user too; but a question that is asked last is not met a second time by
-chance. A run that is interrupted from the keyboard, or stops with a message, leaves none.
+chance. A run that is interrupted from the keyboard, or stops with a message, leaves none. A note has a checksum: a
+damaged one could give a question up that nobody has asked, and is refused.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from megatron_v2pe.errors import CommunicationError, V2PEError
+from megatron_v2pe.errors import CommunicationError, DataError, V2PEError
+from megatron_v2pe.foreign.files import read_bytes
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Range, typed
+from megatron_v2pe.foreign.seal import seal, unseal
+from megatron_v2pe.foreign.text import kind_of, parse_json
 
 MOST_ENDS = 2
 """Runs a question may end before it is given up."""
+
+
+@dataclass(frozen=True)
+class _Note:
+    """The content of a note."""
+
+    asking: tuple[str, ...]
+    ended: dict[str, Annotated[int, Range(0, 1000)]]
 
 
 class AskingNote:
@@ -39,7 +55,7 @@ class AskingNote:
     def put(self, ids: Sequence[str]) -> None:
         """Note that these questions are being asked; none: that nothing is."""
         temporary = self._path.with_suffix(".new")
-        temporary.write_text(json.dumps({"asking": list(ids), "ended": self._ended}), encoding="utf-8")
+        temporary.write_text(json.dumps(seal({"asking": list(ids), "ended": self._ended})), encoding="utf-8")
         temporary.replace(self._path)
 
 
@@ -47,17 +63,31 @@ def ended_runs(folder: Path) -> dict[str, int]:
     """Return how many runs ended while a question was being asked, of every question some run ended over.
 
     Every note carries the counts its run began with, so that reading notes twice, or old ones, counts nothing twice.
+
+    Raises:
+        DataError: a note is damaged; names it. One that a crash of the whole machine has emptied is passed over.
     """
     counts: dict[str, int] = {}
-    for path in folder.glob("asking-*.json"):
-        try:
-            note = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:  # emptied by a crash of the whole machine
+    for path in sorted(folder.glob("asking-*.json")):
+        if not (content := read_bytes(path, DataError)).strip(b" \r\n\0"):
             continue
-        asking = set(note["asking"])
-        for name in {*note["ended"], *asking}:
-            counts[name] = max(counts.get(name, 0), note["ended"].get(name, 0) + (name in asking))
+        note = _read(content, printable(path))
+        asking = set(note.asking)
+        for name in {*note.ended, *asking}:
+            counts[name] = max(counts.get(name, 0), note.ended.get(name, 0) + (name in asking))
     return counts
+
+
+def _read(content: bytes, source: str) -> _Note:
+    try:
+        note = parse_json(content, source, DataError, unique=True)
+        if not isinstance(note, dict):
+            raise DataError(f"{source}: found {kind_of(note)}, expected an object")
+        return typed(_Note, unseal(note, source, DataError), source, DataError)
+    except DataError as problem:
+        raise DataError(
+            f"{problem}. Remove the file: which questions have ended a run before is then learned anew"
+        ) from problem
 
 
 def blameless(error: BaseException) -> bool:

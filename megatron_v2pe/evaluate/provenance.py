@@ -6,14 +6,49 @@ import hashlib
 import json
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.files import Kind
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import typed
+from megatron_v2pe.foreign.seal import seal, unseal
+from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.version import __version__
 
 RUN = "run.json"
 _PIECE = 1 << 22
+_LARGEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run's answers came from: the content of `run.json`, which has a checksum beside it."""
+
+    settings: dict[str, str | int | float | None]
+    """What they depend on, by name."""
+    code: str = "-"
+    """Version that began to ask."""
+    later_code: tuple[str, ...] = ()
+    """Versions that went on."""
+
+
+def read_origin(path: Path, error: Kind) -> Origin:
+    """Return the content of a `run.json`.
+
+    Raises:
+        V2PEError: of class `error`: it is damaged, or not what an evaluation writes; says what to do.
+    """
+    try:
+        content = unseal(read_json_object(path, error, _LARGEST, unique=True), printable(path), error)
+        return typed(Origin, content, printable(path), error)
+    except error as problem:
+        raise error(
+            f"{problem}. It is not an evaluation's, or has been damaged, and nothing else says which checkpoint and "
+            "settings the answers beside it came from: restore it, or choose another folder"
+        ) from problem
 
 
 def checkpoint_digest(folder: Path) -> str:
@@ -22,7 +57,7 @@ def checkpoint_digest(folder: Path) -> str:
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        digest.update(os.fsencode(path.relative_to(folder)) + f" {path.stat().st_size}\n".encode())
         with open(path, "rb") as stream:
             while piece := stream.read(_PIECE):
                 digest.update(piece)
@@ -55,22 +90,26 @@ def settle(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / RUN
     ours = json.loads(json.dumps(settings))
     code = code_version()
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-            theirs = dict(there["settings"])
-        except (ValueError, KeyError, TypeError):
-            raise ConfigError(f"{path} is not an evaluation's; the folder is another's. Choose another --out") from None
+    if os.path.lexists(path):
+        there = read_origin(path, ConfigError)
+        theirs = there.settings
         differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
         if differing:
             told = "; ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} now" for name in differing)
-            raise ConfigError(f"{folder} holds answers of another run: {told}. Choose another --out")
-        if code in (there.get("code"), *there.get("later_code", ())):
+            raise ConfigError(
+                f"{printable(folder)} holds answers of another run: {printable(told)}. Choose another --out"
+            )
+        if code in (there.code, *there.later_code):
             return
-        content = {**there, "later_code": [*there.get("later_code", ()), code]}
+        content = {"settings": theirs, "code": there.code, "later_code": [*there.later_code, code]}
     else:
+        if answers := next(folder.glob("*/answers-*.jsonl"), None):
+            raise ConfigError(
+                f"{printable(path)} is missing, and nothing else says which checkpoint and settings "
+                f"{printable(answers)} came from: restore it, or choose another --out"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         content = {"settings": ours, "code": code}
     temporary = path.with_suffix(f".new-{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(seal(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from megatron_v2pe.data.pictures import TilingOptions
 from megatron_v2pe.errors import DataError, MemoryShortageError
-from megatron_v2pe.evaluate.answers import KILLED, Answer, AnswerLog
+from megatron_v2pe.evaluate.answers import KILLED, Answer, AnswerLog, Stopped
 from megatron_v2pe.evaluate.asking import MOST_ENDS, AskingNote, blameless, ended_runs, forget
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
 from megatron_v2pe.evaluate.prompting import Prompter, estimated_cost, shown, told, words_of
@@ -238,7 +238,7 @@ def _answer(question: Question, prompt: Prompt, found: Generated, seconds: float
     )
 
 
-def _failed(question: Question, problem: str, stopped: str = "error") -> Answer:
+def _failed(question: Question, problem: str, stopped: Stopped = "error") -> Answer:
     return Answer(question.id, None, told(question.turns), 0, 0, 0, 0.0, stopped, problem[:500])
 
 

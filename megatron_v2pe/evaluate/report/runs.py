@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import json
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.evaluate.provenance import RUN
+from megatron_v2pe.evaluate.provenance import RUN, read_origin
 from megatron_v2pe.evaluate.registry import BENCHMARKS
 from megatron_v2pe.evaluate.results import RESULTS
 from megatron_v2pe.evaluate.scorers import Mode
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import check
+
+_STRIDE = re.compile("[0-9]{1,9}(/[1-9][0-9]{0,8})?")
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,9 @@ class Run:
 
 def stride_order(stride: str) -> tuple[int, Fraction]:
     """Return a key by which strides are sorted: numbers by size, `default` and others behind them."""
-    try:
+    if _STRIDE.fullmatch(stride):
         return 0, Fraction(stride)
-    except ValueError:
-        return 1 if stride == "default" else 2, Fraction(0)
+    return 1 if stride == "default" else 2, Fraction(0)
 
 
 def open_runs(words: Sequence[str]) -> list[Run]:
@@ -80,17 +84,19 @@ def _open(word: str) -> Run:
     name, equals, path = word.partition("=")
     folder = Path(path) if equals and not Path(word).is_dir() else Path(word)
     file = folder / RUN
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        settings, code = dict(content["settings"]), str(content.get("code", "-"))
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such file; a run is a folder that tools/evaluate.py --out wrote") from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{file}: not what tools/evaluate.py writes: {error!r}") from error
+    if not os.path.lexists(file):
+        raise DataError(f"{printable(file)}: no such file; a run is a folder that tools/evaluate.py --out wrote")
+    origin = read_origin(file, DataError)
+    settings = {
+        printable(name): printable(value) if isinstance(value, str) else value
+        for name, value in origin.settings.items()
+    }
+    check(Mode | None, settings.get("mode"), f"{printable(file)}: settings: mode", DataError)
     found = tuple(name for name in BENCHMARKS if _has_something(folder / name))
     if not found:
-        raise DataError(f"{folder}: no answers and no {RESULTS} of any benchmark")
-    return Run(name if folder != Path(word) else folder.resolve().name, folder, settings, code, found)
+        raise DataError(f"{printable(folder)}: no answers and no {RESULTS} of any benchmark")
+    called = printable(name if folder != Path(word) else folder.resolve().name)
+    return Run(called, folder, settings, printable(origin.code), found)
 
 
 def _has_something(folder: Path) -> bool:

@@ -6,12 +6,11 @@ that of the scorer alone. Where a benchmark's data cannot be read, the number is
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from megatron_v2pe.evaluate.embedded_images import CACHE
 from megatron_v2pe.evaluate.registry import BENCHMARKS, create
 from megatron_v2pe.evaluate.report.needles import Needle, grid_of, mean_over_depths
 from megatron_v2pe.evaluate.report.runs import Run
-from megatron_v2pe.evaluate.results import RESULTS
+from megatron_v2pe.evaluate.results import RESULTS, Results, read_results
 from megatron_v2pe.evaluate.scorers import Item, Judgement, Mode, Scorer, scorer_of
 from megatron_v2pe.evaluate.scorers.mm_niah_report import depth_of
 
@@ -136,8 +135,8 @@ class _Questions:
 
 def _score_in_both(run: Run, read: _Questions) -> dict[Mode, Score]:
     folder = run.folder / read.name
-    results = read_results(folder / RESULTS)
     benchmark, questions = read.of(run.mode)
+    results = read_results(folder / RESULTS, benchmark)
     if isinstance(questions, str) or not any(folder.glob("answers-*.jsonl")):
         reason = questions if isinstance(questions, str) else "no answers, only results.json"
         return {mode: _from_results(benchmark, results, mode, reason) for mode in MODES}
@@ -154,11 +153,11 @@ def _score_in_both(run: Run, read: _Questions) -> dict[Mode, Score]:
     return {mode: _score(benchmark, asked, log, mode, limit, len(questions)) for mode in MODES}
 
 
-def _limit(results: Mapping[str, Any] | None, total: int) -> int | None:
+def _limit(results: Results | None, total: int) -> int | None:
     """Return of how many questions a run consists if not of all; files without `limit` tell it by their number."""
     if results is None:
         return None
-    limit = results["limit"] if "limit" in results else results["questions"]
+    limit = results.questions if results.limit == "unstated" else results.limit
     return limit if limit is not None and limit < total else None
 
 
@@ -237,40 +236,19 @@ def _served(score: Score, percent: float) -> Score:
     return replace(score, value=percent, problem=None)
 
 
-def read_results(path: Path) -> dict[str, Any] | None:
-    """Return a run's own result of a benchmark; None where there is none.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            **content,
-            "questions": int(content["questions"]),
-            "missing": list(content["missing"]),
-            "failed": list(content["failed"]),
-        }
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path}: not what tools/evaluate.py writes: {error!r}") from error
-
-
-def _from_results(benchmark: Benchmark, results: Mapping[str, Any] | None, mode: Mode, reason: str) -> Score:
+def _from_results(benchmark: Benchmark, results: Results | None, mode: Mode, reason: str) -> Score:
     source: Source = "server" if benchmark.scorer is None else "results"
     reason = " ".join(reason.split())
     if results is None:
         return Score(None, source, 0, 0, 0, problem=f"no {RESULTS}, and {reason}")
-    value = results.get("score")
     return Score(
-        None if value is None else float(value),
+        results.score,
         source,
-        results["questions"],
-        len(results["missing"]),
-        len(results["failed"]),
-        results.get("limit"),
-        published=results.get("published", benchmark.published),
-        other_mode=value is not None and results.get("mode") != mode,
+        results.questions,
+        len(results.missing),
+        len(results.failed),
+        None if results.limit == "unstated" else results.limit,
+        published=benchmark.published if results.published is None else results.published,
+        other_mode=results.score is not None and results.mode != mode,
         problem=reason,
     )

@@ -44,6 +44,8 @@ class Scorer:
     """Items, their judgements in order, mode -> summary."""
     percent: Callable[[Summary, Sequence[Judgement]], float]
     """Summary, judgements -> the one number papers print, in percent."""
+    most: float = 100.0
+    """The largest it can be."""
 
     def judge(self, item: Item, mode: Mode = "reference") -> Judgement:
         """Return the score of an item beside what was read out of its prediction.

@@ -126,6 +126,7 @@ LONGVQA = Scorer(
     _corrected,
     _summarise_tasks,
     lambda summary, judgements: mean([found["score"] for found in summary.values() if "score" in found]),
+    most=1000.0,  # CIDEr
 )
 """Items: `task`, `prediction`, `answer`, and `id` where questions have one. Scores are percentages."""
 LONGVQA_METRIC = Scorer(
@@ -134,6 +135,7 @@ LONGVQA_METRIC = Scorer(
     _corrected,
     _summarise_metrics,
     lambda summary, judgements: mean([score for score in summary.values() if isinstance(score, float)]),
+    most=1000.0,  # CIDEr
 )
 """Items: `metric`, `prediction`, `answer` (one or several), and `id`. Scores are percentages."""
 LONGVQA_RECTIFY = Scorer(

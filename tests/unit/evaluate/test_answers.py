@@ -93,7 +93,7 @@ def test_a_damaged_line_is_named(tmp_path):
     log.close()
     path = tmp_path / "answers-00001.jsonl"
     path.write_text("{broken\n" + path.read_text())
-    with pytest.raises(DataError, match=r"answers-00001.jsonl:1: not an answer"):
+    with pytest.raises(DataError, match=r"answers-00001.jsonl:1: not valid JSON.*Remove the line"):
         AnswerLog(tmp_path)
 
 

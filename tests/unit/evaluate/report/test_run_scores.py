@@ -11,11 +11,12 @@ from megatron_v2pe.evaluate.answers import Answer
 from megatron_v2pe.evaluate.report.runs import open_runs, read_server_scores, stride_order
 from megatron_v2pe.evaluate.report.scoring import score_runs
 from megatron_v2pe.evaluate.report.tables import score_marks
+from megatron_v2pe.foreign.seal import seal
 
 
 def edit(path, **changes):
-    content = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({key: value for key, value in content.items() if value != "drop"}))
+    content = {**json.loads(path.read_text()), **changes, "check": "drop"}
+    path.write_text(json.dumps(seal({key: value for key, value in content.items() if value != "drop"})))
 
 
 def scored(folder, root, mode="reference", server=None):
@@ -81,7 +82,8 @@ def test_answers_of_other_data_are_not_scored_against_these(write_run, root):
     folder = write_run("run", ["chartqa_human"])
     path = folder / "chartqa_human" / "answers-00000.jsonl"
     first = json.loads(path.read_text().splitlines()[0])
-    path.write_text(path.read_text() + json.dumps({**first, "id": "elsewhere"}) + "\n")
+    del first["check"]
+    path.write_text(path.read_text() + json.dumps(first | {"id": "elsewhere"}) + "\n")
     score = scored(folder, root)["chartqa_human"]
     assert score.source == "results" and "1 of 6 answers belong to no question" in score.problem
 
@@ -147,10 +149,10 @@ def test_folders(write_run, tmp_path):
     with pytest.raises(DataError, match="empty: no answers and no results.json"):
         open_runs([str(tmp_path / "empty")])
     (tmp_path / "empty" / "run.json").write_text("[1]")
-    with pytest.raises(DataError, match="not what tools/evaluate.py writes"):
+    with pytest.raises(DataError, match=r"run.json: holds a list, expected an object. It is not an evaluation's"):
         open_runs([str(tmp_path / "empty")])
     (folder / "pope" / "results.json").write_text("{}")
-    with pytest.raises(DataError, match="results.json: not what"):
+    with pytest.raises(DataError, match="results.json: field 'questions' is missing. Not what an evaluation writes"):
         score_runs(open_runs([str(folder)]), tmp_path, {})
 
 

@@ -12,19 +12,21 @@ Later layers win: defaults, `--recipe`, `--config`, published flags, key=value, 
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import get_origin
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import tyro
 
 from megatron_v2pe import config_tree, exit_status
 from megatron_v2pe.device import launch
 from megatron_v2pe.errors import ConfigError, V2PEError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import check
+from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.logging import quiet_expected_warnings
 from megatron_v2pe.train import published_flags
 from megatron_v2pe.train.config import ExperimentConfig
@@ -132,7 +134,8 @@ def _base(own: Mapping[str, str], recipes: Recipes) -> ExperimentConfig:
     if "recipe" in own:
         name = own["recipe"]
         if name not in recipes:
-            raise ConfigError(f"unknown recipe {name!r}{config_tree.did_you_mean(name, tuple(recipes))}")
+            hint = config_tree.did_you_mean(name[:100], tuple(recipes))
+            raise ConfigError(f"unknown recipe {_shown(name)!r}{hint}")
         config = recipes[name]()
     if "config" in own:
         config = config.updated(config_tree.read_yaml(own["config"]), own["config"])
@@ -160,7 +163,7 @@ def _sort(argv: Sequence[str]) -> Arguments:
         elif "." in name:
             result.dotted += _dotted(name, words, flag)
         else:
-            raise ConfigError(f"unknown flag {flag}{_nearest_flag(name)}")
+            raise ConfigError(f"unknown flag {_shown(flag)}{_nearest_flag(name)}")
     return result
 
 
@@ -172,19 +175,37 @@ def _sort_word(word: str, result: Arguments) -> None:
     elif word.endswith(".json"):
         result.published.update(_read_json(word))
     else:
-        raise ConfigError(f"{word!r} is neither a flag (--name) nor an assignment (section.key=value)")
+        raise ConfigError(f"{_shown(word)!r} is neither a flag (--name) nor an assignment (section.key=value)")
 
 
 def _read_json(path: str) -> dict[str, str]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}, expected an object of flags")
-    return {str(name): str(value) for name, value in content.items()}
+    """Return the flags of a JSON file as the command line would give them."""
+    content = read_json_object(path, ConfigError, unique=True)
+    return {
+        name: _flag_value(name, value, f"{printable(path)}: {printable(name)[:80]}") for name, value in content.items()
+    }
+
+
+def _flag_value(name: str, value: Any, where: str) -> str:
+    """Return a value of JSON as text, if it is of the type the flag's setting has."""
+    if name == "report_to" and isinstance(value, list):  # as published training scripts save their arguments
+        return " ".join(check(list[str], value, where, ConfigError)) or "none"
+    kinds = str | None if _takes_text_only(name) else str | bool | int | float | None
+    return str(check(kinds, value, where, ConfigError))
+
+
+def _takes_text_only(name: str) -> bool:
+    flag = published_flags.FLAGS.get(name)
+    if flag is None or flag.kind != "mapped" or flag.boolean or name == "rope_pos_id_stride":
+        return False
+    kind = config_tree.leaf_type(ExperimentConfig(), flag.key.partition(",")[0])
+    parts = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
+    return all(part in (str, NoneType) or get_origin(part) is Literal for part in parts)
+
+
+def _shown(word: str) -> str:
+    """Return a word of the command line as a message shows it."""
+    return printable(word[:100])
 
 
 def _dotted(name: str, words: deque[str], flag: str) -> list[str]:
@@ -194,7 +215,7 @@ def _dotted(name: str, words: deque[str], flag: str) -> list[str]:
     paths = tuple(config_tree.leaf_paths(default))
     positive = f"{section}.{last[3:]}" if last.startswith("no_") else name
     if name not in paths and positive not in paths:
-        raise ConfigError(f"unknown flag {flag}{_nearest_flag(name)}")
+        raise ConfigError(f"unknown flag {_shown(flag)}{_nearest_flag(name)}")
     path = name if name in paths else positive
     kind = config_tree.leaf_type(default, path)
     spelt = path.replace("_", "-")
@@ -227,6 +248,7 @@ def _is_new(word: str) -> bool:
 
 def _nearest_flag(name: str) -> str:
     """Return the hint for an unknown flag: the nearest flags, spelt as they are to be written."""
+    name = name[:100]
     paths = {path: f"--{path.replace('_', '-')}" for path in config_tree.leaf_paths(ExperimentConfig())}
     by_last = {path.rpartition(".")[2]: spelt for path, spelt in paths.items()}
     own = {flag: f"--{flag.replace('_', '-')}" for flag in OWN_FLAGS}

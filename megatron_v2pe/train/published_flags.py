@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_v2pe.config_tree import did_you_mean
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.printable import printable
 
 Settings = dict[str, Any]
 """Dotted path of a setting -> value."""
@@ -44,7 +45,7 @@ class PublishedFlag:
             ConfigError: the flag is refused with this value, or the value has no counterpart.
         """
         if self.kind == "refused" and value.lower() not in self.neutral:
-            raise ConfigError(f"--{self.name} {value} is refused: {self.note}")
+            raise ConfigError(f"--{self.name} {_shown(value)} is refused: {self.note}")
         if self.kind != "mapped":
             return {}
         return self.convert(value) if self.convert else {self.key: value}
@@ -61,13 +62,13 @@ def apply_published(values: Mapping[str, str]) -> Settings:
     """
     chunks, attention = values.get("chunk_num", "1"), values.get("attn_type", "ring")
     if attention == "packed" and chunks not in ("", "1"):
-        raise ConfigError(f"--chunk_num {chunks} needs --attn_type ring, it is {attention}")
+        raise ConfigError(f"--chunk_num {_shown(chunks)} needs --attn_type ring, it is {attention}")
     settings: Settings = {}
     if values.get("save_strategy") == "no":
         values = {name: value for name, value in values.items() if name != "save_steps"}
     for name, value in values.items():
         if name not in FLAGS:
-            raise ConfigError(f"unknown flag --{name}{did_you_mean(name, tuple(FLAGS))}")
+            raise ConfigError(f"unknown flag --{_shown(name)}{did_you_mean(name[:100], tuple(FLAGS))}")
         settings.update(FLAGS[name].settings(value))
     return settings
 
@@ -78,7 +79,11 @@ def is_true(value: str, name: str) -> bool:
         return True
     if value.lower() in ("false", "f", "0", "no", "n"):
         return False
-    raise ConfigError(f"--{name} {value}: expected True or False")
+    raise ConfigError(f"--{name} {_shown(value)}: expected True or False")
+
+
+def _shown(value: str) -> str:
+    return printable(value[:100])
 
 
 def _grad_checkpoint(value: str) -> Settings:
@@ -93,7 +98,7 @@ def _bf16(value: str) -> Settings:
 def _attn_type(value: str) -> Settings:
     kinds = {"ring": "p2p", "ulysses": "a2a"}
     if value.lower() not in (*kinds, "packed", "none", ""):
-        raise ConfigError(f"--attn_type {value} is none of ring, ulysses, packed")
+        raise ConfigError(f"--attn_type {_shown(value)} is none of ring, ulysses, packed")
     return {"parallel.cp_comm_type": kinds[value.lower()]} if value.lower() in kinds else {}
 
 
@@ -106,7 +111,7 @@ def _save_strategy(value: str) -> Settings:
         return {"checkpoint.save_interval": None}
     if value == "steps":
         return {}
-    raise ConfigError(f"--save_strategy {value} is refused: use steps (with --save_steps) or no")
+    raise ConfigError(f"--save_strategy {_shown(value)} is refused: use steps (with --save_steps) or no")
 
 
 def _scheduler(value: str) -> Settings:
@@ -117,7 +122,7 @@ def _scheduler(value: str) -> Settings:
         "constant_with_warmup": "constant",
     }
     if value not in styles:
-        raise ConfigError(f"--lr_scheduler_type {value} is refused: known here are {', '.join(styles)}")
+        raise ConfigError(f"--lr_scheduler_type {_shown(value)} is refused: known here are {', '.join(styles)}")
     return {"optimizer.lr_decay_style": styles[value]}
 
 
@@ -125,7 +130,9 @@ def _report_to(value: str) -> Settings:
     names = {"tensorboard", "wandb"} if value == "all" else set(value.replace(",", " ").split()) - {"none"}
     unknown = names - {"tensorboard", "wandb"}
     if unknown:
-        raise ConfigError(f"--report_to {' '.join(sorted(unknown))} is refused: known here are tensorboard, wandb")
+        raise ConfigError(
+            f"--report_to {_shown(' '.join(sorted(unknown)))} is refused: known here are tensorboard, wandb"
+        )
     return {"logging.tensorboard": "tensorboard" in names, "logging.wandb": "wandb" in names}
 
 

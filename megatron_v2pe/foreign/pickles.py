@@ -136,11 +136,15 @@ def load_archive(content: memoryview, source: str, error: Kind) -> Any:
     Raises:
         V2PEError: of class `error`: no archive, damaged, compressed, or it asks for another class.
     """
+    if bytes(content[:4]) != b"PK\x03\x04":
+        raise error(f"{source}: damaged, or a pickle where a zip belongs")
     try:
         with zipfile.ZipFile(_Window(content)) as archive:
             return _read_archive(archive, content, source, error)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, KeyError, IndexError, RuntimeError) as problem:
-        raise error(f"{source}: damaged, or a pickle where a zip belongs: {printable(problem)[:200]}") from problem
+    except error:
+        raise
+    except Exception as problem:  # a damaged zip can raise anything
+        raise error(f"{source}: damaged: {type(problem).__name__}: {printable(problem)[:200]}") from problem
 
 
 def _read_archive(archive: zipfile.ZipFile, content: memoryview, source: str, error: Kind) -> Any:

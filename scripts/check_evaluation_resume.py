@@ -87,12 +87,12 @@ def _evaluation(out: Path, name: str, processes: int, context: int) -> list[str]
 
 
 def _answers(folder: Path) -> list[dict[str, Any]]:
-    """Whole lines of all files, in any order, with the name of their benchmark; without seconds."""
+    """Whole lines of all files, in any order, with the name of their benchmark; without seconds and checksum."""
     rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*/answers-*.jsonl")):
         for line in path.read_bytes().splitlines(keepends=True):
             if line.endswith(b"\n"):
-                rows.append({"benchmark": path.parent.name, **json.loads(line), "seconds": None})
+                rows.append({"benchmark": path.parent.name, **json.loads(line), "seconds": None, "check": None})
     return rows
 
 

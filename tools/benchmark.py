@@ -13,6 +13,7 @@ from typing import Any
 import benchmarks
 import torch
 
+from megatron_v2pe.command import finished, run_tool
 from megatron_v2pe.errors import ConfigError
 
 EPILOG = """example:
@@ -43,11 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help(sys.stdout if arguments.help else sys.stderr)
         return 0 if arguments.help else 2
     else:
-        try:
-            _run(arguments.name, [*rest, *(["--help"] if arguments.help else [])], arguments.json)
-        except (ValueError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        return finished(lambda: _run(arguments.name, [*rest, *(["--help"] if arguments.help else [])], arguments.json))
     return 0
 
 
@@ -101,4 +98,4 @@ def _word(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from megatron_v2pe.command import finished, run_tool
 
 if TYPE_CHECKING:
     from megatron_v2pe.data.long_context.built import Builder
@@ -176,20 +177,18 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 1 for what the user can mend."""
+    """Run the command line; return the exit status (`exit_status`)."""
     arguments = _parser().parse_args(argv)
     from megatron_v2pe.logging import quiet_expected_warnings, setup_logging
 
     quiet_expected_warnings()
-    from megatron_v2pe.errors import V2PEError  # torch takes seconds to import; --help need not
-
     setup_logging()
+    return finished(lambda: _make(arguments))  # imports torch, seconds; --help need not wait
+
+
+def _make(arguments: argparse.Namespace) -> None:
     start = time.monotonic()
-    try:
-        summary = _build(arguments)
-    except (V2PEError, OSError) as error:  # OSError: no space left, no permission; the message names the file
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    summary = _build(arguments)
     lengths, tiles = summary.lengths, max(1, *summary.tiles)
     print(
         f"{arguments.out}: {len(lengths)} samples of {min(lengths)} to {max(lengths)} tokens in "
@@ -197,7 +196,6 @@ def main(argv: list[str] | None = None) -> int:
         f"--data.max-seq-length {max(lengths)} --data.max-packed-tokens {max(lengths)} "
         f"--data.num-images-expected {tiles}"
     )
-    return 0
 
 
 def _build(arguments: argparse.Namespace) -> Summary:
@@ -295,4 +293,4 @@ def _long_mr(arguments: argparse.Namespace) -> Builder:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

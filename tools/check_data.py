@@ -9,6 +9,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
+from megatron_v2pe.command import finished, run_tool
+
 EXAMPLES = """The data list is given as a file, or by the settings of training (`tools/train.py --help`). Its paths are
 relative to the folder the command is started in, as in training:
 
@@ -49,13 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return 0, 1 if something is missing, 2 for what the user can mend."""
     arguments, words = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-    from megatron_v2pe.errors import V2PEError  # torch takes seconds to import; --help need not wait
-
-    try:
-        return _check(arguments, words)
-    except (V2PEError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return finished(lambda: _check(arguments, words))  # imports torch, seconds; --help need not wait
 
 
 def _check(arguments: argparse.Namespace, words: list[str]) -> int:
@@ -105,4 +101,4 @@ def _data_list(words: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

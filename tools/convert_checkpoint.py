@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
+
+from megatron_v2pe.command import finished, run_tool
 
 EXAMPLES = """examples, from the top of the repository:
   python tools/convert_checkpoint.py hf-to-mcore tests/golden/reference_checkpoint work_dirs/converted/mcore
@@ -51,39 +52,34 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 1 for what the user can mend."""
+    """Run the command line; return the exit status (`exit_status`)."""
     arguments = _parser().parse_args(argv)
     from megatron_v2pe.logging import quiet_expected_warnings, setup_logging
 
     quiet_expected_warnings()
-    from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf  # torch takes seconds to import; --help need not
-    from megatron_v2pe.errors import V2PEError
-
     setup_logging()
+    return finished(lambda: _convert(arguments))  # imports torch, seconds; --help need not wait
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf
+
     start = time.monotonic()
-    try:
-        if arguments.command == "hf-to-mcore":
-            hf_to_mcore(arguments.source, arguments.target, overwrite=arguments.overwrite)
-        else:
-            mcore_to_hf(
-                arguments.source,
-                arguments.target,
-                rope_pos_id_version=arguments.rope_pos_id_version,
-                rope_pos_id_stride=arguments.rope_pos_id_stride,
-                overwrite=arguments.overwrite,
-                dtype=arguments.dtype,
-                verify=arguments.verify,
-            )
-    except V2PEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:  # no space left, no permission: the message names the file
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if arguments.command == "hf-to-mcore":
+        hf_to_mcore(arguments.source, arguments.target, overwrite=arguments.overwrite)
+    else:
+        mcore_to_hf(
+            arguments.source,
+            arguments.target,
+            rope_pos_id_version=arguments.rope_pos_id_version,
+            rope_pos_id_stride=arguments.rope_pos_id_stride,
+            overwrite=arguments.overwrite,
+            dtype=arguments.dtype,
+            verify=arguments.verify,
+        )
     size = sum(path.stat().st_size for path in arguments.target.rglob("*") if path.is_file())
     print(f"{arguments.target}: {size / 1e6:.1f} MB in {time.monotonic() - start:.1f} s")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

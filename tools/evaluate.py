@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from megatron_v2pe.command import finished, run_tool
 
 if TYPE_CHECKING:
     from megatron_v2pe.evaluate.benchmark import Benchmark, Question
@@ -62,30 +63,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 1 for what the user can mend."""
+    """Run the command line; return the exit status (`exit_status`)."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     from megatron_v2pe.logging import quiet_expected_warnings
 
     quiet_expected_warnings()
-    from megatron_v2pe.errors import V2PEError  # torch takes seconds to import; --help need not
     from megatron_v2pe.evaluate.registry import BENCHMARKS, GROUPS
 
     if arguments.list:
-        print("\n".join([*BENCHMARKS, "", "groups: " + ", ".join(GROUPS)]))
-        return 0
+        return finished(lambda: print("\n".join([*BENCHMARKS, "", "groups: " + ", ".join(GROUPS)])))
     if arguments.checkpoint is None or arguments.out is None or not arguments.benchmarks:
         parser.error("--checkpoint, --benchmarks and --out are needed")
     for name in ("--limit", "--batch-size", "--max-num", "--window"):
         value = getattr(arguments, name[2:].replace("-", "_"))
         if value is not None and value < 1:
             parser.error(f"{name} is {value}, expected 1 or more")
-    try:
-        _run(arguments)
-    except (V2PEError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return finished(lambda: _run(arguments), "interrupted; what is answered is kept, and the same command goes on")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -160,4 +154,4 @@ def _ask(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

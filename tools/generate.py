@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from megatron_v2pe.command import finished, run_tool
 
 EXAMPLES = """examples, from the top of the repository; the first two make a tiny checkpoint that answers nonsense:
   python examples/quickstart/make_data.py work_dirs/quickstart/data
@@ -55,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 1 for what the user can mend."""
+    """Run the command line; return the exit status (`exit_status`)."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     if (arguments.input is None) != (arguments.output is None):
@@ -67,14 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     from megatron_v2pe.logging import quiet_expected_warnings
 
     quiet_expected_warnings()
-    from megatron_v2pe.errors import V2PEError  # torch takes seconds to import; --help need not
-
-    try:
-        _run(arguments)
-    except (V2PEError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return finished(lambda: _run(arguments), "interrupted")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -158,4 +152,4 @@ def _read_line() -> str | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from megatron_v2pe.command import finished, run_tool
 from megatron_v2pe.train.data_tools import add_model_arguments, read_settings, tokenizer_and_facts
 
 if TYPE_CHECKING:
@@ -67,20 +67,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 2 for what the user can mend."""
+    """Run the command line; return the exit status (`exit_status`)."""
     arguments, settings = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-    from megatron_v2pe.errors import V2PEError  # torch takes seconds to import; --help need not wait
     from megatron_v2pe.logging import setup_logging
 
     setup_logging()
-    try:
-        _inspect(arguments, settings)
-    except BrokenPipeError:  # `| head` has seen enough; nothing is to be flushed at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (V2PEError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return finished(lambda: _inspect(arguments, settings))
 
 
 def _inspect(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
@@ -148,4 +140,4 @@ def _draw(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from megatron_v2pe.command import finished, run_tool
 
 EXAMPLES = """examples:
   python tools/make_synthetic_benchmarks.py work_dirs/synthetic_benchmarks
@@ -25,15 +26,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 1 for what the user can mend."""
+    """Run the command line; return the exit status (`exit_status`)."""
     arguments = _parser().parse_args(argv)
-    from megatron_v2pe.errors import V2PEError  # torch takes seconds to import; --help need not wait
-
-    try:
-        return _write(arguments)
-    except (V2PEError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return finished(lambda: _write(arguments))  # imports torch, seconds; --help need not wait
 
 
 def _write(arguments: argparse.Namespace) -> int:
@@ -48,4 +43,4 @@ def _write(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

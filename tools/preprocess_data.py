@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_v2pe.command import finished, run_tool
 from megatron_v2pe.train.data_tools import add_model_arguments, read_settings, tokenizer_and_facts
 
 if TYPE_CHECKING:
@@ -66,28 +67,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 2 for what the user can mend."""
+    """Run the command line; return the exit status (`exit_status`)."""
     arguments, settings = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-    from megatron_v2pe.errors import V2PEError  # torch takes seconds to import; --help need not wait
     from megatron_v2pe.logging import setup_logging
 
     setup_logging()
+    return finished(lambda: _make(arguments, settings), "stopped; the same command goes on from here")
+
+
+def _make(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     start = time.monotonic()
-    try:
-        manifest = _build(arguments, settings)
-    except (V2PEError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return 130
+    manifest = _build(arguments, settings)
     print((Path(arguments.out) / "report.txt").read_text(encoding="utf-8"), end="")
     print(
         f"{arguments.out}: {manifest.counts['samples']:,} samples of {manifest.counts['tokens']:,} tokens and "
         f"{manifest.counts['tiles']:,} tiles in {time.monotonic() - start:.1f} s; "
         f"train with --data.indexed-path {arguments.out}"
     )
-    return 0
 
 
 def _build(arguments: argparse.Namespace, settings: Sequence[str]) -> Manifest:
@@ -111,4 +107,4 @@ def _build(arguments: argparse.Namespace, settings: Sequence[str]) -> Manifest:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
+
+from megatron_v2pe.command import finished, run_tool
 
 EXAMPLES = """examples:
   python tools/report.py --out work_dirs/report                      the published tables and their audit alone
@@ -45,16 +46,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return 0, or 1 for what the user can mend."""
+    """Run the command line; return the exit status (`exit_status`)."""
     arguments = _parser().parse_args(argv)
-    from megatron_v2pe.errors import V2PEError  # benchmarks and matplotlib take a second; --help need not wait
-
-    try:
-        _report(arguments)
-    except (V2PEError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return finished(lambda: _report(arguments))  # imports benchmarks and matplotlib, a second; --help need not wait
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -73,4 +67,4 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -185,10 +185,8 @@ def initialize(world: World, device: Device, timeout_minutes: float = 30.0) -> N
 
 def shutdown() -> None:
     """Leave the process group, if one was joined."""
-    global _held
     if dist.is_initialized():
         dist.destroy_process_group()
-    _held = None
 
 
 @contextmanager
@@ -241,6 +239,7 @@ def _meet(world: World, timeout: timedelta) -> dist.Store:
     global _held, _meetings
     _meetings += 1
     if world.rank == 0 and not world.store_is_there:
+        _held = None  # that of an earlier meeting, at the same port
         _held = hold_store(world.master_port, world.one_machine, timeout)
         store: dist.Store = dist.PrefixStore(prefix(world.run_id, _meetings), _held)
     else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from megatron_v2pe.device import watchdog
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.kv_cache import CHUNK
@@ -134,6 +135,7 @@ def generate(
     session = Session(engine, [prompts[number] for number in alive], min(options.max_new_tokens, CHUNK))
     logits = session.prefill()
     for step in range(options.max_new_tokens):
+        watchdog.progress("answering")
         tokens = _next(session, logits, options, [keys[number] for number in alive], step)
         for row, number in enumerate(alive):
             if options.keep_logits and logits is not None:

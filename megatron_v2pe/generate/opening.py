@@ -148,8 +148,7 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
 
     arguments = opening.arguments
     device = Device.choose(arguments.device, opening.world.local_rank)
-    launch.initialize(opening.world, device, opening.layout.distributed_timeout_minutes)
-    try:
+    with launch.joined(opening.world, device, opening.layout.distributed_timeout_minutes):
         folder = start_folder(str(arguments.checkpoint), str(arguments.converted_dir), arguments.verify)
         dtype = arguments.dtype or ("bf16" if device.torch_device.type == "cuda" else "fp32")
         with open_pretrained(
@@ -167,8 +166,6 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
         ) as pretrained:
             tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
             yield Opened(pretrained, folder, tiling, dtype, opening.world)
-    finally:
-        launch.shutdown()
 
 
 def _check(folder: Path) -> None:

@@ -40,9 +40,9 @@ def test_both_ways_as_the_help_shows(tool, golden, tmp_path, monkeypatch, capsys
 
 
 def test_errors_are_one_line_and_status_one(tool, converted, tmp_path, capsys):
-    assert tool.main(["hf-to-mcore", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 1
+    assert tool.main(["hf-to-mcore", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
     arguments = ["mcore-to-hf", str(converted["odd"]), str(tmp_path / "out"), "--rope-pos-id-version", "v2pe_fix"]
-    assert tool.main(arguments) == 1
+    assert tool.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.count("error: ") == 2 and "Traceback" not in error
     assert not list(tmp_path.iterdir())

@@ -98,9 +98,9 @@ def test_a_question_that_fails_is_asked_again_by_the_same_command(tiny, root, co
     assert (tmp_path / "out" / NAME / "answers-00000.jsonl").read_text().startswith(raw)
 
     finished = run([*line, "--max-num", "1"], tmp_path / "log3")
-    assert finished.status == 1 and "max_num 2 there, 1 now" in finished.output
+    assert finished.status == 2 and "max_num 2 there, 1 now" in finished.output
     finished = run([*line, "--rope_pos_id_stride", "64"], tmp_path / "log4")
-    assert finished.status == 1
+    assert finished.status == 2
     assert "rope_pos_id_stride 64 was asked for, but the checkpoint was trained with rope_pos_id_version default" in (
         finished.output
     )
@@ -141,7 +141,7 @@ def test_several_strides_from_one_start(tiny, root, converted, tmp_path):
     foreign.mkdir(parents=True)
     (foreign / "run.json").write_text("{}")
     finished = run([*line, "--strides", "2", "1/2"], tmp_path / "log")
-    assert finished.status == 1 and str(foreign) in finished.output, finished.output[-2000:]
+    assert finished.status == 2 and str(foreign) in finished.output, finished.output[-2000:]
     assert not list((tmp_path / "out").rglob("answers-*"))
     shutil.rmtree(foreign)
     finished = run([*line, "--strides", "2", "1/2"], tmp_path / "log2")
@@ -156,7 +156,7 @@ def test_several_strides_from_one_start(tiny, root, converted, tmp_path):
 
 def test_what_is_missing_is_told_before_the_model_is_loaded(tool, tiny, golden, root, converted, tmp_path, capsys):
     def refused(*more, where=root):
-        assert tool.main(words(tiny, where, tmp_path / "out", converted, *more)) == 1
+        assert tool.main(words(tiny, where, tmp_path / "out", converted, *more)) == 2
         assert not (tmp_path / "out").exists()
         return capsys.readouterr().err
 

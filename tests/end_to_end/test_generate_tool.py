@@ -118,7 +118,7 @@ BAD = {
 def test_bad_input_is_refused_before_the_start(tool, tiny, name, capsys, monkeypatch, tmp_path):
     arguments, message = BAD[name]
     monkeypatch.chdir(tmp_path)
-    assert tool.main(["--checkpoint", str(tiny / "hf"), *arguments]) == 1
+    assert tool.main(["--checkpoint", str(tiny / "hf"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -127,13 +127,13 @@ def test_damaged_files_are_refused_before_the_start(tool, tiny, golden, image, c
     monkeypatch.chdir(tmp_path)
     hf = str(tiny / "hf")
     (tmp_path / "broken.png").write_bytes(b"no image")
-    assert tool.main(["--checkpoint", hf, "--prompt", "what", "--image", "broken.png"]) == 1
+    assert tool.main(["--checkpoint", hf, "--prompt", "what", "--image", "broken.png"]) == 2
     assert "prompt: broken.png: not an image (8 bytes)" in capsys.readouterr().err
     shutil.copytree(golden / "reference_checkpoint", tmp_path / "no_tokenizer")
-    assert tool.main(["--checkpoint", "no_tokenizer", "--prompt", "what"]) == 1
+    assert tool.main(["--checkpoint", "no_tokenizer", "--prompt", "what"]) == 2
     assert "tokenizer.model: no such file" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
-    assert tool.main(["--checkpoint", "empty", "--prompt", "what"]) == 1
+    assert tool.main(["--checkpoint", "empty", "--prompt", "what"]) == 2
     assert "holds neither config.json" in capsys.readouterr().err
     for line, message in {
         "{": "in.jsonl:2: malformed JSON",
@@ -143,10 +143,10 @@ def test_damaged_files_are_refused_before_the_start(tool, tiny, golden, image, c
         '{"id": 2, "prompt": "b", "image": "gone.png"}': "gone.png: no such image",
     }.items():
         (tmp_path / "in.jsonl").write_text('{"id": 1, "prompt": "a"}\n' + line + "\n")
-        assert tool.main(["--checkpoint", hf, "--input", "in.jsonl", "--output", "out.jsonl"]) == 1
+        assert tool.main(["--checkpoint", hf, "--input", "in.jsonl", "--output", "out.jsonl"]) == 2
         assert message in capsys.readouterr().err
     (tmp_path / "out.jsonl").write_text("{}\n")
-    assert tool.main(["--checkpoint", hf, "--input", "in.jsonl", "--output", "out.jsonl"]) == 1
+    assert tool.main(["--checkpoint", hf, "--input", "in.jsonl", "--output", "out.jsonl"]) == 2
     assert "out.jsonl:1: not an answer of an earlier run" in capsys.readouterr().err
 
 
@@ -154,7 +154,7 @@ def test_a_prompt_beyond_the_window_is_refused_before_the_start(answers, tmp_pat
     lines = [{"id": 1, "prompt": "what"}, {"id": 2, "prompt": "what " * 300}]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     status, output = answers("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
-    assert status == 1
+    assert status == 2
     assert "error: 2: the prompt has" in output and "more than the window of 256" in output
     assert not (tmp_path / "out.jsonl").exists()
 

@@ -75,5 +75,5 @@ def test_without_a_run_and_what_a_user_can_mend(tmp_path):
     audit = rows(tmp_path / "report" / "audit.csv", "verdict")
     assert audit["does not follow"]["model"] == "InternVL2-V2PE-32K"
     finished = run(command("tools/report.py", "nowhere", "--out", "out"), tmp_path / "log", tmp_path)
-    assert finished.status == 1 and "error: nowhere/run.json: no such file" in finished.output
+    assert finished.status == 2 and "error: nowhere/run.json: no such file" in finished.output
     assert "Traceback" not in finished.output and not (tmp_path / "out").exists()

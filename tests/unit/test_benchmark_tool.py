@@ -96,7 +96,7 @@ def test_the_example_of_the_help_works(tool, tmp_path, monkeypatch):
 )
 def test_mistakes_are_one_line(argv, words, tool):
     status, output, errors = tool(*argv)
-    assert status == 1 and output == "" and errors.startswith(words) and errors.count("\n") == 1
+    assert status == 2 and output == "" and errors.startswith(words) and errors.count("\n") == 1
 
 
 def test_wrong_arguments_of_a_benchmark_show_its_usage(tool):

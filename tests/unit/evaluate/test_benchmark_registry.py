@@ -140,9 +140,9 @@ def test_the_tool_writes_made_up_sets(tmp_path, capsys):
     for name in ("chartqa_human", "mmniah_val_retrieval_text"):
         create(name).check(tmp_path / "out")
         assert len(list(create(name).questions(tmp_path / "out"))) == 3
-    assert tool.main([str(tmp_path / "out"), "chartqas"]) == 1
+    assert tool.main([str(tmp_path / "out"), "chartqas"]) == 2
     assert "did you mean chartqa" in capsys.readouterr().err
-    assert tool.main([str(tmp_path / "out"), "seed", "--questions", "9"]) == 1
+    assert tool.main([str(tmp_path / "out"), "seed", "--questions", "9"]) == 2
     assert "9 questions: expected 3 to 5" in capsys.readouterr().err
 
 

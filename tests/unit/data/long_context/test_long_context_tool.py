@@ -93,15 +93,15 @@ def test_nothing_is_replaced_unasked_and_nothing_is_left_of_a_failure(tool, give
     assert tool("long-vqa", out, *given, *VQA)[0] == 0
     before = contents(out)
     status, _, complaints = tool("long-vqa", out, *given, *VQA)
-    assert status == 1 and "out: exists and is not empty; use --overwrite" in complaints
+    assert status == 2 and "out: exists and is not empty; use --overwrite" in complaints
     status, _, complaints = tool("long-vqa", out, *given, *VQA, "--overwrite", "--target-tokens", "60")
-    assert status == 1 and complaints.count("\n") == 1 and complaints.startswith("error: sample 0, 60 tokens: ")
+    assert status == 2 and complaints.count("\n") == 1 and complaints.startswith("error: sample 0, 60 tokens: ")
     assert contents(out) == before and not [path for path in tmp_path.iterdir() if path.name.startswith(".out")]
     assert tool("long-vqa", out, *given, *VQA, "--overwrite", "--seed", "9")[0] == 0
     assert contents(out) != before
     (out / "report.json").unlink()
     status, _, complaints = tool("long-vqa", out, *given, *VQA, "--overwrite")
-    assert status == 1 and "not replaced" in complaints
+    assert status == 2 and "not replaced" in complaints
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_nothing_is_replaced_unasked_and_nothing_is_left_of_a_failure(tool, give
 def test_mistakes_are_told_in_one_line(tool, given, tmp_path, command, options, message):
     defaults = VQA if command == "long-vqa" else NEEDLES
     status, _, complaints = tool(command, tmp_path / "out", *given, *defaults, *options)
-    assert status == 1 and complaints.startswith("error: ") and complaints.count("\n") == 1
+    assert status == 2 and complaints.startswith("error: ") and complaints.count("\n") == 1
     assert message in complaints and not (tmp_path / "out").exists()
 
 
@@ -133,7 +133,7 @@ def test_an_image_damaged_inside_is_named_by_a_worker_too(tool, given, world, tm
     path.write_bytes(path.read_bytes()[:50])
     for workers in (0, 1):
         status, _, complaints = tool("long-vqa", tmp_path / "out", *given, *VQA, "--workers", workers)
-        assert status == 1 and "5.png: damaged image" in complaints
+        assert status == 2 and "5.png: damaged image" in complaints
 
 
 def test_help_names_every_task(tool):

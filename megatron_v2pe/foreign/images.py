@@ -5,12 +5,32 @@ from __future__ import annotations
 import io
 from typing import BinaryIO
 
-from PIL import Image
+# Imported by name: a format Pillow does not know makes it import all fifty.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    IcoImagePlugin,  # noqa: F401
+    Image,
+    Jpeg2KImagePlugin,  # noqa: F401
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TgaImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
 
 from megatron_v2pe.foreign.files import Kind, Path_, check_regular
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
-"""Formats that are read. Pillow knows fifty more; EPS starts Ghostscript, others have few readers and fewer tests."""
+try:
+    from PIL import AvifImagePlugin  # noqa: F401
+except ImportError:  # Pillow before 11.3
+    pass
+
+_WANTED = ("JPEG", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA", "ICO")
+FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
+"""Formats that are read, as far as this Pillow was built with them; JPEG includes those of several pictures (MPO).
+Pillow knows fifty more; EPS starts Ghostscript, others have few readers and fewer tests."""
 
 # Scans of documents are larger than Pillow's guard against decompression bombs allows, but a damaged header can ask
 # for 16 GB, and the process be killed. Pillow refuses above twice this: 537 million pixels, 2 GB.

@@ -152,10 +152,9 @@ def read_training_state(folder: Path) -> TrainingState:
 def _load_optimizer(optimizer: MegatronOptimizer, loaded: Mapping[str, Any], folder: Path) -> None:
     try:
         optimizer_state.load_state(optimizer, loaded["optimizer"])
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(
-            f"{folder}: damaged: the optimizer's settings: {type(error).__name__}: {error}"
-        ) from error
+    except Exception as error:  # Megatron-Core raises anything on settings it does not know
+        message = f"{folder}: damaged: the optimizer's settings: {type(error).__name__}: {error}"
+        raise CheckpointError(message) from error
 
 
 def _vet(folder: Path, verify: bool) -> TorchDistReader:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.printable import printable
 
 
 @contextmanager
@@ -17,4 +18,4 @@ def decoding(path: str, problem: str) -> Iterator[None]:
         raise
     # Third-party decoders raise anything on damaged input: IndexError, struct.error, MemoryError, UnicodeDecodeError...
     except Exception as error:
-        raise DataError(f"{path}: {problem}: {type(error).__name__}: {error}") from error
+        raise DataError(f"{printable(path)}: {problem}: {type(error).__name__}: {printable(error)[:500]}") from error

@@ -6,8 +6,8 @@ Tiles travel as bytes. `normalise_tiles` gives bit for bit what the reference's 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +17,8 @@ from torch import Tensor
 from megatron_v2pe.data.decoding import decoding
 from megatron_v2pe.data.tiling import Grid
 from megatron_v2pe.errors import DataError
-
-# Scans of documents are larger than Pillow's guard against decompression bombs allows, but a damaged header can ask
-# for 16 GB, and the process be killed. Pillow refuses above twice this: 537 million pixels, 2 GB.
-Image.MAX_IMAGE_PIXELS = 2**28
+from megatron_v2pe.foreign import images as foreign
+from megatron_v2pe.foreign.printable import printable
 
 NORMALISATION: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -62,16 +60,18 @@ def opened_image(path: str, content: bytes | None = None) -> Image.Image:
         content: its bytes where they are known already.
 
     Raises:
-        DataError: no such file, or not an image.
+        DataError: no such file, a pipe, a folder or a device, or not an image of a format that is read.
     """
     with decoding(path, "cannot be read"):
         try:
-            return Image.open(path if content is None else io.BytesIO(content))
-        except FileNotFoundError:
-            raise DataError(f"{path}: no such image") from None
+            return foreign.open_image(path if content is None else content, DataError)
         except UnidentifiedImageError:
-            size = Path(path).stat().st_size if content is None else len(content)
-            raise DataError(f"{path}: not an image ({size} bytes)") from None
+            size = os.path.getsize(path) if content is None else len(content)
+            raise DataError(f"{printable(path)}: not an image ({size} bytes)") from None
+        except DataError:
+            if content is None and not os.path.exists(path):
+                raise DataError(f"{printable(path)}: no such image") from None
+            raise
 
 
 def cut_tiles(
@@ -126,7 +126,8 @@ def jpeg_augment(image: Image.Image, quality: int) -> Image.Image:
     """Return the image after a trip through JPEG at the given quality."""
     stream = io.BytesIO()
     image.save(stream, format="JPEG", quality=quality)
-    return Image.open(stream).convert("RGB")
+    with foreign.open_image(stream.getvalue(), DataError) as opened:
+        return opened.convert("RGB")
 
 
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:

@@ -24,6 +24,7 @@ from megatron_v2pe.data.tiling import choose_grid
 from megatron_v2pe.data.types import Clip, Picture
 from megatron_v2pe.data.video import draw_frames, frame_range, list_frames, read_frames
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.keyed_random import seed_of, uniform
 
 Key = tuple[int, ...]
@@ -118,7 +119,7 @@ def draw_pictures(media: Sequence[Picture | Clip], key: Key) -> tuple[Picture, .
 def _frames(clip: Clip, key: Key) -> list[Picture]:
     files = list_frames(clip.path) if clip.path.endswith("/") else None
     if files is not None and len(files) != clip.last:
-        raise DataError(f"{clip.path}: {len(files)} frames, but {clip.last} when the sample was encoded")
+        raise DataError(f"{printable(clip.path)}: {len(files)} frames, but {clip.last} when the sample was encoded")
     chosen = range(clip.last)
     if files is None or clip.last > clip.frames:
         chosen = draw_frames(clip.last - clip.first, clip.frames, seed_of(*key, purpose="frames"))

@@ -1,40 +1,38 @@
 """The data list (meta JSON) and its annotation files (JSONL), lines read when they are wanted.
 
 Formats are those of the V2PE data: see `docs/data.md`. Opening a list reads each annotation file once, for the offsets
-of its lines; a sample's line is parsed when it is drawn.
+of its lines; a sample's line is parsed when it is drawn. Every field is of its type or the entry, or the line, is
+refused: a number is not taken for text, nothing that is no path for "no image".
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from megatron_v2pe.data.types import Sample, SampleId
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.foreign.files import check_regular
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Fields, Range, typed
+from megatron_v2pe.foreign.text import LARGEST_LINE, kind_of, parse_json, read_json_object
 
-KNOWN_FIELDS = (
-    "annotation",
-    "root",
-    "root2",
-    "http_root",
-    "data_augment",
-    "repeat_time",
-    "max_dynamic_patch",
-    "dynamic_image_size",
-    "weight",
-    "length",
-)
-"""Fields of an entry. `length` documents the number of lines and is compared with it nowhere."""
+LONGEST_WORD = 1 << 20
+"""Characters without a space or another blank between them, at most: three times a context of a million tokens takes
+a second to tokenise, fifty times more than a minute."""
+_MOST_REPEATS, _LARGEST_WEIGHT, _MOST_TILES = 1e6, 1e12, 4096
+_LONGEST_NAME, _LONGEST_VIDEO = 255, 1e9
+_READ_BYTES = 1 << 16
+_BLANK = np.zeros(256, dtype=bool)
+_BLANK[list(b" \t\n\r\x0b\x0c")] = True
 
 
 @dataclass(frozen=True)
@@ -63,12 +61,28 @@ class Dataset:
     @cached_property
     def _offsets(self) -> np.ndarray:
         """Start of each non-empty line and its number from 1: int64 [lines, 2]."""
-        rows, position = array("q"), 0  # 16 bytes a line; tuples in a list took 150
+        check_regular(self.annotation, DataError)
+        rows = array("q")  # 16 bytes a line; tuples in a list took 150
+        # Of the line that is being read: where it begins, its number, whether there is something in it.
+        start, number, filled, position = 0, 1, False, 0
         with open(self.annotation, "rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if line.strip():
-                    rows.extend((position, number))
-                position += len(line)
+            while content := stream.read(_READ_BYTES):  # lines may be longer than any memory
+                part = np.frombuffer(content, dtype="u1")
+                ends = np.flatnonzero(part == 10)
+                if len(ends):
+                    starts = np.concatenate([[0], ends[:-1] + 1])
+                    some = np.logical_or.reduceat(~_BLANK[part[: ends[-1] + 1]], starts)
+                    some[0] |= filled
+                    starts += position
+                    starts[0] = start
+                    found = np.flatnonzero(some)
+                    rows.frombytes(np.stack([starts[found], found + number], axis=1).astype("<i8").tobytes())
+                    start, number, filled = position + int(ends[-1]) + 1, number + len(ends), False
+                    part = part[ends[-1] + 1 :]
+                filled = filled or not _BLANK[part].all()
+                position += len(content)
+        if filled:
+            rows.extend((start, number))
         return np.asarray(rows).reshape(-1, 2)
 
     def __len__(self) -> int:
@@ -87,7 +101,7 @@ class Dataset:
         """
         with open(self.annotation, "rb") as stream:
             stream.seek(int(self._offsets[index, 0]))
-            line = stream.readline()
+            line = stream.readline(LARGEST_LINE + 1)
         return self.parse(line, int(self._offsets[index, 1]))
 
     def block(self, first: int, count: int) -> LineBlock:
@@ -127,10 +141,11 @@ class Dataset:
         """Paths of a sample's images, and that of its video if it has none."""
         image, video = content.get("image"), content.get("video")
         multi = isinstance(image, list)
-        names = tuple(image) if isinstance(image, list) else (image,) if image else ()
+        # No image: the field is missing, null, "" or []; the published annotations have all of these.
+        names = tuple(image) if isinstance(image, list) else () if image is None or image == "" else (image,)
         if not all(_is_path(name) for name in names):
             raise DataError(f"image: expected a path or a list of paths, found {ascii(image)[:80]}")
-        if video and not _is_path(video):
+        if video is not None and video != "" and not _is_path(video):
             raise DataError(f"video: expected a path, found {ascii(video)[:80]}")
         images = tuple(self.resolve(name, multi) for name in names)
         return images, self.resolve(video, False) if video and not names else None
@@ -139,7 +154,7 @@ class Dataset:
         """Return the path of an image or video of this dataset."""
         if name.startswith(("http://", "https://")):
             if self.http_root is None:
-                raise DataError(f"image {name}: the dataset has no http_root")
+                raise DataError(f"image {printable(name)}: the dataset has no http_root")
             return os.path.join(self.http_root, hashlib.sha256(name.encode()).hexdigest())
         if multi_image and name.startswith("/mnt"):
             return name
@@ -161,7 +176,7 @@ class LineBlock:
         first = int(self.rows[0, 0])
         with open(annotation, "rb") as stream:
             stream.seek(first)
-            block = stream.read(int(self.rows[-1, 0]) - first) + stream.readline()
+            block = stream.read(int(self.rows[-1, 0]) - first) + stream.readline(LARGEST_LINE + 1)
         starts = [*(self.rows[:, 0] - first).tolist(), len(block)]
         return [
             (number, block[start:end])
@@ -169,23 +184,61 @@ class LineBlock:
         ]
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """An entry of the data list as it is written; what the fields mean is said in `Dataset`."""
+
+    annotation: str
+    data_augment: bool
+    repeat_time: Annotated[float, Range(0, _MOST_REPEATS)]
+    root: str | None = None
+    root2: str | None = None
+    http_root: str | None = None
+    max_dynamic_patch: Annotated[int, Range(1, _MOST_TILES)] | None = None
+    dynamic_image_size: bool | None = None
+    weight: Annotated[float, Range(0, _LARGEST_WEIGHT)] | None = None
+    length: Any = None
+    """Documents the number of lines and is compared with it nowhere."""
+
+
 def read_data_list(path: str | Path) -> list[Dataset]:
     """Read a data list.
 
     Raises:
-        ConfigError: the file or an annotation file is missing, an entry lacks a field or has an unknown one.
+        ConfigError: the file or an annotation file is missing, an entry lacks a field, has an unknown one or one of
+            another type.
     """
-    content = _read_list(path)
+    content = read_entries(path)
     datasets = [read_entry(name, entry, path) for name, entry in content.items()]
     for dataset in datasets:
         if not len(dataset):
-            raise ConfigError(f"{path}: dataset {dataset.name!r}: {dataset.annotation} holds no samples")
+            raise ConfigError(
+                f"{printable(path)}: dataset {dataset.name!r}: {printable(dataset.annotation)} holds no samples"
+            )
     without = [dataset.name for dataset in datasets if dataset.weight is None]
     if without and len(without) < len(datasets):
         raise ConfigError(
-            f"{path}: {', '.join(without)} without a weight, the others have one; give all a weight or none"
+            f"{printable(path)}: {', '.join(without)} without a weight, the others have one; give all a weight or none"
         )
     return datasets
+
+
+def read_entries(path: str | Path) -> dict[str, Any]:
+    """Read a data list, its entries unread; their names can be shown.
+
+    Raises:
+        ConfigError: no such file, not an object of entries by name, or a name that stands twice.
+    """
+    content = read_json_object(path, ConfigError, unique=True)
+    if not content:
+        raise ConfigError(f"{printable(path)}: expected an object of datasets by name, found an empty one")
+    for name in content:
+        if not name.strip() or len(name) > _LONGEST_NAME or printable(name) != name:
+            raise ConfigError(
+                f"{printable(path)}: dataset '{printable(name)[:80]}': expected a name of 1 to {_LONGEST_NAME} "
+                "characters that can be shown"
+            )
+    return content
 
 
 def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:
@@ -194,50 +247,30 @@ def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:
     Raises:
         ConfigError: a field is missing, unknown or wrong, or the annotation file is not there.
     """
-    where = f"{path}: dataset {name!r}"
-    if not isinstance(entry, Mapping):
-        raise ConfigError(f"{where}: expected an object, found {type(entry).__name__}")
-    if unknown := sorted(set(entry) - set(KNOWN_FIELDS)):
-        raise ConfigError(f"{where}: unknown field {', '.join(unknown)}; known are {', '.join(KNOWN_FIELDS)}")
-    for field in ("annotation", "data_augment", "repeat_time"):
-        if field not in entry:
-            raise ConfigError(f"{where}: field {field!r} is missing")
-    annotation = str(entry["annotation"])
-    if not annotation.endswith("jsonl"):
-        raise ConfigError(f"{where}: annotation {annotation} is not a .jsonl file")
-    if not Path(annotation).is_file():
-        raise ConfigError(f"{where}: annotation {annotation}: no such file (paths are relative to {os.getcwd()})")
-    for field in ("data_augment", "dynamic_image_size"):
-        if not isinstance(entry.get(field), bool | None):
-            raise ConfigError(f"{where}: {field} is {entry[field]!r}, expected true or false")
+    where = f"{printable(path)}: dataset {name!r}"
+    read = typed(_Entry, entry, where, ConfigError)
     repeat, weight = _share(where, entry)
-    patches = entry.get("max_dynamic_patch")
-    if patches is not None and (isinstance(patches, bool) or not isinstance(patches, int) or patches < 1):
-        raise ConfigError(f"{where}: max_dynamic_patch is {patches!r}, expected a whole number above 0")
+    shown = printable(read.annotation)
+    if not read.annotation.endswith("jsonl"):
+        raise ConfigError(f"{where}: annotation {shown} is not a .jsonl file")
+    for field in ("annotation", "root", "root2", "http_root"):
+        if (value := getattr(read, field)) and not _is_path(value):
+            raise ConfigError(f"{where}: {field} is {ascii(value)[:80]}, which is no path")
+    if not Path(read.annotation).exists():
+        raise ConfigError(f"{where}: annotation {shown}: no such file (paths are relative to {os.getcwd()})")
+    check_regular(read.annotation, ConfigError)
     return Dataset(
         name=name,
-        annotation=annotation,
-        root=_with_slash(entry.get("root") or ""),
-        root2=_with_slash(entry["root2"]) if entry.get("root2") else None,
-        http_root=entry.get("http_root"),
-        data_augment=bool(entry["data_augment"]),
+        annotation=read.annotation,
+        root=_with_slash(read.root or ""),
+        root2=_with_slash(read.root2) if read.root2 else None,
+        http_root=read.http_root,
+        data_augment=read.data_augment,
         repeat_time=repeat,
         weight=weight,
-        max_dynamic_patch=patches,
-        dynamic_image_size=entry.get("dynamic_image_size"),
+        max_dynamic_patch=read.max_dynamic_patch,
+        dynamic_image_size=read.dynamic_image_size,
     )
-
-
-def _read_list(path: str | Path) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"data.meta_path: {path}: cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict) or not content:
-        raise ConfigError(f"{path}: expected an object of datasets by name")
-    return content
 
 
 def read_shares(path: str | Path) -> dict[str, tuple[float, float | None]]:
@@ -246,34 +279,27 @@ def read_shares(path: str | Path) -> dict[str, tuple[float, float | None]]:
     Raises:
         ConfigError: the list cannot be read, or one of the two is wrong.
     """
-    content = _read_list(path)
-    return {name: _share(f"{path}: dataset {name!r}", entry) for name, entry in content.items()}
+    return {name: _share(f"{printable(path)}: dataset {name!r}", entry) for name, entry in read_entries(path).items()}
 
 
-def _share(where: str, entry: Mapping[str, Any]) -> tuple[float, float | None]:
+def _share(where: str, entry: Any) -> tuple[float, float | None]:
     """Read how often a data set is seen: `repeat_time` and `weight`."""
-    numbers: list[float | None] = []
-    for field in ("repeat_time", "weight"):
-        value = entry.get(field)
-        if value is not None:
-            number = not isinstance(value, bool) and isinstance(value, int | float)
-            if not number or not 0 < value < math.inf:
-                raise ConfigError(f"{where}: {field} is {value!r}, expected a number above 0")
-            value = float(value)
-        numbers.append(value)
-    repeat, weight = numbers
-    if repeat is None:
-        raise ConfigError(f"{where}: repeat_time is None, expected a number above 0")
+    fields = Fields(entry, where, ConfigError)
+    repeat = fields.number("repeat_time", least=0, most=_MOST_REPEATS)
+    weight = fields.number("weight", None, least=0, most=_LARGEST_WEIGHT)
+    for name, value in (("repeat_time", repeat), ("weight", weight)):
+        if value == 0:
+            raise ConfigError(f"{where}: {name} is 0, expected a number above 0")
     return repeat, weight
 
 
 def _json(line: bytes) -> dict[str, Any]:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of 5000 digits, 1000 brackets
-        raise DataError(f"malformed JSON: {error}") from error
+    if len(line) > LARGEST_LINE:
+        raise DataError(f"a line of more than {LARGEST_LINE} bytes, the most that is read")
+    # Fields that are not used may hold NaN, as Python writes it.
+    content = parse_json(line, "the line", DataError, constants=True)
     if not isinstance(content, dict):
-        raise DataError(f"the line holds a {type(content).__name__}, expected an object")
+        raise DataError(f"the line holds {kind_of(content)}, expected an object")
     return content
 
 
@@ -282,7 +308,7 @@ def _with_slash(root: str) -> str:
 
 
 def _is_path(name: Any) -> bool:
-    return isinstance(name, str) and "\0" not in name and _is_unicode(name)
+    return isinstance(name, str) and name != "" and "\0" not in name and _is_unicode(name)
 
 
 def _is_unicode(text: str) -> bool:
@@ -295,14 +321,13 @@ def _is_unicode(text: str) -> bool:
 
 
 def _clip(clip: Any) -> tuple[float, float] | None:
-    if not clip:
+    if clip is None:
         return None
-    try:
-        start, end = map(float, clip if isinstance(clip, list) else ())
-        if math.isfinite(start) and math.isfinite(end):
-            return start, end
-    except (TypeError, ValueError, OverflowError):
-        pass  # refused below
+    numbers = clip if isinstance(clip, list) and len(clip) == 2 else ()
+    if numbers and all(isinstance(value, int | float) and not isinstance(value, bool) for value in numbers):
+        start, end = numbers
+        if abs(start) <= _LONGEST_VIDEO and abs(end) <= _LONGEST_VIDEO:  # neither is NaN then
+            return float(start), float(end)
     raise DataError(f"clip: expected [start, end] in seconds, found {ascii(clip)[:80]}")
 
 
@@ -318,6 +343,11 @@ def _turns(conversations: Any) -> tuple[tuple[str, str], ...]:
             raise DataError(f"conversations: turn {number} holds half a surrogate pair, which is no text")
         if role == "gpt" and number > 1 and not text.strip():
             raise DataError(f"conversations: turn {number} is an empty answer; the model would learn to end at once")
+        if len(text) > LONGEST_WORD and (longest := max(map(len, text.split()), default=0)) > LONGEST_WORD:
+            raise DataError(
+                f"conversations: turn {number} has {longest} characters without a blank, at most {LONGEST_WORD} are "
+                "read"
+            )
         turns.append((role, text))
     if turns[0][0] == "gpt":
         turns = turns[1:]

@@ -14,6 +14,16 @@ from PIL import Image
 from megatron_v2pe.data.decoding import decoding
 from megatron_v2pe.data.image_transform import open_image, opened_image
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.files import check_regular
+from megatron_v2pe.foreign.printable import printable
+
+CONTAINERS = (
+    *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "m4v"),
+    *("h264", "hevc", "av1", "ivf", "rm", "mxf", "gif"),
+)
+"""Formats of video files that are read. FFmpeg knows hundreds more; some are lists of other files and addresses."""
+# `file:` before a name keeps FFmpeg from taking it for an address.
+_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
 
 
 def draw_frames(length: int, number: int, seed: int) -> list[int]:
@@ -40,13 +50,13 @@ def list_frames(folder: str) -> list[str]:
         DataError: no such folder, unreadable, or nothing in it.
     """
     if not os.path.isdir(folder):
-        raise DataError(f"{folder}: no such folder of frames")
+        raise DataError(f"{printable(folder)}: no such folder of frames")
     try:
         frames = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
     except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error}") from error
+        raise DataError(f"{printable(folder)}: cannot be read: {error}") from error
     if not frames:
-        raise DataError(f"{folder}: no frames in the folder")
+        raise DataError(f"{printable(folder)}: no frames in the folder")
     return frames
 
 
@@ -61,7 +71,9 @@ def frame_range(path: str, clip: tuple[float, float] | None) -> tuple[int, int]:
         return 0, length
     first, last = int(min(max(clip[0] * rate, 0), length)), round(min(clip[1] * rate, length))
     if first >= last:
-        raise DataError(f"{path}: clip {clip[0]} to {clip[1]} s is outside of {length / rate:.2f} s ({length} frames)")
+        raise DataError(
+            f"{printable(path)}: clip {clip[0]} to {clip[1]} s is outside of {length / rate:.2f} s ({length} frames)"
+        )
     return first, last
 
 
@@ -77,7 +89,7 @@ def read_frames(path: str, frames: list[int]) -> list[Image.Image]:
             if number >= max(wanted):
                 break
     if missing := wanted - set(found):
-        raise DataError(f"{path}: frame {min(missing)} could not be decoded")
+        raise DataError(f"{printable(path)}: frame {min(missing)} could not be decoded")
     return [found[frame] for frame in frames]
 
 
@@ -92,12 +104,12 @@ def length_and_rate(path: str) -> tuple[int, float]:
             return getattr(image, "n_frames", 1), 1000 / (image.info.get("duration") or 100)
     with _container(path) as container, decoding(path, "damaged video"):
         if not container.streams.video:
-            raise DataError(f"{path}: no video stream")
+            raise DataError(f"{printable(path)}: no video stream")
         stream = container.streams.video[0]
         rate = float(stream.average_rate or 0)
         length = stream.frames or sum(1 for _ in container.decode(video=0))
     if rate <= 0 or length <= 0:
-        raise DataError(f"{path}: {length} frames at {rate} frames per second")
+        raise DataError(f"{printable(path)}: {length} frames at {rate} frames per second")
     return length, rate
 
 
@@ -105,8 +117,9 @@ def _container(path: str) -> Any:
     try:
         import av
     except ImportError:
-        raise DataError(f"{path}: video files need PyAV: pip install 'megatron-v2pe[video]'") from None
-    if not os.path.isfile(path):
-        raise DataError(f"{path}: no such video")
+        raise DataError(f"{printable(path)}: video files need PyAV: pip install 'megatron-v2pe[video]'") from None
+    if not os.path.exists(path):
+        raise DataError(f"{printable(path)}: no such video")
+    check_regular(path, DataError)
     with decoding(path, "not a video"):
-        return av.open(path)
+        return av.open(f"file:{path}", options=_OPTIONS)

@@ -36,7 +36,7 @@ def sample(text="what", **fields):
 DATA = {
     "missing_image": (sample(image="gone.png"), r"a.jsonl:1 \(mine\): \S*gone.png: no such image"),
     "corrupt_image": (sample(image="corrupt.png"), r"a.jsonl:1 \(mine\): \S*corrupt.png: (damaged|not an) image"),
-    "malformed_line": ('{"conversations": [', r"a.jsonl:1 \(mine\): malformed JSON"),
+    "malformed_line": ('{"conversations": [', r"a.jsonl:1 \(mine\): the line: not valid JSON"),
     "placeholders": (sample("<image> <image>", image=["good.png"]), r"2 <image> placeholders .* but 1 images"),
     "too_long": (sample("what " * 300), r"a.jsonl:1 \(mine\): \d+ tokens, longer than data.max_seq_length 400"),
 }

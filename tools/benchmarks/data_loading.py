@@ -93,7 +93,7 @@ class Bare(Dataset[torch.Tensor]):
         """Return the tiles of a pack."""
         tiles: list[np.ndarray] = []
         for picture in self.packs[number]:
-            with Image.open(picture.path) as file:
+            with Image.open(picture.path) as file:  # noqa: TID251  the bare cost
                 image = file.convert("RGB")
             columns, rows = picture.grid or (1, 1)
             whole = image.resize((SIDE * columns, SIDE * rows), Image.Resampling.BICUBIC)

@@ -14,6 +14,7 @@ import psutil
 
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.indexed import layout
+from megatron_v2pe.data.indexed.checksums import write_checksums
 from megatron_v2pe.data.indexed.megatron_format import write_index
 from megatron_v2pe.data.indexed.plan import IndexedPlan
 from megatron_v2pe.data.indexed.samples import IndexedSamples
@@ -64,7 +65,7 @@ def run(argv: list[str]) -> dict[str, Any]:
 def _write(folder: Path, samples: int) -> None:
     tokens, tiles = drawn_lengths(100_000, 0)
     rows = np.zeros(samples, dtype=layout.SAMPLE)
-    rows["tokens"], rows["tiles"] = np.resize(tokens, samples), np.resize(tiles, samples)
+    rows["tokens"], rows["tiles"] = np.resize(tokens, samples), np.resize(tiles, samples).clip(1)
     rows["supervised"], rows["ids"], rows["line"] = 4, _IDS, np.arange(1, samples + 1)
     rows["first_range"] = rows["first_medium"] = np.arange(samples)
     rows.tofile(folder / layout.SAMPLES)
@@ -75,12 +76,14 @@ def _write(folder: Path, samples: int) -> None:
     write_index(folder / f"{layout.TOKENS}.idx", rows["ids"], layout.TOKEN_TYPE)
     np.tile(np.array([[20, 24]], dtype="<i4"), (samples, 1)).tofile(folder / layout.RANGES)
     media = np.zeros(samples, dtype=layout.MEDIUM)
-    media["columns"] = media["rows"] = 1
+    media["columns"], media["rows"] = rows["tiles"], 1
     media.tofile(folder / layout.MEDIA)
     file = np.zeros(1, dtype=layout.FILE)
     file.tofile(folder / layout.FILES)
     (folder / layout.PATHS).write_bytes(b"image.jpg")
     longest = {"samples": samples, "longest": int(tokens.max()), "most_tiles": int(tiles.max())}
+    names = [path.name for path in folder.iterdir()]
+    digest = write_checksums(folder, names, {})
     entry = layout.IndexedSet("all", "all.jsonl", "", samples, 0, samples, 1.0)
     layout.Manifest(
         settings={"image_token": _CONTEXT},
@@ -95,4 +98,5 @@ def _write(folder: Path, samples: int) -> None:
         datasets=(entry,),
         counts=longest,
         sizes={path.name: os.path.getsize(path) for path in folder.iterdir()},
+        checksums_xxh3=digest,
     ).write(folder)

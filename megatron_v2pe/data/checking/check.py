@@ -6,7 +6,6 @@ images take hardly longer than reading the annotations. With `full`, the header 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +19,10 @@ from megatron_v2pe.data.checking.folder_names import FolderNames
 from megatron_v2pe.data.checking.named_files import Lines, NamedFiles, blocks_of, named_files
 from megatron_v2pe.data.image_transform import image_size
 from megatron_v2pe.data.processes import Processes
-from megatron_v2pe.data.sources import Dataset, read_entry
+from megatron_v2pe.data.sources import Dataset, read_entries, read_entry
 from megatron_v2pe.data.video import frame_range
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.foreign.printable import printable
 
 FILES_AT_ONCE = 64
 """Headers a process reads before it reports."""
@@ -84,7 +84,7 @@ def check_data_list(path: str | Path, workers: int = 0, full: bool = False, show
         ConfigError: the list itself cannot be read; what is wrong with an entry is told in its check.
         DataError: a worker process was killed.
     """
-    opened = [_open(name, entry, path) for name, entry in _entries(path).items()]
+    opened = [_open(name, entry, path) for name, entry in read_entries(path).items()]
     tallies = [_Tally(check, shown) for check, _ in opened]
     datasets = [dataset for _, dataset in opened]
     folders = FolderNames()
@@ -103,22 +103,10 @@ def check_data_list(path: str | Path, workers: int = 0, full: bool = False, show
     return [check for check, _ in opened]
 
 
-def _entries(path: str | Path) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(content, dict) or not content:
-        raise ConfigError(f"{path}: expected an object of datasets by name")
-    return content
-
-
 def _open(name: str, entry: Any, path: str | Path) -> tuple[DatasetCheck, Dataset | None]:
     annotation = entry.get("annotation") if isinstance(entry, Mapping) else None
     check = DatasetCheck(name, str(annotation or ""))
-    if isinstance(annotation, str) and not os.path.isfile(annotation):
+    if isinstance(annotation, str) and "\0" not in annotation and not os.path.exists(annotation):
         check.annotation_missing = True
         return check, None
     try:
@@ -135,11 +123,11 @@ def _all_lines(datasets: Sequence[Dataset | None], tallies: Sequence[_Tally]) ->
             continue
         try:
             tally.check.lines = len(dataset)
-        except OSError as error:
-            tally.check.problem = f"{dataset.annotation}: cannot be read: {error.strerror}"
+        except (OSError, DataError) as error:
+            tally.check.problem = f"{printable(dataset.annotation)}: cannot be read: {error}"
             continue
         if not tally.check.lines:
-            tally.check.problem = f"{dataset.annotation} holds no samples"
+            tally.check.problem = f"{printable(dataset.annotation)} holds no samples"
         yield from blocks_of(owner, dataset)
 
 

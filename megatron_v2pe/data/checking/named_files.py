@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from megatron_v2pe.data.sources import Dataset, LineBlock
 from megatron_v2pe.errors import DataError
 
-LINES_AT_ONCE = 128
-"""Of a block."""
+LINES_AT_ONCE, BYTES_AT_ONCE = 128, 1 << 23
+"""Of a block, about."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,9 @@ def blocks_of(owner: int, dataset: Dataset) -> Iterator[Lines]:
     """Yield the lines of a data set block by block, in order; each may go to another process."""
     bare = replace(dataset)  # without the offsets of all lines, which need not travel
     done, total = 0, os.path.getsize(dataset.annotation)
-    for first in range(0, len(dataset), LINES_AT_ONCE):
-        block = dataset.block(first, LINES_AT_ONCE)
-        last = first + LINES_AT_ONCE >= len(dataset)
-        end = total if last else int(dataset.block(first + LINES_AT_ONCE, 1).rows[0, 0])
+    blocks = list(dataset.blocks(LINES_AT_ONCE, BYTES_AT_ONCE))
+    for block, following in zip_longest(blocks, blocks[1:]):
+        end = total if following is None else int(following.rows[0, 0])
         yield Lines(owner, bare, block, end - done)
         done = end
 

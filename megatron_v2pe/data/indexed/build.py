@@ -7,12 +7,10 @@ This file decides which; `pieces` does the long part, `finish` the last steps.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +24,15 @@ from megatron_v2pe.data.indexed.pieces import Pieces
 from megatron_v2pe.data.indexed.pool import Pool
 from megatron_v2pe.data.indexed.settings import settings_of, template_digest
 from megatron_v2pe.data.indexed.streams import JOURNAL, Streams, room
+from megatron_v2pe.data.indexed.verify import verify
 from megatron_v2pe.data.indexed.work import UNREADABLE, Worker
 from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.foreign.files import check_regular
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.seal import CHECK, seal, unseal
+from megatron_v2pe.foreign.text import read_json_object
+from megatron_v2pe.run_lock import LOCK, lock_folder
 
 PLAN = "plan.json"
 
@@ -74,8 +78,9 @@ def build(
         v2pe: position settings to record.
 
     Raises:
-        ConfigError: the folder is there already, or a begun build has other settings.
-        DataError: no usable sample, too many unusable ones, files that change meanwhile, no room on the disk.
+        ConfigError: the folder is there already, a begun build has other settings, or another process is building.
+        DataError: no usable sample, too many unusable ones, files that change meanwhile, no room on the disk, or a
+            begun build is damaged where that cannot be done again.
     """
     options.validate()
     out = Path(options.out)
@@ -83,13 +88,12 @@ def build(
     if out.exists():
         return _finished_before(out, job.plan)
     with room(job.folder):
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(job.folder):
+        with lock_folder(job.folder, "a build"):
             if out.exists():
                 return _finished_before(out, job.plan)
             _check_plan(job.folder, job.plan)
             manifest = job.finished() or job.run()
-            put_in_place(job.folder, out, (UNREADABLE, LOOKUP, PLAN, JOURNAL))
+            put_in_place(job.folder, out, (UNREADABLE, LOOKUP, JOURNAL, PLAN, LOCK))
     return manifest
 
 
@@ -135,7 +139,8 @@ class _Job:
         names = [layout.FILES, layout.PATHS, layout.SAMPLES, layout.RANGES, layout.MEDIA, f"{layout.TOKENS}.bin"]
         if embed:
             names.append(f"{layout.IMAGES}.bin")
-        streams = Streams(self.folder, names)
+        large = [f"{layout.IMAGES}.bin"]
+        streams = Streams(self.folder, names, seed=int(plan_digest(self.plan)[:16], 16), large=large)
         worker = Worker(self.datasets, self.encoder, self.folder, self.options.image_check == "full")
         try:
             with Pool(worker, self.options.workers) as pool:
@@ -148,58 +153,74 @@ class _Job:
         streams.close(sync=True)
         names += write_indexes(self.folder, embed)
         self._check_unchanged()
-        return write_manifest(self.folder, self.datasets, self.plan, streams.notes, names)
+        return write_manifest(self.folder, self.datasets, self.plan, streams, names)
 
     def finished(self) -> layout.Manifest | None:
-        """Return the manifest of a build that was ended between its last file and its place."""
-        return layout.Manifest.read(self.folder) if (self.folder / layout.MANIFEST).is_file() else None
+        """Return the manifest of a build that was ended between its last file and its place.
+
+        Raises:
+            ConfigError: it was built with other settings.
+            DataError: it is damaged.
+        """
+        if not (self.folder / layout.MANIFEST).exists():
+            return None
+        try:
+            manifest = verify(self.folder)
+        except DataError as error:
+            raise DataError(f"{error}; delete {printable(self.folder)} to start anew") from error
+        if manifest.plan_sha256 != plan_digest(self.plan):
+            raise ConfigError(
+                f"{printable(self.folder)} holds a build of other settings or annotations; delete the folder"
+            )
+        return manifest
 
     def _check_unchanged(self) -> None:
         for dataset, stamp in zip(self.datasets, self._stamps, strict=True):
             if _stamp(dataset.annotation) != stamp:
-                raise DataError(f"{dataset.annotation} changed while the data set was built; delete {self.folder}")
+                raise DataError(
+                    f"{printable(dataset.annotation)} changed while the data set was built; delete "
+                    f"{printable(self.folder)}"
+                )
 
 
 def _finished_before(out: Path, plan: dict[str, Any]) -> layout.Manifest:
     if not (out / layout.MANIFEST).is_file():
-        raise ConfigError(f"--out {out} is there already, and no indexed data set; choose another folder, or remove it")
-    manifest = layout.Manifest.read(out)
-    if manifest.plan_sha256 != plan_digest(plan):
         raise ConfigError(
-            f"--out {out} holds a data set built with other settings or from other annotations; "
+            f"--out {printable(out)} is there already, and no indexed data set; choose another folder, or remove it"
+        )
+    manifest = layout.Manifest.read(out)
+    if manifest.plan_sha256 != plan_digest({**plan, "version": manifest.version}):
+        raise ConfigError(
+            f"--out {printable(out)} holds a data set built with other settings or from other annotations; "
             "choose another folder, or remove it"
         )
     return manifest
 
 
 def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
-    path = folder / PLAN
-    if not path.is_file():
+    path, anew = folder / PLAN, f"delete {printable(folder)} to start anew"
+    plan = json.loads(json.dumps(plan))
+    if not os.path.lexists(path):
+        if (folder / JOURNAL).exists():
+            raise DataError(f"{printable(path)}: is missing beside a {JOURNAL}: what was begun is not known; {anew}")
         temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(plan, indent=1, ensure_ascii=False), encoding="utf-8")
+        temporary.write_text(json.dumps(seal(plan), indent=1, ensure_ascii=False), encoding="utf-8")
         os.rename(temporary, path)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before == json.loads(json.dumps(plan)):
-        return
-    names = [name for name in plan if before.get(name) != json.loads(json.dumps(plan[name]))]
-    raise ConfigError(
-        f"{folder} holds a build begun with other {', '.join(names)}; finish it with those, or delete the folder"
-    )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not folder.exists():  # renamed into place since it was opened
-            raise BlockingIOError
-        yield
-    except BlockingIOError:
-        raise ConfigError(f"{folder}: another process is building there") from None
-    finally:
-        os.close(descriptor)
+        content = read_json_object(path, DataError, unique=True)
+        before = unseal(content, printable(path), DataError)
+    except DataError as error:
+        raise DataError(f"{error}; {anew}") from error
+    if CHECK not in content:
+        raise ConfigError(f"{printable(path)}: a build begun by another version of this program; {anew}")
+    if before == plan:
+        return
+    names = [name for name in plan if before.get(name) != plan[name]]
+    raise ConfigError(
+        f"{printable(folder)} holds a build begun with other {', '.join(names)}; finish it with those, or delete the "
+        "folder"
+    )
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -209,6 +230,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 def _file_digest(path: str) -> str:
     digest = hashlib.sha256()
+    check_regular(path, DataError)
     with open(path, "rb") as stream:
         while block := stream.read(1 << 22):
             digest.update(block)

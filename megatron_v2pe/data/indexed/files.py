@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +15,23 @@ from PIL import Image
 
 from megatron_v2pe.data.decoding import decoding
 from megatron_v2pe.data.image_transform import opened_image
-from megatron_v2pe.data.indexed.layout import FILE, FILES, IMAGES, PATHS
+from megatron_v2pe.data.indexed.checksums import REMEDY
+from megatron_v2pe.data.indexed.layout import FILE, FILES, IMAGES, PATHS, SetFiles
 from megatron_v2pe.data.indexed.megatron_format import Sequences
 from megatron_v2pe.data.types import Picture
 from megatron_v2pe.data.video import list_frames
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.files import check_regular, read_bytes
+from megatron_v2pe.foreign.printable import printable
 
 LOOKUP, LOOKUP_ROW = "lookup.bin", np.dtype([("hash", "<u8"), ("number", "<i8")])
 """Records sorted by the hash of a path; there while a set is built."""
 _BLOCK = 1 << 22
+_LARGEST_IMAGE = 1 << 32
+"""Bytes of an image file, at most."""
+_PATH = struct.Struct("<q")
+_RECORD = struct.Struct("<qqiiq?32s")
+assert _RECORD.size == FILE.itemsize
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ def measure_video(path: str) -> Measured:
         sizes = [(os.path.basename(frame), os.path.getsize(frame)) for frame in list_frames(path)]
         return Measured(sum(size for _, size in sizes), hashlib.sha256(repr(sizes).encode()).digest())
     digest, size = hashlib.sha256(), 0
+    _check_there(path, "video")
     with decoding(path, "cannot be read"), open(path, "rb") as stream:
         while block := stream.read(_BLOCK):
             digest.update(block)
@@ -70,39 +81,77 @@ def measure_video(path: str) -> Measured:
 
 
 def read_file(path: str) -> bytes:
-    """Return what a file holds.
+    """Return what an image file holds.
 
     Raises:
-        DataError: no such image, or it cannot be read.
+        DataError: no such image, no regular file, or it cannot be read.
     """
-    try:
-        with open(path, "rb") as stream:
-            return stream.read()
-    except FileNotFoundError:
+    _check_there(path, "image")
+    return read_bytes(path, DataError, _LARGEST_IMAGE)
+
+
+def _check_there(path: str, kind: str) -> None:
+    if not os.path.exists(path):
         where = "" if os.path.isabs(path) else f" (from {os.getcwd()})"
-        raise DataError(f"{path}: no such image{where}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+        raise DataError(f"{printable(path)}: no such {kind}{where}")
+    check_regular(path, DataError)
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """The record of a file."""
+
+    path: str
+    size: int
+    copy: int
+    video: bool
+    sha256: bytes
 
 
 class FileTable:
     """The records of all files, memory-mapped: by number, or by path."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the table of a set, or of one being built."""
-        self._folder = folder
-        self.rows = map_records(folder / FILES, FILE)
-        self._paths = map_records(folder / PATHS, np.dtype("u1"))
+    def __init__(self, folder: Path, files: SetFiles | None = None) -> None:
+        """Open the table of a set, or of one being built.
+
+        Args:
+            folder: of the set.
+            files: of the set, with checksums; by default nothing is compared with any.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        files = files or SetFiles(folder)
+        self._folder, self._records, self._paths = folder, files.open(FILES), files.open(PATHS)
+        self.rows = self._records.records(FILE)
+        """`FILE` records, unchecked."""
 
     def __len__(self) -> int:
         """Return the number of files."""
         return len(self.rows)
 
+    def row(self, number: int) -> FileRow:
+        """Return the record of a file.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        start, record, last = number * FILE.itemsize, self._records, number + 1 == len(self.rows)
+        if number < 0:
+            raise DataError(f"{printable(record.path)}: file {number} is asked for: the data set is damaged; {REMEDY}")
+        record.check(start, start + FILE.itemsize + (0 if last else _PATH.size))
+        first, size, _, _, copy, video, sha256 = _RECORD.unpack_from(record.buffer, start)
+        end = self._paths.size if last else _PATH.unpack_from(record.buffer, start + FILE.itemsize)[0]
+        self._paths.check(first, end)
+        try:
+            path = str(self._paths.buffer[first:end], "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{printable(self._paths.path)}: path {number} is not UTF-8: {error}; {REMEDY}") from error
+        return FileRow(path, size, copy, video, sha256)
+
     def path(self, number: int) -> str:
-        """Return a file's path."""
-        start = int(self.rows["path"][number])
-        end = int(self.rows["path"][number + 1]) if number + 1 < len(self.rows) else len(self._paths)
-        return bytes(self._paths[start:end]).decode()
+        """Return a file's path; errors as of `row`."""
+        return self.row(number).path
 
     def find(self, path: str, video: bool) -> int:
         """Return the number of a path in its use as an image or as a video; needs the table `write_lookup` writes.
@@ -134,10 +183,10 @@ class FileTable:
 class FileStore:
     """Images of an indexed data set, embedded or from their paths, never other than when it was built."""
 
-    def __init__(self, folder: Path, embedded: bool) -> None:
-        """Open the files of a set."""
-        self.table = FileTable(folder)
-        self._copies = Sequences(folder / IMAGES) if embedded else None
+    def __init__(self, folder: Path, embedded: bool, files: SetFiles | None = None) -> None:
+        """Open the files of a set; arguments and errors as of `FileTable`."""
+        self.table = FileTable(folder, files)
+        self._copies = Sequences(folder / IMAGES, files) if embedded else None
 
     def open_picture(self, picture: Picture) -> Image.Image:
         """Read an image as RGB.
@@ -146,8 +195,9 @@ class FileStore:
             DataError: missing, damaged, or changed since the set was built.
         """
         assert picture.file is not None
+        row = self.table.row(picture.file)
         # Of a folder of frames the list alone is recorded.
-        content = None if self.table.rows["video"][picture.file] else self.content(picture.file)
+        content = None if row.video else self._content(row)
         with opened_image(picture.path, content) as image, decoding(picture.path, "damaged image"):
             return image.convert("RGB")
 
@@ -157,18 +207,42 @@ class FileStore:
         Raises:
             DataError: missing, or changed since the set was built.
         """
-        row = self.table.rows[number]
-        path = self.table.path(number)
-        embedded = self._copies is not None and row["copy"] >= 0
-        content = self._copies[int(row["copy"])].tobytes() if self._copies is not None and embedded else read_file(path)
-        if len(content) != row["size"]:
+        return self._content(self.table.row(number))
+
+    def _content(self, row: FileRow) -> bytes:
+        path, copy = printable(row.path), self._copy(row.copy)
+        content = read_file(row.path) if copy is None else copy
+        if len(content) != row.size:
             raise DataError(
-                f"{path}: {len(content)} bytes, {row['size']} when the data set was built: the image changed"
+                f"{path}: {len(content)} bytes, {row.size} when the data set was built: the image changed"
+                if copy is None
+                else f"{path}: {len(content)} bytes in the data set, {row.size} by its records: it is damaged; {REMEDY}"
             )
-        if hashlib.sha256(content).digest() != row["sha256"].tobytes():
-            where = "the data set is damaged" if embedded else "the image changed"
+        if hashlib.sha256(content).digest() != row.sha256:
+            where = f"the data set is damaged; {REMEDY}" if copy is not None else "the image changed"
             raise DataError(f"{path}: not the bytes the data set was built from (same size, other checksum): {where}")
         return content
+
+    def _copy(self, number: int) -> bytes | None:
+        """Return an embedded image; None: it is not embedded."""
+        if self._copies is None or number < 0:
+            return None
+        if number >= len(self._copies):
+            raise DataError(f"embedded image {number} of {len(self._copies)}: the data set is damaged; {REMEDY}")
+        return self._copies[number].tobytes()
+
+    def check_copies(self) -> Iterator[int]:
+        """Compare every embedded image with its checksum; yield the bytes of each.
+
+        Raises:
+            DataError: one is damaged.
+        """
+        seen = set[int]()
+        for number in range(len(self.table) if self._copies is not None else 0):
+            row = self.table.row(number)
+            if row.copy >= 0 and row.copy not in seen:
+                seen.add(row.copy)
+                yield len(self._content(row))
 
     def check_video(self, number: int, path: str) -> None:
         """Check that a video is what the set was built from: a file by its size, a folder by names and sizes.
@@ -176,24 +250,21 @@ class FileStore:
         Raises:
             DataError: it is gone, or has changed.
         """
-        row = self.table.rows[number]
+        row = self.table.row(number)
+        shown = printable(path)
         if path.endswith("/"):
-            found = measure_video(path)
-            if found.sha256 != row["sha256"].tobytes():
-                raise DataError(f"{path}: other frames than when the data set was built: the video changed")
+            if measure_video(path).sha256 != row.sha256:
+                raise DataError(f"{shown}: other frames than when the data set was built: the video changed")
             return
         size = os.path.getsize(path) if os.path.isfile(path) else None
-        if size != row["size"]:
+        if size != row.size:
             state = "is gone" if size is None else f"has {size} bytes"
-            raise DataError(f"{path}: {state}, {row['size']} when the data set was built: the video changed")
+            raise DataError(f"{shown}: {state}, {row.size} when the data set was built: the video changed")
 
 
 def map_records(path: Path, dtype: np.dtype) -> np.ndarray:
-    """Return the records of a file, memory-mapped; none if it is empty."""
-    if not path.stat().st_size:
-        return np.empty(0, dtype)
-    # A plain view of the map: the subclass runs Python code at every access.
-    return np.memmap(path, mode="r", dtype=dtype).view(np.ndarray)
+    """Return the records of a file, memory-mapped and unchecked; none if it is empty."""
+    return SetFiles(path.parent).open(path.name).records(dtype)
 
 
 def _hash(path: str) -> int:

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from megatron_v2pe.data.indexed import layout
+from megatron_v2pe.data.indexed.checksums import CHECKSUMS, write_checksums
 from megatron_v2pe.data.indexed.files import map_records
 from megatron_v2pe.data.indexed.megatron_format import write_index
 from megatron_v2pe.data.indexed.report import write_report
+from megatron_v2pe.data.indexed.streams import Streams
 from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.errors import DataError
 
@@ -37,7 +39,7 @@ def write_manifest(
     folder: Path,
     datasets: Sequence[Dataset],
     plan: dict[str, Any],
-    notes: Sequence[dict[str, Any]],
+    streams: Streams,
     names: Sequence[str],
 ) -> layout.Manifest:
     """Write reports and, once all is on the disk, the manifest.
@@ -46,13 +48,13 @@ def write_manifest(
         folder: of the build.
         datasets: the data list.
         plan: everything the result depends on, but for the images.
-        notes: of the journal.
+        streams: what was written piece by piece, closed; their notes and checksums are taken.
         names: of the files written so far.
 
     Raises:
         DataError: no usable sample.
     """
-    sets, skipped = _sets(datasets, plan, notes)
+    sets, skipped = _sets(datasets, plan, streams.notes)
     samples = map_records(folder / layout.SAMPLES, layout.SAMPLE)
     if not len(samples):
         lines = sum(len(dataset) for dataset in datasets)
@@ -61,7 +63,11 @@ def write_manifest(
             f"none of the {lines} samples can be used ({reasons}); mend them and run the same command again"
         )
     files = map_records(folder / layout.FILES, layout.FILE)
-    reports = write_report(folder, sets, samples, files, skipped)
+    names = [*names, *write_report(folder, sets, samples, files, skipped)]
+    summed = [name for name in names if layout.has_checksums(name)]
+    known = {name: streams.sums(name) for name in summed if name in streams}
+    digest = write_checksums(folder, summed, known)
+    names.append(CHECKSUMS)
     counts = {
         "samples": len(samples),
         "tokens": int(samples["tokens"].sum(dtype=np.int64)),
@@ -83,10 +89,11 @@ def write_manifest(
         lengths_sha256=_lengths_digest(sets, samples),
         datasets=sets,
         counts=counts,
-        sizes={name: (folder / name).stat().st_size for name in sorted([*names, *reports])},
+        sizes={name: (folder / name).stat().st_size for name in sorted(names)},
+        checksums_xxh3=digest,
     )
-    for path in folder.iterdir():
-        _sync(path)
+    for name in names:  # not of the lock: to open it anew would give it up
+        _sync(folder / name)
     manifest.write(folder)
     return manifest
 

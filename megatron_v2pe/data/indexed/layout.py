@@ -2,7 +2,8 @@
 
 | file | content |
 |---|---|
-| `manifest.json` | version, settings and fingerprints of the build, data sets, counts, size of every other file |
+| `manifest.json` | version, settings, fingerprints, data sets, counts, size of every other file, its own checksum |
+| `checksums.bin` | checksums of the blocks of every other file but `images.bin`, see `checksums` |
 | `tokens.bin`, `tokens.idx` | a Megatron-Core indexed data set (int32): one sequence a sample, an image is one token |
 | `samples.bin` | `SAMPLE` records: lengths, line, where the sample's other records begin |
 | `ranges.bin` | int32 [n, 2]: ranges of a sample's ids that are learned |
@@ -19,15 +20,28 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+from megatron_v2pe.data.indexed.checksums import BLOCK, CHECKSUMS, REMEDY, CheckedFile, read_checksums
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.files import check_name, check_regular
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Range, typed
+from megatron_v2pe.foreign.seal import CHECK, seal, unseal
+from megatron_v2pe.foreign.text import read_json_object
+from megatron_v2pe.logging import get_logger
 
-FORMAT, VERSION = "megatron-v2pe indexed data set", 1
+_log = get_logger(__name__)
+FORMAT, VERSION = "megatron-v2pe indexed data set", 2
+WITHOUT_CHECKSUMS = 1
+"""Version of the sets written before there were checksums; they are still read."""
 MANIFEST = "manifest.json"
+_Count = Annotated[int, Range(0)]
+_Positive = Annotated[float, Range(1e-300)]
 TOKENS, IMAGES = "tokens", "images"
 SAMPLES, RANGES, MEDIA, FILES, PATHS = "samples.bin", "ranges.bin", "media.bin", "files.bin", "paths.bin"
 TOKEN_TYPE = np.dtype("<i4")
@@ -78,14 +92,14 @@ class IndexedSet:
     name: str
     annotation: str
     annotation_sha256: str
-    lines: int
+    lines: _Count
     """Lines that are not empty."""
-    first: int
+    first: _Count
     """Number of its first sample."""
-    samples: int
+    samples: _Count
     """Lines that could be used."""
-    repeat_time: float
-    weight: float | None = None
+    repeat_time: _Positive
+    weight: _Positive | None = None
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -96,9 +110,9 @@ class IndexedSet:
 class Manifest:
     """Everything about an indexed data set but its records."""
 
-    settings: dict[str, Any]
+    settings: dict[str, str | int | float | bool | None]
     """Settings tokens and tiles depend on; a run with others is refused."""
-    limits: dict[str, Any]
+    limits: dict[str, _Count]
     """Lengths above which samples were left out."""
     tokenizer_sha256: str
     template_sha256: str
@@ -112,15 +126,23 @@ class Manifest:
     lengths_sha256: str
     """Fingerprint of what packs depend on: tokens and tiles of all samples, and their data sets."""
     datasets: tuple[IndexedSet, ...]
-    counts: dict[str, int]
-    sizes: dict[str, int]
+    counts: dict[str, _Count]
+    sizes: dict[str, _Count]
     """Bytes of every other file."""
+    version: int = VERSION
+    block: int = BLOCK
+    """Bytes a checksum stands for."""
+    checksums_xxh3: str = ""
+    """Of `checksums.bin`; 128 bits in hexadecimal digits."""
 
     def write(self, folder: Path) -> None:
         """Write the manifest as JSON; it is there whole or not at all."""
-        content = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        content = seal({"format": FORMAT, **asdict(self)})
         temporary = folder / f"{MANIFEST}.new"
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        with open(temporary, "w", encoding="utf-8") as stream:
+            stream.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
         os.rename(temporary, folder / MANIFEST)
 
     @classmethod
@@ -128,32 +150,115 @@ class Manifest:
         """Read the manifest of a folder and check every file's size against it.
 
         Raises:
-            DataError: no indexed data set, of another version, or a file of another size than written.
+            DataError: no indexed data set, of another version, damaged, or a file of another size than written.
         """
-        path = folder / MANIFEST
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        path, shown = folder / MANIFEST, printable(folder / MANIFEST)
+        if not path.exists():
             raise DataError(
-                f"{folder}: no {MANIFEST}: not a finished indexed data set; tools/preprocess_data.py makes one"
-            ) from None
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read: {error}") from error
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise DataError(f"{path}: not the manifest of an indexed data set")
-        if (version := content.pop("version", None)) != VERSION:
-            raise DataError(f"{path}: format version {version}, this program reads version {VERSION}; build it again")
+                f"{printable(folder)}: no {MANIFEST}: not a finished indexed data set; tools/preprocess_data.py makes "
+                "one"
+            )
+        content = read_json_object(path, DataError, unique=True)
+        if content.pop("format", None) != FORMAT:
+            raise DataError(f"{shown}: not the manifest of an indexed data set")
+        version = content.get("version")
+        if version == WITHOUT_CHECKSUMS and not {"block", "checksums_xxh3", CHECK} & set(content):
+            content |= {"block": 0, "checksums_xxh3": ""}
+        elif version != VERSION:
+            raise DataError(
+                f"{shown}: format version {printable(version)[:20]}, this program reads version {VERSION}; build it "
+                "again"
+            )
+        elif CHECK not in content:
+            raise DataError(f"{shown}: damaged: field {CHECK!r} is missing; {REMEDY}")
+        else:
+            content["format"] = FORMAT
         try:
-            content["datasets"] = tuple(IndexedSet(**entry) for entry in content["datasets"])
-            manifest = cls(**content)
-        except (TypeError, KeyError) as error:
-            raise DataError(f"{path}: damaged: {error}") from error
+            content = unseal(content, shown, DataError)
+            content.pop("format", None)
+            manifest = typed(cls, content, shown, DataError)
+            manifest._check(shown)
+        except DataError as error:
+            raise DataError(f"{error}; the data set is damaged; {REMEDY}") from error
         for name, size in manifest.sizes.items():
             file = folder / name
-            found = file.stat().st_size if file.is_file() else None
+            found = check_regular(file, DataError) if file.exists() else None
             if found != size:
                 state = "is missing" if found is None else f"has {found} bytes"
-                raise DataError(
-                    f"{file}: {state}, {size} were written: the data set is damaged; copy or build it again"
-                )
+                raise DataError(f"{printable(file)}: {state}, {size} were written: the data set is damaged; {REMEDY}")
         return manifest
+
+    def _check(self, source: str) -> None:
+        """Check what no type can hold: names that stay in the folder, files that have to be there, counts that agree.
+
+        Raises:
+            DataError: names the field.
+        """
+        for name in self.sizes:
+            check_name(name, f"{source}: sizes", DataError)
+        needed = [f"{TOKENS}.bin", f"{TOKENS}.idx", SAMPLES, RANGES, MEDIA, FILES, PATHS]
+        needed += [f"{IMAGES}.bin", f"{IMAGES}.idx"] if self.embedded else []
+        needed += [CHECKSUMS] if self.version == VERSION else []
+        for where, names, content in (
+            ("sizes", needed, self.sizes),
+            ("counts", ["samples", "longest", "most_tiles"], self.counts),
+            ("settings", ["image_token"], self.settings),
+        ):
+            if missing := [name for name in names if name not in content]:
+                raise DataError(f"{source}: {where}: {missing[0]!r} is missing")
+        if self.version == VERSION and self.block != BLOCK:
+            raise DataError(f"{source}: block: found {self.block}, expected {BLOCK}")
+        first = 0
+        for entry in self.datasets:
+            if entry.first != first or entry.samples > entry.lines:
+                raise DataError(
+                    f"{source}: data set {printable(entry.name)!r}: {entry.samples} samples of {entry.lines} lines "
+                    f"from number {entry.first} on, {first} samples stand before"
+                )
+            first += entry.samples
+        if first != self.counts["samples"]:
+            raise DataError(f"{source}: counts: found {self.counts['samples']} samples, its data sets have {first}")
+
+    @property
+    def summed(self) -> dict[str, int]:
+        """Bytes of every file that has checksums of its blocks."""
+        return {name: size for name, size in self.sizes.items() if has_checksums(name)}
+
+
+def has_checksums(name: str) -> bool:
+    """Tell whether the blocks of a file have checksums."""
+    return name not in (CHECKSUMS, f"{IMAGES}.bin")
+
+
+class SetFiles:
+    """The files of a data set, opened one by one, each with its checksums where there are any."""
+
+    def __init__(self, folder: Path, manifest: Manifest | None = None) -> None:
+        """Read the checksums.
+
+        Args:
+            folder: of the set.
+            manifest: of the set; None while it is being built: nothing is checked then.
+
+        Raises:
+            DataError: `checksums.bin` is damaged.
+        """
+        self.folder = folder
+        self._sums: dict[str, np.ndarray] = {}
+        if manifest is not None and manifest.version == WITHOUT_CHECKSUMS:
+            _warn(str(folder))
+        elif manifest is not None:
+            self._sums = read_checksums(folder, manifest.summed, manifest.checksums_xxh3)
+
+    def open(self, name: str) -> CheckedFile:
+        """Map a file."""
+        return CheckedFile(self.folder / name, self._sums.get(name))
+
+
+@cache
+def _warn(folder: str) -> None:
+    _log.warning(
+        "%s was built before data sets had checksums: damage inside its files cannot be noticed; build it again to "
+        "change that",
+        printable(folder),
+    )

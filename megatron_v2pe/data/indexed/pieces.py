@@ -6,7 +6,10 @@ A build that was stopped goes on behind the last piece noted.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,6 +23,7 @@ from megatron_v2pe.data.indexed.streams import Streams
 from megatron_v2pe.data.indexed.work import UNREADABLE, Encoded
 from megatron_v2pe.data.sources import Dataset, LineBlock
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.logging import get_logger
 
 _log = get_logger(__name__)
@@ -64,22 +68,27 @@ class Pieces:
             DataError: a file changes meanwhile, or there is no room on the disk.
         """
         self._forget_what_was_mended()
-        done = sum(note["files"] for note in self._streams.notes if "files" in note)
-        if any("samples" in note for note in self._streams.notes):
-            return
+        if not any("samples" in note for note in self._streams.notes):
+            self._measure_rest(sum(note["files"] for note in self._streams.notes))
+        # Made anew whenever a build goes on: what is worked out again needs no checksum.
+        (self._folder / UNREADABLE).write_text(json.dumps(_unreadable(self._streams)), encoding="utf-8")
+        FileTable(self._folder).write_lookup()
+
+    def _measure_rest(self, done: int) -> None:
+        """Measure all files but the first `done`, which are measured already."""
         named: dict[tuple[str, bool], None] = {}
         with _progress(self._lines, "lines", "looking for images") as bar:
             for (_, block), found in zip(self._blocks(), self._pool.results("find_files", self._blocks()), strict=True):
                 named.update(dict.fromkeys(found))
                 bar.update(len(block.rows))
+        if self._embed:
+            check_room(self._folder, (path for path, video in list(named)[done:] if not video))
         copies = _Copies(self._folder) if self._embed else None
         with _progress(len(named), "files", "reading images", done) as bar:
             for chunk, measured in self._measured(list(named)[done:]):
                 self._add_files(chunk, measured, copies, done)
                 done += len(chunk)
                 bar.update(len(chunk))
-        (self._folder / UNREADABLE).write_text(json.dumps(_unreadable(self._streams)), encoding="utf-8")
-        FileTable(self._folder).write_lookup()
 
     def encode(self) -> None:
         """Encode all samples; blocks of lines done before are not read again.
@@ -160,8 +169,8 @@ class Pieces:
         if limit is not None and len(skipped) > limit:
             dataset, line, reason = skipped[limit]
             raise DataError(
-                f"{self._datasets[dataset].annotation}:{line}: {reason}\n{len(skipped)} samples cannot be used, "
-                f"--max-skipped allows {limit}; mend them or allow more, {self._folder} is kept"
+                f"{printable(self._datasets[dataset].annotation)}:{line}: {reason}\n{len(skipped)} samples cannot be "
+                f"used, --max-skipped allows {limit}; mend them or allow more, {printable(self._folder)} is kept"
             )
 
 
@@ -178,6 +187,38 @@ class _Copies:
         """Return the number of the copy with this content, and whether it is new."""
         new = sha256 not in self._places
         return self._places.setdefault(sha256, len(self._places)), new
+
+
+def check_room(folder: Path, images: Iterable[str]) -> None:
+    """Look whether image files fit onto the disk before hours are spent on copying them.
+
+    Files of the same bytes are copied once, which only reading tells; files of different sizes are different. What
+    the sizes that occur take is needed for certain; where all files together take more than is free, a line in the log
+    says so.
+
+    Raises:
+        DataError: there is no room for certain; names both numbers.
+    """
+    sizes, total = set[int](), 0
+    for path in images:
+        try:
+            found = os.stat(path)
+        except (OSError, ValueError):
+            continue  # named when it is read
+        if stat.S_ISREG(found.st_mode):
+            sizes.add(found.st_size)
+            total += found.st_size
+    free, least = shutil.disk_usage(folder).free, sum(sizes)
+    if least > free:
+        raise DataError(
+            f"{printable(folder)}: {free} bytes are free, the images to be embedded take {least} or more; make room "
+            "and run the same command again, or keep --images reference"
+        )
+    if total > free:
+        _log.warning(
+            "%s: %d bytes are free, the images to be embedded take up to %d, less where files are equal",
+            *(printable(folder), free, total),
+        )
 
 
 def _progress(total: int, unit: str, what: str, done: int = 0) -> tqdm:  # type: ignore[type-arg]

@@ -5,7 +5,6 @@ A piece of work is a function of its arguments and of files on disk, so that it 
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,8 @@ from megatron_v2pe.data.sources import Dataset, LineBlock
 from megatron_v2pe.data.text import image_starts
 from megatron_v2pe.data.types import Clip, EncodedSample, Picture
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.text import read_json_object
 
 UNREADABLE = "unreadable.json"
 """Number of a file -> why it could not be read; there while a set is built."""
@@ -99,17 +100,19 @@ class Worker:
             try:
                 number = table.find(path, video)
             except KeyError:
-                raise DataError(f"{path}: not among the images found at first: the annotation changed") from None
+                raise DataError(
+                    f"{printable(path)}: not among the images found at first: the annotation changed"
+                ) from None
             _, size, width, height, *_ = table.rows[number].item()
             if size < 0:
-                raise DataError(self._unreadable[str(number)])
+                raise DataError(self._unreadable.get(str(number), f"{printable(path)}: could not be read"))
             return number, width, height
 
         return find
 
     @cached_property
     def _unreadable(self) -> dict[str, str]:
-        return json.loads((self.folder / UNREADABLE).read_text(encoding="utf-8"))
+        return read_json_object(self.folder / UNREADABLE, DataError)
 
 
 class _Records:

@@ -86,7 +86,10 @@ def test_bad_lines(tmp_path):
     assert (check.lines, check.num_bad_lines, check.images) == (6, 5, 0) and not check.complete
     assert [fault.line for fault in check.bad_lines] == [2, 4, 5, 6, 7]
     text = as_text("list", [check])
-    assert f"{tmp_path}/data/own.jsonl:2: malformed JSON" in text and "own.jsonl:5: image: expected a path" in text
+    assert (
+        f"{tmp_path}/data/own.jsonl:2: the line: not valid JSON" in text
+        and "own.jsonl:5: image: expected a path" in text
+    )
 
 
 def test_paths_are_those_of_training(tmp_path):
@@ -134,7 +137,9 @@ def test_an_entry_that_cannot_be_used_does_not_hide_the_others(case):
 def test_a_list_that_is_none(tmp_path, content):
     if content is not None:
         (tmp_path / "list.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"list.json: (cannot be read|not valid JSON|expected an object)"):
+    with pytest.raises(
+        ConfigError, match=r"list.json: (cannot be read|not valid JSON|holds a list|expected an object)"
+    ):
         check_data_list(tmp_path / "list.json")
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tracemalloc
 
 import pytest
 
-from megatron_v2pe.data.sources import Dataset, read_data_list
+from megatron_v2pe.data.sources import LONGEST_WORD, Dataset, read_data_list
 from megatron_v2pe.errors import ConfigError, DataError
 
+NO_PATHS = (0, 0.0, False, True, {}, 1, -3.5, {"a": "b.png"})
 ASK = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
 
 
 def write(folder, lines, **entry):
-    (folder / "a.jsonl").write_text(
-        "".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
-    )
+    encoded = (line if isinstance(line, bytes | str) else json.dumps(line) + "\n" for line in lines)
+    (folder / "a.jsonl").write_bytes(b"".join(line if isinstance(line, bytes) else line.encode() for line in encoded))
     entry = {"annotation": str(folder / "a.jsonl"), "data_augment": False, "repeat_time": 1, **entry}
     path = folder / "meta.json"
     path.write_text(json.dumps({"set": {key: value for key, value in entry.items() if value is not None}}))
@@ -84,7 +85,7 @@ def test_root_may_end_in_a_colon(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"conversations": [\n', "malformed JSON"),
+        ('{"conversations": [\n', "not valid JSON"),
         ("[1]\n", "holds a list, expected an object"),
         ({"image": "x"}, "'conversations' is missing or empty"),
         ({"conversations": [{"from": "human"}]}, "turn 1 has no text"),
@@ -99,12 +100,26 @@ def test_root_may_end_in_a_colon(tmp_path):
         ({"video": "v.mp4", "clip": [1], "conversations": ASK}, r"clip: expected .* found \[1\]"),
         ({"video": "v.mp4", "clip": {"a": 1}, "conversations": ASK}, "clip: expected"),
         ({"video": "v.mp4", "clip": [None, 2], "conversations": ASK}, "clip: expected"),
-        ({"video": "v.mp4", "clip": [10**400, 2], "conversations": ASK}, "clip: expected"),
+        ({"video": "v.mp4", "clip": [10**300, 2], "conversations": ASK}, "clip: expected"),
         ({"video": "v.mp4", "clip": [float("nan"), 2], "conversations": ASK}, "clip: expected"),
         ({"conversations": [{"from": "human", "value": "\ud83d"}, ASK[1]]}, "turn 1 holds half a surrogate pair"),
         ({"conversations": [ASK[0], {"from": "gpt", "value": " \n"}]}, "turn 2 is an empty answer"),
-        ('{"length": ' + "1" * 5000 + "}\n", "malformed JSON"),
-        ("[" * 100_000 + "\n", "malformed JSON"),
+        ('{"length": ' + "1" * 5000 + "}\n", "a number of 5000 digits"),
+        ("[" * 100_000 + "\n", "nested deeper than 64"),
+        ('{"a": "\xff"}\n'.encode("latin-1"), "not UTF-8: byte 7"),
+        *(({"image": value, "conversations": ASK}, "image: expected a path") for value in NO_PATHS),
+        *(({"video": value, "conversations": ASK}, "video: expected a path") for value in (*NO_PATHS, [])),
+        *(({"image": [value], "conversations": ASK}, "image: expected a path") for value in (*NO_PATHS, "", [], None)),
+        *(
+            ({"video": "v.mp4", "clip": value, "conversations": ASK}, r"clip: expected \[start, end\] in seconds")
+            for value in (0, False, "", [], {}, ["1", "2"], [True, 2], [float("inf"), 2], [1, 2, 3], [[1, 2]])
+        ),
+        *(
+            ({"conversations": value}, "conversations")
+            for value in (0, False, {}, "a", [[]], [None], ["a"], [{"from": 1, "value": "a"}], [{"from": "human"}])
+        ),
+        ({"conversations": [{"from": "human", "value": ["a"]}, ASK[1]]}, "turn 1 has no text"),
+        ({"conversations": [ASK[0], {"from": "gpt", "value": "w" * (LONGEST_WORD + 1)}]}, "turn 2 has 1048577 charac"),
     ],
 )
 def test_bad_lines(tmp_path, line, message):
@@ -122,8 +137,25 @@ def test_bad_lines(tmp_path, line, message):
         ({"data_augment": None}, "field 'data_augment' is missing"),
         ({"annotation": "a.json"}, "a.json is not a .jsonl file"),
         ({"annotation": "gone.jsonl"}, "gone.jsonl: no such file"),
-        ({"rot": "x"}, "unknown field rot; known are annotation"),
-        ({"max_dynamic_patch": 0}, "max_dynamic_patch is 0"),
+        ({"rot": "x"}, "unknown field 'rot'; expected annotation, data_augment"),
+        ({"max_dynamic_patch": 0}, "max_dynamic_patch: found 0, expected between 1 and 4096"),
+        ({"max_dynamic_patch": True}, "max_dynamic_patch: found true, expected a whole number"),
+        ({"max_dynamic_patch": 1.5}, "max_dynamic_patch: found 1.5, expected a whole number"),
+        ({"repeat_time": "2"}, "repeat_time: found the text '2', expected a number"),
+        ({"repeat_time": True}, "repeat_time: found true, expected a number"),
+        ({"repeat_time": -1}, "repeat_time: found -1"),
+        ({"repeat_time": 1e300}, "repeat_time: found 1e\\+300, expected between 0 and 1000000.0"),
+        ({"weight": 0}, "weight is 0, expected a number above 0"),
+        ({"weight": [1]}, "weight: found a list, expected a number"),
+        ({"data_augment": 1}, "data_augment: found 1, expected true or false"),
+        ({"dynamic_image_size": "yes"}, "dynamic_image_size: found the text 'yes', expected true or false"),
+        ({"root": 5}, "root: found 5, expected text"),
+        ({"root2": ["a"]}, "root2: found a list, expected text"),
+        ({"http_root": {}}, "http_root: found an object, expected text"),
+        ({"annotation": 7}, "annotation: found 7, expected text"),
+        ({"annotation": "\0.jsonl"}, "annotation is '.x00.jsonl', which is no path"),
+        ({"annotation": "/dev/zero.jsonl"}, "no such file"),
+        ({"root": "\ud83d"}, "root is '.ud83d', which is no path"),
     ],
 )
 def test_bad_entries(tmp_path, entry, message):
@@ -139,3 +171,57 @@ def test_bad_lists(tmp_path):
         read_data_list(tmp_path / "meta.json")
     with pytest.raises(ConfigError, match="holds no samples"):
         read_data_list(write(tmp_path, ["\n"]))
+    entry = json.dumps({"annotation": str(tmp_path / "a.jsonl"), "data_augment": False, "repeat_time": 1})
+    for content, message in (
+        ("[]", "holds a list, expected an object"),
+        ("{}", "found an empty one"),
+        ('{"a": 5}', "dataset 'a': found a whole number, expected an object"),
+        (f'{{"a": {entry}, "a": {entry}}}', "'a' stands twice"),
+        (f'{{"": {entry}}}', "expected a name of 1 to 255 characters that can be shown"),
+        (f'{{"\\u001b[31m": {entry}}}', r"dataset '.x1b\[31m': expected a name"),
+        ("[" * 100_000, "nested deeper than 64"),
+        ('{"a": NaN}', "NaN is no number"),
+    ):
+        (tmp_path / "meta.json").write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            read_data_list(tmp_path / "meta.json")
+    (tmp_path / "meta.json").write_bytes(b'{"a\xff": 1}')
+    with pytest.raises(ConfigError, match="not UTF-8: byte 3"):
+        read_data_list(tmp_path / "meta.json")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_an_annotation_that_is_no_file(tmp_path, kind):
+    path, entry = tmp_path / "b.jsonl", {"data_augment": False, "repeat_time": 1}
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    (tmp_path / "list.json").write_text(json.dumps({"set": {**entry, "annotation": str(path)}}))
+    with pytest.raises(ConfigError, match=rf"b.jsonl: a {kind}, expected a"):
+        read_data_list(tmp_path / "list.json")
+    with pytest.raises(DataError, match=rf"b.jsonl: a {kind}, expected a"):
+        len(Dataset("d", str(path)))
+
+
+def test_a_line_without_end(tmp_path, monkeypatch):
+    """It is refused by its number, the others are read, and memory holds no more of it than may be read."""
+    monkeypatch.setattr("megatron_v2pe.data.sources.LARGEST_LINE", 1000)
+    row = {"conversations": ASK}
+    long = {"conversations": [{"from": "human", "value": "a " * 100_000}, ASK[1]]}
+    (dataset,) = read_data_list(write(tmp_path, [row, long, row]))
+    assert [dataset.id_of(index).line for index in range(3)] == [1, 2, 3]
+    assert dataset.read(0) and dataset.read(2)
+    with pytest.raises(DataError, match="a line of more than 1000 bytes"):
+        dataset.read(1)
+    for block in dataset.blocks(128, 4000):
+        for number, line in block.read(dataset.annotation):
+            assert number == 2 or dataset.parse(line, number)
+
+
+def test_fields_that_are_not_used_may_hold_anything(tmp_path):
+    row = {"id": float("nan"), "more": [[1e400]], "conversations": [{**ASK[0], "weight": None}, ASK[1]]}
+    (dataset,) = read_data_list(write(tmp_path, [row, {"image": [], "video": None, "clip": None, **row}]))
+    assert not dataset.read(0).images and not dataset.read(1).images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from megatron_v2pe.data.documents import DocumentEncoder
+from megatron_v2pe.data.image_transform import image_size
+from megatron_v2pe.data.indexed.files import measure_image, measure_video
 from megatron_v2pe.data.pictures import read_tiles
 from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.data.video import draw_frames, frame_range, list_frames, read_frames
@@ -124,7 +127,7 @@ def test_damaged_videos(clips, monkeypatch, name):
 def test_decoder_errors_of_any_kind(clips, monkeypatch, error, name):
     import av
 
-    def fails(path):
+    def fails(path, **options):
         raise error
 
     monkeypatch.setattr(av, "open", fails)
@@ -145,3 +148,39 @@ def test_real_videos(name, frames):
     assert frame_range(path, None) == (0, frames)
     first, last = read_frames(path, [0, frames - 1])
     assert np.abs(np.asarray(first, float) - np.asarray(last, float)).mean() > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.m3u8", b"#EXTM3U\n#EXTINF:4,\nclip.mp4\n#EXT-X-ENDLIST\n"),
+        ("list.mp4", b"ffconcat version 1.0\nfile clip.mp4\n"),
+        ("web.mp4", b"ffconcat version 1.0\nfile http://127.0.0.1:9/clip.mp4\n"),
+        ("session.mp4", b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n"),
+    ],
+)
+def test_lists_of_other_files_are_no_videos(clips, name, content):
+    assert frame_range(str(clips / "clip.mp4"), None) == (0, 40)
+    (clips / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name}: not a video"):
+        frame_range(str(clips / name), None)
+
+
+def test_names_that_look_like_addresses(clips, monkeypatch):
+    monkeypatch.chdir(clips)
+    for name in ("concat:clip.mp4|clip.mp4", "http:clip.mp4", "file:x.mp4"):
+        (clips / name).write_bytes((clips / "clip.mp4").read_bytes())
+        assert frame_range(name, None) == (0, 40)
+    with pytest.raises(DataError, match="no such video"):
+        frame_range("http://127.0.0.1:9/clip.mp4", None)
+
+
+@pytest.mark.parametrize("name", ["pipe.mp4", "pipe.gif", "pipe.png"])
+def test_pipes_are_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    path = str(tmp_path / name)
+    with pytest.raises(DataError, match=f"{name}: a pipe, expected a regular file"):
+        image_size(path) if name.endswith("png") else frame_range(path, None)
+    for measure in (lambda: measure_image(path, False), lambda: measure_video(path)):
+        with pytest.raises(DataError, match=f"{name}: a pipe, expected a regular file"):
+            measure()

@@ -17,6 +17,7 @@ from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.pictures import read_tiles
 from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.foreign.seal import seal
 from megatron_v2pe.testing.data_cases import assert_same_folders
 from megatron_v2pe.testing.small_data import FACTS, config_for
 
@@ -132,7 +133,8 @@ def test_damaged_manifests(case, tmp_path):
     manifest = case.build(tmp_path / "set").folder / "manifest.json"
     whole = json.loads(manifest.read_text())
     for content, message in (
-        ([], "not the manifest"),
+        ([], "manifest.json: holds a list, expected an object"),
+        ({}, "not the manifest"),
         ({key: value for key, value in whole.items() if key != "datasets"}, "damaged"),
         ({**whole, "extra": 1}, "damaged"),
     ):
@@ -210,15 +212,17 @@ def test_other_versions_and_half_built_folders_are_refused(case, tmp_path):
     content = bytearray(index.read_bytes())
     content[9] = 2
     index.write_bytes(content)
-    with pytest.raises(DataError, match=r"tokens.idx: version 2, .* expected version 1"):
+    with pytest.raises(DataError, match=r"tokens.idx: bytes 0 to \d+ are not those that were written"):
         IndexedSamples(tmp_path / "set")
+    with pytest.raises(DataError, match=r"tokens.idx: version 2, .* expected version 1"):
+        Sequences(tmp_path / "set" / "tokens")
     content[:9] = b"something"
     index.write_bytes(content)
     with pytest.raises(DataError, match="not the index of a Megatron-Core indexed data set"):
-        IndexedSamples(tmp_path / "set")
+        Sequences(tmp_path / "set" / "tokens")
     manifest = tmp_path / "set" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 7'))
-    with pytest.raises(DataError, match="format version 7, this program reads version 1"):
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 7'))
+    with pytest.raises(DataError, match="format version 7, this program reads version 2"):
         IndexedSamples(tmp_path / "set")
     manifest.unlink()
     with pytest.raises(DataError, match=r"no manifest.json: not a finished indexed data set"):
@@ -267,8 +271,15 @@ def test_other_settings_are_refused(case, tmp_path, tokenizer):
     with pytest.raises(ConfigError, match="holds a data set built with other settings"):
         case.build(tmp_path / "set", encoder=other)
     (tmp_path / "begun.building").mkdir()
-    (tmp_path / "begun.building" / "plan.json").write_text(json.dumps({"seed": 5}))
+    plan = tmp_path / "begun.building" / "plan.json"
+    plan.write_text(json.dumps(seal({"seed": 5})))
     with pytest.raises(ConfigError, match=r"begun.building holds a build begun with other .*settings"):
+        case.build(tmp_path / "begun")
+    plan.write_text(json.dumps({"seed": 5}))
+    with pytest.raises(ConfigError, match=r"plan.json: a build begun by another version of this program; delete"):
+        case.build(tmp_path / "begun")
+    plan.write_text(json.dumps(seal({"seed": 5})).replace("5", "6", 1))
+    with pytest.raises(DataError, match=r"plan.json: damaged: changed since it was written .* to start anew"):
         case.build(tmp_path / "begun")
     samples.check(case.encoder.config, tokenizer, FACTS)
     with pytest.raises(ConfigError, match=r"built with max_dynamic_patch 6 \(now 3\)"):

@@ -32,15 +32,17 @@ def finished(
     """
     try:
         status = work()
-        sys.stdout.flush()
-        return status or 0
+        return _flushed(status or 0)
     except BrokenPipeError:  # `| head` has seen enough
         _forget_output()
         return exit_status.BROKEN_PIPE
     except KeyboardInterrupt:
         _say(f"\n{interrupted}")
         return exit_status.INTERRUPTED
-    except (V2PEError, OSError) as error:
+    except OSError as error:
+        _say(f"error: {error if error.filename is not None else error.strerror or error}")
+        return exit_status.of(error)
+    except V2PEError as error:
         _say(f"error: {error}")
         return exit_status.of(error)
 
@@ -59,13 +61,7 @@ def run_tool(main: Callable[[], int]) -> NoReturn:
         status = exit_status.of(ended)
     except BaseException:
         traceback.print_exc()
-    try:
-        sys.stdout.flush()
-    except OSError as error:  # a full disk behind it, say
-        status = exit_status.BROKEN_PIPE if isinstance(error, BrokenPipeError) else exit_status.of(error)
-        if status != exit_status.BROKEN_PIPE:
-            _say(f"error: standard output: {error.strerror}")
-        _forget_output()
+    status = _flushed(status)
     if status:
         end_now(status)
     timer = threading.Timer(GRACE_SECONDS, end_now, [status])
@@ -93,6 +89,18 @@ def _say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     except OSError:
         pass
+
+
+def _flushed(status: int) -> int:
+    """Write what is still to be written; return the status, or that of a disk that is full, say."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            _say(f"error: standard output: {error.strerror}")
+        _forget_output()
+        return exit_status.of(error)
+    return status
 
 
 def _forget_output() -> None:

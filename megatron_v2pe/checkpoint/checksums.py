@@ -126,9 +126,11 @@ class Checksums:
 class SummedStream:
     """A stream that is written to, and the checksum of what was written since the last look."""
 
-    def __init__(self, stream: Sink) -> None:
-        """Write to `stream`."""
-        self._stream = stream
+    def __init__(self, stream: Sink, name: str) -> None:
+        """Write to `stream`, the file called `name`."""
+        self._stream, self._name = stream, name
+        self.failed: OSError | None = None
+        """Why a write failed: who writes through a library may see another error than this."""
         self._hash = xxhash.xxh3_128()
         self.place = 0
         """Bytes written."""
@@ -136,7 +138,11 @@ class SummedStream:
     def write(self, content: Any) -> int:
         """Write bytes and add them to the checksum."""
         self._hash.update(content)
-        self._stream.write(content)
+        try:
+            self._stream.write(content)
+        except OSError as error:
+            self.failed = OSError(error.errno, error.strerror, self._name)
+            raise self.failed from error
         self.place += len(content)
         return len(content)
 

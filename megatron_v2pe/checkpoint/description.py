@@ -6,6 +6,7 @@ they are written, and read by `foreign.pickles` without running what they ask fo
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -139,7 +140,9 @@ def write_description(folder: Path, written: Written, common: Any) -> None:
         write_pickle(metadata, stream)
         stream.flush()
         os.fsync(stream.fileno())
-    torch.save(common, folder / COMMON)
+    archive = io.BytesIO()
+    torch.save(common, archive)  # not to the file: of a full disk PyTorch only says "unexpected pos"
+    (folder / COMMON).write_bytes(archive.getvalue())
     (folder / MEGATRON_CONFIG).write_text(json.dumps(_BACKENDS), encoding="utf-8")
 
 

@@ -37,7 +37,7 @@ from megatron_v2pe.checkpoint.folder import (
 )
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
-from megatron_v2pe.device.agreement import on_every_rank, on_first_rank
+from megatron_v2pe.device.agreement import on_every_rank, on_first_rank, writing
 from megatron_v2pe.errors import CheckpointError, SpaceError
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.text import read_json
@@ -45,6 +45,8 @@ from megatron_v2pe.logging import get_logger
 from megatron_v2pe.version import __version__
 
 _log = get_logger(__name__)
+_BESIDE = 1 << 20
+"""Bytes of what lies beside the tensors, about; only for the look at the disk's free space."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,9 @@ def save(
     tensors["optimizer"] = optimizer_state.state_to_save(optimizer, tensors["model"], metadata)
     parts, common = sharded.parts_to_save(tensors)
     size = sharded.bytes_of(parts, next(model.parameters()).device)
-    on_first_rank(lambda: _begin(temporary, size))
+    on_first_rank(lambda: _begin(temporary, size + _BESIDE))
     try:
-        written = _gathered(on_every_rank(lambda: sharded.write_parts(temporary, parts)))
+        written = _gathered(on_every_rank(lambda: _write_parts(temporary, parts)))
         on_first_rank(
             lambda: _finish(temporary, written, common, state, _description(state.iteration, model), hf_source, files)
         )
@@ -172,9 +174,15 @@ def _begin(temporary: Path, size: int) -> None:
     free = shutil.disk_usage(root).free
     if size > free:
         raise SpaceError(
-            f"{temporary}: a checkpoint takes {size} bytes, {free} are free; make room and run the same command again"
+            f"{temporary}: a checkpoint takes about {size} bytes, {free} are free; make room and run the same command "
+            "again"
         )
     temporary.mkdir()
+
+
+def _write_parts(temporary: Path, parts: list[Any]) -> Written:
+    with writing(temporary):
+        return sharded.write_parts(temporary, parts)
 
 
 def _gathered(written: Written) -> Written:
@@ -197,15 +205,29 @@ def _finish(
     files: Mapping[str, str] | None,
 ) -> None:
     """Write what lies beside the tensors, checksums last."""
-    write_description(temporary, written, common)
-    shutil.copytree(hf_source / HF_FOLDER, temporary / HF_FOLDER)
-    _write_json(temporary / TRAINING_STATE, asdict(state))
-    for name, content in (files or {}).items():
-        write_text(temporary / name, content)
-    _write_json(temporary / DESCRIPTION, description)
-    sums = sums_of_files(temporary, but=written.sizes)
-    _check_copies(sums, hf_source)
-    Checksums({**written.file_sums(), **sums}).write(temporary)
+    with writing(temporary):
+        write_description(temporary, written, common)
+        _copy(hf_source / HF_FOLDER, temporary / HF_FOLDER)
+        _write_json(temporary / TRAINING_STATE, asdict(state))
+        for name, content in (files or {}).items():
+            write_text(temporary / name, content)
+        _write_json(temporary / DESCRIPTION, description)
+        sums = sums_of_files(temporary, but=written.sizes)
+        _check_copies(sums, hf_source)
+        Checksums({**written.file_sums(), **sums}).write(temporary)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a folder's files; unlike `shutil.copytree`, one that fails ends it, with its own error."""
+    target.mkdir()
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if path.is_dir():
+            copy.mkdir()
+        else:
+            content = path.read_bytes()
+            with writing(copy):
+                copy.write_bytes(content)
 
 
 def _check_copies(sums: Mapping[str, FileSum], hf_source: Path) -> None:
@@ -261,8 +283,12 @@ def _write_json(path: Path, content: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write through a temporary file and flush to disk, so that the file is never half there."""
     temporary = path.with_name(f".{path.name}.writing")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    try:
+        with writing(path), temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -32,7 +32,7 @@ class TorchDistWriter:
         """
         self._name = f"__{rank}_0.distcp"
         self._file = (folder / self._name).open("wb")
-        self._stream = SummedStream(self._file)
+        self._stream = SummedStream(self._file, self._file.name)
         self.written = Written()
 
     def __enter__(self) -> TorchDistWriter:
@@ -69,6 +69,10 @@ class TorchDistWriter:
         torch.serialization.set_crc32_options(False)  # PyTorch does not look at them, and they take most of the time
         try:
             torch.save(values, self._stream)  # type: ignore[arg-type]
+        except RuntimeError:
+            if self._stream.failed is not None:  # "unexpected pos", says PyTorch of a full disk
+                raise self._stream.failed from None
+            raise
         finally:
             torch.serialization.set_crc32_options(checksums)
         length, digest = self._stream.place - start, self._stream.take()

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar, cast
 
 import torch.distributed as dist
@@ -57,6 +59,17 @@ def on_first_rank(action: Callable[[], Result]) -> Result | None:
         V2PEError: what rank 0 met, on every rank.
     """
     return on_every_rank(lambda: action() if dist.get_rank() == 0 else None)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name a file or folder in a refused system call that names none: a write to an open file does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
 
 
 def as_error(error: OSError) -> V2PEError:

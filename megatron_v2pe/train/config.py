@@ -115,7 +115,7 @@ class V2PEConfig:
 class AdamWConfig:
     """AdamW, its learning rate over the run, and clipping."""
 
-    lr: Annotated[float, Range(0, 10)] = 5e-6
+    lr: Annotated[float, Range(1e-30, 10)] = 5e-6
     """Highest learning rate, reached after warm-up."""
     min_lr: Annotated[float, Range(0, 10)] = 0.0
     """Learning rate at the end of the decay."""
@@ -131,7 +131,7 @@ class AdamWConfig:
     """Decay of the first moment."""
     adam_beta2: _Beta = 0.999
     """Decay of the second moment."""
-    adam_eps: Annotated[float, Range(0, 1)] = 1e-8
+    adam_eps: Annotated[float, Range(1e-30, 1)] = 1e-8
     """Added to the root of the second moment."""
     clip_grad: Annotated[float, Range(0, 10**6)] = 1.0
     """Largest global gradient norm; 0: no clipping."""
@@ -139,15 +139,11 @@ class AdamWConfig:
     def validate(self) -> None:
         """Check ranges."""
         config_tree.check_values(self, "optimizer")
-        if not self.lr > 0:
-            raise ConfigError(f"optimizer.lr is {self.lr}, expected above 0")
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"optimizer.min_lr is {self.min_lr}, expected between 0 and lr {self.lr}")
         for name in ("adam_beta1", "adam_beta2"):
             if not getattr(self, name) < 1:
                 raise ConfigError(f"optimizer.{name} is {getattr(self, name)}, expected 0 or more and below 1")
-        if not self.adam_eps > 0:
-            raise ConfigError(f"optimizer.adam_eps is {self.adam_eps}, expected above 0")
 
     def warmup_steps(self, train_steps: int) -> int:
         """Return the steps of warm-up in a run of `train_steps`: the ratio, rounded up."""

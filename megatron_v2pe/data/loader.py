@@ -19,12 +19,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
-from megatron_v2pe.data.indexed.plan import IndexedPlan
+from megatron_v2pe.data.indexed.plan import IndexedPlan, IndexedPlanState
 from megatron_v2pe.data.indexed.reader import IndexedReader
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.pack_reader import PackReader, ReadPack
-from megatron_v2pe.data.plan import PackPlan
+from megatron_v2pe.data.plan import PackPlan, PackPlanState
 from megatron_v2pe.data.prefetch import prefetch
 from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.data.sources import read_data_list
@@ -186,6 +186,13 @@ class _Turns(Sampler[Any]):
         return self._packs()
 
 
+def _skipped(state: dict[str, Any] | None, indexed: bool) -> dict[str, int] | None:
+    """Check the state of an earlier run; return the samples it refused, by cause."""
+    if state is None:
+        return None
+    return IndexedPlanState.read(state).skipped if indexed else PackPlanState.read(state).skipped
+
+
 def build_loader(
     config: DataConfig,
     tokenizer: Tokenizer,
@@ -217,7 +224,7 @@ def build_loader(
         DataError: an indexed set is damaged.
     """
     encoder = DocumentEncoder(config, tokenizer, facts, policy, seed)
-    counts = state["skipped"] if state else None
+    counts = _skipped(state, bool(config.indexed_path))
     skipped = SkipLog(config.max_skipped_samples, counts, quiet=dp_rank > 0)
     mean, _ = NORMALISATION[config.normalize_type]
     reader = PackReader(tile_size=facts.tile_size, mean=mean, reduction=config.loss_reduction)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from megatron_v2pe.data.documents import DocumentEncoder
 from megatron_v2pe.data.mixture import Mixture
@@ -17,7 +17,45 @@ from megatron_v2pe.data.packing.online import BestFitPacker, Pack
 from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.data.types import Document
-from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.errors import CheckpointError, ConfigError, DataError
+from megatron_v2pe.foreign.schema import Range, typed
+
+LOADER_STATE = "the checkpoint's training_state.json: loader"
+"""Where a state comes from, for errors."""
+
+
+_Position = Annotated[int, Range(0)]
+
+
+@dataclass(frozen=True)
+class PackPlanState:
+    """State of a plan, as a checkpoint holds it."""
+
+    position: _Position
+    """In the stream of samples."""
+    open: tuple[tuple[_Position, ...], ...]
+    """Positions of the documents of packs that are not full yet."""
+    skipped: dict[str, _Position]
+    """Samples refused so far, by cause."""
+    mixture: Any
+    """What decides the stream, to be compared."""
+
+    @classmethod
+    def read(cls, content: Any) -> PackPlanState:
+        """Check the state of a checkpoint.
+
+        Raises:
+            ConfigError: it is that of an indexed data set.
+            CheckpointError: damaged; names the field.
+        """
+        if isinstance(content, dict) and "plan" in content:
+            raise ConfigError("the checkpoint was trained on an indexed data set; set data.indexed_path to it")
+        state = typed(cls, content, LOADER_STATE, CheckpointError)
+        for position in (place for pack in state.open for place in pack):
+            if position >= state.position:
+                message = f"open: found {position}, expected a sample before position {state.position}"
+                raise CheckpointError(f"{LOADER_STATE}: {message}")
+        return state
 
 
 @dataclass(frozen=True)
@@ -105,15 +143,14 @@ class PackPlan:
             return None
 
     def _restore(self, state: dict[str, Any]) -> None:
-        ours, theirs = self._mixture.fingerprint(), state.get("mixture")
-        if theirs is None:
-            raise ConfigError("the checkpoint was trained on an indexed data set; set data.indexed_path to it")
-        if ours != theirs:
+        there, ours = PackPlanState.read(state), self._mixture.fingerprint()
+        if ours != there.mixture:
             raise ConfigError(
-                f"the checkpoint was trained on other data, and cannot go on with this: it had {theirs}, now {ours}"
+                f"the checkpoint was trained on other data, and cannot go on with this: it had {there.mixture}, "
+                f"now {ours}"
             )
-        self._position = int(state["position"])
-        for positions in state["open"]:
+        self._position = there.position
+        for positions in there.open:
             pack: Pack[Placed] = Pack()
             for position in positions:
                 if (placed := self._encode(position)) is not None:

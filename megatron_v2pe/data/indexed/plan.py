@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -21,9 +21,11 @@ from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.packing.balance import deal, round_robin
 from megatron_v2pe.data.packing.planner import PackBudgets, plan_window
+from megatron_v2pe.data.plan import LOADER_STATE
 from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.data.sources import read_shares
-from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.errors import CheckpointError, ConfigError
+from megatron_v2pe.foreign.schema import Range, typed
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,31 @@ class IndexedPack:
     """Numbers in the epoch, which draws are keyed by."""
     cost: int = 0
     """Of attention: the sum of the squares of their lengths."""
+
+
+@dataclass(frozen=True)
+class IndexedPlanState:
+    """State of a plan, as a checkpoint holds it."""
+
+    epoch: Annotated[int, Range(0)]
+    packs: Annotated[int, Range(0)]
+    """Of the epoch, done."""
+    skipped: dict[str, Annotated[int, Range(0)]]
+    """Samples refused so far, by cause."""
+    plan: dict[str, Any]
+    """What decides the packs, to be compared."""
+
+    @classmethod
+    def read(cls, content: Any) -> IndexedPlanState:
+        """Check the state of a checkpoint.
+
+        Raises:
+            ConfigError: it is that of a data list.
+            CheckpointError: damaged; names the field.
+        """
+        if isinstance(content, dict) and "mixture" in content:
+            raise ConfigError("the checkpoint was trained on a data list; set data.meta_path, not data.indexed_path")
+        return typed(cls, content, LOADER_STATE, CheckpointError)
 
 
 class IndexedPlan:
@@ -67,8 +94,9 @@ class IndexedPlan:
         )
         self._epoch, self._done = 0, 0
         if state is not None:
-            self._check(state)
-            self._epoch, self._done = int(state["epoch"]), int(state["packs"])
+            there = IndexedPlanState.read(state)
+            self._check(there)
+            self._epoch, self._done = there.epoch, there.packs
         self._packs = self.epoch(self._epoch, self._done)
 
     def step(self, packs: int) -> list[IndexedPack]:
@@ -131,10 +159,8 @@ class IndexedPlan:
         self._epoch, self._done = self._epoch + 1, 0
         self._packs = self.epoch(self._epoch)
 
-    def _check(self, state: dict[str, Any]) -> None:
-        ours, theirs = self.fingerprint(), state.get("plan")
-        if theirs is None:
-            raise ConfigError("the checkpoint was trained on a data list; set data.meta_path, not data.indexed_path")
+    def _check(self, state: IndexedPlanState) -> None:
+        ours, theirs = self.fingerprint(), state.plan
         differing = [f"{name} {theirs.get(name)} (now {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
         if differing:
             raise ConfigError(

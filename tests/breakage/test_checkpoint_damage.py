@@ -15,10 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_v2pe.testing.damage import damaged_copies, outcome
+from megatron_v2pe.testing.damage import SEED, damaged_copies, outcome
 from megatron_v2pe.testing.sealing import seal
 
-SEED = 14
 V2PE = {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": "64"}
 
 

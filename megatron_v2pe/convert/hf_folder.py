@@ -25,6 +25,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _WEIGHTS = {".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *_PICKLES}
+_FILES = {".json", ".model", ".safetensors"}
+"""Endings of names that no folder has."""
 _DEEPEST = 16
 """Folders inside one another, at most."""
 _log = get_logger(__name__)
@@ -154,12 +156,15 @@ def other_files(folder: Path, depth: int = 1) -> Iterator[Path]:
         depth: how many folders deep this one is; given by the function itself.
 
     Raises:
-        CheckpointError: a pipe, a device, a link to a folder, or folders nested too deeply.
+        CheckpointError: a pipe, a device, a folder where a file belongs, a link to a folder, or folders nested too
+            deeply.
     """
     for path in sorted(folder.iterdir()):
         if path.is_dir():
             if path.name.startswith((".", "checkpoint-", "__pycache__", "runs", "global_step", "iter_")):
                 continue
+            if path.suffix in _FILES:
+                check_regular(path, CheckpointError)
             if path.is_symlink() or depth == _DEEPEST:
                 what = "a link to a folder" if path.is_symlink() else f"folders nested deeper than {_DEEPEST}"
                 raise CheckpointError(f"{printable(path)}: refused: {what}")

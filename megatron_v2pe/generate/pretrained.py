@@ -208,6 +208,7 @@ def open_pretrained(
     config, tokenizer = InternVLConfig.from_folder(hf), Tokenizer.from_folder(hf)
     if missing := tokenizer.missing():
         raise ConfigError(f"{hf}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer")
+    tokenizer.check_rows(config.llm.vocab_size, hf)
     policy = inference_policy(config, stride, version)
     world, layout = world or launch.World(), layout or ParallelConfig()
     layout.validate(world.world_size, model_sizes(config))

@@ -73,11 +73,14 @@ def tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig)
     place = arguments.tokenizer or config.model.tokenizer_path or (str(folder) if source else None)
     if place is None:
         raise ConfigError("name a checkpoint (--model_name_or_path FOLDER) or a tokenizer (--tokenizer FOLDER)")
-    size, tokens = arguments.tile_size, arguments.tokens_per_tile
+    size, tokens, rows = arguments.tile_size, arguments.tokens_per_tile, None
     if source and arguments.tokenizer is None or (folder / "config.json").is_file():
         model = InternVLConfig.from_folder(folder)
         size, tokens = size or model.tile_size, tokens or model.tokens_per_tile
+        rows = model.llm.vocab_size
     tokenizer = Tokenizer.from_folder(place)
     if missing := tokenizer.missing():
         raise ConfigError(f"{place}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer")
+    if rows is not None:
+        tokenizer.check_rows(rows, place)
     return tokenizer, ModelFacts(size or DEFAULT_TILE_SIZE, tokens or DEFAULT_TOKENS_PER_TILE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,7 +108,11 @@ def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
     """
     _check_target(target, overwrite, marker)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.writing")
+    mark = f".{target.name}.writing-{socket.gethostname()}-"  # another process may write the same folder
+    for stale in target.parent.iterdir():
+        if stale.name.startswith(mark) and not _runs(stale.name.removeprefix(mark)):
+            shutil.rmtree(stale, ignore_errors=True)
+    temporary = target.with_name(f"{mark}{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -115,6 +120,17 @@ def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
         _put_in_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _runs(process: str) -> bool:
+    """Tell whether a process of this machine runs, by its number."""
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _check_target(target: Path, overwrite: bool, marker: str) -> None:

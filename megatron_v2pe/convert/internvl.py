@@ -10,16 +10,7 @@ from megatron_v2pe.models.config import InternVLConfig, LanguageConfig, VisionCo
 
 def internvl2_table(model: InternVLConfig) -> MappingTable:
     """Return the table of an InternVL2 model whose language model is InternLM2."""
-    tensors = (*_vision(model.vision), *_projector(model), *_language(model.llm))
-    linears = dict.fromkeys(
-        mapping.key.rpartition(".")[0] for mapping in tensors if ".linear_" in mapping.key and _is_linear(mapping.key)
-    )
-    return MappingTable(tensors, tuple(f"{linear}._extra_state" for linear in linears))
-
-
-def _is_linear(key: str) -> bool:
-    """Tell a linear's weight from the norm that is stored under its name."""
-    return key.endswith(".weight")
+    return MappingTable((*_vision(model.vision), *_projector(model), *_language(model.llm)))
 
 
 def _same(name: str, key: str, *shape: int, order: RowOrder = SAME_ORDER) -> TensorMapping:

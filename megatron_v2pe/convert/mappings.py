@@ -86,8 +86,6 @@ class MappingTable:
     """All tensors of an architecture."""
 
     tensors: tuple[TensorMapping, ...]
-    object_keys: tuple[str, ...]
-    """Entries without data that Megatron-Core's layers look for: the `_extra_state` of every linear."""
 
     def by_name(self) -> dict[str, TensorMapping]:
         """Return the mappings by HF name."""

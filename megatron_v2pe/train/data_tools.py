@@ -60,7 +60,8 @@ def tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig)
         ConfigError: neither a checkpoint nor a tokenizer is named, or it is none of InternVL2's.
         CheckpointError: a run's newest checkpoint is missing.
     """
-    from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest
+    from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, newest
+    from megatron_v2pe.checkpoint.vet import verify_side_files
     from megatron_v2pe.data.documents import ModelFacts
     from megatron_v2pe.data.tokenizer import Tokenizer
     from megatron_v2pe.errors import ConfigError
@@ -69,7 +70,10 @@ def tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig)
     source = config.model.model_name_or_path
     folder = Path(source)
     if source and not (folder / "config.json").is_file():  # a Megatron checkpoint or a run
-        folder = (newest(folder) or folder) / HF_FOLDER
+        folder = newest(folder) or folder
+        if config.checkpoint.verify and (folder / DESCRIPTION).is_file():
+            verify_side_files(folder)
+        folder = folder / HF_FOLDER
     place = arguments.tokenizer or config.model.tokenizer_path or (str(folder) if source else None)
     if place is None:
         raise ConfigError("name a checkpoint (--model_name_or_path FOLDER) or a tokenizer (--tokenizer FOLDER)")

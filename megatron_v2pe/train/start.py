@@ -66,8 +66,13 @@ def hf_folder(checkpoint: Path) -> Path:
 
 def _convert(source: Path, folder: Path) -> None:
     if (folder / DESCRIPTION).is_file():
-        _log.info("using %s, converted from %s before", folder, source)
-        return
+        try:
+            verify_side_files(folder)
+        except CheckpointError as error:
+            _log.warning("%s; converting %s again", error, source)
+        else:
+            _log.info("using %s, converted from %s before", folder, source)
+            return
     _log.info("converting %s to %s", source, folder)
     hf_to_mcore(source, folder, overwrite=True)
 

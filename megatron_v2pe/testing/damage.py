@@ -1,87 +1,121 @@
-"""Damaging folders on purpose: every file of a copy, one change at a time. For tests."""
+"""Damage done to files on purpose, the same for the same seed: what disks, copies and people do to them."""
 
 from __future__ import annotations
 
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from megatron_v2pe.errors import V2PEError
 
 SEED = int(os.environ.get("BREAKAGE_SEED", "14"))
 """Of all suites of tests/breakage; `scripts/check_breakage.py` runs them with others."""
-Damage = Callable[[Path], None]
-"""Damages a folder."""
+Damage = Callable[[Path, random.Random], None]
 
 
-def damages(folder: Path, seed: int, flips: int = 5, swaps: int = 10) -> Iterator[tuple[str, Sequence[str], Damage]]:
-    """Yield kinds of damage to a folder: what it is, the files it changes, and a function that does it to a copy.
-
-    Args:
-        folder: whose files are looked at; it is not touched.
-        seed: of all draws.
-        flips: single flipped bits of every file.
-        swaps: pairs of files that take each other's names.
-    """
-    draws = random.Random(seed)
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith(".lock"))
-    for name in names:
-        size = (folder / name).stat().st_size
-        for bit in draws.sample(range(8 * size), min(flips, 8 * size)):
-            yield f"bit {bit} of {name} flipped", [name], _flip(name, bit)
-        for length in {0, draws.randrange(size), size - 1} if size else ():
-            yield f"{name} cut to {length} of {size} bytes", [name], _cut(name, length)
-        more = draws.randbytes(draws.randint(1, 50))
-        yield f"{name} longer by {len(more)} bytes", [name], _extend(name, more)
-        yield f"{name} gone", [name], _remove(name)
-    pairs = list(combinations(names, 2))
-    for one, other in draws.sample(pairs, min(swaps, len(pairs))):
-        yield f"{one} and {other} swapped", [one, other], _swap(one, other)
-
-
-def damaged_copy(folder: Path, copy: Path, damage: Damage) -> bool:
-    """Copy a folder and damage the copy; return whether anything differs."""
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(folder, copy)
-    (copy / ".lock").unlink(missing_ok=True)
-    damage(copy)
-    return any(
-        not (copy / path.name).exists() or (copy / path.name).read_bytes() != path.read_bytes()
-        for path in folder.iterdir()
-        if path.name != ".lock"
-    )
-
-
-def _flip(name: str, bit: int) -> Damage:
-    def damage(folder: Path) -> None:
-        content = bytearray((folder / name).read_bytes())
-        content[bit // 8] ^= 1 << bit % 8
-        (folder / name).write_bytes(content)
-
-    return damage
-
-
-def _cut(name: str, length: int) -> Damage:
-    return lambda folder: _write(folder / name, (folder / name).read_bytes()[:length])
-
-
-def _extend(name: str, more: bytes) -> Damage:
-    return lambda folder: _write(folder / name, (folder / name).read_bytes() + more)
-
-
-def _write(path: Path, content: bytes) -> None:
+def flip(path: Path, draw: random.Random) -> None:
+    """Flip one bit of a file that is not empty."""
+    content = bytearray(path.read_bytes())
+    if content:
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
     path.write_bytes(content)
 
 
-def _remove(name: str) -> Damage:
-    return lambda folder: (folder / name).unlink()
+def cut(path: Path, draw: random.Random) -> None:
+    """Take bytes off the end of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: draw.randrange(len(content))] if content else b"")
 
 
-def _swap(one: str, other: str) -> Damage:
-    def damage(folder: Path) -> None:
-        (folder / one).rename(folder / "swapped")
-        (folder / other).rename(folder / one)
-        (folder / "swapped").rename(folder / other)
+def extend(path: Path, draw: random.Random) -> None:
+    """Add bytes to the end of a file."""
+    with path.open("ab") as stream:
+        stream.write(draw.randbytes(draw.randint(1, 64)))
 
-    return damage
+
+def empty(path: Path, draw: random.Random) -> None:
+    """Leave nothing of a file but its name, as a crash of a machine can."""
+    path.write_bytes(b"")
+
+
+def zeros(path: Path, draw: random.Random) -> None:
+    """Turn a part of a file into zeros, as a lost block of a disk is."""
+    content = bytearray(path.read_bytes())
+    begin = draw.randrange(len(content)) if content else 0
+    length = min(draw.choice((1, 16, 512, 4096)), len(content) - begin)
+    content[begin : begin + length] = bytes(length)
+    path.write_bytes(content)
+
+
+def remove(path: Path, draw: random.Random) -> None:
+    """Remove a file."""
+    path.unlink()
+
+
+def swap(path: Path, draw: random.Random) -> None:
+    """Exchange a file with another of its folder."""
+    others = [other for other in sorted(path.parent.iterdir()) if other.is_file() and other != path]
+    if others:
+        other = draw.choice(others)
+        aside = path.with_name(".aside")
+        path.rename(aside)
+        other.rename(path)
+        aside.rename(other)
+
+
+KINDS: dict[str, Damage] = {
+    "flip": flip,
+    "cut": cut,
+    "extend": extend,
+    "empty": empty,
+    "zeros": zeros,
+    "remove": remove,
+    "swap": swap,
+}
+
+
+def damaged_copies(
+    folder: Path, root: Path, seed: int, flips: int = 2, only: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, str, Path]]:
+    """Yield every file of a folder with every kind of damage: its name, the kind, a damaged copy of the folder.
+
+    The copy is removed when the next one is asked for.
+
+    Args:
+        folder: to copy; not changed.
+        root: where copies are made.
+        seed: of where damage is done.
+        flips: of bits of each file, each in a copy of its own.
+        only: chooses among the files by their names relative to the folder.
+    """
+    draw = random.Random(seed)
+    files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    for name in filter(only, files):
+        for kind in (*["flip"] * flips, *list(KINDS)[1:]):
+            copy = root / "damaged" / folder.name
+            shutil.rmtree(copy.parent, ignore_errors=True)
+            shutil.copytree(folder, copy)
+            before = {path: path.read_bytes() for path in copy.parent.rglob("*") if path.is_file()}
+            KINDS[kind](copy / name, draw)
+            after = {path: path.read_bytes() for path in copy.parent.rglob("*") if path.is_file()}
+            if before != after:
+                yield name, kind, copy
+    shutil.rmtree(root / "damaged", ignore_errors=True)
+
+
+def outcome(action: Callable[[], object], right: object) -> str:
+    """Return what became of an action on damaged files.
+
+    Returns:
+        `right`: it gave the very result of undamaged files; `refused: MESSAGE`: one error a user can mend; `SILENT`: it
+        gave another result; `TRACEBACK ...`: any other exception.
+    """
+    try:
+        result = action()
+    except V2PEError as error:
+        return f"refused: {error}"
+    except Exception as error:
+        return f"TRACEBACK {type(error).__name__}: {error}"
+    return "right" if result == right else "SILENT"

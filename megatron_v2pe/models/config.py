@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.files import check_links
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields, Range
 from megatron_v2pe.foreign.text import read_json_object
@@ -176,10 +177,14 @@ class InternVLConfig:
 def read_config(folder: str | Path) -> dict[str, Any]:
     """Return the content of `config.json` of an HF checkpoint folder, its fields as they are.
 
+    Every tool that opens such a folder comes here first, so that this is the place where its links are looked at.
+
     Raises:
-        ConfigError: no such file, no regular file, not JSON, no object, or a field that stands twice.
+        ConfigError: no such file, no regular file, not JSON, no object, a field that stands twice, or a link that
+            leaves the folder.
     """
     path = Path(folder) / "config.json"
+    check_links(Path(folder), ConfigError)
     if not path.exists():
         raise ConfigError(f"{printable(path)}: no such file; an InternVL2 checkpoint folder holds a config.json")
     return read_json_object(path, ConfigError, LARGEST_CONFIG, unique=True)

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.command import finished, run_tool
@@ -16,6 +17,10 @@ relative to the folder the command is started in, as in training:
 
   python tools/check_data.py dataset/annotation_train_32k.json
   python tools/check_data.py --recipe internvl2_2b_v2pe_32k --dataset-root dataset --full
+
+or it is an indexed data set, every byte of which is compared with its checksums:
+
+  python tools/check_data.py --indexed dataset/indexed_32k
 
 An example that runs as it is, after `bash scripts/quickstart.sh`:
 
@@ -37,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--full", action="store_true", help="also read the header of every image and video")
     parser.add_argument(
         "--dataset-root", metavar="FOLDER", help="also look for the published folders below this one: dataset"
+    )
+    parser.add_argument(
+        "--indexed", metavar="FOLDER", help="compare every byte of an indexed data set with its checksums instead"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
@@ -60,6 +68,8 @@ def _check(arguments: argparse.Namespace, words: list[str]) -> int:
     from megatron_v2pe.data.checking.text import as_text, downloads, folders_as_text
     from megatron_v2pe.errors import ConfigError
 
+    if arguments.indexed is not None:
+        return _check_set(arguments, words)
     root, complete = arguments.dataset_root, True
     workers = (os.cpu_count() or 1) if arguments.workers is None else arguments.workers
     if workers < 0 or arguments.show < 0:
@@ -82,6 +92,30 @@ def _check(arguments: argparse.Namespace, words: list[str]) -> int:
     if arguments.json:
         print(json.dumps({"complete": complete, **content}, indent=1, ensure_ascii=False))
     return 0 if complete else 1
+
+
+def _check_set(arguments: argparse.Namespace, words: list[str]) -> int:
+    from megatron_v2pe.data.indexed.layout import WITHOUT_CHECKSUMS
+    from megatron_v2pe.data.indexed.verify import verify
+    from megatron_v2pe.errors import ConfigError, DataError
+
+    if words or arguments.dataset_root is not None:
+        raise ConfigError(
+            "--indexed FOLDER checks that folder and nothing else; give no list, settings or root with it"
+        )
+    content: dict[str, Any] = {"indexed": arguments.indexed}
+    try:
+        manifest = verify(Path(arguments.indexed))
+    except DataError as error:
+        content |= {"complete": False, "problem": str(error)}
+        shown = str(error)
+    else:
+        checked = manifest.version != WITHOUT_CHECKSUMS
+        content |= {"complete": True, "checksums": checked, "bytes": sum(manifest.sizes.values())}
+        state = "nothing is damaged" if checked else "sizes are right; it has no checksums, build it again to have them"
+        shown = f"{arguments.indexed}: {len(manifest.sizes)} files, {content['bytes']:,} bytes: {state}"
+    print(json.dumps(content, indent=1, ensure_ascii=False) if arguments.json else shown)
+    return 0 if content["complete"] else 1
 
 
 def _data_list(words: list[str]) -> str:

@@ -76,9 +76,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _make(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
+    from megatron_v2pe.data.indexed.verify import report_of
+
     start = time.monotonic()
     manifest = _build(arguments, settings)
-    print((Path(arguments.out) / "report.txt").read_text(encoding="utf-8"), end="")
+    print(report_of(Path(arguments.out), manifest, "report.txt"), end="")
     print(
         f"{arguments.out}: {manifest.counts['samples']:,} samples of {manifest.counts['tokens']:,} tokens and "
         f"{manifest.counts['tiles']:,} tiles in {time.monotonic() - start:.1f} s; "

@@ -332,13 +332,19 @@ def _clip(clip: Any) -> tuple[float, float] | None:
 
 
 def _turns(conversations: Any) -> tuple[tuple[str, str], ...]:
-    if not isinstance(conversations, list) or not conversations:
+    if conversations is None or conversations == []:
         raise DataError("field 'conversations' is missing or empty")
+    if not isinstance(conversations, list):
+        raise DataError(f"conversations: found {kind_of(conversations)}, expected a list of turns")
     turns: list[tuple[str, str]] = []
     for number, turn in enumerate(conversations, 1):
-        role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
+        if not isinstance(turn, dict):
+            raise DataError(f"conversations: turn {number}: found {kind_of(turn)}, expected an object")
+        role, text = turn.get("from"), turn.get("value")
         if not isinstance(role, str) or not isinstance(text, str):
-            raise DataError(f"conversations: turn {number} has no text 'from' and 'value'")
+            name, found = ("value", text) if isinstance(role, str) else ("from", role)
+            state = "is missing" if name not in turn else f"found {kind_of(found)}, expected text"
+            raise DataError(f"conversations: turn {number}: {name!r}: {state}")
         if not _is_unicode(text):
             raise DataError(f"conversations: turn {number} holds half a surrogate pair, which is no text")
         if role == "gpt" and number > 1 and not text.strip():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from megatron_v2pe.data.checking.check import DatasetCheck, Fault
 from megatron_v2pe.data.checking.published_layout import SOURCE, FolderState, published_folder
+from megatron_v2pe.foreign.printable import printable
 
 _SHOWN_FOLDERS = 3
 
@@ -52,7 +53,7 @@ def as_text(path: str, checks: Sequence[DatasetCheck]) -> str:
         if incomplete
         else f"{path}: nothing is missing"
     )
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines) + "\n", lines=True)
 
 
 def folders_as_text(root: str, folders: Sequence[FolderState]) -> str:
@@ -64,7 +65,7 @@ def folders_as_text(root: str, folders: Sequence[FolderState]) -> str:
     ]
     if there < len(folders):
         lines.append(f"to be downloaded from {SOURCE}")
-    return "\n".join(lines) + "\n"
+    return printable("\n".join(lines) + "\n", lines=True)
 
 
 def _table(checks: Sequence[DatasetCheck]) -> Iterator[str]:
@@ -88,15 +89,15 @@ def _cell(numbers: Sequence[int | None]) -> str:
 
 def _faults(check: DatasetCheck) -> Iterator[str]:
     if check.annotation_missing:
-        yield f"{check.name}: missing: {check.annotation} (the annotation file)"
+        yield f"{check.name}: missing: {printable(check.annotation)} (the annotation file)"
     if check.problem:
         yield f"{check.name}: {check.problem}"
     if check.num_missing:
         folders = sorted(check.missing_folders.items(), key=lambda item: (-item[1], item[0]))
-        counts = [f"{count:,} in {folder or '.'}/" for folder, count in folders[:_SHOWN_FOLDERS]]
+        counts = [f"{count:,} in {printable(folder or '.')}/" for folder, count in folders[:_SHOWN_FOLDERS]]
         more = [f"the others in {_count(len(folders) - _SHOWN_FOLDERS, 'folder')}"] if folders[_SHOWN_FOLDERS:] else []
         yield f"{check.name}: {_count(check.num_missing, 'file')} missing: {', '.join([*counts, *more])}"
-        yield from (f"    {_place(check, fault)}: {fault.path}: {fault.reason}" for fault in check.missing)
+        yield from (f"    {_place(check, fault)}: {printable(fault.path)}: {fault.reason}" for fault in check.missing)
     for kind, number, faults in (
         ("damaged file", check.num_damaged, check.damaged),
         ("bad line", check.num_bad_lines, check.bad_lines),
@@ -107,7 +108,7 @@ def _faults(check: DatasetCheck) -> Iterator[str]:
 
 
 def _place(check: DatasetCheck, fault: Fault) -> str:
-    return f"{check.annotation}:{fault.line}"
+    return f"{printable(check.annotation)}:{fault.line}"
 
 
 def _advice(found: Downloads) -> Iterator[str]:

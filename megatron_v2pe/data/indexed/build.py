@@ -172,6 +172,7 @@ class _Job:
             raise ConfigError(
                 f"{printable(self.folder)} holds a build of other settings or annotations; delete the folder"
             )
+        manifest.write(self.folder)
         return manifest
 
     def _check_unchanged(self) -> None:

@@ -187,6 +187,7 @@ class FileStore:
         """Open the files of a set; arguments and errors as of `FileTable`."""
         self.table = FileTable(folder, files)
         self._copies = Sequences(folder / IMAGES, files) if embedded else None
+        self._images = printable(folder / f"{IMAGES}.bin")
 
     def open_picture(self, picture: Picture) -> Image.Image:
         """Read an image as RGB.
@@ -210,26 +211,26 @@ class FileStore:
         return self._content(self.table.row(number))
 
     def _content(self, row: FileRow) -> bytes:
-        path, copy = printable(row.path), self._copy(row.copy)
-        content = read_file(row.path) if copy is None else copy
+        embedded = self._copies is not None and row.copy >= 0
+        content = self._copy(row) if embedded else read_file(row.path)
+        name, changed = printable(row.path), "the image changed"
+        if embedded:
+            name, changed = f"{self._images}: {name}", f"the data set is damaged; {REMEDY}"
         if len(content) != row.size:
-            raise DataError(
-                f"{path}: {len(content)} bytes, {row.size} when the data set was built: the image changed"
-                if copy is None
-                else f"{path}: {len(content)} bytes in the data set, {row.size} by its records: it is damaged; {REMEDY}"
-            )
+            raise DataError(f"{name}: {len(content)} bytes, {row.size} when the data set was built: {changed}")
         if hashlib.sha256(content).digest() != row.sha256:
-            where = f"the data set is damaged; {REMEDY}" if copy is not None else "the image changed"
-            raise DataError(f"{path}: not the bytes the data set was built from (same size, other checksum): {where}")
+            raise DataError(f"{name}: not the bytes the data set was built from (same size, other checksum): {changed}")
         return content
 
-    def _copy(self, number: int) -> bytes | None:
-        """Return an embedded image; None: it is not embedded."""
-        if self._copies is None or number < 0:
-            return None
-        if number >= len(self._copies):
-            raise DataError(f"embedded image {number} of {len(self._copies)}: the data set is damaged; {REMEDY}")
-        return self._copies[number].tobytes()
+    def _copy(self, row: FileRow) -> bytes:
+        """Return an embedded image."""
+        assert self._copies is not None
+        if row.copy >= len(self._copies):
+            raise DataError(
+                f"{self._images}: image {row.copy} of {len(self._copies)} is asked for: the data set is damaged or was "
+                f"built wrongly; {REMEDY}"
+            )
+        return self._copies[row.copy].tobytes()
 
     def check_copies(self) -> Iterator[int]:
         """Compare every embedded image with its checksum; yield the bytes of each.

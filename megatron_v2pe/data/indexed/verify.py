@@ -10,6 +10,7 @@ from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.checksums import BLOCK
 from megatron_v2pe.data.indexed.files import FileStore
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.text import decode
 
 
@@ -40,7 +41,7 @@ def report_of(folder: Path, manifest: layout.Manifest, name: str) -> str:
     """
     file = layout.SetFiles(folder, manifest).open(name)
     file.check_all()
-    return decode(bytes(file.buffer), str(file.path), DataError)
+    return printable(decode(bytes(file.buffer), printable(file.path), DataError), lines=True)
 
 
 _AT_ONCE = 256 * BLOCK

@@ -27,20 +27,20 @@ def as_text(view: PackView, colour: bool = False, shorten: int | None = None) ->
         colour: with the codes of a terminal: learned text green, images cyan.
         shorten: characters of a run's text that are shown; None: all.
     """
-    lines = [_painted(view.title, _BOLD, colour), LEGEND]
+    lines = [_painted(_printable(view.title), _BOLD, colour), LEGEND]
     for number, document in enumerate(view.documents, 1):
         lines += ["", _painted(_header(view, document, number), _BOLD, colour)]
         lines += _table(view, document, colour, shorten)
     lines += ["", *_totals(view.totals)]
-    lines += [f"left out: {text}" for text in view.left_out]
+    lines += [f"left out: {_printable(text)}" for text in view.left_out]
     return "\n".join(lines) + "\n"
 
 
 def _header(view: PackView, document: DocumentView, number: int) -> str:
     last = as_position(document.last_ticks, view.denominator)
     return (
-        f"document {number} of {len(view.documents)}: {document.file}:{document.line} ({document.dataset}), sample "
-        f"{document.number} of epoch {document.epoch}\n"
+        f"document {number} of {len(view.documents)}: {_printable(document.file)}:{document.line} "
+        f"({_printable(document.dataset)}), sample {document.number} of epoch {document.epoch}\n"
         f"{_count(document.tokens, 'token')}, {_count(document.tiles, 'tile')} of "
         f"{_count(len(document.images), 'image')}, {_count(document.learned, 'token')} learned (weight "
         f"{document.weight:.4g} each), positions up to {last}"

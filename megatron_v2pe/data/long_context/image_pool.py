@@ -15,9 +15,13 @@ from tqdm import tqdm
 from megatron_v2pe.data.long_context.draws import Draws
 from megatron_v2pe.data.long_context.pipeline import PLACEHOLDER, Dataset, Encoding, Sample, image_size
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.foreign.files import read_bytes
+from megatron_v2pe.foreign.printable import printable
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Files of a folder that are taken for images."""
+_LARGEST = 1 << 32
+"""Bytes of one, at most."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,13 @@ def folder_images(folder: Path) -> list[str]:
         ConfigError: no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder of images")
+        raise ConfigError(f"{printable(folder)}: no such folder of images")
     by_content: dict[bytes, str] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            by_content.setdefault(hashlib.sha256(path.read_bytes()).digest(), os.path.abspath(path))
+            by_content.setdefault(
+                hashlib.sha256(read_bytes(path, ConfigError, _LARGEST)).digest(), os.path.abspath(path)
+            )
     if not by_content:
-        raise ConfigError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
+        raise ConfigError(f"{printable(folder)}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
     return list(by_content.values())

@@ -19,6 +19,8 @@ from megatron_v2pe.data.text import PLACEHOLDER, encode_conversation
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Sample
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.files import check_regular
+from megatron_v2pe.foreign.printable import printable
 
 __all__ = ["PLACEHOLDER", "Dataset", "Encoding", "Sample", "Turns", "image_size", "open_datasets", "open_image"]
 
@@ -107,6 +109,7 @@ def open_datasets(meta_path: Path | None, annotation: Path | None, root: str = "
     if meta_path is not None:
         return read_data_list(meta_path)
     assert annotation is not None
-    if not annotation.is_file():
-        raise ConfigError(f"{annotation}: no such annotation file")
+    if not annotation.exists():
+        raise ConfigError(f"{printable(annotation)}: no such annotation file")
+    check_regular(annotation, ConfigError)
     return [Dataset(annotation.stem, str(annotation), root)]

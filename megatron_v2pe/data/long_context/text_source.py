@@ -14,7 +14,11 @@ from pathlib import Path
 
 from megatron_v2pe.data.long_context.pipeline import Encoding
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.foreign.files import read_bytes
+from megatron_v2pe.foreign.printable import printable
 
+_LARGEST = 1 << 33
+"""Bytes of a text file, at most."""
 _LONGEST = 2000
 _SHORTEST_PART = 1000
 Span = tuple[int, int]
@@ -70,14 +74,13 @@ class TextSource:
 
 
 def _read(file: Path) -> bytes:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{file}: text cannot be read: {error.strerror}") from error
+    if not file.exists():
+        raise ConfigError(f"{printable(file)}: text cannot be read: No such file or directory")
+    content = read_bytes(file, ConfigError, _LARGEST)
     try:
         content.decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text: byte {error.start}: {error.reason}") from error
+        raise DataError(f"{printable(file)}: not UTF-8 text: byte {error.start}: {error.reason}") from error
     return content
 
 

@@ -215,3 +215,29 @@ def test_the_tool(case, monkeypatch, capsys):
     status, _, errors = check("--recipe", "debug", "--meta_path", "nowhere.json")
     assert status == 2 and errors == "error: nowhere.json: cannot be read: No such file or directory\n"
     assert check()[0] == 2 and check("--show", "-1", str(case.meta))[0] == 2
+
+
+def test_an_indexed_set_byte_by_byte(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import check_data
+
+    folder = case.build(tmp_path / "set", images="embed").folder
+    assert check_data.main(["--indexed", str(folder)]) == 0
+    assert "nothing is damaged" in capsys.readouterr().out
+    for name in ("images.bin", "report.json", "media.bin", "tokens.idx"):
+        content = (folder / name).read_bytes()
+        changed = bytearray(content)
+        changed[len(content) // 2] ^= 16
+        (folder / name).write_bytes(changed)
+        assert check_data.main(["--indexed", str(folder), "--json"]) == 1
+        problem = json.loads(capsys.readouterr().out)["problem"]
+        assert str(folder / name) in problem and "copy or build it again" in problem
+        (folder / name).write_bytes(content)
+    assert check_data.main(["--indexed", str(folder), str(case.meta)]) == 2
+    assert check_data.main(["--indexed", str(tmp_path / "gone")]) == 1
+
+
+def test_names_that_steer_a_terminal(tmp_path):
+    (check,) = check_data_list(write(tmp_path / "data", {"image": "\x1b[31m\u202e.png"}))
+    shown = as_text("list", [check])
+    assert "\\x1b[31m\\u202e.png: no such file" in shown and "\x1b" not in shown and "\u202e" not in shown

@@ -88,7 +88,7 @@ def test_root_may_end_in_a_colon(tmp_path):
         ('{"conversations": [\n', "not valid JSON"),
         ("[1]\n", "holds a list, expected an object"),
         ({"image": "x"}, "'conversations' is missing or empty"),
-        ({"conversations": [{"from": "human"}]}, "turn 1 has no text"),
+        ({"conversations": [{"from": "human"}]}, "turn 1: 'value': is missing"),
         ({"image": [1], "conversations": ASK}, "expected a path or a list of paths"),
         ({"image": "a\0b", "conversations": ASK}, "image: expected a path or a list of paths, found 'a.x00b'"),
         ({"image": "\ud83d.png", "conversations": ASK}, r"image: expected .* found '.ud83d.png'"),
@@ -118,7 +118,10 @@ def test_root_may_end_in_a_colon(tmp_path):
             ({"conversations": value}, "conversations")
             for value in (0, False, {}, "a", [[]], [None], ["a"], [{"from": 1, "value": "a"}], [{"from": "human"}])
         ),
-        ({"conversations": [{"from": "human", "value": ["a"]}, ASK[1]]}, "turn 1 has no text"),
+        (
+            {"conversations": [{"from": "human", "value": ["a"]}, ASK[1]]},
+            "turn 1: 'value': found a list, expected text",
+        ),
         ({"conversations": [ASK[0], {"from": "gpt", "value": "w" * (LONGEST_WORD + 1)}]}, "turn 2 has 1048577 charac"),
     ],
 )

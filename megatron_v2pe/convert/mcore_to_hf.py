@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor
 
 from megatron_v2pe.checkpoint.checksums import Checksums, FileSum, sums_of_files
@@ -58,14 +59,15 @@ def convert(folder: Path, target: Path, overwrite: bool, export: Export, verify:
     if export.dtype is not None:
         dtype = DTYPES[export.dtype]
         layout = Layout(tuple((name, header.with_dtype(dtype)) for name, header in layout.shards))
+    new = trained or export != Export()  # else it is what was converted, to the byte, and nothing is added
     with new_folder(target, overwrite, _CONFIG) as temporary:
-        written = _write_tensors(table, layout, reader, temporary, printable(folder))
+        written = _write_tensors(table, layout, reader, temporary, printable(folder) if new else None)
         copy_other_files(hf, temporary, but=Path(HF_LAYOUT))
         if config is not None:
             (temporary / _CONFIG).write_text(hf_config.to_text(config), encoding="utf-8")
         if export.dtype is not None:
             _correct_index(temporary / INDEX, layout)
-        if trained or export != Export():  # else it is what was converted, to the byte, and nothing is added
+        if new:
             Checksums({**written, **sums_of_files(temporary, but=written)}).write(temporary)
 
 
@@ -80,9 +82,17 @@ def _check(table: MappingTable, layout: Layout, reader: TorchDistReader, folder:
 
 
 def _write_tensors(
-    table: MappingTable, layout: Layout, reader: TorchDistReader, target: Path, source: str
+    table: MappingTable, layout: Layout, reader: TorchDistReader, target: Path, source: str | None
 ) -> dict[str, FileSum]:
-    """Write the shards; return their sizes and checksums by name."""
+    """Write the shards; return their sizes and checksums by name.
+
+    Args:
+        table: of the model.
+        layout: names and headers of the shards.
+        reader: of the checkpoint.
+        target: folder to write to.
+        source: name of the checkpoint, for what is to be looked at and summed; None for what was when it was converted.
+    """
     mappings = table.by_name()
     total = sum(place.nbytes for place in layout.places().values())
     sums: dict[str, FileSum] = {}
@@ -93,12 +103,15 @@ def _write_tensors(
             rows = reader.read_rows(mapping.key, mapping.first_row, mapping.shape[0])
             progress.update(place.nbytes)
             values = mapping.order.to_hf(rows).to(place.dtype)
-            check_finite(values, place.name, source)
+            if source is not None:
+                check_finite(values, place.name, source)
             return values
 
         for name, header in layout.shards:
-            digest = write_file(target / name, header, tensor)
-            sums[name] = FileSum(header.file_size, digest)
+            digest = None if source is None else xxhash.xxh3_128()
+            write_file(target / name, header, tensor, digest)
+            if digest is not None:
+                sums[name] = FileSum(header.file_size, digest.hexdigest())
     return sums
 
 

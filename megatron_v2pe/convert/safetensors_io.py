@@ -161,32 +161,34 @@ class SafetensorsFile:
         return torch.frombuffer(self._map, dtype=place.dtype, count=count, offset=offset).view(place.shape)
 
 
-def write_file(path: Path, header: Header, tensor: Callable[[TensorPlace], Tensor]) -> str:
+def write_file(
+    path: Path, header: Header, tensor: Callable[[TensorPlace], Tensor], digest: xxhash.xxh3_128 | None = None
+) -> None:
     """Write a file tensor by tensor, exactly as `header` lays it out.
 
     Args:
         path: file to create.
         header: its header; the data follow in the order of `header.tensors`.
         tensor: gives each tensor in the type and shape of its place.
-
-    Returns:
-        XXH3 (128 bits) of what was written.
+        digest: takes what is written as well.
     """
     text = header.text.encode()
-    start = struct.pack("<Q", len(text)) + text
-    digest = xxhash.xxh3_128(start)
     with path.open("wb") as stream:
-        stream.write(start)
+
+        def write(content: bytes | memoryview) -> None:
+            stream.write(content)
+            if digest is not None:
+                digest.update(content)
+
+        write(struct.pack("<Q", len(text)) + text)
         for place in header.tensors:
             value = tensor(place)
             assert value.dtype == place.dtype and tuple(value.shape) == place.shape, place.name
             if value.numel():
                 data: Any = value.contiguous().flatten().view(torch.uint8).numpy()
-                digest.update(memoryview(data))
-                stream.write(memoryview(data))
+                write(memoryview(data))
         stream.flush()
         os.fsync(stream.fileno())
-    return digest.hexdigest()
 
 
 def build_header(tensors: Sequence[tuple[str, Sequence[int]]], dtype: torch.dtype) -> Header:

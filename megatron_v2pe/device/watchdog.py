@@ -110,6 +110,7 @@ class Watchdog:
         self._seen: dict[int, tuple[str, float]] = {}
         """Rank -> what it said last, and since when it has said the same."""
         self._moved: tuple[int, float] = (-1, time.monotonic())
+        self._dumped = False
         self.left = False
         """The run has ended for this process in good order."""
         me = {"host": self._host, "process": os.getpid(), "started": _started(os.getpid())}
@@ -133,22 +134,24 @@ class Watchdog:
 
     def report(self, error: BaseException) -> int:
         """Tell the others and the user that this process ends with an error, unless somebody has; return the status."""
-        self._stopped.set()
         error = plain(error)
         lost = isinstance(error, CommunicationError)
+        silent: list[int] = []
+        if lost:  # by the end of another, who has told, or whose launcher has
+            if (ended := self._wait_for_end(_LOST_SECONDS)) is not None:
+                return self._follow(ended)
+            silent = self._silent_now()
+        status = exit_status.of(error)
+        text = str(error) if status != exit_status.INTERNAL else f"{type(error).__name__}: {error}"
+        if silent:
+            text += f"; no sign of life from {self._names(silent)}"
+        hang = lost and "timed out" in text.lower()
+        mine = self._record(text or type(error).__name__, status, hang=hang, silent=silent)
         with self._lock:
-            if lost and (ended := self._wait_for_end(_LOST_SECONDS)) is not None:  # what follows from another's end
-                return self._follow(ended)
-            status = exit_status.of(error)
-            text = str(error) if status != exit_status.INTERNAL else f"{type(error).__name__}: {error}"
-            silent = self._silent_now() if lost else []
-            if silent:
-                text += f"; no sign of life from {self._names(silent)}"
-            hang = lost and "timed out" in text.lower()
-            mine = self._record(text or type(error).__name__, status, hang=hang, silent=silent)
             ended = self._write_end(mine)
-            if lost and ended != mine:
-                return self._follow(ended)
+            self._stopped.set()
+        if lost and ended != mine:
+            return self._follow(ended)
         if ended == mine or ended["text"] != text:
             if status == exit_status.INTERNAL:
                 traceback.print_exception(error)
@@ -159,7 +162,10 @@ class Watchdog:
         return int(ended["status"])
 
     def _follow(self, ended: dict[str, Any]) -> int:
-        """End as another process has said."""
+        """End as another process has said, or the watching thread of this one."""
+        if ended["rank"] == self._world.rank and ended["host"] == self._host:
+            self._thread.join(_LOST_SECONDS)  # it tells why, and ends the process
+        self._stopped.set()
         if ended.get("hang"):
             self._dump()
         self._kill_silent(ended)
@@ -208,13 +214,13 @@ class Watchdog:
 
     def _wait_for_end(self, seconds: float) -> dict[str, Any] | None:
         until = time.monotonic() + seconds
-        try:
+        with suppress(RuntimeError):
             while time.monotonic() < until:
-                if (ended := self._end()) is not None:
+                with self._lock:
+                    ended = self._end()
+                if ended is not None:
                     return ended
                 time.sleep(0.05)
-        except RuntimeError:
-            pass
         return None
 
     def _judge(self) -> dict[str, Any] | None:
@@ -244,14 +250,17 @@ class Watchdog:
 
     def _silent_now(self) -> list[int]:
         """Return the ranks that do not live while one waits a moment for it."""
-        keys = [f"life {rank}" for rank in range(self._world.world_size)]
         with suppress(RuntimeError):
-            before = [self._store.get(key) if self._store.check([key]) else b"" for key in keys]
+            before = self._lives_of_all()
             time.sleep(_GRACE_SECONDS)
-            after = [self._store.get(key) if self._store.check([key]) else b"" for key in keys]
-            pairs = enumerate(zip(before, after, strict=True))
+            pairs = enumerate(zip(before, self._lives_of_all(), strict=True))
             return [rank for rank, (old, new) in pairs if old == new and rank != self._world.rank]
         return []
+
+    def _lives_of_all(self) -> list[bytes]:
+        keys = [f"life {rank}" for rank in range(self._world.world_size)]
+        with self._lock:
+            return [self._store.get(key) if self._store.check([key]) else b"" for key in keys]
 
     def _names(self, ranks: list[int]) -> str:
         return ", ".join(f"rank {rank} on {self._process(rank).get('host', 'an unknown host')}" for rank in ranks)
@@ -297,7 +306,10 @@ class Watchdog:
                     os.kill(number, signal.SIGKILL)
 
     def _dump(self) -> None:
-        """Show what every thread of this process is doing, on standard error and in a file."""
+        """Show what every thread of this process is doing, on standard error and in a file; once."""
+        if self._dumped:
+            return
+        self._dumped = True
         say(f"what {self._me()} was doing:")
         with suppress(OSError, ValueError):
             faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
@@ -322,7 +334,7 @@ def plain(error: BaseException, alone: bool = False) -> BaseException:
         if "DataLoader worker" in text:  # noticed by a signal handler, wherever the main thread was
             return lost_reader(error)
         if not alone and any(word in text.lower() for word in _COMMUNICATION):
-            line = re.sub(r"^\[\S*\] *", "", next(iter(text.splitlines()), text))
+            line = re.sub(r"^\[\S*\] *", "", next(iter(text.splitlines()), text)).partition(". This is")[0]
             ours = CommunicationError(f"another process of the run no longer answers ({line})")
             ours.__cause__ = error
             return ours

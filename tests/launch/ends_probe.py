@@ -1,0 +1,63 @@
+"""A program for launchers to start that ends in a way of choice: `ends_probe.py HOW FOLDER`, on rank 1; rank 0 waits.
+
+It joins the others as the tools do, without their start-up time.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_v2pe.command import run_tool
+from megatron_v2pe.device import launch, watchdog
+from megatron_v2pe.device.device import Device
+from megatron_v2pe.errors import DataError
+
+LIMIT = 6.0
+"""Seconds in which something must move."""
+
+
+def end(how: str) -> None:
+    if how == "mend":
+        raise DataError("a.jsonl:3: no such image")
+    if how == "defect":
+        raise RuntimeError("not what was meant")
+    if how == "stuck":
+        time.sleep(600)
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> int:
+    how, folder = sys.argv[1:]
+    world = launch.read_environment()
+    # What would keep a process alive: a thread that waits, and a child that takes no notice of SIGTERM.
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    multiprocessing.get_context("fork").Process(target=child, daemon=True).start()
+    with launch.joined(world, Device.choose("cpu"), LIMIT / 60, Path(folder)):
+        dist.all_reduce(torch.ones(1))
+        watchdog.progress("about to end")
+        if world.rank == 1:
+            end(how)
+        dist.all_reduce(torch.ones(1))
+    os._exit(0)
+
+
+def child() -> None:
+    from megatron_v2pe.orphans import killed_with_parent
+
+    killed_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -100,6 +100,9 @@ def _disturb(out: Path, number: int, end: str, moments: random.Random, start_up:
             deadline = time.monotonic() + 300
             while _steps(run) < min(step, STEPS) and one.process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.02)
+        if end.endswith("killed") and one.ranks()[0].pid == one.process.pid:  # there is only the launcher so far
+            end = "launcher killed"
+            action, statuses = ENDS[end]
         try:
             action(one)
         except (LookupError, psutil.Error):  # it was not there yet, or no longer

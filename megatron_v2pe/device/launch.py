@@ -113,6 +113,11 @@ def first_host(nodelist: str) -> str:
     return prefix if numbers is None else prefix + re.split(r"[,-]", numbers)[0]
 
 
+def slurm_job() -> str:
+    """Return the number of the Slurm job this process belongs to, "" outside of one."""
+    return os.environ.get("SLURM_JOB_ID", "")
+
+
 def is_loopback(address: str) -> bool:
     """Tell whether an address is this machine seen by itself alone."""
     return address in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", address) is not None

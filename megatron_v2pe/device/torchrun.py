@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     several = arguments.nnodes > 1
-    run_id = arguments.run_id or (os.environ.get("SLURM_JOB_ID", "") if several else uuid.uuid4().hex)
+    run_id = arguments.run_id or (launch.slurm_job() if several else uuid.uuid4().hex)
     if several:
         _demand(arguments, run_id)
         rendezvous: RendezvousHandler = StaticTCPRendezvous(

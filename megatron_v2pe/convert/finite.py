@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -45,44 +43,6 @@ def check_finite(tensor: Tensor, name: str, source: str) -> None:
         part = bits[begin : begin + block]
         if np.bitwise_and(part, mask, out=without_sign[: part.size]).max() >= infinity:
             raise CheckpointError(_complaint(tensor, name, source))
-
-
-class FiniteChecks:
-    """Checks of many tensors in a thread beside the one that writes them; use as a context manager.
-
-    An error is raised by `look`, or at the latest when the block ends.
-    """
-
-    def __init__(self, source: str) -> None:
-        """Take the name of the folder the tensors are from, for the error."""
-        self._source = source
-        self._thread = ThreadPoolExecutor(1, "finite")
-        self._running: deque[Future[None]] = deque()
-
-    def __enter__(self) -> FiniteChecks:
-        """Return the checks."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for all checks; after an error, for the one at work."""
-        try:
-            while kind is None and self._running:
-                self._running.popleft().result()
-        finally:
-            self._thread.shutdown(cancel_futures=True)
-
-    def add(self, tensor: Tensor, name: str) -> None:
-        """Have a tensor checked, see `check_finite`; it stays in memory until then."""
-        self._running.append(self._thread.submit(check_finite, tensor, name, self._source))
-
-    def look(self) -> None:
-        """Raise the error of a check that is done.
-
-        Raises:
-            CheckpointError: see `check_finite`.
-        """
-        while self._running and self._running[0].done():
-            self._running.popleft().result()
 
 
 def _complaint(tensor: Tensor, name: str, source: str) -> str:

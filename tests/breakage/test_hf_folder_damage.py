@@ -6,6 +6,7 @@ to them is noticed.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -396,17 +397,44 @@ def test_checksums_of_another_program_are_a_file_like_others(folder, tmp_path):
     assert use(copy, tmp_path) == "right"
 
 
-def test_the_cache_of_the_hub_is_followed(folder, tmp_path):
+@pytest.fixture
+def snapshot(folder, tmp_path):
+    """The folder as the hub's cache has it: links to files named after their content."""
     blobs, snapshot = tmp_path / "models--x" / "blobs", tmp_path / "models--x" / "snapshots" / "1a2b"
     blobs.mkdir(parents=True)
     (snapshot / "examples").mkdir(parents=True)
-    for number, name in enumerate(names(folder)):
-        shutil.copyfile(folder / name, blobs / f"{number:040x}")
-        (snapshot / name).symlink_to(os.path.relpath(blobs / f"{number:040x}", (snapshot / name).parent))
+    for name, content in contents(folder).items():
+        small = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        blob = blobs / (hashlib.sha256(content).hexdigest() if name.endswith((".safetensors", ".model")) else small)
+        blob.write_bytes(content)
+        (snapshot / name).symlink_to(os.path.relpath(blob, (snapshot / name).parent))
+    return snapshot
+
+
+def test_the_cache_of_the_hub_is_followed(snapshot, tmp_path):
     assert use(snapshot, tmp_path) == "right"
     (snapshot / "README.md").unlink()
     (snapshot / "README.md").symlink_to("/etc/hostname")
     assert "a link that leaves" in use(snapshot, tmp_path)
+
+
+@pytest.mark.parametrize("name", [SHARD, "tokenizer.model", "config.json", "README.md"])
+def test_a_flip_in_the_cache_of_the_hub_is_noticed(snapshot, tmp_path, name):
+    content = bytearray((snapshot / name).read_bytes())
+    content[-2] ^= 1
+    (snapshot / name).write_bytes(content)
+    assert use(snapshot, tmp_path).startswith("refused")
+
+
+def test_a_published_sha256_is_compared(folder, tmp_path):
+    copy = damaged(folder, tmp_path, SHARD, lambda path, draw: None, None)
+    digest = hashlib.sha256((copy / SHARD).read_bytes()).hexdigest()
+    (copy / f"{SHARD}.sha256").write_text(f"{digest}  {SHARD}\n")
+    assert use(copy, tmp_path) == "right"
+    (copy / f"{SHARD}.sha256").write_text(f"{'0' * 64}  {SHARD}\n")
+    assert f"has the digest {digest}, it was published as 000" in use(copy, tmp_path)
+    (copy / f"{SHARD}.sha256").write_text("none")
+    assert "expected 64 hexadecimal digits" in use(copy, tmp_path)
 
 
 def test_deep_folders_are_refused(folder, tmp_path):

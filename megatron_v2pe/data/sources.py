@@ -69,17 +69,20 @@ class Dataset:
             while content := stream.read(_READ_BYTES):  # lines may be longer than any memory
                 part = np.frombuffer(content, dtype="u1")
                 ends = np.flatnonzero(part == 10)
+                rest = 0
                 if len(ends):
                     starts = np.concatenate([[0], ends[:-1] + 1])
-                    some = np.logical_or.reduceat(~_BLANK[part[: ends[-1] + 1]], starts)
+                    some = ~_BLANK[part[starts]]
+                    for line in np.flatnonzero(~some).tolist():
+                        some[line] = bool(content[starts[line] : ends[line]].strip())
                     some[0] |= filled
+                    rest, filled = int(ends[-1]) + 1, False
                     starts += position
                     starts[0] = start
                     found = np.flatnonzero(some)
-                    rows.frombytes(np.stack([starts[found], found + number], axis=1).astype("<i8").tobytes())
-                    start, number, filled = position + int(ends[-1]) + 1, number + len(ends), False
-                    part = part[ends[-1] + 1 :]
-                filled = filled or not _BLANK[part].all()
+                    rows.frombytes(np.stack([starts[found], found + number], axis=1).tobytes())
+                    start, number = position + rest, number + len(ends)
+                filled = filled or bool(content[rest:].strip())
                 position += len(content)
         if filled:
             rows.extend((start, number))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import tracemalloc
 
 import pytest
@@ -33,6 +34,26 @@ def test_lines_are_found_whatever_stands_between(tmp_path):
     assert len(dataset) == 5
     assert [dataset.read(i).conversations[0][1] for i in range(5)] == [f"é {i}" for i in range(5)]
     assert [dataset.id_of(i).line for i in range(5)] == [1, 3, 5, 6, 7]
+
+
+def test_lines_are_found_as_python_finds_them(tmp_path, monkeypatch):
+    draws, path = random.Random(0), tmp_path / "a.jsonl"
+    for _ in range(200):
+        monkeypatch.setattr("megatron_v2pe.data.sources._READ_BYTES", draws.choice((1, 2, 3, 7, 64)))
+        parts = (b"\n", b" ", b"a", b"\r\n", b"\t\n", b"xyz", b"\x0b")
+        path.write_bytes(b"".join(draws.choices(parts, k=draws.randrange(60))))
+        position, expected = 0, []
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            if line.strip():
+                expected.append((position, number))
+            position += len(line) + 1
+        dataset = Dataset("d", str(path))
+        found = [row for block in dataset.blocks(5, 20) for row in block.rows.tolist()]
+        assert [tuple(row) for row in found] == expected
+        lines = [line for block in dataset.blocks(5, 20) for line in block.read(dataset.annotation)]
+        assert [(number, line.strip()) for number, line in lines] == [
+            (number, path.read_bytes()[start:].split(b"\n")[0].strip()) for start, number in expected
+        ]
 
 
 def test_the_index_is_small(tmp_path):

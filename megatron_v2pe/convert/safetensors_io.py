@@ -116,7 +116,7 @@ class Header:
 
     def with_dtype(self, dtype: torch.dtype) -> Header:
         """Return the header of the same tensors, in the same order, in another floating-point type."""
-        content = json.loads(self.text)
+        content = parse_json(self.text, "header", CheckpointError)
         entries: dict[str, Any] = {name: value for name, value in content.items() if name == "__metadata__"}
         position = 0
         for place in self.tensors:

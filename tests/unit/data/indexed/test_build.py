@@ -12,6 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatase
 from PIL import Image
 
 from megatron_v2pe.data.indexed import layout
+from megatron_v2pe.data.indexed.finish import plan_digest
 from megatron_v2pe.data.indexed.megatron_format import Sequences, write_index
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.pictures import read_tiles
@@ -141,6 +142,25 @@ def test_damaged_manifests(case, tmp_path):
         manifest.write_text(json.dumps(content))
         with pytest.raises(DataError, match=message):
             IndexedSamples(tmp_path / "set")
+
+
+def test_a_set_without_checksums_is_known_to_be_done(case, tmp_path, monkeypatch):
+    """One of version 1, from before there were checksums; the same command again finds it built."""
+    plans = []
+    monkeypatch.setattr("megatron_v2pe.data.indexed.build.plan_digest", lambda plan: plans.append(plan) or "0" * 16)
+    folder = case.build(tmp_path / "set").folder
+    monkeypatch.undo()
+    manifest = folder / "manifest.json"
+    content = json.loads(manifest.read_text())
+    for name in ("check", "block", "checksums_xxh3"):
+        del content[name]
+    del content["sizes"]["checksums.bin"]
+    content["plan_sha256"] = plan_digest({**plans[0], "version": 1})
+    manifest.write_text(json.dumps({**content, "version": 1}))
+    assert len(case.build(folder)) == 34
+    manifest.write_text(json.dumps({**content, "version": 1, "check": "0"}))
+    with pytest.raises(DataError, match="format version 1, this program reads version 2"):
+        IndexedSamples(folder)
 
 
 def test_an_existing_folder_is_not_touched(case, tmp_path):

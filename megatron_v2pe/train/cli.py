@@ -138,7 +138,8 @@ def _base(own: Mapping[str, str], recipes: Recipes) -> ExperimentConfig:
             raise ConfigError(f"unknown recipe {_shown(name)!r}{hint}")
         config = recipes[name]()
     if "config" in own:
-        config = config.updated(config_tree.read_yaml(own["config"]), own["config"])
+        path = _path(own["config"])
+        config = config.updated(config_tree.read_yaml(path), path)
     return config
 
 
@@ -173,7 +174,7 @@ def _sort_word(word: str, result: Arguments) -> None:
     if equals:
         result.assignments.append((key.replace("-", "_"), value))
     elif word.endswith(".json"):
-        result.published.update(_read_json(word))
+        result.published.update(_read_json(_path(word)))
     else:
         raise ConfigError(f"{_shown(word)!r} is neither a flag (--name) nor an assignment (section.key=value)")
 
@@ -201,6 +202,12 @@ def _takes_text_only(name: str) -> bool:
     kind = config_tree.leaf_type(ExperimentConfig(), flag.key.partition(",")[0])
     parts = (kind,) if get_origin(kind) is Literal else get_args(kind) or (kind,)
     return all(part in (str, NoneType) or get_origin(part) is Literal for part in parts)
+
+
+def _path(word: str) -> str:
+    if len(word) > 4096:
+        raise ConfigError(f"{_shown(word)}...: a path of {len(word)} characters")
+    return word
 
 
 def _shown(word: str) -> str:

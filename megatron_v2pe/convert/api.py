@@ -39,8 +39,9 @@ def mcore_to_hf(
 ) -> None:
     """Convert a Megatron-Core checkpoint, converted or trained in any layout, to an HF folder.
 
-    Without options, what `hf_to_mcore` made goes back byte for byte. A training checkpoint also writes the V2PE
-    settings it was trained with into `config.json`; its optimizer state stays behind.
+    Without options, what `hf_to_mcore` made goes back byte for byte. A training checkpoint also writes into
+    `config.json` what it was trained with: V2PE settings, conversation template, how images are cut into tiles. Its
+    optimizer state stays behind.
 
     Args:
         folder: a checkpoint folder, or that of a training run, whose newest checkpoint is taken.

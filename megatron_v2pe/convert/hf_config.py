@@ -97,6 +97,33 @@ def with_settings(config: dict[str, Any], settings: V2PESettings) -> dict[str, A
     return {**result, "llm_config": llm}
 
 
+def trained_on(state: Any, source: str) -> dict[str, Any]:
+    """Return how a run made conversations and tiles of its samples, under the names of `config.json`.
+
+    The published fine-tuning script writes these into what it saves; whoever asks the model follows them.
+
+    Args:
+        state: content of the file with a training run's state.
+        source: the file, for the error.
+
+    Returns:
+        Name -> value of what the state says; empty for one whose settings do not name their data.
+
+    Raises:
+        CheckpointError: a value of another type.
+    """
+    data = Fields(state, source, CheckpointError).get("settings", dict[str, Any], {}).get("data")
+    if data is None:
+        return {}
+    fields = Fields(data, f"{source}: settings: data", CheckpointError)
+    found: dict[str, Any] = {
+        "template": fields.text("template", None),
+        **{name: fields.flag(name, None) for name in ("dynamic_image_size", "use_thumbnail", "pad2square")},
+        **{name: fields.whole(name, None, 1, 1000) for name in ("min_dynamic_patch", "max_dynamic_patch")},
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
     """Return a `config.json` that states another type of the weights, `float32` or `bfloat16`."""
     result = {**config, "torch_dtype": name}

@@ -118,30 +118,36 @@ def _write_tensors(
 def _new_config(folder: Path, config: dict[str, Any], trained: bool, export: Export) -> dict[str, Any] | None:
     """Return the `config.json` to write, None where the original still holds to the byte."""
     stated = hf_config.V2PESettings.from_config(config)
-    before = _trained_with(folder, stated, export) if trained else stated
+    before, data = _trained_with(folder, stated, export) if trained else (stated, {})
     settings = before.overridden(export.rope_pos_id_version, export.rope_pos_id_stride)
     asked = export.rope_pos_id_version is not None or export.rope_pos_id_stride is not None
     result = config
     if settings != stated or asked:
         settings.validate()
         result = hf_config.with_settings(config, settings)
+    model = InternVLConfig.from_hf(config, printable(folder / HF_FOLDER / _CONFIG))
+    result = {**result, **{name: value for name, value in data.items() if value != getattr(model, name)}}
     if export.dtype is not None:
         result = hf_config.with_dtype(result, str(DTYPES[export.dtype]).removeprefix("torch."))
     return None if result == config else result
 
 
-def _trained_with(folder: Path, stated: hf_config.V2PESettings, export: Export) -> hf_config.V2PESettings:
-    """Return the positions a run was trained with.
+def _trained_with(
+    folder: Path, stated: hf_config.V2PESettings, export: Export
+) -> tuple[hf_config.V2PESettings, dict[str, Any]]:
+    """Return the positions a run was trained with, and how it made conversations and tiles of its samples.
 
     Raises:
         CheckpointError: its state is lost or damaged, and the user does not say it either.
     """
     path = folder / TRAINING_STATE
     try:
-        return hf_config.V2PESettings.from_training(read_description(path), printable(path)) or stated
+        state = read_description(path)
+        settings = hf_config.V2PESettings.from_training(state, printable(path))
+        return settings or stated, hf_config.trained_on(state, printable(path))
     except CheckpointError as error:
         if export.rope_pos_id_version is not None:
-            return stated
+            return stated, {}
         raise CheckpointError(
             f"{error}; it says with which positions the run was trained: copy the checkpoint again, export an older "
             "one, or state them (--rope-pos-id-version, --rope-pos-id-stride)"

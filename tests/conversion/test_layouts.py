@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megatron_v2pe.convert.api import mcore_to_hf
+from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.testing import parity, short_runs
@@ -147,3 +148,30 @@ def _check_settings_are_carried_over(root, sources, tmp_path):
         "off": (None, None, None),
         "flag": ("v2pe_fix", "v2pe_fix", 0.5),
     }
+    data = {"template": "Hermes-2", "use_thumbnail": False, "max_dynamic_patch": 2, "min_dynamic_patch": 1}
+    state["settings"]["data"] = {**data, "dynamic_image_size": False, "num_workers": 3}
+    state_file.write_text(json.dumps(state))
+    seal(state_file.parent)
+    mcore_to_hf(root, tmp_path / "other_data")
+    config = json.loads((tmp_path / "other_data" / "config.json").read_text())
+    assert {name: config[name] for name in (*data, "dynamic_image_size")} == {**data, "dynamic_image_size": False}
+    assert "num_workers" not in config and config["pad2square"] is False
+    _check_a_damaged_state_is_refused(root, state, state_file, tmp_path)
+
+
+def _check_a_damaged_state_is_refused(root, state, state_file, tmp_path):
+    """An export never forgets how it was trained, unless it is told."""
+    for change, message in (
+        ({"settings": {"note": 1}}, "section 'v2pe' is missing"),
+        ({"settings": None}, "'settings' is missing"),
+        ({"settings": {"v2pe": {"rope_pos_id_version": "v2pe_fix"}}}, "needs rope_pos_id_stride"),
+        ({"settings": {"v2pe": {"rope_pos_id_version": 5}}}, "rope_pos_id_version: found 5"),
+        ({"settings": {**state["settings"], "data": {"use_thumbnail": "yes"}}}, "use_thumbnail: found the text 'yes'"),
+    ):
+        state_file.write_text(json.dumps({**state, **change}))
+        seal(state_file.parent)
+        with pytest.raises(CheckpointError, match=f"training_state.json: .*{message}.*state them"):
+            mcore_to_hf(root, tmp_path / "forgotten")
+        assert not (tmp_path / "forgotten").exists()
+    mcore_to_hf(root, tmp_path / "told", rope_pos_id_version="v2pe_fix", rope_pos_id_stride=8)
+    assert json.loads((tmp_path / "told" / "config.json").read_text())["rope_pos_id_stride"] == 8

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from megatron_v2pe.checkpoint.checksums import Checksums, sums_of_files
+from megatron_v2pe.checkpoint.description import Written, write_description
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLDER, HF_LAYOUT, new_folder
-from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter, Written, write_description
+from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
 from megatron_v2pe.convert import hf_config
 from megatron_v2pe.convert.checks_beside import ChecksBeside
 from megatron_v2pe.convert.finite import check_finite

@@ -34,7 +34,7 @@ from megatron_v2pe.foreign.seal import CHECK, seal, unseal
 from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.run_lock import LOCK, lock_folder
 
-PLAN = "plan.json"
+PLAN, _FORMAT = "plan.json", "plan of a megatron-v2pe indexed data set"
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,9 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
         if (folder / JOURNAL).exists():
             raise DataError(f"{printable(path)}: is missing beside a {JOURNAL}: what was begun is not known; {anew}")
         temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(seal(plan), indent=1, ensure_ascii=False), encoding="utf-8")
+        temporary.write_text(
+            json.dumps(seal({"format": _FORMAT, **plan}), indent=1, ensure_ascii=False), encoding="utf-8"
+        )
         os.rename(temporary, path)
         return
     try:
@@ -215,6 +217,8 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
         raise DataError(f"{error}; {anew}") from error
     if CHECK not in content:
         raise ConfigError(f"{printable(path)}: a build begun by another version of this program; {anew}")
+    if before.pop("format", None) != _FORMAT:
+        raise DataError(f"{printable(path)}: not the plan of a build; {anew}")
     if before == plan:
         return
     names = [name for name in plan if before.get(name) != plan[name]]

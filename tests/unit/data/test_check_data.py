@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -241,3 +242,11 @@ def test_names_that_steer_a_terminal(tmp_path):
     (check,) = check_data_list(write(tmp_path / "data", {"image": "\x1b[31m\u202e.png"}))
     shown = as_text("list", [check])
     assert "\\x1b[31m\\u202e.png: no such file" in shown and "\x1b" not in shown and "\u202e" not in shown
+
+
+def test_an_annotation_that_is_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    entry = {"annotation": str(tmp_path / "a.jsonl"), "data_augment": False, "repeat_time": 1}
+    (tmp_path / "list.json").write_text(json.dumps({"own": entry}))
+    (check,) = check_data_list(tmp_path / "list.json")
+    assert check.problem and "a.jsonl: a pipe, expected a regular file" in check.problem and not check.complete

@@ -292,13 +292,15 @@ def test_other_settings_are_refused(case, tmp_path, tokenizer):
         case.build(tmp_path / "set", encoder=other)
     (tmp_path / "begun.building").mkdir()
     plan = tmp_path / "begun.building" / "plan.json"
-    plan.write_text(json.dumps(seal({"seed": 5})))
+    plan.write_text(json.dumps(seal({"format": "plan of a megatron-v2pe indexed data set", "seed": 5})))
     with pytest.raises(ConfigError, match=r"begun.building holds a build begun with other .*settings"):
         case.build(tmp_path / "begun")
     plan.write_text(json.dumps({"seed": 5}))
     with pytest.raises(ConfigError, match=r"plan.json: a build begun by another version of this program; delete"):
         case.build(tmp_path / "begun")
-    plan.write_text(json.dumps(seal({"seed": 5})).replace("5", "6", 1))
+    plan.write_text(
+        json.dumps(seal({"format": "plan of a megatron-v2pe indexed data set", "seed": 5})).replace("5", "6", 1)
+    )
     with pytest.raises(DataError, match=r"plan.json: damaged: changed since it was written .* to start anew"):
         case.build(tmp_path / "begun")
     samples.check(case.encoder.config, tokenizer, FACTS)

@@ -190,7 +190,9 @@ class _Tally:
             self._missing.setdefault(folder, set()).add(name)
             check.missing_folders[folder] = check.missing_folders.get(folder, 0) + 1
             check.num_missing += 1
-            self._keep(check.missing, [Fault(os.path.join(folder, name), line, folders.why_missing(folder))])
+            if len(check.missing) < self._shown:
+                path, reason = os.path.join(folder, name), folders.why_missing(folder)
+                check.missing.append(Fault(path, line, "not a regular file" if os.path.exists(path) else reason))
 
     def found(self) -> Iterator[tuple[str, bool]]:
         """Yield the files that are there, folder by folder, and whether each is a video."""

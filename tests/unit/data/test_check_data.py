@@ -244,9 +244,12 @@ def test_names_that_steer_a_terminal(tmp_path):
     assert "\\x1b[31m\\u202e.png: no such file" in shown and "\x1b" not in shown and "\u202e" not in shown
 
 
-def test_an_annotation_that_is_a_pipe(tmp_path):
+def test_pipes(tmp_path):
     os.mkfifo(tmp_path / "a.jsonl")
     entry = {"annotation": str(tmp_path / "a.jsonl"), "data_augment": False, "repeat_time": 1}
     (tmp_path / "list.json").write_text(json.dumps({"own": entry}))
     (check,) = check_data_list(tmp_path / "list.json")
+    os.mkfifo(tmp_path / "b.png")
+    (other,) = check_data_list(write(tmp_path / "data", {"image": str(tmp_path / "b.png")}))
+    assert [(fault.path, fault.reason) for fault in other.missing] == [(f"{tmp_path}/b.png", "not a regular file")]
     assert check.problem and "a.jsonl: a pipe, expected a regular file" in check.problem and not check.complete

@@ -184,17 +184,6 @@ def copy_other_files(source: Path, target: Path, but: Path | None = None) -> Non
             shutil.copyfile(source / relative, target / relative)
 
 
-def check_folder(folder: Path) -> None:
-    """Check that an HF folder is one, and that none of its links leads elsewhere.
-
-    Raises:
-        CheckpointError: no such folder, or a link that leaves it.
-    """
-    if not folder.is_dir():
-        raise CheckpointError(f"{printable(folder)}: no such folder")
-    check_links(folder, CheckpointError)
-
-
 def verify_checksums(folder: Path) -> None:
     """Compare the files of an HF folder with its `checksums.json`, as exports have it; other programs write none.
 
@@ -228,7 +217,9 @@ def _index(folder: Path) -> Fields:
 
 def _read_index(folder: Path) -> dict[str, str] | None:
     """Return tensor name -> file, None for an unsharded checkpoint."""
-    check_folder(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"{printable(folder)}: no such folder")
+    check_links(folder, CheckpointError)
     path = folder / INDEX
     if not os.path.lexists(path):
         _need_single(folder)

@@ -17,7 +17,7 @@ from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
 from megatron_v2pe.convert import hf_config
 from megatron_v2pe.convert.checks_beside import ChecksBeside
 from megatron_v2pe.convert.finite import check_finite
-from megatron_v2pe.convert.hf_folder import HFWeights, check_folder, copy_other_files
+from megatron_v2pe.convert.hf_folder import HFWeights, copy_other_files
 from megatron_v2pe.convert.hub_digests import check_digest, known_digests
 from megatron_v2pe.convert.mappings import MappingTable
 from megatron_v2pe.convert.progress import byte_progress
@@ -34,7 +34,8 @@ _log = get_logger(__name__)
 
 def convert(source: Path, folder: Path, overwrite: bool) -> None:
     """Convert `source` (HF) to `folder` (Megatron-Core); see `api.hf_to_mcore`."""
-    check_folder(source)
+    if not source.is_dir():
+        raise CheckpointError(f"{printable(source)}: no such folder")
     if os.path.lexists(source / HF_LAYOUT):
         raise CheckpointError(f"{printable(source / HF_LAYOUT)}: the name is taken by the converter; rename this file")
     model = _read_model(source)

@@ -6,6 +6,7 @@ Nothing here knows about parallelism or tensors.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -184,9 +185,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
             leaves the folder.
     """
     path = Path(folder) / "config.json"
-    check_links(Path(folder), ConfigError)
-    if not path.exists():
+    if not os.path.lexists(path):  # before the whole folder is walked through: it may be any folder
         raise ConfigError(f"{printable(path)}: no such file; an InternVL2 checkpoint folder holds a config.json")
+    check_links(Path(folder), ConfigError)
     return read_json_object(path, ConfigError, LARGEST_CONFIG, unique=True)
 
 

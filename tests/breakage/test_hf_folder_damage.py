@@ -14,6 +14,7 @@ import shutil
 import signal
 import struct
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -435,6 +436,11 @@ def test_a_published_sha256_is_compared(folder, tmp_path):
     assert f"has the digest {digest}, it was published as 000" in use(copy, tmp_path)
     (copy / f"{SHARD}.sha256").write_text("none")
     assert "expected 64 hexadecimal digits" in use(copy, tmp_path)
+
+
+def test_a_folder_that_is_no_checkpoint_is_not_walked_through(tmp_path):
+    with pytest.raises(V2PEError, match="config.json: no such file"), patience(5):
+        hf_to_mcore(Path("/"), tmp_path / "mcore")
 
 
 def test_deep_folders_are_refused(folder, tmp_path):

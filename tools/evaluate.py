@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 EXAMPLES = """examples, from the folder that holds `data/` and `dataset/` as the published README lays them out:
   python tools/evaluate.py --checkpoint work_dirs/run --benchmarks chartqa,docvqa --out work_dirs/evaluate/run
-  torchrun --nproc_per_node 8 tools/evaluate.py --checkpoint pretrained/InternVL2-2B --benchmarks general --out OUT
-  torchrun --nproc_per_node 8 tools/evaluate.py --checkpoint work_dirs/run --benchmarks mmniah_long_1m --out OUT \\
-      --context-parallel-size 8 --rope_pos_id_stride 64
+  python -m megatron_v2pe.device.torchrun --nproc-per-node 8 tools/evaluate.py --benchmarks general \\
+      --checkpoint pretrained/InternVL2-2B --out OUT
+  python -m megatron_v2pe.device.torchrun --nproc-per-node 8 tools/evaluate.py --benchmarks mmniah_long_1m \\
+      --checkpoint work_dirs/run --out OUT --context-parallel-size 8 --rope_pos_id_stride 64
   python tools/evaluate.py --checkpoint work_dirs/run --benchmarks my_questions.jsonl --strides 16 64 256 --out OUT
   python tools/make_synthetic_benchmarks.py --help     tiny sets in every benchmark's format, to try it
 

@@ -1,4 +1,4 @@
-"""Train: `torchrun --nproc_per_node 2 tools/train.py --recipe NAME [--section.setting VALUE ...]`."""
+"""Train: `tools/train.py --recipe NAME [--section.setting VALUE ...]`, started by a launcher (docs/launching.md)."""
 
 from __future__ import annotations
 

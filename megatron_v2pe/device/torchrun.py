@@ -38,8 +38,11 @@ from megatron_v2pe.orphans import LAUNCHER
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
-_END_SECONDS = 15.0
-"""For the other processes to end once one has failed, before they are killed."""
+_NOTICE_SECONDS = 5.0
+"""For the other processes to notice that one has failed, and end."""
+
+_END_SECONDS = 10.0
+"""For those that had to be told, before they are killed."""
 
 _MEET_SECONDS = 600
 _STORE_TIMEOUT = timedelta(seconds=60)
@@ -167,13 +170,23 @@ class _Agent(LocalElasticAgent):
             with suppress(RuntimeError, ValueError):
                 store = self._watch_store(worker_group)
                 self.ended = json.loads(store.compare_set(watchdog.END, "", json.dumps(record)))
-        until = time.monotonic() + (_END_SECONDS if self.asked == 0 else float(self._shutdown_timeout))
-        while time.monotonic() < until and any(one.proc.poll() is None for one in self._processes().values()):
-            time.sleep(0.05)
+        if self.asked == 0 and not self._all_end(_NOTICE_SECONDS):
+            for handler in self._processes().values():  # those that have not met the others yet
+                if handler.proc.poll() is None:
+                    handler.proc.terminate()
+        self._all_end(_END_SECONDS if self.asked == 0 else float(self._shutdown_timeout))
         self._kill()
         status = self.status()
         if self.asked or status == exit_status.MEND:
             self._remaining_restarts = 0
+
+    def _all_end(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while any(one.proc.poll() is None for one in self._processes().values()):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
+        return True
 
     def _watch_store(self, worker_group: WorkerGroup) -> dist.Store:
         handler = worker_group.spec.rdzv_handler

@@ -33,7 +33,7 @@ from megatron_v2pe.train.config import ExperimentConfig
 
 DESCRIPTION = """Fine-tune InternVL2 with variable visual position encoding.
 
-example: torchrun --nproc_per_node 2 tools/train.py --recipe internvl2_2b_v2pe_32k
+example: python -m megatron_v2pe.device.torchrun --nproc-per-node 2 tools/train.py --recipe internvl2_2b_v2pe_32k
 --model.model-name-or-path pretrained/InternVL2-2B --parallel.tensor-model-parallel-size 2
 
 --recipe NAME: start from a named run ({recipes}).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import random
 import time
 
@@ -16,7 +17,7 @@ from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.testing.setting_oracle import ODD_VALUES, SETTINGS, problem, verdict
 from megatron_v2pe.train import cli, published_flags
 
-SEED = 14
+SEED = int(os.environ.get("BREAKAGE_SEED", "14"))
 TEXTS = [str(value) for value in ODD_VALUES if value not in (10**399,)]
 TEXTS += ["=", "a=b", "a.b=c", "--", "-h", "--help=1", "\ud800", "'", '"', "\\", "%s", "{0}", "x.json", "\x00.json"]
 PATHS, PUBLISHED = list(SETTINGS), list(published_flags.FLAGS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import time
 from dataclasses import asdict
@@ -23,7 +24,7 @@ from megatron_v2pe.testing.setting_oracle import ODD_VALUES, SETTINGS, problem, 
 from megatron_v2pe.testing.synthetic import internvl2_2b_config
 from megatron_v2pe.train.config import ExperimentConfig
 
-SEED = 14
+SEED = int(os.environ.get("BREAKAGE_SEED", "14"))
 WHOLE, NUMBER, FLAG, CHOICE, NAMES = "whole", "number", "flag", "choice", "names"
 
 # Section, field -> kind, range or choices, whether it may be left out.

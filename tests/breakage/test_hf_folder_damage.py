@@ -31,7 +31,7 @@ from megatron_v2pe.testing.attacks import payloads
 from megatron_v2pe.testing.small_data import write_tokenizer
 from megatron_v2pe.testing.synthetic import internvl2_2b_config, write_hf_folder
 
-SEED = 14
+SEED = int(os.environ.get("BREAKAGE_SEED", "14"))
 INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00002.safetensors"
 
 

@@ -8,17 +8,19 @@ content, so nothing in the cache can be out of date and processes may fill it si
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tempfile
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
-
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.images import open_image
+from megatron_v2pe.foreign.printable import printable
 
 CACHE = Path("work_dirs/evaluate_cache")
 """Where they go by default, relative to the folder evaluation is started in; never beside the data."""
+
+LARGEST = 1 << 26
+"""Bytes of an image, at most."""
 
 
 def store_image(content: bytes, cache: Path, where: str) -> str:
@@ -32,11 +34,13 @@ def store_image(content: bytes, cache: Path, where: str) -> str:
     Raises:
         DataError: the bytes are no image.
     """
+    if len(content) > LARGEST:
+        raise DataError(f"{where}: an image of {len(content)} bytes, at most {LARGEST} are read")
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(content, DataError) as image:
             suffix = (image.format or "image").lower()
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        raise DataError(f"{where}: {len(content)} bytes that are no image: {error}") from error
+    except Exception as error:  # on damaged headers Pillow raises nearly anything
+        raise DataError(f"{where}: {len(content)} bytes that are no image: {printable(error)[:200]}") from error
     digest = hashlib.sha256(content).hexdigest()[:32]
     path = cache / "images" / digest[:2] / f"{digest}.{suffix}"
     if not path.is_file() or path.stat().st_size != len(content):

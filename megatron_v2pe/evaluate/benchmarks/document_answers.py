@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmarks.single_image import TruthOf
-from megatron_v2pe.evaluate.reading import ID, Row, demand, json_records, read_json
+from megatron_v2pe.evaluate.reading import ID, TEXTS, VALUES, Row, demand, json_records, optional, read_json
 
 GROUPS = ("answer_type", "evidence", "operation/reasoning")
 """What InfoVQA's file says of a question besides: lists."""
@@ -21,9 +21,10 @@ def document_answers(path: Path) -> TruthOf:
     """
     content = demand(str(path), read_json(path), {"data": list, "dataset_name": str})
     truths: dict[Any, Row] = {}
-    for where, record in json_records(path, content["data"], {"questionId": ID, "answers": list}):
+    for where, record in json_records(path, content["data"], {"questionId": ID, "answers": VALUES}):
         if record["questionId"] in truths:
             raise DataError(f"{where}: questionId {record['questionId']} is there twice")
+        optional(where, record, dict.fromkeys(GROUPS, TEXTS))
         groups = {name: record[name] for name in GROUPS if name in record}
         truths[record["questionId"]] = {"answers": record["answers"], **groups}
 

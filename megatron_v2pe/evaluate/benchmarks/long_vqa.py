@@ -23,10 +23,11 @@ from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.embedded_images import CACHE
-from megatron_v2pe.evaluate.reading import ID, demand, json_lines
+from megatron_v2pe.evaluate.reading import ID, NUMBER, TEXTS, demand, json_lines, optional
 
 _SOURCE = "https://huggingface.co/datasets/OpenGVLab/V2PE-Data"
-_FIELDS = {"id": ID, "image": (str, list, type(None)), "conversations": list}
+_FIELDS = {"id": ID, "image": (str, TEXTS, type(None)), "conversations": list}
+_META_FIELDS = {"context_length": NUMBER}
 LENGTHS = (32, 40, 48, 56, 64)
 """Thousands of tokens."""
 NEW_TOKENS = {
@@ -81,7 +82,8 @@ class LongVqa(PublishedBenchmark):
                 raise DataError(f"{where}: conversations: expected a question and its answer, found {turns!r:.80}")
             asked_turn, answer_turn = (demand(f"{where}: conversations", turn, {"value": str}) for turn in turns[:2])
             paths = [row["image"]] if isinstance(row["image"], str) else row["image"] or []
-            length = (row.get("metadata") or {}).get("context_length")
+            optional(where, row, {"metadata": dict})
+            length = optional(f"{where}: metadata", row.get("metadata") or {}, _META_FIELDS).get("context_length")
             yield (
                 where,
                 Question(

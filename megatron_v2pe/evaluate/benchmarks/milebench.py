@@ -29,7 +29,7 @@ from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.benchmarks.wording import IMAGE, LETTER, lettered, option_lines
 from megatron_v2pe.evaluate.embedded_images import CACHE
-from megatron_v2pe.evaluate.reading import ID, Row, demand, json_records, read_json
+from megatron_v2pe.evaluate.reading import ID, TEXTS, VALUES, Row, demand, json_records, optional, read_json
 
 _ROOT = "dataset/benchmark/MileBench"
 _SOURCE = "https://huggingface.co/datasets/FreedomIntelligence/MileBench"
@@ -45,8 +45,9 @@ _KINDS = {"open-ended": "rouge", "multi-choice": "multichoice"}
 """How a set is scored, by its `question_type`."""
 _META_FIELDS = {"question_type": str, "task_instruction": (list, dict)}
 _FIELDS = {"sample_id": ID, "task_instruction_id": ID, "task_instance": dict, "response": object}
-_INSTANCE_FIELDS = {"context": str, "images_path": list}
-_PLACE = re.compile(r"\{(?:image|table)#(\d+)\}")
+_INSTANCE_FIELDS = {"context": str, "images_path": TEXTS}
+_INSTANCE_OPTIONAL = {"choice_list": VALUES}
+_PLACE = re.compile(r"\{(?:image|table)#(\d{1,9})\}")
 _WITHOUT_LETTERS = "GPR1200"
 """It has more choices than there are letters."""
 
@@ -88,6 +89,7 @@ class MileBench(PublishedBenchmark):
         rows: list[tuple[str, Row]] = []
         for where, row in json_records(path, content["data"], _FIELDS):
             demand(f"{where}: task_instance", row["task_instance"], _INSTANCE_FIELDS)
+            optional(f"{where}: task_instance", row["task_instance"], _INSTANCE_OPTIONAL)
             rows.append((where, row))
         for where, row in sorted(rows, key=lambda place: len(place[1]["task_instance"]["images_path"])):
             instruction = _instruction(where, meta["task_instruction"], row["task_instruction_id"])
@@ -98,7 +100,9 @@ class MileBench(PublishedBenchmark):
         paths, choices = list(instance["images_path"]), instance.get("choice_list")
         context = _PLACE.sub(lambda match: IMAGE if 1 <= int(match[1]) <= len(paths) else match[0], instance["context"])
         if choices is not None:
-            lines = "\n".join(choices) if self.dataset == _WITHOUT_LETTERS else option_lines(lettered(choices))
+            lines = (
+                "\n".join(map(str, choices)) if self.dataset == _WITHOUT_LETTERS else option_lines(lettered(choices))
+            )
             context = f"{context}\nChoice list: \n{lines}\n{LETTER}"
         surplus = len(paths) - context.count(IMAGE)
         if surplus < 0:
@@ -132,9 +136,12 @@ def _kind(path: Path, dataset: str, question_type: str) -> str:
 def _instruction(where: str, instructions: Any, key: Any) -> str:
     """Return an instruction from a list by its place, or from an object by its name."""
     try:
-        return instructions[str(key)] if isinstance(instructions, dict) else instructions[int(key)]
+        instruction = instructions[str(key)] if isinstance(instructions, dict) else instructions[int(key)]
     except (LookupError, TypeError, ValueError):
-        raise DataError(f"{where}: task_instruction_id {key!r} is none of the task_instruction of the file") from None
+        instruction = None
+    if not isinstance(instruction, str):
+        raise DataError(f"{where}: task_instruction_id {key!r} is none of the task_instruction of the file")
+    return instruction
 
 
 BENCHMARKS = {name_of(dataset): partial(MileBench, dataset) for dataset in SETS}

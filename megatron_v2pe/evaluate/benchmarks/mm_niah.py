@@ -26,20 +26,21 @@ from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.benchmarks.wording import IMAGE, LETTER, SHORT, lettered, option_lines
 from megatron_v2pe.evaluate.embedded_images import CACHE
-from megatron_v2pe.evaluate.reading import ID, NUMBER, Fields, Row, Rows, demand, json_lines
+from megatron_v2pe.evaluate.reading import ID, NUMBER, TEXTS, VALUES, Fields, Row, Rows, demand, json_lines, optional
 
 _ROOT = "dataset/benchmark/MM-NIAH"
 _SOURCE = "https://huggingface.co/datasets/OpenGVLab/MM-NIAH"
 FIELDS: Fields = {
     "id": ID,
-    "images_list": list,
+    "images_list": TEXTS,
     "context": str,
     "question": str,
-    "answer": (str, int, list),
+    "answer": (str, int, VALUES),
     "meta": dict,
 }
 """Of a line."""
-_META_FIELDS: Fields = {"placed_depth": (*NUMBER, list), "context_length": NUMBER}
+_META_FIELDS: Fields = {"placed_depth": (*NUMBER, list[float]), "context_length": NUMBER}
+_META_OPTIONAL: Fields = {"choices": VALUES, "choices_image_path": TEXTS}
 COUNTING_TOKENS, OTHER_TOKENS = 320, 16
 """Most new tokens: of counting tasks, of the others."""
 
@@ -99,6 +100,7 @@ def needle_questions(rows: Rows, task: str, images: Path) -> Iterator[tuple[str,
 
     def length(place: tuple[str, Row]) -> Any:
         where, row = place
+        optional(f"{where}: meta", row["meta"], _META_OPTIONAL)
         return demand(f"{where}: meta", row["meta"], _META_FIELDS)["context_length"]
 
     for where, row in sorted(rows, key=length, reverse=True):

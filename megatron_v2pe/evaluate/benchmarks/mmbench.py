@@ -18,7 +18,6 @@ stops at an empty one; mode `reference` keeps the rule, not the stop. The dev fi
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ class MmBench(PublishedBenchmark):
         empty = _PANDAS_EMPTY if self.mode == "reference" else ("",)
         required = _REQUIRED + (("answer",) if self.scorer else ())
         for where, row in tsv_rows(root / "data/mmbench" / self.file, required):
-            if not row["index"].isdecimal():
+            if not row["index"].isdecimal() or len(row["index"]) > 15:
                 raise DataError(f"{where}: index {row['index'][:40]!r} is not a number")
             options = {letter: row[letter] for letter in _LETTERS if row.get(letter, "") not in empty}
             hint = [row["hint"]] if row.get("hint", "") not in empty else []
@@ -173,5 +172,5 @@ class CcBench(MmBench):
 def _decoded(where: str, text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise DataError(f"{where}: column 'image' is not base64: {error}") from error

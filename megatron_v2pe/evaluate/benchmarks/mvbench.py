@@ -23,7 +23,7 @@ from megatron_v2pe.evaluate.benchmark import Needed, Question
 from megatron_v2pe.evaluate.benchmarks.frames import frame_lines, video_images
 from megatron_v2pe.evaluate.benchmarks.published import PublishedBenchmark, asked
 from megatron_v2pe.evaluate.benchmarks.wording import lettered
-from megatron_v2pe.evaluate.reading import NUMBER, Fields, Row, json_records, read_json
+from megatron_v2pe.evaluate.reading import NUMBER, VALUES, Fields, Row, json_records, read_json
 
 _ROOT = "dataset/benchmark/MVBench"
 _INSTRUCTION = (
@@ -31,7 +31,7 @@ _INSTRUCTION = (
     "objects, and the action and pose of persons. Based on your observations, select the best option that accurately "
     "addresses the question.\n"
 )
-_FIELDS: Fields = {"video": str, "question": str, "candidates": list, "answer": object}
+_FIELDS: Fields = {"video": str, "question": str, "candidates": VALUES, "answer": (str, *NUMBER)}
 _BOUNDED_FIELDS: Fields = {**_FIELDS, "start": NUMBER, "end": NUMBER}
 
 

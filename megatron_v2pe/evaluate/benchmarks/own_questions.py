@@ -17,11 +17,14 @@ from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.embedded_images import CACHE
-from megatron_v2pe.evaluate.reading import ID, Fields, Row, demand, json_lines
+from megatron_v2pe.evaluate.reading import ID, TEXTS, Fields, Row, demand, json_lines
+from megatron_v2pe.foreign.files import check_name
+from megatron_v2pe.foreign.printable import printable
 
 SUFFIX = ".jsonl"
-_FIELDS: Fields = {"question": str, "answer": (str, list)}
-_OPTIONAL: Fields = {"id": ID, "images": list, "max_new_tokens": int, "answer_begins": str}
+MOST_NEW_TOKENS = 1_000_000
+_FIELDS: Fields = {"question": str, "answer": (str, TEXTS)}
+_OPTIONAL: Fields = {"id": ID, "images": TEXTS, "max_new_tokens": int, "answer_begins": str}
 
 
 class OwnQuestions(PublishedBenchmark):
@@ -65,12 +68,12 @@ def _check(where: str, row: Row) -> None:
     """Refuse values that would stop the run later."""
     answers = [row["answer"]] if isinstance(row["answer"], str) else row["answer"]
     most = row.get("max_new_tokens", 1)
-    if not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        raise DataError(f"{where}: answer is {row['answer']!r}, expected text, or a list of texts that are right")
-    if not all(isinstance(image, str) for image in row.get("images", ())):
-        raise DataError(f"{where}: images is {row['images']!r}, expected a list of paths")
-    if isinstance(most, bool) or most < 1:
-        raise DataError(f"{where}: max_new_tokens is {most}, expected 1 or more")
+    if not answers or not all(answer.strip() for answer in answers):
+        raise DataError(
+            f"{where}: answer is {printable(row['answer'])[:60]!r}, expected text, or a list of texts that are right"
+        )
+    if not 1 <= most <= MOST_NEW_TOKENS:
+        raise DataError(f"{where}: max_new_tokens is {most}, expected between 1 and {MOST_NEW_TOKENS}")
     if not row.get("answer_begins", "x").strip():
         raise DataError(f"{where}: answer_begins is empty; leave it out where the model is to begin by itself")
 
@@ -79,9 +82,12 @@ def own_questions(word: str, mode: Mode = "corrected", cache: Path = CACHE) -> O
     """Return the benchmark of a file.
 
     Raises:
-        ConfigError: its name is that of a hidden file, and would give its answers none.
+        ConfigError: its name without the suffix is none for the folder of its answers.
     """
     file = Path(word)
-    if not file.name.removesuffix(SUFFIX):
-        raise ConfigError(f"{word}: a file of questions needs a name before {SUFFIX}")
+    if not (name := file.name.removesuffix(SUFFIX)):
+        raise ConfigError(f"{printable(word)}: a file of questions needs a name before {SUFFIX}")
+    source = f"--benchmarks {printable(word)}"
+    if check_name(name, source, ConfigError).startswith("."):
+        raise ConfigError(f"{source}: refused: a name that begins with a dot would hide the folder of its answers")
     return OwnQuestions(file, mode, cache)

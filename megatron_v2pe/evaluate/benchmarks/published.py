@@ -11,6 +11,7 @@ from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
 from megatron_v2pe.evaluate.benchmarks.wording import IMAGE
 from megatron_v2pe.evaluate.embedded_images import CACHE
+from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.logging import get_logger
 
 logger = get_logger(__name__)
@@ -56,6 +57,7 @@ class PublishedBenchmark(Benchmark):
                 raise DataError(f"{where}: id {question.id} was used before, at {places[question.id]}")
             places[question.id] = where
             _check_images(where, question)
+            _check_texts(where, question)
             yield question
         if self.published is not None and len(places) != self.published:
             logger.warning("%s: %d questions; the published file has %d", self.name, len(places), self.published)
@@ -72,6 +74,16 @@ def _check_images(where: str, question: Question) -> None:
     expected = 1 if question.joined else len(question.images)
     if places != expected:
         raise DataError(f"{where}: {places} {IMAGE} in the text, but {expected} images")
+
+
+def _check_texts(where: str, question: Question) -> None:
+    """Refuse half surrogate pairs, which JSON can hold: they are no text, and no tokenizer and no file takes them."""
+    for text in (question.id, *(text for _, text in question.turns), *(image.path for image in question.images)):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = ord(text[error.start])
+            raise DataError(f"{where}: {printable(text)[:60]!r} holds half a character, U+{found:04X}") from error
 
 
 def asked(text: str) -> tuple[tuple[str, str], ...]:

@@ -20,13 +20,13 @@ from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import Needed, Question
 from megatron_v2pe.evaluate.benchmarks.frames import frame_lines, video_images
 from megatron_v2pe.evaluate.benchmarks.published import PublishedBenchmark, asked
-from megatron_v2pe.evaluate.reading import Fields, json_lines, parquet_rows
+from megatron_v2pe.evaluate.reading import TEXTS, Fields, json_lines, parquet_rows
 
 _ROOT = "data/Video-MME"
 _SOURCE = "https://huggingface.co/datasets/lmms-lab/Video-MME"
 _FIELDS: Fields = {
     **dict.fromkeys(("question_id", "videoID", "question", "answer", "duration", "domain", "task_type"), str),
-    "options": list,
+    "options": TEXTS,
 }
 _INSTRUCTION = (
     "Select the best answer to the following multiple-choice question based on the video. Respond with only the letter "

@@ -1,8 +1,13 @@
-"""The numbers of a report as CSV files; two decimals, marks and notes in columns of their own."""
+"""The numbers of a report as CSV files; two decimals, marks and notes in columns of their own.
+
+A spreadsheet takes text that begins with =, +, - or @ for a formula, and runs it: such text has an apostrophe before
+it, which spreadsheets do not show. Numbers stay numbers. Line breaks and control characters are spelt out.
+"""
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +18,12 @@ from megatron_v2pe.evaluate.report.rounding import rounded
 from megatron_v2pe.evaluate.report.scoring import MODES, Scores
 from megatron_v2pe.evaluate.report.series import Point, StrideGrid
 from megatron_v2pe.evaluate.report.tables import Row, score_marks
+from megatron_v2pe.foreign.printable import printable
+
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""With those of full width, which some spreadsheets take for the same."""
+_SPACES = " \u00a0\u3000\ufeff"
 
 
 def write_table(path: Path, layout: Layout, rows: Sequence[Row]) -> None:
@@ -127,4 +138,12 @@ def _write(path: Path, header: Sequence[str], lines: Iterable[Sequence[str]]) ->
     with open(path, "w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(lines)
+        writer.writerows([harmless(cell) for cell in line] for line in lines)
+
+
+def harmless(cell: str) -> str:
+    """Return a cell's text as a spreadsheet may read it: never a formula."""
+    text = printable(cell)
+    if _NUMBER.fullmatch(text) or text == "-" or not text.lstrip(_SPACES).startswith(_FORMULA):
+        return text
+    return f"'{text}"

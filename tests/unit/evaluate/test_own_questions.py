@@ -66,11 +66,11 @@ def test_files_stand_beside_benchmarks(tmp_path):
         ({"question": "Which?", "answer": "a", "answer_begins": " "}, "answer_begins is empty"),
         ({"question": "Which?", "answer": "a", "answer_begins": 7}, "answer_begins"),
         ({"question": "Which?", "answer": "a", "images": "1.png"}, "images"),
-        ({"question": "Which?", "answer": "a", "images": [5]}, "a list of paths"),
+        ({"question": "Which?", "answer": "a", "images": [5]}, "expected a list of texts"),
         ({"question": "Which?", "answer": []}, "a list of texts"),
         ({"question": "Which?", "answer": ["a", None]}, "a list of texts"),
-        ({"question": "Which?", "answer": "a", "max_new_tokens": 0}, "expected 1 or more"),
-        ({"question": "Which?", "answer": "a", "max_new_tokens": True}, "expected 1 or more"),
+        ({"question": "Which?", "answer": "a", "max_new_tokens": 0}, "expected between 1 and"),
+        ({"question": "Which?", "answer": "a", "max_new_tokens": True}, "expected between 1 and"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, row, words):

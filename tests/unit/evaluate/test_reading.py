@@ -25,9 +25,9 @@ def test_json_lines_with_empty_lines_and_windows_endings(tmp_path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ('{"a": ', ":2: not JSON"),
-        (b'{"a": "\xff"}', ":2: not JSON"),
-        ("[1]", ":2: expected an object, found list"),
+        ('{"a": ', ":2: not valid JSON"),
+        (b'{"a": "\xff"}', ":2: not UTF-8"),
+        ("[1]", ":2: expected an object, found a list"),
         ('{"b": 1, "c": 2}', ":2: no 'a', only 'b', 'c': another version of the file"),
         ('{"a": "x"}', ":2: 'a' is 'x', expected a number"),
     ],
@@ -41,9 +41,9 @@ def test_damaged_json_lines(tmp_path, line, message):
 def test_missing_and_damaged_json(tmp_path):
     with pytest.raises(DataError, match="none.json: no such file"):
         read_json(tmp_path / "none.json")
-    with pytest.raises(DataError, match="a.json: not JSON"):
+    with pytest.raises(DataError, match="a.json: not valid JSON"):
         read_json(write(tmp_path / "a.json", "{"))
-    with pytest.raises(DataError, match="a.json: expected a list of records, found dict"):
+    with pytest.raises(DataError, match="a.json: expected a list of records, found an object"):
         list(json_records(tmp_path / "a.json", {}, {}))
     with pytest.raises(DataError, match="a.json, record 1: 'a' is 'None', expected text or a list"):
         list(json_records(tmp_path / "a.json", [{"a": "x"}, {"a": None}], {"a": (str, list)}))

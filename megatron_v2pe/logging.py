@@ -6,6 +6,8 @@ import logging
 import sys
 import warnings
 
+from megatron_v2pe.foreign.printable import printable
+
 _ROOT = "megatron_v2pe"
 
 EXPECTED_WARNINGS = (
@@ -34,10 +36,18 @@ def setup_logging(rank: int = 0, level: int = logging.INFO) -> None:
     logger.handlers.clear()
     handler = logging.StreamHandler(sys.stderr)
     prefix = "" if rank == 0 else f"[rank {rank}] "
-    handler.setFormatter(logging.Formatter(f"{prefix}%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(_Printable(f"{prefix}%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logger.addHandler(handler)
     logger.setLevel(level if rank == 0 else logging.WARNING)
     logger.propagate = False
+
+
+class _Printable(logging.Formatter):
+    """Spells out control characters: names of files and words of a model stand in messages."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as text."""
+        return printable(super().format(record), lines=True)
 
 
 def quiet_expected_warnings() -> None:

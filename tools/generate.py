@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,8 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise DataError("--prompt: the prompt is empty")
+    if arguments.prompt is not None and any("\ud800" <= letter <= "\udfff" for letter in arguments.prompt):
+        raise DataError("--prompt: the prompt is not in the encoding of this terminal, see LC_ALL")
     questions = _questions(arguments)
     with opened(opening, start_folder) as it:
         _answer(arguments, it.pretrained, questions, it.tiling, options, first)
@@ -127,13 +131,16 @@ def _answer(
 ) -> None:
     from tqdm import tqdm
 
+    from megatron_v2pe.foreign.printable import printable
     from megatron_v2pe.generate.chat import Chat
     from megatron_v2pe.generate.jsonl import answer_file
 
     def write(text: str) -> None:
-        print(text, end="", flush=True)
+        print(printable(text, lines=True), end="", flush=True)
 
     if arguments.chat:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # a letter typed in another encoding ends no conversation
         Chat(pretrained, tiling, options).run(_read_line, write)
     elif arguments.prompt is not None:
         pretrained.ask(questions, tiling, options, lambda _, piece: write(piece) if first else None)
@@ -147,7 +154,7 @@ def _answer(
 
 
 def _read_line() -> str | None:
-    with suppress(EOFError, KeyboardInterrupt):
+    with suppress(EOFError, KeyboardInterrupt, ValueError, RuntimeError):  # at its end, or closed
         return input("> ")
     return None
 

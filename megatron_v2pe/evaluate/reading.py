@@ -199,8 +199,8 @@ def demand_names(where: str, names: Iterable[str], wanted: Iterable[str]) -> Non
     if missing := [name for name in wanted if name not in there]:
         found = printable(", ".join(map(repr, there)))[:500]
         raise DataError(
-            f"{where}: no {', '.join(map(repr, missing))}, only {found}: another version of the file than the published "
-            "evaluation reads?"
+            f"{where}: no {', '.join(map(repr, missing))}, only {found}: another version of the file than the "
+            "published evaluation reads?"
         )
 
 

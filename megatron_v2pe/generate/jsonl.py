@@ -2,21 +2,38 @@
 
 A question is `{"id": ..., "prompt": TEXT, "image": PATH or [PATHS]}`, or `{"id": ..., "conversations": [...]}` with
 turns `{"from": "human" | "gpt", "value": TEXT}` of which the last is a question. Without an `id` the line's number,
-from 1, is taken. An answer is `{"id", "answer", "finish_reason", "num_tokens"}`. Ids answered before are not asked
-again; a line that a killed run left half-written is cut off.
+from 1, is taken. An answer is `{"id", "answer", "finish_reason", "num_tokens", "check"}`, `check` a checksum of the
+others (`foreign.seal`). Ids answered before are not asked again; a line that a killed run left half-written is cut off,
+any other damaged line is named and refused.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from megatron_v2pe.data.pictures import TilingOptions
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Fields, Range, typed
+from megatron_v2pe.foreign.seal import seal, unseal
+from megatron_v2pe.foreign.text import json_lines, kind_of, lines, parse_json
 from megatron_v2pe.generate.generation import Generated, GenerationOptions
 from megatron_v2pe.generate.pretrained import Pretrained, Question
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A line of the output."""
+
+    id: str
+    answer: str
+    finish_reason: str
+    num_tokens: Annotated[int, Range(0)]
 
 
 def read_questions(path: Path, image_root: Path | None = None) -> list[Question]:
@@ -25,18 +42,13 @@ def read_questions(path: Path, image_root: Path | None = None) -> list[Question]
     Raises:
         DataError: the file cannot be read, a line is no question, or two have the same id; names the line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
     root = path.parent if image_root is None else image_root
     questions: dict[str, Question] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        question = _question(line, f"{path}:{number}", str(number), root)
+    for number, row in json_lines(path, DataError):
+        place = f"{printable(path)}:{number}"
+        question = _question(row, place, number, root)
         if question.name in questions:
-            raise DataError(f"{path}:{number}: the id {question.name} was there before")
+            raise DataError(f"{place}: the id {printable(question.name)} was there before")
         questions[question.name] = question
     return list(questions.values())
 
@@ -47,20 +59,33 @@ def answered(path: Path) -> set[str]:
     Raises:
         DataError: the file holds something else.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return set()
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as stream:
-            stream.truncate(whole)
     ids: set[str] = set()
-    for number, line in enumerate(content[:whole].decode("utf-8", "replace").splitlines(), start=1):
-        try:
-            ids.add(str(json.loads(line)["id"]))
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise DataError(f"{path}:{number}: not an answer of an earlier run; give another --output") from None
+    whole = size = 0
+    for number, line in lines(path, DataError):
+        size += len(line)
+        if not line.endswith(b"\n"):
+            break
+        whole = size
+        if line.strip():
+            ids.add(_read_answer(line, f"{printable(path)}:{number}").id)
+    if whole < size:
+        os.truncate(path, whole)
     return ids
+
+
+def _read_answer(line: bytes, place: str) -> _Answer:
+    try:
+        content = parse_json(line, place, DataError, unique=True)
+        if not isinstance(content, dict):
+            raise DataError(f"{place}: found {kind_of(content)}, expected an object")
+        return typed(_Answer, unseal(content, place, DataError), place, DataError)
+    except DataError as problem:
+        raise DataError(
+            f"{problem}. Not an answer of an earlier run, or damaged: remove the line, and its question is asked "
+            "again, or give another --output"
+        ) from problem
 
 
 def answer_file(
@@ -106,31 +131,27 @@ def _line(question: Question, answer: Generated) -> str:
         "finish_reason": answer.finish_reason,
         "num_tokens": len(answer.token_ids),
     }
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    return json.dumps(seal(row), ensure_ascii=False) + "\n"
 
 
-def _question(line: str, place: str, number: str, root: Path) -> Question:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{place}: malformed JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: expected an object with a prompt")
-    images = row.get("image") or []
-    images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise DataError(f"{place}: image must be a path or a list of paths")
-    return Question(_turns(row, place), [str(root / image) for image in images], str(row.get("id", number)))
+def _question(row: Any, place: str, number: int, root: Path) -> Question:
+    fields = Fields(row, place, DataError)
+    images = fields.get("image", str | list[str], [])
+    images = ([images] if images else []) if isinstance(images, str) else images
+    name = str(fields.get("id", str | int, number))
+    turns = _turns(fields, place)
+    for text in (name, *images, *(text for _, text in turns)):
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise DataError(f"{place}: {printable(text)[:60]!r} holds half a character")
+    return Question(turns, [str(root / image) for image in images], name)
 
 
-def _turns(row: dict[str, Any], place: str) -> list[tuple[str, str]]:
-    if isinstance(prompt := row.get("prompt"), str):
+def _turns(fields: Fields, place: str) -> list[tuple[str, str]]:
+    if (prompt := fields.text("prompt", None)) is not None:
         turns = [("human", prompt)]
-    elif isinstance(talk := row.get("conversations"), list) and talk:
-        try:
-            turns = [(str(turn["from"]), str(turn["value"])) for turn in talk]
-        except (KeyError, TypeError):
-            raise DataError(f"{place}: each turn of conversations needs from and value") from None
+    elif talk := fields.get("conversations", list[dict[str, Any]], []):
+        found = [Fields(turn, f"{place}: conversations[{number}]", DataError) for number, turn in enumerate(talk)]
+        turns = [(turn.text("from"), turn.text("value")) for turn in found]
     else:
         raise DataError(f"{place}: neither prompt nor conversations")
     if not turns[-1][1].strip():

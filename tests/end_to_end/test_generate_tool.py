@@ -136,18 +136,20 @@ def test_damaged_files_are_refused_before_the_start(tool, tiny, golden, image, c
     assert tool.main(["--checkpoint", "empty", "--prompt", "what"]) == 2
     assert "holds neither config.json" in capsys.readouterr().err
     for line, message in {
-        "{": "in.jsonl:2: malformed JSON",
+        "{": "in.jsonl:2: not valid JSON",
         '{"id": 1}': "in.jsonl:2: neither prompt nor conversations",
         '{"prompt": " "}': "in.jsonl:2: the prompt is empty",
         '{"id": 1, "prompt": "b"}': "in.jsonl:2: the id 1 was there before",
         '{"id": 2, "prompt": "b", "image": "gone.png"}': "gone.png: no such image",
+        '{"id": 2, "prompt": "b", "image": 0}': "in.jsonl:2: image: found 0, expected text",
+        '{"id": 2, "prompt": "\\ud800"}': "in.jsonl:2: '\\\\ud800' holds half a character",
     }.items():
         (tmp_path / "in.jsonl").write_text('{"id": 1, "prompt": "a"}\n' + line + "\n")
         assert tool.main(["--checkpoint", hf, "--input", "in.jsonl", "--output", "out.jsonl"]) == 2
         assert message in capsys.readouterr().err
     (tmp_path / "out.jsonl").write_text("{}\n")
     assert tool.main(["--checkpoint", hf, "--input", "in.jsonl", "--output", "out.jsonl"]) == 2
-    assert "out.jsonl:1: not an answer of an earlier run" in capsys.readouterr().err
+    assert "out.jsonl:1: field 'id' is missing. Not an answer of an earlier run" in capsys.readouterr().err
 
 
 def test_a_prompt_beyond_the_window_is_refused_before_the_start(answers, tmp_path):

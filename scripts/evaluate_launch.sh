@@ -144,7 +144,11 @@ fi
 set -- "$root/tools/evaluate.py" --checkpoint "$checkpoint" --benchmarks "$benchmarks" --out "$out" "$@"
 start=start_with_torchrun
 if [ "$GPUS" -eq 1 ]; then start=start_alone; fi
-if [ -n "${PARTITION:-}" ]; then start=start_with_srun; fi
+if [ -n "${PARTITION:-}" ]; then
+    start=start_with_srun
+else
+    export MEGATRON_V2PE_LAUNCHER=$$  # what is started here ends with this shell, whatever ends it
+fi
 
 # A shell that waits for a program in the foreground dies of a signal and leaves the program behind. Where all of them
 # got it, from the keyboard or Slurm, the program has a second to end by itself.

@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from megatron_v2pe import exit_status
 from megatron_v2pe.errors import V2PEError
+from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.orphans import end_with_launcher
 
 GRACE_SECONDS = 20.0
@@ -86,7 +87,7 @@ def end_now(status: int) -> NoReturn:
 
 def _say(text: str) -> None:
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text, lines=True), file=sys.stderr, flush=True)
     except OSError:
         pass
 

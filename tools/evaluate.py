@@ -143,6 +143,7 @@ def _ask(
     """Ask all questions at one stride."""
     from megatron_v2pe.evaluate.results import as_line, score
     from megatron_v2pe.evaluate.runner import Runner
+    from megatron_v2pe.foreign.printable import printable
 
     limits = {"max_num": arguments.max_num, "window": arguments.window}
     runner = Runner(it.pretrained, it.tiling, arguments.batch_size, arguments.retry, **limits)
@@ -151,7 +152,7 @@ def _ask(
         runner.run(benchmark, mine, folder)
         if it.world.rank == 0:
             limit = len(mine) if len(mine) < len(everything) else None
-            print(as_line(score(benchmark, mine, folder, arguments.root, arguments.mode, limit)))
+            print(printable(as_line(score(benchmark, mine, folder, arguments.root, arguments.mode, limit))))
 
 
 if __name__ == "__main__":

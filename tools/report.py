@@ -55,6 +55,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from megatron_v2pe.evaluate.report.build import Report, check_against
     from megatron_v2pe.evaluate.report.runs import open_runs, read_server_scores
     from megatron_v2pe.evaluate.report.scoring import score_runs
+    from megatron_v2pe.foreign.printable import printable
     from megatron_v2pe.logging import setup_logging
 
     setup_logging(level=logging.ERROR)  # sets of another size than published are told in the report
@@ -63,7 +64,7 @@ def _report(arguments: argparse.Namespace) -> None:
     server = read_server_scores(arguments.server_score, runs)
     scores = score_runs(runs, arguments.root, server)
     for path in Report(runs, scores, arguments.mode, arguments.against).write(arguments.out):
-        print(path)
+        print(printable(path))
 
 
 if __name__ == "__main__":

@@ -52,13 +52,16 @@ class PublishedBenchmark(Benchmark):
     def questions(self, root: Path) -> Iterator[Question]:
         """Yield its questions; see `Benchmark`."""
         places: dict[str, str] = {}
-        for where, question in self.read(root):
-            if question.id in places:
-                raise DataError(f"{where}: id {question.id} was used before, at {places[question.id]}")
-            places[question.id] = where
-            _check_images(where, question)
-            _check_texts(where, question)
-            yield question
+        try:
+            for where, question in self.read(root):
+                if question.id in places:
+                    raise DataError(f"{where}: id {question.id} was used before, at {places[question.id]}")
+                places[question.id] = where
+                _check_images(where, question)
+                _check_texts(where, question)
+                yield question
+        except DataError as error:  # fields of the files stand in it
+            raise DataError(printable(error, lines=True)) from error
         if self.published is not None and len(places) != self.published:
             logger.warning("%s: %d questions; the published file has %d", self.name, len(places), self.published)
 

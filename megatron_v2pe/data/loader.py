@@ -7,11 +7,14 @@ run goes on with the very same packs under any number of ranks and workers.
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from multiprocessing import popen_fork
+from multiprocessing import AuthenticationError, popen_fork
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -88,6 +91,8 @@ class PackLoader:
         self._states: deque[dict[str, Any]] = deque()
         self._state = plan.state_dict()
         self._unreadable = SkipLog(skipped.limit, besides=skipped)
+        if workers:
+            _say_nothing_of_lost_connections()
         self._loader = DataLoader(
             reader,
             batch_size=None,
@@ -157,6 +162,24 @@ def _leave_signals_to_the_run(worker: int) -> None:
     killed_with_parent()
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _say_nothing_of_lost_connections() -> None:
+    """A reader that ends in the middle of a request is told about by whoever ended it, not by the thread it asked.
+
+    The thread of `multiprocessing` that hands out tensors calls `sys.excepthook` for it, and goes on.
+    """
+    usual = sys.excepthook
+    if getattr(usual, "quiet", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        lost = issubclass(kind, (EOFError, OSError, AuthenticationError))
+        if not (lost and threading.current_thread() is not threading.main_thread()):
+            usual(kind, error, trace)
+
+    vars(hook)["quiet"] = True
+    sys.excepthook = hook
 
 
 class _Ending(popen_fork.Popen):

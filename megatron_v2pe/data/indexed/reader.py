@@ -31,8 +31,15 @@ class IndexedReader(Dataset[ReadPack]):
             try:
                 documents.append(draw_document(self.samples, self.encoder, sample, pack.epoch, number))
             except DataError as error:
-                unreadable.append((self.samples.source(sample), str(error)))
+                unreadable.append((self._source(sample), str(error)))
         return self.reader.read(documents, unreadable, self.samples.files.open_picture)
+
+    def _source(self, sample: int) -> SampleId:
+        """Return where a sample comes from, as far as its record can be trusted."""
+        try:
+            return self.samples.source(sample)
+        except DataError:
+            return SampleId(f"sample {sample}", 0, str(self.samples.folder))
 
 
 def draw_document(samples: IndexedSamples, encoder: DocumentEncoder, sample: int, epoch: int, number: int) -> Document:

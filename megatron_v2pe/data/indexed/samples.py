@@ -150,7 +150,10 @@ class IndexedSamples:
         Raises:
             ConfigError: it was built with another tokenizer, template or tiling, or holds a sample beyond the run's
                 budgets; names the numbers.
+            DataError: the lengths of its samples are damaged. Planning reads them all; here no reader process has
+                been started yet.
         """
+        self._samples.check_all()
         ours, theirs = settings_of(config, tokenizer, facts), self.manifest.settings
         differing = [f"{name} {theirs.get(name)} (now {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
         if tokenizer.fingerprint != self.manifest.tokenizer_sha256:

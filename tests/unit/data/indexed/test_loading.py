@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import shutil
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -228,3 +230,21 @@ def test_changed_images_are_counted_and_left_out(open_loader, case, config, tmp_
     assert kept + sum(loader.state_dict()["skipped"].values()) == 40, "an epoch's samples, seen or counted"
     (cause,) = loader.state_dict()["skipped"]
     assert "the image changed" in cause or "when the data set was built" in cause
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_damage_met_while_training_stops_the_run(open_loader, config, workers):
+    """Found in planning or in a reader process: one DataError that names the file, no traceback inside of it."""
+    for name in ("tokens.bin", "samples.bin"):
+        path = Path(config.indexed_path) / name
+        content = path.read_bytes()
+        path.write_bytes(content[:8] + bytes([content[8] ^ 1]) + content[9:])
+        message = ""
+        try:
+            list(islice(open_loader(num_workers=workers), 40))
+        except DataError as error:
+            message = str(error)
+        gc.collect()  # ends the readers here, and not wherever Python would come to it
+        assert f"{name}: bytes 0 to" in message and "are not those that were written" in message
+        assert "Traceback" not in message
+        path.write_bytes(content)

@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from megatron_v2pe.evaluate.registry import BENCHMARKS
+from megatron_v2pe.run_lock import lock_folder
 from megatron_v2pe.testing.small_data import write_checkpoint_copy
 from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
 from megatron_v2pe.testing.tool_runs import ROOT, command, run
@@ -178,6 +179,13 @@ def test_what_is_missing_is_told_before_the_model_is_loaded(tool, tiny, golden, 
     assert f"{FILE}:5: id" in refused().replace(str(root) + "/", "")
     shutil.rmtree(root / "data/chartqa/ChartQA Dataset")
     assert "ChartQA Dataset/test/png: unpack" in refused()
+
+
+def test_one_evaluation_a_folder(tool, tiny, root, converted, tmp_path, capsys):
+    with lock_folder(tmp_path / "out", "another evaluation"):
+        assert tool.main(words(tiny, root, tmp_path / "out", converted)) == 2
+    assert f"{tmp_path / 'out'} is in use" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_the_command_line(tool, capsys):

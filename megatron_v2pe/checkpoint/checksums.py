@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -26,6 +27,8 @@ from megatron_v2pe.foreign.text import parse_json
 CHECKSUMS = "checksums.json"
 ALGORITHM = "xxh3_128"
 _BLOCK = 1 << 22
+_BESIDE = 1 << 20
+"""Bytes from which on a checksum is worth another thread."""
 _LARGEST = 1 << 30
 _Count = Annotated[int, Range(0)]
 
@@ -106,6 +109,8 @@ class Checksums:
         if known is None:
             return
         path = folder / name
+        if not os.path.lexists(path):
+            raise CheckpointError(f"{folder}: {name} is missing; the checkpoint was not finished or not copied whole")
         size = check_regular(path, CheckpointError)
         if size != known.size:
             raise CheckpointError(f"{path}: damaged: {size} bytes, {known.size} were written{_REMEDY}")
@@ -132,22 +137,34 @@ class SummedStream:
         self.failed: OSError | None = None
         """Why a write failed: who writes through a library may see another error than this."""
         self._hash = xxhash.xxh3_128()
+        self._helper = ThreadPoolExecutor(1, "checksums")
         self.place = 0
         """Bytes written."""
 
     def write(self, content: Any) -> int:
         """Write bytes and add them to the checksum."""
-        self._hash.update(content)
+        hashed = None
+        if len(content) >= _BESIDE:  # by another core, while this one writes
+            hashed = self._helper.submit(self._hash.update, content)
+        else:
+            self._hash.update(content)
         try:
             self._stream.write(content)
         except OSError as error:
             self.failed = OSError(error.errno, error.strerror, self._name)
             raise self.failed from error
+        finally:
+            if hashed is not None:
+                hashed.result()  # what is written may be gone once this returns
         self.place += len(content)
         return len(content)
 
     def flush(self) -> None:
         """Do nothing: who opened the stream flushes it."""
+
+    def close(self) -> None:
+        """End the thread that helps; the stream stays open."""
+        self._helper.shutdown()
 
     def take(self) -> str:
         """Return the checksum of what was written since the last call."""

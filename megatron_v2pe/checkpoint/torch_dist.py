@@ -47,6 +47,7 @@ class TorchDistWriter:
                 os.fsync(self._file.fileno())
                 self.written.sizes[self._name] = self._stream.place
         finally:
+            self._stream.close()
             self._file.close()
 
     def add_rows(self, key: str, shape: Sequence[int], first_row: int, rows: Tensor) -> None:

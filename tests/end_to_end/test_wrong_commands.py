@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from megatron_v2pe.testing.sealing import seal
 from megatron_v2pe.testing.small_data import write_dataset
 from megatron_v2pe.testing.tool_runs import command, run, settings
 
@@ -88,7 +89,7 @@ def damage(name: str, hf: Path, converted: Path) -> Path:
         return converted
     else:
         (converted / ".metadata").write_bytes(pickle.dumps(_Malicious()))
-        return converted
+        return seal(converted)  # as whoever sends it would
     return hf
 
 

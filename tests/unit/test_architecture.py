@@ -51,3 +51,31 @@ def test_only_the_launcher_reads_the_launchers_variables():
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_module_opens_with_what_it_is_for(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+
+
+JSON_OF_OUR_OWN = {
+    "data/indexed/build.py": "a plan made here, as JSON has it",
+    "device/agent.py": "what a process of the run has written into its store",
+    "device/watchdog.py": "the same",
+    "evaluate/provenance.py": "settings made here, as JSON has them",
+    "evaluate/results.py": "a result made here, as JSON has it",
+    "evaluate/scorers/mm_niah.py": "a model's answer: scorers stand on nothing of the project",
+}
+"""Modules that parse JSON by themselves -> of whom it is."""
+
+
+def test_json_from_outside_has_one_reader():
+    """Without it depth, size, encoding, long numbers and NaN are looked at in one place and forgotten in the next."""
+    for path in MODULES:
+        name = path.relative_to(PACKAGE).as_posix()
+        if name.startswith(("foreign/", "testing/")) or name in JSON_OF_OUR_OWN:
+            continue
+        calls = [
+            f"{node.func.value.id}.{node.func.attr}"
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+            and (node.func.value.id, node.func.attr) in {("json", "load"), ("json", "loads")}
+        ]
+        assert not calls, f"{name}: {calls}; megatron_v2pe/foreign/text.py reads JSON"

@@ -82,7 +82,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> World:
             local_rank=_integer(env, "LOCAL_RANK", 0),
             world_size=size,
             master_addr=LOOPBACK if one else address,
-            master_port=_port(env, DEFAULT_MASTER_PORT),
+            master_port=_port(env, DEFAULT_MASTER_PORT) if size > 1 else DEFAULT_MASTER_PORT,
             launcher="torchrun",
             one_machine=one,
             run_id=f"{env['TORCHELASTIC_RUN_ID']}/{attempt}" if "TORCHELASTIC_RUN_ID" in env else "",
@@ -101,7 +101,7 @@ def read_environment(environ: Mapping[str, str] | None = None) -> World:
             one_machine=one,
             run_id=".".join(env.get(name, "") for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")),
         )
-    return World(master_port=_port(env, DEFAULT_MASTER_PORT))
+    return World()
 
 
 def first_host(nodelist: str) -> str:

@@ -111,6 +111,8 @@ class Watchdog:
         """Rank -> what it said last, and since when it has said the same."""
         self._moved: tuple[int, float] = (-1, time.monotonic())
         self._dumped = False
+        self._met: BaseException | None = None
+        """What the main thread has met, where it no longer does what it did."""
         self.left = False
         """The run has ended for this process in good order."""
         me = {"host": self._host, "process": os.getpid(), "started": _started(os.getpid())}
@@ -134,6 +136,7 @@ class Watchdog:
 
     def report(self, error: BaseException) -> int:
         """Tell the others and the user that this process ends with an error, unless somebody has; return the status."""
+        self._met = error
         error = plain(error)
         lost = isinstance(error, CommunicationError)
         silent: list[int] = []
@@ -318,6 +321,9 @@ class Watchdog:
                 self._dumps.mkdir(parents=True, exist_ok=True)
                 with (self._dumps / f"hang-rank{self._world.rank}.txt").open("w", encoding="utf-8") as file:
                     file.write(f"{self._me()}, {time.strftime('%Y-%m-%d %H:%M:%S')}, {_Moves.phase}\n")
+                    if self._met is not None:
+                        where = "".join(traceback.format_tb(self._met.__traceback__))
+                        file.write(f"the main thread waited here:\n{where}\n")
                     file.flush()
                     faulthandler.dump_traceback(file, all_threads=True)
 

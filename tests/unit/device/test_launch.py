@@ -51,7 +51,8 @@ def test_processes_of_one_machine_meet_on_loopback(env, address):
 
 def test_a_port_that_is_none_is_refused():
     with pytest.raises(ConfigError, match="MASTER_PORT=70000 is not a port"):
-        read_environment({"MASTER_PORT": "70000"})
+        read_environment({"RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "70000"})
+    assert read_environment({"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "0"}).world_size == 1, "no meeting, no port"
 
 
 def test_torchrun_inside_slurm_wins():

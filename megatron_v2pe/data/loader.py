@@ -6,11 +6,14 @@ run goes on with the very same packs under any number of ranks and workers.
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
 import sys
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from multiprocessing import AuthenticationError, popen_fork
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.process import BaseProcess
@@ -33,7 +36,7 @@ from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Batch
-from megatron_v2pe.errors import DataError
+from megatron_v2pe.errors import DataError, LostProcessError
 from megatron_v2pe.orphans import killed_with_parent, lost_reader
 from megatron_v2pe.v2pe.stride import StridePolicy
 
@@ -41,7 +44,7 @@ PACKS_AHEAD = 4
 """Packs planned before a worker asks for them."""
 
 
-_READ_SECONDS = 1800.0
+READ_SECONDS = 1800.0
 """A micro-batch that takes longer to read never comes: its reader hangs."""
 
 
@@ -74,6 +77,7 @@ class PackLoader:
         rank: int,
         size: int,
         packs_per_step: int,
+        read_seconds: float = READ_SECONDS,
     ) -> None:
         """Take this rank's share of each step's packs, read by `workers` processes (0: by this one).
 
@@ -85,12 +89,14 @@ class PackLoader:
             rank: among those that read different packs.
             size: how many there are.
             packs_per_step: over all ranks, a multiple of `size`.
+            read_seconds: how long a micro-batch is waited for; one that takes longer never comes: its reader hangs.
         """
         assert packs_per_step % size == 0
         self._plan, self._rank, self._size, self._packs = plan, rank, size, packs_per_step
         self._states: deque[dict[str, Any]] = deque()
         self._state = plan.state_dict()
         self._unreadable = SkipLog(skipped.limit, besides=skipped)
+        self._read_seconds = read_seconds
         if workers:
             _say_nothing_of_lost_connections()
         self._loader = DataLoader(
@@ -101,7 +107,6 @@ class PackLoader:
             prefetch_factor=2 if workers else None,
             worker_init_fn=_leave_signals_to_the_run,
             multiprocessing_context=_Readers() if workers else None,
-            timeout=_READ_SECONDS if workers else 0,
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -118,12 +123,27 @@ class PackLoader:
             yield read.batch
 
     def _read(self) -> Iterator[ReadPack]:
+        patience = _Patience(self._read_seconds) if self._loader.num_workers else None
+        batches = iter(self._loader)
         try:
-            yield from self._loader
-        except RuntimeError as error:  # PyTorch's only word for it
-            if "DataLoader" not in str(error):
+            while True:
+                with patience or nullcontext():
+                    read = next(batches, None)
+                if read is None:
+                    return
+                yield read
+        except (RuntimeError, EOFError, OSError) as error:
+            if patience is not None and patience.lost:
+                raise LostProcessError(
+                    f"a reader process has not answered for {self._read_seconds:.0f} s and was ended; the same command "
+                    "goes on"
+                ) from error
+            if not isinstance(error, RuntimeError) or "DataLoader" not in str(error):  # PyTorch's only word for it
                 raise
             raise lost_reader(error) from error
+        finally:
+            if patience is not None:
+                patience.end()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been consumed by all ranks; plain JSON. Unreadable samples are this rank's alone."""
@@ -201,6 +221,43 @@ class _Readers(ForkContext):
     Process = _Reader
 
 
+class _Patience:
+    """Ends the readers where one of them is not heard of for too long; used as a context around each wait.
+
+    PyTorch's own limit counts until a reader begins to answer. One that is frozen in the middle of an answer, or before
+    it hands out the memory its answer lies in, would be waited for without end.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Start a thread that looks every second."""
+        self.lost = False
+        """A reader has not answered, and all were ended."""
+        self._seconds = seconds
+        self._since: float | None = None
+        self._ended = threading.Event()
+        threading.Thread(target=self._look, name="patience with readers", daemon=True).start()
+
+    def __enter__(self) -> None:
+        self._since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._since = None
+
+    def end(self) -> None:
+        """Look no more."""
+        self._ended.set()
+
+    def _look(self) -> None:
+        while not self._ended.wait(min(1.0, self._seconds / 4)):
+            since = self._since
+            if since is not None and time.monotonic() - since > self._seconds:
+                self.lost = True
+                for child in multiprocessing.active_children():
+                    if isinstance(child, _Reader):
+                        child.kill()
+                return
+
+
 class _Turns(Sampler[Any]):
     def __init__(self, packs: Any) -> None:
         self._packs = packs
@@ -227,6 +284,7 @@ def build_loader(
     dp_size: int,
     packs_per_step: int | None = None,
     state: dict[str, Any] | None = None,
+    read_seconds: float = READ_SECONDS,
 ) -> PackLoader:
     """Open a data list or an indexed data set for one data-parallel rank.
 
@@ -240,6 +298,7 @@ def build_loader(
         dp_size: how many there are.
         packs_per_step: over all ranks; `dp_size` by default.
         state: `state_dict` of an earlier run to go on from; any `dp_size` and worker count may have written it.
+        read_seconds: see `PackLoader`.
 
     Raises:
         ConfigError: the data list is wrong, an indexed set was built with other settings, or the state belongs to
@@ -266,4 +325,5 @@ def build_loader(
         rank=dp_rank,
         size=dp_size,
         packs_per_step=packs_per_step or dp_size,
+        read_seconds=read_seconds,
     )

@@ -257,6 +257,7 @@ def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
             dp_size=ranks,
             packs_per_step=ranks * run.config.train.micro_batches(ranks),
             state=state,
+            read_seconds=60 * run.config.parallel.distributed_timeout_minutes,
         )
 
     loader = on_every_rank(open_loader)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
+import time
 from itertools import islice
 
 import pytest
 import torch
 
 from megatron_v2pe.data.loader import build_loader
-from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.errors import ConfigError, DataError, LostProcessError
 from megatron_v2pe.testing.data_cases import assert_same_batches
 from megatron_v2pe.testing.small_data import FACTS, config_for, write_dataset
 from megatron_v2pe.v2pe.stride import StridePolicy
@@ -34,6 +38,25 @@ def open_loader(tokenizer):
         )
 
     return run
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_frozen_reader_is_ended_and_named(meta, tokenizer, after):
+    """Frozen at any moment, in the middle of an answer too, where PyTorch itself would wait without end."""
+    config = config_for(meta, num_workers=1)
+    loader = build_loader(config, tokenizer, FACTS, POLICY, seed=5, dp_rank=0, dp_size=1, read_seconds=1.5)
+    batches = iter(loader)
+    for _ in range(after):
+        next(batches)
+    (reader,) = multiprocessing.active_children()
+    os.kill(reader.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises((LostProcessError, RuntimeError), match="not answered for 2 s|DataLoader worker"):
+        for _ in range(20):  # what it had read before comes first
+            next(batches)
+    assert time.monotonic() - began < 30  # measured: 2.5 s
+    reader.join(10)
+    assert not reader.is_alive()
 
 
 def take(loader, count):

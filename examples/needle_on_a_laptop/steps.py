@@ -23,6 +23,7 @@ import write_data
 from commands import Command, execute, execute_lanes, launcher, tool
 from settings import LAYOUTS, ORDINARY, ROWS, SIDE_BY_SIDE, STRIDES, V2PE, Settings
 
+from megatron_v2pe.checkpoint.checksums import CHECKSUMS
 from megatron_v2pe.train.metrics_file import read_metrics
 
 TRAINING = Path(__file__).with_name("training.yaml")
@@ -308,6 +309,7 @@ def _scaled(source: Path, target: Path, kind: str, factor: int) -> None:
     config = json.loads((target / "config.json").read_text(encoding="utf-8"))
     config["llm_config"]["rope_scaling"] = {"type": kind, "factor": float(factor)}
     (target / "config.json").unlink()
+    (target / CHECKSUMS).unlink(missing_ok=True)  # of what was exported; this is another configuration
     start_model.write_json(target / "config.json", config)
 
 

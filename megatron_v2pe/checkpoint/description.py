@@ -197,7 +197,8 @@ def _places(places: Mapping[Any, Any], source: str) -> dict[tuple[str, tuple[int
         offset: Any = info.fields.get("offset")
         length: Any = info.fields.get("length")
         if not (_whole(offset) and _whole(length)) or info.fields.get("transform_descriptors"):
-            raise CheckpointError(f"{source}: refused: {key} is said to be at {offset!r}, {length!r} bytes, of {name}")
+            shown = [value if isinstance(value, (int, str)) else type(value).__name__ for value in (offset, length)]
+            raise CheckpointError(f"{source}: refused: {key} is said to be at {shown[0]}, {shown[1]} bytes, of {name}")
         if begin is not None:
             found[key, _numbers(begin, f"{source}: {key}")] = (name, offset, length)
     return found

@@ -73,8 +73,19 @@ class Record:
         return self.state if isinstance(self.state, dict) else {}
 
 
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that finds stand-ins only."""
+_InPython: Any = vars(pickle)["_Unpickler"]
+_KEYS = (str, int, float, bytes, type(None), Record)
+"""What may be hashed while a pickle is read; a `Record` is hashed by what it is, not by what it holds."""
+
+
+class _Unpickler(_InPython):
+    """An unpickler that finds stand-ins only, and hashes nothing but what is quickly hashed.
+
+    It is Python's own in Python: the one in C hashes whatever stands as a key. Sixty tuples, each twice in the next,
+    take for ever, without a signal being heard; 100,000 tuples in one another end the process.
+    """
+
+    dispatch = dict(_InPython.dispatch)
 
     def __init__(
         self,
@@ -95,6 +106,47 @@ class _Unpickler(pickle.Unpickler):
                 "needs and which could run code; the file is damaged or malicious"
             )
         return self._found[module, name]
+
+    def _check_keys(self, keys: list[Any]) -> None:
+        if any(not isinstance(key, _KEYS) for key in keys):
+            raise self._error(f"{self._source}: refused: a key that is neither text, a number nor an object")
+
+    def load_setitem(self) -> None:
+        """Set one item of a dictionary."""
+        self._check_keys(self.stack[-2:-1])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        """Set items of a dictionary."""
+        self._check_keys(self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        """Make a dictionary of keys and values."""
+        self._check_keys(self.stack[::2])
+        super().load_dict()
+
+    def load_additems(self) -> None:
+        """Add items to a set."""
+        self._check_keys(self.stack)
+        super().load_additems()
+
+    def load_frozenset(self) -> None:
+        """Make a set that stays as it is."""
+        self._check_keys(self.stack)
+        super().load_frozenset()
+
+    def load_buffer(self) -> None:
+        """Refuse bytes that can be changed, for which memory would be taken before they are read."""
+        raise self._error(f"{self._source}: refused: a kind of bytes that no checkpoint needs")
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+    dispatch[pickle.DICT[0]] = load_dict
+    dispatch[pickle.ADDITEMS[0]] = load_additems
+    dispatch[pickle.FROZENSET[0]] = load_frozenset
+    for _code in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
+        dispatch[_code[0]] = load_buffer
 
     def persistent_load(self, pid: Any) -> Any:
         """Return the storage a tensor refers to."""
@@ -167,6 +219,8 @@ def _read_archive(archive: zipfile.ZipFile, content: memoryview, source: str, er
         if not (isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], torch.dtype)):
             raise error(f"{source}: damaged: a reference that is no tensor's data")
         _, dtype, key, _, count = pid
+        if not isinstance(key, str):
+            raise error(f"{source}: damaged: data whose name is no text")
         entry = entries.get(f"{prefix}data/{key}")
         if entry is None or not isinstance(count, int) or count < 0 or count * dtype.itemsize != entry.file_size:
             raise error(f"{source}: damaged: data {printable(key)[:40]!r} is missing or of another size than stated")
@@ -183,7 +237,7 @@ def _read_archive(archive: zipfile.ZipFile, content: memoryview, source: str, er
         return flat.as_strided(size, stride, offset)
 
     found: dict[Name, Any] = {**_STORAGES, **DTYPES, ("torch", "Size"): tuple, _TENSOR: tensor}
-    found[_ORDERED] = collections.OrderedDict
+    found[_ORDERED] = lambda: collections.OrderedDict()  # its items come one by one
     described = _bytes(entries[pickles[0]], content)
     if len(described) > LARGEST_RECORD:
         raise error(f"{source}: refused: a description of {len(described)} bytes")

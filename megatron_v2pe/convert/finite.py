@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from megatron_v2pe.convert.hf_folder import HFWeights
 from megatron_v2pe.errors import CheckpointError
 
 _BLOCK = 1 << 18
@@ -34,15 +36,35 @@ def check_finite(tensor: Tensor, name: str, source: str) -> None:
     Raises:
         CheckpointError: it holds NaN or infinity; names the tensor, the place and the value.
     """
-    signed, unsigned, infinity = _EXPONENTS[tensor.dtype]
-    bits = tensor.flatten().view(signed).numpy().view(unsigned)
-    mask = unsigned(2 ** (8 * bits.itemsize - 1) - 1)
-    block = min(bits.size, _BLOCK // bits.itemsize)
-    without_sign = np.empty(block, unsigned)
-    for begin in range(0, bits.size, block or 1):
-        part = bits[begin : begin + block]
-        if np.bitwise_and(part, mask, out=without_sign[: part.size]).max() >= infinity:
-            raise CheckpointError(_complaint(tensor, name, source))
+    signed = _EXPONENTS[tensor.dtype][0]
+    values: Any = tensor.flatten().view(signed).numpy()
+    content = memoryview(values).cast("B")
+    blocks = (content[begin : begin + _BLOCK] for begin in range(0, len(content), _BLOCK))
+    if not all_finite(blocks, tensor.dtype):
+        raise CheckpointError(_complaint(tensor, name, source))
+
+
+def all_finite(blocks: Iterable[memoryview], dtype: torch.dtype) -> bool:
+    """Tell whether bytes of a floating-point type are numbers only.
+
+    Args:
+        blocks: whole numbers of elements, `_BLOCK` bytes at most.
+        dtype: of the elements.
+    """
+    _, unsigned, infinity = _EXPONENTS[dtype]
+    mask = unsigned(2 ** (8 * dtype.itemsize - 1) - 1)
+    without_sign = np.empty(_BLOCK // dtype.itemsize, unsigned)
+    for block in blocks:
+        bits = np.frombuffer(block, unsigned)
+        if np.bitwise_and(bits, mask, out=without_sign[: bits.size]).max() >= infinity:
+            return False
+    return True
+
+
+def check_weights(weights: HFWeights, name: str, source: str) -> None:
+    """Check that a tensor of an HF folder holds numbers only; arguments and errors as `check_finite` has them."""
+    if not all_finite(weights.blocks(name), weights.tensor(name).dtype):
+        raise CheckpointError(_complaint(weights.tensor(name), name, source))
 
 
 def _complaint(tensor: Tensor, name: str, source: str) -> str:

@@ -123,6 +123,10 @@ class HFWeights:
         """Return a tensor that lies in the mapped file."""
         return self._files[name].tensor(name)
 
+    def blocks(self, name: str) -> Iterator[memoryview]:
+        """Yield the bytes of a tensor in pieces, see `SafetensorsFile.blocks`."""
+        return self._files[name].blocks(name)
+
     def _check_index(self, index: dict[str, str]) -> None:
         for name, file in index.items():
             found = self._files.get(name)

@@ -16,7 +16,7 @@ from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLD
 from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
 from megatron_v2pe.convert import hf_config
 from megatron_v2pe.convert.checks_beside import ChecksBeside
-from megatron_v2pe.convert.finite import check_finite
+from megatron_v2pe.convert.finite import check_weights
 from megatron_v2pe.convert.hf_folder import HFWeights, copy_other_files
 from megatron_v2pe.convert.hub_digests import check_digest, known_digests
 from megatron_v2pe.convert.mappings import MappingTable
@@ -95,7 +95,7 @@ def _write_tensors(table: MappingTable, weights: HFWeights, folder: Path) -> Wri
         byte_progress(total, "HF to Megatron") as progress,
     ):
         for mapping in table.tensors:
-            checks.add(check_finite, weights.tensor(mapping.name), mapping.name, source)
+            checks.add(check_weights, weights, mapping.name, source)
         for path, digest in known_digests(weights.folder):
             checks.add(check_digest, path, digest)
         for mapping in table.tensors:

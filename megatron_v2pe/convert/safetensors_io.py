@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -159,6 +159,31 @@ class SafetensorsFile:
             return torch.empty(place.shape, dtype=place.dtype)
         count, offset = math.prod(place.shape), self.header.data_start + place.begin
         return torch.frombuffer(self._map, dtype=place.dtype, count=count, offset=offset).view(place.shape)
+
+    def blocks(self, name: str, size: int = 1 << 18) -> Iterator[memoryview]:
+        """Yield the bytes of a tensor, `size` at a time, in memory that is used again for the next.
+
+        They are read, not mapped: two threads that touch the pages of one map wait for each other.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        place, buffer = self._places[name], memoryview(bytearray(size))
+        try:
+            with self.path.open("rb", buffering=0) as stream:
+                stream.seek(self.header.data_start + place.begin)
+                left = place.nbytes
+                while left:
+                    count = stream.readinto(buffer[: min(size, left)]) or 0
+                    while count < min(size, left):
+                        more = stream.readinto(buffer[count : min(size, left)])
+                        if not more:
+                            raise CheckpointError(f"{printable(self.path)}: truncated while it was read")
+                        count += more
+                    yield buffer[:count]
+                    left -= count
+        except OSError as error:
+            raise CheckpointError(f"{printable(self.path)}: cannot be read: {error.strerror}") from error
 
 
 def write_file(

@@ -28,6 +28,10 @@ LARGEST_PICKLE = 1 << 30
 """Bytes of a pickle, at most: the description of a checkpoint of a million shards takes 500 MB."""
 LARGEST_RECORD = 1 << 28
 """Bytes of a record of an archive that is no tensor's data, at most."""
+DEEPEST = 64
+"""Lists, tuples and dictionaries of an archive inside one another, at most."""
+MOST_VALUES = 1 << 20
+"""Of an archive, what stands in several places counted in each."""
 
 DTYPES: Mapping[Name, torch.dtype] = {
     ("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
@@ -241,7 +245,22 @@ def _read_archive(archive: zipfile.ZipFile, content: memoryview, source: str, er
     described = _bytes(entries[pickles[0]], content)
     if len(described) > LARGEST_RECORD:
         raise error(f"{source}: refused: a description of {len(described)} bytes")
-    return _load(bytes(described), found, f"{source}: data.pkl", error, storage)
+    value = _load(bytes(described), found, f"{source}: data.pkl", error, storage)
+    if not _is_small(value):
+        raise error(f"{source}: data.pkl: refused: nested deeper than {DEEPEST}, or more than {MOST_VALUES} values")
+    return value
+
+
+def _is_small(value: Any) -> bool:
+    """Tell whether a value, written out, has an end: a few tuples, each twice in the next, would fill any memory."""
+    level, count = [value], 0
+    for _ in range(DEEPEST):
+        level = [one for one in level if isinstance(one, (dict, list, tuple, set, frozenset))]
+        count += sum(map(len, level))
+        if not level or count > MOST_VALUES:
+            return not level
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+    return not level
 
 
 def _bytes(entry: zipfile.ZipInfo, content: memoryview) -> memoryview:

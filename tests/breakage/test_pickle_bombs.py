@@ -46,6 +46,13 @@ def test_a_bomb_is_refused(kind: str) -> None:
         load_archive(archive(BOMBS[kind]), "file", CheckpointError)
 
 
+@pytest.mark.parametrize("inner", [TWICE_IN_THE_NEXT, IN_ONE_ANOTHER])
+def test_a_bomb_as_a_value_is_refused(inner: bytes) -> None:
+    """Settings of an optimizer that would never be compared or shown to the end."""
+    with pytest.raises(CheckpointError, match="refused: nested deeper"):
+        load_archive(archive(b"\x80\x02}X\x09\0\0\0optimizer" + inner + b"s."), "file", CheckpointError)
+
+
 @pytest.mark.parametrize("pickled", [ORDERED, STORAGE])
 def test_a_bomb_in_an_archive_is_refused(pickled: bytes) -> None:
     """Items given to a dictionary as it is made; the name of a tensor's data."""

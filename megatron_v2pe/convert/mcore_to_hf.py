@@ -23,6 +23,7 @@ from megatron_v2pe.convert.mappings import MappingTable
 from megatron_v2pe.convert.progress import byte_progress
 from megatron_v2pe.convert.registry import mapping_table
 from megatron_v2pe.convert.safetensors_io import TensorPlace, write_file
+from megatron_v2pe.convert.side_files import check_side_files
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
@@ -51,8 +52,11 @@ def convert(folder: Path, target: Path, overwrite: bool, export: Export, verify:
     reader = vet_checkpoint(folder, verify)
     hf = folder / HF_FOLDER
     original = read_config(hf)
-    table = mapping_table(InternVLConfig.from_hf(original, printable(hf / _CONFIG)))
+    model = InternVLConfig.from_hf(original, printable(hf / _CONFIG))
+    table = mapping_table(model)
     layout = Layout.load(hf / HF_LAYOUT)
+    check_side_files(hf, model.llm.vocab_size)
+    _check_index(hf / INDEX, layout)
     _check(table, layout, reader, folder)
     trained = read_description(folder / DESCRIPTION).get("kind") != "converted"
     config = _new_config(folder, original, trained, export)
@@ -69,6 +73,15 @@ def convert(folder: Path, target: Path, overwrite: bool, export: Export, verify:
             _correct_index(temporary / INDEX, layout)
         if new:
             Checksums({**written, **sums_of_files(temporary, but=written)}).write(temporary)
+
+
+def _check_index(path: Path, layout: Layout) -> None:
+    """Check that the index of an HF folder, if it has one, says of every tensor in which file it is."""
+    if not path.is_file():
+        return
+    expected = {place.name: file for file, header in layout.shards for place in header.tensors}
+    if read_description(path).get("weight_map") != expected:
+        raise CheckpointError(f"{printable(path)}: damaged: weight_map does not fit {HF_LAYOUT} beside it")
 
 
 def _check(table: MappingTable, layout: Layout, reader: TorchDistReader, folder: Path) -> None:

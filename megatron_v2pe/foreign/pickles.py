@@ -140,10 +140,17 @@ class _Unpickler(_InPython):
         self._check_keys(self.stack)
         super().load_frozenset()
 
+    def load_build(self) -> None:
+        """Give an object its state: a record, or an ordered dictionary, which takes attributes."""
+        if not isinstance(self.stack[-2], (Record, collections.OrderedDict)):
+            raise self._error(f"{self._source}: refused: a state for something that has none")
+        super().load_build()
+
     def load_buffer(self) -> None:
         """Refuse bytes that can be changed, for which memory would be taken before they are read."""
         raise self._error(f"{self._source}: refused: a kind of bytes that no checkpoint needs")
 
+    dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.SETITEM[0]] = load_setitem
     dispatch[pickle.SETITEMS[0]] = load_setitems
     dispatch[pickle.DICT[0]] = load_dict

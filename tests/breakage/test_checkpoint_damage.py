@@ -144,7 +144,7 @@ def test_without_checksums_the_same_damage_is_silent(pools, checkpoint, hf_confi
     arguments = {"folder": str(checkpoint), "root": str(tmp_path), "hf_config": hf_config, "seed": SEED}
     found = pools[1].run(suite, **arguments, verify=False)[0]
     silent = [entry for entry in found if entry[3] == "SILENT"]
-    assert len(silent) > 10
+    assert len(silent) >= 3, found
     assert not [entry for entry in found if entry[3].startswith("TRACEBACK")]
 
 
@@ -190,3 +190,26 @@ def test_a_lost_tracker_is_found_again_and_a_wrong_one_offers_what_is_there(tmp_
         with pytest.raises(CheckpointError, match=r"write its number into the file: 5, 10|at most"):
             latest_iteration(tmp_path)
     assert latest_iteration(tmp_path / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors.index.json", '{"weight_map": {"a": [[]]}}'),
+        ("generation_config.json", "[]"),
+        ("added_tokens.json", '{"</img>": {}}'),
+        ("tokenizer.model", ""),
+    ],
+)
+def test_a_side_file_that_is_none_is_not_exported(checkpoint, tmp_path, name, content):
+    """Even where its checksum is right, or not looked at."""
+    from megatron_v2pe.convert.api import mcore_to_hf
+    from megatron_v2pe.errors import CheckpointError, ConfigError
+
+    copy = tmp_path / checkpoint.name
+    shutil.copytree(checkpoint, copy)
+    (copy / "hf" / name).write_text(content)
+    for verify in (True, False):
+        with pytest.raises((CheckpointError, ConfigError), match=name):
+            mcore_to_hf(seal(copy), tmp_path / "hf", verify=verify)
+    assert not (tmp_path / "hf").exists()

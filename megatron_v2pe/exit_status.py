@@ -28,7 +28,8 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 """Whoever read the output has gone (128 + SIGPIPE), as in `... | head`."""
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, a used-up quota, a limit on a file's size."""
 
 
 def of(error: BaseException) -> int:
@@ -39,7 +40,7 @@ def of(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
-    if any(isinstance(cause, OSError) and cause.errno in _NO_SPACE for cause in _causes(error)):
+    if any(isinstance(cause, OSError) and cause.errno in NO_SPACE for cause in _causes(error)):
         return TRY_AGAIN
     if isinstance(error, (CommunicationError, LostProcessError, SpaceError)):
         return TRY_AGAIN

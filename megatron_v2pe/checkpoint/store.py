@@ -166,7 +166,7 @@ def _vet(folder: Path, verify: bool) -> TorchDistReader:
 
 
 def _begin(temporary: Path, size: int) -> None:
-    """Make the folder to write to, if the disk has room for the tensors."""
+    """Remove what killed runs left half-written; make the folder to write to, if the disk has room for the tensors."""
     root = temporary.parent
     root.mkdir(parents=True, exist_ok=True)
     for stale in root.glob(".iter_*.writing"):
@@ -264,7 +264,7 @@ def _description(iteration: int, model: nn.Module) -> dict[str, Any]:
 
 
 def _prune(root: Path, newest: int, keep_latest: int | None) -> None:
-    """Remove all but the `keep_latest` newest checkpoints up to `newest`, and what killed runs left half-written.
+    """Remove all but the `keep_latest` newest checkpoints up to `newest`.
 
     A checkpoint after `newest` comes from a run that was killed before it counted; it is written again in time.
     """
@@ -272,8 +272,6 @@ def _prune(root: Path, newest: int, keep_latest: int | None) -> None:
     for old in counted[:-keep_latest] if keep_latest else ():
         _log.info("removing old checkpoint %s", old)
         shutil.rmtree(old)
-    for stale in root.glob(".iter_*.writing"):
-        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -6,7 +6,6 @@ error of the program itself ends its own process; the launcher and the watchdog 
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,11 +17,10 @@ import torch.distributed as dist
 
 from megatron_v2pe import errors
 from megatron_v2pe.errors import CheckpointError, SpaceError, V2PEError
+from megatron_v2pe.exit_status import NO_SPACE
 from megatron_v2pe.foreign.printable import printable
 
 Result = TypeVar("Result")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a full disk, a used-up quota, a limit on a file's size."""
 
 
 def on_every_rank(action: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
@@ -75,7 +73,7 @@ def writing(path: Path) -> Iterator[None]:
 def as_error(error: OSError) -> V2PEError:
     """Return a refused system call as an error a user can mend: no room (`SpaceError`), or an unusable file."""
     place = "" if error.filename is None else f"{printable(error.filename)}: "
-    if error.errno in NO_ROOM:
+    if error.errno in NO_SPACE:
         return SpaceError(f"{place}{error.strerror}; {_free(error.filename)}make room and run the same command again")
     return CheckpointError(f"{place}{error.strerror or error}")
 

@@ -7,7 +7,6 @@ so is everything from the first piece on that is not what was written, for it ca
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from megatron_v2pe.data.indexed.checksums import BLOCK, BlockSums
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.exit_status import NO_SPACE
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
@@ -215,7 +215,7 @@ def room(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in NO_SPACE:
             raise
         free = shutil.disk_usage(path.parent).free
         raise DataError(

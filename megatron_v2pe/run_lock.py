@@ -271,7 +271,21 @@ class _Found:
 
 
 def _look(path: Path) -> _Found | None:
-    """Return what a lock file says; None: it is gone."""
+    """Return what a lock file says; None: it is gone.
+
+    The system's lock may outlive its owner for an instant: threads of a killed process end one after the other, and
+    whoever looks takes the lock too. So where the owner has ended and the lock is held, this looks again for a second.
+    """
+    for _ in range(100):
+        locked, found = _look_once(path)
+        if locked is not False or found is None or found.owner is None or _lives(found.owner) is not False:
+            break
+        time.sleep(0.01)
+    return found
+
+
+def _look_once(path: Path) -> tuple[bool | None, _Found | None]:
+    """Return whether the system's lock could be taken, and what the file says."""
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             raise ConfigError(f"{printable(path)}: not a lock file; remove it")
@@ -288,10 +302,10 @@ def _look(path: Path) -> _Found | None:
             finally:
                 os.close(handle)
     except FileNotFoundError:
-        return None
+        return None, None
     owner = _parse(content, path)
     lives = True if locked is False else _lives(owner) if owner is not None else None
-    return _Found(owner, found.st_ino, found.st_mtime, lives)
+    return locked, _Found(owner, found.st_ino, found.st_mtime, lives)
 
 
 def _parse(content: bytes, path: Path) -> Owner | None:

@@ -75,6 +75,24 @@ def test_second_process_is_refused_and_after_a_kill_the_next_takes_over(tmp_path
     end(process)
 
 
+def test_a_lock_that_outlives_its_owner_for_an_instant_is_waited_for(left_over, monkeypatch):
+    """The main thread of a killed process may have ended while another of its threads still holds the lock."""
+    answers = iter([False] * 5)
+    take = run_lock._system_lock
+    monkeypatch.setattr(run_lock, "_system_lock", lambda handle: next(answers, None) is not False and take(handle))
+    with lock_folder(left_over, "an evaluation"):
+        assert json.loads((left_over / LOCK).read_text())["pid"] == os.getpid()
+    assert next(answers, None) is None
+
+
+def test_a_held_lock_is_respected_whatever_the_file_says(tmp_path):
+    process = hold(tmp_path)
+    edit(tmp_path, started=1)  # as of a process that has ended
+    with pytest.raises(ConfigError, match="in use"):
+        FolderLock(tmp_path, "an evaluation").take()
+    end(process)
+
+
 def test_of_many_at_once_one_gets_it(left_over):
     code = HOLD.replace("time.sleep(60)", "time.sleep(3)")
     started = [

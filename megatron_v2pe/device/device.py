@@ -48,6 +48,14 @@ class Device:
         """The process-group backend."""
         return "nccl" if self.kind == "cuda" else "gloo"
 
+    def describe(self) -> str:
+        """Return the device in words, as tools print it when they start: kind, model, memory, cores or capability."""
+        if self.kind != "cuda":
+            return f"cpu, {torch.get_num_threads()} threads"
+        card = torch.cuda.get_device_properties(self.index)
+        capability = f"compute capability {card.major}.{card.minor}"
+        return f"{self.torch_device}, {card.name}, {card.total_memory / 2**30:.1f} GiB, {capability}"
+
     def activate(self) -> None:
         """Make Megatron-Core use this device in this process."""
         if self.kind == "cuda":

@@ -58,7 +58,7 @@ class InternViTBlock(TransformerBlock):
     """The stack of layers, run up to the selected one, each recomputed in the backward pass where asked."""
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, num_layers: int, keep: list[Tensor | None], recompute: bool
+        self, hidden: Tensor, num_layers: int, keep: list[Tensor | None], recompute: int
     ) -> Tensor:
         """Run the first `num_layers` layers.
 
@@ -66,14 +66,14 @@ class InternViTBlock(TransformerBlock):
             hidden: [tokens, tiles, hidden].
             num_layers: layers to run.
             keep: per layer, drop-path factors [2, tiles] or None.
-            recompute: keep only layer inputs for the backward pass.
+            recompute: of how many layers, the first ones, only the input is kept for the backward pass.
 
         Returns:
             [tokens, tiles, hidden].
         """
-        for layer, factors in zip(self.layers[:num_layers], keep[:num_layers], strict=True):
+        for number, (layer, factors) in enumerate(zip(self.layers[:num_layers], keep[:num_layers], strict=True)):
             learns = hidden.requires_grad or any(parameter.requires_grad for parameter in layer.parameters())
-            if recompute and learns and self.training and torch.is_grad_enabled():
+            if number < recompute and learns and self.training and torch.is_grad_enabled():
                 if not hidden.requires_grad:  # reentrant recompute gives no gradients without an input that needs one
                     hidden = hidden.detach().requires_grad_()
                 hidden = tensor_parallel.checkpoint(_runner(layer, factors), False, hidden)
@@ -99,7 +99,7 @@ class InternViT(MegatronModule):
         vision: VisionConfig,
         select_layer: int,
         spec: str,
-        recompute: bool,
+        recompute: int,
         pg_collection: ProcessGroupCollection,
     ) -> None:
         """Build the tower.
@@ -109,7 +109,7 @@ class InternViT(MegatronModule):
             vision: the checkpoint's tower.
             select_layer: which of the `num_layers + 1` hidden states to return, embeddings first.
             spec: `local` or `te`.
-            recompute: recompute each layer in the backward pass.
+            recompute: layers, the first ones, that are recomputed in the backward pass.
             pg_collection: process groups.
         """
         super().__init__(config)

@@ -6,6 +6,8 @@ object, so `GPTModel` is built without position embedding of its own. Names of p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -29,17 +31,28 @@ class LanguageModel(GPTModel):
         llm: LanguageConfig,
         spec: str,
         head_chunk_size: int,
-        keep_attention: bool,
+        keeps_attention: Callable[[int], list[bool]],
         pre_process: bool,
         post_process: bool,
         pg_collection: ProcessGroupCollection,
     ) -> None:
-        """Build this stage's layers, with the embedding on the first stage and the head on the last."""
-        layers = get_num_layers_to_build(config, None, pg_collection.pp.rank())
-        layer = layer_spec(spec, AttnMaskType.causal, keep_attention=keep_attention)
+        """Build this stage's layers, with the embedding on the first stage and the head on the last.
+
+        Args:
+            config: Megatron-Core's configuration of the decoder.
+            llm: the checkpoint's decoder.
+            spec: `local` or `te`.
+            head_chunk_size: supervised tokens projected to the vocabulary at a time.
+            keeps_attention: tells of each of so many layers whether a recompute finds attention's result kept.
+            pre_process: this is the first stage.
+            post_process: this is the last stage.
+            pg_collection: process groups.
+        """
+        kept = keeps_attention(get_num_layers_to_build(config, None, pg_collection.pp.rank()))
+        layers = [layer_spec(spec, AttnMaskType.causal, keep_attention=keep) for keep in kept]
         super().__init__(
             config,
-            block_spec([layer] * layers, final_norm=True),
+            block_spec(layers, final_norm=True),
             vocab_size=llm.padded_vocab_size,
             max_sequence_length=llm.max_position_embeddings,
             pre_process=pre_process,

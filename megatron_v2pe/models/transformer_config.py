@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.parallel.config import ParallelConfig
 
 
@@ -31,12 +32,32 @@ class ModelOptions:
     """With recompute: keep attention's result, so that backward does not run attention (and its ring) again."""
     recompute_vision: bool = False
     """Recompute every layer of the vision tower."""
+    recompute_plan: RecomputePlan | None = None
+    """What of this stage is recomputed, layer by layer; counts in place of the five settings above where it is given."""
     drop_path_rate: float | None = None
     """Stochastic depth of the vision tower; None keeps the checkpoint's."""
     head_chunk_size: int = 4096
     """Supervised tokens projected to the vocabulary at a time."""
     perform_initialization: bool = True
     """Draw initial weights; off where a checkpoint is loaded right after."""
+
+    def keeps_attention(self, layers: int) -> list[bool]:
+        """Tell of each of a stage's `layers` decoder layers whether its recompute finds attention's result kept."""
+        plan = self.recompute_plan
+        return [self.keep_attention] * layers if plan is None else plan.keeps_attention(layers)
+
+    def tower_layers_recomputed(self, layers: int) -> int:
+        """Return how many of the tower's `layers` layers are recomputed, the first ones."""
+        plan = self.recompute_plan
+        return layers * self.recompute_vision if plan is None else min(plan.tower_layers, layers)
+
+    def decoder_recompute(self) -> dict[str, Any]:
+        """Return Megatron-Core's three settings of decoder recompute."""
+        plan, names = self.recompute_plan, ("granularity", "method", "num_layers")
+        stated = (self.recompute_granularity, self.recompute_method, self.recompute_num_layers)
+        if plan is not None:
+            stated = ("full", "block", plan.decoder_layers) if plan.decoder_layers else (None, None, None)
+        return {f"recompute_{name}": value for name, value in zip(names, stated, strict=True)}
 
 
 def language_transformer_config(
@@ -63,10 +84,8 @@ def language_transformer_config(
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
         num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
-        recompute_granularity=options.recompute_granularity,
-        recompute_method=options.recompute_method,
-        recompute_num_layers=options.recompute_num_layers,
         variable_seq_lengths=True,
+        **options.decoder_recompute(),
         **_common(parallel.tensor_model_parallel_size, options),
     )
 

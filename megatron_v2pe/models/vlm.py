@@ -73,8 +73,9 @@ class InternVLModel(MegatronModule):
         if self.pre_process:
             vision_config = vision_transformer_config(model, parallel, options)
             vision_groups = _vision_groups(pg_collection, self.placement.replicated_vision)
+            recomputed = options.tower_layers_recomputed(model.vision.num_layers)
             self.vision_model = InternViT(
-                vision_config, model.vision, model.select_layer, options.spec, options.recompute_vision, vision_groups
+                vision_config, model.vision, model.select_layer, options.spec, recomputed, vision_groups
             )
             shuffled = model.vision.hidden_size * round(1 / model.downsample_ratio) ** 2
             self.vision_projection = Projector(vision_config, shuffled, model.llm.hidden_size, vision_groups)
@@ -83,7 +84,7 @@ class InternVLModel(MegatronModule):
             model.llm,
             options.spec,
             options.head_chunk_size,
-            options.keep_attention,
+            options.keeps_attention,
             self.pre_process,
             self.post_process,
             pg_collection,

@@ -13,6 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.testing import parity
 from megatron_v2pe.testing.packs import random_packs
@@ -195,6 +196,8 @@ def test_versions_and_recompute(case, run, name):
     keeping = replace(this, options={**full, "keep_attention": True})
     assert_equal(run(this), run(keeping, name), torch.float64)
     assert_equal(run(this), run(replace(this, options={"recompute_granularity": "selective"}), name), torch.float64)
+    plan = RecomputePlan(decoder_layers=2, attention_kept=1, tower_layers=2)  # of four layers, and three of the tower
+    assert_equal(run(this), run(replace(this, options={"recompute_plan": plan}), name), torch.float64)
 
 
 @pytest.mark.parametrize("name", ["tp2_sp", "pp2", "dp2", "cp4", "cp2_tp2_replicated_vision"])

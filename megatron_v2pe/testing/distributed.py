@@ -1,4 +1,4 @@
-"""Run functions under N gloo processes from plain tests: the processes start once and stay.
+"""Run functions under N processes from plain tests, on CPU with gloo or on one card with NCCL; they start once and stay.
 
 Importing the stack costs seconds of CPU per process, so a test session keeps one pool per world size and re-creates
 parallel layouts inside it. A function is named by module and attribute, takes picklable keyword arguments and returns
@@ -30,12 +30,19 @@ class WorkerError(AssertionError):
 
 
 class WorkerPool:
-    """N processes joined in one gloo process group, on CPU."""
+    """N processes joined in one process group."""
 
-    def __init__(self, world_size: int, timeout_seconds: float = 300.0) -> None:
-        """Remember the size; processes start at the first call."""
+    def __init__(self, world_size: int, timeout_seconds: float = 300.0, device: str = "cpu") -> None:
+        """Remember the settings; processes start at the first call.
+
+        Args:
+            world_size: processes.
+            timeout_seconds: for an answer.
+            device: `cpu` with gloo, or `cuda`: NCCL, all processes on the first card (`shared_card`).
+        """
         self.world_size = world_size
         self.timeout_seconds = timeout_seconds
+        self.device = device
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
 
@@ -85,7 +92,7 @@ class WorkerPool:
         store = Path(tempfile.mkdtemp(prefix="v2pe_pool_")) / "store"
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
-            arguments = (theirs, rank, self.world_size, str(store))
+            arguments = (theirs, rank, self.world_size, str(store), self.device)
             process = context.Process(target=_worker, args=arguments, daemon=False)
             process.start()
             theirs.close()
@@ -102,14 +109,33 @@ class WorkerPool:
         self._pipes, self._processes = [], []
 
 
-def _worker(pipe: Connection, rank: int, world_size: int, store: str) -> None:
+def shared_card(rank: int) -> dict[str, str]:
+    """Return environment variables with which NCCL takes several ranks on one card.
+
+    NCCL refuses two ranks on one device unless they look like two hosts that talk over the loopback interface. So the
+    correctness of everything that NCCL carries can be shown on a single card; its speed cannot.
+    """
+    return {
+        "NCCL_HOSTID": f"host{rank}",
+        "LOCAL_RANK": "0",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "NCCL_IB_DISABLE": "1",
+        "NCCL_P2P_DISABLE": "1",
+        "NCCL_SHM_DISABLE": "1",
+    }
+
+
+def _worker(pipe: Connection, rank: int, world_size: int, store: str, kind: str) -> None:
+    if kind == "cuda":
+        os.environ.update(shared_card(rank))
     from megatron_v2pe.device.device import Device
 
     torch.set_num_threads(1)
     os.environ.pop("RANK", None)
-    device = Device("cpu")
+    device = Device(kind)
     device.activate()
-    dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
+    meeting = dist.FileStore(store, world_size)
+    dist.init_process_group(device.backend, store=meeting, rank=rank, world_size=world_size)
     while True:
         try:
             name, kwargs = pipe.recv()

@@ -14,6 +14,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from torch import Tensor, nn
 
 METADATA = {"non_homogeneous_layers": True}
+REPLICAS_AGREE = {torch.float64: 1e-9, torch.float32: 1e-3}
+"""Largest difference, over the largest entry, between two ranks' values of one shard."""
 
 
 def sharded_pieces(model: nn.Module, value_of: Callable[[nn.Parameter], Tensor]) -> list[ShardedTensor]:
@@ -56,7 +58,7 @@ def gather_full(model: nn.Module, value_of: Callable[[nn.Parameter], Tensor | No
         return torch.zeros_like(parameter) if found is None else found
 
     local = [
-        (piece.key, tuple(piece.global_shape), tuple(piece.global_offset), piece.data.detach().clone())  # type: ignore[union-attr]
+        (piece.key, tuple(piece.global_shape), tuple(piece.global_offset), piece.data.detach().cpu().clone())  # type: ignore[union-attr]
         for piece in sharded_pieces(model, value)
     ]
     ranks: list[Any] = [None] * dist.get_world_size()
@@ -67,7 +69,7 @@ def gather_full(model: nn.Module, value_of: Callable[[nn.Parameter], Tensor | No
         known = seen.setdefault((key, offset), data)
         scale = max(known.abs().max().item(), 1e-12)
         difference = (known - data).abs().max().item() / scale
-        if difference > (1e-9 if data.dtype == torch.float64 else 1e-3):
+        if difference > REPLICAS_AGREE[data.dtype]:
             raise AssertionError(f"{key}: replicas at offset {offset} differ by {difference:.1e} relative")
         whole = full.setdefault(key, torch.zeros(shape, dtype=data.dtype))
         whole[tuple(slice(o, o + n) for o, n in zip(offset, data.shape, strict=True))] = data

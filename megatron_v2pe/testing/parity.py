@@ -61,6 +61,8 @@ class Case:
     frozen: dict[str, Any] = field(default_factory=dict)
     """Arguments of `train.wrap.freeze`; nothing is frozen by default."""
     planted_break: str | None = None
+    device: str = "cpu"
+    """Where it runs: `cpu`, or `cuda` in a pool of that device."""
 
 
 @dataclass
@@ -126,7 +128,7 @@ def run(case: Case) -> Result:
         load_full(model, case.weights)
         freeze_parts(model, case)
         groups = ProcessGroupCollection.use_mpu_process_groups()
-        wrapped = wrap(model, case.layout, groups, torch.device("cpu"))
+        wrapped = wrap(model, case.layout, groups, torch.device(case.device))
         if case.planted_break:
             broken = _BREAKS[case.planted_break](model)
             undo.enter_context(broken or nullcontext())
@@ -210,11 +212,11 @@ def _logits(wrapped: nn.Module, batches: Sequence[MicroBatch]) -> list[Tensor]:
         for batch in batches:
             stage = stages.index(dist.get_rank())
             if stage > 0:
-                model.set_input_tensor([_receive(stages[stage - 1])])
+                model.set_input_tensor([_receive(stages[stage - 1]).to(batch.input_ids.device)])
             output = model(replace(batch, targets=None))
             if stage < len(stages) - 1:
                 _send(output, stages[stage + 1])
-            box = [output if stage == len(stages) - 1 else None]
+            box = [output.cpu() if stage == len(stages) - 1 else None]
             dist.broadcast_object_list(box, src=stages[-1], group=pipeline)
             shares: list[Any] = [None] * model.pg_collection.cp.size()
             dist.all_gather_object(shares, box[0], group=model.pg_collection.cp)
@@ -223,7 +225,7 @@ def _logits(wrapped: nn.Module, batches: Sequence[MicroBatch]) -> list[Tensor]:
 
 
 def _send(tensor: Tensor, to: int) -> None:
-    dist.send_object_list([tensor.clone()], dst=to)
+    dist.send_object_list([tensor.cpu().clone()], dst=to)
 
 
 def _receive(source: int) -> Tensor:

@@ -27,7 +27,8 @@ REQUIREMENTS = [
     "torch==2.13.0",
     "numpy>=1.26,<3",
     "pillow>=11,<14",
-    "sentencepiece>=0.2,<0.3",
+    # 0.2.2 refuses InternVL2's tokenizer ("piece must not include null character").
+    "sentencepiece>=0.2,!=0.2.2,<0.3",
     "protobuf>=4,<8",
     "safetensors>=0.5,<1",
     # Checksums of checkpoints, data sets and answers: ten times as fast as those of the standard library.

@@ -5,8 +5,10 @@ Training and asking tokenise with them, a conversion checks them before it carri
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +24,10 @@ MODEL, CONFIG, ADDED = "tokenizer.model", "tokenizer_config.json", "added_tokens
 LARGEST_ID = 2**31 - 1
 _LONGEST_TOKEN = 1000
 _Id = Annotated[int, Range(0, LARGEST_ID)]
+_NULL_PIECE = b"\n\x01\x00"
+"""The piece that is the character U+0000, as the file holds it: field 1, of one byte, which is zero."""
+_ALL_MESSAGES, _ERRORS = 0, 2
+"""Levels of SentencePiece's own log: what it starts with, and the one that leaves out warnings."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,31 @@ def load_pieces(path: str | Path, error: Kind) -> Any:
     content = read_bytes(path, error)
     try:
         pieces = sentencepiece.SentencePieceProcessor()
-        loaded = bool(content) and pieces.LoadFromSerializedProto(content) and pieces.get_piece_size()
+        with _no_word_of_null_piece(content):
+            loaded = bool(content) and pieces.LoadFromSerializedProto(content) and pieces.get_piece_size()
     except Exception as problem:  # third-party: RuntimeError or OSError, by version
         raise error(f"{shown}: not a SentencePiece model: {printable(problem)[:200]}") from problem
     if not loaded:
         raise error(f"{shown}: not a SentencePiece model: {len(content)} bytes without a piece")
     return pieces
+
+
+@contextlib.contextmanager
+def _no_word_of_null_piece(content: bytes) -> Iterator[None]:
+    """Leave out SentencePiece's warnings while it loads a model with a piece U+0000, as that of InternVL2 is.
+
+    Release 0.2.3 warns of that piece at every start, from C++ to the process's standard error, and treats it as unused;
+    `data.tokenizer` gives it its id all the same, so nobody has anything to do. Models without such a piece, and errors
+    of any, are reported as ever.
+    """
+    if _NULL_PIECE not in content:
+        yield
+        return
+    sentencepiece.SetMinLogLevel(_ERRORS)
+    try:
+        yield
+    finally:
+        sentencepiece.SetMinLogLevel(_ALL_MESSAGES)
 
 
 def special_tokens(folder: Path, error: Kind) -> dict[str, int]:

@@ -79,7 +79,8 @@ def _run_all(arguments: argparse.Namespace) -> bool:
     from megatron_v2pe.device.device import Device
 
     device = Device.choose(arguments.device)
-    names = list(dict.fromkeys(LETTERS.get(part, part) for part in arguments.parts)) or list(PARTS)
+    asked: list[str] = arguments.parts
+    names = list(dict.fromkeys(LETTERS.get(part, part) for part in asked)) or list(PARTS)
     report: dict[str, Any] = {
         "device": device.describe(),
         "when": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

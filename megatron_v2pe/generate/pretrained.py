@@ -220,6 +220,7 @@ def open_pretrained(
         groups = topology.initialize(layout, seed=0)
         options = ModelOptions(params_dtype=dtype, perform_initialization=False)
         model = build_model(config, layout, options, policy, tokenizer.img_context_id, groups)
+        model.to(chosen.torch_device)  # before its values are read: they go there from the files, nothing is held twice
         store.load_model(path, model, verify)
         engine = Engine(model.eval(), VisionCache(vision_cache_bytes), prefill_tokens)
         reach = config.llm.max_position_embeddings if window is None else window

@@ -75,9 +75,9 @@ class Session:
     def _cut(self, pieces: Sequence[Piece]) -> MicroBatch:
         """This rank's share of all pieces, with the routing of image features to their tokens."""
         model, device = self.engine.model, self.engine.device
-        batch = cut_pack(
-            torch.cat([prompt.input_ids for prompt in self._prompts]).to(device),
-            torch.cat([prompt.position_ticks for prompt in self._prompts]).to(device),
+        batch = cut_pack(  # on the host: what is planned from it would wait for the device
+            torch.cat([prompt.input_ids for prompt in self._prompts]),
+            torch.cat([prompt.position_ticks for prompt in self._prompts]),
             [piece.length for piece in pieces],
             self._place,
             image_token_id=model.image_token_id,
@@ -86,7 +86,13 @@ class Session:
             first_stage=model.pre_process,
         )
         ends = [self._last_ticks[piece.sequence] for piece in pieces]  # a piece is scaled as its whole prompt
-        return replace(batch, last_ticks=(*ends, *[0] * (len(batch.layout.seqlens) - len(ends))))
+        return replace(
+            batch,
+            last_ticks=(*ends, *[0] * (len(batch.layout.seqlens) - len(ends))),
+            input_ids=batch.input_ids.to(device),
+            position_ticks=batch.position_ticks.to(device),
+            routing=None if batch.routing is None else batch.routing.to(device),
+        )
 
     def _needed(self, cached: int) -> int:
         """Bytes this rank is about to take."""

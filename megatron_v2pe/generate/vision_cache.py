@@ -91,5 +91,6 @@ class VisionCache:
 
 
 def _key(tile: Tensor) -> bytes:
-    content = tile.contiguous().cpu().flatten().view(torch.uint8).numpy()
+    assert tile.device.type == "cpu", "a tile is hashed before it is moved: the device is not waited for"
+    content = tile.contiguous().flatten().view(torch.uint8).numpy()
     return hashlib.sha256(content.data).digest()

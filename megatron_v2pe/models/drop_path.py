@@ -6,7 +6,7 @@ probability of being kept (behaviour of InternViT).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,11 @@ class DropPathKey:
     """Tiles of the whole pack; draws are made for all of them. None: this rank encodes them all."""
     first_tile: int = 0
     """The first of them that this rank encodes."""
+
+    def from_tile(self, tile: int, tiles: int) -> DropPathKey:
+        """Return the same draws from a later tile on, the `tile`-th of the `tiles` this rank encodes."""
+        total = tiles if self.num_tiles is None else self.num_tiles
+        return replace(self, first_tile=self.first_tile + tile, num_tiles=total)
 
     def generator(self, layer: int) -> torch.Generator:
         """Return the generator of one layer's draws."""

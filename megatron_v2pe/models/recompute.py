@@ -19,10 +19,13 @@ class RecomputePlan:
     """Of those, how many keep attention's result and run no attention again: the last ones."""
     tower_layers: int = 0
     """Layers of the vision tower computed again, the first ones; the others keep all their activations."""
+    tower_tiles: int = 0
+    """Tiles encoded at a time, of which only pixels are kept for the backward pass, see `tile_recompute`; 0: all tiles
+    at once, their layers kept as `tower_layers` says."""
 
     def __post_init__(self) -> None:
         """Check the counts against one another."""
-        assert min(self.decoder_layers, self.attention_kept, self.tower_layers) >= 0, self
+        assert min(self.decoder_layers, self.attention_kept, self.tower_layers, self.tower_tiles) >= 0, self
         assert self.attention_kept <= self.decoder_layers, self
 
     def keeps_attention(self, layers: int) -> list[bool]:

@@ -33,7 +33,7 @@ class ModelOptions:
     recompute_vision: bool = False
     """Recompute every layer of the vision tower."""
     recompute_plan: RecomputePlan | None = None
-    """What of this stage is recomputed, layer by layer; counts in place of the five settings above where it is given."""
+    """What of this stage is recomputed, layer by layer; where given, it counts and the five settings above do not."""
     drop_path_rate: float | None = None
     """Stochastic depth of the vision tower; None keeps the checkpoint's."""
     head_chunk_size: int = 4096
@@ -50,6 +50,11 @@ class ModelOptions:
         """Return how many of the tower's `layers` layers are recomputed, the first ones."""
         plan = self.recompute_plan
         return layers * self.recompute_vision if plan is None else min(plan.tower_layers, layers)
+
+    @property
+    def tower_tiles(self) -> int:
+        """Tiles encoded at a time and again in the backward pass; 0: all at once."""
+        return 0 if self.recompute_plan is None else self.recompute_plan.tower_tiles
 
     def decoder_recompute(self) -> dict[str, Any]:
         """Return Megatron-Core's three settings of decoder recompute."""

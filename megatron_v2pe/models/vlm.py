@@ -8,13 +8,15 @@ stage, the head on the last; ticks and document lengths reach every stage.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.drop_path import DropPathKey
@@ -23,6 +25,7 @@ from megatron_v2pe.models.internvit import InternViT
 from megatron_v2pe.models.language_model import LanguageModel
 from megatron_v2pe.models.micro_batch import MicroBatch
 from megatron_v2pe.models.projector import Projector, pixel_shuffle
+from megatron_v2pe.models.tile_recompute import encode_in_parts
 from megatron_v2pe.models.transformer_config import (
     ModelOptions,
     language_transformer_config,
@@ -77,6 +80,7 @@ class InternVLModel(MegatronModule):
             self.vision_model = InternViT(
                 vision_config, model.vision, model.select_layer, options.spec, recomputed, vision_groups
             )
+            self.tower_tiles = options.tower_tiles
             shuffled = model.vision.hidden_size * round(1 / model.downsample_ratio) ** 2
             self.vision_projection = Projector(vision_config, shuffled, model.llm.hidden_size, vision_groups)
         self.language_model = LanguageModel(
@@ -111,6 +115,17 @@ class InternVLModel(MegatronModule):
 
     def encode_images(self, pixel_values: Tensor, drop_path: DropPathKey | None = None) -> Tensor:
         """Turn tiles [tiles, 3, size, size] into features [tiles, tokens_per_tile, hidden]."""
+        learns = self.training and torch.is_grad_enabled()
+        if learns and self.tower_tiles and any(p.requires_grad for p in self._vision_parameters()):
+            return encode_in_parts(
+                lambda part, first: self._encode(part, drop_path and drop_path.from_tile(first, len(pixel_values))),
+                pixel_values,
+                self.tower_tiles,
+                self.config,
+            )
+        return self._encode(pixel_values, drop_path)
+
+    def _encode(self, pixel_values: Tensor, drop_path: DropPathKey | None) -> Tensor:
         patches = touch(self.vision_model(pixel_values, drop_path)[:, 1:], self.vision_model.unused_parameters())
         return self.vision_projection(pixel_shuffle(patches, self.internvl.downsample_ratio, self.internvl.ps_version))
 
@@ -167,6 +182,10 @@ class InternVLModel(MegatronModule):
         if self.training and not hidden.requires_grad:  # all before the decoder is frozen; recompute needs an input
             hidden = hidden.detach().requires_grad_()  # that asks for a gradient
         return hidden
+
+    def _vision_parameters(self) -> Iterator[nn.Parameter]:
+        yield from self.vision_model.parameters()
+        yield from self.vision_projection.parameters()
 
     def _no_features(self) -> Tensor:
         """Features [0, tokens_per_tile, hidden] of no tiles, through which the tower receives zero gradients."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 
+from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.testing import parity, short_runs
 from megatron_v2pe.testing.packs import random_packs
@@ -43,12 +45,23 @@ def case(pools, golden):
     return make
 
 
-@pytest.mark.parametrize("context_parallel_size", [1, 2])
-@pytest.mark.parametrize("bucket_size", BUCKETS)
-@pytest.mark.parametrize("packs", ["mixed", "image_only"])
-def test_several_buckets(pools, case, packs, bucket_size, context_parallel_size):
-    """Two data-parallel ranks, or two context-parallel ones: of a pack with one tile, one of them encodes none."""
+TILE_BY_TILE = {"recompute_plan": RecomputePlan(decoder_layers=1, tower_tiles=1)}
+
+
+@pytest.mark.parametrize(
+    ("packs", "bucket_size", "context_parallel_size", "options"),
+    [
+        *product(["mixed", "image_only"], BUCKETS, [1, 2], [{}]),
+        *product(["mixed", "image_only"], BUCKETS[:1], [1, 2], [TILE_BY_TILE]),
+    ],
+)
+def test_several_buckets(pools, case, packs, bucket_size, context_parallel_size, options):
+    """Two data-parallel ranks, or two context-parallel ones: of a pack with one tile, one of them encodes none.
+
+    With tiles encoded one by one in the backward pass the tower has as many gradients as tiles; they count as one.
+    """
     this = case(packs)
+    this = replace(this, options={**this.options, **options})
     assert len({pack.pixel_values.shape[0] > 0 for pack in this.packs}) == (2 if packs == "mixed" else 1)
     layout = ParallelConfig(
         context_parallel_size=context_parallel_size,

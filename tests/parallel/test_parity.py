@@ -198,6 +198,9 @@ def test_versions_and_recompute(case, run, name):
     assert_equal(run(this), run(replace(this, options={"recompute_granularity": "selective"}), name), torch.float64)
     plan = RecomputePlan(decoder_layers=2, attention_kept=1, tower_layers=2)  # of four layers, and three of the tower
     assert_equal(run(this), run(replace(this, options={"recompute_plan": plan}), name), torch.float64)
+    dropping = replace(this, drop_path_seed=3)
+    plan = RecomputePlan(decoder_layers=2, tower_tiles=1)
+    assert_equal(run(dropping), run(replace(dropping, options={"recompute_plan": plan}), name), torch.float64)
 
 
 @pytest.mark.parametrize("name", ["tp2_sp", "pp2", "dp2", "cp4", "cp2_tp2_replicated_vision"])

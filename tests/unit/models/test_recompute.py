@@ -1,4 +1,4 @@
-"""Recompute plans: which layers run twice, which attention is kept, and that the older settings mean what they meant."""
+"""Recompute plans: which layers keep what, and that the older settings mean what they meant."""
 
 from __future__ import annotations
 

@@ -140,9 +140,12 @@ def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     return square
 
 
-def normalise_tiles(tiles: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn bytes [T, H, W, 3] into float32 [T, 3, H, W]: `(x / 255 - mean) / std`, on the tiles' device."""
+def normalise_tiles(tiles: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
+    """Turn bytes [T, H, W, 3] into float32 [T, 3, H, W]: `(x / 255 - mean) / std`, on the tiles' device.
+
+    Mean and standard deviation may be given as float32 [3] that lie there already.
+    """
     scaled = tiles.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)
     shape = (1, 3, 1, 1)
-    scaled.sub_(torch.tensor(mean, dtype=torch.float32, device=tiles.device).view(shape))
-    return scaled.div_(torch.tensor(std, dtype=torch.float32, device=tiles.device).view(shape))
+    scaled.sub_(torch.as_tensor(mean, dtype=torch.float32, device=tiles.device).view(shape))
+    return scaled.div_(torch.as_tensor(std, dtype=torch.float32, device=tiles.device).view(shape))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.keyed_random import seed_of
 
 
@@ -51,4 +52,4 @@ def keep_factors(key: DropPathKey, layer: int, rate: float, num_tiles: int, like
     draws = torch.rand(2, total, generator=key.generator(layer), dtype=torch.float64)
     draws = draws[:, key.first_tile : key.first_tile + num_tiles]
     factors = (draws >= rate).to(torch.float64) / (1.0 - rate)
-    return factors.to(device=like.device, dtype=like.dtype)
+    return to_device(factors.to(like.dtype), like.device)

@@ -7,7 +7,8 @@ recomputed in the backward pass, so that logits never exist for more than one ch
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,10 +34,14 @@ class Targets:
 
     @classmethod
     def from_labels(cls, labels: Tensor, weights: Tensor, ignore_index: int = -100, slices: int = 1) -> Targets:
-        """Collect the supervised rows of shifted `labels` [S] and `weights` [S], cut into equal `slices`."""
+        """Collect the supervised rows of shifted `labels` [S] and `weights` [S], on the host; `slices` are equal."""
         rows = (labels != ignore_index).nonzero().squeeze(1)
         counts = torch.bincount(rows // (labels.shape[0] // slices), minlength=slices).tolist()
         return cls(rows, labels[rows], weights[rows], tuple(counts))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Targets:
+        """Return a copy whose every tensor is what `change` made of it."""
+        return replace(self, rows=change(self.rows), tokens=change(self.tokens), weights=change(self.weights))
 
 
 def supervised_states(hidden: Tensor, targets: Targets, group: dist.ProcessGroup) -> Tensor:

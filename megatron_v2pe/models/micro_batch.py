@@ -1,12 +1,14 @@
 """What a pipeline stage takes of one packed micro-batch: this rank's tokens, its tiles, and what goes where.
 
 The pack is cut here and nowhere else, before anything is embedded: a rank never holds hidden states of tokens that are
-not its own. Labels arrive shifted, so that the cut separates no token from what it predicts.
+not its own. Labels arrive shifted, so that the cut separates no token from what it predicts. It is cut on the host:
+what depends on values (which tokens are images, which are supervised) is known there before anything is moved, and the
+device is never asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -35,13 +37,25 @@ class MicroBatch:
     last_ticks: tuple[int, ...]
     """Largest tick of each whole document, 0 for a document of padding."""
     pixel_values: Tensor | None = None
-    """[own tiles, 3, size, size], normalised, in the compute type; None without tiles of its own."""
+    """[own tiles, 3, size, size], normalised, in the compute type; None without tiles of its own. Until a batch is used
+    they may be bytes, uint8 [own tiles, size, size, 3]: a quarter of what travels."""
     routing: TileRouting | None = None
     """Where image features go; None in a pack without images, and off the first pipeline stage."""
     targets: Targets | None = None
     """Supervised rows among this rank's tokens; None where logits are asked for."""
     drop_path: DropPathKey | None = None
     """Names the tower's stochastic-depth draws."""
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        """Return a copy whose every tensor is what `change` made of it: moved to a device, say."""
+        return replace(
+            self,
+            input_ids=change(self.input_ids),
+            position_ticks=change(self.position_ticks),
+            pixel_values=None if self.pixel_values is None else change(self.pixel_values),
+            routing=None if self.routing is None else self.routing.mapped(change),
+            targets=None if self.targets is None else self.targets.mapped(change),
+        )
 
 
 def cut_pack(
@@ -59,7 +73,7 @@ def cut_pack(
     drop_path: DropPathKey | None = None,
     first_stage: bool = True,
 ) -> MicroBatch:
-    """Cut a pack of S tokens for this rank.
+    """Cut a pack of S tokens for this rank; tensors lie where they are given, on the host in every step of training.
 
     Args:
         input_ids: int64 [S], documents one behind the other, without padding.
@@ -71,7 +85,7 @@ def cut_pack(
         image_token_id: id of `<IMG_CONTEXT>`.
         num_tiles: tiles of the whole pack.
         tokens_per_tile: image tokens per tile.
-        pixel_values: the tiles this rank encodes, `placement.tiles(num_tiles)`, normalised.
+        pixel_values: the tiles this rank encodes, `placement.tiles(num_tiles)`, normalised or as bytes.
         drop_path: names the draws of the pack.
         first_stage: whether this rank embeds and encodes.
 
@@ -86,7 +100,7 @@ def cut_pack(
     local_ids, local_ticks = layout.shard(input_ids, rank, PADDING_ID), layout.shard(position_ticks, rank, 0)
     routing = None
     if first_stage:
-        image_tokens = (input_ids == image_token_id).nonzero().squeeze(1)
+        image_tokens = (input_ids == image_token_id).nonzero().squeeze(1).cpu()
         plan = TileRouting.plan(image_tokens, num_tiles, tokens_per_tile, layout, placement)
         routing = plan.to(device) if num_tiles else None
     targets = None

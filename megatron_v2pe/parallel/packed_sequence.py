@@ -12,6 +12,7 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.parallel.ring_attention import AttentionResult
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 
@@ -45,7 +46,7 @@ class PackedSequence(PackedSeqParams):
             all_to_all: whether attention trades tokens for heads, and so has to know the documents' order.
         """
         assert cos.shape[0] == layout.num_local_tokens, f"{cos.shape[0]} angles, {layout.num_local_tokens} tokens"
-        borders = torch.tensor(layout.cu_seqlens, dtype=torch.int32, device=cos.device)
+        borders = to_device(torch.tensor(layout.cu_seqlens, dtype=torch.int32), cos.device)
         longest = max(layout.seqlens)
         return cls(
             qkv_format="thd",
@@ -58,5 +59,5 @@ class PackedSequence(PackedSeqParams):
             layout=layout,
             rotary_cos=cos,
             rotary_sin=sin,
-            documents_in_order=layout.documents_in_order().to(cos.device) if all_to_all else None,
+            documents_in_order=to_device(layout.documents_in_order(), cos.device) if all_to_all else None,
         )

@@ -6,6 +6,7 @@ their gradients come back the same way; a rank without tiles takes part with not
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +42,7 @@ class TileRouting:
         features of its own rows), all tensor x context parallel ranks where they are replicated.
 
         Args:
-            image_tokens: int64 [n], indices into the unpadded pack of all image tokens, in order.
+            image_tokens: int64 [n] on the host, indices into the unpadded pack of all image tokens, in order.
             num_tiles: tiles of the pack.
             tokens_per_tile: image tokens per tile.
             layout: who holds which tokens.
@@ -55,7 +56,7 @@ class TileRouting:
                 f"{len(image_tokens)} image tokens in the input, but {num_tiles} tiles of {tokens_per_tile} tokens "
                 f"give {num_tiles * tokens_per_tile} features"
             )
-        context, row = layout.find(image_tokens.cpu())
+        context, row = layout.find(image_tokens)
         tensor = torch.zeros_like(row)
         if placement.split_rows:
             rows_per_slice = layout.num_local_tokens // placement.tensor_model_parallel_size
@@ -83,7 +84,11 @@ class TileRouting:
 
     def to(self, device: torch.device) -> TileRouting:
         """Return a copy with its tensors on a device."""
-        return replace(self, send_rows=self.send_rows.to(device), receive_rows=self.receive_rows.to(device))
+        return self.mapped(lambda tensor: tensor.to(device))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> TileRouting:
+        """Return a copy whose every tensor is what `change` made of it."""
+        return replace(self, send_rows=change(self.send_rows), receive_rows=change(self.receive_rows))
 
     def deliver(self, features: Tensor, group: dist.ProcessGroup) -> Tensor:
         """Send this rank's features to where they stand.

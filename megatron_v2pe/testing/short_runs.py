@@ -70,7 +70,7 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
             optimizer.zero_grad()
             history.losses.append(forward_backward(wrapped, mine, len(mine), denominator))
             history.learning_rates.append(optimizer.param_groups[0]["lr"])
-            history.grad_norms.append(take_step(optimizer))
+            history.grad_norms.append(take_step(optimizer).item())
             scheduler.step(increment=1)
         gather_parameters(wrapped)
         if save_to is not None:

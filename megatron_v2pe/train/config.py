@@ -253,6 +253,9 @@ class LoggingConfig:
     """Send metrics to Weights & Biases as well (the `wandb` extra must be installed)."""
     wandb_project: str = "megatron-v2pe"
     """Project the Weights & Biases run belongs to."""
+    peak_tflops: Annotated[float, Range(1e-3, 1e6)] | None = None
+    """Dense peak of a device in the run's precision, 10^12 operations a second, for the share of it that a run reaches
+    (MFU); unset: that of the card by its name, none on the CPU."""
 
     def validate(self) -> None:
         """Check ranges."""

@@ -1,13 +1,16 @@
 """One reader per copy of the model: its first rank loads a micro-batch, the others receive it.
 
 Text goes to every tensor-, context- and pipeline-parallel rank; tiles go to the ranks of the first stage, to each those
-it encodes. All travel as they are stored (integers and bytes); normalisation happens on the device.
+it encodes. All travel from host to host as they are stored (integers and bytes), over groups of their own: a thread may
+read a step ahead while the model's groups are in use.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, field
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from megatron_v2pe.data.types import Batch
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.models.micro_batch import IGNORE_INDEX
 from megatron_v2pe.parallel.placement import Placement
 
 _TEXT = ("input_ids", "labels", "loss_weights", "position_ticks")
@@ -43,40 +47,112 @@ class Loader(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class HostGroups:
+    """Groups over which hosts exchange what is read; nothing else may use them."""
+
+    world: dist.ProcessGroup
+    model_copy: dist.ProcessGroup | None
+    """All ranks that share a copy of the model; None where that is this rank alone."""
+
+    @classmethod
+    def open(cls, model_copies: Sequence[Sequence[int]], timeout_minutes: float) -> HostGroups | None:
+        """Create the groups; every rank of the world calls this. None for a world of one.
+
+        Args:
+            model_copies: the ranks of every copy of the model.
+            timeout_minutes: how long one rank waits for another.
+        """
+        if dist.get_world_size() == 1:
+            return None
+        timeout, mine = timedelta(minutes=timeout_minutes), None
+        world = dist.new_group(timeout=timeout, backend="gloo")
+        for ranks in model_copies:
+            if len(ranks) > 1:
+                group = dist.new_group(list(ranks), timeout=timeout, backend="gloo")
+                mine = group if dist.get_rank() in ranks else mine
+        assert isinstance(world, dist.ProcessGroup) and (mine is None or isinstance(mine, dist.ProcessGroup))
+        return cls(world, mine)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the packs of a step hold, over all copies of the model; known before the step begins."""
+
+    weight: float = 0.0
+    """Sum of loss weights."""
+    packs: int = 0
+    tokens: int = 0
+    """Padding not counted."""
+    squares: int = 0
+    """Sum of the squared lengths of documents: what causal attention costs."""
+    tiles: int = 0
+    supervised: int = 0
+    """Tokens whose successor is learned."""
+
+    @property
+    def denominator(self) -> float:
+        """The one denominator of the loss; a step that supervises nothing has loss zero, and 1 here."""
+        return self.weight or 1.0
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Totals:
+        """Count a rank's micro-batches."""
+        return cls(
+            weight=sum(batch.loss_weights.double().sum().item() for batch in batches),
+            packs=len(batches),
+            tokens=sum(batch.input_ids.shape[0] for batch in batches),
+            squares=sum(length**2 for batch in batches for length in batch.seqlens),
+            tiles=sum(sum(batch.num_tiles) for batch in batches),
+            supervised=sum(int((batch.labels != IGNORE_INDEX).sum()) for batch in batches),
+        )
+
+
+@dataclass(frozen=True)
+class Fed:
+    """The micro-batches of a step, and what has been consumed once it is done."""
+
+    batches: list[Batch]
+    totals: Totals
+    state: dict[str, Any] = field(default_factory=dict)
+    """Of the loader, after these; empty on a rank that has none."""
+    unreadable: Counter[str] = field(default_factory=Counter)
+    """Samples the loader had to do without by then."""
+
+
 class DataFeed:
-    """Micro-batches for every rank that works on the same packs."""
+    """Micro-batches for every rank that works on the same packs; they lie on the host."""
 
     def __init__(
         self,
         loader: Loader | None,
-        model_group: dist.ProcessGroup,
-        tile_group: dist.ProcessGroup | None,
+        groups: HostGroups | None,
+        tile_ranks: Sequence[int] | None,
         placement: Placement,
-        device: torch.device,
         max_skipped_samples: int,
     ) -> None:
-        """Set up the feed; every rank of `model_group` calls this.
+        """Set up the feed; every rank calls this.
 
         Args:
-            loader: on the group's first rank, None on the others.
-            model_group: all ranks that share a copy of the model.
-            tile_group: the first stage's tensor x context parallel ranks, the reader first among them; None on ranks
+            loader: on the first rank of each copy of the model, None on the others.
+            groups: over which ranks exchange what is read; None for a world of one.
+            tile_ranks: the first stage's tensor x context parallel ranks, the reader first among them; None on ranks
                 of other stages.
             placement: where this rank stands in it.
-            device: where received tensors go.
             max_skipped_samples: bad samples allowed over all ranks.
         """
-        assert (loader is not None) == (model_group.rank() == 0)
+        self._copy = None if groups is None else groups.model_copy
+        self._world = None if groups is None else groups.world
+        assert (loader is not None) == (self._copy is None or self._copy.rank() == 0)
         self.loader = loader
         self._batches = iter(loader) if loader is not None else None
-        self._model_group, self._tile_group, self._placement = model_group, tile_group, placement
-        self._source = dist.get_process_group_ranks(model_group)[0]
-        self._device = device
+        self._tile_ranks, self._placement = tile_ranks, placement
+        self._source = dist.get_rank() if self._copy is None else dist.get_process_group_ranks(self._copy)[0]
         self._limit = max_skipped_samples
-        self._committed = loader.state_dict() if loader is not None else {}
+        self._committed = Fed([], Totals(), loader.state_dict() if loader is not None else {})
 
-    def step(self, count: int) -> list[Batch]:
-        """Return the micro-batches of a step; every rank of the world calls this.
+    def step(self, count: int) -> Fed:
+        """Return the micro-batches of a step; every rank of the world calls this, from one thread at a time.
 
         Raises:
             DataError: some rank met bad data, or all together too much of it; raised on every rank.
@@ -87,37 +163,43 @@ class DataFeed:
             batches = [self._next() for _ in range(count)]
         except DataError as error:
             problem = str(error)
-        self._agree(problem)
-        return batches
+        totals = self._agree(problem, Totals() if self.loader is None else Totals.of(batches))
+        if self.loader is None:
+            return Fed(batches, totals)
+        return Fed(batches, totals, self.loader.state_dict(), Counter(self.loader.unreadable))
 
-    def commit(self) -> None:
-        """Take note that the step is done: what a checkpoint counts as consumed."""
-        if self.loader is not None:
-            self._committed = self.loader.state_dict()
+    def commit(self, fed: Fed) -> None:
+        """Take note that a step is done: what a checkpoint counts as consumed."""
+        self._committed = Fed([], fed.totals, fed.state, fed.unreadable)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what finished steps have consumed, with the bad samples of all ranks; every rank calls this."""
-        others = Counter[str]() if self.loader is None or dist.get_rank() == 0 else self.loader.unreadable
+        others = Counter[str]() if dist.get_rank() == 0 else self._committed.unreadable
         counters: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(counters, others)
-        skipped = sum(counters, Counter(self._committed.get("skipped", {})))
-        return {**self._committed, "skipped": dict(skipped)}
+        skipped = sum(counters, Counter(self._committed.state.get("skipped", {})))
+        return {**self._committed.state, "skipped": dict(skipped)}
 
-    def _agree(self, problem: str | None) -> None:
+    def _agree(self, problem: str | None, mine: Totals) -> Totals:
+        """Add up what the ranks have read; an error of one of them is one of all."""
         unreadable = 0 if self.loader is None else sum(self.loader.unreadable.values())
         unusable = self.loader.unusable if self.loader is not None and dist.get_rank() == 0 else 0
-        counts = torch.tensor([int(problem is not None), unreadable + unusable], device=self._device)
-        dist.all_reduce(counts)
-        failed, skipped = counts.tolist()
+        counts = torch.tensor([problem is not None, unreadable + unusable, *astuple(mine)], dtype=torch.float64)
+        if self._world is not None:
+            dist.all_reduce(counts, group=self._world)
+        failed, skipped, weight, *whole = counts.tolist()
         if failed:
-            problems: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(problems, problem)
+            problems: list[Any] = [problem]
+            if self._world is not None:
+                problems = [None] * dist.get_world_size()
+                dist.all_gather_object(problems, problem, group=self._world)
             raise DataError(next(text for text in problems if text is not None))
         if skipped > self._limit:
             raise DataError(
-                f"{skipped} bad samples over all ranks, data.max_skipped_samples allows {self._limit}; "
+                f"{skipped:.0f} bad samples over all ranks, data.max_skipped_samples allows {self._limit}; "
                 "they are named in the output of the ranks that met them"
             )
+        return Totals(weight, *(int(count) for count in whole))
 
     def _next(self) -> Batch:
         """Return the next micro-batch: the whole text, and the tiles this rank encodes."""
@@ -131,11 +213,11 @@ class DataFeed:
         if batch is not None:
             shapes = {name: (tuple(getattr(batch, name).shape), getattr(batch, name).dtype) for name in _TEXT}
             header = [(shapes, tuple(batch.tiles.shape), batch.seqlens, batch.num_tiles, batch.sources)]
-        if self._model_group.size() > 1:
-            dist.broadcast_object_list(header, src=self._source, group=self._model_group, device=self._device)
+        if self._copy is not None:
+            dist.broadcast_object_list(header, src=self._source, group=self._copy, device=torch.device("cpu"))
         if isinstance(header[0], str):
             raise DataError(header[0])
-        if self._model_group.size() == 1:
+        if self._copy is None:
             assert batch is not None
             return batch
         shapes, tile_shape, seqlens, num_tiles, sources = header[0]
@@ -146,26 +228,28 @@ class DataFeed:
         return Batch(**tensors, tiles=tiles, seqlens=seqlens, num_tiles=num_tiles, sources=sources)
 
     def _share(self, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if tensor is None:
-            tensor = torch.empty(shape, dtype=dtype, device=self._device)
-        tensor = tensor.to(self._device).contiguous()
+        tensor = torch.empty(shape, dtype=dtype) if tensor is None else tensor.contiguous()
         if tensor.numel():
-            dist.broadcast(tensor, src=self._source, group=self._model_group)
+            dist.broadcast(tensor, src=self._source, group=self._copy)
         return tensor
 
     def _deal_out(self, tiles: Tensor | None, shape: tuple[int, ...]) -> Tensor:
         """Send every rank of the first stage the tiles it encodes, and no others."""
-        group, count = self._tile_group, shape[0]
-        if group is None:
-            return torch.empty((0, *shape[1:]), dtype=torch.uint8, device=self._device)
+        count = shape[0]
+        if self._tile_ranks is None:
+            return torch.empty((0, *shape[1:]), dtype=torch.uint8)
         mine = self._placement.tiles(count)
         if tiles is None:
-            received = torch.empty((len(mine), *shape[1:]), dtype=torch.uint8, device=self._device)
+            received = torch.empty((len(mine), *shape[1:]), dtype=torch.uint8)
             if len(mine):
-                dist.recv(received, src=self._source, group=group)
+                dist.recv(received, src=self._source, group=self._copy)
             return received
-        for member, rank in enumerate(dist.get_process_group_ranks(group)):
+        leaving: list[Any] = []
+        for member, rank in enumerate(self._tile_ranks):
             theirs = self._placement.neighbour(member).tiles(count)
             if member and len(theirs):
-                dist.send(tiles[theirs.start : theirs.stop].to(self._device).contiguous(), dst=rank, group=group)
-        return tiles[mine.start : mine.stop].to(self._device)
+                part = tiles[theirs.start : theirs.stop].contiguous()
+                leaving.append((dist.isend(part, dst=rank, group=self._copy), part))
+        for work, _ in leaving:
+            work.wait()
+        return tiles[mine.start : mine.stop]

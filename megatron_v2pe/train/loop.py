@@ -1,31 +1,35 @@
-"""The training loop: batches in, one step, a line of metrics, a checkpoint now and then."""
+"""The training loop: batches in, one step, a line of metrics, a checkpoint now and then.
+
+The host says what a step has to do and reads its outcome once, at its end; the data of the next step are made ready
+meanwhile (`step_ahead.py`).
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
-from megatron_v2pe.data.types import Batch
 from megatron_v2pe.device import watchdog
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import CheckpointError, DataError, TrainingError
 from megatron_v2pe.logging import get_logger
 from megatron_v2pe.models.drop_path import DropPathKey
+from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.models.micro_batch import MicroBatch
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.metrics import MetricsLog, StepMetrics
-from megatron_v2pe.train.micro_batch import Cutter, global_weight
+from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import take_step
-from megatron_v2pe.train.step import forward_backward
+from megatron_v2pe.train.step import Conclusion, conclude, run_micro_batches
+from megatron_v2pe.train.step_ahead import StepData, StepsAhead
 from megatron_v2pe.train.stop import StopRequest
 from megatron_v2pe.train.wrap import gather_parameters
 
@@ -44,33 +48,42 @@ class Trainer:
     cutter: Cutter
     num_micro_batches: int
     seed: int
+    cost: StepCost
+    """Floating-point operations of what a step holds."""
     metrics: MetricsLog
     save: Callable[[int], None]
     save_interval: int | None
+    peak_tflops: float | None = None
+    """Of a device, what its rate is a share of; None: not known."""
 
     def run(self, start: int, train_steps: int, exit_step: int | None, stop: StopRequest) -> int:
         """Train from step `start` to `train_steps`, or until told to stop; return the steps done."""
         last = min(train_steps, exit_step or train_steps)
-        iteration, saved = start, start
+        iteration, saved, ended_well = start, start, False
         self.model.train()
-        while iteration < last:
-            began = time.perf_counter()
-            watchdog.progress(f"waiting for the data of step {iteration + 1}")
-            try:
-                batches = self.feed.step(self.num_micro_batches)
-            except DataError:  # on every rank: keep what has been learned, then say what is wrong
-                if iteration > saved:
-                    self._save(iteration, last=True)
-                raise
-            metrics = self.step(iteration, batches, began)
-            iteration += 1
-            self.metrics.write(metrics)
-            stopping = stop.agreed()
-            ends = stopping or iteration == last
-            if ends or (self.save_interval and iteration % self.save_interval == 0):
-                saved = iteration if self._save(iteration, ends) else saved
-            if stopping:
-                break
+        steps = StepsAhead(self.feed, self.cutter, self.num_micro_batches, self._key)
+        try:
+            while iteration < last:
+                began = time.perf_counter()
+                watchdog.progress(f"waiting for the data of step {iteration + 1}")
+                try:
+                    data = steps.take(iteration, more=iteration + 1 < last)
+                except DataError:  # on every rank: keep what has been learned, then say what is wrong
+                    if iteration > saved:
+                        self._save(iteration, last=True)
+                    raise
+                metrics, end = self.step(iteration, data, began, stop)
+                iteration += 1
+                self.metrics.write(metrics)
+                stopping = stop.agree(*end.asked)
+                ends = stopping or iteration == last
+                if ends or (self.save_interval and iteration % self.save_interval == 0):
+                    saved = iteration if self._save(iteration, ends) else saved
+                if stopping:
+                    break
+            ended_well = True
+        finally:
+            steps.close(ended_well)
         assert saved == iteration
         return iteration
 
@@ -87,64 +100,70 @@ class Trainer:
             return False
         return True
 
-    def step(self, iteration: int, batches: list[Batch], began: float) -> StepMetrics:
+    def step(self, iteration: int, data: StepData, began: float, stop: StopRequest) -> tuple[StepMetrics, Conclusion]:
         """Do one optimizer step.
+
+        Args:
+            iteration: steps done.
+            data: of this one.
+            began: when it began, data included.
+            stop: what this rank has been asked.
 
         Raises:
             TrainingError: loss or gradients are not finite; nothing is saved after that.
         """
-        denominator = global_weight(batches, parallel_state.get_data_parallel_group(), self.device.torch_device)
-        micro_batches = (self._micro_batch(batch, iteration, index) for index, batch in enumerate(batches))
+        totals = data.fed.totals
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        loss = forward_backward(self.model, micro_batches, len(batches), denominator)
-        _check_finite("loss", loss, iteration + 1)
+        batches = self._told(iteration, data.micro_batches())
+        loss = run_micro_batches(self.model, batches, self.num_micro_batches, totals.denominator)
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        _check_finite("norm of the gradients", grad_norm := take_step(self.optimizer), iteration + 1)
+        grad_norm = take_step(self.optimizer)
+        end = conclude(loss, grad_norm, self.device.peak_memory_bytes(), stop.asked)
+        _check_finite("loss", end.loss, iteration + 1)
+        _check_finite("norm of the gradients", end.grad_norm, iteration + 1)
         self.scheduler.step(increment=1)
-        self.feed.commit()
-        self.device.synchronize()
-        return self._measure(iteration + 1, loss, learning_rate, grad_norm, batches, began)
+        self.feed.commit(data.fed)
+        return self._measured(iteration + 1, data, end, learning_rate, time.perf_counter() - began), end
 
-    def _micro_batch(self, batch: Batch, iteration: int, index: int) -> MicroBatch:
-        """Number the pack in the run's order, so that its drop-path draws do not depend on the layout."""
-        ranks = parallel_state.get_data_parallel_world_size()
-        rank = parallel_state.get_data_parallel_rank()
-        pack = (iteration * self.num_micro_batches + index) * ranks + rank
-        key = DropPathKey(self.seed, pack)
-        watchdog.progress(f"step {iteration + 1}, micro-batch {index + 1}")
-        return self.cutter.cut(batch, key)
+    def _key(self, iteration: int, index: int) -> DropPathKey:
+        """Number a pack in the run's order, so that its drop-path draws do not depend on the layout."""
+        ranks, rank = parallel_state.get_data_parallel_world_size(), parallel_state.get_data_parallel_rank()
+        return DropPathKey(self.seed, (iteration * self.num_micro_batches + index) * ranks + rank)
 
-    def _measure(
-        self,
-        iteration: int,
-        loss: float,
-        learning_rate: float,
-        grad_norm: float,
-        batches: list[Batch],
-        began: float,
+    @staticmethod
+    def _told(iteration: int, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+        """Tell the watchdog of every micro-batch that is begun."""
+        index = 0
+        while True:
+            watchdog.progress(f"step {iteration + 1}, micro-batch {index + 1}")
+            try:
+                yield next(batches)
+            except StopIteration:
+                return
+            index += 1
+
+    def _measured(
+        self, iteration: int, data: StepData, end: Conclusion, learning_rate: float, seconds: float
     ) -> StepMetrics:
-        counts = torch.tensor(
-            [sum(b.input_ids.shape[0] for b in batches), sum(sum(b.num_tiles) for b in batches), len(batches)],
-            device=self.device.torch_device,
-        )
-        dist.all_reduce(counts, group=parallel_state.get_data_parallel_group())
-        tokens, tiles, packs = counts.tolist()
-        memory = torch.tensor(self.device.peak_memory_bytes(), device=self.device.torch_device)
-        dist.all_reduce(memory, op=dist.ReduceOp.MAX)
-        seconds = time.perf_counter() - began
+        totals = data.fed.totals
+        flop = self.cost.flop(totals.tokens, totals.squares, totals.tiles, totals.supervised)
+        tflops = flop / seconds / dist.get_world_size() / 1e12
         return StepMetrics(
             iteration=iteration,
-            loss=loss,
+            loss=end.loss,
             lr=learning_rate,
-            grad_norm=grad_norm,
-            tokens=tokens,
-            tiles=tiles,
-            packs=packs,
+            grad_norm=end.grad_norm,
+            tokens=totals.tokens,
+            tiles=totals.tiles,
+            packs=totals.packs,
             seconds=seconds,
-            tokens_per_second=tokens / seconds,
-            tiles_per_second=tiles / seconds,
-            memory_gib=memory.item() / 2**30,
+            tokens_per_second=totals.tokens / seconds,
+            tiles_per_second=totals.tiles / seconds,
+            memory_gib=end.peak_memory_bytes / 2**30,
+            tflop=flop / 1e12,
+            tflops_per_device=tflops,
+            mfu=None if self.peak_tflops is None else tflops / self.peak_tflops,
         )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
@@ -23,18 +24,20 @@ from megatron_v2pe.data.loader import PackLoader, build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch, watchdog
 from megatron_v2pe.device.agreement import on_every_rank, on_first_rank
+from megatron_v2pe.device.cards import peak_tflops
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.logging import get_logger, setup_logging
 from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.flops import Learning, StepCost
 from megatron_v2pe.models.layer_specs import choose_spec
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.run_lock import FolderLock
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig, ModelConfig
-from megatron_v2pe.train.data_feed import DataFeed
+from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.metrics import MetricsLog
 from megatron_v2pe.train.micro_batch import Cutter
@@ -95,6 +98,7 @@ def _locked(save: str | None) -> Iterator[None]:
 
 def _prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Run:
     """Find the checkpoint, check the layout against it, create the process groups."""
+    _log.info("device: %s", _where(device, world))
     watchdog.progress("looking for the checkpoint")
     save = config.checkpoint.save
     cache = config.model.converted_dir or (str(Path(save) / "converted") if save else None)
@@ -154,8 +158,9 @@ def _train(run: Run) -> int:
     watchdog.progress("opening the data")
     feed = _feed(run, state.loader if state else None)
     rank, steps = run.world.rank, config.train.train_steps
-    metrics = on_every_rank(lambda: MetricsLog(config.logging, _log_folder(config), rank, iteration, steps))
-    stop = StopRequest(run.device.torch_device)
+    where = _where(run.device, run.world)
+    metrics = on_every_rank(lambda: MetricsLog(config.logging, _log_folder(config), rank, iteration, steps, where))
+    stop = StopRequest()
     trainer = Trainer(
         model=wrapped,
         optimizer=optimizer,
@@ -165,17 +170,41 @@ def _train(run: Run) -> int:
         cutter=_cutter(run),
         num_micro_batches=config.train.micro_batches(parallel_state.get_data_parallel_world_size()),
         seed=config.train.seed,
+        cost=_cost(run),
         metrics=metrics,
         save=lambda step: _save(run, model, optimizer, feed, step),
         save_interval=config.checkpoint.save_interval,
+        peak_tflops=_peak(run),
     )
     try:
         done = trainer.run(iteration, config.train.train_steps, config.train.exit_step, stop)
     finally:
         metrics.close()
         stop.restore()
-    _report(run, feed, iteration, done)
+    _report(run, metrics.rates(), iteration, done)
     return stop.status if done < config.train.train_steps else exit_status.FINISHED
+
+
+def _where(device: Device, world: launch.World) -> str:
+    return f"{device.describe()}; {world.world_size} rank{'s' if world.world_size > 1 else ''}"
+
+
+def _cost(run: Run) -> StepCost:
+    settings = run.config.model
+    learning = Learning(
+        backbone=not settings.freeze_backbone,
+        llm=not settings.freeze_llm,
+        projector=not settings.freeze_mlp,
+        unfreeze_vit_layers=settings.unfreeze_vit_layers,
+    )
+    return StepCost.of(run.model, learning)
+
+
+def _peak(run: Run) -> float | None:
+    """Return what a rate is a share of: as stated, or of the card; none on the CPU."""
+    if run.config.logging.peak_tflops is not None or run.device.kind != "cuda":
+        return run.config.logging.peak_tflops
+    return peak_tflops(torch.cuda.get_device_name(run.device.index))
 
 
 def _cutter(run: Run) -> Cutter:
@@ -261,9 +290,12 @@ def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
         )
 
     loader = on_every_rank(open_loader)
-    tile_group = run.groups.tp_cp if run.groups.pp.rank() == 0 else None
-    placement, limit = topology.placement_of(run.config.parallel, run.groups), run.config.data.max_skipped_samples
-    return DataFeed(loader, model_group, tile_group, placement, run.device.torch_device, limit)
+    parallel = run.config.parallel
+    copies = topology.model_copies(parallel, run.world.world_size)
+    groups = HostGroups.open(copies, parallel.distributed_timeout_minutes)
+    tile_ranks = dist.get_process_group_ranks(run.groups.tp_cp) if run.groups.pp.rank() == 0 else None
+    limit = run.config.data.max_skipped_samples
+    return DataFeed(loader, groups, tile_ranks, topology.placement_of(parallel, run.groups), limit)
 
 
 def _save(run: Run, model: InternVLModel, optimizer: Any, feed: DataFeed, iteration: int) -> None:
@@ -281,8 +313,9 @@ def _log_folder(config: ExperimentConfig) -> Path | None:
     return Path(config.checkpoint.save) / "logs" if config.checkpoint.save else None
 
 
-def _report(run: Run, feed: DataFeed, start: int, done: int) -> None:
+def _report(run: Run, rates: str, start: int, done: int) -> None:
     total = run.config.train.train_steps
     where = f"; checkpoints in {run.config.checkpoint.save}" if run.config.checkpoint.save else "; nothing was saved"
     how = "finished" if done >= total else "stopped, run the same command to go on"
-    _log.info("%s after step %d of %d (%d now)%s", how, done, total, done - start, where)
+    speed = f"; {rates}" if rates else ""
+    _log.info("%s after step %d of %d (%d now)%s%s", how, done, total, done - start, where, speed)

@@ -1,10 +1,15 @@
-"""What a run tells while it goes on: a console line, a row of JSON, TensorBoard, and Weights & Biases where asked."""
+"""What a run tells while it goes on: a console line, a row of JSON, TensorBoard, and Weights & Biases where asked.
+
+The first step of a process warms up: it compiles, opens connections and fills allocators, and says nothing about the
+speed of a run. Its row has its own numbers and `warm_up: true`; the rates on the console are averages over the steps
+since the last line without it, TensorBoard has no rates of it, and the last line of a run averages over all others.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,8 @@ from megatron_v2pe.train.config import LoggingConfig
 from megatron_v2pe.train.metrics_file import METRICS, MetricsFile
 
 _log = get_logger(__name__)
+_SCALARS = ("loss", "lr", "grad_norm", "memory_gib")
+_RATES = ("tokens_per_second", "tiles_per_second", "tflops_per_device", "mfu")
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,58 @@ class StepMetrics:
     tiles_per_second: float
     memory_gib: float
     """Peak memory of the process that needs most: allocated on the GPU, resident on CPU."""
+    tflop: float
+    """What the model needs for the step, counted once, in 10^12 operations; see `models.flops`."""
+    tflops_per_device: float
+    """The same in a second and per device (a rank has one)."""
+    mfu: float | None
+    """Share of the device's peak; None where that is not known."""
+
+
+@dataclass
+class Rates:
+    """Averages over steps."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    tiles: int = 0
+    device_tflop: float = 0.0
+    peak_seconds: float = 0.0
+    """What the steps would take at the device's peak."""
+    steps: int = field(default=0)
+
+    def add(self, metrics: StepMetrics) -> None:
+        """Take a step into the averages."""
+        self.steps += 1
+        self.seconds += metrics.seconds
+        self.tokens += metrics.tokens
+        self.tiles += metrics.tiles
+        self.device_tflop += metrics.tflops_per_device * metrics.seconds
+        self.peak_seconds += (metrics.mfu or 0.0) * metrics.seconds
+
+    def words(self) -> str:
+        """Return the averages as a line shows them; "warming up" before there is a step that counts."""
+        if not self.steps:
+            return "warming up"
+        share = f" ({self.peak_seconds / self.seconds:.1%} MFU)" if self.peak_seconds else ""
+        return (
+            f"{self.tokens / self.seconds:,.0f} tok/s, {self.tiles / self.seconds:.1f} tiles/s, "
+            f"{_digits(self.device_tflop / self.seconds)} TFLOP/s{share}"
+        )
 
 
 class MetricsLog:
     """Writes steps to the configured places; does nothing on ranks other than 0."""
 
-    def __init__(self, config: LoggingConfig, folder: Path | None, rank: int, start: int, total: int) -> None:
+    def __init__(
+        self,
+        config: LoggingConfig,
+        folder: Path | None,
+        rank: int,
+        start: int,
+        total: int,
+        device: str = "",
+    ) -> None:
         """Open the outputs.
 
         Args:
@@ -50,10 +103,14 @@ class MetricsLog:
             rank: only 0 writes.
             start: steps already done; the first row says so.
             total: steps of the whole run.
+            device: what the run runs on, in words; the first row says so.
         """
         self._config = config
         self._rank = rank
         self._told = False
+        self._device: str | None = device or None
+        self._warm = False
+        self._shown, self._whole = Rates(), Rates()
         self._jsonl = self._board = self._wandb = None
         self._bar: tqdm[Any] | None = None
         if rank:
@@ -78,16 +135,22 @@ class MetricsLog:
         if self._rank:
             return
         assert self._bar is not None
+        warm_up, self._warm = not self._warm, True
+        if not warm_up:
+            self._shown.add(metrics)
+            self._whole.add(metrics)
         self._bar.update(metrics.iteration - self._bar.n)
         if metrics.iteration % self._config.log_interval and metrics.iteration != self._bar.total:
             return
         self._bar.set_postfix_str(
             f"loss {metrics.loss:.4f}, lr {metrics.lr:.2e}, grad {metrics.grad_norm:.2f}, "
-            f"{metrics.tokens_per_second:,.0f} tok/s, {metrics.tiles_per_second:.1f} tiles/s, "
-            f"{metrics.memory_gib:.1f} GiB"
+            f"{self._shown.words()}, {metrics.memory_gib:.1f} GiB"
         )
+        self._shown = Rates()
+        more = {"device": self._device} if self._device else {}
         try:
-            self._write({**asdict(metrics), "time": time.time()}, metrics.iteration)
+            self._write({**asdict(metrics), "warm_up": warm_up, **more, "time": time.time()}, metrics.iteration)
+            self._device = None
         except OSError as error:  # a full disk does not end a run; its checkpoints do not depend on this
             if not self._told:
                 _log.error("metrics of step %d are not written, training goes on: %s", metrics.iteration, error)
@@ -97,10 +160,15 @@ class MetricsLog:
         if self._jsonl is not None:
             self._jsonl.write(row)
         if self._board is not None:
-            for name in ("loss", "lr", "grad_norm", "tokens_per_second", "tiles_per_second", "memory_gib"):
-                self._board.add_scalar(f"train/{name}", row[name], iteration)
+            for name in _SCALARS if row["warm_up"] else (*_SCALARS, *_RATES):
+                if row[name] is not None:
+                    self._board.add_scalar(f"train/{name}", row[name], iteration)
         if self._wandb is not None:
             self._wandb.log(row, step=iteration)
+
+    def rates(self) -> str:
+        """Return the averages of all steps but the first of this process, in words; "" where there are none."""
+        return f"{self._whole.words()} over {self._whole.steps} steps" if self._whole.steps else ""
 
     def close(self) -> None:
         """Flush and close every output."""
@@ -109,6 +177,10 @@ class MetricsLog:
                 output.close()
         if self._wandb is not None:
             self._wandb.finish()
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _wandb_run(config: LoggingConfig) -> Any:

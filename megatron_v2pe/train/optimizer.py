@@ -6,14 +6,17 @@ switch. The learning rate of step s (0-based) is `lr * s / warmup` while s < war
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
 from megatron.core.process_groups_config import ProcessGroupCollection
+from torch import Tensor
 
 from megatron_v2pe.train.config import AdamWConfig
 
@@ -52,10 +55,54 @@ def _weight_decay_overrides(settings: AdamWConfig) -> dict[ParamKey, ParamGroupO
     return {ParamKey(name="*.bias", predicate=one_dimensional): cast(ParamGroupOverride, {"wd_mult": 0.0})}
 
 
-def take_step(optimizer: MegatronOptimizer) -> float:
-    """Update the parameters; return the norm of the gradients before clipping, 0 where it is not clipped."""
-    _, grad_norm, _ = cast(Any, optimizer).step()  # the base class states no result
-    return float(grad_norm or 0.0)
+@torch.no_grad()
+def take_step(optimizer: MegatronOptimizer) -> Tensor:
+    """Clip the gradients and update the parameters as Megatron-Core does, without reading anything back.
+
+    Megatron-Core reads the norm to decide about clipping, and without Transformer Engine and Apex that of every
+    parameter (`local_multi_tensor_l2_norm`). Here norm and factor stay where the gradients are, with the same numbers.
+
+    Returns:
+        The norm of the gradients before clipping, float64 of no dimension on their device; 0 where it is not clipped.
+    """
+    found_inf = optimizer.prepare_grads()
+    assert not found_inf, "only a loss scale looks for infinities here, and there is none"
+    parts: Sequence[Any] = getattr(optimizer, "chained_optimizers", [optimizer])
+    limit = parts[0].config.clip_grad
+    norm = torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
+    if limit > 0:
+        norm = gradient_norm(parts)
+        if gradients := [gradient for part in parts for gradient in _gradients(part)]:
+            torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].dtype))
+    optimizer.step_with_ready_grads()
+    return norm
+
+
+def _gradients(optimizer: Any) -> list[Tensor]:
+    """Return what an optimizer is about to step by."""
+    apart = getattr(optimizer.config, "use_precision_aware_optimizer_no_fp8_or_ds_fp8", False)
+    found = (
+        getattr(parameter, "decoupled_grad" if apart else "grad", None) for parameter in optimizer.get_parameters()
+    )
+    return [gradient for gradient in found if gradient is not None]
+
+
+def gradient_norm(optimizers: Sequence[MegatronOptimizer]) -> Tensor:
+    """Return the norm of all gradients as one vector, float64 of no dimension on their device; every rank calls this.
+
+    What several ranks hold alike counts once. It is the root of a sum in float32, as Megatron-Core's.
+    """
+    squares: dict[Any, Tensor] = {}
+    for optimizer in optimizers:
+        gradients, group = optimizer.get_main_grads_for_grad_norm(), optimizer.get_grad_stats_parallel_group()
+        if group not in squares:
+            squares[group] = torch.zeros(1, dtype=torch.float32, device=torch.cuda.current_device())
+        if gradients:
+            lengths = torch.stack(torch._foreach_norm(gradients)).to(torch.float32)
+            squares[group] += torch.linalg.vector_norm(lengths) ** 2
+    for group, square in squares.items():
+        dist.all_reduce(square, group=group)
+    return torch.cat(list(squares.values())).to(torch.float64).sum().sqrt()
 
 
 def apply_settings(optimizer: MegatronOptimizer, settings: AdamWConfig) -> None:

@@ -1,14 +1,19 @@
-"""Forward and backward of one training step through Megatron-Core's schedules, with one loss.
+"""Forward and backward of one training step through Megatron-Core's schedules, with one loss; and its one read.
 
 The loss is the weighted sum of token losses divided by the sum of weights over all micro-batches and data-parallel
 ranks; context-parallel ranks add what their own tokens give. The denominator is known before the first forward pass,
 so every micro-batch contributes a plain sum and gradients are summed, never averaged again. (Megatron-Core's own token
 count is an integer and cannot carry weights.)
+
+Nothing of a step is read by the host while it runs. At its end all ranks add up one short vector, which holds all there
+is to know of it, and read that: `conclude`. Under pipeline parallelism Megatron-Core's stages also read the shapes they
+send each other, a wait in every exchange of theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +23,81 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from torch import Tensor, nn
 
+from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.models.micro_batch import MicroBatch
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What all ranks know of a step once it is done."""
+
+    loss: float
+    """Of the whole step."""
+    grad_norm: float
+    """Before clipping, the first rank's; not finite where that of any rank is not."""
+    peak_memory_bytes: int
+    """Of the rank that needed most."""
+    asked: tuple[bool, ...]
+    """For each request a rank may make (`conclude`), whether any rank has made it."""
+
+
+def run_micro_batches(
+    model: nn.Module,
+    micro_batches: Iterable[MicroBatch],
+    num_micro_batches: int,
+    denominator: float,
+    forward_only: bool = False,
+) -> Tensor:
+    """Run one step's micro-batches; gradients end up reduced in the model's gradient buffers.
+
+    Args:
+        model: this rank's wrapped pipeline stage.
+        micro_batches: this rank's shares of its micro-batches, of the same packs on all its tensor, context and
+            pipeline ranks; made one at a time where they come from a generator.
+        num_micro_batches: how many there are.
+        denominator: global sum of loss weights, not 0.
+        forward_only: compute the loss without gradients.
+
+    Returns:
+        This rank's share of the loss, float64 of no dimension on the model's device: the shares of all ranks of the
+        world add up to it.
+    """
+    reports: list[Tensor] = get_forward_backward_func()(
+        forward_step_func=partial(_forward_step, denominator=denominator),
+        data_iterator=iter(micro_batches),
+        model=[model],
+        num_microbatches=num_micro_batches,
+        seq_length=1,  # not used: with variable lengths the stages send each other the shapes
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    share = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+    for report in reports:
+        share += report.to(torch.float64)
+    # Tensor-parallel ranks have the same loss; times zero, so that one that is not finite is seen whoever has it.
+    return share if parallel_state.get_tensor_model_parallel_rank() == 0 else share * 0
+
+
+def conclude(loss_share: Tensor, grad_norm: Tensor, memory_bytes: int, asked: Iterable[bool]) -> Conclusion:
+    """Add up what the ranks have to say of a step, in one exchange, and read it: the wait for the step's end.
+
+    Args:
+        loss_share: of this rank, see `run_micro_batches`.
+        grad_norm: as this rank has it, float64 of no dimension on the same device.
+        memory_bytes: peak of this rank.
+        asked: requests of this rank, as many on all.
+    """
+    rank, size = dist.get_rank(), dist.get_world_size()
+    requests = [float(one) for one in asked]
+    known = torch.zeros(len(requests) + size, dtype=torch.float64)
+    known[: len(requests)] = torch.tensor(requests, dtype=torch.float64)
+    known[len(requests) + rank] = memory_bytes
+    computed = torch.stack([loss_share, grad_norm if rank == 0 else grad_norm * 0])
+    numbers = torch.cat([computed, to_device(known, computed.device)])
+    dist.all_reduce(numbers)
+    loss, norm, *others = numbers.tolist()
+    made, memory = others[: len(requests)], others[len(requests) :]
+    return Conclusion(loss, norm, int(max(memory)), tuple(count > 0 for count in made))
 
 
 def forward_backward(
@@ -28,29 +107,10 @@ def forward_backward(
     denominator: float,
     forward_only: bool = False,
 ) -> float:
-    """Run one step's micro-batches; gradients end up reduced in the model's gradient buffers.
-
-    Args:
-        model: this rank's wrapped pipeline stage.
-        micro_batches: this rank's shares of its micro-batches, of the same packs on all its tensor, context and
-            pipeline ranks; made one at a time where they come from a generator.
-        num_micro_batches: how many there are.
-        denominator: global sum of loss weights, see `micro_batch.global_weight`.
-        forward_only: compute the loss without gradients.
-
-    Returns:
-        The loss of the whole step over all micro-batches and data-parallel ranks, on every rank.
-    """
-    reports = get_forward_backward_func()(
-        forward_step_func=partial(_forward_step, denominator=denominator),
-        data_iterator=iter(micro_batches),
-        model=[model],
-        num_microbatches=num_micro_batches,
-        seq_length=1,  # not used: with variable lengths the stages send each other the shapes
-        micro_batch_size=1,
-        forward_only=forward_only,
-    )
-    return _total_loss(reports, next(model.parameters()).device)
+    """Run one step's micro-batches (`run_micro_batches`) and wait for its loss, the same on every rank."""
+    total = run_micro_batches(model, micro_batches, num_micro_batches, denominator, forward_only)
+    dist.all_reduce(total)
+    return total.item()
 
 
 def _forward_step(iterator: Iterator[MicroBatch], model: nn.Module, denominator: float) -> tuple[Tensor, Any]:
@@ -62,14 +122,3 @@ def _loss(loss_sum: Tensor, denominator: float) -> tuple[Tensor, Tensor, Tensor]
     """Megatron-Core's triple: a normalised loss, a token count of zero so that nothing rescales it, a report."""
     loss = loss_sum / denominator
     return loss, torch.zeros((), dtype=torch.int, device=loss.device), loss.detach().clone()
-
-
-def _total_loss(reports: list[Tensor], device: torch.device) -> float:
-    """Sum the losses of micro-batches and of data and context-parallel ranks, for every pipeline stage."""
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    for report in reports:
-        total += report.to(torch.float64)
-    dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    last = parallel_state.get_pipeline_model_parallel_last_rank()
-    dist.broadcast(total, src=last, group=parallel_state.get_pipeline_model_parallel_group())
-    return total.item()

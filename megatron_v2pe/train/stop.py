@@ -1,7 +1,7 @@
 """A polite end: a signal lets the running step finish, save, and stop on every rank at the same step.
 
 SIGTERM, SIGUSR1 and SIGHUP come from schedulers and closed terminals, SIGINT from Ctrl-C. A second Ctrl-C ends the
-process at once.
+process at once. What ranks ask for travels with the other numbers of a step (`train.step.conclude`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from contextlib import suppress
 from types import FrameType
 
-import torch
 import torch.distributed as dist
 
 from megatron_v2pe import exit_status
@@ -23,11 +22,10 @@ _SAME_SECONDS = 0.5
 
 
 class StopRequest:
-    """Notes signals on this rank and agrees on them over all ranks."""
+    """Notes signals on this rank, and what all ranks have agreed on."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
         """Install the handlers in this process."""
-        self._device = device
         self._asked = exit_status.FINISHED
         self._asked_at = 0.0
         self._agreed = exit_status.FINISHED
@@ -53,12 +51,15 @@ class StopRequest:
         """The exit status of a run that has stopped, or finished."""
         return self._agreed
 
-    def agreed(self) -> bool:
-        """Tell whether any rank was asked to stop; every rank calls this at the same step."""
-        flag = torch.tensor([int(self._stopping), self._asked], device=self._device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        stopping, self._agreed = flag.tolist()
-        return bool(stopping)
+    @property
+    def asked(self) -> tuple[bool, bool]:
+        """What this rank was asked by now: to stop, and whether by Ctrl-C."""
+        return self._stopping, self._asked == exit_status.INTERRUPTED
+
+    def agree(self, stopping: bool, interrupted: bool) -> bool:
+        """Take note of what any rank was asked, the same on all at the same step; tell whether to stop."""
+        self._agreed = exit_status.INTERRUPTED if interrupted else exit_status.FINISHED
+        return stopping
 
     def restore(self) -> None:
         """Put the previous handlers back."""

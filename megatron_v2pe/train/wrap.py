@@ -64,12 +64,13 @@ def wrap(
     return wrapped
 
 
-def finalize_gradients(chunks: list[Any], *args: Any, **kwargs: Any) -> None:
+def finalize_gradients(chunks: list[Any], num_tokens: Tensor | None = None, **settings: Any) -> None:
     """Complete a step's gradients: Megatron-Core's reductions, then those of replicated towers.
 
     A whole tower on every tensor-parallel rank has seen that rank's tiles only; its gradient is the sum over them.
+    Megatron-Core's count of tokens (always zero here) is not handed on: it would be reduced, and read by the host.
     """
-    finalize_model_grads(chunks, *args, **kwargs)
+    finalize_model_grads(chunks, None, **settings)
     for chunk in chunks:
         model: InternVLModel = get_attr_wrapped_model(chunk, "placement", return_model_obj=True)
         if not (model.placement.replicated_vision and model.pre_process):

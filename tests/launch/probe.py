@@ -24,13 +24,15 @@ def count(folder: Path, rank: int) -> tuple[int, int]:
     """Count steps until asked to stop; return the first and the last, the last saved by rank 0."""
     saved = folder / "saved"
     first = last = int(saved.read_text()) if saved.exists() else 0
-    stop = StopRequest(torch.device("cpu"))
+    stop = StopRequest()
     deadline = time.monotonic() + 180  # nothing is left running by a test that failed
     while True:
         assert time.monotonic() < deadline, "nobody asked to stop"
         last += 1
         time.sleep(0.02)
-        if stop.agreed():
+        asked = torch.tensor([int(one) for one in stop.asked])
+        dist.all_reduce(asked)
+        if stop.agree(*asked.bool().tolist()):
             break
         if rank == 0:  # all have agreed once, so all handle signals by now
             (folder / "running").touch()

@@ -1,0 +1,110 @@
+"""The data of the next step made ready while a step computes: read, exchanged, cut, pinned, the first pack on its way.
+
+One thread reads one step ahead and no further, in the same order on every rank, and uses no group but the feed's own.
+The first step is read by the caller itself, whose children the readers of the loader become: they end with the thread
+that started them. What has been consumed is told with each step (`Fed`), not by the loader, which is a step further.
+An error comes where its step would have come.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+
+import torch
+
+from megatron_v2pe.device.transfer import Arriving, Copies
+from megatron_v2pe.models.drop_path import DropPathKey
+from megatron_v2pe.models.micro_batch import MicroBatch
+from megatron_v2pe.train.data_feed import DataFeed, Fed
+from megatron_v2pe.train.micro_batch import Cutter
+
+_PATIENCE_SECONDS = 10.0
+"""For a read that nobody will use, at the end of a run: it takes part in an exchange others wait in."""
+
+
+@dataclass(frozen=True)
+class StepData:
+    """This rank's micro-batches of a step."""
+
+    fed: Fed
+    """Without its batches."""
+    largest: tuple[int, int]
+    """Tokens and tiles of the longest of this rank's packs."""
+    _first: deque[Arriving[MicroBatch]]
+    """One; nothing is held longer than it is used."""
+    _others: deque[MicroBatch]
+    _copies: Copies
+    _cutter: Cutter
+
+    def micro_batches(self) -> Iterator[MicroBatch]:
+        """Return them one by one, ready for the model; while one is used the next is copied. To be called once."""
+        return map(self._cutter.ready, self._copies.one_ahead(self._first.popleft(), _popped(self._others)))
+
+
+class StepsAhead:
+    """Reads steps in order, one ahead of the one that is used."""
+
+    def __init__(
+        self, feed: DataFeed, cutter: Cutter, micro_batches: int, key: Callable[[int, int], DropPathKey]
+    ) -> None:
+        """Remember where steps come from; nothing is read yet.
+
+        Args:
+            feed: of whole batches.
+            cutter: makes this rank's shares of them.
+            micro_batches: of a step and rank.
+            key: names the draws of a micro-batch by the step's and its own number.
+        """
+        self._feed, self._cutter, self._count, self._key = feed, cutter, micro_batches, key
+        self._copies = Copies(cutter.device)
+        self._thread = ThreadPoolExecutor(1, "next step", self._enter)
+        self._next: tuple[int, Future[StepData]] | None = None
+
+    def take(self, step: int, more: bool) -> StepData:
+        """Return the data of a step, and begin to read those of the next.
+
+        Args:
+            step: its number, from 0.
+            more: whether another step follows.
+
+        Raises:
+            DataError: as of `DataFeed.step`.
+        """
+        if self._next is None:
+            data = self._read(step)
+        else:
+            number, future = self._next
+            assert number == step, f"step {number} was read, step {step} is asked for"
+            self._next = None
+            data = future.result()
+        if more:
+            self._next = step + 1, self._thread.submit(self._read, step + 1)
+        return data
+
+    def close(self, ended_well: bool) -> None:
+        """Read no further; what is being read is waited for a while where all ranks are still there."""
+        if self._next is not None and ended_well:
+            wait([self._next[1]], _PATIENCE_SECONDS)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._next = None
+
+    def _enter(self) -> None:
+        if self._cutter.device.type == "cuda":
+            torch.cuda.set_device(self._cutter.device)
+
+    def _read(self, step: int) -> StepData:
+        fed = self._feed.step(self._count)
+        largest = max((batch.input_ids.shape[0], sum(batch.num_tiles)) for batch in fed.batches)
+        cut: deque[MicroBatch] = deque()
+        for index in range(self._count):
+            cut.append(self._copies.pinned(self._cutter.cut(fed.batches[index], self._key(step, index))))
+        first = deque([self._copies.start(cut.popleft())])
+        return StepData(replace(fed, batches=[]), largest, first, cut, self._copies, self._cutter)
+
+
+def _popped(batches: deque[MicroBatch]) -> Iterator[MicroBatch]:
+    while batches:
+        yield batches.popleft()

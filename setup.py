@@ -67,6 +67,8 @@ EXTRAS = {
         "pytest>=8,<10",
         "pytest-xdist>=3,<4",
         "hypothesis>=6.100,<7",
+        # Its interpreter runs our kernels on the CPU. On a GPU it comes with PyTorch.
+        "triton>=3.6,<4; platform_system == 'Linux'",
         "transformers>=5,<6",
         "scikit-image>=0.25,<0.27",
         "scikit-learn>=1.6,<2",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from megatron_v2pe.testing.distributed import WorkerPool
+
+if not torch.cuda.is_available():  # Triton reads this when it is first imported, by Megatron-Core or by a test
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 GOLDEN = Path(__file__).parent / "golden"
 

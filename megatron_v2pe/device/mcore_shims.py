@@ -1,7 +1,7 @@
 """The shims that let Megatron-Core run on CPU tensors with gloo: one list, each entry with its reason.
 
-Megatron-Core 0.16 names CUDA in a few dozen places although little of what it does there needs a GPU. Each `Shim`
-replaces one attribute; `install()` applies all, `uninstall()` restores what was there. None is active on CUDA.
+Megatron-Core (0.16 to 0.19) names CUDA in a few dozen places although little of what it does there needs a GPU. Each
+`Shim` replaces one attribute; `install()` applies all, `uninstall()` restores what was there. None is active on CUDA.
 Replacing the module-level name `torch` of a Megatron module by a thin stand-in costs nothing per tensor operation,
 where a global function mode would be consulted on every one of them.
 """
@@ -99,6 +99,15 @@ def _seed_cpu(seed: int) -> None:
     torch.default_generator.manual_seed(int(seed))
 
 
+class _NoStream:
+    """Stands for a CUDA stream where kernels return when they are done: there is nothing to wait for."""
+
+    wait_event = wait_stream = record_event = synchronize = staticmethod(_nothing)
+
+
+_NO_STREAM = _NoStream()
+
+
 def _torch_in(module: str) -> Shim:
     return Shim(f"megatron.core.{module}:torch", _CpuTorch, 'creates tensors with device="cuda"')
 
@@ -106,6 +115,11 @@ def _torch_in(module: str) -> Shim:
 SHIMS: tuple[Shim, ...] = (
     Shim("torch:cuda.current_device", lambda _: lambda: CPU, "used as the device of every buffer"),
     Shim("torch:cuda.synchronize", lambda _: _nothing, "CPU kernels return when they are done"),
+    Shim(
+        "torch:cuda.current_stream",
+        lambda _: lambda *_, **__: _NO_STREAM,
+        "from 0.17 on, gradient buffers wait on it for a replayed CUDA graph",
+    ),
     Shim("torch:cuda.empty_cache", lambda _: _nothing, "there is no caching allocator to empty"),
     Shim("torch:cuda.manual_seed", lambda _: _seed_cpu, "the CPU generator plays the CUDA generator"),
     Shim("torch:cuda.get_rng_state", lambda _: _get_cpu_rng_state, "state of the CPU generator"),

@@ -25,6 +25,15 @@ def test_no_compiler_is_imported():
     assert printed(f"{IMPORT}; {PRINT}") == "False True"
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_what_compiles_at_import_is_the_module_it_was_and_the_compiler_is_back():
+    look = (
+        "import inspect, torch; before = torch.compile; import megatron.core.transformer.moe.router as router; "
+        "print(torch.compile is before, 'class TopKRouter' in inspect.getsource(router))"
+    )
+    assert printed(f"{IMPORT}; {look}") == "True True"
+
+
 def test_with_cuda_the_original_is_imported():
     pretend = "import torch; torch.cuda.is_available = lambda: True"
     assert printed(f"{pretend}; {IMPORT}; print(megatron.core.jit.__file__.endswith('jit.py'))") == "True"

@@ -62,6 +62,12 @@ def test_cpu_tensors_answer_as_megatron_expects(installed_shims):
     assert torch.cuda.current_device() == torch.device("cpu")
 
 
+def test_there_is_a_stream_to_wait_on(installed_shims):
+    stream = torch.cuda.current_stream()
+    assert stream.wait_event(None) is None and stream.wait_stream(torch.cuda.current_stream()) is None
+    assert stream.synchronize() is None
+
+
 def test_cuda_generator_is_the_cpu_generator(installed_shims):
     torch.cuda.manual_seed(7)
     state = torch.cuda.get_rng_state()

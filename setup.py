@@ -21,10 +21,12 @@ def read_description() -> str:
 
 
 REQUIREMENTS = [
-    # One megatron-core version exactly: the device shims and the checkpoint code are tested against it.
-    "megatron-core==0.16.1",
-    # Pinned too: an open range would bring a build of several gigabytes that was never tested here.
-    "torch==2.13.0",
+    # The releases `scripts/check_versions.sh` was run with; README's table says which. The device shims and the
+    # checkpoint code use names of Megatron-Core's own, so a new release is tried before the range grows.
+    "megatron-core>=0.16.1,<0.20",
+    "torch>=2.11,<2.15",
+    # Megatron-Core 0.18 and later import it. pip takes those on Python 3.12 and later; on a GPU it comes with PyTorch.
+    "triton>=3.6,<4; platform_system == 'Linux' and python_version >= '3.12'",
     "numpy>=1.26,<3",
     "pillow>=11,<14",
     # 0.2.2 refuses InternVL2's tokenizer ("piece must not include null character").
@@ -84,13 +86,17 @@ setup(
     long_description_content_type="text/markdown",
     author="the megatron-v2pe authors",
     license="MIT",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     packages=find_packages(include=["megatron_v2pe", "megatron_v2pe.*"]),
     package_data={"megatron_v2pe": ["py.typed"], "megatron_v2pe.evaluate.scorers": ["tables/*"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     classifiers=[
         "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

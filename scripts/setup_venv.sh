@@ -4,8 +4,8 @@
 #   sh scripts/setup_venv.sh [EXTRAS]        EXTRAS: comma-separated, e.g. test,dev,video (see setup.py)
 #
 # An existing .venv is kept and completed. Environment:
-#   PYTHON          interpreter to build .venv with (default: the first of python3, python3.11, python3.12, python3.10
-#                   that is 3.10, 3.11 or 3.12)
+#   PYTHON          interpreter to build .venv with (default: the first of python3, python3.11, python3.12, python3.13,
+#                   python3.10 that is 3.10 to 3.13)
 #   TORCH_PIP_ARGS  more arguments for the installation of torch, e.g. an index that serves CPU-only builds
 set -eu
 
@@ -16,18 +16,18 @@ wanted=$(printf '%s' "${1:-}" | tr -d ' ')
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
-supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+supported() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
-        supported "$PYTHON" || { say "PYTHON=$PYTHON is not Python 3.10, 3.11 or 3.12"; return 1; }
+        supported "$PYTHON" || { say "PYTHON=$PYTHON is not Python 3.10 to 3.13"; return 1; }
         printf '%s' "$PYTHON"
         return
     fi
-    for candidate in python3 python3.11 python3.12 python3.10; do
+    for candidate in python3 python3.11 python3.12 python3.13 python3.10; do
         if supported "$candidate"; then printf '%s' "$candidate"; return; fi
     done
-    say "no Python 3.10, 3.11 or 3.12 found; install one, or name it: PYTHON=/path/to/python3.11 sh $0"
+    say "no Python 3.10 to 3.13 found; install one, or name it: PYTHON=/path/to/python3.11 sh $0"
     return 1
 }
 
@@ -60,7 +60,7 @@ if [ ! -x "$venv/bin/python" ]; then
     say "1/3 making .venv with $("$python" --version 2>&1)"
     "$python" -m venv "$venv" || { say "python -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 elif ! supported "$venv/bin/python"; then
-    say ".venv holds $("$venv/bin/python" --version 2>&1); supported are 3.10, 3.11 and 3.12. Move .venv away and start again"
+    say ".venv holds $("$venv/bin/python" --version 2>&1); supported are 3.10 to 3.13. Move .venv away and start again"
     exit 1
 else
     say "1/3 using the existing .venv"

@@ -26,6 +26,7 @@ def all_to_all_attention(
     group: dist.ProcessGroup,
     scale: float,
     kept: AttentionResult | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, AttentionResult]:
     """Causal attention inside each document, none across documents.
 
@@ -38,6 +39,7 @@ def all_to_all_attention(
         group: the context-parallel group of C ranks.
         scale: factor on the scores, usually `d ** -0.5`.
         kept: what an earlier call on the same tensors returned as its second value; attention is not computed again.
+        backend: which kernels may be chosen, a value of `parallel.attention_backend`.
 
     Returns:
         The output [S / C, heads, d]; and output and log-sum-exp of this rank's heads, to be kept for `kept`.
@@ -48,7 +50,7 @@ def all_to_all_attention(
     shares = [tensor.unflatten(1, (size, -1)) for tensor in (query, key, value)]
     joined = _TokensForHeads.apply(torch.cat(shares, dim=2).flatten(1, 2), order, group)
     q, k, v = joined.split([count // size for count in counts], dim=1)
-    output, lse = ring_attention(q, k, v, seqlens, None, scale, kept=kept)
+    output, lse = ring_attention(q, k, v, seqlens, None, scale, kept=kept, backend=backend)
     return _HeadsForTokens.apply(output, order, group), (output.detach(), lse)
 
 

@@ -54,6 +54,9 @@ class ParallelConfig:
     """Decoder layers of the last stage, fewer to make room for the head; unset: an even split."""
     cp_comm_type: Literal["p2p", "a2a"] = "p2p"
     """How context parallel processes attend: `p2p` a ring of keys and values, `a2a` whole documents, a few heads."""
+    attention_backend: Literal["auto", "cudnn", "flash", "flash_attn", "reference"] = "auto"
+    """Attention kernels: `auto` the fastest that pass a small test, `cudnn`, `flash` (PyTorch's) or `flash_attn` (the
+    packages) where they can, `reference` plain attention, quadratic in memory. The CPU has `flash` and `reference`."""
     vision_parallel: Literal["tensor", "replicated"] = "tensor"
     """`tensor`: the vision tower is sharded like the decoder, tiles are spread over context parallel ranks;
     `replicated`: a whole tower on every process, tiles are spread over tensor parallel ranks too."""

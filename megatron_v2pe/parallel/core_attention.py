@@ -18,11 +18,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_v2pe.errors import ConfigError, LayoutError
+from megatron_v2pe.kernels.rotary import apply_rotary
 from megatron_v2pe.parallel.all_to_all_attention import all_to_all_attention
 from megatron_v2pe.parallel.block_attention import batched_attention
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
 from megatron_v2pe.parallel.ring_attention import ring_attention
-from megatron_v2pe.v2pe.rotary import apply_rotary
 
 
 class FlashCoreAttention(MegatronModule):
@@ -57,6 +57,8 @@ class FlashCoreAttention(MegatronModule):
         self.cp_group = pg_collection.cp if config.context_parallel_size > 1 else None
         self.keep_result = keep_result
         """Carry results of a recomputed layer from its forward pass to its recompute (`PackedSequence.kept`)."""
+        self.backend: str = getattr(config, "attention_kernels", "auto")
+        """Value of `parallel.attention_backend`; Megatron-Core's setting of that name chooses among its own kernels."""
         assert config.kv_channels is not None
         self.softmax_scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
 
@@ -87,23 +89,36 @@ class FlashCoreAttention(MegatronModule):
         assert attention_mask is None and attention_bias is None, "masks come from the pack's document borders"
         if packed_seq_params is None:
             assert self.attn_mask_type == AttnMaskType.no_mask, "causal attention needs a packed sequence"
-            return batched_attention(query, key, value, self.softmax_scale).flatten(2)
+            return batched_attention(query, key, value, self.softmax_scale, self.backend).flatten(2)
         assert self.attn_mask_type == AttnMaskType.causal, "packs are attended causally"
         query, key = rotated(query, key, packed_seq_params)
-        return self._attend(query, key, value, packed_seq_params).flatten(1)
+        return self.attend(query, key, value, packed_seq_params).flatten(1)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, pack: PackedSequence) -> Tensor:
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, pack: PackedSequence) -> Tensor:
+        """Attend over a pack.
+
+        Args:
+            query: [S, heads, d], this context-parallel rank's tokens, rotated.
+            key: the same with this rank's key-value heads, rotated.
+            value: as `key`, not rotated.
+            pack: the pack's layout.
+
+        Returns:
+            [S, heads, d].
+        """
         assert pack.layout is not None
         kept = pack.kept.pop(self.layer_number, None) if torch.is_grad_enabled() else None
         if self.cp_group is not None and self.cp_comm_type == "a2a":
             assert pack.documents_in_order is not None, "all-to-all needs a pack that knows the documents' order"
             seqlens, order = pack.layout.seqlens, pack.documents_in_order
             output, result = all_to_all_attention(
-                query, key, value, seqlens, order, self.cp_group, self.softmax_scale, kept
+                query, key, value, seqlens, order, self.cp_group, self.softmax_scale, kept, self.backend
             )
         else:
             seqlens = pack.layout.local_seqlens
-            result = ring_attention(query, key, value, seqlens, self.cp_group, self.softmax_scale, kept=kept)
+            result = ring_attention(
+                query, key, value, seqlens, self.cp_group, self.softmax_scale, kept=kept, backend=self.backend
+            )
             output = result[0]
         if self.keep_result and self.training and not torch.is_grad_enabled():
             pack.kept[self.layer_number] = result
@@ -155,14 +170,23 @@ def rotated(query: Tensor, key: Tensor, pack: PackedSequence) -> tuple[Tensor, T
     Raises:
         LayoutError: the pack's documents, or its angles, do not cover the tokens.
     """
-    assert pack.layout is not None and pack.rotary_cos is not None and pack.rotary_sin is not None
-    tokens, covered, angles = query.shape[0], pack.layout.num_local_tokens, pack.rotary_cos.shape[0]
-    if not tokens == covered == angles:
-        raise LayoutError(
-            f"attention over {tokens} tokens, but the pack's documents cover {covered} and its positions {angles}"
-        )
-    cos, sin = pack.rotary_cos, pack.rotary_sin
+    cos, sin = angles(pack, query.shape[0])
     return apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
+
+
+def angles(pack: PackedSequence, tokens: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of a pack's tokens, float32 [S, d // 2] twice.
+
+    Raises:
+        LayoutError: the pack's documents, or its angles, do not cover the tokens.
+    """
+    assert pack.layout is not None and pack.rotary_cos is not None and pack.rotary_sin is not None
+    covered, known = pack.layout.num_local_tokens, pack.rotary_cos.shape[0]
+    if not tokens == covered == known:
+        raise LayoutError(
+            f"attention over {tokens} tokens, but the pack's documents cover {covered} and its positions {known}"
+        )
+    return pack.rotary_cos, pack.rotary_sin
 
 
 def refuse_inexact(config: TransformerConfig, dropout: float) -> None:

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.parallel.block_attention import Block, BlockKernel, choose_kernel
 from megatron_v2pe.parallel.ring import Handover, Ring
 
@@ -34,6 +35,7 @@ def ring_attention(
     scale: float,
     kernel: BlockKernel | None = None,
     kept: AttentionResult | None = None,
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Causal attention inside each document, none across documents.
 
@@ -46,6 +48,7 @@ def ring_attention(
         scale: factor on the scores, usually `d ** -0.5`.
         kernel: computes the blocks; the fastest for the tensors by default.
         kept: what an earlier call on the same tensors returned: nothing is computed, and only the graph is made.
+        backend: which kernels may be chosen, a value of `parallel.attention_backend`.
 
     Returns:
         The output [S, heads, d], and its log-sum-exp [S, heads] without a graph.
@@ -55,7 +58,9 @@ def ring_attention(
     """
     lens = tuple(local_seqlens)
     assert sum(lens) == query.shape[0], f"documents of {sum(lens)} tokens, query of {query.shape[0]}"
-    return _RingAttention.apply(query, key, value, lens, group, scale, kernel or choose_kernel(query), kept)
+    if kernel is None:
+        kernel = choose_kernel(query, key.shape[1], backend, merges=group is not None and group.size() > 1)
+    return _RingAttention.apply(query, key, value, lens, group, scale, kernel, kept)
 
 
 AttentionResult = tuple[Tensor, Tensor]
@@ -198,8 +203,8 @@ class Chunks:
             starts = torch.tensor([0, *lens[:-1]]).cumsum(0)
             halves = torch.tensor(self.lens)
             within = torch.arange(self.rows) - (halves.cumsum(0) - halves).repeat_interleave(halves)
-            self._first = (starts.repeat_interleave(halves) + within).to(device)
-            self._second = ((starts + halves).repeat_interleave(halves) + within).to(device)
+            self._first = to_device(starts.repeat_interleave(halves) + within, device)
+            self._second = to_device((starts + halves).repeat_interleave(halves) + within, device)
 
     @staticmethod
     @lru_cache(maxsize=64)

@@ -36,7 +36,7 @@ SETTINGS: dict[str, Row] = {
         "data.dynamic_max_patch data.use_thumbnail data.use_data_resampling data.balance_attention "
         "parallel.sequence_parallel parallel.use_distributed_optimizer parallel.overlap_grad_reduce "
         "parallel.overlap_param_gather optimizer.weight_decay_on_all train.recompute_attention train.recompute_vision "
-        "logging.jsonl logging.tensorboard logging.wandb checkpoint.verify",
+        "logging.jsonl logging.tensorboard logging.wandb checkpoint.verify optimizer.optimizer_cpu_offload",
     ),
     **_rows("whole", "data.max_seq_length data.max_packed_tokens model.head_chunk_size", 1, 16_777_216),
     **_rows("whole", "data.min_dynamic_patch data.max_dynamic_patch", 1, 1000),
@@ -68,7 +68,8 @@ SETTINGS: dict[str, Row] = {
     **_rows("whole", "train.gradient_accumulation_steps checkpoint.keep_latest", 1, 10**6, True),
     **_rows("whole", "train.global_batch_size", 1, 10**8, True),
     **_rows("whole", "train.seed", 0, 2**63 - 1),
-    **_rows("number", "data.max_padding_share optimizer.warmup_ratio", 0, 1),
+    **_rows("number", "data.max_padding_share optimizer.warmup_ratio optimizer.optimizer_offload_fraction", 0, 1),
+    **_rows("number", "train.memory_share", 0.05, 1),
     **_rows("number", "optimizer.adam_beta1 optimizer.adam_beta2", 0, 0.9999999999),
     **_rows("number", "optimizer.lr", 1e-30, 10),
     **_rows("number", "optimizer.min_lr", 0, 10),
@@ -90,10 +91,12 @@ SETTINGS: dict[str, Row] = {
     **_choice("data.normalize_type", "imagenet clip siglip"),
     **_choice("data.loss_reduction", "token sample square"),
     **_choice("parallel.cp_comm_type", "p2p a2a"),
+    **_choice("parallel.attention_backend", "auto cudnn flash flash_attn reference"),
     **_choice("parallel.vision_parallel", "tensor replicated"),
     **_choice("optimizer.lr_decay_style", "cosine linear constant"),
     **_choice("train.precision", "bf16 fp32"),
     **_choice("train.device", "auto cpu cuda"),
+    **_choice("train.recompute", "auto full none stated"),
     **_choice("train.recompute_granularity", "full selective", True),
     **_choice("train.recompute_method", "uniform block", True),
     **_choice("checkpoint.resume", "auto never"),

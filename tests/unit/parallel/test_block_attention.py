@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_v2pe.parallel.block_attention import Block, CpuFlash, Reference, batched_attention, choose_kernel
+from megatron_v2pe.parallel.chunked_attention import Chunked
 from megatron_v2pe.parallel.ring_attention import ring_attention
 from megatron_v2pe.testing.attention import SCALE, WIDTH, dense_results, random_inputs
 
@@ -14,7 +16,11 @@ TOLERANCE = {
     torch.float32: 1e-5,  # measured on values up to 6: kernels 1.5e-6, batched 6.8e-7
     torch.float64: 1e-14,  # measured: kernels 2.7e-15, batched 1.3e-15
 }
-KERNELS = pytest.mark.parametrize("kernel", [CpuFlash(), Reference()], ids=["cpu_flash", "reference"])
+KERNELS = pytest.mark.parametrize(
+    "kernel",
+    [CpuFlash(), Reference(), Chunked(), Chunked(chunk_bytes=2000)],
+    ids=["cpu_flash", "reference", "chunked", "small_chunks"],
+)
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 CAUSAL = [(1,), (17,), (1, 2, 3, 4, 5, 6, 7), (5, 1, 1, 12), (33, 31, 64, 1), (1, 1, 1)]
 RECTANGLES = [((1,), (1,)), ((4,), (9,)), ((9,), (4,)), ((3, 1, 40), (6, 2, 80)), ((6, 2, 80), (3, 1, 40))]
@@ -120,6 +126,41 @@ def test_documents_do_not_see_each_other_or_the_future(kernel):
         assert moved.tolist() == [False] * 7 + [True] * 3 + [False] * 3
 
 
+@KERNELS
+def test_a_backward_pass_takes_what_was_merged(kernel):
+    """Output and log-sum-exp over more keys than the block's, with the strides a transposed result has."""
+    query, key, value, outgoing = random_inputs((80,), HEADS, GROUPS, torch.float64)
+    output, lse = Reference().forward(query, key, value, Block((80,), (80,), False, SCALE))
+    part = query, key[:33], value[:33]
+    block = Block((80,), (33,), False, SCALE)
+    exact = Reference().backward(outgoing, *part, output, lse, block)
+    ours = kernel.backward(outgoing, *part, output, lse.t().contiguous().t(), block)
+    assert worst(ours, exact) < TOLERANCE[torch.float64]
+
+
+def test_chunks_bound_what_is_held():
+    """Scores of 1,500 x 1,500 in pieces: the largest tensor made is a chunk of them, forward and backward."""
+    block, rows = Block((1500,), (1500,), True, SCALE), 40
+    inputs = inputs_of(block, torch.float32, 2, 1)
+    kernel = Chunked(chunk_bytes=rows * 2 * 1500 * 4)
+    with _Largest() as largest:
+        ours = results(kernel, inputs, block)
+    assert 1500 * 2 * WIDTH < largest.elements <= rows * 2 * 1500
+    assert worst(ours, results(Reference(), [tensor.double() for tensor in inputs], block)) < TOLERANCE[torch.float32]
+
+
+class _Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that an operator gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), settings=None):
+        found = function(*arguments, **(settings or {}))
+        for tensor in found if isinstance(found, (tuple, list)) else [found]:
+            self.elements = max(self.elements, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return found
+
+
 def test_a_causal_block_is_square():
     with pytest.raises(AssertionError, match=r"causal: \(3, 1\) and \(3, 2\)"):
         Block((3, 1), (3, 2), True, SCALE)
@@ -135,6 +176,8 @@ def test_document_lengths_must_fill_the_pack():
 def test_the_kernel_on_cpu_is_the_flash_operator_for_every_type():
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         assert isinstance(choose_kernel(torch.empty(1, dtype=dtype)), CpuFlash)
+        assert isinstance(choose_kernel(torch.empty(1, 4, 8, dtype=dtype), 2, "flash", merges=True), CpuFlash)
+    assert isinstance(choose_kernel(torch.empty(1), backend="reference"), Reference)
 
 
 @DTYPES

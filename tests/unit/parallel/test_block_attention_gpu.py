@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_v2pe.parallel import cuda_attention
+from megatron_v2pe.parallel import attention_backend
+from megatron_v2pe.parallel.attention_backend import candidates, probed, usable
 from megatron_v2pe.parallel.block_attention import Block, Reference, batched_attention, choose_kernel
-from megatron_v2pe.parallel.cuda_attention import FlashAttn, TorchFlash
+from megatron_v2pe.parallel.chunked_attention import Chunked
+from megatron_v2pe.parallel.cuda_attention import TorchFlash
+from megatron_v2pe.parallel.cudnn_attention import ALWAYS, Cudnn, Mixed, Rule, lengthened
+from megatron_v2pe.parallel.flash_attention import FlashAttn, FlashAttn3, FlashAttn4, installed, package
+from megatron_v2pe.parallel.ring_attention import merge, ring_attention
 from megatron_v2pe.testing.attention import random_inputs
 
 pytestmark = [
@@ -21,27 +26,43 @@ NAMES = ("output", "lse", "query", "key", "value")
 SHARE = {torch.bfloat16: 0.03, torch.float16: 0.004, torch.float32: 1e-3}
 """Largest error over the largest entry: several roundings of 2^-8, 2^-11, and TF32 where float32 may use it."""
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+EVERYTHING = Rule(causal=0.0, block=0.0, tokens=33)
+SOME = Rule(causal=2e6, block=2e6, tokens=33)
+
+
+def _capability():
+    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+
+
+def _packaged(generation):
+    made_for_it = generation in installed(_capability())
+    missing = "is not made for this card" if package(generation) else "is not installed"
+    return pytest.mark.skipif(not made_for_it, reason=f"flash-attn {generation} {missing}")
+
+
+CUDNN = pytest.mark.skipif(_capability() < 8, reason="cuDNN's attention needs compute capability 8.0")
 KERNELS = pytest.mark.parametrize(
     "kernel",
     [
-        pytest.param(
-            FlashAttn(),
-            marks=pytest.mark.skipif(cuda_attention.flash_attn_interface is None, reason="flash-attn is not installed"),
-        ),
-        TorchFlash(),
+        pytest.param(FlashAttn(), marks=_packaged(2), id="flash_attn_2"),
+        pytest.param(FlashAttn3(), marks=_packaged(3), id="flash_attn_3"),
+        pytest.param(FlashAttn4(), marks=_packaged(4), id="flash_attn_4"),
+        pytest.param(TorchFlash(), id="pytorch"),
+        pytest.param(Chunked(), id="chunked"),
+        pytest.param(Mixed(Cudnn(), TorchFlash(), EVERYTHING), marks=CUDNN, id="cudnn"),
+        pytest.param(Mixed(Cudnn(), TorchFlash(), SOME), marks=CUDNN, id="cudnn_and_pytorch"),
     ],
-    ids=["flash_attn", "pytorch"],
 )
-CAUSAL = [(1,), (300,), (5, 1, 1, 12), (257, 64, 128, 63)]
+CAUSAL = [(1,), (300,), (5, 1, 1, 12), (257, 64, 128, 63), (128, 128, 128, 40)]
 RECTANGLES = [((40,), (80,)), ((80,), (40,)), ((3, 1, 150), (6, 2, 300)), ((6, 2, 300), (3, 1, 150))]
 BLOCKS = [Block(lens, lens, True, SCALE) for lens in CAUSAL] + [Block(*lens, False, SCALE) for lens in RECTANGLES]
 BY_BLOCK = pytest.mark.parametrize("block", BLOCKS, ids=lambda b: f"{b.query_lens}x{b.key_lens}")
 
 
-def inputs_of(block, dtype):
+def inputs_of(block, dtype, width=WIDTH, groups=GROUPS):
     """Query, key, value and the gradient of the output for a block, on the device."""
     queries, keys = sum(block.query_lens), sum(block.key_lens)
-    whole = random_inputs((max(queries, keys),), HEADS, GROUPS, dtype, WIDTH)
+    whole = random_inputs((max(queries, keys),), HEADS, groups, dtype, width)
     return [tensor[:rows].to(DEVICE) for tensor, rows in zip(whole, (queries, keys, keys, queries), strict=True)]
 
 
@@ -104,20 +125,114 @@ def test_a_forgotten_border_is_seen(kernel, dtype):
         assert_close(results(kernel, inputs, broken), reference(inputs, block), dtype)
 
 
+@HALVES
+@KERNELS
+@pytest.mark.parametrize(("width", "groups"), [(128, 1), (128, 4), (64, 1), (80, 2)])
+def test_heads_of_other_widths_and_groups(kernel, width, groups, dtype):
+    block = Block((300, 40), (300, 40), True, width**-0.5)
+    inputs = inputs_of(block, dtype, width, groups)
+    assert_close(results(kernel, inputs, block), reference(inputs, block), dtype)
+
+
+@HALVES
+@KERNELS
+@pytest.mark.parametrize("rows", [(300, 150), (150, 300), (2048, 1024)])
+def test_blocks_of_a_ring_merge_to_the_whole(kernel, rows, dtype):
+    """A causal block and one of earlier keys, both directions, as a rank of a ring sees them."""
+    queries, earlier = rows
+    query, key, value, outgoing = inputs_of(Block((queries,), (queries + earlier,), False, SCALE), dtype)
+    own, before = Block((queries,), (queries,), True, SCALE), Block((queries,), (earlier,), False, SCALE)
+    late, early = [t[earlier:] for t in (key, value)], [t[:earlier] for t in (key, value)]
+    output, lse = kernel.forward(query, *late, own)
+    output, lse = output.float(), lse.clone()
+    merge(output, lse, *kernel.forward(query, *early, before))
+    final = output.to(dtype), lse
+    ours = [kernel.backward(outgoing, query, *keys, *final, block) for keys, block in ((late, own), (early, before))]
+    wide = [t.double() for t in (query, key, value, outgoing)]
+    leaves = [t.requires_grad_() for t in wide[:3]]
+    scores = torch.einsum("qhd,khd->hqk", wide[0], wide[1].repeat_interleave(HEADS // GROUPS, 1)) * SCALE
+    hidden = torch.ones(queries, queries + earlier, dtype=torch.bool, device=DEVICE).triu(1 + earlier)
+    weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    exact = torch.einsum("hqk,khd->qhd", weights, wide[2].repeat_interleave(HEADS // GROUPS, 1))
+    gradients = torch.autograd.grad(exact, leaves, wide[3])
+    found = [ours[0][0].float() + ours[1][0].float(), *(torch.cat([ours[1][n], ours[0][n]]) for n in (1, 2))]
+    assert_close([output.to(dtype), found[0].to(dtype), *found[1:]], [exact, *gradients], dtype, ("output", *NAMES[2:]))
+
+
+@CUDNN
+@HALVES
+@pytest.mark.parametrize("length", [1, 129, 300, 1023, 2049])
+def test_what_stands_behind_a_lengthened_document_is_not_seen(length, dtype):
+    """The pack goes on behind it: nothing is copied, and nothing of what follows is found in what is returned."""
+    assert lengthened(length) > length
+    block = Block((length, 200), (length, 200), True, SCALE)
+    inputs = inputs_of(block, dtype)
+    kernel = Mixed(Cudnn(), TorchFlash(), Rule(causal=0.0, block=0.0))
+    before = results(kernel, inputs, block)
+    assert_close(before, reference(inputs, block), dtype)
+    for tensor in inputs:
+        tensor[length:] *= 50.0
+    output, lse, _, key, value = results(kernel, inputs, block)
+    assert torch.equal(output[:length], before[0][:length]) and torch.equal(lse[:length], before[1][:length])
+    for ours, earlier in ((key, before[3]), (value, before[4])):
+        scale = earlier[:length].abs().max()
+        assert ((ours[:length] - earlier[:length]).abs().max() / scale).item() < SHARE[dtype]
+
+
 def test_the_choice_of_a_kernel(monkeypatch):
-    half = torch.empty(1, dtype=torch.bfloat16, device=DEVICE)
-    assert isinstance(choose_kernel(half.float()), Reference)
-    for installed, expected in ((object(), FlashAttn), (None, TorchFlash)):
-        monkeypatch.setattr(cuda_attention, "flash_attn_interface", installed)
-        assert isinstance(choose_kernel(half), expected)
+    monkeypatch.setattr(attention_backend, "_chosen", {})
+    half = torch.empty(1, HEADS, 128, dtype=torch.bfloat16, device=DEVICE)
+    assert isinstance(choose_kernel(half.float(), GROUPS), Chunked)
+    assert isinstance(choose_kernel(half, GROUPS, "flash"), TorchFlash)
+    assert isinstance(choose_kernel(half, GROUPS, "reference"), Reference)
+    newer = set(installed(_capability())) & {3, 4}
+    if _capability() >= 9 and not newer:
+        for merges in (False, True):  # in a ring too: cuDNN's backward takes what was merged
+            assert isinstance(choose_kernel(half, GROUPS, merges=merges), Mixed)
+
+
+@HALVES
+@pytest.mark.parametrize(("width", "ratio"), [(128, 2), (64, 1), (64, 16)])
+def test_every_kernel_of_this_machine_passes_its_test(width, ratio, dtype):
+    device = torch.device(DEVICE, torch.cuda.current_device())
+    names = {name for name, _ in candidates(device, dtype, width, ratio)}
+    assert {"PyTorch's flash", "plain, in chunks of queries"} <= names
+    assert ("cuDNN wherever it can" in names) == ("cudnn" in usable(device))
+    if "cudnn" in usable(device):
+        assert probed(Mixed(Cudnn(), TorchFlash(), ALWAYS), device, dtype, width, ratio, merges=True) is None
+
+
+@HALVES
+def test_attention_never_waits_for_the_device(dtype):
+    """Documents of lengths not seen before, forward and backward: no synchronising call."""
+    block = Block((301, 77, 5), (301, 77, 5), True, SCALE)
+    inputs = inputs_of(block, dtype)
+    kernel = choose_kernel(inputs[0], GROUPS)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        results(kernel, inputs, block)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@HALVES
+def test_a_packs_attention_in_autograd(dtype):
+    lens = (2500, 60, 700, 4)
+    block = Block(lens, lens, True, SCALE)
+    inputs = inputs_of(block, dtype)
+    *leaves, outgoing = [tensor.clone().requires_grad_() for tensor in inputs]
+    output, lse = ring_attention(*leaves, lens, None, SCALE)
+    ours = [output.detach(), lse, *torch.autograd.grad(output, leaves, outgoing.detach())]
+    assert_close(ours, reference(inputs, block), dtype)
 
 
 @pytest.mark.parametrize("dtype", SHARE, ids=str)
 @pytest.mark.parametrize(("length", "tiles"), [(17, 3), (1025, 2)])
-def test_batched_attention(length, tiles, dtype):
+@pytest.mark.parametrize("backend", ["auto", "flash", "reference"])
+def test_batched_attention(length, tiles, dtype, backend):
     inputs = [tensor.to(DEVICE) for tensor in random_inputs((length, tiles), HEADS, GROUPS, dtype, WIDTH)]
     *leaves, outgoing = [tensor.clone().requires_grad_() for tensor in inputs]
-    output = batched_attention(*leaves, SCALE)
+    output = batched_attention(*leaves, SCALE, backend)
     ours = [output.detach(), *torch.autograd.grad(output, leaves, outgoing.detach())]
     names = ("output", "query", "key", "value")
     for tile in range(tiles):

@@ -126,7 +126,7 @@ def test_a_pack_is_rotated_by_its_angles_and_attended_document_by_document():
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_recomputed_layer_takes_the_result_of_its_forward_pass(keep, monkeypatch):
     kernel = CountingKernel(CpuFlash())
-    monkeypatch.setattr(ring_attention, "choose_kernel", lambda _: kernel)
+    monkeypatch.setattr(ring_attention, "choose_kernel", lambda *_, **__: kernel)
     layer, pack = attention(keep_result=keep), pack_of(LENGTHS, 13)
     leaves = [state.requires_grad_() for state in states()]
     plain = layer(*leaves, None, packed_seq_params=pack)

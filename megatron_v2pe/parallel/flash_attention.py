@@ -1,0 +1,187 @@
+"""Block attention by the flash-attn packages 2, 3 and 4: all documents of a block in one launch.
+
+Three packages of one project, with three signatures: `flash_attn` (2, Ampere and later), `flash_attn_interface` (3,
+built from its `hopper` folder) and `flash_attn.cute` (4, compiled at first use). Called through their inner functions,
+which give and take the log-sum-exp. Written against the sources of 2.7, of 3 before and after its arguments got
+defaults, and of 4 as of early 2026; none of the three has been run by this project, for want of a machine that has
+them. What is asked of them is checked before they are used (`attention_backend.probed`).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_v2pe.parallel.block_attention import Block, BlockKernel, Gradients
+from megatron_v2pe.parallel.borders import borders
+
+_MODULES = {
+    2: ("flash_attn.flash_attn_interface",),
+    3: ("flash_attn_interface", "flash_attn_3.flash_attn_interface"),
+    4: ("flash_attn.cute.interface",),
+}
+"""Where each generation's functions are, first found first."""
+
+
+@cache
+def package(generation: int) -> Any | None:
+    """Return the module of a generation of flash-attn, None where it cannot be imported."""
+    for name in _MODULES[generation]:
+        try:
+            return import_module(name)
+        except (ImportError, OSError, RuntimeError, AttributeError):  # absent, or built for another PyTorch
+            continue
+    return None
+
+
+def installed(major: int) -> list[int]:
+    """Return the generations that are installed and made for a card, newest fitting first.
+
+    Args:
+        major: first number of the card's compute capability: 8 Ampere, 9 Hopper, 10 to 12 Blackwell.
+    """
+    fitting = {8: (2,), 9: (3, 2), 10: (4, 2), 11: (4, 2), 12: (2,)}.get(major, ())
+    return [generation for generation in fitting if package(generation) is not None]
+
+
+def flash_attn(generation: int) -> BlockKernel:
+    """Return the kernel of an installed generation."""
+    return {2: FlashAttn, 3: FlashAttn3, 4: FlashAttn4}[generation]()
+
+
+class FlashAttn:
+    """flash-attn 2."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """See `BlockKernel`."""
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        output, lse, *_ = _needed(2)._flash_attn_varlen_forward(
+            query, key, value, *borders(block, query.device), 0.0, block.scale, causal=block.causal
+        )
+        return output, lse.t()
+
+    def backward(
+        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+    ) -> Gradients:
+        """See `BlockKernel`."""
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        _needed(2)._flash_attn_varlen_backward(
+            gradient.contiguous(),
+            query,
+            key,
+            value,
+            output.contiguous(),
+            lse.t().contiguous(),
+            *found,
+            *borders(block, query.device),
+            0.0,
+            block.scale,
+            block.causal,
+            window_size_left=-1,
+            window_size_right=-1,
+            softcap=0.0,
+            alibi_slopes=None,
+            deterministic=False,
+        )
+        return found
+
+
+class FlashAttn3:
+    """flash-attn 3. Arguments go by place: their names changed, the order of the first 25 and 17 did not."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """See `BlockKernel`."""
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        queries, keys, longest_query, longest_key = borders(block, query.device)
+        output, lse, *_ = _needed(3)._flash_attn_forward(
+            query,
+            key,
+            value,
+            *[None] * 4,  # new keys and values of a cache, a second query, where to write
+            queries,
+            keys,
+            *[None] * 3,  # borders of new keys, used lengths
+            longest_query,
+            longest_key,
+            *[None] * 9,  # pages, rotary embedding, scales of 8-bit numbers
+            block.scale,
+            block.causal,
+        )
+        return output, lse.t()
+
+    def backward(
+        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+    ) -> Gradients:
+        """See `BlockKernel`."""
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        queries, keys, longest_query, longest_key = borders(block, query.device)
+        found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        _needed(3)._flash_attn_backward(
+            gradient.contiguous(),
+            query,
+            key,
+            value,
+            output.contiguous(),
+            lse.t().contiguous(),
+            queries,
+            keys,
+            None,  # used lengths
+            None,
+            longest_query,
+            longest_key,
+            *found,
+            block.scale,
+            block.causal,
+        )
+        return found
+
+
+class FlashAttn4:
+    """flash-attn 4. It compiles its kernels at the first call."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """See `BlockKernel`."""
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        output, lse, *_ = _needed(4)._flash_attn_fwd(
+            query, key, value, softmax_scale=block.scale, causal=block.causal, return_lse=True, **_borders(block, query)
+        )
+        return output, lse.t()
+
+    def backward(
+        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+    ) -> Gradients:
+        """See `BlockKernel`."""
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        found = _needed(4)._flash_attn_bwd(
+            query,
+            key,
+            value,
+            output.contiguous(),
+            gradient.contiguous(),
+            lse.t().contiguous(),
+            softmax_scale=block.scale,
+            causal=block.causal,
+            **_borders(block, query),
+        )
+        return found[0], found[1], found[2]
+
+
+def _borders(block: Block, query: Tensor) -> dict[str, Any]:
+    queries, keys, longest_query, longest_key = borders(block, query.device)
+    return {
+        "cu_seqlens_q": queries,
+        "cu_seqlens_k": keys,
+        "max_seqlen_q": longest_query,
+        "max_seqlen_k": longest_key,
+    }
+
+
+def _needed(generation: int) -> Any:
+    found = package(generation)
+    assert found is not None, f"flash-attn {generation} is not installed"
+    return found

@@ -24,6 +24,13 @@ EXPECTED_WARNINGS = (
 )
 """Warnings of other libraries that ask nothing of a user of the command-line tools: category, message."""
 
+EXPECTED_MESSAGES = (
+    # Megatron-Core 0.19 on the model class and the form of a layer's parts that also serve its older releases.
+    ("megatron.core.models.gpt.gpt_model", "GPTModel IS DEPRECATED."),
+    ("megatron.core.transformer.transformer_layer", "Rewrapping ModuleSpec with module"),
+)
+"""What others log as a warning and ask nothing of a user either: logger, beginning of the message."""
+
 
 def get_logger(name: str) -> logging.Logger:
     """Return the logger of a module; `name` is its `__name__`."""
@@ -50,7 +57,21 @@ class _Printable(logging.Formatter):
         return printable(super().format(record), lines=True)
 
 
+class _Without(logging.Filter):
+    """Lets through what does not begin with a given text."""
+
+    def __init__(self, beginning: str) -> None:
+        super().__init__()
+        self._beginning = beginning
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether the record is shown."""
+        return not record.getMessage().startswith(self._beginning)
+
+
 def quiet_expected_warnings() -> None:
-    """Silence `EXPECTED_WARNINGS`; command-line tools call this before Megatron-Core is imported."""
+    """Silence `EXPECTED_WARNINGS` and `EXPECTED_MESSAGES`; tools call this before Megatron-Core is imported."""
     for category, message in EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message, category=category)
+    for name, beginning in EXPECTED_MESSAGES:
+        logging.getLogger(name).addFilter(_Without(beginning))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_v2pe.device import mcore_shims
+from megatron_v2pe.device.cuda_start import device_index, grow_segments, ranks_per_device
 from megatron_v2pe.errors import ConfigError
 
 
@@ -24,8 +25,12 @@ class Device:
     def choose(cls, kind: str = "auto", index: int = 0) -> Device:
         """Return the named device; `auto` is CUDA where PyTorch sees a GPU, CPU elsewhere.
 
+        Args:
+            kind: `auto`, `cpu` or `cuda`.
+            index: number of this process on its machine; on CUDA it takes the card of that number.
+
         Raises:
-            ConfigError: unknown kind, CUDA asked for but absent, or `index` beyond the GPUs of this machine.
+            ConfigError: unknown kind, CUDA asked for but absent, or more processes than GPUs on this machine.
         """
         if kind not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"device {kind!r} is none of auto, cpu, cuda")
@@ -34,9 +39,8 @@ class Device:
             raise ConfigError("device cuda was asked for, but PyTorch sees no GPU; use --device cpu")
         if kind == "cpu" or not available:
             return cls("cpu")
-        if index >= torch.cuda.device_count():
-            raise ConfigError(f"local rank {index} has no GPU: this machine shows {torch.cuda.device_count()}")
-        return cls("cuda", index)
+        grow_segments()
+        return cls("cuda", device_index(index))
 
     @property
     def torch_device(self) -> torch.device:
@@ -55,6 +59,12 @@ class Device:
         card = torch.cuda.get_device_properties(self.index)
         capability = f"compute capability {card.major}.{card.minor}"
         return f"{self.torch_device}, {card.name}, {card.total_memory / 2**30:.1f} GiB, {capability}"
+
+    def memory_bytes(self) -> int | None:
+        """Return the memory of the card, or of this rank's part of it where several share one; None on the CPU."""
+        if self.kind != "cuda":
+            return None
+        return torch.cuda.get_device_properties(self.index).total_memory // ranks_per_device()
 
     def activate(self) -> None:
         """Make Megatron-Core use this device in this process."""

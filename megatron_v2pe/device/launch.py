@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_v2pe.device import watchdog
+from megatron_v2pe.device import cuda_start, watchdog
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import CommunicationError, ConfigError
 
@@ -172,7 +172,7 @@ def initialize(world: World, device: Device, timeout_minutes: float = 30.0) -> N
     """Activate the device and join the process group of the whole run.
 
     Raises:
-        ConfigError: the port of the meeting is in use, or another run meets there.
+        ConfigError: the port of the meeting is in use, or another run meets there; or ranks took one GPU.
         CommunicationError: nobody is at the meeting.
     """
     device.activate()
@@ -185,6 +185,9 @@ def initialize(world: World, device: Device, timeout_minutes: float = 30.0) -> N
         if world.one_machine:
             stay_on_loopback()
         store = _meet(world, timeout)
+        if device.kind == "cuda":
+            cuda_start.claim_device(store, device.index, world.world_size)
+            cuda_start.look_like_hosts(world.rank)
     dist.init_process_group(device.backend, store=store, rank=world.rank, world_size=world.world_size, timeout=timeout)
 
 

@@ -25,7 +25,8 @@ def internvl2_2b_baseline_32k() -> ExperimentConfig:
     """The published baseline: InternVL2-2B on the 32K mixture with ordinary positions.
 
     20,000 steps of 32 packs, each of up to 34,000 tokens and 135 tiles; on the 32 GPUs of the published run one
-    pack per process. `train.global_batch_size` keeps the 32 packs on any process count that divides it.
+    pack per process. `train.global_batch_size` keeps the 32 packs on any process count that divides it. The published
+    run computed all activations again; here those that fit the card are kept, which changes no number.
     """
     return ExperimentConfig(
         model=ModelConfig(
@@ -77,10 +78,7 @@ def internvl2_2b_baseline_32k() -> ExperimentConfig:
             train_steps=20000,
             global_batch_size=32,
             precision="bf16",
-            recompute_granularity="full",
-            recompute_method="uniform",
-            recompute_num_layers=1,
-            recompute_vision=True,
+            recompute="auto",
             seed=42,
         ),
         checkpoint=CheckpointConfig(save="work_dirs/internvl2_2b_baseline_32k", save_interval=2500, keep_latest=5),
@@ -113,8 +111,9 @@ def internvl2_2b_v2pe_256k() -> ExperimentConfig:
     - 4 packs per step: what 32 processes in rings of 8 hold at once. A step sees up to 1.05 million tokens, about
       the 1.09 million of the 32K runs' 32 packs, so the learning rate is kept.
     - 2,000 steps: a tenth of the 32K run at as many tokens a step; long samples are few and would repeat.
-    - Attention's output is kept, 134 MB a layer and rank in bf16: attention is four fifths of the work at this length,
-      and would otherwise be computed again in the backward pass, ring included.
+    - `train.recompute auto`, as in the 32K runs, keeps attention's output first, 134 MB a layer and rank in bf16:
+      attention is four fifths of the work at this length, and would otherwise be computed again in the backward pass,
+      ring included.
     - No tensor parallelism: a 2B model fits one GPU, the ring already divides the activations.
     - A checkpoint every 250 steps: an eighth of the run, the published share.
     """
@@ -130,6 +129,6 @@ def internvl2_2b_v2pe_256k() -> ExperimentConfig:
             num_images_expected=1041,
         ),
         parallel=replace(base.parallel, context_parallel_size=8),
-        train=replace(base.train, train_steps=2000, global_batch_size=4, recompute_attention=False),
+        train=replace(base.train, train_steps=2000, global_batch_size=4),
         checkpoint=replace(base.checkpoint, save="work_dirs/internvl2_2b_v2pe_256k", save_interval=250),
     )

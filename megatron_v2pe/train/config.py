@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -135,6 +135,11 @@ class AdamWConfig:
     """Added to the root of the second moment."""
     clip_grad: Annotated[float, Range(0, 10**6)] = 1.0
     """Largest global gradient norm; 0: no clipping."""
+    optimizer_cpu_offload: bool = False
+    """Keep master weights and moments in host memory and update them there (Megatron-Core's, bf16 on CUDA with the
+    distributed optimizer): 12 bytes of a parameter less on the card, a slower step."""
+    optimizer_offload_fraction: Annotated[float, Range(0, 1)] = 1.0
+    """With `optimizer_cpu_offload`: the share of them that goes there, the rest stays on the card."""
 
     def validate(self) -> None:
         """Check ranges."""
@@ -167,6 +172,11 @@ class TrainConfig:
     """Type of parameters and activations; master weights, moments, rotary angles and loss are always fp32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run; `auto`: CUDA where there is a GPU."""
+    recompute: Literal["auto", "full", "none", "stated"] = "stated"
+    """Activations computed again in backward: `auto` keeps what fits `memory_share` of the card, attention first, and
+    computes the rest again (on the CPU as `stated`); `full` keeps the least, `none` all; `stated`: as below."""
+    memory_share: Annotated[float, Range(0.05, 1)] = 0.9
+    """With `recompute auto`: share of the smallest card's memory that a step may be estimated to take."""
     recompute_granularity: Literal["full", "selective"] | None = "full"
     """Decoder activations computed again in backward: whole layers, attention only, or none (unset)."""
     recompute_method: Literal["uniform", "block"] | None = "uniform"
@@ -192,6 +202,17 @@ class TrainConfig:
                 "train.recompute_granularity full needs recompute_method and recompute_num_layers, they are "
                 f"{self.recompute_method} and {self.recompute_num_layers}"
             )
+        if self.recompute != "stated":
+            self._refuse_what_would_not_count()
+
+    def _refuse_what_would_not_count(self) -> None:
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name.startswith("recompute_") and value != one.default:
+                raise ConfigError(
+                    f"train.{one.name} is {value}, but train.recompute {self.recompute} decides what is recomputed; "
+                    "set train.recompute stated to have it count"
+                )
 
     def micro_batches(self, data_parallel_size: int) -> int:
         """Return the packs each data parallel rank works through per step.
@@ -298,8 +319,20 @@ class ExperimentConfig:
         self.checkpoint.validate()
         self.logging.validate()
         self._validate_padding()
+        self._validate_offload()
         if world_size is not None:
             self.train.micro_batches(self.parallel.data_parallel_size(world_size))
+
+    def _validate_offload(self) -> None:
+        if not self.optimizer.optimizer_cpu_offload:
+            return
+        if self.train.precision != "bf16" or not self.parallel.use_distributed_optimizer:
+            raise ConfigError(
+                "optimizer.optimizer_cpu_offload needs train.precision bf16 and parallel.use_distributed_optimizer, "
+                f"they are {self.train.precision} and {self.parallel.use_distributed_optimizer}"
+            )
+        if self.train.device == "cpu":
+            raise ConfigError("optimizer.optimizer_cpu_offload moves state off a GPU, but train.device is cpu")
 
     def _validate_padding(self) -> None:
         """Check that the longest document still fits a pack when it is padded for context parallelism."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -25,6 +26,7 @@ from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.models.micro_batch import MicroBatch
 from megatron_v2pe.train.data_feed import DataFeed
+from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.metrics import MetricsLog, StepMetrics
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import take_step
@@ -55,6 +57,8 @@ class Trainer:
     save_interval: int | None
     peak_tflops: float | None = None
     """Of a device, what its rate is a share of; None: not known."""
+    explain_shortage: Callable[[int, tuple[int, int]], AbstractContextManager[None]] = shortage_explained
+    """Takes a step's number and what its longest pack holds; says what would help where memory runs out inside."""
 
     def run(self, start: int, train_steps: int, exit_step: int | None, stop: StopRequest) -> int:
         """Train from step `start` to `train_steps`, or until told to stop; return the steps done."""
@@ -72,7 +76,8 @@ class Trainer:
                     if iteration > saved:
                         self._save(iteration, last=True)
                     raise
-                metrics, end = self.step(iteration, data, began, stop)
+                with self.explain_shortage(iteration + 1, data.largest):
+                    metrics, end = self.step(iteration, data, began, stop)
                 iteration += 1
                 self.metrics.write(metrics)
                 stopping = stop.agree(*end.asked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,23 @@ from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch, watchdog
 from megatron_v2pe.device.agreement import on_every_rank, on_first_rank
 from megatron_v2pe.device.cards import peak_tflops
+from megatron_v2pe.device.cuda_start import check_precision
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.logging import get_logger, setup_logging
 from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.flops import Learning, StepCost
+from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.models.layer_specs import choose_spec
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
+from megatron_v2pe.parallel.attention_backend import check_backend
 from megatron_v2pe.run_lock import FolderLock
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig, ModelConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.loop import Trainer
+from megatron_v2pe.train.memory import Budget, in_words, plan_of_stage, shortage_explained
 from megatron_v2pe.train.metrics import MetricsLog
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
@@ -65,6 +69,8 @@ class Run:
     model: InternVLConfig
     policy: StridePolicy
     tokenizer: Tokenizer
+    budget: Budget
+    """What decides about memory."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,6 +85,11 @@ def run(config: ExperimentConfig) -> int:
     config = with_recorded_strides(config)
     config.validate(world.world_size)
     device = Device.choose(config.train.device, world.local_rank)
+    if device.kind == "cuda":
+        check_precision(config.train.precision, device.index)
+    elif config.optimizer.optimizer_cpu_offload:
+        raise ConfigError("optimizer.optimizer_cpu_offload moves state off a GPU, but this run is on the CPU")
+    check_backend(config.parallel.attention_backend, device.torch_device)
     minutes = config.parallel.distributed_timeout_minutes
     with launch.joined(world, device, minutes, _log_folder(config), topology.destroy), _locked(config.checkpoint.save):
         return _train(_prepare(config, world, device))
@@ -114,7 +125,18 @@ def _prepare(config: ExperimentConfig, world: launch.World, device: Device) -> R
     if len(tokenizer) > model.llm.vocab_size:
         raise ConfigError(f"{hf}: {len(tokenizer)} tokens in the tokenizer, {model.llm.vocab_size} rows in the model")
     policy = config.v2pe.stride_policy(config.train.seed)
-    return Run(config, world, device, groups, start, model, policy, tokenizer)
+    budget = Budget(config, model, world.world_size, _smallest_card(device))
+    return Run(config, world, device, groups, start, model, policy, tokenizer, budget)
+
+
+def _smallest_card(device: Device) -> int | None:
+    """Return the bytes of memory of the smallest card of all ranks; None on the CPU."""
+    mine = device.memory_bytes()
+    if mine is None:
+        return None
+    smallest = torch.tensor(mine, device=device.torch_device)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return int(smallest.item())
 
 
 def _check_stated(model: InternVLConfig, settings: ModelConfig, data: DataConfig) -> None:
@@ -175,6 +197,7 @@ def _train(run: Run) -> int:
         save=lambda step: _save(run, model, optimizer, feed, step),
         save_interval=config.checkpoint.save_interval,
         peak_tflops=_peak(run),
+        explain_shortage=partial(shortage_explained, budget=run.budget),
     )
     try:
         done = trainer.run(iteration, config.train.train_steps, config.train.exit_step, stop)
@@ -190,14 +213,7 @@ def _where(device: Device, world: launch.World) -> str:
 
 
 def _cost(run: Run) -> StepCost:
-    settings = run.config.model
-    learning = Learning(
-        backbone=not settings.freeze_backbone,
-        llm=not settings.freeze_llm,
-        projector=not settings.freeze_mlp,
-        unfreeze_vit_layers=settings.unfreeze_vit_layers,
-    )
-    return StepCost.of(run.model, learning)
+    return StepCost.of(run.model, run.budget.learning)
 
 
 def _peak(run: Run) -> float | None:
@@ -221,6 +237,10 @@ def _cutter(run: Run) -> Cutter:
 
 def _model(run: Run) -> InternVLModel:
     train, settings = run.config.train, run.config.model
+    plan = plan_of_stage(run.budget, run.groups.pp.rank())
+    if plan is not None:
+        for stage in range(run.budget.stages):
+            _log.info("%s", in_words(run.budget, stage))
     options = ModelOptions(
         params_dtype=run.dtype,
         spec=choose_spec(settings.spec, run.device.kind == "cuda"),
@@ -229,6 +249,7 @@ def _model(run: Run) -> InternVLModel:
         recompute_num_layers=train.recompute_num_layers if train.recompute_granularity == "full" else None,
         keep_attention=not train.recompute_attention,
         recompute_vision=train.recompute_vision,
+        recompute_plan=plan,
         drop_path_rate=settings.drop_path_rate,
         head_chunk_size=settings.head_chunk_size,
         perform_initialization=False,

@@ -87,8 +87,7 @@ def _shown(value: str) -> str:
 
 
 def _grad_checkpoint(value: str) -> Settings:
-    whole = is_true(value, "grad_checkpoint")
-    return {"train.recompute_granularity": "full" if whole else None}
+    return {"train.recompute": "auto" if is_true(value, "grad_checkpoint") else "none"}
 
 
 def _bf16(value: str) -> Settings:
@@ -215,9 +214,9 @@ ROWS: tuple[PublishedFlag, ...] = (
     _model.mapped(
         "grad_checkpoint",
         "False",
-        "train.recompute_granularity",
+        "train.recompute",
         _grad_checkpoint,
-        "True: `full`; False: none",
+        "True: `auto`, what does not fit; False: `none`",
     ),
     _model.mapped("drop_path_rate", "0.0", "model.drop_path_rate"),
     _model.mapped("ps_version", "v1", "model.ps_version", note="must equal the checkpoint's"),

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks._memory import TensorMemory
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.testing.parity import built
 from megatron_v2pe.testing.synthetic import internvl2_2b_config
+from megatron_v2pe.testing.tensor_memory import TensorMemory
 from megatron_v2pe.train.config import AdamWConfig
 from megatron_v2pe.v2pe.position_ids import position_ticks
 from megatron_v2pe.v2pe.stride import StridePolicy

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks._memory import TensorMemory
 from benchmarks._training import Shape, Step, cores, model_of
 from benchmarks._training import run as run_step
 from megatron_v2pe.models.head import Targets
+from megatron_v2pe.testing.tensor_memory import TensorMemory
 
 DESCRIPTION = "the loss head on supervised tokens only: memory by length, share of a step, beside the full head"
 

@@ -9,6 +9,7 @@ import pytest
 
 from megatron_v2pe import config_tree
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.recipes.internvl2_2b import internvl2_2b_v2pe_32k
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train.config import AdamWConfig, ExperimentConfig, ModelConfig, TrainConfig, V2PEConfig
 
@@ -149,3 +150,39 @@ def test_configurations_cannot_be_changed_in_place():
     with pytest.raises(AttributeError):
         config.train.seed = 1
     assert replace(config.train, seed=1).seed == 1
+
+
+@pytest.mark.parametrize("kind", ["auto", "full", "none"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("recompute_granularity", None),
+        ("recompute_method", "block"),
+        ("recompute_num_layers", 2),
+        ("recompute_attention", False),
+        ("recompute_vision", False),
+    ],
+)
+def test_settings_that_would_not_count_are_refused(kind, name, value):
+    train = TrainConfig(recompute=kind, **{name: value})
+    with pytest.raises(ConfigError, match=rf"train.{name} is {value}, but train.recompute {kind} decides"):
+        train.validate()
+    TrainConfig(**{name: value}).validate()  # stated, the default
+    TrainConfig(recompute=kind).validate()
+
+
+@pytest.mark.parametrize(
+    ("train", "parallel", "message"),
+    [
+        ({"precision": "fp32"}, {}, "they are fp32 and True"),
+        ({}, {"use_distributed_optimizer": False}, "they are bf16 and False"),
+        ({"device": "cpu"}, {}, "train.device is cpu"),
+    ],
+)
+def test_offload_of_the_optimizer_needs_a_gpu_bf16_and_shards(train, parallel, message):
+    config = internvl2_2b_v2pe_32k()
+    config = replace(config, optimizer=replace(config.optimizer, optimizer_cpu_offload=True))
+    config.validate()
+    config = replace(config, train=replace(config.train, **train), parallel=replace(config.parallel, **parallel))
+    with pytest.raises(ConfigError, match=message):
+        config.validate()

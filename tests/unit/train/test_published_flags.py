@@ -108,8 +108,8 @@ def test_a_json_file_of_flags_is_read_like_the_flags(parse, tmp_path):
     [
         (("--bf16", "False"), "train.precision", "fp32"),
         (("--bf16",), "train.precision", "bf16"),
-        (("--grad_checkpoint", "False"), "train.recompute_granularity", None),
-        (("--grad_checkpoint",), "train.recompute_granularity", "full"),
+        (("--grad_checkpoint", "False"), "train.recompute", "none"),
+        (("--grad_checkpoint",), "train.recompute", "auto"),
         (("--save_strategy", "no"), "checkpoint.save_interval", None),
         (("--save_strategy", "no", "--save_steps", "7"), "checkpoint.save_interval", None),
         (("--save_steps", "7", "--save_strategy", "steps"), "checkpoint.save_interval", 7),

@@ -21,7 +21,8 @@ class TensorMemory(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         """Bytes at the worst moment."""
-        self._alive = 0
+        self.alive = 0
+        """Bytes now."""
         self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -38,12 +39,12 @@ class TensorMemory(TorchDispatchMode):
     def _add(self, storage: torch.UntypedStorage) -> None:
         self._known[storage] = None
         size = storage.nbytes()
-        self._alive += size
-        self.peak = max(self.peak, self._alive)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
         weakref.finalize(storage, self._forget, size)
 
     def _forget(self, size: int) -> None:
-        self._alive -= size
+        self.alive -= size
 
 
 def _is_tensor(value: Any) -> bool:

@@ -1,0 +1,294 @@
+"""How much memory a rank takes in a training step: arithmetic on plain numbers, before anything is built.
+
+`estimate` is what recompute is decided by (`train/memory.py`) and what `--dry-run` prints. It counts tensors as the
+layers keep them; tests hold it against every tensor of small models' steps (`tests/unit/models/test_memory.py`), and
+parameters against those of built models. What a GPU keeps for itself (its context, libraries, communicators) is an
+allowance, `RESERVE`, not a count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.flops import Learning
+from megatron_v2pe.models.recompute import RecomputePlan
+from megatron_v2pe.parallel.config import ParallelConfig
+
+GIB = 2**30
+RESERVE = GIB * 3 // 2
+"""Bytes of a GPU that no tensor has: context, cuBLAS and cuDNN workspaces, NCCL's buffers. An allowance."""
+TOWER_TILES = 16
+"""Tiles encoded at a time where the tower is computed again tile by tile: 16,400 tokens fill a GPU's matrix units."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a step holds at most, before it is spread over ranks."""
+
+    tokens: int
+    """Of a pack."""
+    tiles: int
+    """Of a pack."""
+    supervised: int
+    """Tokens of a pack whose successor is learned; the head works on these."""
+    micro_batches: int = 1
+    """Packs one after the other on a data parallel rank."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Widths of what is stored, and sizes of what is done at a time."""
+
+    itemsize: int = 2
+    """Bytes of a parameter and of an activation: 2 in bf16, 4 in fp32."""
+    head_chunk: int = 4096
+    """Supervised tokens projected to the vocabulary at a time."""
+    mlp_chunk: int | None = None
+    """Tokens that pass the decoder's MLP at a time in backward; None: all."""
+    offloaded: float = 0.0
+    """Share of the optimizer's state that is on the host."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one rank."""
+
+    weights: int
+    gradients: int
+    """The fp32 buffers gradients are summed in."""
+    optimizer: int
+    """Master weights (bf16 only) and two moments in fp32, this rank's share."""
+    kept: int
+    """Activations kept from forward to backward, of all packs in flight, when the head begins."""
+    working: int
+    """What the worst moment needs beyond these, all that is free again by then subtracted."""
+    moment: str
+    """The worst moment in words."""
+
+    @property
+    def total(self) -> int:
+        """Bytes of tensors at the worst moment."""
+        return self.weights + self.gradients + self.optimizer + self.kept + self.working
+
+    @property
+    def activations(self) -> int:
+        """Bytes of what a step makes, at the worst moment."""
+        return self.kept + self.working
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameters of one rank of a stage, by the part that may be frozen."""
+
+    decoder: int
+    tower: int
+    projector: int
+    tower_learning: int
+    """Of the tower, those that learn."""
+
+    def learning(self, learning: Learning) -> int:
+        """Return how many have gradients."""
+        return self.decoder * learning.llm + self.projector * learning.projector + self.tower_learning
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.decoder + self.tower + self.projector
+
+
+def parameters(model: InternVLConfig, layout: ParallelConfig, stage: int, learning: Learning) -> Parameters:
+    """Count the parameters of one rank of a pipeline stage."""
+    llm, degree = model.llm, layout.tensor_model_parallel_size
+    stages = layout.pipeline_model_parallel_size
+    width, keys = llm.hidden_size, llm.num_query_groups * llm.head_dim
+    layer = (width * (width + 2 * keys) + width * width + 3 * width * llm.ffn_hidden_size) // degree + 2 * width
+    decoder = layout.layers_per_stage(llm.num_layers)[stage] * layer
+    vocabulary = llm.padded_vocab_size * width // degree
+    first, last = stage == 0, stage == stages - 1
+    decoder += first * vocabulary + last * width
+    decoder += last * vocabulary * (not (llm.tie_word_embeddings and first))
+    if not first:
+        return Parameters(decoder, 0, 0, 0)
+    shards = 1 if layout.vision_parallel == "replicated" else degree
+    vision, v = model.vision, model.vision.hidden_size
+    wide = vision.ffn_hidden_size
+    each = (4 * v * v + 2 * v * wide) // shards  # four matrices of attention, two of the MLP
+    each += (3 * v * vision.qkv_bias + wide) // shards + 2 * v  # biases
+    each += 6 * v  # two norms, two layer scales
+    embedding = vision.num_channels * vision.patch_size**2 * v + 2 * v
+    embedding += (1 + (vision.image_size // vision.patch_size) ** 2) * v
+    learn = sum(learning.tower_layers(vision.num_layers))
+    shuffled = v * round(1 / model.downsample_ratio) ** 2
+    projector = 2 * shuffled + (shuffled * width + width + width * width) // shards + width
+    tower = embedding + vision.num_layers * each
+    return Parameters(decoder, tower, projector, tower if learning.backbone else learn * each)
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """Bytes of one transformer layer over all its tokens on a rank."""
+
+    given: int
+    """Its input."""
+    whole: int
+    """All it keeps for backward beside its input, its output among them."""
+    attention: int
+    """Attention's result: its output and log-sum-exp."""
+    working: int
+    """What its backward pass holds beside what it keeps, at most."""
+
+
+def estimate(
+    model: InternVLConfig,
+    layout: ParallelConfig,
+    stage: int,
+    data_parallel_size: int,
+    load: Load,
+    plan: RecomputePlan,
+    numbers: Numbers | None = None,
+    learning: Learning | None = None,
+) -> Footprint:
+    """Return the memory of a rank of a pipeline stage, the one with the most tokens and tiles.
+
+    Args:
+        model: the checkpoint's sizes.
+        layout: degrees of parallelism.
+        stage: pipeline stage, from 0.
+        data_parallel_size: copies of the model that work on different packs.
+        load: the pack's budget.
+        plan: what the stage recomputes.
+        numbers: types and chunks; those of a bf16 run by default.
+        learning: what is not frozen; all by default.
+    """
+    numbers, learning = numbers or Numbers(), learning or Learning()
+    counted = parameters(model, layout, stage, learning)
+    learn = counted.learning(learning)
+    shares = data_parallel_size * layout.context_parallel_size if layout.use_distributed_optimizer else 1
+    state = (12 if numbers.itemsize == 2 else 8) * learn
+    kept, moments = _activations(model, layout, stage, load, plan, numbers, learning)
+    moment = max(moments, key=lambda name: moments[name])
+    return Footprint(
+        weights=counted.total * numbers.itemsize,
+        gradients=4 * learn,
+        optimizer=ceil(state * (1 - numbers.offloaded) / shares),
+        kept=kept,
+        working=moments[moment] - kept,
+        moment=moment,
+    )
+
+
+def _activations(
+    model: InternVLConfig,
+    layout: ParallelConfig,
+    stage: int,
+    load: Load,
+    plan: RecomputePlan,
+    numbers: Numbers,
+    learning: Learning,
+) -> tuple[int, dict[str, int]]:
+    """Return what is kept when the head begins, and the bytes of activations at each moment that may be the worst."""
+    llm, stages = model.llm, layout.pipeline_model_parallel_size
+    first, last = stage == 0, stage == stages - 1
+    tokens = ceil(load.tokens / layout.context_parallel_size)
+    flight = min(stages - stage, load.micro_batches)
+    layer = _decoder_layer(model, layout, tokens, numbers)
+    layers = layout.layers_per_stage(llm.num_layers)[stage]
+    recomputed = min(plan.decoder_layers, layers)
+    whole = layers - recomputed
+    stream = layer.given  # a hidden state
+    angles = 2 * tokens * (llm.head_dim // 2) * 4
+    labels = tokens * 8 * 4  # ids, ticks, rows
+    tower_kept, tower_working = _tower(model, layout, load, plan, numbers) if first else (0, 0)
+    inputs = recomputed * stream + min(plan.attention_kept, recomputed) * layer.attention
+    ends = stream + (FINAL_NORM * stream if last else 0)  # what the decoder starts from; what its last norm keeps
+    one = tower_kept + angles + labels + inputs + whole * layer.whole + ends
+    others = (flight - 1) * one
+    vocabulary = llm.padded_vocab_size // layout.tensor_model_parallel_size
+    moments = {"before the head": one}
+    if last:
+        chosen = min(ceil(load.supervised / layout.context_parallel_size), tokens)
+        row = llm.hidden_size * numbers.itemsize
+        chunk = min(chosen, numbers.head_chunk)
+        logits = chunk * vocabulary * (HEAD_LOGITS * numbers.itemsize + HEAD_WIDE * 4)
+        weight = HEAD_WEIGHTS * vocabulary * row if learning.llm else 0
+        moments["the head"] = one + HEAD_ROWS * chosen * row + logits + weight
+    if whole:
+        moments["backward of a layer kept whole"] = one + layer.working
+    if recomputed:
+        free = whole * layer.whole + (FINAL_NORM * stream if last else 0)
+        free += layer.attention if plan.attention_kept else 0
+        moments["backward of a recomputed layer"] = one - free + layer.whole + layer.working
+    if first:
+        table = vocabulary * llm.hidden_size * numbers.itemsize  # gradient of the embedding
+        rest = tower_kept + angles + labels + 2 * stream
+        moments["backward of the tower"] = rest + max(tower_working, (table if learning.llm else 0) + stream)
+    return others + one, {name: others + count for name, count in moments.items()}
+
+
+def _decoder_layer(model: InternVLConfig, layout: ParallelConfig, tokens: int, numbers: Numbers) -> _Layers:
+    llm, degree, size = model.llm, layout.tensor_model_parallel_size, numbers.itemsize
+    share = degree if layout.sequence_parallel else 1
+    row = tokens * size
+    hidden = row * llm.hidden_size // share
+    queries = row * llm.hidden_size // degree
+    keys = row * llm.num_query_groups * llm.head_dim // degree
+    sums = tokens * 4 * llm.num_attention_heads // degree
+    wide = row * llm.ffn_hidden_size // degree
+    attention = queries + sums
+    whole = hidden * DECODER_HIDDEN + queries + 2 * keys + attention + int(wide * DECODER_WIDE)
+    chunk = 1.0 if numbers.mlp_chunk is None else min(1.0, numbers.mlp_chunk / tokens)
+    mlp = int(wide * chunk * DECODER_MLP_WORKING)
+    around = (2 if layout.context_parallel_size > 1 else 1) * (queries + 2 * keys) * 4 // size  # in fp32
+    return _Layers(hidden, whole, attention, hidden + max(mlp, around + queries + 2 * keys - int(wide * DECODER_WIDE)))
+
+
+def _tower(
+    model: InternVLConfig, layout: ParallelConfig, load: Load, plan: RecomputePlan, numbers: Numbers
+) -> tuple[int, int]:
+    """Return what the tower and the projector keep, and what their backward pass needs beside it."""
+    vision, size = model.vision, numbers.itemsize
+    replicated = layout.vision_parallel == "replicated"
+    tiles = ceil(load.tiles / (layout.context_parallel_size * (layout.tensor_model_parallel_size if replicated else 1)))
+    if not tiles:
+        return 0, 0
+    degree = 1 if replicated else layout.tensor_model_parallel_size
+    run = model.select_layer % (vision.num_layers + 1)
+    pixels = tiles * 3 * model.tile_size**2 * size
+    patch = ((model.tile_size // vision.patch_size) ** 2 + 1) * size  # bytes of a number for every token of a tile
+    given = patch * vision.hidden_size
+    heads = patch // size * 4 * vision.num_attention_heads // degree
+    whole = (
+        given * TOWER_HIDDEN + 4 * given // degree + heads + int(patch * vision.ffn_hidden_size * TOWER_WIDE / degree)
+    )
+    working = int(patch * vision.ffn_hidden_size * TOWER_MLP_WORKING / degree) + given
+    features = model.tokens_per_tile * model.llm.hidden_size * size
+    projector = PROJECTOR_GIVEN * given + 2 * features // degree
+    if plan.tower_tiles:
+        part = min(plan.tower_tiles, tiles)
+        return pixels + tiles * features, part * (run * whole + 2 * given + projector + working) + tiles * features
+    recomputed = min(plan.tower_layers, run)
+    kept = recomputed * given + (run - recomputed) * whole + 2 * given + projector + features
+    return pixels + tiles * kept, tiles * (working + features + (whole if recomputed else 0))
+
+
+FINAL_NORM = 2
+"""Hidden states kept by the norm after the last layer."""
+DECODER_HIDDEN = 6
+"""Hidden states a decoder layer keeps: two residual sums, and two for each norm."""
+DECODER_WIDE = 5.0
+"""Widths of the MLP a decoder layer keeps: gate and straight part, what they are multiplied to, ..."""
+DECODER_MLP_WORKING = 2.0
+"""Widths of the MLP its backward pass makes beside them."""
+TOWER_HIDDEN = 6
+"""Hidden states a tower layer keeps: residual sums, what layer scales multiply, two norms."""
+TOWER_WIDE = 2.0
+"""Widths of the MLP a tower layer keeps: before and after the activation."""
+TOWER_MLP_WORKING = 1.0
+"""Widths of the MLP its backward pass makes beside them."""
+PROJECTOR_GIVEN = 2
+"""Copies of the tower's result that pixel shuffle and the projector's norm keep."""
+HEAD_ROWS, HEAD_LOGITS, HEAD_WIDE, HEAD_WEIGHTS = 3, 1, 2, 2
+"""Copies the head makes: of chosen hidden states, of a chunk's logits in the run's type and in fp32, of the gradient of
+its weight."""

@@ -1,14 +1,16 @@
-"""How often does the host read what a training step computes? Counted on a CPU, where a read costs nothing.
+"""How often does the host read what a training step computes? Counted on a CPU, where a read costs nothing, or on CUDA.
 
 On CUDA every read of a tensor (`item`, `tolist`, `nonzero`, `if tensor:`) waits for all that was asked of the device
 before it, and so does every plain copy to it. Two ways to see them without a GPU, both inside a `WorkerPool`:
 `read_by_steps` runs whole steps of the trainer and follows what comes from weights and moved batches; `copied_by_model`
-runs forward and backward on PyTorch's `meta` device, whose tensors have no values to read.
+runs forward and backward on PyTorch's `meta` device, whose tensors have no values to read. On CUDA the first of them
+lists what PyTorch itself says of waits; not run where no GPU is at hand.
 """
 
 from __future__ import annotations
 
 import traceback
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -149,6 +151,8 @@ class _Silent:
 def read_by_steps(case: parity.Case, steps: int, planted: str | None = None) -> list[list[str]]:
     """Train a case with the trainer's own loop; return what the host has read in each step.
 
+    On CUDA, a read is any wait that PyTorch's `set_sync_debug_mode` tells of.
+
     Args:
         case: a layout of one data-parallel rank.
         steps: how many.
@@ -167,14 +171,15 @@ def read_by_steps(case: parity.Case, steps: int, planted: str | None = None) -> 
     with made as model, PLANTED[planted]() if planted else nullcontext():
         parity.load_full(model, case.weights)
         groups, settings = ProcessGroupCollection.use_mpu_process_groups(), AdamWConfig(warmup_ratio=0.0)
-        wrapped = wrap(model, case.layout, groups, torch.device("cpu"))
+        device = torch.device(case.device, 0) if case.device == "cuda" else torch.device("cpu")
+        wrapped = wrap(model, case.layout, groups, device)
         optimizer = build_optimizer(wrapped, settings, case.dtype, False, False, groups)
         cutter = Cutter(
             placement=model.placement,
             first_stage=model.pre_process,
             image_token_id=case.image_token_id,
             tokens_per_tile=model.internvl.tokens_per_tile,
-            device=torch.device("cpu"),
+            device=device,
             dtype=case.dtype,
             mean_std=((0.5,) * 3, (0.5,) * 3),
         )
@@ -183,7 +188,7 @@ def read_by_steps(case: parity.Case, steps: int, planted: str | None = None) -> 
             optimizer=optimizer,
             scheduler=build_scheduler(optimizer, settings, steps),
             feed=_Feed([_batch(pack, model.internvl, model.placement) for pack in case.packs]),  # type: ignore[arg-type]
-            device=Device("cpu"),
+            device=Device(case.device),
             cutter=cutter,
             num_micro_batches=len(case.packs),
             seed=case.drop_path_seed or 0,
@@ -195,17 +200,41 @@ def read_by_steps(case: parity.Case, steps: int, planted: str | None = None) -> 
         original = trainer.step
 
         def counted(*args: Any) -> Any:
-            reads = HostReads()
-            reads.put(list(model.parameters()))
-            reads.put([parameter.main_grad for parameter in model.parameters()])  # type: ignore[attr-defined]
-            with reads, _arriving_on(reads):
+            with (_waits if case.device == "cuda" else _followed)(model) as reads:
                 result = original(*args)
-            found.append(reads.found)
+            found.append(list(reads))
             return result
 
         with mock.patch.object(trainer, "step", counted):
             assert trainer.run(0, steps, None, _Silent([])) == steps  # type: ignore[arg-type]
     return found
+
+
+@contextmanager
+def _followed(model: torch.nn.Module) -> Iterator[list[str]]:
+    """List reads of what comes from a model's weights, on the CPU."""
+    reads = HostReads()
+    reads.put(list(model.parameters()))
+    reads.put([parameter.main_grad for parameter in model.parameters()])  # type: ignore[attr-defined]
+    with reads, _arriving_on(reads):
+        yield reads.found
+
+
+@contextmanager
+def _waits(_: torch.nn.Module) -> Iterator[list[str]]:
+    """List what PyTorch says of waits for CUDA."""
+    found: list[str] = []
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+            found += [
+                f"{one.message} at {one.filename}:{one.lineno}" for one in said if "synchroniz" in str(one.message)
+            ]
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def test_the_documents_that_were_measured():
     """InternVL2-2B: 33,375 tokens in one document with 130 tiles were counted by hand as 911 TFLOP."""
     cost = StepCost.of(InternVLConfig.from_hf(internvl2_2b_config()))
     one = cost.flop(33_375, 33_375**2, 130, 100) / 1e12
-    assert one == pytest.approx(911, rel=0.01)  # 915.6: the count by hand leaves out projector and patch embedding
+    assert one == pytest.approx(911, rel=0.01)  # 915.5: the count by hand leaves out projector and patch embedding
     assert cost.per_token == pytest.approx(6 * 1.51e9, rel=1e-3)
     assert cost.per_square == 3 * 2 * 2048 * 24
     assert cost.per_supervised == 6 * 2048 * 92_553

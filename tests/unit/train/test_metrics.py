@@ -1,0 +1,90 @@
+"""What a run tells: rows are a step's own, rates shown leave out the first step of the process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from megatron_v2pe.train.config import LoggingConfig
+from megatron_v2pe.train.metrics import MetricsLog, Rates, StepMetrics
+
+
+def step(number, seconds, tflops=50.0, mfu: float | None = 0.25):
+    return StepMetrics(
+        iteration=number,
+        loss=1.0,
+        lr=1e-3,
+        grad_norm=2.0,
+        tokens=1000,
+        tiles=10,
+        packs=1,
+        seconds=seconds,
+        tokens_per_second=1000 / seconds,
+        tiles_per_second=10 / seconds,
+        memory_gib=1.0,
+        tflop=tflops * seconds,
+        tflops_per_device=tflops,
+        mfu=mfu,
+    )
+
+
+@pytest.fixture
+def log(tmp_path):
+    made = MetricsLog(LoggingConfig(tensorboard=False, log_interval=2), tmp_path, 0, 0, 5, device="a card; 1 rank")
+    yield made
+    made.close()
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_first_step_is_no_part_of_the_rates_that_are_shown(log, tmp_path):
+    shown = []
+    assert log._bar is not None
+    log._bar.set_postfix_str = shown.append
+    for number, seconds in enumerate((100.0, 2.0, 2.0, 1.0, 1.0), 1):
+        log.write(step(number, seconds))
+    assert ["500 tok/s, 5.0 tiles/s, 50 TFLOP/s (25.0% MFU)" in text for text in shown] == [True, False, False]
+    assert "667 tok/s" in shown[1], "steps 3 and 4 together: 2,000 tokens in 3 s"
+    assert "1,000 tok/s" in shown[2]
+    assert log.rates() == "667 tok/s, 6.7 tiles/s, 50 TFLOP/s (25.0% MFU) over 4 steps"
+
+
+def test_a_row_is_the_steps_own_and_the_first_says_that_it_warms_up(tmp_path):
+    log = MetricsLog(LoggingConfig(tensorboard=False), tmp_path, 0, 0, 3, device="a card; 1 rank")
+    for number, seconds in enumerate((100.0, 2.0, 2.0), 1):
+        log.write(step(number, seconds, mfu=None))
+    log.close()
+    written = rows(tmp_path)
+    assert [row["warm_up"] for row in written] == [True, False, False]
+    assert [row["tokens_per_second"] for row in written] == [10.0, 500.0, 500.0]
+    assert [row.get("device") for row in written] == ["a card; 1 rank", None, None]
+    assert all(row["mfu"] is None and row["tflops_per_device"] == 50.0 for row in written)
+
+
+def test_before_there_is_a_rate_and_without_a_peak():
+    rates = Rates()
+    assert rates.words() == "warming up"
+    rates.add(step(2, 4.0, tflops=0.01234, mfu=None))
+    assert rates.words() == "250 tok/s, 2.5 tiles/s, 0.0123 TFLOP/s"
+
+
+def test_tensorboard_has_no_rates_of_the_first_step(tmp_path):
+    log = MetricsLog(LoggingConfig(jsonl=False, tensorboard=False), tmp_path, 0, 0, 2)
+    added = []
+
+    class Board:
+        def add_scalar(self, name, value, iteration):
+            added.append((name, iteration))
+
+        def close(self):
+            """Nothing is open."""
+
+    log._board = Board()  # pyright: ignore[reportAttributeAccessIssue]
+    for number in (1, 2):
+        log.write(step(number, 1.0))
+    log.close()
+    assert ("train/loss", 1) in added and ("train/mfu", 1) not in added and ("train/tokens_per_second", 1) not in added
+    assert {("train/mfu", 2), ("train/tflops_per_device", 2), ("train/tokens_per_second", 2)} <= set(added)

@@ -58,6 +58,14 @@ def test_positions_says_where_floats_go_wrong(tool, tmp_path):
     assert row["float same position"] > 0 and row["lattice same position"] == 0
 
 
+def test_attention_kernels_are_right_on_the_cpu(tool, tmp_path):
+    target = tmp_path / "kernels.json"
+    assert tool("attention_kernels", "--device", "cpu", "--repeats", "1", "--json", str(target))[0] == 0
+    rows = json.loads(target.read_text())["result"]["kernels"]
+    assert {row["kernel"] for row in rows} == {"flash for the CPU", "plain, in chunks of queries"}
+    assert len(rows) == 6 and all(row["error"] < 1e-4 and row["backward TFLOP/s"] > 0 for row in rows)
+
+
 def test_benchmarks_are_listed_and_explain_themselves(tool):
     status, output, _ = tool("--list")
     assert status == 0 and any(line.startswith("positions ") for line in output.splitlines())

@@ -8,12 +8,16 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_v2pe.errors import ConfigError, LayoutError
-from megatron_v2pe.parallel import ring_attention
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.transformer_config import ModelOptions, language_transformer_config, vision_transformer_config
+from megatron_v2pe.parallel import core_attention, ring_attention
 from megatron_v2pe.parallel.block_attention import Block, CpuFlash
+from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.core_attention import FlashCoreAttention, refuse_inexact, rotated
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 from megatron_v2pe.testing.attention import SCALE, WIDTH, CountingKernel, dense, random_inputs
+from megatron_v2pe.testing.synthetic import internvl2_2b_config
 
 HEADS, GROUPS, LENGTHS = 4, 2, (5, 1, 7)
 
@@ -140,6 +144,33 @@ def test_a_recomputed_layer_takes_the_result_of_its_forward_pass(keep, monkeypat
     assert kernel.forwards == 3 - keep and not pack.kept
     assert torch.equal(plain, first) and torch.equal(plain, again)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(gradients, expected, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_the_setting_reaches_the_choice_of_a_kernel(backend, monkeypatch):
+    config = configuration()
+    config.attention_kernels = backend
+    asked = []
+
+    def choose(query, groups, backend, merges):
+        asked.append((groups, backend, merges))
+        return CpuFlash()
+
+    monkeypatch.setattr(ring_attention, "choose_kernel", choose)
+    attention(config)(*states(), None, packed_seq_params=pack_of(LENGTHS, 13))
+    assert asked == [(GROUPS, backend, False)]
+    monkeypatch.setattr(core_attention, "batched_attention", lambda *arguments: asked.append(arguments) or arguments[0])
+    tiles = [state.unsqueeze(1) for state in states()]
+    attention(config, AttnMaskType.no_mask)(*tiles, None)
+    assert asked[-1][-1] == backend
+
+
+def test_the_models_configurations_carry_the_setting():
+    model = InternVLConfig.from_hf(internvl2_2b_config())
+    for make in (language_transformer_config, vision_transformer_config):
+        for backend in ("auto", "flash"):
+            config = make(model, ParallelConfig(attention_backend=backend), ModelOptions())
+            assert config.attention_kernels == backend
 
 
 def test_nothing_is_kept_outside_training():

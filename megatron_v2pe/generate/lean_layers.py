@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.lean_operations import Norm, lean_norm, linear, rotate
+from megatron_v2pe.models.linear import ColumnLinear, RowLinear
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, query [T, groups, r, d], key [T, groups, d], value [T, groups, d]) to [T, groups, r, d]; r query heads share
@@ -144,10 +144,10 @@ def _check(layer: Any) -> None:
     parts = {
         "attention": (attention, SelfAttention),
         "MLP": (mlp, MLP),
-        "qkv projection": (attention.linear_qkv, ColumnParallelLinear),
-        "output projection": (attention.linear_proj, RowParallelLinear),
-        "first MLP projection": (mlp.linear_fc1, ColumnParallelLinear),
-        "second MLP projection": (mlp.linear_fc2, RowParallelLinear),
+        "qkv projection": (attention.linear_qkv, ColumnLinear),
+        "output projection": (attention.linear_proj, RowLinear),
+        "first MLP projection": (mlp.linear_fc1, ColumnLinear),
+        "second MLP projection": (mlp.linear_fc2, RowLinear),
     }
     for what, (module, kind) in parts.items():
         if type(module) is not kind:

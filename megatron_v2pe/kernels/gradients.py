@@ -20,7 +20,7 @@ def add_product(target: Tensor, gradient: Tensor, states: Tensor) -> None:
         states: [n, in].
     """
     if target.dtype == gradient.dtype == states.dtype:
-        target.addmm_(gradient.t(), states)
+        torch.addmm(target, gradient.t(), states, out=target)
     elif target.is_cuda and target.dtype == torch.float32 and _writes_float32(target.device, gradient.dtype):
         _add_wide(target, gradient, states)
     else:

@@ -51,6 +51,27 @@ def touch(hidden: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     return hidden
 
 
+def in_turn(parameter: nn.Parameter | None) -> Tensor | None:
+    """Return a parameter with a place of its own in the order of gradients; called in the order of use.
+
+    An operation with several parameters has all their gradients at once, and autograd hands them on in no stated order.
+    Overlapped reduction needs one order on every rank, that in which `touch` brings zeros: the last used first.
+    """
+    if parameter is None or not parameter.requires_grad or not torch.is_grad_enabled():
+        return parameter
+    return _InTurn.apply(parameter)
+
+
+class _InTurn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor) -> Tensor:
+        return parameter.view_as(parameter)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return gradient
+
+
 def fire_forward_hooks(module: nn.Module) -> None:
     """Run the forward pre-hooks of a module and of its children ahead of the call, or instead of one.
 

@@ -7,6 +7,7 @@ feed-forward columns; every tensor-parallel rank sees the same tiles.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,15 +15,20 @@ import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
+from megatron_v2pe.kernels.residual import scaled_residual
 from megatron_v2pe.models.config import VisionConfig
 from megatron_v2pe.models.drop_path import DropPathKey, keep_factors, layer_rates
+from megatron_v2pe.models.fusion import in_turn
 from megatron_v2pe.models.layer_specs import block_spec, layer_spec
+from megatron_v2pe.models.mlp import run_mlp
+from megatron_v2pe.models.transformer_config import LayerConfig
 
 BiasDropoutAdd = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
 
@@ -30,15 +36,17 @@ BiasDropoutAdd = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
 class InternViTLayer(TransformerLayer):
     """`x + DropPath(ls1 * Attn(norm1 x))`, then `x + DropPath(ls2 * MLP(norm2 x))`."""
 
-    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: LayerConfig, *args: Any, **kwargs: Any) -> None:
         """Build Megatron-Core's layer and replace its residual additions by scaled ones."""
         super().__init__(config, *args, **kwargs)
+        self.mlp_chunk_tokens = config.mlp_chunk_tokens
         self.ls1 = nn.Parameter(torch.ones(config.hidden_size, dtype=config.params_dtype))
         self.ls2 = nn.Parameter(torch.ones(config.hidden_size, dtype=config.params_dtype))
         self.keep: Tensor | None = None
         """[2, tiles], set before each forward; None keeps every path."""
         self.self_attn_bda = self._attention_residual
         self.mlp_bda = self._mlp_residual
+        self.bias_dropout_add_exec_handler = nullcontext  # Megatron-Core's adds with gradients where they are off
 
     def _attention_residual(self, training: bool, fused: bool) -> BiasDropoutAdd:
         return lambda update, residual, _: self._add(update, residual, self.ls1, 0)
@@ -46,12 +54,16 @@ class InternViTLayer(TransformerLayer):
     def _mlp_residual(self, training: bool, fused: bool) -> BiasDropoutAdd:
         return lambda update, residual, _: self._add(update, residual, self.ls2, 1)
 
-    def _add(self, update: tuple[Tensor, Tensor | None], residual: Tensor, scale: Tensor, path: int) -> Tensor:
+    def _add(self, update: tuple[Tensor, Tensor | None], residual: Tensor, scale: nn.Parameter, path: int) -> Tensor:
         hidden, bias = update
-        hidden = (hidden if bias is None else hidden + bias) * scale
-        if self.keep is not None:
-            hidden = hidden * self.keep[path, None, :, None]
-        return residual + hidden
+        keep = None if self.keep is None else self.keep[path]
+        return scaled_residual(residual, hidden, in_turn(bias), in_turn(scale), keep)
+
+    def _forward_mlp(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        if isinstance(self.pre_mlp_layernorm, IdentityOp):  # Transformer Engine's first linear holds the norm
+            return super()._forward_mlp(hidden_states)
+        update = run_mlp(self.mlp, self.pre_mlp_layernorm(hidden_states), self.mlp_chunk_tokens)
+        return self._add(update, hidden_states, self.ls2, 1)
 
 
 class InternViTBlock(TransformerBlock):

@@ -11,7 +11,6 @@ from functools import partial
 from importlib.util import find_spec
 
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -22,6 +21,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.models.decoder_layer import DecoderLayer
+from megatron_v2pe.models.linear import ColumnLinear, RowLinear
 from megatron_v2pe.models.norms import Norm
 from megatron_v2pe.parallel.core_attention import FlashCoreAttention, TransformerEngineCoreAttention
 
@@ -57,7 +58,7 @@ def choose_spec(name: str, on_cuda: bool) -> str:
 def layer_spec(
     spec: str,
     mask: AttnMaskType,
-    layer: type[TransformerLayer] = TransformerLayer,
+    layer: type[TransformerLayer] | None = None,
     keep_attention: bool = False,
 ) -> ModuleSpec:
     """Return the spec of one transformer layer.
@@ -65,12 +66,12 @@ def layer_spec(
     Args:
         spec: `local` or `te`.
         mask: causal for the language model, no_mask for the vision tower.
-        layer: the layer class, a subclass where a layer adds something of its own.
+        layer: the layer class, where a layer has something of its own; the decoder's by default.
         keep_attention: a recomputed layer does not compute attention again, see `FlashCoreAttention`.
     """
     if spec == "te":
-        return _te_layer(mask, layer)
-    return _local_layer(mask, layer, partial(FlashCoreAttention, keep_result=keep_attention))
+        return _te_layer(mask, layer or TransformerLayer)
+    return _local_layer(mask, layer or DecoderLayer, partial(FlashCoreAttention, keep_result=keep_attention))
 
 
 def block_spec(layers: list[ModuleSpec], final_norm: bool) -> TransformerBlockSubmodules:
@@ -83,10 +84,10 @@ def _local_layer(mask: AttnMaskType, layer: type[TransformerLayer], attention: C
         module=layer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=Norm,
-            self_attention=_attention(mask, ColumnParallelLinear, RowParallelLinear, attention),
+            self_attention=_attention(mask, ColumnLinear, RowLinear, attention),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=Norm,
-            mlp=_mlp(ColumnParallelLinear, RowParallelLinear),
+            mlp=_mlp(ColumnLinear, RowLinear),
             mlp_bda=get_bias_dropout_add,
             sharded_state_dict_keys_map=FUSED_NORM_NAMES,
         ),

@@ -6,10 +6,14 @@ takes is one attribute: weights marked `sequence_parallel` have their gradients 
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+
+from megatron_v2pe.kernels.norms import add_rms_norm, rms_norm
 
 
 class _Norm(nn.Module):
@@ -43,9 +47,17 @@ class RMSNorm(_Norm):
         """Create weight ones of `hidden_size`."""
         super().__init__(config, hidden_size, eps, bias=False)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Normalise [..., hidden_size]."""
-        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+    @overload
+    def forward(self, hidden: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, hidden: Tensor, update: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def forward(self, hidden: Tensor, update: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalise [..., hidden_size]; with an update, add it first and return the sum beside its norm."""
+        if update is None:
+            return rms_norm(hidden, self.weight, self.eps)
+        return add_rms_norm(hidden, update, self.weight, self.eps)
 
 
 class Norm:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_v2pe.kernels.gelu import gelu
+from megatron_v2pe.models.linear import ColumnLinear, RowLinear
 from megatron_v2pe.models.norms import LayerNorm
 
 PROJECTOR_NORM_EPS = 1e-5
@@ -45,14 +45,14 @@ class Projector(MegatronModule):
         super().__init__(config)
         groups = {"config": config, "init_method": config.init_method, "tp_group": pg_collection.tp}
         self.norm = LayerNorm(config, input_size, PROJECTOR_NORM_EPS)
-        self.linear_fc1 = ColumnParallelLinear(
+        self.linear_fc1 = ColumnLinear(
             input_size, output_size, bias=True, gather_output=False, is_expert=False, **groups
         )
-        self.linear_fc2 = RowParallelLinear(
+        self.linear_fc2 = RowLinear(
             output_size, output_size, bias=True, input_is_parallel=True, skip_bias_add=False, is_expert=False, **groups
         )
 
     def forward(self, features: Tensor) -> Tensor:
         """Project [tiles, tokens, input_size] to [tiles, tokens, output_size]."""
         hidden, _ = self.linear_fc1(self.norm(features))
-        return self.linear_fc2(F.gelu(hidden))[0]
+        return self.linear_fc2(gelu(hidden))[0]

@@ -38,6 +38,8 @@ class ModelOptions:
     """Stochastic depth of the vision tower; None keeps the checkpoint's."""
     head_chunk_size: int = 4096
     """Supervised tokens projected to the vocabulary at a time."""
+    mlp_chunk_tokens: int | None = 16384
+    """Tokens (of the tower: tokens of all tiles) an MLP works on at a time; None: all."""
     perform_initialization: bool = True
     """Draw initial weights; off where a checkpoint is loaded right after."""
 
@@ -65,12 +67,22 @@ class ModelOptions:
         return {f"recompute_{name}": value for name, value in zip(names, stated, strict=True)}
 
 
+@dataclass
+class LayerConfig(TransformerConfig):
+    """Megatron-Core's configuration, and what our own parts of a layer read from it."""
+
+    attention_kernels: str = "auto"
+    """Value of `parallel.attention_backend`; Megatron-Core has a field of that name for kernels of its own."""
+    mlp_chunk_tokens: int | None = None
+    """Rows the MLP works on at a time, see `mlp.run_mlp`; None: all."""
+
+
 def language_transformer_config(
     config: InternVLConfig, parallel: ParallelConfig, options: ModelOptions
 ) -> TransformerConfig:
     """Configuration of the InternLM2 decoder: RMSNorm, SwiGLU, grouped heads, no biases, no dropout."""
     llm = config.llm
-    return TransformerConfig(
+    return LayerConfig(
         num_layers=llm.num_layers,
         hidden_size=llm.hidden_size,
         num_attention_heads=llm.num_attention_heads,
@@ -86,6 +98,7 @@ def language_transformer_config(
         sequence_parallel=parallel.sequence_parallel,
         context_parallel_size=parallel.context_parallel_size,
         cp_comm_type=parallel.cp_comm_type,
+        attention_kernels=parallel.attention_backend,
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
         num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
@@ -101,7 +114,7 @@ def vision_transformer_config(
     """Configuration of InternViT: whole on the first pipeline stage, sequences not split, tensor parallel or alone."""
     vision = config.vision
     tensor_parallel = 1 if parallel.vision_parallel == "replicated" else parallel.tensor_model_parallel_size
-    return TransformerConfig(
+    return LayerConfig(
         num_layers=vision.num_layers,
         hidden_size=vision.hidden_size,
         num_attention_heads=vision.num_attention_heads,
@@ -112,6 +125,7 @@ def vision_transformer_config(
         activation_func=F.gelu,
         add_bias_linear=True,
         add_qkv_bias=vision.qkv_bias,
+        attention_kernels=parallel.attention_backend,
         init_method_std=vision.initializer_range,
         **_common(tensor_parallel, options),
     )
@@ -119,6 +133,7 @@ def vision_transformer_config(
 
 def _common(tensor_model_parallel_size: int, options: ModelOptions) -> dict[str, Any]:
     return {
+        "mlp_chunk_tokens": options.mlp_chunk_tokens,
         "tensor_model_parallel_size": tensor_model_parallel_size,
         "params_dtype": options.params_dtype,
         "pipeline_dtype": options.params_dtype,

@@ -13,6 +13,7 @@ from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from megatron_v2pe.models.linear import ColumnLinear, RowLinear
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel.config import ParallelConfig
 
@@ -56,12 +57,24 @@ def wrap(
         inner,
         pg_collection=groups,
     )
+    collect_in_place(model)
     config.finalize_model_grads_func = finalize_gradients
     config.no_sync_func = wrapped.no_sync if parallel.overlap_grad_reduce else None
     config.grad_scale_func = None
     if parallel.overlap_param_gather:
         config.param_sync_func = wrapped.start_param_sync
     return wrapped
+
+
+def collect_in_place(model: nn.Module) -> None:
+    """Let the products that give weight gradients add to the gradient buffers, of all our linears that have one.
+
+    This is Megatron-Core's `gradient_accumulation_fusion`, without APEX. A frozen weight has no buffer; the head's
+    projection is Megatron-Core's own class, and its weight's gradient comes in chunks (`models/head.py`).
+    """
+    for module in model.modules():
+        if isinstance(module, ColumnLinear | RowLinear) and hasattr(module.weight, "main_grad"):
+            module.gradient_accumulation_fusion = True
 
 
 def finalize_gradients(chunks: list[Any], num_tokens: Tensor | None = None, **settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""From position ticks to rotary angles, and their application.
+"""From position ticks to rotary angles. They are applied in `kernels/rotary.py`.
 
 Angles are formed in float64 from exact ticks and only then turned into float32 cosines and sines, which are never
 rounded to bf16: at position one million a float32 angle would be off by 0.07 rad. V2PE uses plain RoPE at every length;
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,51 +113,3 @@ class RotaryEmbedding:
         for document, last in zip(documents, lasts, strict=True):
             base = self.scaled_base(last / self.denominator + 1)
             yield document, self.inverse_frequencies(base, ticks.device) / self.denominator
-
-
-def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate queries or keys: first and second half of a head form the pairs (not neighbours).
-
-    Nothing but the shared angles is kept for the backward pass, which rotates the other way.
-
-    Args:
-        states: [S, heads, head_dim]; the product is formed in float32 or wider and cast back.
-        cos: float32 [S, head_dim // 2].
-        sin: float32 [S, head_dim // 2].
-
-    Returns:
-        [S, heads, head_dim] in the type of `states`, contiguous.
-    """
-    return _Rotate.apply(states, cos.unsqueeze(1), sin.unsqueeze(1))
-
-
-class _Rotate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _rotate(states, cos, sin, 1)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        cos, sin = ctx.saved_tensors
-        return _rotate(gradient, cos, sin, -1), None, None
-
-
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    rotated = torch.empty_like(states, memory_format=torch.contiguous_format)
-    if torch.promote_types(states.dtype, cos.dtype) == states.dtype:
-        _rotate_into(rotated, states, cos, sin, direction)
-        return rotated
-    for part in zip(*(tensor.split(_CHUNK // 8) for tensor in (rotated, states, cos, sin)), strict=True):
-        target, source, some_cos, some_sin = part  # half precision: a wide copy of a few rows at a time
-        wide = source.to(cos.dtype)
-        _rotate_into(turned := torch.empty_like(wide), wide, some_cos, some_sin, direction)
-        target.copy_(turned)
-    return rotated
-
-
-def _rotate_into(target: Tensor, states: Tensor, cos: Tensor, sin: Tensor, direction: int) -> None:
-    first, second = states.chunk(2, dim=-1)
-    one, other = target.chunk(2, dim=-1)
-    torch.mul(first, cos, out=one).addcmul_(second, sin, value=-direction)
-    torch.mul(second, cos, out=other).addcmul_(first, sin, value=direction)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from megatron_v2pe.generate.lean_operations import lean_norm, linear, rotate, rotation
+from megatron_v2pe.kernels.rotary import apply_rotary
 from megatron_v2pe.models.norms import LayerNorm, RMSNorm
-from megatron_v2pe.v2pe.rotary import apply_rotary
 
 TOLERANCE = 2e-6
 CONFIG = SimpleNamespace(params_dtype=torch.float32, sequence_parallel=False)

@@ -8,8 +8,9 @@ import torch
 from position_documents import document
 
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.kernels.rotary import apply_rotary
 from megatron_v2pe.v2pe.position_ids import position_ticks
-from megatron_v2pe.v2pe.rotary import RopeScaling, RotaryEmbedding, apply_rotary
+from megatron_v2pe.v2pe.rotary import RopeScaling, RotaryEmbedding
 
 THETA = 1e6
 PLAIN = RotaryEmbedding(128, THETA, 256)

@@ -1,0 +1,78 @@
+"""A decoder layer in few passes over memory: Megatron-Core's modules and parameters, driven by a forward pass of ours.
+
+Megatron-Core's own copies queries out of the joint projection, rotates, splits and joins in passes of their own, and
+adds before it normalises. Here one pass takes the joint projection apart and rotates it, one adds and normalises, and
+the MLP is `mlp.run_mlp`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from megatron.core import tensor_parallel
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor
+
+from megatron_v2pe.kernels.rotary import split_and_rotate
+from megatron_v2pe.models.mlp import run_mlp
+from megatron_v2pe.models.transformer_config import LayerConfig
+from megatron_v2pe.parallel.core_attention import FlashCoreAttention, angles
+from megatron_v2pe.parallel.packed_sequence import PackedSequence
+
+
+class DecoderLayer(TransformerLayer):
+    """RMSNorm, attention, addition and RMSNorm, MLP, addition; no biases behind attention and MLP, no dropout."""
+
+    def __init__(self, config: LayerConfig, *args: Any, **kwargs: Any) -> None:
+        """Build Megatron-Core's layer."""
+        super().__init__(config, *args, **kwargs)
+        assert not self.hidden_dropout and not config.add_bias_linear, "a layer without dropout and without biases"
+        self.mlp_chunk_tokens = config.mlp_chunk_tokens
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        packed_seq_params: PackedSequence | None = None,
+        **unused: Any,
+    ) -> tuple[Tensor, None]:
+        """Run the layer.
+
+        Args:
+            hidden_states: [S, 1, hidden], this context-parallel rank's tokens, or its slice of them under sequence
+                parallelism.
+            attention_mask: must be None: documents come from the pack.
+            packed_seq_params: the pack's layout and rotary angles.
+            unused: what Megatron-Core hands to every layer and this one has no use for.
+
+        Returns:
+            [S, 1, hidden], and None in place of a context.
+        """
+        assert attention_mask is None and packed_seq_params is not None
+        update = attend(self.self_attention, self.input_layernorm(hidden_states), packed_seq_params)
+        hidden, normed = self.pre_mlp_layernorm(hidden_states, update)
+        update, _ = run_mlp(self.mlp, normed, self.mlp_chunk_tokens)
+        return hidden + update, None
+
+
+def attend(attention: Any, states: Tensor, pack: PackedSequence) -> Tensor:
+    """Run self-attention over a pack.
+
+    Args:
+        attention: Megatron-Core's `SelfAttention` with our `FlashCoreAttention`, without norms of queries and keys.
+        states: [S, 1, hidden], normed; this rank's slice under sequence parallelism.
+        pack: its layout and rotary angles.
+
+    Returns:
+        [S, 1, hidden].
+    """
+    core: FlashCoreAttention = attention.core_attention
+    joint, _ = attention.linear_qkv(states)
+    joint = joint.view(joint.shape[0], attention.num_query_groups_per_partition, -1, core.config.kv_channels)
+    query, key, value = split_and_rotate(joint, *angles(pack, joint.shape[0]))
+    if attention.checkpoint_core_attention and attention.training:
+        seen = tensor_parallel.checkpoint(partial(core.attend, pack=pack), False, query, key, value)
+    else:
+        seen = core.attend(query, key, value, pack)
+    return attention.linear_proj(seen.flatten(1).unsqueeze(1))[0]

@@ -1,8 +1,9 @@
 """Dense block attention by cuDNN through PyTorch, and the rule that sends it the documents it is fastest for.
 
 On one H100 cuDNN's kernel runs at nearly twice the rate of PyTorch's FlashAttention-2 (figures at `DENSE`), but it
-takes one dense batch a call, and PyTorch builds a plan for every new shape and every new stride and keeps it. That
-costs some 75 ms: so much longer took a call whose plan PyTorch did not keep. Packs have documents of ever new lengths.
+takes one dense batch a call, and PyTorch builds a plan for every new shape and every new stride and keeps it, each
+thread its own: a recomputed forward pass builds it again in backward's. A plan costs some 75 ms: so much longer took a
+call whose plan PyTorch did not keep. Packs have documents of ever new lengths.
 So causal documents are lengthened to one of a few lengths; what is added stands at the end, where no real query sees
 it. A block that is not causal, one of a ring's, cannot be lengthened, for its added keys would be seen; it goes to
 cuDNN only where it is big enough to pay for its plans at once. All other documents share one launch of a kernel that
@@ -11,15 +12,19 @@ takes cumulative lengths.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, groupby
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from megatron_v2pe.logging import get_logger
 from megatron_v2pe.parallel.block_attention import Block, BlockKernel, Gradients
+
+_log = get_logger(__name__)
 
 STEPS_PER_OCTAVE = 32
 """Lengths between a power of two and the next. 32 cost 1.1% more tokens on average, 3.1% at most, twice that in work,
@@ -143,6 +148,10 @@ class _Shape:
         rows = lengthened(queries) if block.causal and count == 1 else None
         return cls(count, queries, keys, rows or queries, rows or keys)
 
+    def words(self, causal: bool) -> str:
+        """Return the batch in words: what makes a plan of its own, beside heads and their width."""
+        return f"{self.documents} x {self.query_rows} x {self.key_rows} tokens{', causal' if causal else ''}"
+
     def queries(self, tokens: Tensor) -> Tensor:
         """Return [documents, heads, rows, d] of tokens [*, heads, d]; a token's heads lie side by side."""
         return self._batch(tokens, self.query_len, self.query_rows)
@@ -182,19 +191,22 @@ def _no_dropout(device: torch.device) -> Tensor:
 
 
 class Mixed:
-    """Long documents, and equal neighbours, by a dense kernel; all others in one launch of another."""
+    """Long documents, and equal neighbours, by a dense kernel; all others in one launch of another.
+
+    A shape that the dense kernel refuses goes to the other from then on; the first is said.
+    """
 
     def __init__(self, dense: BlockKernel, varlen: BlockKernel, rule: Rule) -> None:
         """Take two kernels; `dense` takes tensors that go on behind its document, as `Cudnn` does."""
         self.dense, self.varlen, self.rule = dense, varlen, rule
+        self._refused: set[str] = set()
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
-        parts = self._parts(query, block)
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         outputs, sums = _Pieces(), _Pieces()
-        for part in parts:
-            found = self._kernel(part).forward(part.queries(query), part.keys(key), part.keys(value), part.block)
+        for part in self._parts(query, block):
+            found = self._found(part, "forward", (query,), (key, value), ())
             outputs.add(part.query_runs, found[0])
             sums.add(part.query_runs, found[1])
         return outputs.joined(), sums.joined(heads_first=True)
@@ -203,13 +215,11 @@ class Mixed:
         self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
     ) -> Gradients:
         """See `BlockKernel`."""
-        parts = self._parts(query, block)
-        tensors = [tensor.contiguous() for tensor in (gradient, query, key, value, output)]
+        gradient, query, output = gradient.contiguous(), query.contiguous(), output.contiguous()
+        key, value = key.contiguous(), value.contiguous()
         found = _Pieces(), _Pieces(), _Pieces()
-        for part in parts:
-            gradient, query, output = (part.queries(tensors[number]) for number in (0, 1, 4))
-            key, value = (part.keys(tensors[number]) for number in (2, 3))
-            results = self._kernel(part).backward(gradient, query, key, value, output, part.sums(lse), part.block)
+        for part in self._parts(query, block):
+            results = self._found(part, "backward", (gradient, query), (key, value), (output, lse))
             for pieces, result, runs in zip(found, results, part.gradient_runs, strict=True):
                 pieces.add(runs, result)
         query_gradient, key_gradient, value_gradient = (pieces.joined() for pieces in found)
@@ -218,8 +228,27 @@ class Mixed:
     def _parts(self, query: Tensor, block: Block) -> tuple[Part, ...]:
         return parts(block, query.shape[1] * query.shape[2], self.rule)
 
-    def _kernel(self, part: Part) -> BlockKernel:
-        return self.dense if part.dense else self.varlen
+    def _found(
+        self,
+        part: Part,
+        direction: Literal["forward", "backward"],
+        queries: Sequence[Tensor],
+        keys: Sequence[Tensor],
+        results: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Call a part's kernel; `queries`, `keys` and `results` in the order of its arguments, the log-sum-exp last."""
+        batch = _Shape.of(part.block).words(part.block.causal) if part.dense else None
+        if batch is not None and batch not in self._refused:
+            try:
+                return getattr(self.dense, direction)(*part.taken(queries, keys, results), part.block)
+            except (torch.OutOfMemoryError, torch.AcceleratorError):
+                raise
+            except RuntimeError as error:
+                if not self._refused:
+                    first = str(error).strip().partition("\n")[0]
+                    _log.warning("attention by cuDNN refused, the other kernel is used: first for %s: %s", batch, first)
+                self._refused.add(batch)
+        return getattr(self.varlen, direction)(*part.taken(queries, keys, results, exactly=True), part.block)
 
 
 Run = tuple[int, int]
@@ -241,29 +270,28 @@ class Part:
         """Runs of the gradients of query, key and value."""
         return self.query_runs, self.key_runs, self.key_runs
 
-    def queries(self, tokens: Tensor) -> Tensor:
-        """Return these documents' queries: views, copies only where they stand in several places."""
-        return self._taken(tokens, self.query_runs, self._room)
+    def taken(
+        self, queries: Sequence[Tensor], keys: Sequence[Tensor], results: Sequence[Tensor], exactly: bool = False
+    ) -> list[Tensor]:
+        """Return these documents' rows, of each tensor in this order: views, copies only of several runs.
 
-    def keys(self, tokens: Tensor) -> Tensor:
-        """Return the same of keys or values."""
-        return self._taken(tokens, self.key_runs, self._room)
+        Args:
+            queries: [queries, heads, d].
+            keys: [keys, groups, d].
+            results: as queries, but a log-sum-exp [queries, heads] that is the last.
+            exactly: nothing behind the documents; else what there is of the rows a lengthened document reaches over.
+        """
+        room = lengthened(self.block.query_lens[0]) if self.block.causal and not exactly else 0
+        found = [_taken(tensor, self.query_runs, room) for tensor in queries]
+        found += [_taken(tensor, self.key_runs, room) for tensor in keys]
+        return found + [_taken(tensor, self.query_runs, room if tensor.dim() == 3 else 0) for tensor in results]
 
-    def sums(self, lse: Tensor) -> Tensor:
-        """Return the same of log-sum-exps, nothing behind them."""
-        return self._taken(lse, self.query_runs, 0)
 
-    @property
-    def _room(self) -> int:
-        """Rows that a lengthened document may reach over."""
-        return lengthened(self.block.query_lens[0]) if self.dense and self.block.causal else 0
-
-    @staticmethod
-    def _taken(tokens: Tensor, runs: tuple[Run, ...], room: int) -> Tensor:
-        if len(runs) == 1:
-            start, stop = runs[0]
-            return tokens[start : max(stop, start + room)]
-        return torch.cat([tokens[start:stop] for start, stop in runs])
+def _taken(tokens: Tensor, runs: tuple[Run, ...], room: int) -> Tensor:
+    if len(runs) == 1:
+        start, stop = runs[0]
+        return tokens[start : max(stop, start + room)]
+    return torch.cat([tokens[start:stop] for start, stop in runs])
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,8 @@ where nothing is looked at, a contiguous log-sum-exp. They answer garbage where 
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 
@@ -213,6 +215,42 @@ def test_what_follows_a_document_is_taken_for_what_is_added(monkeypatch, played)
         tensor[201:] *= 100.0
     after = results(kernel, [*states, outgoing], block)
     assert all(torch.equal(a[:201], b[:201]) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("direction", ["", "_backward"])
+def test_a_shape_that_is_refused_goes_to_the_other_kernel_from_then_on(direction, played, monkeypatch, caplog):
+    name = f"_scaled_dot_product_cudnn_attention{direction}"
+    operator, asked = getattr(torch.ops.aten, name), []
+
+    def refusing(*tensors, **settings):
+        asked.append(tensors[1].shape[2])
+        if tensors[1].shape[2] > 208:
+            raise RuntimeError("No valid execution plans built.\nMore about it")
+        return operator(*tensors, **settings)
+
+    monkeypatch.setattr(torch.ops.aten, name, refusing)
+    kernel = Mixed(Cudnn(), Reference(), Rule(causal=1e6, block=1e6))
+    with caplog.at_level(logging.WARNING, logger="megatron_v2pe"):
+        for lens in ((5, 201, 3), (210, 3), (211, 201), (300,)):
+            block = Block(lens, lens, True, SCALE)
+            inputs = inputs_of(block)
+            assert worst(results(kernel, inputs, block), dense_results(inputs, block)) < TOLERANCE
+    assert asked == [204, 212, 204, 304]  # 210 and 211 are one shape
+    assert [message.partition(": first for ")[0] for message in caplog.messages] == [
+        "attention by cuDNN refused, the other kernel is used"
+    ]
+    assert caplog.messages[0].endswith(": No valid execution plans built.")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_a_broken_device_is_no_refusal(error, played, monkeypatch):
+    def failing(*_, **__):
+        raise error("it is over")
+
+    monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention", failing)
+    block = Block((201,), (201,), True, SCALE)
+    with pytest.raises(error):
+        Mixed(Cudnn(), Reference(), EVERYTHING).forward(*inputs_of(block)[:3], block)
 
 
 def test_few_lengths_and_little_added():

@@ -21,9 +21,10 @@ from tqdm import trange
 
 from megatron_v2pe.convert.random_weights import write_checkpoint
 from megatron_v2pe.convert.registry import mapping_table
-from megatron_v2pe.data.image_transform import NORMALISATION, normalise_tiles
+from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.generate.pretrained import open_pretrained
 from megatron_v2pe.generate.prompt import NORMALIZE_TYPE
+from megatron_v2pe.kernels.tiles import normalise_tiles
 from megatron_v2pe.testing.full_state import gather_full
 
 PHOTOGRAPH = 10

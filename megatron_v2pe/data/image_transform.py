@@ -1,6 +1,6 @@
 """From image files to tiles: opened as RGB, resized bicubic, cut, augmented; normalised later, on the device.
 
-Tiles travel as bytes. `normalise_tiles` gives bit for bit what the reference's Pillow and torchvision pipeline gives.
+Tiles travel as bytes; `kernels/tiles.py` normalises them.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from PIL import Image, ImageSequence, UnidentifiedImageError
-from torch import Tensor
 
 from megatron_v2pe.data.decoding import decoding
 from megatron_v2pe.data.tiling import Grid
@@ -138,14 +136,3 @@ def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     square = Image.new("RGB", (side, side), tuple(int(255 * value) for value in mean))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
-
-
-def normalise_tiles(tiles: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
-    """Turn bytes [T, H, W, 3] into float32 [T, 3, H, W]: `(x / 255 - mean) / std`, on the tiles' device.
-
-    Mean and standard deviation may be given as float32 [3] that lie there already.
-    """
-    scaled = tiles.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)
-    shape = (1, 3, 1, 1)
-    scaled.sub_(torch.as_tensor(mean, dtype=torch.float32, device=tiles.device).view(shape))
-    return scaled.div_(torch.as_tensor(std, dtype=torch.float32, device=tiles.device).view(shape))

@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_v2pe.data.image_transform import NORMALISATION, normalise_tiles
+from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.lean_layers import lean_layers
 from megatron_v2pe.generate.lean_operations import lean_norm, linear
 from megatron_v2pe.generate.prompt import NORMALIZE_TYPE, Prompt
 from megatron_v2pe.generate.stages import Stages, in_step
 from megatron_v2pe.generate.vision_cache import TILES_AT_ONCE, VisionCache
+from megatron_v2pe.kernels.tiles import normalise_tiles
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 
@@ -84,7 +85,7 @@ class Engine:
         """Features of tiles, bytes [n, H, W, 3] or normalised [n, 3, H, W] already."""
         tiles = tiles.to(self.device)
         if tiles.dtype == torch.uint8:
-            tiles = normalise_tiles(tiles, *NORMALISATION[NORMALIZE_TYPE])
+            tiles = normalise_tiles(tiles, *NORMALISATION[NORMALIZE_TYPE], self.dtype)
         return self.model.encode_images(tiles.to(self.dtype))
 
     def embed(self, tokens: Sequence[int]) -> Tensor:

@@ -35,9 +35,14 @@ def use_triton(*tensors: Tensor | None) -> bool:
     present = [tensor for tensor in tensors if tensor is not None]
     if any(tensor.dtype not in _TYPES for tensor in present):
         return False
+    return triton_on("cuda" if all(tensor.is_cuda for tensor in present) else "cpu")
+
+
+def triton_on(device: str) -> bool:
+    """Tell whether kernels run on a kind of device; raises as `use_triton`."""
     if _forced is not None:
         return _forced == "triton"
-    return all(tensor.is_cuda for tensor in present) and _wanted()
+    return device == "cuda" and _wanted()
 
 
 @lru_cache(maxsize=1)

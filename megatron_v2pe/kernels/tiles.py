@@ -6,17 +6,21 @@ Bit for bit what the reference's Pillow and torchvision pipeline gives in float3
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from megatron_v2pe.kernels.choice import use_triton
+from megatron_v2pe.kernels.choice import triton_on
 
 
-def normalise(tiles: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
+def normalise_tiles(
+    tiles: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Turn bytes into pixels: `(x / 255 - mean) / std`, formed in float32.
 
-    On CUDA in one pass: a byte has 256 values, so a table of 768 numbers, made by the plain form, holds every result.
+    On CUDA in one pass: a byte has 256 values, so that a table of 768 numbers, made once on the host by the plain form,
+    holds every result. (PyTorch divides by a number otherwise on CUDA than on the CPU: the last bit would differ.)
 
     Args:
         tiles: uint8 [T, H, W, 3].
@@ -25,18 +29,23 @@ def normalise(tiles: Tensor, mean: Sequence[float], std: Sequence[float], dtype:
         dtype: of the result.
 
     Returns:
-        [T, 3, H, W], contiguous.
+        [T, 3, H, W], contiguous, on the tiles' device.
     """
-    constants = torch.tensor([mean, std], dtype=torch.float32, device=tiles.device)
-    if use_triton(constants):
+    if triton_on(tiles.device.type):
         from megatron_v2pe.kernels.gpu import tiles as gpu
 
-        bytes_ = torch.arange(256, dtype=torch.uint8, device=tiles.device).view(1, 256, 1, 1).expand(-1, -1, -1, 3)
-        return gpu.normalise(tiles.contiguous(), _plain(bytes_, constants).view(3, 256).to(dtype))
-    return _plain(tiles, constants).to(dtype)
+        return gpu.normalise(tiles.contiguous(), _table(tuple(mean), tuple(std), dtype, tiles.device))
+    return _plain(tiles, mean, std).to(dtype)
 
 
-def _plain(tiles: Tensor, constants: Tensor) -> Tensor:
-    mean, std = constants.view(2, 1, 3, 1, 1)
+def _plain(tiles: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    shape, like = (1, 3, 1, 1), {"dtype": torch.float32, "device": tiles.device}
     scaled = tiles.permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)
-    return scaled.sub_(mean).div_(std)
+    return scaled.sub_(torch.tensor(mean, **like).view(shape)).div_(torch.tensor(std, **like).view(shape))
+
+
+@lru_cache(maxsize=8)
+def _table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Every channel's 256 results, [3, 256]; moved to the device once."""
+    values = torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1).expand(-1, -1, -1, 3)
+    return _plain(values, mean, std).view(3, 256).to(dtype).to(device)

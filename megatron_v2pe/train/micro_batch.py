@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
-from torch import Tensor
 
-from megatron_v2pe.data.image_transform import normalise_tiles
 from megatron_v2pe.data.types import Batch
-from megatron_v2pe.device.transfer import to_device
+from megatron_v2pe.kernels.tiles import normalise_tiles
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
 from megatron_v2pe.parallel.placement import Placement
@@ -57,10 +54,4 @@ class Cutter:
         """Normalise the tiles of a batch that has been cut and moved; on CUDA the host does not wait for it."""
         if batch.pixel_values is None:
             return batch
-        return replace(batch, pixel_values=normalise_tiles(batch.pixel_values, *self._normalisation).to(self.dtype))
-
-    @cached_property
-    def _normalisation(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation, float32 [3] on the device; moved there once."""
-        mean, std = (to_device(torch.tensor(values, dtype=torch.float32), self.device) for values in self.mean_std)
-        return mean, std
+        return replace(batch, pixel_values=normalise_tiles(batch.pixel_values, *self.mean_std, self.dtype))

@@ -24,10 +24,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from benchmarks._corpus import Corpus, write_corpus
-from megatron_v2pe.data.image_transform import NORMALISATION, normalise_tiles
+from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.indexed.build import BuildOptions, build
 from megatron_v2pe.data.pictures import read_tiles
 from megatron_v2pe.data.sources import read_data_list
+from megatron_v2pe.kernels.tiles import normalise_tiles
 
 DESCRIPTION = "samples a second of tools/preprocess_data.py beside its bare parts and a plain PyTorch data set"
 _ONLINE = 60

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks._corpus import FACTS, Corpus, write_corpus
 from benchmarks.data_build import Plain
-from megatron_v2pe.data.image_transform import NORMALISATION, normalise_tiles
+from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.indexed.build import BuildOptions, build
 from megatron_v2pe.data.indexed.plan import IndexedPlan
 from megatron_v2pe.data.indexed.samples import IndexedSamples
@@ -32,6 +32,7 @@ from megatron_v2pe.data.loader import PackLoader, build_loader
 from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.data.types import Picture
+from megatron_v2pe.kernels.tiles import normalise_tiles
 
 DESCRIPTION = "tiles a second of the training loader beside bare image work; how long a training step waits for data"
 MEAN, STD = NORMALISATION["imagenet"]

@@ -17,12 +17,12 @@ from megatron_v2pe.data.image_transform import (
     cut_tiles,
     image_size,
     jpeg_augment,
-    normalise_tiles,
     open_image,
     pad_to_square,
 )
 from megatron_v2pe.data.tiling import candidate_grids, choose_grid, count_tiles
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.kernels.tiles import normalise_tiles
 
 TABLE = {  # image -> (columns, rows, tiles) with at most 6 and at most 12 tiles
     (448, 448): ((1, 1, 1), (1, 1, 1)),

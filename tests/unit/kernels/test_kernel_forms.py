@@ -137,7 +137,7 @@ def test_tiles(device, dtype):
     results = []
     for form in ("plain", "triton"):
         with choice.forced(form):
-            results.append(tiles.normalise(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), dtype))
+            results.append(tiles.normalise_tiles(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), dtype))
     assert results[0].dtype == dtype and results[0].shape == (2, 3, 40, 41)
     assert torch.equal(*results)
 

@@ -44,7 +44,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--root", type=Path, default=Path(), metavar="FOLDER", help="what data paths are relative to (default: here)")
     add("--list", action="store_true", help="name all benchmarks and groups, and stop")
     add("--limit", type=int, metavar="N", help="only the first N questions of each; the result says so")
-    add("--batch-size", type=int, default=1, help="questions answered together (default: %(default)s)")
+    add("--batch-size", type=int, default=1, help="most questions answered together (default: %(default)s)")
+    add(
+        "--image-workers",
+        type=int,
+        metavar="N",
+        help="threads that prepare the next questions while one is answered (default: up to 8 on CUDA, 0 on the CPU)",
+    )
     add("--mode", choices=("corrected", "reference"), default="corrected", help="of prompts and scores")
     add(
         "--retry",
@@ -80,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         value = getattr(arguments, name[2:].replace("-", "_"))
         if value is not None and value < 1:
             parser.error(f"{name} is {value}, expected 1 or more")
+    if arguments.image_workers is not None and arguments.image_workers < 0:
+        parser.error(f"--image-workers is {arguments.image_workers}, expected 0 or more")
     return finished(lambda: _run(arguments), "interrupted; what is answered is kept, and the same command goes on")
 
 
@@ -134,18 +142,22 @@ def _settle(arguments: argparse.Namespace, it: Opened, folders: Mapping[Any, Pat
         "window": arguments.window or "any",
     }
     for stride, out in folders.items():
-        settle(out, {**settings, "rope_pos_id_stride": str(stride)})
+        settle(out, {**settings, "rope_pos_id_stride": str(stride)}, it.device)
 
 
 def _ask(
     arguments: argparse.Namespace, it: Opened, questions: Sequence[tuple[Benchmark, list[Question]]], out: Path
 ) -> None:
     """Ask all questions at one stride."""
+    from megatron_v2pe.evaluate.batching import default_workers
     from megatron_v2pe.evaluate.results import as_line, score
     from megatron_v2pe.evaluate.runner import Runner
     from megatron_v2pe.foreign.printable import printable
 
-    limits = {"max_num": arguments.max_num, "window": arguments.window}
+    workers = arguments.image_workers
+    if workers is None:
+        workers = default_workers(it.pretrained.device.torch_device)
+    limits = {"max_num": arguments.max_num, "window": arguments.window, "image_workers": workers}
     runner = Runner(it.pretrained, it.tiling, arguments.batch_size, arguments.retry, **limits)
     for benchmark, everything in questions:
         mine, folder = everything[: arguments.limit], out / benchmark.name

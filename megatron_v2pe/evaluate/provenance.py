@@ -1,4 +1,8 @@
-"""What a run's answers came from: checkpoint, settings, version of the code; a run goes on under the same ones only."""
+"""What a run's answers came from: checkpoint, settings, version of the code, device.
+
+A run goes on under the same checkpoint and settings only. Code and device may change, and all of them are noted:
+answers depend on a device by roundings alone, and an evaluation that was begun on one machine may end on another.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import hashlib
 import json
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,10 @@ class Origin:
     """Version that began to ask."""
     later_code: tuple[str, ...] = ()
     """Versions that went on."""
+    device: str = "-"
+    """Where the first answers were made, see `Device.describe`; files of older versions do not say."""
+    later_devices: tuple[str, ...] = ()
+    """Where others were."""
 
 
 def read_origin(path: Path, error: Kind) -> Origin:
@@ -79,10 +87,15 @@ def code_version() -> str:
     return f"{__version__} ({found.stdout.strip()})"
 
 
-def settle(folder: Path, settings: dict[str, Any]) -> None:
+def settle(folder: Path, settings: dict[str, Any], device: str = "-") -> None:
     """Note what a run's answers depend on, or check it against what the folder's answers came from.
 
-    Another version of the code may go on; it is noted as `later_code`.
+    Another version of the code may go on, and another device; they are noted as `later_code` and `later_devices`.
+
+    Args:
+        folder: of the run.
+        settings: what answers depend on, by name.
+        device: where they are made, in words.
 
     Raises:
         ConfigError: the folder holds answers of another checkpoint or other settings; names what differs.
@@ -99,9 +112,11 @@ def settle(folder: Path, settings: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{printable(folder)} holds answers of another run: {printable(told)}. Choose another --out"
             )
-        if code in (there.code, *there.later_code):
+        later_code = _with(there.later_code, there.code, code)
+        later_devices = _with(there.later_devices, there.device, device)
+        if (later_code, later_devices) == (there.later_code, there.later_devices):
             return
-        content = {"settings": theirs, "code": there.code, "later_code": [*there.later_code, code]}
+        origin = replace(there, later_code=later_code, later_devices=later_devices)
     else:
         if answers := next(folder.glob("*/answers-*.jsonl"), None):
             raise ConfigError(
@@ -109,7 +124,12 @@ def settle(folder: Path, settings: dict[str, Any]) -> None:
                 f"{printable(answers)} came from: restore it, or choose another --out"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        content = {"settings": ours, "code": code}
+        origin = Origin(ours, code, device=device)
     temporary = path.with_suffix(f".new-{os.getpid()}")
-    temporary.write_text(json.dumps(seal(content), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(seal(asdict(origin)), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def _with(later: tuple[str, ...], first: str, now: str) -> tuple[str, ...]:
+    """What came later, with what there is now unless it was there before."""
+    return later if now in (first, *later) else (*later, now)

@@ -21,6 +21,7 @@ from megatron_v2pe.data.pictures import TilingOptions
 from megatron_v2pe.errors import DataError, MemoryShortageError
 from megatron_v2pe.evaluate.answers import KILLED, Answer, AnswerLog, Stopped
 from megatron_v2pe.evaluate.asking import MOST_ENDS, AskingNote, blameless, ended_runs, forget
+from megatron_v2pe.evaluate.batching import Ahead, Prepared, batches
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
 from megatron_v2pe.evaluate.prompting import Prompter, estimated_cost, shown, told, words_of
 from megatron_v2pe.evaluate.share import cost_of, share_out
@@ -45,12 +46,14 @@ class Runner:
     pretrained: Pretrained
     tiling: TilingOptions
     batch_size: int = 1
-    """Questions answered together; an error of one then costs a second, single try of the others."""
+    """Most questions answered together; fewer where they do not fit the memory or one of them is an error."""
     retry: Retry = "errors"
     max_num: int | None = None
     """Most tiles of an image where the user says so, in place of what each benchmark says."""
     window: int | None = None
     """Positions prompt and answer may reach; None: any. The published evaluations ask beyond what was trained for."""
+    image_workers: int = 0
+    """Threads that prepare the next questions meanwhile, see `batching`."""
 
     def run(self, benchmark: Benchmark, questions: Sequence[Question], folder: Path) -> None:
         """Ask what has no answer yet; every rank calls this.
@@ -67,9 +70,9 @@ class Runner:
         lethal = [one for one in todo if ended.get(one.id, 0) >= most]
         suspects = [one for one in todo if 0 < ended.get(one.id, 0) < most]
         others = [one for one in todo if one.id not in ended]
-        batches = [
-            *_batches(self._share(benchmark, others, copy, copies), benchmark, self.batch_size),
-            *_batches(self._share(benchmark, suspects, copy, copies), benchmark, 1),
+        mine = [
+            (self._share(benchmark, others, copy, copies), self.batch_size, self.image_workers),
+            (self._share(benchmark, suspects, copy, copies), 1, 0),  # alone: what ends a run is to be known by name
         ]
         dist.barrier()  # everyone has read what is there before anyone writes
         log, note = None, None
@@ -79,12 +82,10 @@ class Runner:
             if log is not None and copy == 0:
                 for question in lethal:
                     log.add(_killed(question, ended[question.id]))
-            total = sum(map(len, batches))
+            total = sum(len(share) for share, _, _ in mine)
             beyond = 0
             with tqdm(total=total, desc=benchmark.name, unit="question", disable=dist.get_rank() > 0) as bar:
-                for batch in batches:
-                    if note is not None:
-                        note.put([question.id for question in batch])
+                for batch in (one for part in mine for one in self._batches(benchmark, *part, note)):
                     for answer in self._answers(benchmark, batch):
                         beyond += (answer.positions or 0) > self.pretrained.window
                         if log is not None:
@@ -155,7 +156,35 @@ class Runner:
         costs = [cost_of(*estimated_cost(question, most, _limit(question, benchmark))) for question in questions]
         return [questions[number] for number in share_out(costs, copies)[copy]]
 
-    def _answers(self, benchmark: Benchmark, batch: Sequence[Question]) -> list[Answer]:
+    def _batches(
+        self, benchmark: Benchmark, questions: Sequence[Question], size: int, workers: int, note: AskingNote | None
+    ) -> Iterator[list[Prepared]]:
+        """Questions of this copy as batches, with a note of all that is worked on."""
+        pretrained, noted = self.pretrained, [""]
+        prompter = Prompter(pretrained.config, pretrained.tokenizer, pretrained.policy, self.tiling, self.max_num)
+        denominator = pretrained.engine.model.rotary.denominator
+        assert pretrained.policy.denominator(pretrained.config.tokens_per_tile) == denominator, "see at_stride"
+
+        def limit(question: Question) -> int:
+            return _limit(question, benchmark)
+
+        def encode(question: Question) -> Prompt:
+            prompt = prompter.prompt(benchmark, question)
+            check_prompt(prompt, denominator, self.window, limit(question), question.id)
+            return prompt
+
+        def tell(ids: Sequence[str]) -> None:
+            if note is not None and noted != [*ids]:
+                noted[:] = ids
+                note.put(ids)
+
+        ahead = Ahead(workers, self.tiling.tile_size)
+        try:
+            yield from batches(questions, limit, size, encode, ahead, pretrained.engine, tell)
+        finally:
+            ahead.close()
+
+    def _answers(self, benchmark: Benchmark, batch: Sequence[Prepared]) -> list[Answer]:
         try:
             return self._ask(benchmark, batch)
         except (DataError, MemoryShortageError) as error:  # the same kind on every rank of the copy
@@ -167,33 +196,32 @@ class Runner:
             problem = f"{type(error).__name__}: {error}"
         # Out of the handlers nothing holds on to what the failed attempt had allocated.
         if len(batch) > 1:
-            return [answer for question in batch for answer in self._answers(benchmark, [question])]
-        return [_failed(batch[0], problem)]
+            half = len(batch) // 2
+            return [*self._answers(benchmark, batch[:half]), *self._answers(benchmark, batch[half:])]
+        return [_failed(batch[0].question, problem)]
 
-    def _ask(self, benchmark: Benchmark, batch: Sequence[Question]) -> list[Answer]:
+    def _ask(self, benchmark: Benchmark, batch: Sequence[Prepared]) -> list[Answer]:
         began = time.perf_counter()
         pretrained = self.pretrained
-        prompter = Prompter(pretrained.config, pretrained.tokenizer, pretrained.policy, self.tiling, self.max_num)
-        longest = _limit(batch[0], benchmark)
+        longest = _limit(batch[0].question, benchmark)
         denominator = pretrained.engine.model.rotary.denominator
-        assert pretrained.policy.denominator(pretrained.config.tokens_per_tile) == denominator, "see at_stride"
 
         def encoded() -> list[Prompt]:
-            prompts = [prompter.prompt(benchmark, question) for question in batch]
-            for question, prompt in zip(batch, prompts, strict=True):
-                check_prompt(prompt, denominator, self.window, longest, question.id)
-            return prompts
+            for one in batch:
+                if one.problem is not None:
+                    raise one.problem
+            return [one.prompt for one in batch if one.prompt is not None]
 
         prompts = agreed(encoded, topology.model_copy_group())
         options = GenerationOptions(longest, min(benchmark.min_new_tokens, longest)).with_stop_ids(
             pretrained.stop_ids()
         )
-        names = [question.id for question in batch]
+        names = [one.question.id for one in batch]
         found = generate(pretrained.engine, prompts, options, pretrained.tokenizer.decode, names)
         seconds = (time.perf_counter() - began) / len(batch)
         return [
-            _answer(question, prompt, one, seconds, int(prompt.position_ticks[-1]) // denominator + 1)
-            for question, prompt, one in zip(batch, prompts, found, strict=True)
+            _answer(one.question, prompt, answer, seconds, int(prompt.position_ticks[-1]) // denominator + 1)
+            for one, prompt, answer in zip(batch, prompts, found, strict=True)
         ]
 
 
@@ -213,15 +241,6 @@ def _check_questions(log: AnswerLog, questions: Sequence[Question], folder: Path
 def _limit(question: Question, benchmark: Benchmark) -> int:
     """Most tokens of an answer."""
     return question.max_new_tokens or benchmark.max_new_tokens
-
-
-def _batches(questions: Sequence[Question], benchmark: Benchmark, size: int) -> Iterator[list[Question]]:
-    """Put questions together whose answers may be equally long, so that no answer depends on its neighbours."""
-    by_limit: dict[int, list[Question]] = {}
-    for question in questions:
-        by_limit.setdefault(_limit(question, benchmark), []).append(question)
-    for same in by_limit.values():
-        yield from (same[first : first + size] for first in range(0, len(same), size))
 
 
 def _answer(question: Question, prompt: Prompt, found: Generated, seconds: float, positions: int) -> Answer:

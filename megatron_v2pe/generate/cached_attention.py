@@ -16,9 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_v2pe.generate.arena import ArenaCache
 from megatron_v2pe.generate.kv_cache import KVCache, Slab
 from megatron_v2pe.generate.prefill_plan import LocalPiece
-from megatron_v2pe.generate.slab_attention import nothing, one_by_one, side_by_side
+from megatron_v2pe.generate.slab_attention import nothing, side_by_side
+from megatron_v2pe.kernels.decode_attention import decode_attention
 from megatron_v2pe.parallel.block_attention import Block, choose_kernel
 from megatron_v2pe.parallel.ring_attention import merge, ring_attention
 
@@ -40,12 +42,14 @@ class _Target:
     """[sequences, 1, 1, used], -inf beyond a sequence's own length; None where all are equally long."""
     empty: Tensor | None
     """bool [sequences]: nothing is held here of them; None where that is so for none."""
+    runs: tuple[Tensor, Tensor] | None
+    """On CUDA, in place of masks: int64 [sequences] each, first place and length of every sequence."""
 
 
 class CachedAttention:
     """Attention over one batch's cache."""
 
-    def __init__(self, cache: KVCache, group: dist.ProcessGroup, scale: float) -> None:
+    def __init__(self, cache: KVCache | ArenaCache, group: dist.ProcessGroup, scale: float) -> None:
         """Remember the cache.
 
         Args:
@@ -70,9 +74,12 @@ class CachedAttention:
             [S, heads, d].
         """
         lens = tuple(piece.tokens for piece in pieces)
-        if self.group.size() == 1:  # kernels stream over keys a few percent faster where a head's lie together
-            q, k, v = (_heads_together(tensor) for tensor in (query, key, value))
-            output, lse = choose_kernel(query).forward(q, k, v, Block(lens, lens, True, self.scale))
+        if self.group.size() == 1:
+            block = Block(lens, lens, True, self.scale)
+            states = (query, key, value)
+            if not query.is_cuda:  # the CPU's kernel streams over keys a few percent faster where a head's lie together
+                states = (_heads_together(query), _heads_together(key), _heads_together(value))
+            output, lse = choose_kernel(query, key.shape[1]).forward(*states, block)
         else:
             output, lse = ring_attention(query, key, value, lens, self.group, self.scale)
         lengths = self.cache.lengths
@@ -115,7 +122,7 @@ class CachedAttention:
         if keys.shape[0] == 0:
             return nothing(query)
         block = Block((query.shape[0],), (keys.shape[0],), False, self.scale)
-        return choose_kernel(query).forward(query, keys, values, block)
+        return choose_kernel(query, keys.shape[1]).forward(query, keys, values, block)
 
     def begin_decode(self, mine: Sequence[bool]) -> None:
         """Prepare a decode step for all layers.
@@ -123,6 +130,7 @@ class CachedAttention:
         Args:
             mine: per sequence of the batch, whether this rank keeps the new token; of none, if it is cached already.
         """
+        assert isinstance(self.cache, KVCache)
         before = self.cache.lengths
         self.cache.extend([int(kept) for kept in mine])
         self._targets = [_target(slab, before, mine) for slab in self.cache.slabs]
@@ -166,13 +174,39 @@ class CachedAttention:
         """Attention of a slab's queries over what is held here."""
         if target.used == 0:
             return nothing(query)
-        attend = one_by_one if query.is_cuda else side_by_side
-        output, lse = attend(query, keys, values, target.slab.lengths, target.used, target.mask, self.scale)
+        if target.runs is not None:
+            return decode_attention(query, keys.flatten(0, 1), values.flatten(0, 1), *target.runs, self.scale)
+        output, lse = side_by_side(query, keys, values, target.used, target.mask, self.scale)
         if target.empty is not None:
             zeros, floor = nothing(query)
             output = torch.where(target.empty.view(-1, 1, 1, 1), zeros, output)
             lse = torch.where(target.empty.view(-1, 1, 1), floor, lse)
         return output, lse
+
+
+class ArenaAttention(CachedAttention):
+    """The same over the runs of an arena, on one process: what a captured step does, called step by step."""
+
+    def begin_decode(self, mine: Sequence[bool]) -> None:
+        """See `CachedAttention`."""
+        cache = self.cache
+        assert isinstance(cache, ArenaCache) and self.group.size() == 1
+        before = cache.lengths
+        cache.extend([int(kept) for kept in mine])
+        numbers = torch.tensor([cache.starts, before, cache.lengths], device=cache.arena.layers[0][0].device)
+        self._starts, self._lengths = numbers[0], numbers[2]
+        rows = torch.tensor([row for row, kept in enumerate(mine) if kept], device=numbers.device)
+        self._kept = rows if any(mine) else None
+        self._places = None if self._kept is None else (numbers[0] + numbers[1])[self._kept]
+
+    def decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See `CachedAttention`."""
+        assert isinstance(self.cache, ArenaCache)
+        keys, values = self.cache.arena.layers[layer]
+        if self._kept is not None and self._places is not None:
+            keys.index_copy_(0, self._places, key[self._kept])
+            values.index_copy_(0, self._places, value[self._kept])
+        return decode_attention(query, keys, values, self._starts, self._lengths, self.scale)[0]
 
 
 def _rows(pieces: Sequence[LocalPiece]) -> Iterator[tuple[LocalPiece, slice]]:
@@ -190,15 +224,19 @@ def _target(slab: Slab, before: Sequence[int], mine: Sequence[bool]) -> _Target:
     own = set(before[slab.first : slab.stop])
     together = own.pop() if len(rows) == slab.stop - slab.first and len(own) == 1 else None
     used = max(slab.lengths)
-    mask = empty = None
-    if min(slab.lengths) < used:
+    mask = empty = runs = None
+    if device.type == "cuda":
+        starts = [row * slab.room for row in range(len(slab.lengths))]
+        numbers = torch.tensor([starts, slab.lengths], device=device)
+        runs = numbers[0], numbers[1]
+    elif min(slab.lengths) < used:
         lengths = torch.tensor(slab.lengths, device=device)
         beyond = torch.arange(used, device=device) >= lengths.clamp(min=1).unsqueeze(1)
         dtype = slab.layers[0][0].dtype
         mask = torch.zeros(beyond.shape, dtype=dtype, device=device).masked_fill_(beyond, -torch.inf)[:, None, None]
         empty = lengths == 0 if min(slab.lengths) == 0 else None
     index = torch.tensor([rows, places], device=device)
-    return _Target(slab, index[0], index[1], together, used, mask, empty)
+    return _Target(slab, index[0], index[1], together, used, mask, empty, runs)
 
 
 def _heads_together(states: Tensor) -> Tensor:

@@ -15,11 +15,15 @@ from torch import Tensor
 
 from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.generate.arena import LEAST_BYTES, Arena
 from megatron_v2pe.generate.lean_layers import lean_layers
 from megatron_v2pe.generate.lean_operations import lean_norm, linear
 from megatron_v2pe.generate.prompt import NORMALIZE_TYPE, Prompt
 from megatron_v2pe.generate.stages import Stages, in_step
+from megatron_v2pe.generate.static_step import StaticStep
+from megatron_v2pe.generate.tiles import ImageTiles
 from megatron_v2pe.generate.vision_cache import TILES_AT_ONCE, VisionCache
+from megatron_v2pe.kernels.choice import use_triton
 from megatron_v2pe.kernels.tiles import normalise_tiles
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
@@ -32,7 +36,11 @@ class Engine:
     """A model's pipeline stage, ready to generate."""
 
     def __init__(
-        self, model: InternVLModel, vision_cache: VisionCache | None = None, prefill_tokens: int = PREFILL_TOKENS
+        self,
+        model: InternVLModel,
+        vision_cache: VisionCache | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        static: bool | None = None,
     ) -> None:
         """Read the model.
 
@@ -40,6 +48,9 @@ class Engine:
             model: this rank's pipeline stage, in evaluation mode, its weights loaded (those of norms are copied).
             vision_cache: where image features are kept; one of the default size by default.
             prefill_tokens: most prompt tokens run at once, over all context-parallel ranks.
+            static: decode by steps whose tensors stay where they are (`steps_ahead.py`); by default on CUDA where one
+                process has the whole model. Several processes exchange tokens and partial results in every step, part
+                of it by the host, which a graph cannot hold: they decode operation by operation.
 
         Raises:
             ConfigError: sequence parallelism, or a layer the engine does not know.
@@ -56,6 +67,14 @@ class Engine:
         weight = next(iter(decoder.parameters()))
         self.dtype, self.device = weight.dtype, weight.device
         self.hidden_size: int = model.config.hidden_size
+        self.static = self.stages.alone and use_triton(weight) if static is None else static
+        assert self.stages.alone or not self.static, "static steps are for one process"
+        layer = self.layers[0]
+        least = LEAST_BYTES if self.device.type == "cuda" else 0
+        self.arena = Arena(len(self.layers), layer.groups, layer.head_dim, self.dtype, self.device, least)
+        """Keys and values of static steps, kept from one batch to the next."""
+        self._steps: dict[int, StaticStep] = {}
+        self._steps_of = self.arena.moves
         if self.stages.last:
             self._final_norm = lean_norm(decoder.final_layernorm)
             self._head = model.language_model.head_weight()[: model.internvl.llm.vocab_size]
@@ -68,18 +87,24 @@ class Engine:
         Raises:
             DataError: an image cannot be read; the same on all ranks of a tower.
         """
-        mine = self.placement.tiles(sum(len(prompt.tiles) for prompt in prompts))
-        if not mine:
+        parts = self.own_tiles(prompts)
+        count = sum(map(len, parts))
+        if not count:
             per_tile = self.model.internvl.tokens_per_tile
             return torch.empty(0, per_tile, self.hidden_size, dtype=self.dtype, device=self.device)
+        tiles: Iterable[Tensor] = chain.from_iterable(parts)
+        if self.placement.tensor_model_parallel_size > 1 and not self.placement.replicated_vision:
+            tiles = in_step(tiles, TILES_AT_ONCE, self.groups.tp)
+        return self.vision_cache.encode(tiles, count, self._encode)
+
+    def own_tiles(self, prompts: Sequence[Prompt]) -> list[Tensor | ImageTiles]:
+        """Of each prompt the run of tiles this rank encodes when they are asked together, in this order."""
+        mine = self.placement.tiles(sum(len(prompt.tiles) for prompt in prompts))
         parts, start = [], 0
         for prompt in prompts:
             parts.append(prompt.tiles[max(mine.start - start, 0) : max(mine.stop - start, 0)])
             start += len(prompt.tiles)
-        tiles: Iterable[Tensor] = chain.from_iterable(parts)
-        if self.placement.tensor_model_parallel_size > 1 and not self.placement.replicated_vision:
-            tiles = in_step(tiles, TILES_AT_ONCE, self.groups.tp)
-        return self.vision_cache.encode(tiles, len(mine), self._encode)
+        return parts
 
     def _encode(self, tiles: Tensor) -> Tensor:
         """Features of tiles, bytes [n, H, W, 3] or normalised [n, 3, H, W] already."""
@@ -95,6 +120,16 @@ class Engine:
         if self.placement.tensor_model_parallel_size == 1:
             return F.embedding(ids, language.embedding.word_embeddings.weight)
         return language.embed(ids).squeeze(1)
+
+    def step(self, count: int) -> StaticStep:
+        """Return the static step of so many sequences, made once for as long as the arena stays where it is."""
+        if self._steps_of != self.arena.moves:
+            self._steps, self._steps_of = {}, self.arena.moves
+        if count not in self._steps:
+            embedding = self.model.language_model.embedding.word_embeddings.weight
+            parts = embedding, self.layers, self.logits, self.arena
+            self._steps[count] = StaticStep(count, *parts, capture=self.device.type == "cuda")
+        return self._steps[count]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, vocab_size] of hidden states [n, hidden], gathered over ranks, on the last stage."""

@@ -5,23 +5,28 @@ Every rank of a copy of the model calls `generate` with the same prompts and get
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from megatron_v2pe.device import watchdog
-from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.errors import ConfigError, DataError, MemoryShortageError
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.kv_cache import CHUNK
+from megatron_v2pe.generate.memory import shortage_told
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import Sampling, choose
 from megatron_v2pe.generate.session import Session
+from megatron_v2pe.generate.steps_ahead import Choice, StepsAhead
 from megatron_v2pe.generate.stop import AnswerText
 
 Decode = Callable[[list[int]], str]
 """Text of token ids."""
+_RESERVE = 4 * CHUNK
+"""New tokens of each answer there is room for from the start where the cache stays in its place."""
 OnText = Callable[[int, str], None]
 """Takes the number of a prompt and a piece of its answer's text, as soon as the piece is certain."""
 
@@ -102,6 +107,11 @@ def check_prompt(prompt: Prompt, denominator: int, window: int | None, max_new_t
         )
 
 
+def in_order(prompts: Sequence[Prompt]) -> list[int]:
+    """Return the order in which prompts of a batch are worked on: the longest first, alike side by side."""
+    return sorted(range(len(prompts)), key=lambda number: -len(prompts[number].input_ids))
+
+
 def generate(
     engine: Engine,
     prompts: Sequence[Prompt],
@@ -131,23 +141,21 @@ def generate(
     answers = [Generated() for _ in prompts]
     texts = None if decode is None else [AnswerText(decode, options.stop_strings) for _ in prompts]
     keys = [str(number) for number in range(len(prompts))] if names is None else list(names)
-    alive = sorted(range(len(prompts)), key=lambda number: -len(prompts[number].input_ids))  # alike side by side
-    session = Session(engine, [prompts[number] for number in alive], min(options.max_new_tokens, CHUNK))
-    logits = session.prefill()
-    for step in range(options.max_new_tokens):
-        watchdog.progress("answering")
-        tokens = _next(session, logits, options, [keys[number] for number in alive], step)
-        for row, number in enumerate(alive):
-            if options.keep_logits and logits is not None:
-                answers[number].logits.append(logits[row])
-            _add(answers[number], tokens[row], options, None if texts is None else texts[number], number, on_text)
-        going = [row for row, number in enumerate(alive) if answers[number].finish_reason == "length"]
-        if not going or step + 1 == options.max_new_tokens:
-            break
-        if len(going) < len(alive):
-            session.keep(going)
-            alive, tokens = [alive[row] for row in going], [tokens[row] for row in going]
-        logits = session.decode(tokens)
+    alive = in_order(prompts)
+
+    def add(number: int, token: int, logits: Tensor | None) -> bool:
+        """Add a token to an answer; return whether the answer goes on."""
+        if options.keep_logits and logits is not None:
+            answers[number].logits.append(logits)
+        _add(answers[number], token, options, None if texts is None else texts[number], number, on_text)
+        return answers[number].finish_reason == "length"
+
+    batch = [prompts[number] for number in alive]
+    with _shortage_told_by(batch) if engine.stages.alone else nullcontext():
+        if engine.static:
+            _answer_ahead(engine, batch, options, alive, keys, add)
+        else:
+            _answer(engine, batch, options, alive, keys, add)
     for number, answer in enumerate(answers):
         if texts is not None:
             rest = texts[number].finish()
@@ -155,6 +163,72 @@ def generate(
                 on_text(number, rest)
             answer.text = texts[number].text
     return answers
+
+
+Add = Callable[[int, int, Tensor | None], bool]
+"""Takes the number of a prompt, a token and its logits; tells whether the answer goes on."""
+
+
+def _answer(
+    engine: Engine,
+    batch: Sequence[Prompt],
+    options: GenerationOptions,
+    alive: list[int],
+    keys: Sequence[str],
+    add: Add,
+) -> None:
+    """Look at every token before the next is computed."""
+    session = Session(engine, batch, min(options.max_new_tokens, CHUNK))
+    logits = session.prefill()
+    for step in range(options.max_new_tokens):
+        watchdog.progress("answering")
+        tokens = _next(session, logits, options, [keys[number] for number in alive], step)
+        rows = [None] * len(alive) if logits is None else logits
+        going = [row for row, number in enumerate(alive) if add(number, tokens[row], rows[row])]
+        if not going or step + 1 == options.max_new_tokens:
+            break
+        if len(going) < len(alive):
+            session.keep(going)
+            alive, tokens = [alive[row] for row in going], [tokens[row] for row in going]
+        logits = session.decode(tokens)
+
+
+def _answer_ahead(
+    engine: Engine,
+    batch: Sequence[Prompt],
+    options: GenerationOptions,
+    alive: list[int],
+    keys: Sequence[str],
+    add: Add,
+) -> None:
+    """Look at tokens while the next are computed."""
+    session = Session(engine, batch, min(options.max_new_tokens, _RESERVE))
+    logits = session.prefill()
+    assert logits is not None
+    choice = Choice(
+        options.sampling, options.stop_ids, options.min_new_tokens, options.max_new_tokens, options.keep_logits
+    )
+    steps = StepsAhead(session, logits, choice, alive, [keys[number] for number in alive])
+    going = set(alive)
+    while (reading := steps.reading()) is not None:
+        watchdog.progress("answering")
+        rows = [None] * len(reading.numbers) if reading.logits is None else reading.logits
+        for number, token, row in zip(reading.numbers, reading.get(), rows, strict=True):
+            if number in going and not add(number, token, row):
+                going.remove(number)
+                steps.end(number)
+
+
+@contextmanager
+def _shortage_told_by(batch: Sequence[Prompt]) -> Iterator[None]:
+    """Have every lack of memory name what was asked together; for a process alone, which no other waits for."""
+    try:
+        with shortage_told():
+            yield
+    except MemoryShortageError as error:
+        tokens = sum(len(prompt.input_ids) for prompt in batch)
+        tiles = sum(len(prompt.tiles) for prompt in batch)
+        raise MemoryShortageError(f"{error} ({len(batch)} prompts of {tokens} tokens, {tiles} tiles)") from None
 
 
 def _next(

@@ -87,7 +87,7 @@ class KVCache:
         """
         self.slabs: list[Slab] = []
         first = 0
-        for room, run in groupby(map(_room, capacities)):
+        for room, run in groupby(map(room_for, capacities)):
             count = len(list(run))
             shape = (count, room, groups, head_dim)
             layers = [
@@ -149,9 +149,9 @@ class KVCache:
 
 def cache_bytes(capacities: Sequence[int], num_layers: int, groups: int, head_dim: int, dtype: torch.dtype) -> int:
     """Return the bytes a `KVCache` takes at first; arguments as of its constructor."""
-    return 2 * num_layers * groups * head_dim * dtype.itemsize * sum(map(_room, capacities))
+    return 2 * num_layers * groups * head_dim * dtype.itemsize * sum(map(room_for, capacities))
 
 
-def _room(capacity: int) -> int:
-    """Tokens of room a sequence is given that needs so many."""
+def room_for(capacity: int) -> int:
+    """Return the tokens of room a sequence is given that needs so many."""
     return max(1, -(-capacity // CHUNK)) * CHUNK

@@ -2,8 +2,9 @@
 
 A Megatron-Core layer spends several times longer in Python than in arithmetic when it is asked for one token. A
 `LeanLayer` reads what its layer is made of (norms, weights, biases, activation) and runs the operations directly;
-attention is handed in. Nothing here knows a model family: what a layer has that is not listed in `LeanLayer` is refused
-when the layer is read, not left out.
+attention is handed in, or for static steps works on an arena (`decode`). On CUDA what lies between products is fused
+(`megatron_v2pe/kernels`). Nothing here knows a model family: what a layer has that is not listed in `LeanLayer` is
+refused when the layer is read, not left out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP
@@ -20,7 +22,12 @@ from torch import Tensor, nn
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.lean_operations import Norm, lean_norm, linear, rotate
+from megatron_v2pe.kernels.decode_attention import decode_attention, enter_cache
+from megatron_v2pe.kernels.norms import add_rms_norm
+from megatron_v2pe.kernels.rotary import split_and_rotate
+from megatron_v2pe.kernels.swiglu import swiglu_forward
 from megatron_v2pe.models.linear import ColumnLinear, RowLinear
+from megatron_v2pe.models.norms import RMSNorm
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, query [T, groups, r, d], key [T, groups, d], value [T, groups, d]) to [T, groups, r, d]; r query heads share
@@ -52,6 +59,10 @@ class LeanLayer:
         self.qkv, self.projection = _weights(attention.linear_qkv), _weights(attention.linear_proj)
         self.fc1, self.fc2 = _weights(mlp.linear_fc1), _weights(mlp.linear_fc2)
         self.gated, self.activation = config.gated_linear_unit, mlp.activation_func
+        self._cuda = self.qkv[0].is_cuda  # on the CPU what follows is faster operation by operation, in place
+        norm = layer.pre_mlp_layernorm
+        self._added_norm = (norm.weight.detach(), norm.eps) if self._cuda and type(norm) is RMSNorm else None
+        self._swiglu = self._cuda and self.gated and self.activation is F.silu
         self.widest: int = max(self.qkv[0].shape[0], self.fc1[0].shape[0])
         """Most numbers it holds of one token at once, at least."""
 
@@ -59,7 +70,7 @@ class LeanLayer:
         """Run the layer.
 
         Args:
-            hidden: [T, hidden]; overwritten.
+            hidden: [T, hidden]; may be overwritten.
             same: [T, 1, 1, d], see `lean_operations.rotation`.
             other: as `same`.
             attend: attention of this layer's queries, keys and values.
@@ -67,18 +78,70 @@ class LeanLayer:
         Returns:
             [T, hidden].
         """
-        joint = linear(self.attention_norm(hidden), *self.qkv)
-        joint = joint.view(-1, self.groups, self.heads_per_group + 2, self.head_dim)
+        joint = self._joint(hidden)
+        if self._cuda and self.query_norm is None and self.key_norm is None:
+            half = self.head_dim // 2
+            angles = same[:, 0, 0, :half].contiguous(), other[:, 0, 0, half:].contiguous()
+            query, key, value = split_and_rotate(joint, *angles)
+            seen = attend(self.number, query.unflatten(1, (self.groups, -1)), key, value)
+            return self._after_attention(hidden, seen)
         rotated = rotate(self._normed(joint), same, other)
         seen = attend(self.number, rotated[:, :, :-1], rotated[:, :, -1], joint[:, :, -1])
-        self._add_row_parallel(hidden, seen.reshape(hidden.shape[0], -1), *self.projection)
-        wide = linear(self.mlp_norm(hidden), *self.fc1)
-        if self.gated:
+        return self._after_attention(hidden, seen)
+
+    def decode(
+        self,
+        hidden: Tensor,
+        same: Tensor,
+        other: Tensor,
+        cache: tuple[Tensor, Tensor],
+        starts: Tensor,
+        lengths: Tensor,
+        longer: Tensor,
+    ) -> Tensor:
+        """Run the layer for one new token of each of n sequences; nothing depends on the host.
+
+        Args:
+            hidden: [n, hidden]; may be overwritten.
+            same: as of a call, [n, 1, 1, d].
+            other: as `same`.
+            cache: this layer's keys and values, [places, groups, d]; the token's own are written to it.
+            starts: int64 [n]: first place of each sequence.
+            lengths: int64 [n]: places used before this token.
+            longer: int64 [n]: `lengths + 1`.
+
+        Returns:
+            [n, hidden].
+        """
+        joint = self._joint(hidden)
+        if self.query_norm is not None or self.key_norm is not None:
+            joint = torch.cat([self._normed(joint), joint[:, :, -1:]], dim=2)
+        query = enter_cache(joint, same, other, *cache, starts, lengths)
+        seen, _ = decode_attention(query, *cache, starts, longer, self.head_dim**-0.5)
+        return self._after_attention(hidden, seen)
+
+    def _joint(self, hidden: Tensor) -> Tensor:
+        """Queries, key and value of every group, [T, groups, r + 2, d]."""
+        joint = linear(self.attention_norm(hidden), *self.qkv)
+        return joint.view(-1, self.groups, self.heads_per_group + 2, self.head_dim)
+
+    def _after_attention(self, hidden: Tensor, seen: Tensor) -> Tensor:
+        """Add what attention has seen, [T, groups, r, d], then run the MLP."""
+        update = self._row_parallel(seen.reshape(hidden.shape[0], -1), *self.projection)
+        if self._added_norm is None:
+            hidden += update
+            normed = self.mlp_norm(hidden)
+        else:
+            hidden, normed = add_rms_norm(hidden, update, *self._added_norm)
+        wide = linear(normed, *self.fc1)
+        if self._swiglu:
+            wide = swiglu_forward(wide)
+        elif self.gated:
             gate, straight = wide.chunk(2, dim=-1)
             wide = self.activation(gate).mul_(straight)
         else:
             wide = self.activation(wide)
-        self._add_row_parallel(hidden, wide, *self.fc2)
+        hidden += self._row_parallel(wide, *self.fc2)
         return hidden
 
     def keys_and_values(self, hidden: Tensor, same: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,14 +174,13 @@ class LeanLayer:
         query = query if self.query_norm is None else self.query_norm(query)
         return torch.cat([query, key if self.key_norm is None else self.key_norm(key)], dim=2)
 
-    def _add_row_parallel(self, hidden: Tensor, states: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        """Project this rank's columns and add the sum over ranks to `hidden`, in place."""
+    def _row_parallel(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Project this rank's columns; the sum over ranks."""
         if self.group is None:
-            hidden += linear(states, weight, bias)
-            return
+            return linear(states, weight, bias)
         partial = linear(states, weight)
         dist.all_reduce(partial, group=self.group)
-        hidden += partial if bias is None else partial.add_(bias)
+        return partial if bias is None else partial.add_(bias)
 
 
 def lean_layers(layers: Sequence[nn.Module], group: dist.ProcessGroup) -> list[LeanLayer]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from megatron_v2pe.kernels.decode_attention import rotate as rotate  # shared with the step that decodes
 from megatron_v2pe.models.norms import RMSNorm
 
 Norm = Callable[[Tensor], Tensor]
@@ -52,10 +53,3 @@ def lean_norm(norm: nn.Module) -> Norm:
 def rotation(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of `rotate` from cosines and sines [T, d // 2]: float32 [T, 1, 1, d] each."""
     return torch.cat([cos, cos], dim=-1)[:, None, None], torch.cat([-sin, sin], dim=-1)[:, None, None]
-
-
-def rotate(states: Tensor, same: Tensor, other: Tensor) -> Tensor:
-    """Rotate [T, groups, heads, d] by the factors of `rotation`, in float32 or wider; as `v2pe.rotary.apply_rotary`."""
-    wide = states.to(torch.promote_types(states.dtype, same.dtype))
-    turned = (wide * same).addcmul_(wide.roll(wide.shape[-1] // 2, -1), other)
-    return turned.to(states.dtype)

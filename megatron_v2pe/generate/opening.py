@@ -42,6 +42,8 @@ class Opened:
     """`fp32` or `bf16`."""
     world: World
     """This process's place."""
+    device: str
+    """Where it runs, see `Device.describe`."""
 
 
 def add_checkpoint_arguments(
@@ -148,6 +150,8 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
 
     arguments = opening.arguments
     device = Device.choose(arguments.device, opening.world.local_rank)
+    count = opening.world.world_size
+    _tell(f"device: {device.describe()}" + (f"; {count} processes, {device.kind} each" if count > 1 else ""))
     with launch.joined(opening.world, device, opening.layout.distributed_timeout_minutes):
         folder = start_folder(str(arguments.checkpoint), str(arguments.converted_dir), arguments.verify)
         dtype = arguments.dtype or ("bf16" if device.torch_device.type == "cuda" else "fp32")
@@ -165,7 +169,14 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
             verify=arguments.verify,
         ) as pretrained:
             tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
-            yield Opened(pretrained, folder, tiling, dtype, opening.world)
+            yield Opened(pretrained, folder, tiling, dtype, opening.world, device.describe())
+
+
+def _tell(line: str) -> None:
+    """Say something on the first rank's stderr."""
+    from megatron_v2pe.logging import get_logger
+
+    get_logger(__name__).info(line)
 
 
 def _check(folder: Path) -> None:

@@ -96,6 +96,29 @@ def point(seed: int, sequence: str, step: int) -> float:
     return uniform(_RESOLUTION, seed, sequence, step, purpose=_PURPOSE) / _RESOLUTION
 
 
+def points(sampling: Sampling, sequences: Sequence[str], steps: Sequence[int]) -> Tensor:
+    """Return the draws float64 [n] of tokens `steps` of sequences, on the host."""
+    keys = zip(sequences, steps, strict=True)
+    return torch.tensor([point(sampling.seed, *key) for key in keys], dtype=torch.float64)
+
+
+def chosen(logits: Tensor, sampling: Sampling, draws: Tensor | None) -> Tensor:
+    """Choose the next token of each sequence where the logits are; the host waits for nothing.
+
+    Args:
+        logits: [n, vocab_size]; -inf for tokens that must not come.
+        sampling: how.
+        draws: of the tokens, see `points`; None where temperature is 0.
+
+    Returns:
+        int64 [n].
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    assert draws is not None
+    return draw(probabilities(logits, sampling), draws)
+
+
 def choose(logits: Tensor, sampling: Sampling, sequences: Sequence[str], steps: Sequence[int]) -> list[int]:
     """Choose the next token of each sequence.
 
@@ -105,8 +128,5 @@ def choose(logits: Tensor, sampling: Sampling, sequences: Sequence[str], steps: 
         sequences: name of each sequence.
         steps: number of the token in its answer, from 0.
     """
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1).tolist()
-    keys = zip(sequences, steps, strict=True)
-    points = torch.tensor([point(sampling.seed, *key) for key in keys], dtype=torch.float64, device=logits.device)
-    return draw(probabilities(logits, sampling), points).tolist()
+    draws = points(sampling, sequences, steps).to(logits.device) if sampling.temperature > 0 else None
+    return chosen(logits, sampling, draws).tolist()

@@ -18,9 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_v2pe.generate.cached_attention import CachedAttention
+from megatron_v2pe.errors import MemoryShortageError
+from megatron_v2pe.generate.arena import ArenaCache
+from megatron_v2pe.generate.cached_attention import ArenaAttention, CachedAttention
 from megatron_v2pe.generate.engine import Engine
-from megatron_v2pe.generate.kv_cache import CHUNK, KVCache, cache_bytes, owner
+from megatron_v2pe.generate.kv_cache import CHUNK, KVCache, cache_bytes, owner, room_for
 from megatron_v2pe.generate.lean_layers import LeanLayer
 from megatron_v2pe.generate.lean_operations import rotation
 from megatron_v2pe.generate.memory import Need, demand, return_large_blocks, shortage_told
@@ -64,13 +66,32 @@ class Session:
         layer = engine.layers[0]
         shape = len(engine.layers), layer.groups, layer.head_dim, engine.dtype
         capacities = [count + room for count in held]
-        demand(self._needed(cache_bytes(capacities, *shape)), engine.device, topology.model_copy_group())
-        self.cache = _together(lambda: KVCache(capacities, *shape, engine.device))
-        self._attention = CachedAttention(self.cache, engine.groups.cp, layer.head_dim**-0.5)
+        if engine.static:
+            self.cache = self._in_arena(capacities)
+        else:
+            demand(self._needed(cache_bytes(capacities, *shape)), engine.device, topology.model_copy_group())
+            self.cache = _together(lambda: KVCache(capacities, *shape, engine.device))
+        attention = ArenaAttention if engine.static else CachedAttention
+        self._attention = attention(self.cache, engine.groups.cp, layer.head_dim**-0.5)
 
     def __len__(self) -> int:
         """Return the number of sequences."""
         return len(self._names)
+
+    def _in_arena(self, capacities: Sequence[int]) -> ArenaCache:
+        """Places in the arena; it is given up for a smaller one where nothing else makes room for the prompts."""
+        arena, device, group = self.engine.arena, self.engine.device, topology.model_copy_group()
+        places = sum(map(room_for, capacities))
+        if arena.bytes_to_take(places):
+            arena.release()
+        try:
+            demand(self._needed(arena.bytes_to_take(places)), device, group)
+        except MemoryShortageError:
+            if not arena.layers:
+                raise
+            arena.release()
+            demand(self._needed(arena.bytes_to_take(places)), device, group)
+        return _together(lambda: ArenaCache(arena, capacities))
 
     def _cut(self, pieces: Sequence[Piece]) -> MicroBatch:
         """This rank's share of all pieces, with the routing of image features to their tokens."""
@@ -219,17 +240,21 @@ class Session:
         """Factors [sequences, 1, 1, d] that rotate the tokens about to be added; made for some steps ahead."""
         step = self._generated % _STEPS_AHEAD
         if step == 0 or self._ahead is None:
-            rotary, first = self.engine.model.rotary, self._generated - step
-            ticks = [
-                continue_positions(last + first * rotary.denominator, _STEPS_AHEAD, rotary.denominator)
-                for last in self._last_ticks
-            ]
-            everyone = torch.cat(ticks).to(self.engine.device)
-            same, other = rotation(*rotary.cos_sin(everyone, [_STEPS_AHEAD] * len(self), self._last_ticks))
-            shape = (len(self), _STEPS_AHEAD, 1, 1, -1)
-            self._ahead = same.view(shape), other.view(shape)
+            self._ahead = self.factors(self._generated - step, _STEPS_AHEAD)
         same, other = self._ahead
         return same[:, step], other[:, step]
+
+    def factors(self, first: int, count: int) -> tuple[Tensor, Tensor]:
+        """Factors [sequences, count, 1, 1, d] that rotate `count` generated tokens of each sequence from `first` on."""
+        rotary = self.engine.model.rotary
+        ticks = [
+            continue_positions(last + first * rotary.denominator, count, rotary.denominator)
+            for last in self._last_ticks
+        ]
+        everyone = torch.cat(ticks).to(self.engine.device)
+        same, other = rotation(*rotary.cos_sin(everyone, [count] * len(self), self._last_ticks))
+        shape = (len(self), count, 1, 1, -1)
+        return same.view(shape), other.view(shape)
 
 
 def _together(action: Callable[[], Result]) -> Result:

@@ -30,6 +30,8 @@ class Stages:
             copy: all ranks of this copy of the model.
         """
         self._pipeline, self._copy = pipeline, copy
+        self.alone = copy.size() == 1
+        """Whether this process has the whole model."""
         self._ranks = dist.get_process_group_ranks(pipeline)
         self.first, self.last = pipeline.rank() == 0, pipeline.rank() == pipeline.size() - 1
         # The chooser is the first rank of the last stage; a stage's ranks stand together in a copy.

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from megatron_v2pe.generate import cached_attention, generation, kv_cache, slab_attention
+from megatron_v2pe.generate import cached_attention, generation, kv_cache, slab_attention, static_step
 from megatron_v2pe.generate import session as session_module
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.generation import GenerationOptions, generate
@@ -46,6 +46,8 @@ class Case:
     prefill_tokens: int = 1 << 20
     chunk: int = kv_cache.CHUNK
     """Tokens by which the cache grows."""
+    static: bool = False
+    """Decode by static steps, uncaptured on the CPU."""
     planted_break: str | None = None
 
 
@@ -73,13 +75,45 @@ def run(case: Case) -> Answers:
     watched, chunk = mock.patch.object(generation, "Session", session), mock.patch.object(kv_cache, "CHUNK", case.chunk)
     with made as model, BREAKS[case.planted_break](), watched, chunk:
         load_full(model, case.weights)
-        ready = Engine(model.eval(), VisionCache(), case.prefill_tokens)
+        ready = Engine(model.eval(), VisionCache(), case.prefill_tokens, case.static)
         answers = generate(ready, case.prompts, options)
         return Answers(
             [answer.token_ids for answer in answers],
             [torch.stack(answer.logits).clone() for answer in answers if answer.logits],
             sessions[0].cache.lengths,
         )
+
+
+def texts(case: Case) -> list[tuple[str, list[int], str, list[str]]]:
+    """Text, tokens, reason of the end and pieces as they came of every answer; tokens are letters."""
+    pieces: list[list[str]] = [[] for _ in case.prompts]
+
+    def decode(ids: list[int]) -> str:
+        return "".join(chr(ord("a") + number % 26) for number in ids)
+
+    made = built(case.hf_config, case.layout, ModelOptions(params_dtype=case.dtype), case.policy, case.image_token_id)
+    with made as model:
+        load_full(model, case.weights)
+        ready = Engine(model.eval(), VisionCache(), case.prefill_tokens, case.static)
+        heard = lambda number, text: pieces[number].append(text)  # noqa: E731
+        answers = generate(ready, case.prompts, case.options, decode, on_text=heard)
+    found = zip(answers, pieces, strict=True)
+    return [(answer.text, answer.token_ids, answer.finish_reason, given) for answer, given in found]
+
+
+def batch_after_batch(case: Case, batches: Sequence[Sequence[int]]) -> tuple[list[list[list[int]]], list[int]]:
+    """Answer batches of a case's prompts with one engine: tokens, and per batch which object its first step was."""
+    made = built(case.hf_config, case.layout, ModelOptions(params_dtype=case.dtype), case.policy, case.image_token_id)
+    with made as model:
+        load_full(model, case.weights)
+        ready = Engine(model.eval(), VisionCache(), case.prefill_tokens, case.static)
+        found: list[list[list[int]]] = []
+        steps: list[int] = []
+        for batch in batches:
+            answers = generate(ready, [case.prompts[number] for number in batch], case.options)
+            found.append([answer.token_ids for answer in answers])
+            steps.append(id(ready.step(len(batch))))
+        return found, steps
 
 
 def recomputed(case: Case, ids: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -162,10 +196,23 @@ def _pieces_forget() -> Any:
     return mock.patch.object(cached_attention.CachedAttention, "_add_earlier", lambda *arguments: None)
 
 
+def _stand_still() -> Any:
+    """Let static steps forget that they have added a token."""
+    original = static_step.StaticStep._body
+
+    def body(self: Any) -> Tensor:
+        found = original(self)
+        self.lengths.sub_(1)
+        return found
+
+    return mock.patch.object(static_step.StaticStep, "_body", body)
+
+
 BREAKS: dict[str | None, Callable[[], AbstractContextManager[Any]]] = {
     None: nullcontext,
     "positions restart": _positions_restart,
     "cache of a rank dropped": _cache_dropped,
     "lse ignored": _lse_ignored,
     "pieces forget": _pieces_forget,
+    "static steps stand still": _stand_still,
 }

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from types import SimpleNamespace
 
 import pytest
 
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate import provenance
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
-from megatron_v2pe.evaluate.benchmark import Question
 from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
-from megatron_v2pe.evaluate.runner import _batches
 from megatron_v2pe.evaluate.share import cost_of, share_out
+from megatron_v2pe.foreign.seal import seal
 
 
 def answer(name, text="yes"):
@@ -134,11 +132,18 @@ def test_later_versions_of_the_code_are_noted(tmp_path, monkeypatch):
     assert content["code"] == "1" and content["later_code"] == ["2", "3"]
 
 
-def test_batches_hold_questions_of_one_limit():
-    benchmark = SimpleNamespace(max_new_tokens=100)
-    questions = [
-        Question(str(n), (("human", "what"),), max_new_tokens=limit) for n, limit in enumerate([None, 5, 100, 5])
-    ]
-    batches = [[question.id for question in batch] for batch in _batches(questions, benchmark, 2)]
-    assert batches == [["0", "2"], ["1", "3"]]
-    assert [len(batch) for batch in _batches(questions, benchmark, 1)] == [1, 1, 1, 1]
+def test_devices_are_noted_and_refuse_nothing(tmp_path):
+    """An evaluation may end on another machine than it began on; folders of older versions do not name one."""
+    for device in ("cpu, 2 threads", "cuda:0, a card", "cpu, 2 threads", "cuda:0, a card", "cpu, 8 threads"):
+        settle(tmp_path / "new", {"dtype": "fp32"}, device)
+    content = json.loads((tmp_path / "new" / "run.json").read_text())
+    assert content["device"] == "cpu, 2 threads"
+    assert content["later_devices"] == ["cuda:0, a card", "cpu, 8 threads"]
+    old = {"settings": {"dtype": "fp32"}, "code": "0.1.0"}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "run.json").write_text(json.dumps(seal(old)))
+    settle(tmp_path / "old", {"dtype": "fp32"}, "cuda:0, a card")
+    content = json.loads((tmp_path / "old" / "run.json").read_text())
+    assert (content["device"], content["later_devices"]) == ("-", ["cuda:0, a card"])
+    with pytest.raises(ConfigError, match="dtype fp32 there, bf16 now"):
+        settle(tmp_path / "old", {"dtype": "bf16"}, "cuda:0, a card")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from megatron_v2pe.data.image_transform import open_image
 from megatron_v2pe.data.pictures import TilingOptions, plan_images, read_tiles
 from megatron_v2pe.data.types import Picture
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.generate.tiles import ImageTiles
+from megatron_v2pe.generate.tiles import ImageTiles, TileReader
 
 MEAN = (0.5, 0.5, 0.5)
 
@@ -89,3 +91,74 @@ def test_a_damaged_image_is_named_when_it_is_met(tmp_path):
     assert len(list(tiles[:1])) == 1
     with pytest.raises(DataError, match=r"torn.png: (damaged|not an) image"):
         list(tiles)
+
+
+@pytest.fixture
+def reader():
+    readers = []
+
+    def make(workers=2, most_tiles=100):
+        readers.append(TileReader(workers, most_tiles))
+        return readers[-1]
+
+    yield make
+    for made in readers:
+        made.close()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("most_tiles", [1, 4, 100])
+def test_tiles_read_ahead_are_the_same(run, pictures, reader, workers, most_tiles):
+    tiles, opened = run
+    whole = read_tiles(pictures, 28, MEAN)
+    threads = reader(workers, most_tiles)
+    for _ in range(2):
+        threads.start(tiles[2:])
+        assert torch.equal(torch.stack(list(tiles[2:])), whole[2:])
+        tiles.forget_ahead()
+    assert sorted(opened) == sorted([1, 2, 3, 4] * 2)  # none twice, the first not at all
+
+
+def test_no_more_is_held_than_said(pictures, reader):
+    """Threads stand still at the limit until tiles are taken, and no one waits for what no thread has."""
+    started = []
+    tiles = ImageTiles(pictures, 28, MEAN, lambda picture: (started.append(picture), open_image(picture.path))[1])
+    threads = reader(2, pictures[0].num_tiles + pictures[1].num_tiles)
+    threads.start(tiles)
+    time.sleep(0.3)
+    assert len(started) == 2
+    passing = iter(tiles)
+    for _ in range(pictures[0].num_tiles + 1):
+        next(passing)
+    time.sleep(0.3)
+    assert len(started) > 2
+    assert len([next(passing) for _ in range(len(tiles) - pictures[0].num_tiles - 1)]) > 5
+    assert len(started) == len(pictures)
+
+
+def test_a_second_pass_reads_again(run, reader):
+    """A question that is asked again after an error."""
+    tiles, opened = run
+    reader().start(tiles)
+    first, second = list(tiles), list(tiles)
+    assert torch.equal(torch.stack(first), torch.stack(second)) and sorted(opened) == sorted([*range(5)] * 2)
+
+
+def test_what_a_thread_cannot_read_is_an_error_where_it_is_used(tmp_path, reader):
+    Image.new("RGB", (28, 28)).save(tmp_path / "good.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:50])
+    tiles = ImageTiles([Picture(str(tmp_path / name), None) for name in ("good.png", "torn.png")], 28, MEAN)
+    reader().start(tiles)
+    time.sleep(0.2)
+    assert len(list(tiles[:1])) == 1
+    with pytest.raises(DataError, match=r"torn.png: (damaged|not an) image"):
+        list(tiles)
+
+
+def test_what_is_given_up_makes_room(pictures, reader):
+    threads = reader(1, 1)
+    unused, used = ImageTiles(pictures, 28, MEAN), ImageTiles(pictures, 28, MEAN)
+    threads.start(unused)
+    threads.start(used)
+    unused.forget_ahead()
+    assert len(list(used)) == len(used) and threads._held <= 0 and not threads._waiting

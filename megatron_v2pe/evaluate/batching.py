@@ -1,0 +1,194 @@
+"""Which questions are asked together: those of like length, found a window at a time and, for a card, ahead of time.
+
+How long a prompt is, is known when the headers of its images are read; its tiles are guessed before that
+(`prompting.estimated_cost`). So the questions of a copy of the model, the dearest first, are encoded a window at a time
+and batched by length inside of it: neighbours alike, and no answer far from where its question stood. A question that
+cannot be encoded is alone, and costs no other a second try.
+
+Where a card does the work, the next window is encoded and the images of the next batch are read by threads while it
+answers (`Ahead`). On the CPU threads would take the cores from the answers, and nothing is done ahead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from megatron_v2pe.errors import DataError
+from megatron_v2pe.evaluate.benchmark import Question
+from megatron_v2pe.generate.engine import Engine
+from megatron_v2pe.generate.generation import in_order
+from megatron_v2pe.generate.prompt import Prompt
+from megatron_v2pe.generate.tiles import ImageTiles, TileReader
+from megatron_v2pe.parallel import topology
+
+WINDOW = 4
+"""Batches formed together."""
+AHEAD_BYTES = 256 << 20
+"""Of tiles read and not encoded yet: 446 tiles of 448 x 448."""
+MOST_WORKERS = 8
+"""Threads by default; a few keep a card busy."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A question, encoded, or what is wrong with it."""
+
+    question: Question
+    prompt: Prompt | None
+    problem: DataError | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt; -1 where there is none."""
+        return -1 if self.prompt is None else len(self.prompt.input_ids)
+
+
+def default_workers(device: torch.device) -> int:
+    """Return how many threads read images ahead: a process's share of the cores on CUDA, none on the CPU."""
+    if device.type != "cuda":
+        return 0
+    return max(1, min(MOST_WORKERS, (os.cpu_count() or 1) // max(torch.cuda.device_count(), 1) - 1))
+
+
+class Ahead:
+    """Threads that prepare what is asked next."""
+
+    def __init__(self, workers: int, tile_size: int) -> None:
+        """Start no thread yet; with 0 workers nothing is done ahead."""
+        self.workers = workers
+        self._images = TileReader(workers, max(1, AHEAD_BYTES // (3 * tile_size**2)))
+        self._texts = ThreadPoolExecutor(1, "prompts") if workers else None
+        self._started: list[ImageTiles] = []
+
+    def encode(self, action: Callable[[], list[Prepared]]) -> Callable[[], list[Prepared]]:
+        """Begin to encode a window; the result is called for."""
+        if self._texts is None:
+            return action
+        future: Future[list[Prepared]] = self._texts.submit(action)
+        return future.result
+
+    def read(self, batch: Sequence[Prepared], engine: Engine) -> None:
+        """Begin to read the images this rank will encode of a batch."""
+        prompts = [one.prompt for one in batch if one.prompt is not None]
+        if self._texts is None or not engine.stages.first or len(prompts) < len(batch):
+            return
+        for part in engine.own_tiles([prompts[number] for number in in_order(prompts)]):
+            if isinstance(part, ImageTiles):
+                self._images.start(part)
+
+    def forget(self, batch: Sequence[Prepared]) -> None:
+        """Give up what was read of a batch and not used."""
+        for one in batch:
+            if one.prompt is not None and isinstance(one.prompt.tiles, ImageTiles):
+                one.prompt.tiles.forget_ahead()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._images.close()
+        if self._texts is not None:
+            self._texts.shutdown(cancel_futures=True)
+
+
+def batches(
+    questions: Sequence[Question],
+    limit: Callable[[Question], int],
+    size: int,
+    encode: Callable[[Question], Prompt],
+    ahead: Ahead,
+    engine: Engine,
+    note: Callable[[Sequence[str]], None],
+) -> Iterator[list[Prepared]]:
+    """Form batches; every rank of a copy of the model gets the same.
+
+    Args:
+        questions: of this copy, the dearest first.
+        limit: most tokens of a question's answer: those asked together have the same.
+        size: most questions of a batch.
+        encode: makes a prompt of a question; raises DataError where it cannot be.
+        ahead: prepares what comes next.
+        engine: says whose tiles are whose.
+        note: takes the ids of all questions that are worked on, here or ahead, before anything is done about them.
+    """
+
+    def encoded(window: Sequence[Question]) -> list[Prepared]:
+        return [_prepared(question, encode) for question in window]
+
+    windows = deque(windowed(questions, limit, size * WINDOW if size > 1 else 1))
+    formed: deque[list[Prepared]] = deque()
+    begun: deque[tuple[list[Question], Callable[[], list[Prepared]]]] = deque()
+    ready = 1 + (ahead.workers > 0)
+    reading = 0
+
+    def tell() -> None:
+        waiting = [question.id for window, _ in begun for question in window]
+        note([*(one.question.id for batch in formed for one in batch), *waiting])
+
+    def begin() -> None:
+        if windows and not begun:
+            window = windows.popleft()
+            begun.append((window, lambda: encoded(window)))
+            tell()
+            begun[0] = (window, ahead.encode(begun[0][1]))
+
+    while True:
+        while len(formed) < ready and (begun or windows):
+            begin()
+            formed.extend(by_length(begun[0][1](), size))
+            begun.popleft()
+        if not formed:
+            return
+        if ahead.workers:
+            begin()
+        while reading < min(ready, len(formed)):
+            ahead.read(formed[reading], engine)
+            reading += 1
+        if ahead.workers:
+            tell()
+        else:
+            note([one.question.id for one in formed[0]])
+        batch = formed.popleft()
+        reading -= 1
+        yield batch
+        ahead.forget(batch)
+
+
+def windowed(questions: Sequence[Question], limit: Callable[[Question], int], size: int) -> Iterator[list[Question]]:
+    """Put questions together whose answers may be equally long, so that no answer depends on its neighbours."""
+    by_limit: dict[int, list[Question]] = {}
+    for question in questions:
+        by_limit.setdefault(limit(question), []).append(question)
+    for same in by_limit.values():
+        yield from (same[first : first + size] for first in range(0, len(same), size))
+
+
+def by_length(window: Sequence[Prepared], size: int) -> list[list[Prepared]]:
+    """Form the batches of a window: the longest prompts first, those that are none alone at its end."""
+    lengths = _agreed([one.length for one in window])
+    order = sorted(range(len(window)), key=lambda number: -lengths[number])
+    good = [window[number] for number in order if lengths[number] >= 0]
+    bad = [[window[number]] for number in order if lengths[number] < 0]
+    return [*(good[first : first + size] for first in range(0, len(good), size)), *bad]
+
+
+def _prepared(question: Question, encode: Callable[[Question], Prompt]) -> Prepared:
+    try:
+        return Prepared(question, encode(question))
+    except DataError as error:
+        return Prepared(question, None, error)
+
+
+def _agreed(lengths: list[int]) -> list[int]:
+    """What the first rank of the copy has found, on all of them: batches are the same, whatever a rank can read."""
+    group = topology.model_copy_group()
+    if group.size() == 1 or len(lengths) == 1:
+        return lengths
+    box = [lengths]
+    dist.broadcast_object_list(box, src=dist.get_process_group_ranks(group)[0], group=group)
+    return box[0]

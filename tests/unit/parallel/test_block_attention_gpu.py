@@ -179,6 +179,25 @@ def test_what_stands_behind_a_lengthened_document_is_not_seen(length, dtype):
         assert ((ours[:length] - earlier[:length]).abs().max() / scale).item() < SHARE[dtype]
 
 
+@BY_BLOCK
+def test_float32_is_attended_in_chunks(block):
+    inputs = inputs_of(block, torch.float32)
+    kernel = choose_kernel(inputs[0], GROUPS)
+    assert isinstance(kernel, Chunked)
+    for found in (kernel, Chunked(chunk_bytes=100_000)):
+        assert_close(results(found, inputs, block), reference(inputs, block), torch.float32)
+
+
+def test_float32_is_linear_in_memory():
+    """12,000 tokens in one document: scores of all heads would be 2.3 GB, three times in backward."""
+    block = Block((12_000,), (12_000,), True, SCALE)
+    inputs = inputs_of(block, torch.float32)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    results(choose_kernel(inputs[0], GROUPS), inputs, block)
+    assert torch.cuda.max_memory_allocated() - before < 1.2e9
+
+
 def test_the_choice_of_a_kernel(monkeypatch):
     monkeypatch.setattr(attention_backend, "_chosen", {})
     half = torch.empty(1, HEADS, 128, dtype=torch.bfloat16, device=DEVICE)

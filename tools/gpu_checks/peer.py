@@ -6,11 +6,23 @@ import time
 from typing import Any
 
 import torch
+from benchmarks._training import Shape
+from benchmarks.step_beside_transformers import Published, Task, theirs
 
 from gpu_checks.generation import CASES, NEW
 from gpu_checks.model import Size, size_for
 from gpu_checks.outcome import Outcome
 from megatron_v2pe.device.device import Device
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.flops import StepCost
+from megatron_v2pe.testing.distributed import WorkerPool
+
+GIB = 2**30
+TASKS = {
+    "cuda": Task(Published(), 33375, 130, 100, "cuda", "bf16", recompute=True, repeats=3),
+    "cpu": Task(Shape(2, 4, 2, 2048), 700, 2, 10, "cpu", "fp32", recompute=True, repeats=1),
+}
+"""Their training step: the document of part (c), with gradient checkpointing, without which it does not fit."""
 
 GENERATED = {"cuda": ((1, 2048), (8, 2048)), "cpu": CASES["cpu"][:2]}
 """Answers at once, tokens of each prompt."""
@@ -20,7 +32,9 @@ def run(kind: str) -> Outcome:
     """Measure both; what is compared with them stands in the other parts of the same run."""
     outcome, size, device = Outcome(), size_for(kind), Device(kind)
     _generation(outcome, size, device)
-    _training(outcome, kind)
+    if kind == "cuda":
+        torch.cuda.empty_cache()
+    _training(outcome, TASKS[kind])
     if kind == "cpu":
         outcome.remarks.append("small models in fp32; the rates say nothing about a GPU")
     return outcome
@@ -53,6 +67,25 @@ def _generation(outcome: Outcome, size: Size, device: Device) -> None:
             f"transformers, {answers} at once behind {tokens} tokens",
             **{"prefill s": first, "decode tokens/s": answers * count / max(whole - first, 1e-9)},
         )
+
+
+def _training(outcome: Outcome, task: Task) -> None:
+    pool = WorkerPool(1, 600, task.device)
+    try:
+        found = pool.run(theirs, task=task)[0]
+    finally:
+        pool.close()
+    cost = StepCost.of(InternVLConfig.from_hf(task.shape.hf_config()))
+    flop = cost.flop(task.tokens, task.tokens**2, task.tiles, task.supervised)
+    outcome.add(
+        f"transformers, step of {task.tokens} tokens, {task.tiles} tiles",
+        **{
+            "s": found.seconds,
+            "TFLOP/s": flop / found.seconds / 1e12,
+            "peak GiB": found.peak_bytes / GIB,
+            "loss": found.loss,
+        },
+    )
 
 
 def text_model(size: Size, device: Device) -> Any:

@@ -340,7 +340,23 @@ def _forget_tower_reduction(model: Any) -> None:
     model.config.finalize_model_grads_func = finalize_model_grads
 
 
+def _collect_by_hooks(model: Any) -> None:
+    """No break, another way: weight gradients are formed by themselves, and Megatron-Core's hooks add them."""
+    for module in model.modules():
+        if hasattr(module, "gradient_accumulation_fusion"):
+            module.gradient_accumulation_fusion = False
+
+
+def _forget_marks(model: Any) -> Any:
+    """Let gradients that are in their buffers already be added once more, as ones."""
+    return mock.patch(
+        "megatron_v2pe.models.linear.WeightGradient.result", lambda collected: torch.ones_like(collected.parameter)
+    )
+
+
 _BREAKS: dict[str, Callable[[Any], AbstractContextManager[Any] | None]] = {
+    "gradients_by_hooks": _collect_by_hooks,
+    "forgotten_marks": _forget_marks,
     "unmasked_padding": _unmask_padding,
     "norm_reduction": _forget_norm_reduction,
     "head_reduction": _forget_head_reduction,

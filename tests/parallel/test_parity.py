@@ -83,6 +83,7 @@ BREAKS = [
     # Wrong in any layout:
     ("tp2_pp2", "unmasked_padding"),
     ("tp2_dp2", "document_borders"),
+    ("dp2", "forgotten_marks"),
 ]
 POLICY = StridePolicy("v2pe_fix", 1)
 
@@ -185,6 +186,22 @@ def test_planted_break_is_seen(case, run, name, planted_break):
         assert "replicas at offset" in str(error) or "padded vocabulary rows have gradients" in str(error)
     else:
         assert max(errors["loss"], errors["logits"], errors["gradients"]) > BREAK_IS_SEEN_ABOVE, errors
+
+
+@pytest.mark.parametrize("name", ["tp2_sp", "tp2_pp2", "dp2_overlap", "tp2_replicated_vision"])
+def test_gradients_formed_in_their_buffers_are_those_added_by_hooks(case, run, name):
+    this = case()
+    assert_equal(run(this, name, "gradients_by_hooks"), run(this, name), torch.float64)
+
+
+@pytest.mark.parametrize("name", ["tp2", "tp2_sp", "cp2_tp2_replicated_vision"])
+def test_the_mlp_in_chunks(case, run, name):
+    """Chunks of a few tokens; in a recomputed layer so many of them that the first product is formed again."""
+    this = case()
+    assert_equal(run(this), run(replace(this, options={"mlp_chunk_tokens": 7}), name), torch.float64)
+    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    again = {**full, "recompute_vision": True, "mlp_chunk_tokens": 3}
+    assert_equal(run(this), run(replace(this, options=again), name), torch.float64)
 
 
 @pytest.mark.parametrize("name", ["tp2_sp", "pp2", "cp2", "cp2_a2a", "cp2_tp2_sp"])

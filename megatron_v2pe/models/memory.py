@@ -19,8 +19,9 @@ from megatron_v2pe.parallel.config import ParallelConfig
 GIB = 2**30
 RESERVE = GIB * 3 // 2
 """Bytes of a GPU that no tensor has: context, cuBLAS and cuDNN workspaces, NCCL's buffers. An allowance."""
-TOWER_TILES = 16
-"""Tiles encoded at a time where the tower is computed again tile by tile: 16,400 tokens fill a GPU's matrix units."""
+TOWER_TILES = 15
+"""Tiles encoded at a time where the tower is computed again a few tiles at a time: 15,375 tokens of InternViT, a chunk
+of its MLP, fill a GPU's matrix units."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,16 @@ class Numbers:
     """Bytes of a parameter and of an activation: 2 in bf16, 4 in fp32."""
     head_chunk: int = 4096
     """Supervised tokens projected to the vocabulary at a time."""
-    mlp_chunk: int | None = None
-    """Tokens that pass the decoder's MLP at a time in backward; None: all."""
+    mlp_chunk: int | None = 16384
+    """Rows an MLP works on at a time; None: all."""
+    norm_copies: int = 1
+    """Hidden states an RMSNorm keeps beside its input: its result; on the CPU also what its weight multiplies."""
     offloaded: float = 0.0
     """Share of the optimizer's state that is on the host."""
+
+    def chunks(self, rows: int) -> float:
+        """Return how many chunks of an MLP so many rows are, 1 at least."""
+        return 1.0 if self.mlp_chunk is None else max(1.0, rows / self.mlp_chunk)
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,10 @@ class _Layers:
     """Attention's result: its output and log-sum-exp."""
     working: int
     """What its backward pass holds beside what it keeps, at most."""
+    again: int
+    """What it keeps while it is computed again in backward."""
+    again_working: int
+    """What its backward pass holds beside that."""
 
 
 def estimate(
@@ -202,7 +213,7 @@ def _activations(
     labels = tokens * 8 * 4  # ids, ticks, rows
     tower_kept, tower_working = _tower(model, layout, load, plan, numbers) if first else (0, 0)
     inputs = recomputed * stream + min(plan.attention_kept, recomputed) * layer.attention
-    ends = stream + (FINAL_NORM * stream if last else 0)  # what the decoder starts from; what its last norm keeps
+    ends = stream * (1 + numbers.norm_copies * last)  # what the decoder starts from; what its last norm keeps
     one = tower_kept + angles + labels + inputs + whole * layer.whole + ends
     others = (flight - 1) * one
     vocabulary = llm.padded_vocab_size // layout.tensor_model_parallel_size
@@ -217,9 +228,9 @@ def _activations(
     if whole:
         moments["backward of a layer kept whole"] = one + layer.working
     if recomputed:
-        free = whole * layer.whole + (FINAL_NORM * stream if last else 0)
+        free = whole * layer.whole + (numbers.norm_copies * stream if last else 0)
         free += layer.attention if plan.attention_kept else 0
-        moments["backward of a recomputed layer"] = one - free + layer.whole + layer.working
+        moments["backward of a recomputed layer"] = one - free + layer.again + layer.again_working
     if first:
         table = vocabulary * llm.hidden_size * numbers.itemsize  # gradient of the embedding
         rest = tower_kept + angles + labels + 2 * stream
@@ -237,11 +248,22 @@ def _decoder_layer(model: InternVLConfig, layout: ParallelConfig, tokens: int, n
     sums = tokens * 4 * llm.num_attention_heads // degree
     wide = row * llm.ffn_hidden_size // degree
     attention = queries + sums
-    whole = hidden * DECODER_HIDDEN + queries + 2 * keys + attention + int(wide * DECODER_WIDE)
-    chunk = 1.0 if numbers.mlp_chunk is None else min(1.0, numbers.mlp_chunk / tokens)
-    mlp = int(wide * chunk * DECODER_MLP_WORKING)
-    around = (2 if layout.context_parallel_size > 1 else 1) * (queries + 2 * keys) * 4 // size  # in fp32
-    return _Layers(hidden, whole, attention, hidden + max(mlp, around + queries + 2 * keys - int(wide * DECODER_WIDE)))
+    outside = hidden * (2 + 2 * numbers.norm_copies) + queries + 2 * keys + attention
+    chunks = numbers.chunks(tokens)
+    # The gradient of the MLP's input; under sequence parallelism of the gathered one, beside what was gathered for it.
+    mlp = ceil(wide * SWIGLU_WORKING / chunks) + (3 * row * llm.hidden_size if share > 1 else hidden)
+    again = mlp + ceil(2 * wide / chunks) if chunks > CHUNKS_KEPT else mlp
+    # Attention: what is its gradient's, gradients of its inputs, and sums of them in fp32; a ring has a second block.
+    blocks = 2 if layout.context_parallel_size > 1 else 1
+    attended = queries + (queries + 2 * keys) + blocks * (queries + 2 * keys) * 4 // size
+    return _Layers(
+        given=hidden,
+        whole=outside + 2 * wide,
+        attention=attention,
+        working=hidden + max(mlp, attended - 2 * wide),
+        again=outside + (0 if chunks > CHUNKS_KEPT else 2 * wide),
+        again_working=hidden + max(again, attended - (0 if chunks > CHUNKS_KEPT else 2 * wide)),
+    )
 
 
 def _tower(
@@ -255,40 +277,35 @@ def _tower(
         return 0, 0
     degree = 1 if replicated else layout.tensor_model_parallel_size
     run = model.select_layer % (vision.num_layers + 1)
-    pixels = tiles * 3 * model.tile_size**2 * size
-    patch = ((model.tile_size // vision.patch_size) ** 2 + 1) * size  # bytes of a number for every token of a tile
-    given = patch * vision.hidden_size
-    heads = patch // size * 4 * vision.num_attention_heads // degree
-    whole = (
-        given * TOWER_HIDDEN + 4 * given // degree + heads + int(patch * vision.ffn_hidden_size * TOWER_WIDE / degree)
-    )
-    working = int(patch * vision.ffn_hidden_size * TOWER_MLP_WORKING / degree) + given
+    tokens = (model.tile_size // vision.patch_size) ** 2 + 1
+    # Of one tile:
+    pixels = 3 * model.tile_size**2 * size
+    given = tokens * size * vision.hidden_size
+    wide = tokens * size * vision.ffn_hidden_size // degree
+    outside = given * TOWER_HIDDEN + 4 * given // degree + tokens * 4 * vision.num_attention_heads // degree
     features = model.tokens_per_tile * model.llm.hidden_size * size
-    projector = PROJECTOR_GIVEN * given + 2 * features // degree
+    projector = 2 * given + 2 * features // degree
+    part = min(plan.tower_tiles or tiles, tiles)
+    chunks = numbers.chunks(part * tokens)
+    working = part * (ceil(GELU_WORKING * wide / chunks) + 2 * given)
     if plan.tower_tiles:
-        part = min(plan.tower_tiles, tiles)
-        return pixels + tiles * features, part * (run * whole + 2 * given + projector + working) + tiles * features
+        return tiles * (pixels + features), part * (run * (outside + wide) + given + projector) + working
     recomputed = min(plan.tower_layers, run)
-    kept = recomputed * given + (run - recomputed) * whole + 2 * given + projector + features
-    return pixels + tiles * kept, tiles * (working + features + (whole if recomputed else 0))
+    kept = recomputed * given + (run - recomputed) * (outside + wide) + projector + features
+    kept_wide = 0 if chunks > CHUNKS_KEPT else wide
+    again = part * (outside + kept_wide) if recomputed else 0
+    formed = part * ceil(wide / chunks) if recomputed and not kept_wide else 0
+    return tiles * (pixels + kept), again + formed + working
 
 
-FINAL_NORM = 2
-"""Hidden states kept by the norm after the last layer."""
-DECODER_HIDDEN = 6
-"""Hidden states a decoder layer keeps: two residual sums, and two for each norm."""
-DECODER_WIDE = 5.0
-"""Widths of the MLP a decoder layer keeps: gate and straight part, what they are multiplied to, ..."""
-DECODER_MLP_WORKING = 2.0
-"""Widths of the MLP its backward pass makes beside them."""
+CHUNKS_KEPT = 4
+"""A recomputed layer with more chunks than this forms its MLP's first product again, chunk by chunk: `mlp.run_mlp`."""
+SWIGLU_WORKING = 5
+"""Widths of the MLP a chunk's backward pass makes beside what is kept: of the activation three, of the product two."""
+GELU_WORKING = 3
+"""The same of the tower's."""
 TOWER_HIDDEN = 6
-"""Hidden states a tower layer keeps: residual sums, what layer scales multiply, two norms."""
-TOWER_WIDE = 2.0
-"""Widths of the MLP a tower layer keeps: before and after the activation."""
-TOWER_MLP_WORKING = 1.0
-"""Widths of the MLP its backward pass makes beside them."""
-PROJECTOR_GIVEN = 2
-"""Copies of the tower's result that pixel shuffle and the projector's norm keep."""
-HEAD_ROWS, HEAD_LOGITS, HEAD_WIDE, HEAD_WEIGHTS = 3, 1, 2, 2
+"""Hidden states a tower layer keeps: two norms, two updates that layer scales multiply, two residual sums."""
+HEAD_ROWS, HEAD_LOGITS, HEAD_WIDE, HEAD_WEIGHTS = 6, 1, 2, 2
 """Copies the head makes: of chosen hidden states, of a chunk's logits in the run's type and in fp32, of the gradient of
 its weight."""

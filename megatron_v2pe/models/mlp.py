@@ -152,6 +152,7 @@ class _Mlp(torch.autograd.Function):
             if for_bias:
                 sums = joint_gradient.sum(0) if sums is None else sums
                 bias_gradient = sums if bias_gradient is None else bias_gradient + sums
+            del joint_gradient, sums  # or they would lie beside the next chunk's
         for work in pending:
             if work is not None:
                 work.wait()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from megatron_v2pe.models.micro_batch import cut_pack
+from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.testing.parity import built
@@ -35,9 +36,10 @@ def run(
     tokens: int,
     tiles: int,
     supervised: int,
+    micro_batches: int = 1,
     frozen: dict[str, bool] | None = None,
 ) -> Measured:
-    """Measure one document that begins with its images and ends with what is learned."""
+    """Measure a step of packs of one document each, which begins with its images and ends with what is learned."""
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from megatron_v2pe.train.step import forward_backward
@@ -64,23 +66,28 @@ def run(
             return hidden
 
         model.language_model.decode = marked
-        mine = model.placement.tiles(tiles)
+        mine = model.placement.tiles(tiles) if model.pre_process else range(0)
         wrapped.train()
         wrapped.zero_grad_buffer()
         size = config.tile_size
+
+        def batches() -> Iterator[MicroBatch]:
+            for _ in range(micro_batches):
+                yield cut_pack(
+                    ids,
+                    torch.arange(tokens) * policy.denominator(config.tokens_per_tile),
+                    [tokens],
+                    model.placement,
+                    labels=labels,
+                    weights=torch.ones(tokens),
+                    image_token_id=image_token,
+                    num_tiles=tiles,
+                    tokens_per_tile=config.tokens_per_tile,
+                    pixel_values=torch.zeros(len(mine), 3, size, size, dtype=options.params_dtype) if mine else None,
+                    first_stage=model.pre_process,
+                )
+
         with memory:
-            batch = cut_pack(
-                ids,
-                torch.arange(tokens) * policy.denominator(config.tokens_per_tile),
-                [tokens],
-                model.placement,
-                labels=labels,
-                weights=torch.ones(tokens),
-                image_token_id=image_token,
-                num_tiles=tiles,
-                tokens_per_tile=config.tokens_per_tile,
-                pixel_values=torch.zeros(len(mine), 3, size, size, dtype=options.params_dtype),
-            )
-            forward_backward(wrapped, iter([batch]), 1, float(supervised))
+            forward_backward(wrapped, batches(), micro_batches, float(supervised))
         counts = (sum(parameter.numel() for parameter in part) for part in (model.parameters(), learning))
         return Measured(*counts, kept=max(marks), peak=memory.peak)

@@ -111,7 +111,7 @@ class Budget:
         if stage > 0 or not self.load.tiles:
             yield RecomputePlan(0)
             return
-        for tiles in (TOWER_TILES, TOWER_TILES // 4, 1):
+        for tiles in (TOWER_TILES, TOWER_TILES // 3, 1):
             yield RecomputePlan(0, tower_tiles=tiles)
         for layers in range(self._tower_layers, -1, -1):
             yield RecomputePlan(0, tower_layers=layers)

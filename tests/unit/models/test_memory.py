@@ -1,0 +1,194 @@
+"""The estimate of a rank's memory, held against parameters of built models and every tensor of steps on the CPU.
+
+Over all cases below what is kept was within 5% and, in one process, within 0.5% of what was counted; the worst moment
+was between 0.2% below and 9% above. A term that is forgotten or doubled is seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from megatron_v2pe.models import memory
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.flops import Learning
+from megatron_v2pe.models.memory import GIB, Load, Numbers, estimate
+from megatron_v2pe.models.recompute import RecomputePlan
+from megatron_v2pe.models.transformer_config import ModelOptions
+from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.testing import step_memory
+from megatron_v2pe.testing.synthetic import internvl2_2b_config
+
+ONE = ParallelConfig(use_distributed_optimizer=False)
+LAYOUTS = {
+    "tp2": replace(ONE, tensor_model_parallel_size=2),
+    "tp2_sp": replace(ONE, tensor_model_parallel_size=2, sequence_parallel=True),
+    "tp2_replicated_vision": replace(ONE, tensor_model_parallel_size=2, vision_parallel="replicated"),
+    "cp2": replace(ONE, context_parallel_size=2),
+    "cp2_a2a": replace(ONE, context_parallel_size=2, cp_comm_type="a2a"),
+    "pp2": replace(ONE, pipeline_model_parallel_size=2),
+}
+NOTHING_AGAIN, ALL_AGAIN, MIXED = RecomputePlan(0), RecomputePlan(4, 0, 3), RecomputePlan(2, 1, 1)
+TILE_BY_TILE = RecomputePlan(4, 4, tower_tiles=1)
+KEPT_WITHIN, PEAK_BELOW, PEAK_ABOVE = 0.06, 0.01, 0.10
+
+
+def hf_config():
+    """Four decoder layers of 128, three of the tower of 64: activations far larger than any gradient of a weight."""
+    config = internvl2_2b_config()
+    config["llm_config"] |= {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 4,
+        "vocab_size": 1000,
+    }
+    config["vision_config"] |= {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+    }
+    return config
+
+
+@pytest.fixture(scope="module")
+def measured(pools):
+    found = {}
+
+    def measure(layout, plan, load, chunk, frozen=()):
+        key = (layout, plan, load, chunk, frozen)
+        if key not in found:
+            found[key] = pools[layout.model_parallel_size].run(
+                step_memory.run,
+                hf_config=hf_config(),
+                layout=layout,
+                options=ModelOptions(recompute_plan=plan, mlp_chunk_tokens=chunk),
+                tokens=load.tokens,
+                tiles=load.tiles,
+                supervised=load.supervised,
+                micro_batches=load.micro_batches,
+                frozen=dict.fromkeys(frozen, True),
+            )
+        return found[key]
+
+    return measure
+
+
+def estimated(layout, plan, load, chunk, stage=0, learning=None):
+    numbers = Numbers(itemsize=4, mlp_chunk=chunk, norm_copies=2)
+    return estimate(InternVLConfig.from_hf(hf_config()), layout, stage, 1, load, plan, numbers, learning)
+
+
+def wrong(ours, theirs, kept_within=KEPT_WITHIN):
+    """Say what of an estimate is too far from what was counted on the ranks of a stage."""
+    kept, peak = max(rank.kept for rank in theirs), max(rank.peak for rank in theirs)
+    found = []
+    if abs(ours.kept / kept - 1) > kept_within:
+        found.append(f"kept {ours.kept / kept:.3f} of what was counted")
+    if not -PEAK_BELOW < ours.activations / peak - 1 < PEAK_ABOVE:
+        found.append(f"peak {ours.activations / peak:.3f} of what was counted")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("plan", "chunk"),
+    [(NOTHING_AGAIN, None), (ALL_AGAIN, None), (TILE_BY_TILE, None), (MIXED, 300), (ALL_AGAIN, 300), (MIXED, 1024)],
+    ids=str,
+)
+def test_one_process(measured, plan, chunk):
+    load = Load(tokens=1600, tiles=4, supervised=60)
+    theirs = measured(ONE, plan, load, chunk)
+    assert wrong(estimated(ONE, plan, load, chunk), theirs, kept_within=0.006) == []
+
+
+@pytest.mark.parametrize("load", [Load(1300, 0, 40), Load(1600, 4, 1600), Load(600, 2, 10)], ids=str)
+def test_other_packs(measured, load):
+    """Text alone, all tokens supervised (the head is the worst moment), more tower than decoder."""
+    for plan in (NOTHING_AGAIN, TILE_BY_TILE):
+        ours = estimated(ONE, plan, load, None)
+        assert wrong(ours, measured(ONE, plan, load, None), kept_within=0.006) == []
+
+
+@pytest.mark.parametrize(("name", "plan"), [*((name, MIXED) for name in LAYOUTS), ("tp2_sp", TILE_BY_TILE)], ids=str)
+def test_layouts(measured, name, plan):
+    layout, load = LAYOUTS[name], Load(tokens=1600, tiles=4, supervised=60)
+    theirs = measured(layout, plan, load, 1024)
+    if name != "pp2":
+        assert wrong(estimated(layout, plan, load, 1024), theirs) == []
+        return
+    for stage in range(2):
+        assert wrong(estimated(layout, plan, load, 1024, stage), theirs[stage : stage + 1]) == []
+
+
+def test_packs_in_flight(measured):
+    """The first of two stages holds the activations of two packs when it begins to go back."""
+    layout, load = LAYOUTS["pp2"], Load(1600, 4, 60, micro_batches=3)
+    theirs = measured(layout, NOTHING_AGAIN, load, 1024)
+    for stage in range(2):
+        assert wrong(estimated(layout, NOTHING_AGAIN, load, 1024, stage), theirs[stage : stage + 1]) == []
+    single = estimated(layout, NOTHING_AGAIN, replace(load, micro_batches=1), 1024)
+    assert wrong(single, theirs[:1]) != []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("SWIGLU_WORKING", 2), ("SWIGLU_WORKING", 9), ("TOWER_HIDDEN", 5), ("TOWER_HIDDEN", 7)]
+)
+def test_a_wrong_count_is_seen(measured, monkeypatch, name, value):
+    load = Load(tokens=1600, tiles=4, supervised=60)
+    theirs = [measured(ONE, plan, load, None) for plan in (NOTHING_AGAIN, ALL_AGAIN, TILE_BY_TILE)]
+    monkeypatch.setattr(memory, name, value)
+    ours = [estimated(ONE, plan, load, None) for plan in (NOTHING_AGAIN, ALL_AGAIN, TILE_BY_TILE)]
+    assert any(wrong(one, other, kept_within=0.006) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("name", ["one", *LAYOUTS])
+def test_parameters_are_those_of_the_built_model(measured, name):
+    layout, load = LAYOUTS.get(name, ONE), Load(1600, 4, 60)
+    for rank, theirs in enumerate(measured(layout, MIXED, load, 1024)):
+        ours = estimated(layout, MIXED, load, 1024, stage=rank if name == "pp2" else 0)
+        assert ours.weights == 4 * theirs.parameters and ours.gradients == 4 * theirs.learning
+        assert ours.optimizer == 8 * theirs.learning  # moments; in fp32 the weights are their own masters
+
+
+@pytest.mark.parametrize("frozen", [("backbone",), ("llm",), ("projector",), ("backbone", "llm")])
+def test_what_is_frozen_has_neither_gradients_nor_state(measured, frozen):
+    load = Load(600, 2, 10)
+    (theirs,) = measured(ONE, MIXED, load, 1024, frozen)
+    ours = estimated(ONE, MIXED, load, 1024, learning=Learning(**{part: part not in frozen for part in
+                                                                  ("backbone", "llm", "projector")}))  # fmt: skip
+    assert ours.weights == 4 * theirs.parameters
+    assert ours.gradients == 4 * theirs.learning < 4 * theirs.parameters
+
+
+def full_size(load, plan, layout=None, ranks=1, **numbers):
+    model = InternVLConfig.from_hf(internvl2_2b_config())
+    return estimate(model, layout or ParallelConfig(), 0, ranks, load, plan, Numbers(**numbers))
+
+
+def test_the_full_size_model_agrees_with_a_gpu():
+    """33,375 tokens with 130 tiles on one GPU took 51.8 GiB before layers kept less; now an estimate, not measured."""
+    found = full_size(Load(33375, 130, 2000), RecomputePlan(24, 0, 24))
+    assert 48 < found.total / GIB < 52
+    assert found.weights + found.gradients + found.optimizer == 18 * 2_206_241_792
+
+
+def test_one_document_of_130_000_tokens_with_507_tiles_fits_80_gib():
+    load = Load(130_000, 507, 130_000)
+    layer_by_layer = full_size(load, RecomputePlan(24, 0, 24))
+    assert layer_by_layer.total > 80 * GIB  # the tower's inputs alone are 24 GiB
+    assert full_size(load, RecomputePlan(24, 0, tower_tiles=memory.TOWER_TILES)).total < 62 * GIB
+    assert full_size(load, RecomputePlan(24, 24, tower_tiles=memory.TOWER_TILES)).total < 74 * GIB
+
+
+def test_shares_of_the_optimizer():
+    load, plan = Load(33375, 130, 2000), RecomputePlan(24, 0, 24)
+    alone, eight = full_size(load, plan), full_size(load, plan, ranks=8)
+    assert eight.optimizer == alone.optimizer // 8 and eight.gradients == alone.gradients
+    ring = full_size(load, plan, ParallelConfig(context_parallel_size=4), ranks=2)
+    assert ring.optimizer == eight.optimizer  # ranks that share a pack share it too
+    assert full_size(load, plan, offloaded=0.5).optimizer == alone.optimizer // 2
+    whole = full_size(load, plan, ParallelConfig(use_distributed_optimizer=False), ranks=8)
+    assert whole.optimizer == alone.optimizer

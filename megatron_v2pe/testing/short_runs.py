@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -29,7 +30,23 @@ class History:
     loader: dict[str, Any] = field(default_factory=dict)
 
 
-def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from: str | None = None) -> History:
+def train_by_megatron_core(case: parity.Case, steps: int, settings: AdamWConfig = SETTINGS) -> History:
+    """Train as `train` does, with the gradients clipped and the parameters updated by Megatron-Core's own step."""
+
+    def step(optimizer: Any) -> torch.Tensor:
+        return torch.tensor(optimizer.step()[1], dtype=torch.float64)
+
+    with mock.patch("megatron_v2pe.train.optimizer.take_step", step):
+        return train(case, steps, settings=settings)
+
+
+def train(
+    case: parity.Case,
+    steps: int,
+    save_to: str | None = None,
+    resume_from: str | None = None,
+    settings: AdamWConfig = SETTINGS,
+) -> History:
     """Train `steps` steps of a case on this rank, from its weights or from a checkpoint, and save if asked."""
     from megatron.core import parallel_state
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -49,9 +66,9 @@ def train(case: parity.Case, steps: int, save_to: str | None = None, resume_from
         parity.freeze_parts(model, case)
         wrapped = wrap(model, layout, groups, torch.device("cpu"))
         optimizer = build_optimizer(
-            wrapped, SETTINGS, case.dtype, layout.use_distributed_optimizer, layout.overlap_param_gather, groups
+            wrapped, settings, case.dtype, layout.use_distributed_optimizer, layout.overlap_param_gather, groups
         )
-        scheduler = build_scheduler(optimizer, SETTINGS, TOTAL_STEPS)
+        scheduler = build_scheduler(optimizer, settings, TOTAL_STEPS)
         first = 0
         if resume_from is not None:
             folder = newest(Path(resume_from))

@@ -6,7 +6,7 @@ switch. The learning rate of step s (0-based) is `lr * s / warmup` while s < war
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -72,8 +72,9 @@ def take_step(optimizer: MegatronOptimizer) -> Tensor:
     norm = torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
     if limit > 0:
         norm = gradient_norm(parts)
-        if gradients := [gradient for part in parts for gradient in _gradients(part)]:
-            torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0).to(gradients[0].dtype))
+        factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+        for gradients in _by_device(gradient for part in parts for gradient in _gradients(part)):
+            torch._foreach_mul_(gradients, factor.to(gradients[0]))
     optimizer.step_with_ready_grads()
     return norm
 
@@ -87,6 +88,14 @@ def _gradients(optimizer: Any) -> list[Tensor]:
     return [gradient for gradient in found if gradient is not None]
 
 
+def _by_device(gradients: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """Return gradients in lists of one device each: an optimizer may keep some of them on the host."""
+    lists: dict[torch.device, list[Tensor]] = {}
+    for gradient in gradients:
+        lists.setdefault(gradient.device, []).append(gradient)
+    return lists.values()
+
+
 def gradient_norm(optimizers: Sequence[MegatronOptimizer]) -> Tensor:
     """Return the norm of all gradients as one vector, float64 of no dimension on their device; every rank calls this.
 
@@ -97,8 +106,8 @@ def gradient_norm(optimizers: Sequence[MegatronOptimizer]) -> Tensor:
         gradients, group = optimizer.get_main_grads_for_grad_norm(), optimizer.get_grad_stats_parallel_group()
         if group not in squares:
             squares[group] = torch.zeros(1, dtype=torch.float32, device=torch.cuda.current_device())
-        if gradients:
-            lengths = torch.stack(torch._foreach_norm(gradients)).to(torch.float32)
+        for some in _by_device(gradients):
+            lengths = torch.stack(torch._foreach_norm(some)).to(squares[group])
             squares[group] += torch.linalg.vector_norm(lengths) ** 2
     for group, square in squares.items():
         dist.all_reduce(square, group=group)

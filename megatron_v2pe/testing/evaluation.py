@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_v2pe.device import launch
+from megatron_v2pe.evaluate import runner as runner_module
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.runner import Retry, Runner
@@ -41,6 +42,7 @@ class Case:
     layout: ParallelConfig = field(default_factory=ParallelConfig)
     batch_size: int = 1
     retry: Retry = "errors"
+    image_workers: int = 0
     fault: str | None = None
     """One of `FAULTS`."""
 
@@ -52,6 +54,8 @@ class Seen:
     answers: dict[str, Answer]
     opened: list[str]
     """Names of the images it decoded, in order."""
+    batches: list[int]
+    """Questions of every batch that was tried."""
 
 
 def run(case: Case) -> Seen:
@@ -63,14 +67,25 @@ def run(case: Case) -> Seen:
         opened.extend(Path(picture.path).name for picture in pictures)
         return read_tiles(pictures, *settings, **more)
 
+    batches: list[int] = []
+
+    def noted(engine: Any, prompts: Sequence[Any], *settings: Any) -> Any:
+        batches.append(len(prompts))
+        return generation.generate(engine, prompts, *settings)
+
     with _opened(case.checkpoint, case.layout) as model:
-        runner = Runner(model, checkpoint_tiling(model.config, 2), case.batch_size, case.retry, window=model.window)
+        more: dict[str, Any] = {"window": model.window, "image_workers": case.image_workers}
+        runner = Runner(model, checkpoint_tiling(model.config, 2), case.batch_size, case.retry, **more)
         benchmark = create(case.benchmark)
         questions = list(benchmark.questions(case.root))
-        with mock.patch.object(tiles, "read_tiles", watched), FAULTS[case.fault]():
+        with (
+            mock.patch.object(tiles, "read_tiles", watched),
+            mock.patch.object(runner_module, "generate", noted),
+            FAULTS[case.fault](),
+        ):
             runner.run(benchmark, questions, case.out)
         dist.barrier()
-    return Seen(AnswerLog(case.out).answers, opened)
+    return Seen(AnswerLog(case.out).answers, opened, batches)
 
 
 @contextmanager
@@ -143,10 +158,17 @@ def _no_memory() -> None:
     raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1099511627776 bytes")
 
 
+def _only_alone(engine: Any, prompts: Sequence[Any], reserve: int) -> Any:
+    if len(prompts) > 1:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    return session_module.Session(engine, prompts, reserve)
+
+
 FAULTS: dict[str | None, Callable[[], AbstractContextManager[Any]]] = {
     None: nullcontext,
     "little free": lambda: _on_last_rank(memory, "free_bytes", lambda: 1000),
     "no room for the cache": lambda: _on_last_rank(session_module, "KVCache", _no_memory),
     "no memory while attending": lambda: _on_last_rank(generation.Session, "prefill", _no_memory),
+    "memory for one": lambda: mock.patch.object(generation, "Session", _only_alone),
 }
-"""What goes wrong with the second question, on the last rank."""
+"""What goes wrong with the second question, on the last rank; the last: with every batch of several."""

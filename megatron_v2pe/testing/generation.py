@@ -6,8 +6,8 @@ it shares neither the cache, nor the lean layers, nor the merging of partial att
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_v2pe.generate import cached_attention, generation, kv_cache, slab_attention, static_step
+from megatron_v2pe.generate import engine as engine_module
 from megatron_v2pe.generate import session as session_module
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.generation import GenerationOptions, generate
@@ -48,6 +49,8 @@ class Case:
     """Tokens by which the cache grows."""
     static: bool = False
     """Decode by static steps, uncaptured on the CPU."""
+    device: str = "cpu"
+    """Where it runs: `cpu`, or `cuda` in a pool of that device."""
     planted_break: str | None = None
 
 
@@ -75,13 +78,32 @@ def run(case: Case) -> Answers:
     watched, chunk = mock.patch.object(generation, "Session", session), mock.patch.object(kv_cache, "CHUNK", case.chunk)
     with made as model, BREAKS[case.planted_break](), watched, chunk:
         load_full(model, case.weights)
-        ready = Engine(model.eval(), VisionCache(), case.prefill_tokens, case.static)
+        ready = Engine(model.eval().to(case.device), VisionCache(), case.prefill_tokens, case.static)
         answers = generate(ready, case.prompts, options)
         return Answers(
             [answer.token_ids for answer in answers],
-            [torch.stack(answer.logits).clone() for answer in answers if answer.logits],
+            [torch.stack(answer.logits).cpu().clone() for answer in answers if answer.logits],
             sessions[0].cache.lengths,
         )
+
+
+def captured_steps(case: Case) -> int:
+    """Generate; return how many steps were captured in a CUDA graph.
+
+    Raises:
+        AssertionError: one could not be.
+    """
+    found: list[bool] = []
+    original = static_step.StaticStep._captured
+
+    def captured(self: static_step.StaticStep) -> bool:
+        found.append(original(self))
+        return found[-1]
+
+    with mock.patch.object(static_step.StaticStep, "_captured", captured):
+        run(case)
+    assert all(found), "a step could not be captured"
+    return len(found)
 
 
 def texts(case: Case) -> list[tuple[str, list[int], str, list[str]]]:
@@ -208,6 +230,56 @@ def _stand_still() -> Any:
     return mock.patch.object(static_step.StaticStep, "_body", body)
 
 
+@contextmanager
+def _fake_graphs(problem: str | None = None) -> Iterator[None]:
+    """Run what captures and replays a step on the CPU: a capture computes nothing, a replay runs the step.
+
+    Args:
+        problem: what a capture says when it fails; None where it does not.
+    """
+    made: list[static_step.StaticStep] = []
+
+    def captured(*settings: Any, capture: bool) -> static_step.StaticStep:
+        made.append(static_step.StaticStep(*settings, capture=True))
+        return made[-1]
+
+    class Graph:
+        def __init__(self) -> None:
+            self.step = made[-1]
+
+        def replay(self) -> None:
+            assert self.step._found is not None
+            self.step._found.copy_(self.step._body())
+
+    @contextmanager
+    def capturing(graph: Graph, **_: Any) -> Iterator[None]:
+        step = graph.step
+        state = step.lengths.clone(), step.at.clone()
+        yield
+        step.lengths.copy_(state[0])
+        step.at.copy_(state[1])
+        if problem is not None:
+            step.lengths.add_(5)  # whatever a capture that failed has left
+            raise RuntimeError(problem)
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None:
+            assert isinstance(other, Stream)
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(engine_module, "StaticStep", captured))
+        for name, fake in {
+            "CUDAGraph": Graph,
+            "graph": capturing,
+            "Stream": Stream,
+            "current_stream": Stream,
+            "stream": nullcontext,
+        }.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, fake))
+        yield
+        assert made
+
+
 BREAKS: dict[str | None, Callable[[], AbstractContextManager[Any]]] = {
     None: nullcontext,
     "positions restart": _positions_restart,
@@ -215,4 +287,6 @@ BREAKS: dict[str | None, Callable[[], AbstractContextManager[Any]]] = {
     "lse ignored": _lse_ignored,
     "pieces forget": _pieces_forget,
     "static steps stand still": _stand_still,
+    "fake graphs": _fake_graphs,
+    "fake graphs that fail": lambda: _fake_graphs("operation not permitted when stream is capturing"),
 }

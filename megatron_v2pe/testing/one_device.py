@@ -22,6 +22,7 @@ from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.generate import session as session_module
 from megatron_v2pe.generate.engine import Engine
+from megatron_v2pe.generate.kv_cache import KVCache
 from megatron_v2pe.generate.pretrained import Pretrained, Question, open_pretrained
 from megatron_v2pe.generate.prompt import checkpoint_tiling
 from megatron_v2pe.generate.session import Session
@@ -113,6 +114,10 @@ def _asked(model: Pretrained, questions: Sequence[Question]) -> dict[str, str]:
     ahead = session._ahead
     assert ahead is not None
     working |= {"rotary, same": str(ahead[0].device), "rotary, other": str(ahead[1].device)}
+    engine.arena.make_room(8)
+    step = engine.step(2)
+    buffers = [step.tokens, step.starts, step.lengths, step.at, step.same, step.other, *engine.arena.layers[-1]]
+    working |= {f"static step {number}": str(tensor.device) for number, tensor in enumerate(buffers)}
     return working | {f"cache {number}": str(tensor.device) for number, tensor in enumerate(_cached(session))}
 
 
@@ -125,6 +130,7 @@ def _opened(checkpoint: Path, planted_break: str | None) -> Iterator[Pretrained]
 
 
 def _cached(session: Session) -> Iterator[Tensor]:
+    assert isinstance(session.cache, KVCache)
     for slab in session.cache.slabs:
         for pair in slab.layers:
             yield from pair
@@ -156,12 +162,12 @@ def _angles_on_the_host() -> Any:
 
 def _cache_on_the_host() -> Any:
     """Keep keys and values on the CPU."""
-    original = session_module.KVCache
+    original = KVCache.__init__
 
-    def made(*settings: Any) -> Any:
-        return original(*settings[:-1], torch.device("cpu"))  # pyright: ignore[reportCallIssue]
+    def made(self: KVCache, *settings: Any) -> None:
+        original(self, *settings[:-1], torch.device("cpu"))  # pyright: ignore[reportCallIssue]
 
-    return mock.patch.object(session_module, "KVCache", made)
+    return mock.patch.object(KVCache, "__init__", made)
 
 
 BREAKS: dict[str | None, Callable[[], AbstractContextManager[Any]]] = {

@@ -106,6 +106,36 @@ def test_an_image_that_only_one_rank_reads_is_one_questions_error(fresh, alone, 
     assert texts(again) == texts(alone)
 
 
+@pytest.mark.parametrize("name", [None, "cp2", "dp2"])
+def test_batches_and_what_is_prepared_ahead_change_no_answer(fresh, alone, pools, name):
+    """Questions of like length together, images read by threads: the same answers, no image read twice on a rank."""
+    layout = LAYOUTS.get(name, ParallelConfig())
+    case = replace(fresh, layout=layout, batch_size=2, image_workers=2)
+    seen = pools[1 if name is None else 2].run(evaluation.run, case=case)
+    assert texts(seen[0]) == texts(alone)
+    assert max(seen[0].batches) == 2 or name == "dp2"
+    for one in seen:
+        assert max(Counter(one.opened).values(), default=1) == 1
+    assert not list(case.out.glob("asking-*"))
+
+
+def test_a_batch_that_does_not_fit_is_halved(fresh, alone, pools):
+    case = replace(fresh, batch_size=4, image_workers=1, fault="memory for one")
+    seen = pools[1].run(evaluation.run, case=case)[0]
+    assert texts(seen) == texts(alone)
+    assert len(alone.answers) == 4 and seen.batches == [4, 2, 1, 1, 2, 1, 1]
+
+
+def test_a_damaged_image_read_ahead_is_one_questions_error(fresh, alone, pools):
+    path = sorted(fresh.root.rglob("*.png"))[-1]
+    path.write_bytes(path.read_bytes()[:-30])
+    seen = pools[1].run(evaluation.run, case=replace(fresh, batch_size=4, image_workers=2))[0]
+    failed = [answer for answer in seen.answers.values() if answer.error]
+    assert len(failed) == 1 and f"{path}: damaged image" in failed[0].error
+    good = {name: text for name, text in texts(alone).items() if name != failed[0].id}
+    assert good == {name: text for name, text in texts(seen).items() if name != failed[0].id}
+
+
 @pytest.mark.slow
 def test_memory_that_runs_out_between_ranks_ends_the_run_and_is_remembered(fresh, alone, pools):
     """Alone a rank goes on; of two the other would wait for ever."""

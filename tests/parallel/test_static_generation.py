@@ -68,7 +68,7 @@ def both(pools):
     """Answers of the loop and of static steps, and the largest error of the latter's logits."""
 
     def run(case):
-        loop = pools[1].run(generation.run, case=case)[0]
+        loop = pools[1].run(generation.run, case=replace(case, planted_break=None))[0]
         ahead = pools[1].run(generation.run, case=replace(case, static=True))[0]
         whole = pools[1].run(generation.recomputed, case=replace(case, planted_break=None), ids=ahead.ids)[0]
         return loop, ahead, generation.relative_error(whole, ahead.logits)
@@ -143,6 +143,16 @@ def test_stop_strings_and_text_as_it_comes(case, pools):
     assert [reason for _, _, reason, _ in ahead].count("stop_string") >= 3
     assert all("".join(pieces) == text for text, _, _, pieces in ahead)
     assert [text for text, *_ in ahead] != [text for text, *_ in free]
+
+
+@pytest.mark.parametrize("way", ["fake graphs", "fake graphs that fail"])
+def test_a_capture_leaves_the_state_as_it_was(case, both, way):
+    """Its warm-up and what it records add nothing; one that fails costs speed and nothing else."""
+    this = case(options=GenerationOptions(max_new_tokens=12))
+    free, _, _ = both(this)
+    options = GenerationOptions(max_new_tokens=12, stop_ids=frozenset({free.ids[1][3], free.ids[2][7]}))
+    loop, ahead, error = both(replace(this, options=options, planted_break=way))
+    assert ahead.ids == loop.ids and error <= TOLERANCE[torch.float64]
 
 
 def test_one_engine_answers_batch_after_batch(case, pools):

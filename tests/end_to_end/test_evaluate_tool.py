@@ -85,6 +85,9 @@ def test_a_question_that_fails_is_asked_again_by_the_same_command(tiny, root, co
     assert finished.status == 0, finished.output[-3000:]
     assert "LIMITED: only the first 3 questions  INCOMPLETE: 0 of 3 without an answer, 2 failed" in finished.output
     found = result(tmp_path / "out")
+    assert "device: cpu, " in finished.output
+    origin = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert origin["device"].startswith("cpu, ") and origin["later_devices"] == []
     assert (found["limit"], found["questions"], found["answered"]) == (3, 3, 1) and len(found["failed"]) == 2
     raw = (tmp_path / "out" / NAME / "answers-00000.jsonl").read_text()
     assert f"{image}: no such image" in raw and "more than the window of 3000" in raw
@@ -190,10 +193,10 @@ def test_one_evaluation_a_folder(tool, tiny, root, converted, tmp_path, capsys):
 
 def test_the_command_line(tool, capsys):
     assert tool.main(["--list"]) == 0 and "mmniah_long_1m" in capsys.readouterr().out
-    for more in (["--limit", "0"], ["--batch-size", "-1"]):
+    for more, expected in ((["--limit", "0"], 1), (["--batch-size", "-1"], 1), (["--image-workers", "-1"], 0)):
         with pytest.raises(SystemExit):
             tool.main(["--checkpoint", "a", "--benchmarks", NAME, "--out", "b", *more])
-        assert "expected 1 or more" in capsys.readouterr().err
+        assert f"expected {expected} or more" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         tool.main(["--help"])
     assert "python tools/evaluate.py --checkpoint" in capsys.readouterr().out

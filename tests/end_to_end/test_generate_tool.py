@@ -100,6 +100,7 @@ def test_one_prompt(answers, image):
     status, output = answers("--prompt", "what do you see", "--image", image, "--temperature", 1, "--seed", 3)
     assert status == 0, output
     assert "error" not in output
+    assert "device: cpu, " in output and " threads" in output
 
 
 BAD = {

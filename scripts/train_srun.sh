@@ -40,7 +40,7 @@ fi
 
 for argument in "$@"; do
     # Only a look at the settings: nothing is asked of Slurm.
-    if [ "$argument" = --dry-run ]; then exec "$PYTHON" -u "$root/tools/train.py" "$@"; fi
+    if [ "$argument" = --dry-run ]; then exec "$PYTHON" -u "$root/tools/train.py" ${GPUS:+--ranks "$GPUS"} "$@"; fi
 done
 
 GPUS=${GPUS:-${SLURM_NTASKS:-32}}

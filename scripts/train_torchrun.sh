@@ -27,7 +27,7 @@ root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 
 for argument in "$@"; do
     # Only a look at the settings: no processes to start.
-    if [ "$argument" = --dry-run ]; then exec "$PYTHON" "$root/tools/train.py" "$@"; fi
+    if [ "$argument" = --dry-run ]; then exec "$PYTHON" "$root/tools/train.py" ${GPUS:+--ranks "$GPUS"} "$@"; fi
 done
 
 GPUS_PER_NODE=${GPUS_PER_NODE:-${GPUS:-$(gpus_found)}}

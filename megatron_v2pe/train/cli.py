@@ -28,7 +28,7 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import check
 from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.logging import quiet_expected_warnings
-from megatron_v2pe.train import published_flags
+from megatron_v2pe.train import dry_run, published_flags
 from megatron_v2pe.train.config import ExperimentConfig
 
 DESCRIPTION = """Fine-tune InternVL2 with variable visual position encoding.
@@ -38,11 +38,12 @@ example: python -m megatron_v2pe.device.torchrun --nproc-per-node 2 tools/train.
 
 --recipe NAME: start from a named run ({recipes}).
 --config FILE: YAML with any of the settings below, on top of the recipe.
---dry-run: print the resolved settings as YAML and stop.
+--dry-run: print the resolved settings as YAML and stop; with them, as comments, the memory a rank is estimated to take,
+packs of a step and an epoch. --ranks N: of a run on so many; --card GIB or a card's name: on such cards.
 --print-flags: print how the flags of the published scripts (--chunk_num 8 --attn_type ring ...), which are
 understood as well, map to these settings."""
 
-OWN_FLAGS = {"recipe": True, "config": True, "dry_run": False, "print_flags": False}
+OWN_FLAGS = {"recipe": True, "config": True, "dry_run": False, "ranks": True, "card": True, "print_flags": False}
 """Flags that are not settings -> whether they take a value."""
 
 
@@ -62,6 +63,10 @@ class Command:
 
     config: ExperimentConfig
     dry_run: bool = False
+    ranks: int | None = None
+    """With a dry run: ranks of the run."""
+    card: str | None = None
+    """With a dry run: GiB or name of the cards."""
 
 
 Recipes = Mapping[str, Callable[[], ExperimentConfig]]
@@ -82,7 +87,9 @@ def main(argv: Sequence[str], recipes: Recipes) -> int:
         command.config.validate(None if planned else world.world_size)
         if command.dry_run:
             if rank == 0:
-                print(command.config.to_yaml(), end="")
+                ranks = command.ranks or (None if planned else world.world_size)
+                estimate = dry_run.report(command.config, ranks, command.card)
+                print(command.config.to_yaml() + estimate, end="")
             return 0
         quiet_expected_warnings()
         from megatron_v2pe.train.main import (
@@ -121,7 +128,20 @@ def parse_command(argv: Sequence[str], recipes: Recipes) -> Command:
         config = config_tree.set_path(config, key, value, "command line")
     if arguments.dotted:
         config = _tyro(config, arguments.dotted, recipes)
-    return Command(config, "dry_run" in arguments.own)
+    return Command(config, "dry_run" in arguments.own, *_planned(arguments.own))
+
+
+def _planned(own: Mapping[str, str]) -> tuple[int | None, str | None]:
+    """Return for how many ranks and which cards a dry run is asked."""
+    for name in ("ranks", "card"):
+        if name in own and "dry_run" not in own:
+            raise ConfigError(f"--{name} is for --dry-run; the launcher says how many ranks and cards a run has")
+    ranks = own.get("ranks")
+    if ranks is None:
+        return None, own.get("card")
+    if not (ranks.isascii() and ranks.isdigit() and 1 <= len(ranks) <= 6 and int(ranks) > 0):
+        raise ConfigError(f"--ranks {_shown(ranks)}: expected a whole number from 1 to 999999")
+    return int(ranks), own.get("card")
 
 
 def _tyro(config: ExperimentConfig, args: list[str], recipes: Recipes) -> ExperimentConfig:

@@ -58,6 +58,8 @@ class ModelConfig:
     """With `freeze_backbone`: tower layers from this index on learn (negative: from the end); 0: none."""
     head_chunk_size: Annotated[int, Range(1, 1 << 24)] = 4096
     """Supervised tokens projected to the vocabulary at a time."""
+    mlp_chunk_tokens: Annotated[int, Range(1, 1 << 24)] | None = 16384
+    """Tokens (in the tower: of all tiles) an MLP works on at a time; less takes less memory; unset: all."""
 
     def validate(self) -> None:
         """Check values that no type can hold apart."""

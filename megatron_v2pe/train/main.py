@@ -42,7 +42,7 @@ from megatron_v2pe.run_lock import FolderLock
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig, ModelConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.loop import Trainer
-from megatron_v2pe.train.memory import Budget, in_words, plan_of_stage, shortage_explained
+from megatron_v2pe.train.memory import Budget, in_words, plan_of_stage, shortage_explained, shortage_foreseen
 from megatron_v2pe.train.metrics import MetricsLog
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
@@ -241,6 +241,9 @@ def _model(run: Run) -> InternVLModel:
     if plan is not None:
         for stage in range(run.budget.stages):
             _log.info("%s", in_words(run.budget, stage))
+    for stage in range(run.budget.stages):
+        if (warning := shortage_foreseen(run.budget, stage)) is not None and run.world.rank == 0:
+            _log.warning("%s", warning)
     options = ModelOptions(
         params_dtype=run.dtype,
         spec=choose_spec(settings.spec, run.device.kind == "cuda"),
@@ -252,6 +255,7 @@ def _model(run: Run) -> InternVLModel:
         recompute_plan=plan,
         drop_path_rate=settings.drop_path_rate,
         head_chunk_size=settings.head_chunk_size,
+        mlp_chunk_tokens=settings.mlp_chunk_tokens,
         perform_initialization=False,
     )
     image_token = run.tokenizer.img_context_id

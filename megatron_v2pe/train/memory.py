@@ -55,6 +55,8 @@ class Budget:
         return Numbers(
             itemsize=2 if config.train.precision == "bf16" else 4,
             head_chunk=config.model.head_chunk_size,
+            mlp_chunk=config.model.mlp_chunk_tokens,
+            norm_copies=2 if config.train.device == "cpu" else 1,
             offloaded=config.optimizer.optimizer_offload_fraction if config.optimizer.optimizer_cpu_offload else 0.0,
         )
 
@@ -87,14 +89,16 @@ class Budget:
         if kind == "stated" or (kind == "auto" and self.card is None):
             return _stated(self.config)
         layers = self.config.parallel.layers_per_stage(self.model.llm.num_layers)[stage]
-        least = RecomputePlan(layers, tower_tiles=TOWER_TILES if stage == 0 else 0)
-        return least if kind == "full" else self._kept_by_memory(stage, layers, least)
+        if kind == "full":
+            return RecomputePlan(layers, tower_tiles=TOWER_TILES if stage == 0 else 0)
+        return self._kept_by_memory(stage, layers)
 
-    def _kept_by_memory(self, stage: int, layers: int, least: RecomputePlan) -> RecomputePlan:
-        """Return, of the plans that fit, the one that recomputes the least work; `least` memory if none fits."""
+    def _kept_by_memory(self, stage: int, layers: int) -> RecomputePlan:
+        """Return, of the plans that fit, the one that recomputes the least; where none fits, the smallest."""
         assert self.card is not None
         room = int(self.card * self.config.train.memory_share) - RESERVE
-        best, best_work = least, float("inf")
+        smallest = [replace(tower, decoder_layers=layers) for tower in self._towers(stage)]
+        best, best_work = min(smallest, key=lambda plan: self.estimate(stage, plan).total), float("inf")
         for tower in self._towers(stage):
             for whole in range(layers, -1, -1):
                 recomputed = layers - whole
@@ -111,7 +115,7 @@ class Budget:
         if stage > 0 or not self.load.tiles:
             yield RecomputePlan(0)
             return
-        for tiles in (TOWER_TILES, TOWER_TILES // 3, 1):
+        for tiles in TOWER_TILES, TOWER_TILES // 3, 1:
             yield RecomputePlan(0, tower_tiles=tiles)
         for layers in range(self._tower_layers, -1, -1):
             yield RecomputePlan(0, tower_layers=layers)
@@ -191,6 +195,18 @@ def check_fits(budget: Budget) -> None:
             )
 
 
+def shortage_foreseen(budget: Budget, stage: int) -> str | None:
+    """Say that a stage is estimated to take more than the card has, None where it is not."""
+    found = budget.estimate(stage, budget.plans[stage])
+    if budget.card is None or found.total + RESERVE <= budget.card:
+        return None
+    return (
+        f"a pack of {budget.load.tokens} tokens and {budget.load.tiles} tiles is estimated to take "
+        f"{_gib(found.total + RESERVE)} of a rank{_of_stage(budget, stage)}, the card has {_gib(budget.card)}: "
+        f"memory may run out. What would help: {advice(budget)}"
+    )
+
+
 def _of_stage(budget: Budget, stage: int) -> str:
     return f" of pipeline stage {stage}" if budget.stages > 1 else ""
 
@@ -219,13 +235,14 @@ def in_words(budget: Budget, stage: int) -> str:
         again = min(plan.tower_layers, run)
         tiles = f"tower computed again {plan.tower_tiles} tiles at a time"
         parts.append(tiles if plan.tower_tiles else f"{run - again} of {run} tower layers kept whole")
-    room = ""
+    room, taken = "", found.total
     if budget.card is not None:
+        taken += RESERVE
         room = f" of {_gib(budget.card)}"
         if budget.config.train.recompute == "auto":
             room += f" ({budget.config.train.memory_share:.0%} may be filled)"
     where = f" of pipeline stage {stage}" if budget.stages > 1 else ""
-    return f"recompute{where}: {', '.join(parts)}; estimated {_gib(found.total + RESERVE)}{room}"
+    return f"recompute{where}: {', '.join(parts)}; estimated {_gib(taken)}{room}"
 
 
 def advice(budget: Budget) -> str:

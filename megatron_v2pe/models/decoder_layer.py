@@ -2,7 +2,7 @@
 
 Megatron-Core's own copies queries out of the joint projection, rotates, splits and joins in passes of their own, and
 adds before it normalises. Here one pass takes the joint projection apart and rotates it, one adds and normalises, and
-the MLP is `mlp.run_mlp`.
+the MLP is `mlp.run_mlp`. A layer recomputed by itself ends before its MLP: of that, backward needs the input alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from megatron.core import tensor_parallel
+from megatron.core.tensor_parallel.random import is_checkpointing
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
@@ -29,6 +31,9 @@ class DecoderLayer(TransformerLayer):
         super().__init__(config, *args, **kwargs)
         assert not self.hidden_dropout and not config.add_bias_linear, "a layer without dropout and without biases"
         self.mlp_chunk_tokens = config.mlp_chunk_tokens
+        single = config.recompute_method == "block" or config.recompute_num_layers == 1
+        self.recomputed_alone = config.recompute_granularity == "full" and single
+        """Where the layer is recomputed, no other layer is with it, and nobody reads its result a second time."""
 
     def forward(  # type: ignore[override]
         self,
@@ -52,7 +57,8 @@ class DecoderLayer(TransformerLayer):
         assert attention_mask is None and packed_seq_params is not None
         update = attend(self.self_attention, self.input_layernorm(hidden_states), packed_seq_params)
         hidden, normed = self.pre_mlp_layernorm(hidden_states, update)
-        update, _ = run_mlp(self.mlp, normed, self.mlp_chunk_tokens)
+        again = self.recomputed_alone and torch.is_grad_enabled() and is_checkpointing()
+        update, _ = run_mlp(self.mlp, normed, self.mlp_chunk_tokens, needed=not again)
         return hidden + update, None
 
 

@@ -252,7 +252,7 @@ def _decoder_layer(model: InternVLConfig, layout: ParallelConfig, tokens: int, n
     chunks = numbers.chunks(tokens)
     # The gradient of the MLP's input; under sequence parallelism of the gathered one, beside what was gathered for it.
     mlp = ceil(wide * SWIGLU_WORKING / chunks) + (3 * row * llm.hidden_size if share > 1 else hidden)
-    again = mlp + ceil(2 * wide / chunks) if chunks > CHUNKS_KEPT else mlp
+    again = mlp + ceil(2 * wide / chunks)  # a recomputed layer ends before its MLP, and backward forms the product
     # Attention: what is its gradient's, gradients of its inputs, and sums of them in fp32; a ring has a second block.
     blocks = 2 if layout.context_parallel_size > 1 else 1
     attended = queries + (queries + 2 * keys) + blocks * (queries + 2 * keys) * 4 // size
@@ -261,8 +261,8 @@ def _decoder_layer(model: InternVLConfig, layout: ParallelConfig, tokens: int, n
         whole=outside + 2 * wide,
         attention=attention,
         working=hidden + max(mlp, attended - 2 * wide),
-        again=outside + (0 if chunks > CHUNKS_KEPT else 2 * wide),
-        again_working=hidden + max(again, attended - (0 if chunks > CHUNKS_KEPT else 2 * wide)),
+        again=outside,
+        again_working=hidden + max(again, attended),
     )
 
 
@@ -299,7 +299,7 @@ def _tower(
 
 
 CHUNKS_KEPT = 4
-"""A recomputed layer with more chunks than this forms its MLP's first product again, chunk by chunk: `mlp.run_mlp`."""
+"""A recomputed tower layer with more chunks than this forms its MLP's first product again by chunks: `mlp.run_mlp`."""
 SWIGLU_WORKING = 5
 """Widths of the MLP a chunk's backward pass makes beside what is kept: of the activation three, of the product two."""
 GELU_WORKING = 3

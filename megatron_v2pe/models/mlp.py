@@ -42,19 +42,23 @@ class _How:
     split: Split
     chunk: int
     """Rows at a time."""
+    needed: bool
+    """Form the result; without it, nothing is done forward."""
     keep: bool
     """Keep the first product."""
     weights: tuple[nn.Parameter, nn.Parameter]
     in_place: tuple[bool, bool]
 
 
-def run_mlp(mlp: MLP, states: Tensor, chunk_tokens: int | None) -> tuple[Tensor, Tensor | None]:
+def run_mlp(mlp: MLP, states: Tensor, chunk_tokens: int | None, needed: bool = True) -> tuple[Tensor, Tensor | None]:
     """Run Megatron-Core's MLP with fewer passes over memory; same results, parameters and collectives.
 
     Args:
         mlp: of a layer. One that is not SwiGLU or exact GELU between our linears is called as it is.
         states: [s, b, hidden], normed; under sequence parallelism this rank's slice.
         chunk_tokens: rows (tokens, or tokens times tiles) worked on at a time; None for all.
+        needed: False where the result's gradient comes and its value is not read: at the end of what is recomputed.
+            Zeros are returned, and the second product and its reduction are left out.
 
     Returns:
         [s, b, hidden], and a bias [hidden] still to be added, or None.
@@ -75,7 +79,8 @@ def run_mlp(mlp: MLP, states: Tensor, chunk_tokens: int | None) -> tuple[Tensor,
         *activation,
         split,
         chunk,
-        grad and not (recomputed and rows > _CHUNKS_KEPT * chunk),
+        needed,
+        needed and grad and not (recomputed and rows > _CHUNKS_KEPT * chunk),
         (first.weight, second.weight),
         (first.gradient_accumulation_fusion, second.gradient_accumulation_fusion),
     )
@@ -99,6 +104,10 @@ class _Mlp(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, first: Tensor, first_bias: Tensor | None, second: Tensor, how: _How
     ) -> Tensor:
+        ctx.how = how
+        if not how.needed:
+            ctx.save_for_backward(states, first, first_bias, second)
+            return states.new_zeros(()).expand(*states.shape[:-1], second.shape[0])
         total, gathered = how.split.gather(states)
         if gathered is not None:
             gathered.wait()
@@ -111,7 +120,6 @@ class _Mlp(torch.autograd.Function):
             if how.keep:
                 joints.append(joint)
         ctx.save_for_backward(states, first, first_bias, second, *joints)
-        ctx.how = how
         result = result.view(*total.shape[:-1], -1)
         return _reduced(result, how.split)
 

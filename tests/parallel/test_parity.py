@@ -210,6 +210,8 @@ def test_versions_and_recompute(case, run, name):
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     again = replace(this, options={**full, "recompute_vision": True, "head_chunk_size": 5})
     assert_equal(run(this), run(again, name), torch.float64)
+    two = {**full, "recompute_num_layers": 2}  # the first of two needs its result in the recompute, the second does not
+    assert_equal(run(this), run(replace(this, options=two), name), torch.float64)
     keeping = replace(this, options={**full, "keep_attention": True})
     assert_equal(run(this), run(keeping, name), torch.float64)
     assert_equal(run(this), run(replace(this, options={"recompute_granularity": "selective"}), name), torch.float64)

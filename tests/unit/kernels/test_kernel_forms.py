@@ -6,6 +6,9 @@ card rounds to nearest (largest error 2^-7 of a value in place of 2^-8); on CUDA
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -140,6 +143,20 @@ def test_tiles(device, dtype):
             results.append(tiles.normalise_tiles(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), dtype))
     assert results[0].dtype == dtype and results[0].shape == (2, 3, 40, 41)
     assert torch.equal(*results)
+
+
+def test_triton_is_imported_by_kernels_alone_and_they_when_they_run():
+    """Not where a module is imported: that would cost every start on a machine without CUDA."""
+    package = Path(choice.__file__).parents[1]
+    for path in package.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        nodes = ast.walk(tree) if path.parent.name != "gpu" else ()
+        names = [(alias.name, node) for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+        names += [(node.module or "", node) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        for name, node in names:
+            if path.parent.name != "gpu":
+                assert name.partition(".")[0] != "triton", path
+            assert not (name.startswith("megatron_v2pe.kernels.gpu") and node in tree.body), path
 
 
 def test_nothing_at_all(numbers):

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_v2pe.models import mlp as module_under_test
 from megatron_v2pe.models.linear import ColumnLinear, RowLinear, WeightGradient
@@ -73,6 +74,23 @@ def test_it_is_the_formula(kind, chunk, recomputed, monkeypatch):
     for ours, plain in pairs:
         assert ours.shape == plain.shape
         assert ((ours - plain).abs().max() / plain.abs().max()).item() <= ERROR
+
+
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("kind", ["swiglu", "gelu"])
+def test_a_result_nobody_reads_is_not_formed(kind, chunk):
+    """Its gradients are those of the formula; forward, there are no products, and nothing but the input is kept."""
+    mlp, some = layer(kind), states()
+    with FlopCounterMode(display=False) as forward:
+        found, _ = run_mlp(mlp, some, chunk, needed=False)
+    assert forward.get_total_flops() == 0 and not found.any() and found.shape == some.shape
+    leaves = [some, *parameters(mlp)]
+    gradient = torch.linspace(-1, 2, some.numel(), dtype=torch.float64).view(some.shape)
+    with FlopCounterMode(display=False) as backward:
+        ours = torch.autograd.grad(found, leaves, gradient)
+    assert backward.get_total_flops() == 2 * ROWS * HIDDEN * WIDTH * (8 if kind == "swiglu" else 5)
+    plain = torch.autograd.grad(formula(mlp, some), leaves, gradient)
+    assert all(((a - b).abs().max() / b.abs().max()).item() <= ERROR for a, b in zip(ours, plain, strict=True))
 
 
 @pytest.mark.parametrize("frozen", ["linear_fc1", "linear_fc2", "states"])

@@ -61,8 +61,7 @@ EXTRAS = {
     # Found at run time, never required. NVIDIA Apex (fused optimizer kernels) is optional too, and is built
     # from its own source tree: the PyPI package called "apex" is something else.
     "gpu": ["transformer-engine[pytorch]>=2.0,<3", "flash-attn>=2.7,<3"],
-    # Those between end the process with a segmentation fault on a damaged video (tests/unit/data/test_video.py).
-    "video": ["av>=14.4,!=15.*,!=16.*,!=17.*,!=18.0.*,<19"],
+    "video": ["av>=14,<19"],
     "wandb": ["wandb>=0.18,<1"],
     "test": [
         *EVAL_REQUIREMENTS,

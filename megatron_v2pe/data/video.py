@@ -6,6 +6,7 @@ Video files need PyAV (the `video` extra); folders of frames and GIFs do not.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -122,4 +123,12 @@ def _container(path: str) -> Any:
         raise DataError(f"{printable(path)}: no such video")
     check_regular(path, DataError)
     with decoding(path, "not a video"):
-        return av.open(f"file:{path}", options=_OPTIONS)
+        container = av.open(f"file:{path}", options=_OPTIONS)
+        if container.streams.video and _release(av.__version__) < (18, 1):
+            # Several threads on one damaged frame end the process with a segmentation fault; 18.1 does not.
+            container.streams.video[0].codec_context.thread_count = 1
+        return container
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:2])

@@ -65,12 +65,6 @@ def test_every_pin_lies_in_its_range(required):
         # Refuses InternVL2's tokenizer: "piece must not include null character".
         ("sentencepiece", "0.2.2", False),
         ("sentencepiece", "0.2.3", True),
-        # A damaged video ends the process with a segmentation fault.
-        ("av", "15.1.0", False),
-        ("av", "17.1.0", False),
-        ("av", "18.0.0", False),
-        ("av", "14.4.0", True),
-        ("av", "18.1.0", True),
         ("megatron-core", "0.16.1", True),
         ("megatron-core", "0.16.0", False),
         ("megatron-core", "0.19.2", True),

@@ -21,6 +21,7 @@ from torch import Tensor
 from megatron_v2pe.parallel import ring_attention as module
 from megatron_v2pe.parallel.all_to_all_attention import all_to_all_attention
 from megatron_v2pe.parallel.block_attention import Block, BlockKernel, Gradients, Reference, choose_kernel
+from megatron_v2pe.parallel.cudnn_attention import Mixed, Rule
 from megatron_v2pe.parallel.ring import Handover, Ring
 from megatron_v2pe.parallel.ring_attention import Chunks, ring_attention
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
@@ -101,6 +102,28 @@ class CountingKernel:
         return self._kernel.backward(gradient, query, key, value, output, lse, block)
 
 
+class Cut:
+    """Plain attention that takes tensors which go on behind the block's, as the dense kernel of `Mixed` does."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """See `BlockKernel`."""
+        queries, keys = sum(block.query_lens), sum(block.key_lens)
+        return Reference().forward(query[:queries], key[:keys], value[:keys], block)
+
+    def backward(
+        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+    ) -> Gradients:
+        """See `BlockKernel`."""
+        queries, keys = sum(block.query_lens), sum(block.key_lens)
+        gradient, query, output = (tensor[:queries] for tensor in (gradient, query, output))
+        return Reference().backward(gradient, query, key[:keys], value[:keys], output, lse, block)
+
+
+def divided() -> Mixed:
+    """Return a kernel that attends documents from 20 tokens on densely and the others together, on the CPU."""
+    return Mixed(Cut(), Reference(), Rule(causal=2.0 * 20 * 20 * 4 * WIDTH, block=4.0 * 20 * 20 * 4 * WIDTH))
+
+
 def attended(
     size: int,
     lengths: tuple[int, ...],
@@ -109,6 +132,7 @@ def attended(
     dtype: torch.dtype,
     method: str = "ring",
     reference: bool = False,
+    division: bool = False,
     mixed: bool = False,
     fault: str | None = None,
 ) -> list[Tensor] | None:
@@ -122,6 +146,7 @@ def attended(
         dtype: of the tensors.
         method: `ring` or `all_to_all`.
         reference: compute blocks by the reference kernel (ring only).
+        division: compute blocks by `divided` (ring only).
         mixed: query, key and value are views of one tensor.
         fault: one of `FAULTS`.
 
@@ -139,7 +164,7 @@ def attended(
     query, key, value = leaves = _leaves(states)
     with _planted(fault):
         if method == "ring":
-            kernel = Reference() if reference else None
+            kernel = divided() if division else Reference() if reference else None
             found = list(ring_attention(query, key, value, layout.local_seqlens, group, SCALE, kernel=kernel))
         else:
             found = [_all_to_all(query, key, value, layout, group)[0]]

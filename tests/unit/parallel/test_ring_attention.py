@@ -11,6 +11,7 @@ import torch
 
 from megatron_v2pe.parallel.all_to_all_attention import all_to_all_attention
 from megatron_v2pe.parallel.block_attention import Block, Reference
+from megatron_v2pe.parallel.cudnn_attention import parts
 from megatron_v2pe.parallel.ring_attention import Chunks, merge
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 from megatron_v2pe.testing.attention import (
@@ -22,6 +23,7 @@ from megatron_v2pe.testing.attention import (
     bytes_on_the_wire,
     dense,
     dense_results,
+    divided,
     random_inputs,
     saved_bytes,
 )
@@ -90,6 +92,18 @@ def test_all_to_all_is_a_dense_softmax(pools, size, heads, groups, lengths, dtyp
 def test_a_ring_of_reference_blocks_is_a_dense_softmax(pools, size, dtype):
     case = {"lengths": (37, 5, 1, 90), "heads": 4, "groups": 2, "dtype": dtype}
     assert worst(on(pools, size, attended, reference=True, **case), *case.values()) < TOLERANCE[dtype]
+
+
+@DTYPES
+@pytest.mark.parametrize("size", [2, 4])
+def test_a_ring_of_divided_blocks_is_a_dense_softmax(pools, size, dtype):
+    """Long documents by one kernel, short ones by another, and blocks merged: as on a GPU with cuDNN."""
+    case = {"lengths": (97, 5, 1, 190, 40), "heads": 4, "groups": 2, "dtype": dtype}
+    lens, kernel = ZigzagLayout(case["lengths"], size).local_seqlens, divided()
+    for block in (Block(lens, lens, True, SCALE), Block(lens, tuple(length // 2 for length in lens), False, SCALE)):
+        kinds = [part.dense for part in parts(block, 4 * WIDTH, kernel.rule)]
+        assert kinds[0] is False and kinds[1:] == [True] * (len(kinds) - 1) and len(kinds) > 1
+    assert worst(on(pools, size, attended, division=True, **case), *case.values()) < TOLERANCE[dtype]
 
 
 @METHODS

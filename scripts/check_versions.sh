@@ -1,4 +1,4 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Tests one set of versions: Python, Megatron-Core and torch, in an environment made for it; prints one line a set.
 #
 #   bash scripts/check_versions.sh [PYTHON [MEGATRON_CORE [TORCH [PYTEST ARGUMENTS]]]]
@@ -14,9 +14,9 @@
 #                   of the default index takes 5 GB of disk with the CUDA libraries it brings; it runs without a GPU)
 #   WORKERS         tests at a time (default 2)
 # Ends with pytest's status, or 1 where the set cannot be installed.
-set -euo pipefail
+set -eu
 
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 pinned() { sed -n "s/^$1==//p" "$root/constraints.txt"; }
 python=${1:-python3}
 mcore=${2:-$(pinned megatron-core)}

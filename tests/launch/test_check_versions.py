@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SHELL = shutil.which("dash") or "sh"
 
 INTERPRETER = """#!/bin/sh
 echo "$*" >>"{log}"
@@ -30,7 +32,7 @@ def check(tmp_path):
         python.write_text(INTERPRETER.format(log=log, closing=closing, status=status))
         python.chmod(0o755)
         done = subprocess.run(
-            ["bash", str(ROOT / "scripts" / "check_versions.sh"), *arguments],
+            [SHELL, str(ROOT / "scripts" / "check_versions.sh"), *arguments],
             env={**os.environ, "ENVIRONMENT": str(tmp_path / "environment"), "TMPDIR": str(tmp_path)},
             cwd="/",
             capture_output=True,

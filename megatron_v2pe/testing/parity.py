@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from megatron_v2pe.kernels import choice
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.head import Targets
@@ -347,6 +348,11 @@ def _collect_by_hooks(model: Any) -> None:
             module.gradient_accumulation_fusion = False
 
 
+def _by_triton(model: Any) -> Any:
+    """No break, another form: every operation that has a Triton kernel runs it, on the CPU in Triton's interpreter."""
+    return choice.forced("triton")
+
+
 def _forget_marks(model: Any) -> Any:
     """Let gradients that are in their buffers already be added once more, as ones."""
     return mock.patch(
@@ -356,6 +362,7 @@ def _forget_marks(model: Any) -> Any:
 
 _BREAKS: dict[str, Callable[[Any], AbstractContextManager[Any] | None]] = {
     "gradients_by_hooks": _collect_by_hooks,
+    "triton_kernels": _by_triton,
     "forgotten_marks": _forget_marks,
     "unmasked_padding": _unmask_padding,
     "norm_reduction": _forget_norm_reduction,

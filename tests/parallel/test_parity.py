@@ -194,6 +194,17 @@ def test_gradients_formed_in_their_buffers_are_those_added_by_hooks(case, run, n
     assert_equal(run(this, name, "gradients_by_hooks"), run(this, name), torch.float64)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tp2_sp"])
+def test_triton_kernels_inside_the_model(case, run, name):
+    """In the interpreter, with drop path and recompute: shapes, strides and types as the model hands them over."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    this = replace(case(torch.float32, packs="one_token", drop_path_rate=0.5), drop_path_seed=3)
+    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    again = replace(this, options={**this.options, **full, "recompute_vision": True})
+    assert_equal(run(this), run(again, name, "triton_kernels"), torch.float32)
+
+
 @pytest.mark.parametrize("name", ["tp2", "tp2_sp", "cp2_tp2_replicated_vision"])
 def test_the_mlp_in_chunks(case, run, name):
     """Chunks of a few tokens; in a recomputed layer so many of them that the first product is formed again."""

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.arena import LEAST_BYTES, Arena
 from megatron_v2pe.generate.lean_layers import lean_layers
@@ -108,7 +109,7 @@ class Engine:
 
     def _encode(self, tiles: Tensor) -> Tensor:
         """Features of tiles, bytes [n, H, W, 3] or normalised [n, 3, H, W] already."""
-        tiles = tiles.to(self.device)
+        tiles = to_device(tiles, self.device)
         if tiles.dtype == torch.uint8:
             tiles = normalise_tiles(tiles, *NORMALISATION[NORMALIZE_TYPE], self.dtype)
         return self.model.encode_images(tiles.to(self.dtype))

@@ -5,6 +5,8 @@ last token of each prompt only); `Session.decode` takes one chosen token per seq
 Layers run lean (`lean_layers.py`), attention goes through the cache (`cached_attention.py`). Positions of generated
 tokens follow the prompt's last as `continue_positions` says; rotary scaling is decided once, from the prompt's length.
 Context-parallel ranks share the prompt's tokens and its cache, and all compute the one token of a decode step.
+
+An engine with static steps (`steps_ahead.py`) keeps its cache in an arena; `Session.decode` goes over it as well.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.errors import MemoryShortageError
 from megatron_v2pe.generate.arena import ArenaCache
 from megatron_v2pe.generate.cached_attention import ArenaAttention, CachedAttention
@@ -107,13 +110,8 @@ class Session:
             first_stage=model.pre_process,
         )
         ends = [self._last_ticks[piece.sequence] for piece in pieces]  # a piece is scaled as its whole prompt
-        return replace(
-            batch,
-            last_ticks=(*ends, *[0] * (len(batch.layout.seqlens) - len(ends))),
-            input_ids=batch.input_ids.to(device),
-            position_ticks=batch.position_ticks.to(device),
-            routing=None if batch.routing is None else batch.routing.to(device),
-        )
+        batch = replace(batch, last_ticks=(*ends, *[0] * (len(batch.layout.seqlens) - len(ends))))
+        return batch.mapped(lambda tensor: to_device(tensor, device))
 
     def _needed(self, cached: int) -> int:
         """Bytes this rank is about to take."""

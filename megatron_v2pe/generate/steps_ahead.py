@@ -88,7 +88,8 @@ class StepsAhead:
         self._window = 0
         """Step whose factors are the first of those made ahead."""
         self._step: StaticStep | None = None
-        self._stops = to_device(torch.tensor(sorted(choice.stop_ids), dtype=torch.int64), self._device)
+        stops = torch.tensor(sorted(choice.stop_ids), dtype=torch.int64)
+        self._stops = to_device(stops, self._device) if choice.stop_ids else stops
         self._draws = self._points([0])
         self._choose(logits, 0)
 

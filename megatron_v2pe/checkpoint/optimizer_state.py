@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
+from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import nn
 
@@ -22,6 +23,18 @@ METADATA = {
     "chained_optim_avoid_prefix": True,
 }
 """Every parameter's moments are stored in the shape of the parameter, so that any layout can load them."""
+_HOST_SETTINGS = (
+    "offload_fraction",
+    "cpu_optimizer_cls",
+    "gpu_optimizer_cls",
+    "param_update_in_fp32",
+    "pin_cpu_grads",
+    "pin_cpu_params",
+    "overlap_cpu_optimizer_d2h_h2d",
+)
+"""What Megatron-Core's `HybridDeviceOptimizer` keeps with every group."""
+_HOW = ("fused", "foreach", "capturable", "differentiable")
+"""How PyTorch's AdamW goes about a step: the running optimizer's own, whatever the one that saved had."""
 
 
 def state_to_save(
@@ -30,7 +43,16 @@ def state_to_save(
     """Describe the optimizer's state for saving; there is none on a pipeline stage where nothing learns."""
     if _nothing_learns(optimizer):
         return {}
-    return optimizer.sharded_state_dict(model_state, is_loading=False, metadata={**metadata, **METADATA})
+    state = optimizer.sharded_state_dict(model_state, is_loading=False, metadata={**metadata, **METADATA})
+    return _without_host_settings(state)
+
+
+def _without_host_settings(state: Any) -> Any:
+    """Leave out what an optimizer on the host adds to its groups, classes among them: any run goes on from the rest."""
+    if isinstance(state, dict):
+        groups = "cpu_optimizer_cls" in state
+        return {k: _without_host_settings(v) for k, v in state.items() if not (groups and k in _HOST_SETTINGS)}
+    return [_without_host_settings(entry) for entry in state] if isinstance(state, list) else state
 
 
 def state_to_load(
@@ -41,6 +63,9 @@ def state_to_load(
         return {}
     for inner in _distributed(optimizer):
         if not inner.optimizer.state:
+            if isinstance(inner.optimizer, HybridDeviceOptimizer):
+                inner.optimizer.dummy_step()
+                continue
             inner._init_optimizer_states_with_dummy_values()
     return optimizer.sharded_state_dict(model_state, is_loading=True, metadata={**metadata, **METADATA})
 
@@ -50,13 +75,20 @@ def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     if _nothing_learns(optimizer):
         return
     distributed = _distributed(optimizer)
+    how = [[{k: g[k] for k in _HOW if k in g} for g in inner.optimizer.param_groups] for inner in distributed]
     for inner in distributed:
         inner._set_main_param_and_optimizer_states = MethodType(_set_states_but_step, inner)  # type: ignore[method-assign]
     optimizer.load_state_dict(state)
-    for inner in distributed:
+    for inner, settings in zip(distributed, how, strict=True):
+        for group, own in zip(inner.optimizer.param_groups, settings, strict=True):
+            group.update(own)
+        fused = any(group.get("fused") for group in inner.optimizer.param_groups)
         for parameter_state in inner.optimizer.state.values():
             if isinstance(parameter_state.get("step"), torch.Tensor):
-                parameter_state["step"] = parameter_state["step"].clone()
+                there = parameter_state["exp_avg"].device if fused else parameter_state["step"].device
+                parameter_state["step"] = parameter_state["step"].to(there, copy=True)
+        if isinstance(inner.optimizer, HybridDeviceOptimizer):
+            inner.optimizer._sync_hdo_state_to_sub_optimizers()
 
 
 def _distributed(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
@@ -75,6 +107,8 @@ def _nothing_learns(optimizer: MegatronOptimizer) -> bool:
 def _set_states_but_step(self: DistributedOptimizer, model_param: nn.Parameter, tensors: dict[str, Any]) -> None:
     group, order = self.model_param_group_index_map[model_param]
     main = self.optimizer.param_groups[group]["params"][order]
-    targets = {"param": main, **{k: v for k, v in self.optimizer.state[main].items() if k != "step"}}
+    state = {name: value for name, value in self.optimizer.state[main].items() if name != "step"}
+    # Where masters are the inner optimizer's own (on the host), `main` is the model's parameter, loaded already.
+    targets = {"param": state.pop("master_param", main), **state}
     for name, target in targets.items():
         target.copy_(tensors[name])

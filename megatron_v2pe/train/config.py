@@ -139,9 +139,7 @@ class AdamWConfig:
     """Largest global gradient norm; 0: no clipping."""
     optimizer_cpu_offload: bool = False
     """Keep master weights and moments in host memory and update them there (Megatron-Core's, bf16 on CUDA with the
-    distributed optimizer): 12 bytes of a parameter less on the card, a slower step."""
-    optimizer_offload_fraction: Annotated[float, Range(0, 1)] = 1.0
-    """With `optimizer_cpu_offload`: the share of them that goes there, the rest stays on the card."""
+    distributed optimizer): 12 bytes of a parameter less on the card, a slower step. Not run on a GPU yet."""
 
     def validate(self) -> None:
         """Check ranges."""

@@ -57,7 +57,7 @@ class Budget:
             head_chunk=config.model.head_chunk_size,
             mlp_chunk=config.model.mlp_chunk_tokens,
             norm_copies=2 if config.train.device == "cpu" else 1,
-            offloaded=config.optimizer.optimizer_offload_fraction if config.optimizer.optimizer_cpu_offload else 0.0,
+            offloaded=1.0 if config.optimizer.optimizer_cpu_offload else 0.0,
         )
 
     @property

@@ -130,10 +130,12 @@ class LeanLayer:
         update = self._row_parallel(seen.reshape(hidden.shape[0], -1), *self.projection)
         if self._added_norm is None:
             hidden += update
-            normed = self.mlp_norm(hidden)
+            del update, seen  # what is not held any more makes room in the caches
+            wide = linear(self.mlp_norm(hidden), *self.fc1)
         else:
             hidden, normed = add_rms_norm(hidden, update, *self._added_norm)
-        wide = linear(normed, *self.fc1)
+            wide = linear(normed, *self.fc1)
+            del update, seen, normed
         if self._swiglu:
             wide = swiglu_forward(wide)
         elif self.gated:

@@ -119,19 +119,26 @@ def test_tiles_read_ahead_are_the_same(run, pictures, reader, workers, most_tile
     assert sorted(opened) == sorted([1, 2, 3, 4] * 2)  # none twice, the first not at all
 
 
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.01)
+
+
 def test_no_more_is_held_than_said(pictures, reader):
     """Threads stand still at the limit until tiles are taken, and no one waits for what no thread has."""
     started = []
     tiles = ImageTiles(pictures, 28, MEAN, lambda picture: (started.append(picture), open_image(picture.path))[1])
     threads = reader(2, pictures[0].num_tiles + pictures[1].num_tiles)
     threads.start(tiles)
-    time.sleep(0.3)
+    wait_for(lambda: len(started) == 2)
+    time.sleep(0.1)
     assert len(started) == 2
     passing = iter(tiles)
     for _ in range(pictures[0].num_tiles + 1):
         next(passing)
-    time.sleep(0.3)
-    assert len(started) > 2
+    wait_for(lambda: len(started) > 2)
     assert len([next(passing) for _ in range(len(tiles) - pictures[0].num_tiles - 1)]) > 5
     assert len(started) == len(pictures)
 
@@ -149,7 +156,6 @@ def test_what_a_thread_cannot_read_is_an_error_where_it_is_used(tmp_path, reader
     (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:50])
     tiles = ImageTiles([Picture(str(tmp_path / name), None) for name in ("good.png", "torn.png")], 28, MEAN)
     reader().start(tiles)
-    time.sleep(0.2)
     assert len(list(tiles[:1])) == 1
     with pytest.raises(DataError, match=r"torn.png: (damaged|not an) image"):
         list(tiles)

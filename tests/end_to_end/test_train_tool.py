@@ -18,7 +18,10 @@ TP2 = {"parallel__tensor_model_parallel_size": 2, "parallel__sequence_parallel":
 LAYOUTS = {
     "one": (1, {}),
     "pp2": (2, {"parallel__pipeline_model_parallel_size": 2}),
-    "dp2": (2, {"parallel__overlap_grad_reduce": True, "parallel__overlap_param_gather": True}),
+    "dp2": (
+        2,
+        {"parallel__overlap_grad_reduce": True, "parallel__overlap_param_gather": True, "train__recompute": "full"},
+    ),
     "cp2": (2, {"parallel__context_parallel_size": 2}),
     "cp2_a2a": (2, {"parallel__context_parallel_size": 2, "parallel__cp_comm_type": "a2a"}),
     "tp2_replicated_vision": (

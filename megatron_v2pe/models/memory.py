@@ -1,7 +1,7 @@
 """How much memory a rank takes in a training step: arithmetic on plain numbers, before anything is built.
 
 `estimate` is what recompute is decided by (`train/memory.py`) and what `--dry-run` prints. It counts tensors as the
-layers keep them; tests hold it against every tensor of small models' steps, and parameters against those of built models
+layers keep them; tests hold it against every tensor of small steps, and parameters against those of built models
 (`tests/unit/models/test_memory_estimate.py`). What a GPU keeps for itself (its context, libraries, communicators) is an
 allowance, `RESERVE`, not a count.
 """

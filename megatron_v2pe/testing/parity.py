@@ -135,7 +135,8 @@ def run(case: Case) -> Result:
             undo.enter_context(broken or nullcontext())
         dp_rank = parallel_state.get_data_parallel_rank()
         dp_size = parallel_state.get_data_parallel_world_size()
-        mine = [micro_batch(case, index, model) for index in range(dp_rank, len(case.packs), dp_size)]
+        shares = (micro_batch(case, index, model) for index in range(dp_rank, len(case.packs), dp_size))
+        mine = [share.mapped(lambda tensor: tensor.to(case.device)) for share in shares]
         denominator = sum(pack.weights.double().sum().item() for pack in case.packs) or 1.0
         logits = [] if dp_size > 1 else _logits(wrapped, mine)
         wrapped.zero_grad_buffer()

@@ -276,12 +276,17 @@ class Seed:
             times = length // start_model.TRAINED_LENGTH
             _scaled(exported / "default", exported / f"default_linear_{times}", "linear", times)
             here.append(self._asking(f"default_linear_{times}", f"default_linear/{times}", [file]))
-        here.append(self._asking(V2PE.checkpoint, V2PE.checkpoint, words, "--strides", V2PE.stride))
-        beside = []
-        for checkpoint in ("default_read_as_v2pe", V2PE.checkpoint):
-            strides = [row.stride for row in ROWS if row.checkpoint == checkpoint]
-            log = self.folder / f"ask_{checkpoint}.log"
-            beside.append(self._asking(checkpoint, checkpoint, pages, "--strides", *strides, messages=log))
+        strides = {
+            checkpoint: [row.stride for row in ROWS if row.checkpoint == checkpoint]
+            for checkpoint in ("default_read_as_v2pe", V2PE.checkpoint)
+        }
+        read_as_v2pe, trained = strides.items()
+        here.append(self._asking(read_as_v2pe[0], read_as_v2pe[0], pages, "--strides", *read_as_v2pe[1]))
+        # What goes into one folder of answers is asked in one lane: an evaluation holds its folder.
+        beside = [
+            self._asking(trained[0], trained[0], files, "--strides", *asked, messages=self.folder / f"ask_{what}.log")
+            for what, files, asked in (("pages", pages, trained[1]), ("words", words, [V2PE.stride]))
+        ]
         execute_lanes(here, beside)
         for path in sorted((self.folder / "answers").glob("**/results.json")):
             told = json.loads(path.read_text(encoding="utf-8"))

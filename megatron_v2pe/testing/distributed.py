@@ -1,4 +1,4 @@
-"""Run functions under N processes from plain tests, on CPU with gloo or on one card with NCCL; they start once and stay.
+"""Run functions under N processes from plain tests, with gloo on CPU or NCCL on one card; they start once and stay.
 
 Importing the stack costs seconds of CPU per process, so a test session keeps one pool per world size and re-creates
 parallel layouts inside it. A function is named by module and attribute, takes picklable keyword arguments and returns

@@ -6,7 +6,7 @@ run goes on with the very same packs under any number of ranks and workers.
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -123,8 +123,12 @@ class PackLoader:
             yield read.batch
 
     def _read(self) -> Iterator[ReadPack]:
-        patience = _Patience(self._read_seconds) if self._loader.num_workers else None
-        batches = iter(self._loader)
+        batches: Any = iter(self._loader)
+        patience = None
+        if self._loader.num_workers:
+            # Only readers write; with our own end closed, a wait for the rest of an answer ends with the readers.
+            batches._worker_result_queue._writer.close()
+            patience = _Patience(self._read_seconds, batches._workers)
         try:
             while True:
                 with patience or nullcontext():
@@ -138,6 +142,10 @@ class PackLoader:
                     f"a reader process has not answered for {self._read_seconds:.0f} s and was ended; the same command "
                     "goes on"
                 ) from error
+            if patience is not None and (
+                patience.dead or (isinstance(error, OSError | EOFError) and patience.cut_off())
+            ):
+                raise lost_reader(RuntimeError("in the middle of an answer")) from error
             if not isinstance(error, RuntimeError) or "DataLoader" not in str(error):  # PyTorch's only word for it
                 raise
             raise lost_reader(error) from error
@@ -221,18 +229,30 @@ class _Readers(ForkContext):
     Process = _Reader
 
 
+_NOTICED_SECONDS = 7.0
+"""PyTorch looks for readers that have ended every five."""
+
+
 class _Patience:
     """Ends the readers where one of them is not heard of for too long; used as a context around each wait.
 
     PyTorch's own limit counts until a reader begins to answer. One that is frozen in the middle of an answer, or before
-    it hands out the memory its answer lies in, would be waited for without end.
+    it hands out the memory its answer lies in, would be waited for without end. So would one that is killed there: the
+    signal of its end reaches the main thread, which need not be the one that reads.
     """
 
-    def __init__(self, seconds: float) -> None:
-        """Start a thread that looks every second."""
+    def __init__(self, seconds: float, readers: Sequence[BaseProcess]) -> None:
+        """Start a thread that looks every second.
+
+        Args:
+            seconds: how long an answer is waited for.
+            readers: the processes.
+        """
         self.lost = False
         """A reader has not answered, and all were ended."""
-        self._seconds = seconds
+        self.dead = False
+        """A reader has ended, PyTorch has not noticed, and all were ended."""
+        self._seconds, self._readers = seconds, readers
         self._since: float | None = None
         self._ended = threading.Event()
         threading.Thread(target=self._look, name="patience with readers", daemon=True).start()
@@ -243,19 +263,44 @@ class _Patience:
     def __exit__(self, *_: object) -> None:
         self._since = None
 
+    def cut_off(self) -> bool:
+        """Tell whether a reader has ended; what it wrote may end an instant before it does."""
+        until = time.monotonic() + 1
+        while not any(map(_has_ended, self._readers)):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.01)
+        return True
+
     def end(self) -> None:
         """Look no more."""
         self._ended.set()
 
     def _look(self) -> None:
+        noticed: float | None = None
         while not self._ended.wait(min(1.0, self._seconds / 4)):
-            since = self._since
-            if since is not None and time.monotonic() - since > self._seconds:
-                self.lost = True
-                for child in multiprocessing.active_children():
-                    if isinstance(child, _Reader):
-                        child.kill()
+            since, now = self._since, time.monotonic()
+            if since is None:
+                noticed = None
+                continue
+            if noticed is None and any(map(_has_ended, self._readers)):
+                noticed = now
+            self.dead = noticed is not None and now - noticed > _NOTICED_SECONDS
+            self.lost = not self.dead and now - since > self._seconds
+            if self.dead or self.lost:
+                for reader in self._readers:
+                    reader.kill()
                 return
+
+
+def _has_ended(reader: BaseProcess) -> bool:
+    """Tell whether a process has ended; its status is left for PyTorch to find."""
+    try:
+        return os.waitid(os.P_PID, reader.pid or 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+    except AttributeError:  # a system without `waitid`
+        return not reader.is_alive()
 
 
 class _Turns(Sampler[Any]):

@@ -249,7 +249,7 @@ class Session:
             continue_positions(last + first * rotary.denominator, count, rotary.denominator)
             for last in self._last_ticks
         ]
-        everyone = torch.cat(ticks).to(self.engine.device)
+        everyone = to_device(torch.cat(ticks), self.engine.device)
         same, other = rotation(*rotary.cos_sin(everyone, [count] * len(self), self._last_ticks))
         shape = (len(self), count, 1, 1, -1)
         return same.view(shape), other.view(shape)

@@ -37,7 +37,7 @@ def _writes_float32(device: torch.device, dtype: torch.dtype) -> bool:
     ones = torch.ones(16, 16, device=device, dtype=dtype)
     target = torch.full((16, 16), 0.5, device=device)
     try:
-        _add_wide(target, ones, ones / 1024)
+        _add_wide(target, ones, ones / 65536)
     except (RuntimeError, AttributeError, TypeError):
         return False
-    return bool((target == 0.5 + 16 / 1024).all())
+    return bool((target == 0.5 + 16 / 65536).all())

@@ -128,6 +128,7 @@ def shared_card(rank: int) -> dict[str, str]:
 def _worker(pipe: Connection, rank: int, world_size: int, store: str, kind: str) -> None:
     if kind == "cuda":
         os.environ.update(shared_card(rank))
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32 where layouts are compared
     from megatron_v2pe.device.device import Device
 
     torch.set_num_threads(1)

@@ -272,6 +272,7 @@ def peer_batch(task: Task) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     device, generator = Device(task.device).torch_device, torch.Generator().manual_seed(1)
     ids = torch.randint(3, task.shape.vocab - 10, (task.tokens,), generator=generator)
     room = (task.tokens - task.supervised - 1) // max(task.tiles, 1)
+    assert task.tiles == 0 or room >= 256, f"{task.tiles} tiles do not fit {task.tokens} tokens"
     for number in range(task.tiles):
         start = number * room + (room - 256) // 2
         ids[start : start + 256] = task.image_token

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
 
 
 @dataclass
 class Outcome:
     """Rows measured, and what is wrong with them."""
 
+    target: ClassVar[Path | None] = None
+    """Where everything is written as it is noted: a part that is ended loses nothing it has measured."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """One measurement each, in words and numbers; columns may differ from row to row."""
     wrong: list[str] = field(default_factory=list)
@@ -20,8 +24,17 @@ class Outcome:
     def add(self, what: str, **numbers: Any) -> None:
         """Note a measurement."""
         self.rows.append({"what": what, **numbers})
+        self.keep()
 
     def must(self, holds: bool, sentence: str) -> None:
         """Note as wrong what does not hold."""
         if not holds:
             self.wrong.append(sentence)
+            self.keep()
+
+    def keep(self) -> None:
+        """Write what there is."""
+        if Outcome.target is not None:
+            temporary = Outcome.target.with_suffix(".tmp")
+            temporary.write_text(json.dumps(asdict(self)))
+            temporary.replace(Outcome.target)

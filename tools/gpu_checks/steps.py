@@ -7,6 +7,7 @@ must fall; the memory that was estimated stands beside the memory that was used.
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.types import Batch
 from megatron_v2pe.device.cards import peak_tflops
 from megatron_v2pe.device.device import Device
+from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.parallel.placement import Placement
@@ -86,8 +88,12 @@ def run(kind: str) -> Outcome:
     """Measure the steps."""
     outcome, size = Outcome(), size_for(kind)
     for work in WORKS[kind]:
-        with one_process(kind) as device:
-            _measure(outcome, size, device, work)
+        try:
+            with one_process(kind) as device:
+                _measure(outcome, size, device, work)
+        except (V2PEError, RuntimeError) as error:  # out of memory, say: the others are measured all the same
+            outcome.must(False, f"{work.name}: {type(error).__name__}: {str(error)[:400]}")
+        gc.collect()  # models refer to themselves
         if kind == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()

@@ -6,13 +6,17 @@ import json
 import multiprocessing
 import os
 import signal
+import struct
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
 import pytest
 import torch
 
 from megatron_v2pe.data.loader import build_loader
+from megatron_v2pe.data.pack_reader import PackReader
 from megatron_v2pe.errors import ConfigError, DataError, LostProcessError
 from megatron_v2pe.testing.data_cases import assert_same_batches
 from megatron_v2pe.testing.small_data import FACTS, config_for, write_dataset
@@ -57,6 +61,35 @@ def test_a_frozen_reader_is_ended_and_named(meta, tokenizer, after):
     assert time.monotonic() - began < 30  # measured: 2.5 s
     reader.join(10)
     assert not reader.is_alive()
+
+
+def test_a_reader_killed_in_the_middle_of_an_answer_is_noticed_by_a_thread(meta, tokenizer, monkeypatch):
+    """The rest of the answer never comes, and the signal of its end is for the main thread, which does not read."""
+    read, calls = PackReader.__getitem__, []
+
+    def half_an_answer(self, pack):  # in the reader: it is forked and has this
+        calls.append(pack)
+        if len(calls) > 2:
+            frame = sys._getframe()
+            while "data_queue" not in frame.f_locals:
+                frame = frame.f_back
+            os.write(frame.f_locals["data_queue"]._writer.fileno(), struct.pack("!i", 1000) + b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(self, pack)
+
+    monkeypatch.setattr(PackReader, "__getitem__", half_an_answer)
+    usual = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's, from a loader read by the main thread before
+    loader = build_loader(
+        config_for(meta, num_workers=1), tokenizer, FACTS, POLICY, seed=5, dp_rank=0, dp_size=1, read_seconds=60
+    )
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            batches = thread.submit(iter, loader).result()
+            with pytest.raises(LostProcessError, match="ended without a word.*in the middle of an answer"):
+                for _ in range(20):
+                    thread.submit(next, batches).result(40)  # measured: 0.3 s
+    finally:
+        signal.signal(signal.SIGCHLD, usual)
 
 
 def take(loader, count):

@@ -19,6 +19,7 @@ from megatron_v2pe.kernels.rotary import apply_rotary
 from megatron_v2pe.parallel.block_attention import Block, Reference
 
 CUDA = torch.cuda.is_available()
+pytestmark = [pytest.mark.gpu] if CUDA else []
 DEVICE = "cuda" if CUDA else "cpu"
 # Largest errors over the largest value, over the cases below: float32 3e-7, fp16 2e-4.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}

@@ -85,9 +85,7 @@ def test_a_reader_killed_in_the_middle_of_an_answer_is_noticed_by_a_thread(meta,
     try:
         with ThreadPoolExecutor(1) as thread:
             batches = thread.submit(iter, loader).result()
-            with pytest.raises(
-                LostProcessError, match="without a word.*(middle of an answer|DataLoader worker)"
-            ):
+            with pytest.raises(LostProcessError, match="without a word.*(middle of an answer|DataLoader worker)"):
                 for _ in range(20):
                     thread.submit(next, batches).result(40)  # measured: 0.3 s
     finally:

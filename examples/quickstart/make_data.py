@@ -155,6 +155,7 @@ def make(out: Path) -> dict[str, int]:
     Returns:
         Samples of each annotation file.
     """
+    out = out.absolute()  # the list is then right from any folder
     for name in PICTURES:
         _save(read_picture(name), out / "image" / path_of(name))
     for name, scan in read_digits().items():

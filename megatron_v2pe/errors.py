@@ -1,6 +1,11 @@
 """Errors a user can mend. Each names the file, line or tensor and the numbers that disagree."""
 
 
+def how_to_install(extra: str) -> str:
+    """Return the command that installs one of the extras of `setup.py`; for messages. The package is on no index."""
+    return f"sh scripts/setup_venv.sh {extra}, or pip install -e '.[{extra}]', in the checkout"
+
+
 class V2PEError(ValueError):
     """Base of every error caused by input a user can change."""
 

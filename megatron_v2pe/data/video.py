@@ -14,7 +14,7 @@ from PIL import Image
 
 from megatron_v2pe.data.decoding import decoding
 from megatron_v2pe.data.image_transform import open_image, opened_image
-from megatron_v2pe.errors import DataError
+from megatron_v2pe.errors import DataError, how_to_install
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
 
@@ -118,7 +118,7 @@ def _container(path: str) -> Any:
     try:
         import av
     except ImportError:
-        raise DataError(f"{printable(path)}: video files need PyAV: pip install 'megatron-v2pe[video]'") from None
+        raise DataError(f"{printable(path)}: video files need PyAV: {how_to_install('video')}") from None
     if not os.path.exists(path):
         raise DataError(f"{printable(path)}: no such video")
     check_regular(path, DataError)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.errors import ConfigError, DataError, how_to_install
 from megatron_v2pe.evaluate.benchmark import Benchmark
 
 PACKAGES = ("rapidfuzz", "rouge", "english_words", "pyarrow", "openpyxl")
@@ -20,10 +20,7 @@ def check_packages() -> None:
         ConfigError: packages are missing; names them and the extra they belong to.
     """
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
-        raise ConfigError(
-            f"scoring needs {', '.join(missing)}: pip install 'megatron-v2pe[eval]', or in a checkout "
-            "sh scripts/setup_venv.sh eval"
-        )
+        raise ConfigError(f"scoring needs {', '.join(missing)}: {how_to_install('eval')}")
 
 
 def check_all(benchmarks: Sequence[Benchmark], root: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from megatron_v2pe.errors import DataError
+from megatron_v2pe.errors import DataError, how_to_install
 from megatron_v2pe.foreign import text as foreign_text
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
@@ -121,7 +121,7 @@ def parquet_rows(path: Path, fields: Fields) -> Rows:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise DataError(f"{path}: Parquet files need PyArrow: pip install 'megatron-v2pe[eval]'") from None
+        raise DataError(f"{path}: Parquet files need PyArrow: {how_to_install('eval')}") from None
     _check_there(path)
     check_regular(path, DataError)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megatron_v2pe.errors import DataError
+from megatron_v2pe.errors import DataError, how_to_install
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Path:
@@ -21,7 +21,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, 
         from openpyxl.cell import WriteOnlyCell
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
     except ImportError:
-        raise DataError(f"{path}: xlsx files need openpyxl: pip install 'megatron-v2pe[eval]'") from None
+        raise DataError(f"{path}: xlsx files need openpyxl: {how_to_install('eval')}") from None
     book = Workbook(write_only=True)
     sheet = book.create_sheet("Sheet1")
     sheet.append(list(columns))

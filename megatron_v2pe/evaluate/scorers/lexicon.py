@@ -15,7 +15,7 @@ import gzip
 from functools import cache
 from importlib.resources import files
 
-from megatron_v2pe.errors import DataError
+from megatron_v2pe.errors import DataError, how_to_install
 
 _ENDINGS = (
     ("s", ""),
@@ -40,7 +40,7 @@ def english_words() -> frozenset[str]:
     try:
         from english_words import get_english_words_set
     except ImportError as error:
-        raise DataError("Long-VQA needs the package english-words: pip install megatron-v2pe[eval]") from error
+        raise DataError(f"Long-VQA needs the package english-words: {how_to_install('eval')}") from error
     return frozenset(get_english_words_set(["web2"]))
 
 

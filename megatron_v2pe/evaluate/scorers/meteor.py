@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from megatron_v2pe.errors import DataError
+from megatron_v2pe.errors import DataError, how_to_install
 
 
 def meteor(captions: Sequence[Sequence[str]], truths: Sequence[Sequence[Sequence[str]]]) -> float:
@@ -36,9 +36,9 @@ def _program() -> Any:
     try:
         from pycocoevalcap.meteor.meteor import Meteor  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise DataError("METEOR needs the package pycocoevalcap: pip install megatron-v2pe[meteor]") from error
+        raise DataError(f"METEOR needs the package pycocoevalcap: {how_to_install('meteor')}") from error
     if shutil.which("java") is None:
-        raise DataError("METEOR needs Java on the path: it is a Java program")
+        raise DataError("METEOR needs Java on the path: it is a Java program; install one (apt-get install default-jre-headless)")
     program = Meteor()
     atexit.register(program.meteor_p.kill)
     return program

@@ -14,7 +14,7 @@ from typing import Any
 
 from rapidfuzz.distance import LCSseq
 
-from megatron_v2pe.errors import DataError
+from megatron_v2pe.errors import DataError, how_to_install
 
 
 def rouge_l_reference(prediction: str, truth: str) -> float:
@@ -28,9 +28,7 @@ def rouge_l_reference(prediction: str, truth: str) -> float:
     try:
         from rouge import Rouge
     except ImportError as error:
-        raise DataError(
-            "ROUGE-L as in the reference needs the package rouge: pip install megatron-v2pe[eval]"
-        ) from error
+        raise DataError(f"ROUGE-L as in the reference needs the package rouge: {how_to_install('eval')}") from error
     scores: Any = Rouge(metrics=["rouge-l"]).get_scores(prediction, truth)
     return float(scores[0]["rouge-l"]["f"])
 

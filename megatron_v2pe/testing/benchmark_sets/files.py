@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw
 
-from megatron_v2pe.errors import DataError
+from megatron_v2pe.errors import DataError, how_to_install
 from megatron_v2pe.keyed_random import seed_of
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
@@ -105,7 +105,7 @@ class Maker:
         try:
             import av
         except ImportError:
-            raise DataError(f"{path}: video files need PyAV: pip install 'megatron-v2pe[video]'") from None
+            raise DataError(f"{path}: video files need PyAV: {how_to_install('video')}") from None
         with av.open(str(self.file(path)), "w") as container:
             stream = container.add_stream("mpeg4", rate=rate)
             stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"

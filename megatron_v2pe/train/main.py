@@ -43,7 +43,7 @@ from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig, ModelConfi
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import Budget, in_words, plan_of_stage, shortage_explained, shortage_foreseen
-from megatron_v2pe.train.metrics import MetricsLog
+from megatron_v2pe.train.metrics import MetricsLog, check_wandb
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
 from megatron_v2pe.train.recorded import with_recorded_strides
@@ -84,6 +84,7 @@ def run(config: ExperimentConfig) -> int:
     setup_logging(world.rank)
     config = with_recorded_strides(config)
     config.validate(world.world_size)
+    check_wandb(config.logging)
     device = Device.choose(config.train.device, world.local_rank)
     if device.kind == "cuda":
         check_precision(config.train.precision, device.index)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.errors import ConfigError, how_to_install
 from megatron_v2pe.logging import get_logger
 from megatron_v2pe.train.config import LoggingConfig
 from megatron_v2pe.train.metrics_file import METRICS, MetricsFile
@@ -183,9 +184,21 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def check_wandb(config: LoggingConfig) -> None:
+    """Refuse a run that is to report to Weights & Biases where its package is missing.
+
+    Raises:
+        ConfigError: says how to install it, and how to do without.
+    """
+    if config.wandb and find_spec("wandb") is None:
+        raise ConfigError(
+            f"logging.wandb is set, but the package wandb is not installed: {how_to_install('wandb')}; "
+            "--logging.no-wandb does without"
+        )
+
+
 def _wandb_run(config: LoggingConfig) -> Any:
-    try:
-        import wandb  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ConfigError("logging.wandb is set, but the package wandb is not installed: pip install wandb") from None
+    check_wandb(config)
+    import wandb  # pyright: ignore[reportMissingImports]
+
     return wandb.init(project=config.wandb_project)

@@ -1,0 +1,274 @@
+"""Which fields of a line name its images and its video, however people spell them; what is not understood is refused.
+
+A field that is passed over trains, asks or scores a question without its picture, and nothing tells: so every reader of
+lines (annotations, questions of `generate.py --input`, own questions of the evaluation) asks here. `media_of` knows
+
+- images: `image` and `images`, also as `img`, `picture`, `photo`, `pic`, in any capitals, with `_path`, `_file`,
+  `_list`, `_url` and their plurals behind (`image_path`, `images_list`, `imageFile`): a path, or a list of paths;
+- a video: `video` and `videos`, spelt likewise: a path; under another name than `video` also a list of one.
+
+`null`, `""` and `[]` are no media. Two fields may name the same files; where they differ the line is refused, but an
+address beside a path is where the file came from. Everything else that looks like media is refused: a further field
+with such a name (`image2`, `audio`, `frames`), and in a line that names no media also any value, however deep, that is
+a path ending like a picture, film or sound, or holds one as text (`data:`, base64). Numbers are never media
+(`image_num`, `width_list`), nor is what describes them (`image_id`, `video_caption`), nor `id`, and in a line with
+media not what its other fields hold (`meta`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from megatron_v2pe.foreign.files import Kind
+from megatron_v2pe.foreign.printable import printable
+
+SPOKEN_OF = frozenset(
+    "id ids index idx uid uuid key question_id sample_id data_id image_id image_ids video_id width height width_list "
+    "height_list image_num num_image num_images image_size meta metadata token_ids placement length source dataset "
+    "dataset_name data_source type data_type task category split language lang model license url".split()
+)
+"""Fields that published data sets carry beside a conversation; nothing reads them, and nobody is told of them."""
+_IMAGE_STEMS = ("image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos")
+_VIDEO_STEMS = ("video", "videos", "movie", "movies")
+_TAILS = ("path paths file files filepath filepaths filename filenames list url urls uri").split()
+_IMAGE_NAMES = frozenset(stem + tail for stem in _IMAGE_STEMS for tail in ("", *_TAILS))
+_VIDEO_NAMES = frozenset(stem + tail for stem in _VIDEO_STEMS for tail in ("", *_TAILS))
+_MEDIA_WORDS = frozenset(
+    (*_IMAGE_STEMS, *_VIDEO_STEMS)
+    + tuple("frame frames clip clips audio audios vid vids mp3 mp4 jpg jpeg png gif screenshot screenshots".split())
+)
+_WORDS_OF_REFERENCES = frozenset(
+    (*_TAILS, *"name names dir folder data content bytes base64 b64 src ref input".split())
+)
+"""A name of media that ends in one of these still names media; in another word, it describes them."""
+_ORIGINS = frozenset("id ids source sources origin caption captions description title hash".split())
+"""Words behind a name of media that say what it is or where it is from, be it in the name of a file."""
+_SUFFIX = re.compile(
+    r"\.(?:png|jpe?g|jpe|jfif|gif|bmp|dib|webp|tiff?|ppm|pgm|jp2|avif|heic|heif|tga|ico|svg|"
+    r"mp4|m4v|mov|mkv|webm|avi|mpe?g|flv|wmv|3gp|ts|ogv|mp3|wav|flac|ogg|m4a|aac|opus)(?:[?#]\S*)?$",
+    re.IGNORECASE,
+)
+_HELD = re.compile(r"\s*(?:data:[\w.+-]+/[\w.+-]+[;,]|iVBORw0KGgo|/9j/[\w+/]{40}|R0lGOD[\w+/]{40}|UklGR[\w+/]{40})")
+"""The beginning of a `data:` address, or of a PNG, JPEG, GIF or WebP file in base64."""
+_LONGEST_REFERENCE, _MOST_WORDS = 4096, 6
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+
+
+@dataclass(frozen=True)
+class Media:
+    """What a line shows, and which of its fields nobody reads."""
+
+    images: tuple[str, ...] = ()
+    """Paths or addresses as they are written, in order."""
+    listed: bool = False
+    """Whether the images are a list, which then may hold one: its text says itself where each belongs."""
+    video: str | None = None
+    """A path as it is written."""
+    unknown: tuple[str, ...] = ()
+    """Names of fields that are neither read nor usual beside a conversation (`SPOKEN_OF`); to be counted and named."""
+
+
+def media_of(row: Mapping[str, Any], known: Collection[str], error: Kind, where: str = "", video: bool = True) -> Media:
+    """Return the images and the video a JSON object names.
+
+    Args:
+        row: the object of a line.
+        known: the fields the reader reads besides; they are not looked at.
+        error: class of the error to raise.
+        where: put before a message, `file:line: ` for example.
+        video: whether the reader can show a video; where it cannot, a line that names one is refused.
+
+    Raises:
+        V2PEError: of class `error`: a field of media holds something else, two disagree, images and a video stand in
+            one line, or something looks like media and is not read; names the field and what to write.
+    """
+    images, videos, others = list[tuple[str, Any]](), list[tuple[str, Any]](), list[str]()
+    for name, value in row.items():
+        if name == "image" or (plain := _plain(name)) in _IMAGE_NAMES:
+            images.append((name, value))
+        elif plain in _VIDEO_NAMES:
+            videos.append((name, value))
+        elif name not in known:
+            others.append(name)
+    shown = _agreed([(name, _paths(name, value, error, where)) for name, value in images], error, where)
+    seen = _agreed([(name, _film(name, value, error, where)) for name, value in videos], error, where)
+    if shown and seen:
+        raise error(
+            f"{where}{printable(shown[0])} and {printable(seen[0])} stand in one line: it can show images or a video; "
+            "leave one out"
+        )
+    if seen and not video:
+        raise error(
+            f"{where}{printable(seen[0])}: no video is shown here; give frames of it as a list of images (the field "
+            "'image'), with an <image> for each"
+        )
+    media = Media(
+        images=shown[1] if shown else (),
+        listed=bool(shown) and isinstance(row[shown[0]], list),
+        video=seen[1][0] if seen else None,
+        unknown=tuple(name for name in others if name not in SPOKEN_OF),
+    )
+    if others:
+        _refuse_hidden({name: row[name] for name in others}, (*media.images, media.video or ""), error, where)
+    return media
+
+
+def refuse_hidden_media(content: Mapping[str, Any], error: Kind, where: str = "") -> None:
+    """Refuse an object nobody reads, the further fields of a turn for example, where something in it looks like media.
+
+    Raises:
+        V2PEError: of class `error`: names the field and what to write.
+    """
+    _refuse_hidden(content, ("",), error, where)
+
+
+def _paths(name: str, value: Any, error: Kind, where: str) -> tuple[str, ...]:
+    paths = tuple(value) if isinstance(value, list) else () if value is None or value == "" else (value,)
+    for path in paths:
+        if isinstance(path, str) and _HELD.match(path):
+            raise error(
+                f"{where}{printable(name)}: holds a picture itself ({ascii(path[:20])}...): write it to a file, and "
+                "give the path"
+            )
+        if not is_path(path):
+            inside = ": of an object give the path alone" if isinstance(path, dict) else ""
+            found = ascii(value)[:80]
+            raise error(f"{where}{printable(name)}: expected a path or a list of paths, found {found}{inside}")
+    return paths
+
+
+def _film(name: str, value: Any, error: Kind, where: str) -> tuple[str, ...]:
+    if name != "video" and isinstance(value, list) and len(value) <= 1:
+        value = value[0] if value else None
+    if value is None or value == "":
+        return ()
+    if is_path(value):
+        return (value,)
+    listed = ": one video a line, as text; of its frames, their folder" if isinstance(value, list) and value else ""
+    raise error(f"{where}{printable(name)}: expected a path, found {ascii(value)[:80]}{listed}")
+
+
+def _agreed(found: list[tuple[str, tuple[str, ...]]], error: Kind, where: str) -> tuple[str, tuple[str, ...]] | None:
+    """Return one field of those that name something, `image` or `video` itself where it does."""
+    named = sorted((one for one in found if one[1]), key=lambda one: one[0] not in ("image", "video"))
+    named = [one for one in named if not all(map(_is_address, one[1]))] or named
+    for other in named[1:]:
+        first = named[0]
+        if first[1] != other[1] and (
+            first[0] not in ("image", "video") or [*map(_base, first[1])] != [*map(_base, other[1])]
+        ):
+            raise error(
+                f"{where}{printable(first[0])} and {printable(other[0])} name different files, "
+                f"{ascii(first[1])[:60]} and {ascii(other[1])[:60]}; leave one of the fields out"
+            )
+    return named[0] if named else None
+
+
+def _refuse_hidden(content: Mapping[str, Any], named: tuple[str, ...], error: Kind, where: str) -> None:
+    bases = {_base(name) for name in named if name}
+    for name, value in content.items():
+        if isinstance(value, int | float) or not value or name in ("id", "question_id"):
+            continue
+        found = _named_besides(name, value) if bases else next(_hidden(name, value), None)
+        if found is not None and _base(found) not in bases:
+            raise error(
+                f"{where}the field {printable(name)[:60]!r} looks like media ({ascii(found)[:60]}) and is not read: "
+                "give the paths of images as 'image', that of a video, or of a folder of its frames, as 'video', or "
+                "leave the field out"
+            )
+
+
+def _named_besides(name: str, value: Any) -> str | None:
+    """Return a file that a further field of a line with media names, if the field's name says that it is media."""
+    if not _speaks_of_media(name) or _words(name)[-1] in _ORIGINS:
+        return None
+    return next((text for text in _texts(value) if _is_reference(text) and not _is_address(text)), None)
+
+
+def _hidden(name: str, value: Any) -> Iterator[str]:
+    """Yield what looks like media in a field of a line that names none."""
+    if isinstance(value, Mapping):
+        for inner, content in value.items():
+            yield from _hidden(str(inner), content)
+        # {"picture": {"path": "x"}}: what it holds goes by the outer name.
+        if _speaks_of_media(name) and _names_files(name):
+            yield from (text for text in _texts(value) if _is_reference(text) or _is_word(text))
+    elif isinstance(value, list):
+        if value and not isinstance(value[0], int | float):
+            for content in value:
+                yield from _hidden(name, content)
+    elif isinstance(value, str) and value:
+        if _HELD.match(value):
+            yield value[:40]
+        elif _SUFFIX.search(value) and _is_reference(value):
+            yield value
+        elif _speaks_of_media(name) and _names_files(name) and (_is_word(value) or _is_address(value)):
+            yield value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list) and value and not isinstance(value[0], int | float):
+        for inner in value:
+            yield from _texts(inner)
+
+
+@lru_cache(maxsize=4096)
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+@lru_cache(maxsize=4096)
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(word.lower() for word in _WORD.findall(name)) or ("",)
+
+
+@lru_cache(maxsize=4096)
+def _speaks_of_media(name: str) -> bool:
+    return any(word in _MEDIA_WORDS for word in _words(name))
+
+
+@lru_cache(maxsize=4096)
+def _names_files(name: str) -> bool:
+    """Whether a name that speaks of media names them, `left_image` or `image_2`, and does not describe them."""
+    last = _words(name)[-1]
+    return last in _MEDIA_WORDS or last in _WORDS_OF_REFERENCES or last.isdigit() or len(last) == 1
+
+
+def _is_reference(text: str) -> bool:
+    """Whether a text ends as a file of media does, or holds one, and is no prose."""
+    if _HELD.match(text):
+        return True
+    short = len(text) <= _LONGEST_REFERENCE and "\n" not in text and len(text.split()) <= _MOST_WORDS
+    return short and _SUFFIX.search(text) is not None
+
+
+def _is_word(text: str) -> bool:
+    return len(text) <= _LONGEST_REFERENCE and len(text.split()) == 1
+
+
+def _is_address(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
+
+
+def _base(path: str) -> str:
+    return path.rstrip("/").replace("\\", "/").rpartition("/")[2]
+
+
+def is_path(name: Any) -> bool:
+    """Tell whether a value can be the path of a file: text, not empty, without NUL and halves of surrogate pairs."""
+    if not isinstance(name, str) or name == "" or "\0" in name:
+        return False
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

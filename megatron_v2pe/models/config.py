@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.files import check_links
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.foreign.schema import Fields, Range
+from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.foreign.text import read_json_object
+from megatron_v2pe.models.config_fields import GELU, SILU, check_language, check_top, check_vision
+from megatron_v2pe.models.config_kind import check_kind
+from megatron_v2pe.models.config_rope import RopeConfig, rope_config
 from megatron_v2pe.v2pe.stride import parse_stride
 
 ROPE_POS_ID_VERSIONS = ("default", "v2pe_fix", "v2pe_rnd")
@@ -25,10 +28,11 @@ VOCAB_PADDING_MULTIPLE = 128
 """Vocabulary rows are padded to this multiple whatever the tensor parallel size, so that one shape serves all."""
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64", "auto")
 """What `torch_dtype` may say; the weights' own headers decide."""
+NORMALIZE_TYPES = ("imagenet", "clip", "siglip")
+"""Normalisations of pixels by name; their numbers are `data.image_transform`'s."""
 LARGEST_CONFIG = 1 << 24
 """Bytes of a `config.json`, at most."""
 _MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY, _MOST_POSITIONS, _LARGEST_SIDE = 1000, 1 << 17, 1 << 24, 1 << 30, 1 << 14
-_ROPE_KINDS = ("none", "default", "dynamic", "linear", "v2pe")
 
 
 @dataclass(frozen=True)
@@ -57,16 +61,6 @@ class VisionConfig:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary settings of the language model as the checkpoint states them."""
-
-    base: float
-    scaling_type: str
-    """`none`, `dynamic` (NTK) or `linear`; `v2pe` in a checkpoint is read as `none`."""
-    scaling_factor: float
 
 
 @dataclass(frozen=True)
@@ -112,7 +106,11 @@ class InternVLConfig:
     use_thumbnail: bool
     min_dynamic_patch: int
     max_dynamic_patch: int
+    dynamic_max_patch: bool
+    """Whether `max_dynamic_patch` is shared among the images of a conversation."""
     pad2square: bool
+    normalize_type: str
+    """One of `NORMALIZE_TYPES`. Not a published field: training writes it where it is not `imagenet`."""
     template: str
     rope_pos_id_version: str
     rope_pos_id_stride: int | Fraction | None
@@ -131,15 +129,13 @@ class InternVLConfig:
                 combination that cannot be built; names `source`, the field, what was found and what was expected.
         """
         top = Fields(config, source, ConfigError)
-        kind, architecture = top.text("model_type", "(none)"), _architecture(top, "(none)")
-        if kind != "internvl_chat":
-            shown = printable(kind if architecture == "(none)" else architecture)[:80]
-            raise ConfigError(f"{source}: architecture {shown!r} is not InternVLChatModel (internvl_chat)")
+        check_kind(top)
         for section in (top, top.section("vision_config"), top.section("llm_config")):
             for name in ("torch_dtype", "dtype"):
                 section.text(name, None, DTYPE_NAMES)
         vision = _vision_config(top.section("vision_config"))
         llm = _language_config(top.section("llm_config"))
+        check_top(top)
         least, most = top.whole("min_dynamic_patch", 1, 1, 1000), top.whole("max_dynamic_patch", 6, 1, 1000)
         if least > most:
             raise ConfigError(f"{source}: min_dynamic_patch {least} is above max_dynamic_patch {most}")
@@ -159,7 +155,9 @@ class InternVLConfig:
             use_thumbnail=top.flag("use_thumbnail", False),
             min_dynamic_patch=least,
             max_dynamic_patch=most,
+            dynamic_max_patch=top.flag("dynamic_max_patch", False),
             pad2square=top.flag("pad2square", False),
+            normalize_type=top.text("normalize_type", "imagenet", NORMALIZE_TYPES),
             template=_template(top),
             rope_pos_id_version=versions[0] or versions[1] or "default",
             rope_pos_id_stride=_stride(config.get("rope_pos_id_stride"), source),
@@ -189,11 +187,6 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{printable(path)}: no such file; an InternVL2 checkpoint folder holds a config.json")
     check_links(Path(folder), ConfigError)
     return read_json_object(path, ConfigError, LARGEST_CONFIG, unique=True)
-
-
-def _architecture(section: Fields, default: str) -> str:
-    names = section.get("architectures", list[str], None)
-    return names[0] if names else default
 
 
 def _stride(value: Any, source: str) -> int | Fraction | None:
@@ -235,9 +228,10 @@ def _heads(section: Fields, hidden_size: int) -> int:
 def _vision_config(section: Fields) -> VisionConfig:
     where, hidden_size = section.source, section.whole("hidden_size", least=1, most=_WIDEST)
     patch_size = section.whole("patch_size", least=1, most=1024)
-    section.text("hidden_act", "gelu", ("gelu",))
+    section.text("hidden_act", "gelu", GELU)
     for name in ("dropout", "attention_dropout"):
-        section.number(name, 0.0, 0, 1)
+        if rate := section.number(name, 0.0, 0, 1):
+            raise ConfigError(f"{where}: {name}: found {rate}, expected 0: dropout is not computed")
     config = VisionConfig(
         hidden_size=hidden_size,
         num_layers=section.whole("num_hidden_layers", least=1, most=_MOST_LAYERS),
@@ -259,8 +253,17 @@ def _vision_config(section: Fields) -> VisionConfig:
     if config.qk_normalization or config.norm_type == "rms_norm":
         raise ConfigError(
             f"{where}: qk_normalization={config.qk_normalization}, norm_type={config.norm_type}: the InternViT-6B "
-            "tower is not supported yet; supported is InternViT-300M (layer_norm, no q/k normalisation)"
+            "tower is not supported yet; supported is InternViT-300M (layer_norm, no q/k normalisation). Where "
+            "a field is missing, the published class takes qk_normalization true and norm_type rms_norm"
         )
+    check_vision(
+        section,
+        qkv_bias=config.qkv_bias,
+        qk_normalization=config.qk_normalization,
+        norm_type=config.norm_type,
+        norm_eps=config.norm_eps,
+        head_dim=config.head_dim,
+    )
     return config
 
 
@@ -269,15 +272,16 @@ def _norm_eps(section: Fields, name: str) -> float:
 
 
 def _language_config(section: Fields) -> LanguageConfig:
-    where, architecture = section.source, _architecture(section, "(none)")
-    if architecture != "InternLM2ForCausalLM":
-        shown = printable(architecture)[:80]
-        raise ConfigError(f"{where}: language model {shown!r} is not supported; supported: InternLM2ForCausalLM")
-    if section.flag("bias", False):
-        raise ConfigError(f"{where}: InternLM2 with bias=true is not supported (InternVL2 checkpoints have none)")
-    section.text("hidden_act", "silu", ("silu",))
+    where, architecture = section.source, "InternLM2ForCausalLM"
+    if section.flag("bias", True):
+        found = "found true" if section.content.get("bias") else "missing, for which the published class takes true"
+        raise ConfigError(
+            f"{where}: bias: {found}; supported is InternLM2 without biases (false), as InternVL2 checkpoints are"
+        )
+    section.text("hidden_act", "silu", SILU)
     hidden_size = section.whole("hidden_size", least=1, most=_WIDEST)
     heads = _heads(section, hidden_size)
+    positions = section.whole("max_position_embeddings", 2048, 1, _MOST_POSITIONS)
     config = LanguageConfig(
         architecture=architecture,
         hidden_size=hidden_size,
@@ -286,11 +290,11 @@ def _language_config(section: Fields) -> LanguageConfig:
         num_query_groups=section.whole("num_key_value_heads", heads, 1, heads),
         ffn_hidden_size=section.whole("intermediate_size", least=1, most=8 * _WIDEST),
         vocab_size=section.whole("vocab_size", least=1, most=_LARGEST_VOCABULARY),
-        max_position_embeddings=section.whole("max_position_embeddings", 2048, 1, _MOST_POSITIONS),
+        max_position_embeddings=positions,
         norm_eps=_norm_eps(section, "rms_norm_eps"),
         initializer_range=section.number("initializer_range", 0.02, 0, 100),
         tie_word_embeddings=section.flag("tie_word_embeddings", False),
-        rope=_rope_config(section),
+        rope=rope_config(section, positions),
     )
     if heads % config.num_query_groups:
         raise ConfigError(
@@ -302,40 +306,5 @@ def _language_config(section: Fields) -> LanguageConfig:
             f"{where}: hidden_size {hidden_size} over {heads} heads is {config.head_dim}, expected an even number: "
             "rotary embedding turns pairs"
         )
+    check_language(section, norm_eps=config.norm_eps, head_dim=config.head_dim)
     return config
-
-
-def _rope_config(section: Fields) -> RopeConfig:
-    """Read the rotary settings, in the older form (`rope_theta`, `rope_scaling`) and the newer (`rope_parameters`).
-
-    Newer versions of transformers write both the base and the scaling into `rope_parameters`, and call a scaling's
-    `type` `rope_type`. Where two places state one thing they have to agree.
-    """
-    places = [section]
-    for name in ("rope_scaling", "rope_parameters"):
-        content = section.get(name, dict, None)
-        if content:
-            places.append(Fields(content, f"{section.source}: {name}", section.error))
-    base = _agreed(places, ("rope_theta",), Annotated[float, Range(1, 1e15)])
-    kind = _agreed(places[1:], ("type", "rope_type"), str) or "none"
-    if kind not in _ROPE_KINDS:
-        shown = printable(kind)[:80]
-        raise ConfigError(f"{section.source}: rope_scaling type {shown!r} is none of dynamic, linear, v2pe")
-    factor = _agreed(places[1:], ("factor",), Annotated[float, Range(0, 1e6)])
-    if kind in ("dynamic", "linear"):
-        if factor is None:
-            raise ConfigError(f"{section.source}: rope_scaling of type {kind}: field 'factor' is missing")
-        if factor < 1.0:
-            raise ConfigError(f"{section.source}: rope_scaling factor {factor} is below 1")
-        return RopeConfig(10000.0 if base is None else base, kind, factor)
-    return RopeConfig(10000.0 if base is None else base, "none", 1.0)
-
-
-def _agreed(places: list[Fields], names: tuple[str, ...], kind: Any) -> Any:
-    """Return what several places state about one thing, None where none does."""
-    stated = [(f"{place.source}: {name}", value) for place in places for name in names
-              if (value := place.get(name, kind, None)) is not None]  # fmt: skip
-    for where, value in stated[1:]:
-        if value != stated[0][1]:
-            raise ConfigError(f"{where}: found {printable(value)!r}, but {stated[0][0]} is {printable(stated[0][1])!r}")
-    return stated[0][1] if stated else None

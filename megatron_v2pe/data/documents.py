@@ -16,7 +16,7 @@ from megatron_v2pe.data.pictures import SizeOf, TilingOptions, draw_pictures, pl
 from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.data.text import PLACEHOLDER, compact_conversation, expand, image_starts, with_placeholder
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.data.types import Clip, Document, EncodedSample, Picture, Sample
+from megatron_v2pe.data.types import AS_PUBLISHED, Clip, Document, EncodedSample, Picture, Sample
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe.position_ids import position_ticks
 from megatron_v2pe.v2pe.stride import StridePolicy
@@ -129,6 +129,7 @@ class DocumentEncoder:
             thumbnail=config.use_thumbnail,
             pad_to_square=config.pad2square,
             augment=augment,
+            opening=AS_PUBLISHED if dataset is None else dataset.opening,
         )
 
     def _check_tiles(self, tiles: int) -> None:

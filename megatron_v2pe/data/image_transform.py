@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from megatron_v2pe.data.decoding import decoding
+from megatron_v2pe.data.opening import check_kind, to_rgb, upright_size
 from megatron_v2pe.data.tiling import Grid
+from megatron_v2pe.data.types import AS_PUBLISHED, Opening
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign import images as foreign
 from megatron_v2pe.foreign.printable import printable
@@ -28,26 +31,34 @@ JPEG_QUALITIES = range(75, 101)
 """What the JPEG augmentation draws from."""
 
 
-def image_size(path: str) -> tuple[int, int]:
-    """Return width and height, reading no more than the file's header.
+def image_size(path: str, opening: Opening = AS_PUBLISHED) -> tuple[int, int]:
+    """Return width and height as `open_image` gives them, reading no more than the file's header.
 
     Raises:
         DataError: no such file, or not an image.
     """
-    with opened_image(path) as image:
-        return image.size
+    with opened_image(path) as image, decoding(path, "damaged image"):
+        return upright_size(image, opening)
 
 
-def open_image(path: str, frame: int = 0) -> Image.Image:
+def open_image(path: str, frame: int = 0, opening: Opening = AS_PUBLISHED) -> Image.Image:
     """Read an image, or one frame of an animated one, as RGB.
 
     Raises:
-        DataError: no such file, not an image, or damaged.
+        DataError: no such file, not an image, damaged, or of a kind that is not read.
     """
     with opened_image(path) as image:
-        with decoding(path, "damaged image"):
-            chosen = ImageSequence.Iterator(image)[frame] if frame else image
-            return chosen.convert("RGB")
+        return as_rgb(image, path, opening, frame)
+
+
+def as_rgb(image: Image.Image, path: str, opening: Opening = AS_PUBLISHED, frame: int = 0) -> Image.Image:
+    """Read the pixels of an image opened by `opened_image`, as RGB by the rule of `data.opening`.
+
+    Raises:
+        DataError: damaged, or its values are not read; names the file.
+    """
+    with decoding(path, "damaged image"), _naming(path):
+        return to_rgb(ImageSequence.Iterator(image)[frame] if frame else image, opening)
 
 
 def opened_image(path: str, content: bytes | None = None) -> Image.Image:
@@ -58,18 +69,47 @@ def opened_image(path: str, content: bytes | None = None) -> Image.Image:
         content: its bytes where they are known already.
 
     Raises:
-        DataError: no such file, a pipe, a folder or a device, or not an image of a format that is read.
+        DataError: no such file, a pipe, a folder or a device, not an image of a format that is read, or of a kind that
+            is not read (`data.opening`).
     """
     with decoding(path, "cannot be read"):
         try:
-            return foreign.open_image(path if content is None else content, DataError)
+            image = foreign.open_image(path if content is None else content, DataError)
         except UnidentifiedImageError:
             size = os.path.getsize(path) if content is None else len(content)
-            raise DataError(f"{printable(path)}: not an image ({size} bytes)") from None
+            raise DataError(f"{printable(path)}: not an image ({size} bytes){_hint(path, content)}") from None
         except DataError:
             if content is None and not os.path.exists(path):
                 raise DataError(f"{printable(path)}: no such image") from None
             raise
+        with _naming(path):
+            try:
+                check_kind(image)
+            except DataError:
+                image.close()
+                raise
+        return image
+
+
+def _hint(path: str, content: bytes | None) -> str:
+    """Say what a file that is not known may be: of a TIFF of a kind it does not read Pillow says no more."""
+    if content is None:
+        with open(path, "rb") as stream:
+            content = stream.read(4)
+    if content[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return ""
+    return (
+        ": a damaged TIFF, or of samples that are not read (64-bit floats, float colours); save it as 8 or 16-bit PNG"
+    )
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Name the file in errors about its kind."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{printable(path)}: {error}") from None
 
 
 def cut_tiles(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -20,8 +20,8 @@ from megatron_v2pe.data.image_transform import (
     pad_to_square,
 )
 from megatron_v2pe.data.tile_cache import TileCache
-from megatron_v2pe.data.tiling import choose_grid
-from megatron_v2pe.data.types import Clip, Picture
+from megatron_v2pe.data.tiling import Grid, choose_grid
+from megatron_v2pe.data.types import AS_PUBLISHED, Clip, Opening, Picture
 from megatron_v2pe.data.video import draw_frames, frame_range, list_frames, read_frames
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
@@ -48,6 +48,26 @@ class TilingOptions:
     thumbnail: bool = True
     pad_to_square: bool = False
     augment: bool = False
+    opening: Opening = AS_PUBLISHED
+    """How image files become RGB."""
+
+    def grid(self, width: int, height: int) -> Grid | None:
+        """Return columns and rows an image of a size is cut into; None: it becomes one tile as a whole."""
+        return choose_grid(width, height, self.min_num, self.max_num, self.tile_size) if self.dynamic else None
+
+    @property
+    def pads_images(self) -> bool:
+        """Whether images are padded to a square: only those that become one tile as a whole.
+
+        The published code pads what it has cut: the tiles of a grid are square already, and stay as they are.
+        """
+        return self.pad_to_square and not self.augment and not self.dynamic
+
+    def shared_among(self, images: int) -> TilingOptions:
+        """Return the options for each image of a sample that has so many."""
+        if not self.share_max_num or images < 2:
+            return self
+        return replace(self, max_num=self.max_num // images)
 
 
 def plan_images(paths: Sequence[str], options: TilingOptions, size_of: SizeOf = image_size) -> list[Picture]:
@@ -61,18 +81,21 @@ def plan_images(paths: Sequence[str], options: TilingOptions, size_of: SizeOf = 
     Raises:
         DataError: a file is missing or not an image.
     """
-    max_num = options.max_num // len(paths) if options.share_max_num and len(paths) > 1 else options.max_num
+    options = options.shared_among(len(paths))
     pictures: list[Picture] = []
     for path in paths:
         width, height = size_of(path)
-        grid = choose_grid(width, height, options.min_num, max_num, options.tile_size) if options.dynamic else None
+        if options.opening.exif_rotation:  # sizes that are known already are those of the file
+            width, height = image_size(path, options.opening)
+        grid = options.grid(width, height)
         pictures.append(
             Picture(
                 path=path,
                 grid=grid,
                 thumbnail=options.thumbnail and grid is not None and grid != (1, 1),
-                pad_to_square=options.pad_to_square and not options.augment,
+                pad_to_square=options.pads_images,
                 augment=options.augment,
+                opening=options.opening,
             )
         )
     return pictures
@@ -101,7 +124,7 @@ def plan_video(
     else:
         first, last = frame_range(path, clip)
     pad = options.pad_to_square and not options.augment
-    return Clip(path, frames=number, first=first, last=last, pad_to_square=pad, augment=options.augment)
+    return Clip(path, number, first, last, pad_to_square=pad, augment=options.augment, opening=options.opening)
 
 
 def draw_pictures(media: Sequence[Picture | Clip], key: Key) -> tuple[Picture, ...]:
@@ -131,6 +154,7 @@ def _frames(clip: Clip, key: Key) -> list[Picture]:
             pad_to_square=clip.pad_to_square,
             augment=clip.augment,
             file=clip.file,
+            opening=clip.opening,
         )
         for frame in chosen
     ]
@@ -159,7 +183,7 @@ def read_tiles(
     Raises:
         DataError: a file is missing or damaged.
     """
-    open_picture = open_picture or (lambda picture: open_image(picture.path))
+    open_picture = open_picture or (lambda picture: open_image(picture.path, opening=picture.opening))
     if out is None:
         total = sum(picture.num_tiles for picture in pictures)
         out = torch.empty(total, tile_size, tile_size, 3, dtype=torch.uint8)
@@ -172,7 +196,7 @@ def read_tiles(
             position, first = position + 1, last
             continue
         frames = [picture.frame for picture in same if picture.frame is not None]
-        images = read_frames(path, frames) if frames else (open_picture(picture) for picture in same)
+        images = read_frames(path, frames, same[0].opening) if frames else (open_picture(picture) for picture in same)
         for picture, image in zip(same, images, strict=True):
             last = first + picture.num_tiles
             _cut(image, picture, tile_size, mean, (*key, position), tiles[first:last])
@@ -185,7 +209,7 @@ def read_tiles(
 def _cut(
     image: Image.Image, picture: Picture, tile_size: int, mean: Sequence[float], key: Key, out: np.ndarray
 ) -> None:
-    if picture.pad_to_square:
+    if picture.pad_to_square and picture.grid is None:  # older indexed sets mark others too
         image = pad_to_square(image, mean)
 
     def augment(tile: Image.Image, number: int) -> Image.Image:

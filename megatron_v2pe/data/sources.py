@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from megatron_v2pe.data.types import Sample, SampleId
+from megatron_v2pe.data.types import Opening, Sample, SampleId
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
@@ -57,6 +57,15 @@ class Dataset:
     """Overrides the run's setting."""
     dynamic_image_size: bool | None = None
     """Overrides the run's setting."""
+    transparency: Literal["drop", "white", "black"] = "drop"
+    """What is seen of transparent pixels: see `Opening`."""
+    exif_rotation: bool = False
+    """Turn pictures as their camera noted: see `Opening`."""
+
+    @property
+    def opening(self) -> Opening:
+        """How its image files become RGB."""
+        return Opening(self.transparency, self.exif_rotation)
 
     @cached_property
     def _offsets(self) -> np.ndarray:
@@ -151,7 +160,7 @@ class Dataset:
         if video is not None and video != "" and not _is_path(video):
             raise DataError(f"video: expected a path, found {ascii(video)[:80]}")
         images = tuple(self.resolve(name, multi) for name in names)
-        return images, self.resolve(video, False) if video and not names else None
+        return images, as_folder(self.resolve(video, False)) if video and not names else None
 
     def resolve(self, name: str, multi_image: bool) -> str:
         """Return the path of an image or video of this dataset."""
@@ -199,6 +208,8 @@ class _Entry:
     http_root: str | None = None
     max_dynamic_patch: Annotated[int, Range(1, _MOST_TILES)] | None = None
     dynamic_image_size: bool | None = None
+    transparency: Literal["drop", "white", "black"] = "drop"
+    exif_rotation: bool = False
     weight: Annotated[float, Range(0, _LARGEST_WEIGHT)] | None = None
     length: Any = None
     """Documents the number of lines and is compared with it nowhere."""
@@ -273,6 +284,8 @@ def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:
         weight=weight,
         max_dynamic_patch=read.max_dynamic_patch,
         dynamic_image_size=read.dynamic_image_size,
+        transparency=read.transparency,
+        exif_rotation=read.exif_rotation,
     )
 
 
@@ -283,6 +296,19 @@ def read_shares(path: str | Path) -> dict[str, tuple[float, float | None]]:
         ConfigError: the list cannot be read, or one of the two is wrong.
     """
     return {name: _share(f"{printable(path)}: dataset {name!r}", entry) for name, entry in read_entries(path).items()}
+
+
+def read_openings(path: str | Path) -> dict[str, Opening]:
+    """Return how the images of each data set of a data list are opened; its annotations need not be there.
+
+    Raises:
+        ConfigError: the list cannot be read, or a field of these is wrong.
+    """
+    openings = dict[str, Opening]()
+    for name, entry in read_entries(path).items():
+        fields = {key: value for key, value in entry.items() if key in ("transparency", "exif_rotation")}
+        openings[name] = typed(Opening, fields, f"{printable(path)}: dataset {name!r}", ConfigError)
+    return openings
 
 
 def _share(where: str, entry: Any) -> tuple[float, float | None]:
@@ -304,6 +330,11 @@ def _json(line: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"the line holds {kind_of(content)}, expected an object")
     return content
+
+
+def as_folder(path: str) -> str:
+    """Return the path of a video with a slash behind it where it is a folder of frames."""
+    return path + "/" if not path.endswith("/") and os.path.isdir(path) else path
 
 
 def _with_slash(root: str) -> str:

@@ -6,6 +6,7 @@ Nothing here computes; the shapes and units stated below are what the other modu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -48,6 +49,23 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """How an image file becomes RGB, where the published code's way is not the only sensible one."""
+
+    transparency: Literal["drop", "white", "black"] = "drop"
+    """`drop`: the colours under transparent pixels are shown (published); else the ground they are laid on."""
+    exif_rotation: bool = False
+    """Turn a picture as its camera noted (EXIF); published: not."""
+
+    def __str__(self) -> str:
+        """Return it as an entry of a data list has it."""
+        return f"transparency {self.transparency!r}, exif_rotation {str(self.exif_rotation).lower()}"
+
+
+AS_PUBLISHED = Opening()
+
+
+@dataclass(frozen=True)
 class Picture:
     """One image to be read and cut: everything about it but its pixels."""
 
@@ -65,6 +83,8 @@ class Picture:
     """Whether its tiles go through JPEG at a quality drawn anew in every epoch."""
     file: int | None = None
     """Number of the file in an indexed data set; None: `path` is read as it is found."""
+    opening: Opening = AS_PUBLISHED
+    """How it becomes RGB; of a frame of a video file nothing."""
 
     @property
     def num_tiles(self) -> int:
@@ -95,6 +115,8 @@ class Clip:
     """As of a picture."""
     file: int | None = None
     """As of a picture."""
+    opening: Opening = AS_PUBLISHED
+    """As of a picture: of a folder of frames or a GIF."""
 
     @property
     def tiles(self) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Videos as frames: which frames are drawn, and reading them from folders, animations and video files.
+"""Videos as frames: which frames are drawn, and reading them from animations and video files; folders: `frame_folder`.
 
 Video files need PyAV (the `video` extra); folders of frames and GIFs do not.
 """
@@ -13,10 +13,14 @@ import numpy as np
 from PIL import Image
 
 from megatron_v2pe.data.decoding import decoding
+from megatron_v2pe.data.frame_folder import list_frames
 from megatron_v2pe.data.image_transform import open_image, opened_image
+from megatron_v2pe.data.types import AS_PUBLISHED, Opening
 from megatron_v2pe.errors import DataError, how_to_install
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
+
+__all__ = ["CONTAINERS", "draw_frames", "frame_range", "length_and_rate", "list_frames", "read_frames"]
 
 CONTAINERS = (
     *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "m4v"),
@@ -44,23 +48,6 @@ def draw_frames(length: int, number: int, seed: int) -> list[int]:
     return chosen + [chosen[-1]] * (number - distinct)
 
 
-def list_frames(folder: str) -> list[str]:
-    """Return the frames of a folder, sorted by name.
-
-    Raises:
-        DataError: no such folder, unreadable, or nothing in it.
-    """
-    if not os.path.isdir(folder):
-        raise DataError(f"{printable(folder)}: no such folder of frames")
-    try:
-        frames = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
-    except OSError as error:
-        raise DataError(f"{printable(folder)}: cannot be read: {error}") from error
-    if not frames:
-        raise DataError(f"{printable(folder)}: no frames in the folder")
-    return frames
-
-
 def frame_range(path: str, clip: tuple[float, float] | None) -> tuple[int, int]:
     """Return the first frame of a video file to use and the one after the last.
 
@@ -78,10 +65,10 @@ def frame_range(path: str, clip: tuple[float, float] | None) -> tuple[int, int]:
     return first, last
 
 
-def read_frames(path: str, frames: list[int]) -> list[Image.Image]:
-    """Return frames of a video file or animation as RGB, in the order asked for."""
+def read_frames(path: str, frames: list[int], opening: Opening = AS_PUBLISHED) -> list[Image.Image]:
+    """Return frames of a video file or animation as RGB, in the order asked for; `opening` is an animation's."""
     if path.lower().endswith(".gif"):
-        return [open_image(path, frame) for frame in frames]
+        return [open_image(path, frame, opening) for frame in frames]
     wanted, found = set(frames), dict[int, Image.Image]()
     with _container(path) as container, decoding(path, "damaged video"):
         for number, frame in enumerate(container.decode(video=0)):

@@ -27,6 +27,7 @@ from megatron_v2pe.data.indexed.streams import JOURNAL, Streams, room
 from megatron_v2pe.data.indexed.verify import verify
 from megatron_v2pe.data.indexed.work import UNREADABLE, Worker
 from megatron_v2pe.data.sources import Dataset
+from megatron_v2pe.data.types import AS_PUBLISHED
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
@@ -35,6 +36,7 @@ from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.run_lock import LOCK, lock_folder
 
 PLAN, _FORMAT = "plan.json", "plan of a megatron-v2pe indexed data set"
+_OPENING = tuple(asdict(AS_PUBLISHED))
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class _Job:
             "image_check": self.options.image_check,
             "v2pe": self.v2pe,
             "datasets": [
-                asdict(replace(dataset)) | {"sha256": _file_digest(dataset.annotation), "lines": len(dataset)}
+                _settings(dataset) | {"sha256": _file_digest(dataset.annotation), "lines": len(dataset)}
                 for dataset in self.datasets
             ],
         }
@@ -182,6 +184,12 @@ class _Job:
                     f"{printable(dataset.annotation)} changed while the data set was built; delete "
                     f"{printable(self.folder)}"
                 )
+
+
+def _settings(dataset: Dataset) -> dict[str, Any]:
+    """Return an entry of the data list; how pictures are opened only where it is not usual, as older builds have it."""
+    content = asdict(replace(dataset))
+    return content if dataset.opening != AS_PUBLISHED else {k: v for k, v in content.items() if k not in _OPENING}
 
 
 def _finished_before(out: Path, plan: dict[str, Any]) -> layout.Manifest:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from megatron_v2pe.data.decoding import decoding
-from megatron_v2pe.data.image_transform import opened_image
+from megatron_v2pe.data.image_transform import as_rgb, opened_image
 from megatron_v2pe.data.indexed.checksums import REMEDY
 from megatron_v2pe.data.indexed.layout import FILE, FILES, IMAGES, PATHS, SetFiles
 from megatron_v2pe.data.indexed.megatron_format import Sequences
@@ -49,17 +49,17 @@ def measure_image(path: str, whole: bool) -> Measured:
 
     Args:
         path: of the file.
-        whole: decode the pixels too, so that damage behind the header is found.
+        whole: read the pixels too, so that damage behind the header, and values that are not read, are found.
 
     Raises:
         DataError: no such file, not an image, damaged.
     """
     content = read_file(path)
     with opened_image(path, content) as image:
+        size = image.size
         if whole:
-            with decoding(path, "damaged image"):
-                image.load()
-        return Measured(len(content), hashlib.sha256(content).digest(), *image.size)
+            as_rgb(image, path)
+        return Measured(len(content), hashlib.sha256(content).digest(), *size)
 
 
 def measure_video(path: str) -> Measured:
@@ -199,8 +199,8 @@ class FileStore:
         row = self.table.row(picture.file)
         # Of a folder of frames the list alone is recorded.
         content = None if row.video else self._content(row)
-        with opened_image(picture.path, content) as image, decoding(picture.path, "damaged image"):
-            return image.convert("RGB")
+        with opened_image(picture.path, content) as image:
+            return as_rgb(image, picture.path, picture.opening)
 
     def content(self, number: int) -> bytes:
         """Return the bytes of an image file.

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from megatron_v2pe.data.indexed.megatron_format import write_index
 from megatron_v2pe.data.indexed.report import write_report
 from megatron_v2pe.data.indexed.streams import Streams
 from megatron_v2pe.data.sources import Dataset
+from megatron_v2pe.data.types import AS_PUBLISHED
 from megatron_v2pe.errors import DataError
 
 
@@ -133,6 +135,7 @@ def _sets(
                 samples=samples,
                 repeat_time=dataset.repeat_time,
                 weight=dataset.weight,
+                opening=dataset.opening,
             )
         )
         first += samples
@@ -140,7 +143,10 @@ def _sets(
 
 
 def _lengths_digest(sets: Sequence[layout.IndexedSet], samples: np.ndarray) -> str:
+    """Fingerprint of what the packs of a set are; the way pictures are opened is part of it where it is not usual."""
     digest = hashlib.sha256(json.dumps([[entry.name, entry.first, entry.samples] for entry in sets]).encode())
+    if any(entry.opening != AS_PUBLISHED for entry in sets):
+        digest.update(json.dumps([asdict(entry.opening) for entry in sets]).encode())
     for field in ("tokens", "tiles"):
         digest.update(np.ascontiguousarray(samples[field]).tobytes())
     return digest.hexdigest()

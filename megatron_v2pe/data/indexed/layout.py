@@ -27,6 +27,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from megatron_v2pe.data.indexed.checksums import BLOCK, CHECKSUMS, REMEDY, CheckedFile, read_checksums
+from megatron_v2pe.data.types import AS_PUBLISHED, Opening
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.files import check_name, check_regular
 from megatron_v2pe.foreign.printable import printable
@@ -100,6 +101,8 @@ class IndexedSet:
     """Lines that could be used."""
     repeat_time: _Positive
     weight: _Positive | None = None
+    opening: Opening = AS_PUBLISHED
+    """How its image files become RGB; written only where it is not as published."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -137,7 +140,11 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write the manifest as JSON; it is there whole or not at all."""
-        content = seal({"format": FORMAT, **asdict(self)})
+        content = asdict(self)
+        for entry, dataset in zip(content["datasets"], self.datasets, strict=True):
+            if dataset.opening == AS_PUBLISHED:
+                del entry["opening"]
+        content = seal({"format": FORMAT, **content})
         temporary = folder / f"{MANIFEST}.new"
         with open(temporary, "w", encoding="utf-8") as stream:
             stream.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

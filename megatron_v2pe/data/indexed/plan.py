@@ -23,7 +23,7 @@ from megatron_v2pe.data.packing.balance import deal, round_robin
 from megatron_v2pe.data.packing.planner import PackBudgets, plan_window
 from megatron_v2pe.data.plan import LOADER_STATE
 from megatron_v2pe.data.skip import SkipLog
-from megatron_v2pe.data.sources import read_shares
+from megatron_v2pe.data.sources import read_openings, read_shares
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.schema import Range, typed
 
@@ -180,4 +180,11 @@ def _shares(sets: Sequence[IndexedSet], meta_path: str) -> list[IndexedSet]:
             f"{', '.join(differing[:5])} in one alone; build again, or leave data.meta_path empty to take repeats and "
             "weights from the build"
         )
+    for name, opening in read_openings(meta_path).items():
+        built = next(entry.opening for entry in sets if entry.name == name)
+        if opening != built:
+            raise ConfigError(
+                f"data.meta_path {meta_path}: data set {name!r}: {opening}; data.indexed_path was built with "
+                f"{built}; build it again"
+            )
     return [replace(entry, repeat_time=shares[entry.name][0], weight=shares[entry.name][1]) for entry in sets]

@@ -17,7 +17,7 @@ from megatron_v2pe.data.indexed.files import FileStore
 from megatron_v2pe.data.indexed.megatron_format import Sequences
 from megatron_v2pe.data.indexed.settings import settings_of, template_digest
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.data.types import Clip, CompactText, EncodedSample, Picture, SampleId
+from megatron_v2pe.data.types import Clip, CompactText, EncodedSample, Opening, Picture, SampleId
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.logging import get_logger
@@ -90,8 +90,12 @@ class IndexedSamples:
         return self._source(number, _SAMPLE.unpack_from(self._samples.buffer, start)[4])
 
     def _source(self, number: int, line: int) -> SampleId:
-        entry = self.manifest.datasets[bisect_right(self._first, number) - 1]
+        entry = self._entry(number)
         return SampleId(entry.name, line, entry.annotation)
+
+    def _entry(self, number: int) -> layout.IndexedSet:
+        """Return the data set a sample belongs to."""
+        return self.manifest.datasets[bisect_right(self._first, number) - 1]
 
     def __getitem__(self, number: int) -> EncodedSample:
         """Return a sample as it was encoded.
@@ -113,7 +117,8 @@ class IndexedSamples:
         ranges = np.ndarray((end_range - first_range, 2), "<i4", self._ranges.buffer, first_range * _RANGE_BYTES)
         text = CompactText(ids, ranges, np.flatnonzero(ids == self._image_token))
         self._media.check(first * _MEDIUM.size, end * _MEDIUM.size)
-        items = tuple(self._medium(place, count) for place in range(first, end))
+        opening = self._entry(number).opening
+        items = tuple(self._medium(place, count, opening) for place in range(first, end))
         sample = EncodedSample(text, items, tokens, self._source(number, line))
         self._check_sample(number, sample, tiles, supervised, count)
         return sample
@@ -194,7 +199,7 @@ class IndexedSamples:
                 "the folder the set was built in, or build it with --images embed"
             )
 
-    def _medium(self, place: int, most: int) -> Picture | Clip:
+    def _medium(self, place: int, most: int, opening: Opening) -> Picture | Clip:
         """Return an image or a video of at most so many frames."""
         (file, _, columns, rows, thumbnail, pad, augment, video, frames, first, last) = _MEDIUM.unpack_from(
             self._media.buffer, place * _MEDIUM.size
@@ -206,6 +211,6 @@ class IndexedSamples:
             )
         path = self.files.table.path(file)
         if video:
-            return Clip(path, frames, first, last, pad_to_square=pad, augment=augment, file=file)
+            return Clip(path, frames, first, last, pad_to_square=pad, augment=augment, file=file, opening=opening)
         grid = (columns, rows) if columns else None
-        return Picture(path, grid, thumbnail, pad_to_square=pad, augment=augment, file=file)
+        return Picture(path, grid, thumbnail, pad_to_square=pad, augment=augment, file=file, opening=opening)

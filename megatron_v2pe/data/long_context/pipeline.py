@@ -17,7 +17,7 @@ from megatron_v2pe.data.pictures import TilingOptions, plan_images
 from megatron_v2pe.data.sources import Dataset, read_data_list
 from megatron_v2pe.data.text import PLACEHOLDER, encode_conversation
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.data.types import Sample
+from megatron_v2pe.data.types import AS_PUBLISHED, Sample
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
@@ -102,12 +102,19 @@ def open_datasets(meta_path: Path | None, annotation: Path | None, root: str = "
     """Open the annotations to build from: those of a data list, or one file.
 
     Raises:
-        ConfigError: both or neither are given, or a file is missing.
+        ConfigError: both or neither are given, a file is missing, or images are not to be opened as published.
     """
     if (meta_path is None) == (annotation is None):
         raise ConfigError("give either --meta-path or --annotation")
     if meta_path is not None:
-        return read_data_list(meta_path)
+        datasets = read_data_list(meta_path)
+        for dataset in datasets:
+            if dataset.opening != AS_PUBLISHED:
+                raise ConfigError(
+                    f"{printable(meta_path)}: dataset {dataset.name!r}: {dataset.opening}: long samples are made of "
+                    f"images opened with {AS_PUBLISHED}; take the two fields out, or name the file with --annotation"
+                )
+        return datasets
     assert annotation is not None
     if not annotation.exists():
         raise ConfigError(f"{printable(annotation)}: no such annotation file")

@@ -18,7 +18,8 @@ from pathlib import Path
 import pictures
 from start_model import TRAINED_LENGTH
 from task import NEEDLES, Costs, Pictures, conversation, document
-from tqdm import tqdm
+
+from megatron_v2pe.progress import followed
 
 QUESTIONS = {"short": 12, "long": NEEDLES}
 """Of a document in training by stage. In the short stage so many that names are asked again and again: repeating an
@@ -43,7 +44,7 @@ def write_training(folder: Path, images: Path, costs: Costs, stage: str, documen
     draw = random.Random(f"{seed} {stage}")
 
     def samples() -> Iterator[dict[str, object]]:
-        for number in tqdm(range(documents), desc=f"{stage} documents", unit=""):
+        for number in followed(range(documents), desc=stage, unit="documents"):
             room = 0 if stage == "short" else TRAINED_LENGTH - costs.shortest(questions)
             made = document(draw, split, room, draw.random())
             asked = (

@@ -15,14 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from megatron_v2pe.convert.api import hf_to_mcore
 from megatron_v2pe.data.sources import Dataset, read_data_list
 from megatron_v2pe.data.types import Sample
 from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.generate.pretrained import Pretrained, open_pretrained
 from megatron_v2pe.generate.prompt import checkpoint_tiling
+from megatron_v2pe.progress import progress_bar
 from megatron_v2pe.v2pe.stride import parse_stride
 
 LONGEST_ANSWER = 32
@@ -109,7 +108,7 @@ def ask_all(checkpoint: Path, meta: Path, stride: str | None, window: int | None
             policy = pretrained.policy
             how = "" if policy.stride is None else f", rope_pos_id_stride {policy.stride}"
             print(f"asking with rope_pos_id_version {policy.version}{how}")
-            with tqdm(total=turns, unit="question", mininterval=1, file=sys.stderr) as bar:
+            with progress_bar(total=turns, desc="ask", unit="questions") as bar:
                 for dataset in datasets:
                     for item in ask_dataset(pretrained, dataset):
                         asked.append(item)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch.distributed as dist
-from tqdm import tqdm
 
 from megatron_v2pe.data.pictures import TilingOptions
 from megatron_v2pe.errors import DataError, MemoryShortageError
@@ -32,6 +31,7 @@ from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.stages import agreed
 from megatron_v2pe.logging import get_logger
 from megatron_v2pe.parallel import topology
+from megatron_v2pe.progress import progress_bar
 
 Retry = Literal["errors", "all", "none"]
 """Which questions without a proper answer are asked again: those that ended in an error, also those that have ended
@@ -84,7 +84,7 @@ class Runner:
                     log.add(_killed(question, ended[question.id]))
             total = sum(len(share) for share, _, _ in mine)
             beyond = 0
-            with tqdm(total=total, desc=benchmark.name, unit="question", disable=dist.get_rank() > 0) as bar:
+            with progress_bar(total=total, desc=benchmark.name, unit="questions", disable=dist.get_rank() > 0) as bar:
                 for batch in (one for part in mine for one in self._batches(benchmark, *part, note)):
                     for answer in self._answers(benchmark, batch):
                         beyond += (answer.positions or 0) > self.pretrained.window

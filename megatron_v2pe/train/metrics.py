@@ -1,4 +1,6 @@
-"""What a run tells while it goes on: a console line, a row of JSON, TensorBoard, and Weights & Biases where asked.
+"""What a run tells while it goes on: a line of the log, a row of JSON, TensorBoard, and Weights & Biases where asked.
+
+On a terminal a bar stands in for the lines, which then go to the kept log alone.
 
 The first step of a process warms up: it compiles, opens connections and fills allocators, and says nothing about the
 speed of a run. Its row has its own numbers and `warm_up: true`; the rates on the console are averages over the steps
@@ -7,17 +9,15 @@ since the last line without it, TensorBoard has no rates of it, and the last lin
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from megatron_v2pe.errors import ConfigError, how_to_install
-from megatron_v2pe.logging import get_logger
+from megatron_v2pe.logging import FILE_ONLY, get_logger
+from megatron_v2pe.progress import Progress, duration, on_terminal, progress_bar
 from megatron_v2pe.train.config import LoggingConfig
 from megatron_v2pe.train.metrics_file import METRICS, MetricsFile
 
@@ -113,13 +113,12 @@ class MetricsLog:
         self._warm = False
         self._shown, self._whole = Rates(), Rates()
         self._jsonl = self._board = self._wandb = None
-        self._bar: tqdm[Any] | None = None
+        self._total = total
+        self._bar: Progress | None = None
         if rank:
             return
-        often = 1 if sys.stderr.isatty() else 10  # seconds; a log file should not grow by a line every second
-        self._bar = tqdm(
-            total=total, initial=start, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=often
-        )
+        if on_terminal():
+            self._bar = progress_bar(total=total, initial=start, desc="train", unit="steps")
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             if config.jsonl:
@@ -135,18 +134,15 @@ class MetricsLog:
         """Log one step."""
         if self._rank:
             return
-        assert self._bar is not None
         warm_up, self._warm = not self._warm, True
         if not warm_up:
             self._shown.add(metrics)
             self._whole.add(metrics)
-        self._bar.update(metrics.iteration - self._bar.n)
-        if metrics.iteration % self._config.log_interval and metrics.iteration != self._bar.total:
+        if self._bar is not None:
+            self._bar.update(metrics.iteration - self._bar.n)
+        if metrics.iteration % self._config.log_interval and metrics.iteration != self._total:
             return
-        self._bar.set_postfix_str(
-            f"loss {metrics.loss:.4f}, lr {metrics.lr:.2e}, grad {metrics.grad_norm:.2f}, "
-            f"{self._shown.words()}, {metrics.memory_gib:.1f} GiB"
-        )
+        self._tell(metrics)
         self._shown = Rates()
         more = {"device": self._device} if self._device else {}
         try:
@@ -156,6 +152,18 @@ class MetricsLog:
             if not self._told:
                 _log.error("metrics of step %d are not written, training goes on: %s", metrics.iteration, error)
             self._told = True
+
+    def _tell(self, metrics: StepMetrics) -> None:
+        """Say a step in a line, or beside the bar."""
+        learned = (f"loss {metrics.loss:.4f}", f"lr {metrics.lr:.2e}", f"grad norm {metrics.grad_norm:.2f}")
+        words = [*learned, self._shown.words(), f"{metrics.memory_gib:.1f} GiB"]
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(words))
+        if self._whole.steps:
+            left = (self._total - metrics.iteration) * self._whole.seconds / self._whole.steps
+            words.append(f"ETA {duration(left)}")
+        text = "  ".join([f"step {metrics.iteration}/{self._total}", *words])
+        _log.info("%s", text, extra=FILE_ONLY if self._bar is not None else None)
 
     def _write(self, row: dict[str, Any], iteration: int) -> None:
         if self._jsonl is not None:

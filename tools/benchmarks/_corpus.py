@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import sentencepiece
 from PIL import Image
-from tqdm import tqdm
 
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.progress import followed
 from megatron_v2pe.testing.small_data import SPECIAL
 from megatron_v2pe.v2pe.stride import StridePolicy
 
@@ -71,7 +71,7 @@ def _write_pictures(folder: Path, count: int) -> None:
 
     photos = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
     generator = np.random.default_rng(0)
-    for number in tqdm(range(count), desc="pictures", delay=1):
+    for number in followed(range(count), desc="pictures", unit="files"):
         photo = photos[number % 2]
         width, height = int(generator.integers(200, photo.width)), int(generator.integers(200, photo.height))
         left, top = int(generator.integers(photo.width - width + 1)), int(generator.integers(photo.height - height + 1))

@@ -13,8 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from megatron_v2pe.data.checking.folder_names import FolderNames
 from megatron_v2pe.data.checking.named_files import Lines, NamedFiles, blocks_of, named_files
 from megatron_v2pe.data.image_transform import image_size
@@ -23,6 +21,7 @@ from megatron_v2pe.data.sources import Dataset, read_entries, read_entry
 from megatron_v2pe.data.video import frame_range
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.progress import progress_bar
 
 FILES_AT_ONCE = 64
 """Headers a process reads before it reports."""
@@ -90,13 +89,15 @@ def check_data_list(path: str | Path, workers: int = 0, full: bool = False, show
     folders = FolderNames()
     with Processes(workers, __name__) as processes:
         size = sum(os.path.getsize(dataset.annotation) for dataset in datasets if dataset is not None)
-        with tqdm(total=size, desc="read lines", unit="B", unit_scale=True, unit_divisor=1024, delay=1.0) as bar:
+        with progress_bar(
+            total=size, desc="read lines", unit="B", unit_scale=True, unit_divisor=1024, delay=1.0
+        ) as bar:
             for lines, named in processes.map(named_files, _all_lines(datasets, tallies)):
                 tallies[lines.owner].add(named, folders)
                 bar.update(lines.size)
         if full:
             count = sum(check.files - check.num_missing for check, _ in opened)
-            with tqdm(total=count, desc="read headers", unit=" files", delay=1.0) as bar:
+            with progress_bar(total=count, desc="read headers", unit=" files", delay=1.0) as bar:
                 for some, reasons in processes.map(_look, _some_files(tallies)):
                     tallies[some.owner].add_damaged(some, reasons)
                     bar.update(len(reasons))

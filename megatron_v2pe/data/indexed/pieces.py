@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from tqdm import tqdm
 
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.files import FileTable, Measured, map_records
@@ -25,6 +24,7 @@ from megatron_v2pe.data.sources import Dataset, LineBlock
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.logging import get_logger
+from megatron_v2pe.progress import Progress, progress_bar
 
 _log = get_logger(__name__)
 FILES_AT_ONCE, LINES_AT_ONCE, BYTES_AT_ONCE = 64, 128, 1 << 23
@@ -221,8 +221,8 @@ def check_room(folder: Path, images: Iterable[str]) -> None:
         )
 
 
-def _progress(total: int, unit: str, what: str, done: int = 0) -> tqdm:  # type: ignore[type-arg]
-    return tqdm(total=total, initial=done, desc=what, unit=f" {unit}", smoothing=0.05, delay=0.5)
+def _progress(total: int, unit: str, what: str, done: int = 0) -> Progress:
+    return progress_bar(total=total, initial=done, desc=what, unit=unit, smoothing=0.05, delay=0.5)
 
 
 def _unreadable(streams: Streams) -> dict[str, str]:

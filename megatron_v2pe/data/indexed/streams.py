@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import xxhash
-from tqdm import tqdm
 
 from megatron_v2pe.data.indexed.checksums import BLOCK, BlockSums
 from megatron_v2pe.errors import DataError
@@ -28,6 +27,7 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.text import lines, parse_json
 from megatron_v2pe.logging import get_logger
+from megatron_v2pe.progress import progress_bar
 
 _log = get_logger(__name__)
 JOURNAL = "journal.jsonl"
@@ -176,13 +176,18 @@ class Streams:
         if not entries:
             return 0
         good, total = len(entries), sum(entries[-1].sizes.values())
-        with tqdm(total=total, desc="checking what is there", unit="B", unit_scale=True, delay=1.0) as bar:
+        with progress_bar(total=total, desc="checking what is there", unit="B", unit_scale=True, delay=1.0) as bar:
             counts = [self._follow(name, [entry.sizes[name] for entry in entries], entries, bar) for name in names]
         good = min(counts)
         if good < len(entries):  # the checksums have seen more than is kept
             self._sums = {name: BlockSums(sums.keep) for name, sums in self._sums.items()}
             for name in names if good else ():
-                self._follow(name, [entry.sizes[name] for entry in entries[:good]], entries, tqdm(disable=True))
+                self._follow(
+                    name,
+                    [entry.sizes[name] for entry in entries[:good]],
+                    entries,
+                    progress_bar(total=None, desc="", unit="", disable=True),
+                )
         return good
 
     def _follow(self, name: str, sizes: Sequence[int], entries: Sequence[_Entry], bar: Any) -> int:

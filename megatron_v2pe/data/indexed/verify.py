@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.checksums import BLOCK
 from megatron_v2pe.data.indexed.files import FileStore
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.text import decode
+from megatron_v2pe.progress import progress_bar
 
 
 def verify(folder: Path) -> layout.Manifest:
@@ -22,7 +21,7 @@ def verify(folder: Path) -> layout.Manifest:
     """
     manifest = layout.Manifest.read(folder)
     files = layout.SetFiles(folder, manifest)
-    with tqdm(total=sum(manifest.sizes.values()), desc="verify", unit="B", unit_scale=True, delay=1.0) as bar:
+    with progress_bar(total=sum(manifest.sizes.values()), desc="verify", unit="B", unit_scale=True, delay=1.0) as bar:
         for name, size in manifest.summed.items():
             file = files.open(name)
             for start in range(0, size, _AT_ONCE):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from megatron_v2pe.data.documents import DocumentEncoder
 from megatron_v2pe.data.indexed.plan import IndexedPlan
@@ -22,6 +21,7 @@ from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.data.types import Document, Picture, SampleId
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.progress import followed
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def _pack_of_list(encoder: DocumentEncoder, pack: int) -> Found:
     config, skipped = encoder.config, SkipLog(sys.maxsize, quiet=True)
     mixture = Mixture(read_data_list(config.meta_path), encoder.seed, config.use_data_resampling)
     plan = PackPlan(mixture, encoder, skipped)
-    for _ in tqdm(range(pack), desc="plan packs", unit=" packs", delay=1.0):
+    for _ in followed(range(pack), desc="plan packs", unit="packs"):
         plan.next()
     documents = plan.next()
     left_out = [f"{count:,} x {cause}" for cause, count in skipped.counts.items()]

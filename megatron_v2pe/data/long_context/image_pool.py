@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from tqdm import tqdm
-
 from megatron_v2pe.data.long_context.draws import Draws
 from megatron_v2pe.data.long_context.pipeline import PLACEHOLDER, Dataset, Encoding, Sample, image_size
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import read_bytes
 from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.progress import followed
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Files of a folder that are taken for images."""
@@ -51,7 +50,7 @@ class ImagePool:
         self._lines: list[tuple[int, int]] = []
         images: dict[str, None] = {}
         lines = [(number, line) for number, dataset in enumerate(datasets) for line in range(len(dataset))]
-        for place in tqdm(lines, desc="read annotations", unit="line", delay=1.0):
+        for place in followed(lines, desc="read annotations", unit="lines"):
             sample = self._read(*place)
             images.update(dict.fromkeys(map(os.path.abspath, sample.images)))
             cause = _unusable(sample, encoding)

@@ -17,11 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
-from tqdm import tqdm
-
 from megatron_v2pe.data.long_context.built import TRAINING_LINES, Builder, Built
 from megatron_v2pe.data.long_context.made_images import Shown
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.progress import followed
 
 DATA_LIST, REPORT = "meta.json", "report.json"
 _DEPTH_BINS = 10
@@ -88,7 +87,7 @@ def write_data_set(builder: Builder, samples: int, folder: Path, final: Path, na
     with ExitStack() as stack:
         streams: dict[str, TextIO] = {}
         results = stack.enter_context(_results(builder, samples, folder, workers))
-        for built in tqdm(results, total=samples, desc=name, unit="sample", delay=1.0):
+        for built in followed(results, total=samples, desc=name, unit="samples"):
             for file, line in built.lines.items():
                 if file not in streams:
                     (folder / file).parent.mkdir(parents=True, exist_ok=True)

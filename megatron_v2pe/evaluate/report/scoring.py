@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
@@ -25,6 +23,7 @@ from megatron_v2pe.evaluate.report.runs import Run
 from megatron_v2pe.evaluate.results import RESULTS, Results, read_results
 from megatron_v2pe.evaluate.scorers import Item, Judgement, Mode, Scorer, scorer_of
 from megatron_v2pe.evaluate.scorers.mm_niah_report import depth_of
+from megatron_v2pe.progress import progress_bar
 
 MODES: tuple[Mode, ...] = ("reference", "corrected")
 Source = Literal["answers", "results", "server"]
@@ -100,7 +99,7 @@ def score_runs(runs: Sequence[Run], root: Path, server: Mapping[tuple[str, str],
     scores: Scores = {mode: {run.name: {} for run in runs} for mode in MODES}
     names = [name for name in BENCHMARKS if any(name in run.benchmarks for run in runs)]
     total = sum(len(run.benchmarks) for run in runs)
-    with tqdm(total=total, desc="scoring", unit="benchmark", disable=not runs) as bar:
+    with progress_bar(total=total, desc="scoring", unit="benchmarks", disable=not runs) as bar:
         for name in names:
             read = _Questions(name, root, cache)
             for run in runs:

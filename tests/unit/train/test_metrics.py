@@ -1,11 +1,15 @@
-"""What a run tells: rows are a step's own, rates shown leave out the first step of the process."""
+"""What a run tells: rows are a step's own, rates shown leave out the first step, a line a step without a terminal."""
 
 from __future__ import annotations
 
+import io
 import json
+import logging
+import sys
 
 import pytest
 
+from megatron_v2pe.logging import keep_log, setup_logging
 from megatron_v2pe.train.config import LoggingConfig
 from megatron_v2pe.train.metrics import MetricsLog, Rates, StepMetrics
 
@@ -40,16 +44,73 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_first_step_is_no_part_of_the_rates_that_are_shown(log, tmp_path):
-    shown = []
-    assert log._bar is not None
-    log._bar.set_postfix_str = shown.append
+@pytest.fixture
+def lines(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("megatron_v2pe"), "propagate", True)
+    caplog.set_level(logging.INFO, "megatron_v2pe")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def test_the_first_step_is_no_part_of_the_rates_that_are_shown(log, lines):
     for number, seconds in enumerate((100.0, 2.0, 2.0, 1.0, 1.0), 1):
         log.write(step(number, seconds))
+    shown = lines()
     assert ["500 tok/s, 5.0 tiles/s, 50 TFLOP/s (25.0% MFU)" in text for text in shown] == [True, False, False]
     assert "667 tok/s" in shown[1], "steps 3 and 4 together: 2,000 tokens in 3 s"
     assert "1,000 tok/s" in shown[2]
     assert log.rates() == "667 tok/s, 6.7 tiles/s, 50 TFLOP/s (25.0% MFU) over 4 steps"
+
+
+def test_without_a_terminal_a_step_is_one_plain_line(log, lines, capsys):
+    for number in range(1, 6):
+        log.write(step(number, 60.0))
+    first, second, last = lines()
+    assert first == (
+        "step 2/5  loss 1.0000  lr 1.00e-03  grad norm 2.00  17 tok/s, 0.2 tiles/s, 50 TFLOP/s (25.0% MFU)  1.0 GiB  "
+        "ETA 0:03:00"
+    )
+    assert second.startswith("step 4/5  ") and last.startswith("step 5/5  ") and last.endswith("ETA 0:00:00")
+    assert "\r" not in capsys.readouterr().err
+
+
+def test_on_a_terminal_there_is_a_bar_and_its_lines_go_to_the_file_alone(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    logger = logging.getLogger("megatron_v2pe")
+    before = list(logger.handlers), logger.propagate, logger.level
+    try:
+        setup_logging()
+        with keep_log(tmp_path / "train.log"):
+            logger.info("model: a folder")
+            log = MetricsLog(LoggingConfig(jsonl=False, tensorboard=False), None, 0, 0, 2)
+            log.write(step(1, 1.0))
+            logger.warning("look at this")
+            log.write(step(2, 1.0))
+            log.close()
+        logger.info("after the block")
+    finally:
+        logger.handlers[:], logger.propagate = before[0], before[1]
+        logger.setLevel(before[2])
+    kept = [line.split(" ", 3)[3] for line in (tmp_path / "train.log").read_text().splitlines()]
+    assert [line.split("  ")[0] for line in kept] == ["model: a folder", "step 1/2", "look at this", "step 2/2"]
+    shown = terminal.getvalue()
+    assert "model: a folder" in shown and "look at this" in shown and "after the block" in shown
+    assert "step 1/2" not in shown and "2/2" in shown and "loss 1.0000" in shown
+
+
+def test_a_log_that_cannot_be_written_is_told_once(tmp_path, capsys):
+    logger = logging.getLogger("megatron_v2pe")
+    with keep_log(tmp_path / "train.log"):
+        kept = logger.handlers[-1]
+        assert isinstance(kept, logging.FileHandler)
+        kept.stream.close()
+        for _ in range(3):
+            kept.handle(logger.makeRecord("a", logging.INFO, "", 0, "text", (), None))
+    assert capsys.readouterr().err.count("train.log is not written, the work goes on") == 1
 
 
 def test_a_row_is_the_steps_own_and_the_first_says_that_it_warms_up(tmp_path):

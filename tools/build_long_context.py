@@ -223,7 +223,7 @@ def _encoding(arguments: argparse.Namespace) -> Encoding:
         folder = folder / "hf"
     config = InternVLConfig.from_folder(folder)
     return Encoding(
-        Tokenizer.from_folder(folder),
+        Tokenizer.of_model(folder, config.llm.vocab_size),
         template=arguments.template or config.template,
         tile_size=config.tile_size,
         tokens_per_tile=config.tokens_per_tile,

@@ -16,7 +16,7 @@ from megatron_v2pe.foreign.files import check_regular, read_bytes
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import check
 from megatron_v2pe.foreign.text import read_json, read_json_object
-from megatron_v2pe.foreign.tokenizer_files import ADDED, CONFIG, MODEL, load_pieces, special_tokens
+from megatron_v2pe.foreign.tokenizer_files import ADDED, CONFIG, MODEL, check_rows, load_pieces, special_tokens
 from megatron_v2pe.logging import get_logger
 
 OBJECTS = (
@@ -67,12 +67,7 @@ def _check_tokenizer(folder: Path, rows: int) -> None:
         size = load_pieces(folder / MODEL, CheckpointError).get_piece_size()
     elif beside := next((name for name in (ADDED, _TOKENS_MAP, CONFIG) if os.path.lexists(folder / name)), None):
         raise CheckpointError(f"{printable(folder / MODEL)}: missing; {beside} beside it belongs to a tokenizer")
-    highest, name = max(((number, name) for name, number in special.items()), default=(-1, ""))
-    if max(size, highest + 1) > rows:
-        first = f"; {printable(name)[:80]!r} has id {highest}" if highest >= rows else ""
-        raise CheckpointError(
-            f"{printable(folder)}: {max(size, highest + 1)} tokens in the tokenizer, {rows} rows in the model{first}"
-        )
+    check_rows(size, special, rows, folder, CheckpointError)
 
 
 def _warn_of_text(path: Path) -> None:

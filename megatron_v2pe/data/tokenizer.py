@@ -19,7 +19,7 @@ from megatron_v2pe.data.word_pieces import WordPieces
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import read_bytes
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.foreign.tokenizer_files import LARGEST_ID, MODEL, load_pieces, special_tokens
+from megatron_v2pe.foreign.tokenizer_files import LARGEST_ID, MODEL, check_rows, load_pieces, special_tokens
 
 IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 NEEDED = (IMG_START, IMG_END, IMG_CONTEXT)
@@ -64,6 +64,27 @@ class Tokenizer:
         model, path = (path, path.parent) if path.is_file() else (path / MODEL, path)
         return cls(model, special_tokens(path, ConfigError))
 
+    @classmethod
+    def of_model(cls, folder: str | Path, rows: int | None) -> Tokenizer:
+        """Read the tokenizer of an InternVL2 model, and check that the two go together; every tool opens it by this.
+
+        Args:
+            folder: see `from_folder`.
+            rows: vocabulary rows of the model; None where there is no model to compare with.
+
+        Raises:
+            ConfigError: see `from_folder` and `check_rows`, or it lacks the tokens of images.
+        """
+        tokenizer = cls.from_folder(folder)
+        if missing := tokenizer.missing():
+            raise ConfigError(
+                f"{printable(folder)}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer; "
+                "copy tokenizer.model, tokenizer_config.json and added_tokens.json of the model's own folder"
+            )
+        if rows is not None:
+            tokenizer.check_rows(rows, folder)
+        return tokenizer
+
     def __len__(self) -> int:
         """Return the number of ids, special tokens included."""
         return max([self._sp.get_piece_size(), *(number + 1 for number in self.special.values())])
@@ -89,11 +110,7 @@ class Tokenizer:
         Raises:
             ConfigError: it has fewer; names both numbers and the first token without a row.
         """
-        if len(self) <= rows:
-            return
-        beyond = min(((number, name) for name, number in self.special.items() if number >= rows), default=None)
-        first = "" if beyond is None else f"; {printable(beyond[1])[:80]!r} has id {beyond[0]}"
-        raise ConfigError(f"{printable(source)}: {len(self)} tokens in the tokenizer, {rows} rows in the model{first}")
+        check_rows(self._sp.get_piece_size(), self.special, rows, source, ConfigError)
 
     def missing(self) -> list[str]:
         """Return the image tokens this tokenizer lacks."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -99,6 +99,35 @@ def special_tokens(folder: Path, error: Kind) -> dict[str, int]:
         if (other := names.setdefault(number, (name, where)))[0] != name:
             raise error(f"{where}: token {shown!r}: id {number} is taken by {printable(other[0])[:80]!r} in {other[1]}")
     return {name: number for name, (number, _) in ids.items()}
+
+
+def check_rows(pieces: int, special: Mapping[str, int], rows: int, source: str | Path, error: Kind) -> None:
+    """Check that a model has a row for every id of a tokenizer: whoever reads both asks here.
+
+    A token beyond the rows would be an index out of range, or worse: a row of padding, which was never trained.
+
+    Args:
+        pieces: of the SentencePiece model; 0 where there is none.
+        special: tokens of their own, name -> id.
+        rows: vocabulary rows of the model (`vocab_size`).
+        source: folder of the tokenizer, for the error.
+        error: class of the error to raise.
+
+    Raises:
+        V2PEError: of class `error`: the model has fewer rows; names both numbers, the first token without a row, and
+            what to do.
+    """
+    beyond = sorted((number, name) for name, number in special.items() if number >= rows)
+    count = max([pieces, *(number + 1 for number in special.values())])
+    if count <= rows:
+        return
+    first = f"; {printable(beyond[0][1])[:80]!r} has id {beyond[0][0]}" if beyond else ""
+    mend = (
+        "tokens were added without resizing the model: remove them, or resize it (resize_token_embeddings), save both"
+    )
+    if pieces > rows:
+        mend = f"{MODEL} alone has {pieces} pieces, it belongs to another model"
+    raise error(f"{printable(source)}: {count} tokens in the tokenizer, {rows} rows in the model{first}; {mend}")
 
 
 def _from_config(path: Path, error: Kind) -> list[tuple[str, int, str]]:

@@ -34,8 +34,8 @@ _SPEAKING = frozenset(
 _QUIET = frozenset(
     "num_attention_heads attn_implementation attn_impl attn_type attn_mode use_flash_attn use_flash_attention "
     "flash_attn flash_attention use_flash_attention_2 use_sdpa output_attentions add_cross_attention "
-    "classifier_dropout max_window_layers pretraining_tp use_fused_rms_norm use_fused_rope fused_rms_norm fused_rope use_mask_token "
-    "layer_scale_init_value".split()
+    "classifier_dropout max_window_layers pretraining_tp use_fused_rms_norm use_fused_rope fused_rms_norm fused_rope "
+    "use_mask_token layer_scale_init_value".split()
 )
 """Names with such a word that choose among ways to the same numbers, set initial values, or belong to other tasks."""
 

@@ -82,9 +82,5 @@ def tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig)
         model = InternVLConfig.from_folder(folder)
         size, tokens = size or model.tile_size, tokens or model.tokens_per_tile
         rows = model.llm.vocab_size
-    tokenizer = Tokenizer.from_folder(place)
-    if missing := tokenizer.missing():
-        raise ConfigError(f"{place}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer")
-    if rows is not None:
-        tokenizer.check_rows(rows, place)
+    tokenizer = Tokenizer.of_model(place, rows)
     return tokenizer, ModelFacts(size or DEFAULT_TILE_SIZE, tokens or DEFAULT_TOKENS_PER_TILE)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_v2pe import exit_status
 from megatron_v2pe.checkpoint import store
 from megatron_v2pe.checkpoint.folder import TRAINING_STATE, newest, offer_others
+from megatron_v2pe.checkpoint.place import find_checkpoint
 from megatron_v2pe.config_tree import to_dict
 from megatron_v2pe.data.config import DataConfig
-from megatron_v2pe.data.documents import ModelFacts
+from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.loader import PackLoader, build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
@@ -28,8 +29,8 @@ from megatron_v2pe.device.agreement import on_every_rank, on_first_rank
 from megatron_v2pe.device.cards import peak_tflops
 from megatron_v2pe.device.cuda_start import check_precision
 from megatron_v2pe.device.device import Device
-from megatron_v2pe.errors import CheckpointError, ConfigError
-from megatron_v2pe.logging import get_logger, setup_logging
+from megatron_v2pe.errors import CheckpointError, ConfigError, DataError, V2PEError
+from megatron_v2pe.logging import FILE_ONLY, get_logger, keep_log, setup_logging
 from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import StepCost
@@ -39,10 +40,13 @@ from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.parallel.attention_backend import check_backend
 from megatron_v2pe.run_lock import FolderLock
+from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_holds
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig, ModelConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
+from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
+from megatron_v2pe.train.header import Start, header
 from megatron_v2pe.train.loop import Trainer
-from megatron_v2pe.train.memory import Budget, in_words, plan_of_stage, shortage_explained, shortage_foreseen
+from megatron_v2pe.train.memory import Budget, packs_per_step, plan_of_stage, shortage_explained, shortage_foreseen
 from megatron_v2pe.train.metrics import MetricsLog, check_wandb
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
@@ -52,6 +56,8 @@ from megatron_v2pe.train.stop import StopRequest
 from megatron_v2pe.train.wrap import freeze, wrap
 from megatron_v2pe.v2pe.stride import StridePolicy
 
+LOG = "train.log"
+"""Name of the log beside the metrics."""
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _log = get_logger(__name__)
 
@@ -77,9 +83,29 @@ class Run:
         """Type of parameters and activations."""
         return _DTYPES[self.config.train.precision]
 
+    @property
+    def packs_per_step(self) -> int:
+        """Packs of a step, over all ranks."""
+        return packs_per_step(self.budget)
 
-def run(config: ExperimentConfig) -> int:
-    """Train as configured, resuming where the run's folder holds a checkpoint; return the exit status."""
+    @property
+    def facts(self) -> ModelFacts:
+        """What the data pipeline has to know of the model."""
+        return ModelFacts(self.model.tile_size, self.model.tokens_per_tile)
+
+    @property
+    def encoder(self) -> DocumentEncoder:
+        """What makes documents of samples."""
+        return DocumentEncoder(self.config.data, self.tokenizer, self.facts, self.policy, self.config.train.seed)
+
+
+def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
+    """Train as configured, resuming where the run's folder holds a checkpoint; return the exit status.
+
+    Args:
+        config: of the run.
+        notices: what was said of its command line, for the log that is kept.
+    """
     world = launch.read_environment()
     setup_logging(world.rank)
     config = with_recorded_strides(config)
@@ -92,7 +118,14 @@ def run(config: ExperimentConfig) -> int:
         raise ConfigError("optimizer.optimizer_cpu_offload moves state off a GPU, but this run is on the CPU")
     check_backend(config.parallel.attention_backend, device.torch_device)
     minutes = config.parallel.distributed_timeout_minutes
-    with launch.joined(world, device, minutes, _log_folder(config), topology.destroy), _locked(config.checkpoint.save):
+    logs = _log_folder(config)
+    with (
+        launch.joined(world, device, minutes, logs, topology.destroy),
+        _locked(config.checkpoint.save),
+        _kept(logs, world.rank),
+    ):
+        for notice in notices:
+            _log.warning("%s", notice, extra=FILE_ONLY)
         return _train(_prepare(config, world, device))
 
 
@@ -108,23 +141,35 @@ def _locked(save: str | None) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def _kept(logs: Path | None, rank: int) -> Iterator[None]:
+    """Keep what rank 0 logs in a file of the run, with the error that ends it."""
+    with ExitStack() as stack:
+        on_first_rank(lambda: stack.enter_context(keep_log(None if logs is None else logs / LOG)))
+        try:
+            yield
+        except (V2PEError, OSError) as error:
+            if rank == 0:
+                _log.error("%s", error, extra=FILE_ONLY)
+            raise
+
+
 def _prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Run:
     """Find the checkpoint, check the layout against it, create the process groups."""
     _log.info("device: %s", _where(device, world))
     watchdog.progress("looking for the checkpoint")
+    model = check_checkpoint(config)
     save = config.checkpoint.save
-    cache = config.model.converted_dir or (str(Path(save) / "converted") if save else None)
-    start = start_folder(config.model.model_name_or_path, cache, config.checkpoint.verify)
+    older = [Path(save) / "converted"] if save else []  # where earlier versions kept what a run converted
+    name, cache = config.model.model_name_or_path, config.model.converted_dir
+    start = start_folder(name, cache, config.checkpoint.verify, older)
     hf = hf_folder(start)
-    model = InternVLConfig.from_folder(hf)
-    _check_stated(model, config.model, config.data)
+    if world.rank == 0:
+        for line in what_holds(config):
+            _log.warning("%s", line)
     config.validate(world.world_size, model_sizes(model))
     groups = topology.initialize(config.parallel, config.train.seed)
-    tokenizer = Tokenizer.from_folder(config.model.tokenizer_path or hf)
-    if missing := tokenizer.missing():
-        raise ConfigError(f"{hf}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer")
-    if len(tokenizer) > model.llm.vocab_size:
-        raise ConfigError(f"{hf}: {len(tokenizer)} tokens in the tokenizer, {model.llm.vocab_size} rows in the model")
+    tokenizer = Tokenizer.of_model(config.model.tokenizer_path or hf, model.llm.vocab_size)
     policy = config.v2pe.stride_policy(config.train.seed)
     budget = Budget(config, model, world.world_size, _smallest_card(device))
     return Run(config, world, device, groups, start, model, policy, tokenizer, budget)
@@ -138,22 +183,6 @@ def _smallest_card(device: Device) -> int | None:
     smallest = torch.tensor(mine, device=device.torch_device)
     dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
     return int(smallest.item())
-
-
-def _check_stated(model: InternVLConfig, settings: ModelConfig, data: DataConfig) -> None:
-    """Check what a run states about its checkpoint."""
-    stated: dict[str, Any] = {
-        "ps_version": settings.ps_version,
-        "downsample_ratio": settings.down_sample_ratio,
-        "select_layer": settings.vision_select_layer,
-        "tile_size": data.force_image_size,
-    }
-    for name, value in stated.items():
-        if value is not None and value != getattr(model, name):
-            raise ConfigError(
-                f"{name} {value} was asked for, but the checkpoint has {getattr(model, name)}; "
-                "it is part of the model, to be changed in its config.json"
-            )
 
 
 def _train(run: Run) -> int:
@@ -173,16 +202,19 @@ def _train(run: Run) -> int:
         config.parallel.overlap_param_gather,
         run.groups,
     )
-    scheduler = build_scheduler(optimizer, config.optimizer, config.train.train_steps)
     state = _resume(resumed, model, optimizer, config.checkpoint.verify) if resumed is not None else None
-    apply_settings(optimizer, config.optimizer)
     iteration = state.iteration if state else 0
+    run = _counted(run, state.loader if state else None, iteration)
+    config = run.config
+    scheduler = build_scheduler(optimizer, config.optimizer, config.train.train_steps)
+    apply_settings(optimizer, config.optimizer)
     scheduler.step(increment=iteration)
     watchdog.progress("opening the data")
     feed = _feed(run, state.loader if state else None)
     rank, steps = run.world.rank, config.train.train_steps
     where = _where(run.device, run.world)
     metrics = on_every_rank(lambda: MetricsLog(config.logging, _log_folder(config), rank, iteration, steps, where))
+    _introduce(run, feed, Start(run.start, resumed, iteration, _log_folder(config)))
     stop = StopRequest()
     trainer = Trainer(
         model=wrapped,
@@ -207,6 +239,36 @@ def _train(run: Run) -> int:
         stop.restore()
     _report(run, metrics.rates(), iteration, done)
     return stop.status if done < config.train.train_steps else exit_status.FINISHED
+
+
+def _counted(run: Run, state: dict[str, Any] | None, iteration: int) -> Run:
+    """Return the run with the steps its epochs take, counted on rank 0 from where its data are."""
+    epochs = run.config.train.epochs
+    if epochs is None:
+        return run
+
+    def count() -> int:
+        watchdog.progress("counting the packs of the run's epochs")
+        tell = partial(watchdog.progress, "counting the packs of the run's epochs")
+        return steps_left(run.config.data, epochs, run.encoder, run.packs_per_step, state, tell)
+
+    left: list[int | None] = [on_first_rank(count)]
+    dist.broadcast_object_list(left, src=0)
+    assert left[0] is not None
+    if not iteration + left[0]:
+        raise DataError(f"train.epochs {epochs:g}: not one sample of the data can be used")
+    config = run.config.updated({"train": {"train_steps": iteration + left[0]}}, "train.epochs")
+    return replace(run, config=config, budget=replace(run.budget, config=config))
+
+
+def _introduce(run: Run, feed: DataFeed, start: Start) -> None:
+    """Say what is about to be trained, and how; rank 0 knows the data."""
+    loader = feed.loader
+    if run.world.rank or not isinstance(loader, PackLoader):
+        return
+    packs = packs_of_epoch(run.config.data, run.encoder)
+    for line in header(run.budget, loader.plan, packs, start):
+        _log.info("%s", line)
 
 
 def _where(device: Device, world: launch.World) -> str:
@@ -239,9 +301,6 @@ def _cutter(run: Run) -> Cutter:
 def _model(run: Run) -> InternVLModel:
     train, settings = run.config.train, run.config.model
     plan = plan_of_stage(run.budget, run.groups.pp.rank())
-    if plan is not None:
-        for stage in range(run.budget.stages):
-            _log.info("%s", in_words(run.budget, stage))
     for stage in range(run.budget.stages):
         if (warning := shortage_foreseen(run.budget, stage)) is not None and run.world.rank == 0:
             _log.warning("%s", warning)
@@ -284,15 +343,18 @@ def _resume_folder(config: ExperimentConfig) -> Path | None:
     if settings.save and (latest := newest(Path(settings.save))) is not None:
         if settings.resume == "never":
             raise ConfigError(f"{latest} is there and checkpoint.resume is never; choose another checkpoint.save")
+        if settings.load is not None:
+            _log.warning("checkpoint.load %s is not read: the run goes on from %s", settings.load, latest)
         return latest
     if settings.load is None:
         return None
-    folder = Path(settings.load)
-    if (folder / TRAINING_STATE).is_file():
-        return folder
-    if folder.is_dir() and (latest := newest(folder)) is not None:
-        return latest
-    raise ConfigError(f"checkpoint.load: {folder} holds no training checkpoint")
+    place = find_checkpoint(settings.load, "checkpoint.load")
+    if place.is_hf or not (place.folder / TRAINING_STATE).is_file():
+        raise ConfigError(
+            f"checkpoint.load {settings.load}: holds weights and no training checkpoint; to start from its weights, "
+            "name it as model.model_name_or_path"
+        )
+    return place.folder
 
 
 def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
@@ -305,13 +367,14 @@ def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
         return build_loader(
             run.config.data,
             run.tokenizer,
-            ModelFacts(run.model.tile_size, run.model.tokens_per_tile),
+            run.facts,
             run.policy,
             seed=run.config.train.seed,
             dp_rank=parallel_state.get_data_parallel_rank(),
             dp_size=ranks,
-            packs_per_step=ranks * run.config.train.micro_batches(ranks),
+            packs_per_step=run.packs_per_step,
             state=state,
+            epochs=run.config.train.epochs,
             read_seconds=60 * run.config.parallel.distributed_timeout_minutes,
         )
 

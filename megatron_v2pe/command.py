@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from megatron_v2pe import exit_status
+from megatron_v2pe import exit_status, last_words
 from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.orphans import end_with_launcher
@@ -38,13 +38,13 @@ def finished(
         _forget_output()
         return exit_status.BROKEN_PIPE
     except KeyboardInterrupt:
-        _say(f"\n{interrupted}")
+        tell(f"\n{interrupted}")
         return exit_status.INTERRUPTED
     except OSError as error:
-        _say(f"error: {error if error.filename is not None else error.strerror or error}")
+        tell(f"error: {error if error.filename is not None else error.strerror or error}")
         return exit_status.of(error)
     except V2PEError as error:
-        _say(f"error: {error}")
+        tell(f"error: {error}")
         return exit_status.of(error)
 
 
@@ -58,7 +58,7 @@ def run_tool(main: Callable[[], int]) -> NoReturn:
         status = finished(main)
     except SystemExit as ended:
         if isinstance(ended.code, str):
-            _say(ended.code)
+            tell(ended.code)
         status = exit_status.of(ended)
     except BaseException:
         traceback.print_exc()
@@ -85,7 +85,10 @@ def end_now(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _say(text: str) -> None:
+def tell(text: str) -> None:
+    """Say on standard error how this process ends; torchrun is told of an error too."""
+    if text.startswith("error: "):
+        last_words.leave(text)
     try:
         print(printable(text, lines=True), file=sys.stderr, flush=True)
     except OSError:
@@ -98,7 +101,7 @@ def _flushed(status: int) -> int:
         sys.stdout.flush()
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            _say(f"error: standard output: {error.strerror}")
+            tell(f"error: standard output: {error.strerror}")
         _forget_output()
         return exit_status.of(error)
     return status

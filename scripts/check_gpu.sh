@@ -12,13 +12,16 @@
 #   f kernels      attention and fused operations, each kernel's time
 #
 # Everything it needs is made by itself. Prints one table, writes one JSON (--json), ends with 1 where a number is wrong.
-# Without a GPU each part runs in a small form on the CPU. `--help` explains the rest.
+# Without a GPU each part runs in a small form on the CPU: bash scripts/check_gpu.sh f --device cpu
+# All flags: python tools/check_gpu.py --help
 #
 # It runs in .venv if there is one, else with `python3` and what is installed there. Packages that are missing are
 # taken from the folder `wheels/` beside the checkout's files, or from WHEELS, where there is one; nothing is downloaded.
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+. "$root/scripts/usage.sh"
+if asked_for_help "$@"; then show_usage "$0"; exit 0; fi
 if [ -x "$root/.venv/bin/python" ]; then python=$root/.venv/bin/python; else python=${PYTHON:-python3}; fi
 wheels=${WHEELS:-$root/wheels}
 if [ -d "$wheels" ]; then

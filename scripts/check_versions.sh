@@ -17,6 +17,8 @@
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+. "$root/scripts/usage.sh"
+if asked_for_help "$@"; then show_usage "$0"; exit 0; fi
 pinned() { sed -n "s/^$1==//p" "$root/constraints.txt"; }
 python=${1:-python3}
 mcore=${2:-$(pinned megatron-core)}

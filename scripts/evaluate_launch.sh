@@ -10,7 +10,8 @@
 #                   single copy on the CPU; on Slurm the tasks of the job, else 8)
 #   PARTITION       Slurm partition: processes are started by srun. Without it, by torchrun on this machine (a single
 #                   one by itself)
-#   On Slurm: GPUS_PER_NODE, CPUS_PER_TASK, QUOTA_TYPE, SRUN_ARGS, GRES, JOB_NAME, MASTER_PORT, as in train_srun.sh
+#   On Slurm: GPUS_PER_NODE, CPUS_PER_TASK, QUOTA_TYPE, SRUN_ARGS, GRES, JOB_NAME, MASTER_PORT, CHECK, as in
+#   train_srun.sh
 #   On machines: NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, RUN_ID, as in train_torchrun.sh
 #   PYTHON          interpreter (default: .venv/bin/python of this checkout if there is one, else python3)
 #
@@ -20,11 +21,11 @@ set -eu
 # Read in by the evaluate scripts, with `root` (the checkout) and `benchmarks` (what is asked; nothing: the second
 # argument) set, their arguments as positional parameters. `copy_default` may be `all`.
 
+. "${root:-$(dirname -- "$0")/..}/scripts/usage.sh"
+read_in_by_others evaluate_launch.sh "$@"
+
 usage() {
-    for file in "$0" "$root/scripts/evaluate_launch.sh"; do
-        sed -n -e '1d' -e '/^#/!q' -e 's/^# \{0,1\}//p' "$file" >&2
-    done
-    exit 2
+    show_usage "$0" "$root/scripts/evaluate_launch.sh"
 }
 
 refuse() {
@@ -38,14 +39,18 @@ demand_number() { # NAME VALUE
     esac
 }
 
-[ "$#" -gt 0 ] || usage
-for word in "$@"; do
-    case "$word" in -h | --help) usage ;; esac
-done
+if asked_for_help "$@"; then usage; exit 0; fi
+if [ "$#" -eq 0 ]; then usage >&2; exit 2; fi
 case "$1" in -*) refuse "the checkpoint comes first, flags behind it: sh $0 CHECKPOINT $1 ..." ;; esac
 checkpoint=$1
 shift
-[ -d "$checkpoint" ] || refuse "$checkpoint: no such folder; expected a Hugging Face or Megatron checkpoint, or a run"
+if [ ! -d "$checkpoint" ]; then
+    case "${checkpoint##*/}" in
+        InternVL*) from="; to fetch it: huggingface-cli download OpenGVLab/${checkpoint##*/} --local-dir $checkpoint" ;;
+        *) from="" ;;
+    esac
+    refuse "$checkpoint: no such folder; expected a Hugging Face or Megatron checkpoint, or a run$from"
+fi
 if [ -z "$benchmarks" ]; then
     case "${1:--}" in -*) refuse "the task comes second, flags behind it: sh $0 $checkpoint TASK" ;; esac
     benchmarks=$1
@@ -144,6 +149,7 @@ fi
 set -- "$root/tools/evaluate.py" --checkpoint "$checkpoint" --benchmarks "$benchmarks" --out "$out" "$@"
 start=start_with_torchrun
 if [ "$GPUS" -eq 1 ]; then start=start_alone; fi
+without_slurm="the same command without PARTITION starts it on this machine"
 if [ -n "${PARTITION:-}" ]; then
     start=start_with_srun
 else
@@ -162,6 +168,7 @@ while kill -0 "$child" 2>/dev/null; do  # a signal ends the wait before the prog
     wait "$child" || status=$?
 done
 
+if [ "$status" -eq 2 ]; then exit 2; fi  # what has to be mended was said, and stays the last line
 if [ "$status" -ne 0 ]; then
     if [ -d "$out" ]; then kept="; what is answered is in $out, the same command goes on from there"; else kept=""; fi
     echo "evaluation ended with status $status$kept" >&2

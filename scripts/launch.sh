@@ -3,6 +3,9 @@
 # A start_ function replaces the shell by what it starts; the environment it reads is described in train_srun.sh and
 # train_torchrun.sh, apart from what it demands.
 
+. "${root:-$(dirname -- "$0")/..}/scripts/usage.sh"
+read_in_by_others launch.sh "$@"
+
 if [ -z "${PYTHON:-}" ]; then
     if [ -x "$root/.venv/bin/python" ]; then PYTHON="$root/.venv/bin/python"; else PYTHON=python3; fi
 fi
@@ -11,7 +14,19 @@ gpus_found() {
     if command -v nvidia-smi >/dev/null 2>&1; then nvidia-smi --list-gpus 2>/dev/null | wc -l | tr -d ' '; else echo 0; fi
 }
 
-start_with_srun() { # PROGRAM [ARGUMENT ...]; demands GPUS
+# Has a tool look at its arguments on this machine, before anything is asked of others; a message ends this shell.
+look_first() { # PROCESSES PROGRAM [ARGUMENT ...]
+    if [ "${CHECK:-yes}" = no ] || ! "$PYTHON" -c 'import megatron_v2pe' 2>/dev/null; then return; fi
+    status=0
+    "$PYTHON" -m megatron_v2pe.device.torchrun --check --nproc-per-node "$@" || status=$?
+    if [ "$status" -eq 2 ]; then exit 2; fi
+}
+
+start_with_srun() { # PROGRAM [ARGUMENT ...]; demands GPUS; without_slurm is what to type where there is none
+    if ! command -v srun >/dev/null 2>&1; then
+        echo "error: srun: not found, so this machine starts nothing with Slurm; without it: $without_slurm" >&2
+        exit 2
+    fi
     per_node=${GPUS_PER_NODE:-8}
     if [ "$GPUS" -lt "$per_node" ]; then per_node=$GPUS; fi
     if [ $((GPUS % per_node)) -ne 0 ]; then
@@ -24,6 +39,7 @@ start_with_srun() { # PROGRAM [ARGUMENT ...]; demands GPUS
     if [ -n "${MASTER_PORT:-}" ]; then export MASTER_PORT; fi
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$cpus}"
     export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}"  # lets tensor parallelism overlap on GPUs
+    look_first "$GPUS" "$@"
     # The positional parameters become the whole command, built back to front: plain sh has no arrays. SRUN_ARGS are the
     # last options, so they win over ours.
     set -- "$PYTHON" -u "$@"

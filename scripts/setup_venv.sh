@@ -10,6 +10,8 @@
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+. "$root/scripts/usage.sh"
+if asked_for_help "$@"; then show_usage "$0"; exit 0; fi
 venv="$root/.venv"
 stamp="$venv/.megatron-v2pe-installed"
 wanted=$(printf '%s' "${1:-}" | tr -d ' ')

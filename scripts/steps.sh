@@ -12,6 +12,9 @@
 #
 # When the script ends with another status than 0, the step that failed is named.
 
+. "${root:-$(dirname -- "$0")/..}/scripts/usage.sh"
+read_in_by_others steps.sh "$@"
+
 number=0
 began=$(date +%s)
 since=$began

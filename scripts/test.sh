@@ -8,6 +8,8 @@
 set -u
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+. "$root/scripts/usage.sh"
+if asked_for_help "$@"; then show_usage "$0"; exit 0; fi
 cd "$root" || exit 1
 sh scripts/setup_venv.sh test,dev,video || exit 1
 bin="$root/.venv/bin"

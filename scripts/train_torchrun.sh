@@ -2,6 +2,9 @@
 # Train on one machine, or on several that each run this script, with torchrun.
 #
 #   GPUS_PER_NODE=8 sh scripts/train_torchrun.sh --recipe internvl2_2b_v2pe_32k [more arguments of tools/train.py]
+#   sh scripts/train_torchrun.sh --recipe internvl2_2b_v2pe_32k --dry-run      prints the settings, starts nothing
+#
+# All arguments: python tools/train.py --help. What they ask for is looked at before any process is started.
 #
 # On two machines, run on each, NODE_RANK 0 on the first and 1 on the second, all else alike:
 #   RUN_ID=$(uuidgen)   # once, the same on both
@@ -23,6 +26,8 @@
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+. "$root/scripts/usage.sh"
+if asked_for_help "$@"; then show_usage "$0"; exit 0; fi
 . "$root/scripts/launch.sh"
 
 for argument in "$@"; do

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from megatron_v2pe.command import finished, run_tool
 
 if TYPE_CHECKING:
+    from megatron_v2pe.device.launch import World
     from megatron_v2pe.evaluate.benchmark import Benchmark, Question
-    from megatron_v2pe.generate.opening import Opened
+    from megatron_v2pe.generate.opening import Opened, Opening
+    from megatron_v2pe.v2pe.position_ids import Stride
 
 EXAMPLES = """examples, from the folder that holds `data/` and `dataset/` as the published README lays them out:
   python tools/evaluate.py --checkpoint work_dirs/run --benchmarks chartqa,docvqa --out work_dirs/evaluate/run
@@ -69,17 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status (`exit_status`)."""
+def check(argv: list[str], processes: int) -> None:
+    """Refuse what can be refused before so many processes are started, see `device/before_start.py`."""
+    from megatron_v2pe.device.launch import World
+
+    arguments = _read(argv)
+    if not arguments.list:
+        _look(arguments, World(world_size=processes))
+
+
+def _read(argv: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments = parser.parse_args(argv)
-    from megatron_v2pe.logging import quiet_expected_warnings
-
-    quiet_expected_warnings()
-    from megatron_v2pe.evaluate.registry import BENCHMARKS, GROUPS
-
     if arguments.list:
-        return finished(lambda: print("\n".join([*BENCHMARKS, "", "groups: " + ", ".join(GROUPS)])))
+        return arguments
     if arguments.checkpoint is None or arguments.out is None or not arguments.benchmarks:
         parser.error("--checkpoint, --benchmarks and --out are needed")
     for name in ("--limit", "--batch-size", "--max-num", "--window"):
@@ -88,27 +93,52 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"{name} is {value}, expected 1 or more")
     if arguments.image_workers is not None and arguments.image_workers < 0:
         parser.error(f"--image-workers is {arguments.image_workers}, expected 0 or more")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status (`exit_status`)."""
+    arguments = _read(argv)
+    from megatron_v2pe.logging import quiet_expected_warnings
+
+    quiet_expected_warnings()
+    if arguments.list:
+        return finished(_list)
     return finished(lambda: _run(arguments), "interrupted; what is answered is kept, and the same command goes on")
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    from megatron_v2pe.device.agreement import on_first_rank
+def _list() -> None:
+    from megatron_v2pe.evaluate.registry import BENCHMARKS, GROUPS
+
+    print("\n".join([*BENCHMARKS, "", "groups: " + ", ".join(GROUPS)]))
+
+
+def _look(arguments: argparse.Namespace, world: World | None = None) -> tuple[Opening, list[Stride], list[Benchmark]]:
+    """Return what is to be asked of which checkpoint, all that can be checked without a model checked."""
     from megatron_v2pe.errors import ConfigError
     from megatron_v2pe.evaluate.needs import check_all
     from megatron_v2pe.evaluate.registry import create, expand
-    from megatron_v2pe.generate.opening import opened, prepare
-    from megatron_v2pe.run_lock import FolderLock
-    from megatron_v2pe.train.start import start_folder
+    from megatron_v2pe.generate.opening import prepare
     from megatron_v2pe.v2pe.stride import parse_stride
 
     if arguments.strides and arguments.rope_pos_id_stride is not None:
         raise ConfigError("--strides takes the place of --rope_pos_id_stride; give one of them")
     strides = [parse_stride(text) for text in arguments.strides or ()]
-    opening = prepare(arguments)
+    opening = prepare(arguments, world)
     if strides:
         opening = replace(opening, stride=strides[0])
     benchmarks = [create(name, arguments.mode) for name in expand(arguments.benchmarks)]
     check_all(benchmarks, arguments.root)  # what is missing is told before the model is loaded
+    return opening, strides, benchmarks
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from megatron_v2pe.device.agreement import on_first_rank
+    from megatron_v2pe.generate.opening import opened
+    from megatron_v2pe.run_lock import FolderLock
+    from megatron_v2pe.train.start import start_folder
+
+    opening, strides, benchmarks = _look(arguments)
     questions = [(benchmark, list(benchmark.questions(arguments.root))) for benchmark in benchmarks]
     lock = FolderLock(arguments.out, "this evaluation")
 

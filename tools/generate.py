@@ -7,9 +7,14 @@ import io
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_v2pe.command import finished, run_tool
+
+if TYPE_CHECKING:
+    from megatron_v2pe.device.launch import World
+    from megatron_v2pe.generate.generation import GenerationOptions
+    from megatron_v2pe.generate.opening import Opening
 
 EXAMPLES = """examples, from the top of the repository; the first two make a tiny checkpoint that answers nonsense:
   python examples/quickstart/make_data.py work_dirs/quickstart/data
@@ -58,8 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status (`exit_status`)."""
+def check(argv: list[str], processes: int) -> None:
+    """Refuse what can be refused before so many processes are started, see `device/before_start.py`."""
+    from megatron_v2pe.device.launch import World
+
+    _look(_read(argv), World(world_size=processes))
+
+
+def _read(argv: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     arguments = parser.parse_args(argv)
     if (arguments.input is None) != (arguments.output is None):
@@ -68,23 +79,32 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--image belongs to --prompt; in a chat use /image, in a JSONL file the field image")
     if arguments.batch_size < 1:
         parser.error(f"--batch-size is {arguments.batch_size}, expected 1 or more")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status (`exit_status`)."""
+    arguments = _read(argv)
     from megatron_v2pe.logging import quiet_expected_warnings
 
     quiet_expected_warnings()
     return finished(lambda: _run(arguments), "interrupted")
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _look(arguments: argparse.Namespace, world: World | None = None) -> tuple[Opening, GenerationOptions, list[Any]]:
+    """Return what is to be asked of which checkpoint and how, all that can be checked without a model checked."""
     from megatron_v2pe.errors import ConfigError, DataError
     from megatron_v2pe.generate.generation import GenerationOptions
-    from megatron_v2pe.generate.opening import opened, prepare
+    from megatron_v2pe.generate.opening import prepare
     from megatron_v2pe.generate.sampling import Sampling
-    from megatron_v2pe.train.start import start_folder
 
-    opening = prepare(arguments)
-    first, copy = opening.world.rank == 0, opening.layout.model_parallel_size
+    opening = prepare(arguments, world)
+    copy = opening.layout.model_parallel_size
     if opening.world.world_size != copy:
-        raise ConfigError(f"{opening.world.world_size} processes, but one copy of the model takes {copy}")
+        raise ConfigError(
+            f"{opening.world.world_size} processes, but one copy of the model takes {copy}: start {copy}, or lay it out "
+            f"over all, for example with --context-parallel-size {opening.world.world_size}"
+        )
     options = GenerationOptions(
         max_new_tokens=arguments.max_new_tokens,
         min_new_tokens=arguments.min_new_tokens,
@@ -95,9 +115,16 @@ def _run(arguments: argparse.Namespace) -> None:
         raise DataError("--prompt: the prompt is empty")
     if arguments.prompt is not None and any("\ud800" <= letter <= "\udfff" for letter in arguments.prompt):
         raise DataError("--prompt: the prompt is not in the encoding of this terminal, see LC_ALL")
-    questions = _questions(arguments)
+    return opening, options, _questions(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from megatron_v2pe.generate.opening import opened
+    from megatron_v2pe.train.start import start_folder
+
+    opening, options, questions = _look(arguments)
     with opened(opening, start_folder) as it:
-        _answer(arguments, it.pretrained, questions, it.tiling, options, first)
+        _answer(arguments, it.pretrained, questions, it.tiling, options, opening.world.rank == 0)
 
 
 def _questions(arguments: argparse.Namespace) -> list[Any]:

@@ -12,6 +12,8 @@
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
+. "$root/scripts/usage.sh"
+if asked_for_help "$@"; then show_usage "$0"; exit 0; fi
 absolute() { case "$1" in /*) printf %s "$1" ;; *) printf %s "$PWD/$1" ;; esac; }
 trained=$root/work_dirs/quickstart
 out=$root/work_dirs/evaluation

@@ -1,13 +1,21 @@
 #!/bin/sh
-# The 256K stage with context parallel size 8 (--chunk_num 8 --attn_type ring), reconstructed: see the recipe.
-# This version refuses context parallelism: the run stops with that message, --dry-run shows its settings.
+# The 256K stage, reconstructed (see the recipe): 8 GPUs share each pack (--chunk_num 8 --attn_type ring). It starts
+# from the 32K run, work_dirs/internvl2_2b_v2pe_32k, which is trained first; --model.model-name-or-path names another.
 #
 #   PARTITION='your partition' GPUS=32 sh examples/internvl2_2b/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_256k.sh
 #
-# LAUNCHER=pytorch starts it with torchrun on this machine instead of Slurm. Arguments are passed on and win over the
-# recipe's settings. Further environment: scripts/train_srun.sh, scripts/train_torchrun.sh.
+# LAUNCHER=pytorch starts it with torchrun on this machine instead of Slurm; --dry-run prints the settings and starts
+# nothing:
+#
+#   LAUNCHER=pytorch GPUS=8 sh examples/internvl2_2b/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_256k.sh
+#   sh examples/internvl2_2b/internvl_chat_v2_internlm2_2b_dynamic_res_v2pe_256k.sh --dry-run
+#
+# Arguments are passed on and win over the recipe's settings. Environment: GPUS, the processes in all, and what
+# `sh scripts/train_srun.sh --help` and `sh scripts/train_torchrun.sh --help` list.
 set -eu
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
+. "$root/scripts/usage.sh"
+if asked_for_help "$@"; then show_usage "$0"; exit 0; fi
 case "${LAUNCHER:-slurm}" in
     slurm) launcher=train_srun.sh ;;
     pytorch) launcher=train_torchrun.sh ;;

@@ -13,6 +13,8 @@
 set -eu
 
 root=$(CDPATH='' cd -- "$(dirname -- "$0")/../.." && pwd)
+. "$root/scripts/usage.sh"
+if asked_for_help "$@"; then show_usage "$0"; exit 0; fi
 case "${1:-}" in
     --* | *.*=*) out="" ;; # no folder named
     *)

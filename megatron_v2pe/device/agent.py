@@ -270,6 +270,8 @@ def _run(agent: _Agent) -> int:
         ) from error
     failed = result is not None and (result.is_failed() or result.state is WorkerState.UNHEALTHY)
     status = agent.status() if failed else exit_status.FINISHED
+    if status == exit_status.MEND:  # a process has said what, and its message stays the last
+        return status
     if status and not (agent.asked and status >= 128):
         ended, first = agent.ended, agent.first
         who = (

@@ -4,7 +4,8 @@
 
 On one machine the processes meet at a store that listens on loopback, at a free port unless one is named. Across
 machines they meet at PyTorch's static rendezvous: a store that holds short texts, nothing of which is unpickled.
-SIGINT, SIGTERM, SIGUSR1 and SIGHUP are passed on, once; a second SIGINT ends everything at once.
+A tool of `tools/` looks at its arguments before any process is started; with `--check` that is all. SIGINT, SIGTERM,
+SIGUSR1 and SIGHUP are passed on, once; a second SIGINT ends everything at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import uuid
 from collections.abc import Sequence
 
+from megatron_v2pe import exit_status
 from megatron_v2pe.command import run_tool
 from megatron_v2pe.errors import ConfigError
 
@@ -21,16 +23,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Start the processes, wait for their end; return the status of the first that failed, else 0.
 
     Raises:
-        ConfigError: a port in use, or variables that several machines need and one lacks.
+        V2PEError: arguments of the program that cannot be right, a port in use, or variables that several machines need
+            and one lacks.
         CommunicationError: the machines did not meet.
     """
     arguments = _parser().parse_args(argv)
-    from megatron_v2pe.device import agent, launch  # PyTorch takes a second to import; --help need not wait
+    from megatron_v2pe.device import agent, before_start, launch  # PyTorch takes a second; --help need not wait
 
     several = arguments.nnodes > 1
     run_id = arguments.run_id or (launch.slurm_job() if several else uuid.uuid4().hex)
-    if several:
+    if several and not arguments.check:
         _demand(arguments, run_id)
+    before_start.look(arguments.program, arguments.arguments, arguments.nnodes * arguments.nproc_per_node)
+    if arguments.check:
+        return exit_status.FINISHED
     return agent.start(arguments, run_id)
 
 
@@ -68,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="for processes to save after a signal, once the first has ended (default: %(default)s)",
     )
+    add("--check", action="store_true", help="only have PROGRAM look at its arguments; start nothing")
     add("program", metavar="PROGRAM")
     add("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT")
     return parser

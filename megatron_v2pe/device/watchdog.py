@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from megatron_v2pe import exit_status
+from megatron_v2pe import exit_status, last_words
 from megatron_v2pe.errors import CommunicationError
 from megatron_v2pe.orphans import lost_reader
 
@@ -356,7 +356,12 @@ def _started(process: int) -> str:
 
 
 def say(text: str) -> None:
-    """Write a line to standard error, if there is one; a bar that shows progress may stand in the line before."""
+    """Write a line to standard error, if there is one; a bar that shows progress may stand in the line before.
+
+    An error is also left for torchrun.
+    """
+    if text.startswith("error: "):
+        last_words.leave(text)
     with suppress(OSError, ValueError):
         print(f"\n{text}", file=sys.stderr, flush=True)
 

@@ -99,11 +99,12 @@ def add_checkpoint_arguments(
     add("--converted-dir", type=Path, default=Path("work_dirs/converted"), help="(default: %(default)s)")
 
 
-def prepare(arguments: argparse.Namespace) -> Opening:
+def prepare(arguments: argparse.Namespace, world: World | None = None) -> Opening:
     """Read the launcher's variables and check what can be checked without a model.
 
     Args:
         arguments: with `--checkpoint` and those of `add_checkpoint_arguments`.
+        world: of a run that is still to be started; by default the launcher's variables say it.
 
     Raises:
         ConfigError: settings that do not go together, or a folder that is no checkpoint or lacks its tokenizer.
@@ -114,7 +115,7 @@ def prepare(arguments: argparse.Namespace) -> Opening:
     from megatron_v2pe.parallel.config import ParallelConfig
     from megatron_v2pe.v2pe.stride import parse_stride
 
-    world = launch.read_environment()
+    world = world or launch.read_environment()
     setup_logging(world.rank)
     layout = ParallelConfig(
         tensor_model_parallel_size=arguments.tensor_model_parallel_size,

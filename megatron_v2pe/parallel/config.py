@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from megatron_v2pe.config_tree import check_values
+from megatron_v2pe.device.before_start import how_to_start
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
 
@@ -88,6 +89,7 @@ class ParallelConfig:
                 f"{self.tensor_model_parallel_size} x pipeline_model_parallel_size "
                 f"{self.pipeline_model_parallel_size} x context_parallel_size {self.context_parallel_size} "
                 f"= {self.model_parallel_size}"
+                f"{how_to_start(max(1, world_size // self.model_parallel_size) * self.model_parallel_size)}"
             )
         return world_size // self.model_parallel_size
 

@@ -59,6 +59,8 @@ def run_tool(main: Callable[[], int]) -> NoReturn:
     except SystemExit as ended:
         if isinstance(ended.code, str):
             tell(ended.code)
+        elif ended.code:
+            last_words.leave("error: the command line cannot be read; what is wrong with it stands above")
         status = exit_status.of(ended)
     except BaseException:
         traceback.print_exc()

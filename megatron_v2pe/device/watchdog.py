@@ -166,6 +166,7 @@ class Watchdog:
 
     def _follow(self, ended: dict[str, Any]) -> int:
         """End as another process has said, or the watching thread of this one."""
+        _leave_words(ended)
         if ended["rank"] == self._world.rank and ended["host"] == self._host:
             self._thread.join(_LOST_SECONDS)  # it tells why, and ends the process
         self._stopped.set()
@@ -290,6 +291,7 @@ class Watchdog:
 
     def _leave(self, ended: dict[str, Any]) -> None:
         """End this process; the main thread may do so itself, if it has noticed as well."""
+        _leave_words(ended)
         if ended.get("hang"):
             self._dump()
         elif self._stopped.wait(_GRACE_SECONDS):
@@ -345,6 +347,11 @@ def plain(error: BaseException, alone: bool = False) -> BaseException:
             ours.__cause__ = error
             return ours
     return error
+
+
+def _leave_words(ended: dict[str, Any]) -> None:
+    """Leave for torchrun what another process has told: whichever of them it looks at."""
+    last_words.leave(f"error: {ended['text']} [rank {ended['rank']} on {ended['host']}]")
 
 
 def _started(process: int) -> str:

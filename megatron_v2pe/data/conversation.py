@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.foreign.printable import printable
+
+if TYPE_CHECKING:
+    from megatron_v2pe.data.tokenizer import Tokenizer
 
 BEGUN = "begun"
 """Role of a turn behind the last question of a prompt: how its answer begins; the model goes on from there."""
+SYSTEM = "system"
+"""Role of a turn before all others that stands in place of the template's own system prompt."""
 _SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 
 
@@ -42,17 +49,19 @@ class Template:
         """Render turns of a conversation.
 
         Args:
-            turns: (role, text) with roles `human` and `gpt` in turn, a human first; text is stripped.
+            turns: (role, text) with roles `human` and `gpt` in turn, a human first; before them perhaps one of the
+                role `system`, which takes the place of the template's own system prompt. Text is stripped.
             prompt: end with an opened answer, for generation; the last turn is then a human's, or behind it one that
                 says how the answer begins (`BEGUN`).
 
         Raises:
-            DataError: roles out of turn.
+            DataError: roles out of turn, or a system turn where the template has none.
         """
         begun = ""
         if prompt and turns and turns[-1][0] == BEGUN:
             begun, turns = turns[-1][1].strip(), turns[:-1]
-        messages = [Message(self.system, None, fixed=True)]
+        said, turns = (turns[0][1], turns[1:]) if turns and turns[0][0] == SYSTEM else (None, turns)
+        messages = [self._opening(said)]
         for number, (role, text) in enumerate(turns):
             expected = ("human", "gpt")[number % 2]
             if role != expected:
@@ -65,6 +74,14 @@ class Template:
         if answered == prompt or not turns:
             raise DataError(f"{len(turns)} turns: the last must be {'a question' if prompt else 'an answer'}")
         return messages + ([Message(self.assistant + begun, None)] if prompt else [])
+
+    def _opening(self, system: str | None) -> Message:
+        """Return the system turn: the template's own, or one that says `system` in its place."""
+        if system is None:
+            return Message(self.system, None, fixed=True)
+        if _SYSTEM not in self.system:
+            raise DataError(f"a system turn, but the template {self.name!r} has none; leave it out")
+        return Message(self.system.replace(_SYSTEM, system.strip()), None)
 
 
 def _im_template(name: str) -> Template:
@@ -100,3 +117,18 @@ def get_template(name: str) -> Template:
     if name not in TEMPLATES:
         raise ConfigError(f"conversation template {name!r} is none of {', '.join(TEMPLATES)}")
     return TEMPLATES[name]
+
+
+def check_template(name: str, tokenizer: Tokenizer) -> Template:
+    """Return a template that can be asked with: one that is known, and whose end the tokenizer has.
+
+    Raises:
+        ConfigError: an answer written in it would have no end, or it is unknown.
+    """
+    template = get_template(name)
+    if template.end not in tokenizer.special:
+        raise ConfigError(
+            f"{printable(tokenizer.model_file)}: the tokenizer has no token {template.end}, which ends an answer in "
+            f"conversation template {name!r}; name the template the checkpoint was made with"
+        )
+    return template

@@ -12,7 +12,7 @@ from functools import cached_property
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.image_transform import image_size
-from megatron_v2pe.data.pictures import SizeOf, TilingOptions, draw_pictures, plan_images, plan_video
+from megatron_v2pe.data.pictures import ClipOf, SizeOf, TilingOptions, draw_pictures, plan_images, plan_video
 from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.data.text import PLACEHOLDER, compact_conversation, expand, image_starts, with_placeholder
 from megatron_v2pe.data.tokenizer import Tokenizer
@@ -66,9 +66,11 @@ class DocumentEncoder:
         """
         return self.encode_sample(dataset.read(line), dataset, size_of)
 
-    def encode_sample(self, sample: Sample, dataset: Dataset, size_of: SizeOf = image_size) -> EncodedSample:
-        """Encode a sample of `dataset` that is read already; arguments and errors as of `encode`."""
-        media, turns = self._media(sample, dataset, size_of)
+    def encode_sample(
+        self, sample: Sample, dataset: Dataset, size_of: SizeOf = image_size, clip_of: ClipOf = plan_video
+    ) -> EncodedSample:
+        """Encode a sample of `dataset` that is read already; `clip_of` measures its video, the rest as of `encode`."""
+        media, turns = self._media(sample, dataset, size_of, clip_of)
         tiles = [count for item in media for count in item.tiles]
         self._check_tiles(sum(tiles))
         text = compact_conversation(self.tokenizer, get_template(self.config.template), turns, len(tiles))
@@ -97,7 +99,7 @@ class DocumentEncoder:
         return Document(ids, labels, ticks, tuple(images), pictures, sample.source, key)
 
     def _media(
-        self, sample: Sample, dataset: Dataset, size_of: SizeOf
+        self, sample: Sample, dataset: Dataset, size_of: SizeOf, clip_of: ClipOf
     ) -> tuple[list[Picture | Clip], list[tuple[str, str]]]:
         """The images or the video of a sample, and its turns with one placeholder for each image or frame."""
         turns = list(sample.conversations)
@@ -109,7 +111,7 @@ class DocumentEncoder:
         if sample.video is not None:
             shortest, longest = self.config.min_num_frame, self.config.max_num_frame
             key = (self.seed, sample.id.dataset, sample.id.line)
-            clip = plan_video(sample.video, sample.clip, shortest, longest, options, key)
+            clip = clip_of(sample.video, sample.clip, shortest, longest, options, key)
             return [clip], _with_frames(turns, clip.frames)
         return [], turns
 
@@ -145,7 +147,9 @@ class DocumentEncoder:
 
 def _with_frames(turns: list[tuple[str, str]], frames: int) -> list[tuple[str, str]]:
     """Name the frames where the video stands. As the reference does, no newline comes between them and the question."""
-    (role, text), *others = with_placeholder(turns, VIDEO_PLACEHOLDER)
+    turns = with_placeholder(turns, VIDEO_PLACEHOLDER)
+    if (found := sum(text.count(VIDEO_PLACEHOLDER) for _, text in turns)) != 1:
+        raise DataError(f"{found} {VIDEO_PLACEHOLDER} placeholders in the conversation, but one video")
     names = "\n".join(f"Frame{number}:{PLACEHOLDER}" for number in range(1, frames + 1))
     newline = f"{VIDEO_PLACEHOLDER}\n"
-    return [(role, text.replace(newline if newline in text else VIDEO_PLACEHOLDER, names, 1)), *others]
+    return [(role, text.replace(newline if newline in text else VIDEO_PLACEHOLDER, names)) for role, text in turns]

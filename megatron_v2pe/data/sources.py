@@ -18,19 +18,24 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from megatron_v2pe.data.turns import LONGEST_WORD as LONGEST_WORD
+from megatron_v2pe.data.turns import TURN_FIELDS, turns_of
 from megatron_v2pe.data.types import Opening, Sample, SampleId
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import check_regular
+from megatron_v2pe.foreign.media_fields import Media, is_path, media_of
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields, Range, typed
 from megatron_v2pe.foreign.text import LARGEST_LINE, kind_of, parse_json, read_json_object
 
-LONGEST_WORD = 1 << 20
-"""Characters without a space or another blank between them, at most: three times a context of a million tokens takes
-a second to tokenise, fifty times more than a minute."""
+FIELDS = (*TURN_FIELDS, "clip")
+"""What is read of a line besides its media."""
 _MOST_REPEATS, _LARGEST_WEIGHT, _MOST_TILES = 1e6, 1e12, 4096
 _LONGEST_NAME, _LONGEST_VIDEO = 255, 1e9
+_SHOWN = 20
+"""Data sets whose faults are told, of one data list."""
 _READ_BYTES = 1 << 16
+_OTHER_FORMS = ("question", "answer", "query", "response", "prompt", "instruction", "input", "output", "text")
 _BLANK = np.zeros(256, dtype=bool)
 _BLANK[list(b" \t\n\r\x0b\x0c")] = True
 
@@ -131,36 +136,38 @@ class Dataset:
     def parse(self, line: bytes, number: int) -> Sample:
         """Parse a line of the annotation file, its number counted from 1; errors as of `read`."""
         content = _json(line)
-        images, video = self._files(content)
+        media = media_of(content, FIELDS, DataError)
+        images, video = self._files(media)
+        turns = turns_of(content, DataError)
+        if turns is None:
+            others = ", ".join(repr(name) for name in _OTHER_FORMS if name in content)
+            raise DataError(
+                "field 'conversations' is missing or empty" + (f"; {others} are not read, turns are" if others else "")
+            )
+        if not media.video and (place := next((n for n, turn in enumerate(turns, 1) if _asks_of_video(turn)), None)):
+            raise DataError(f"turn {place} begins with <video>, but the line names no video; give its path as 'video'")
         return Sample(
             id=SampleId(self.name, number, self.annotation),
-            conversations=_turns(content.get("conversations")),
+            conversations=turns,
             images=images,
-            multi_image=bool(images) and isinstance(content["image"], list),
+            multi_image=media.listed,
             video=video,
             clip=_clip(content.get("clip")),
+            unknown=media.unknown,
         )
 
     def files_of(self, line: bytes) -> list[tuple[str, bool]]:
         """Return the files a line refers to, (path, whether a video); none of a line that cannot be read."""
         try:
-            images, video = self._files(_json(line))
+            images, video = self._files(media_of(_json(line), FIELDS, DataError))
         except DataError:
             return []
         return [(path, False) for path in images] if video is None else [(video, True)]
 
-    def _files(self, content: dict[str, Any]) -> tuple[tuple[str, ...], str | None]:
+    def _files(self, media: Media) -> tuple[tuple[str, ...], str | None]:
         """Paths of a sample's images, and that of its video if it has none."""
-        image, video = content.get("image"), content.get("video")
-        multi = isinstance(image, list)
-        # No image: the field is missing, null, "" or []; the published annotations have all of these.
-        names = tuple(image) if isinstance(image, list) else () if image is None or image == "" else (image,)
-        if not all(_is_path(name) for name in names):
-            raise DataError(f"image: expected a path or a list of paths, found {ascii(image)[:80]}")
-        if video is not None and video != "" and not _is_path(video):
-            raise DataError(f"video: expected a path, found {ascii(video)[:80]}")
-        images = tuple(self.resolve(name, multi) for name in names)
-        return images, as_folder(self.resolve(video, False)) if video and not names else None
+        images = tuple(self.resolve(name, media.listed) for name in media.images)
+        return images, None if media.video is None else as_folder(self.resolve(media.video, False))
 
     def resolve(self, name: str, multi_image: bool) -> str:
         """Return the path of an image or video of this dataset."""
@@ -215,26 +222,40 @@ class _Entry:
     """Documents the number of lines and is compared with it nowhere."""
 
 
+_USUAL = {"data_augment": "false", "repeat_time": "1"}
+"""Required fields and what most published lists say."""
+
+
 def read_data_list(path: str | Path) -> list[Dataset]:
     """Read a data list.
 
     Raises:
         ConfigError: the file or an annotation file is missing, an entry lacks a field, has an unknown one or one of
-            another type.
+            another type; of all entries at once.
     """
-    content = read_entries(path)
-    datasets = [read_entry(name, entry, path) for name, entry in content.items()]
-    for dataset in datasets:
-        if not len(dataset):
-            raise ConfigError(
-                f"{printable(path)}: dataset {dataset.name!r}: {printable(dataset.annotation)} holds no samples"
-            )
+    datasets, faults = list[Dataset](), list[ConfigError | DataError]()
+    for name, entry in read_entries(path).items():
+        try:
+            datasets.append(_with_samples(read_entry(name, entry, path), path))
+        except (ConfigError, DataError) as error:
+            faults.append(error)
+    if faults:
+        more = f"\n... and {len(faults) - _SHOWN} more data sets" if len(faults) > _SHOWN else ""
+        raise type(faults[0])("\n".join(map(str, faults[:_SHOWN])) + more)
     without = [dataset.name for dataset in datasets if dataset.weight is None]
     if without and len(without) < len(datasets):
         raise ConfigError(
             f"{printable(path)}: {', '.join(without)} without a weight, the others have one; give all a weight or none"
         )
     return datasets
+
+
+def _with_samples(dataset: Dataset, path: str | Path) -> Dataset:
+    if not len(dataset):
+        raise ConfigError(
+            f"{printable(path)}: dataset {dataset.name!r}: {printable(dataset.annotation)} holds no samples"
+        )
+    return dataset
 
 
 def read_entries(path: str | Path) -> dict[str, Any]:
@@ -262,13 +283,17 @@ def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:
         ConfigError: a field is missing, unknown or wrong, or the annotation file is not there.
     """
     where = f"{printable(path)}: dataset {name!r}"
-    read = typed(_Entry, entry, where, ConfigError)
+    try:
+        read = typed(_Entry, entry, where, ConfigError)
+    except ConfigError as error:
+        usual = [f'"{key}": {value}' for key, value in _USUAL.items() if isinstance(entry, dict) and key not in entry]
+        raise ConfigError(f"{error} (most lists say {', '.join(usual)})" if usual else str(error)) from error
     repeat, weight = _share(where, entry)
     shown = printable(read.annotation)
     if not read.annotation.endswith("jsonl"):
         raise ConfigError(f"{where}: annotation {shown} is not a .jsonl file")
     for field in ("annotation", "root", "root2", "http_root"):
-        if (value := getattr(read, field)) and not _is_path(value):
+        if (value := getattr(read, field)) and not is_path(value):
             raise ConfigError(f"{where}: {field} is {ascii(value)[:80]}, which is no path")
     if not Path(read.annotation).exists():
         raise ConfigError(f"{where}: annotation {shown}: no such file (paths are relative to {os.getcwd()})")
@@ -341,17 +366,9 @@ def _with_slash(root: str) -> str:
     return root if not root or root.endswith(("/", ":")) else root + "/"
 
 
-def _is_path(name: Any) -> bool:
-    return isinstance(name, str) and name != "" and "\0" not in name and _is_unicode(name)
-
-
-def _is_unicode(text: str) -> bool:
-    """False for half a surrogate pair, which JSON can name (`\\ud83d`) and UTF-8 cannot hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _asks_of_video(turn: tuple[str, str]) -> bool:
+    """Whether a question begins with the mark of a video, alone in its line: not HTML that is asked about."""
+    return turn[0] == "human" and turn[1].lstrip().partition("\n")[0].rstrip() == "<video>"
 
 
 def _clip(clip: Any) -> tuple[float, float] | None:
@@ -363,34 +380,3 @@ def _clip(clip: Any) -> tuple[float, float] | None:
         if abs(start) <= _LONGEST_VIDEO and abs(end) <= _LONGEST_VIDEO:  # neither is NaN then
             return float(start), float(end)
     raise DataError(f"clip: expected [start, end] in seconds, found {ascii(clip)[:80]}")
-
-
-def _turns(conversations: Any) -> tuple[tuple[str, str], ...]:
-    if conversations is None or conversations == []:
-        raise DataError("field 'conversations' is missing or empty")
-    if not isinstance(conversations, list):
-        raise DataError(f"conversations: found {kind_of(conversations)}, expected a list of turns")
-    turns: list[tuple[str, str]] = []
-    for number, turn in enumerate(conversations, 1):
-        if not isinstance(turn, dict):
-            raise DataError(f"conversations: turn {number}: found {kind_of(turn)}, expected an object")
-        role, text = turn.get("from"), turn.get("value")
-        if not isinstance(role, str) or not isinstance(text, str):
-            name, found = ("value", text) if isinstance(role, str) else ("from", role)
-            state = "is missing" if name not in turn else f"found {kind_of(found)}, expected text"
-            raise DataError(f"conversations: turn {number}: {name!r}: {state}")
-        if not _is_unicode(text):
-            raise DataError(f"conversations: turn {number} holds half a surrogate pair, which is no text")
-        if role == "gpt" and number > 1 and not text.strip():
-            raise DataError(f"conversations: turn {number} is an empty answer; the model would learn to end at once")
-        if len(text) > LONGEST_WORD and (longest := max(map(len, text.split()), default=0)) > LONGEST_WORD:
-            raise DataError(
-                f"conversations: turn {number} has {longest} characters without a blank, at most {LONGEST_WORD} are "
-                "read"
-            )
-        turns.append((role, text))
-    if turns[0][0] == "gpt":
-        turns = turns[1:]
-    if not turns:
-        raise DataError("field 'conversations' holds no question")
-    return tuple(turns)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_v2pe.data.conversation import Template
+from megatron_v2pe.data.conversation import SYSTEM, Template
 from megatron_v2pe.data.tokenizer import IMG_CONTEXT, IMG_END, IMG_START, Tokenizer
 from megatron_v2pe.data.types import IGNORE_INDEX, CompactText
 from megatron_v2pe.errors import DataError
@@ -30,7 +30,7 @@ def encode_conversation(
     Args:
         tokenizer: of the checkpoint.
         template: conversation template.
-        turns: (role, text), a human first; the k-th `<image>` in them stands for the k-th image.
+        turns: (role, text), see `Template.render`; the k-th `<image>` in them stands for the k-th image.
         num_tiles: tiles of each image.
         tokens_per_tile: image tokens per tile.
         prompt: end with an opened answer, for generation; nothing is labelled then in the last turn.
@@ -111,14 +111,25 @@ def _images(ids: np.ndarray, num_images: int, tokenizer: Tokenizer) -> np.ndarra
 
 
 def with_placeholder(turns: Turns, placeholder: str = PLACEHOLDER) -> list[tuple[str, str]]:
-    """Put a placeholder before the first question if it has none, as single images and videos allow."""
-    (role, text), *others = turns
-    return [(role, text if placeholder in text else f"{placeholder}\n{text}"), *others]
+    """Put a placeholder before the first question if no turn has one, as single images and videos allow."""
+    turns = list(turns)
+    if not any(placeholder in text for _, text in turns):
+        first = next((number for number, (role, _) in enumerate(turns) if role != SYSTEM), None)
+        if first is not None:
+            role, text = turns[first]
+            turns[first] = (role, f"{placeholder}\n{text}")
+    return turns
 
 
 def _with_image_tokens(turns: Turns, num_images: int) -> list[tuple[str, str]]:
     found = sum(text.count(PLACEHOLDER) for _, text in turns)
     if found != num_images:
-        raise DataError(f"{found} {PLACEHOLDER} placeholders in the conversation, but {num_images} images")
+        if not num_images:
+            advice = "give their paths, or leave the placeholders out"
+        elif not found:
+            advice = f"write {PLACEHOLDER} in the text where each belongs"
+        else:
+            advice = "the text needs one for each image"
+        raise DataError(f"{found} {PLACEHOLDER} placeholders in the conversation, but {num_images} images: {advice}")
     image = IMG_START + IMG_CONTEXT + IMG_END
     return [(role, text.replace(PLACEHOLDER, image)) for role, text in turns]

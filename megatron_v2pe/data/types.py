@@ -37,7 +37,7 @@ class Sample:
 
     id: SampleId
     conversations: tuple[tuple[str, str], ...]
-    """(role, text) in turn; roles `human` and `gpt`, a human first."""
+    """(role, text) in turn; roles `human` and `gpt`, a human first, before it perhaps one of the role `system`."""
     images: tuple[str, ...] = ()
     """Paths of the images, in the order the text refers to them."""
     multi_image: bool = False
@@ -46,6 +46,8 @@ class Sample:
     """Path of a video file or of a folder of frames."""
     clip: tuple[float, float] | None = None
     """Part of the video to use, start and end in seconds."""
+    unknown: tuple[str, ...] = ()
+    """Fields of the line that nobody reads and that are not usual either."""
 
 
 @dataclass(frozen=True)

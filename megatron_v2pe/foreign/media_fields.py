@@ -25,6 +25,7 @@ from typing import Any
 
 from megatron_v2pe.foreign.files import Kind
 from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.text import is_unicode
 
 SPOKEN_OF = frozenset(
     "id ids index idx uid uuid key question_id sample_id data_id image_id image_ids video_id width height width_list "
@@ -56,6 +57,12 @@ _HELD = re.compile(r"\s*(?:data:[\w.+-]+/[\w.+-]+[;,]|iVBORw0KGgo|/9j/[\w+/]{40}
 """The beginning of a `data:` address, or of a PNG, JPEG, GIF or WebP file in base64."""
 _LONGEST_REFERENCE, _MOST_WORDS = 4096, 6
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+_NAMED = re.compile(rb"(?i)ima?g|pic|photo|video|movie|\\u")
+
+
+def may_name_media(line: bytes) -> bool:
+    """Tell whether a line of JSON may have a field of media, without reading it: False is certain."""
+    return _NAMED.search(line) is not None  # a key can be spelt with escapes
 
 
 @dataclass(frozen=True)
@@ -223,7 +230,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 @lru_cache(maxsize=4096)
 def _plain(name: str) -> str:
-    return re.sub(r"[\W_]", "", name).lower()
+    return re.sub(r"[-_ .]", "", name).lower()
 
 
 @lru_cache(maxsize=4096)
@@ -265,10 +272,4 @@ def _base(path: str) -> str:
 
 def is_path(name: Any) -> bool:
     """Tell whether a value can be the path of a file: text, not empty, without NUL and halves of surrogate pairs."""
-    if not isinstance(name, str) or name == "" or "\0" in name:
-        return False
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return isinstance(name, str) and name != "" and "\0" not in name and is_unicode(name)

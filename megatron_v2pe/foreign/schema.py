@@ -22,6 +22,7 @@ LARGEST = 2**53
 """Whole numbers are at most this unless a range says otherwise: beyond, JSON readers disagree about them."""
 T = TypeVar("T")
 _REQUIRED = object()
+_MOST_STRANGE = 5
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,32 @@ def typed(kind: type[T], content: Any, source: str, error: Kind, *, unknown: boo
         unknown: pass over fields the dataclass does not have, in place of an error.
 
     Raises:
-        V2PEError: of class `error`: a field is missing, unknown or of another type; names it, what was found and what
-            was expected.
+        V2PEError: of class `error`: a field is missing, unknown or of another type; names all such fields, what was
+            found and what was expected.
     """
     assert is_dataclass(kind)
     if not isinstance(content, Mapping):
         raise error(f"{source}: found {kind_of(content)}, expected an object")
     known, hints = {field.name: field for field in fields(kind) if field.init}, _hints(kind)
-    if not unknown and (strange := [name for name in content if name not in known]):
-        raise error(f"{source}: unknown field {printable(strange[0])[:60]!r}; expected {', '.join(known)}")
+    faults: list[str] = []
+    if not unknown and (strange := [printable(name)[:60] for name in content if name not in known]):
+        shown = ", ".join(map(repr, strange[:_MOST_STRANGE])) + (", ..." if len(strange) > _MOST_STRANGE else "")
+        faults.append(f"unknown field{'s' * (len(strange) > 1)} {shown}; expected {', '.join(known)}")
     values: dict[str, Any] = {}
+    missing: list[str] = []
     for name, field in known.items():
         if name in content:
-            values[name] = _value(hints[name], content[name], f"{source}: {name}", error, unknown)
+            try:
+                values[name] = _value(hints[name], content[name], f"{source}: {name}", error, unknown)
+            except error as problem:
+                faults.append(str(problem).removeprefix(f"{source}: "))
         elif field.default is MISSING and field.default_factory is MISSING:
-            raise error(f"{source}: field {name!r} is missing")
+            missing.append(name)
+    if missing:
+        several = len(missing) > 1
+        faults.append(f"field{'s' * several} {', '.join(map(repr, missing))} {'are' if several else 'is'} missing")
+    if faults:
+        raise error(f"{source}: {'; '.join(faults)}")
     return cast(T, kind(**values))
 
 

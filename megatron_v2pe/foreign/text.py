@@ -220,6 +220,15 @@ def kind_of(value: Any) -> str:
     return next((name for kind, name in names.items() if isinstance(value, kind)), f"a {type(value).__name__}")
 
 
+def is_unicode(text: str) -> bool:
+    """Return False for half a surrogate pair, which JSON can name (`\\ud83d`) and UTF-8 cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _may_hold_long_number(raw: bytes) -> bool:
     """Tell whether there is a run of more digits than a number may have, inside of a string perhaps.
 

@@ -20,6 +20,7 @@ from megatron_v2pe.data.sources import Dataset, LineBlock
 from megatron_v2pe.data.text import image_starts
 from megatron_v2pe.data.types import Clip, EncodedSample, Picture
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.media_fields import may_name_media
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.text import read_json_object
 
@@ -61,7 +62,7 @@ class Worker:
         """Return the files samples refer to, (path, whether a video), in order."""
         entry, found = self.datasets[dataset], dict[tuple[str, bool], None]()
         for _, line in block.read(entry.annotation):
-            if b'"image"' in line or b'"video"' in line or b"\\u" in line:  # a key can be spelt with escapes
+            if may_name_media(line):
                 found.update(dict.fromkeys(entry.files_of(line)))
         return list(found)
 
@@ -70,7 +71,7 @@ class Worker:
         results: list[Measured | str] = []
         for path, video in files:
             try:
-                results.append(measure_video(path) if video else measure_image(path, self.whole_images))
+                results.append((measure_video if video else measure_image)(path, self.whole_images))
             except DataError as error:
                 results.append(str(error))
         return results

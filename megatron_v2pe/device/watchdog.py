@@ -159,6 +159,7 @@ class Watchdog:
             if status == exit_status.INTERNAL:
                 traceback.print_exception(error)
             say(f"error: {text} [{self._me()}]")
+        _leave_words(ended)
         if hang:
             self._dump()
         self._kill_silent(ended)

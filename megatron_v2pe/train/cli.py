@@ -21,7 +21,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import tyro
 
-from megatron_v2pe import config_tree, exit_status
+from megatron_v2pe import config_tree, exit_status, last_words
+from megatron_v2pe.command import tell
 from megatron_v2pe.device import launch
 from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
@@ -102,7 +103,9 @@ def main(argv: Sequence[str], recipes: Recipes) -> int:
         if isinstance(error, BrokenPipeError):
             raise
         if rank == 0 or running:  # every rank reads the same command line, one tells
-            print(f"error: {error}" if rank == 0 else f"error (rank {rank}): {error}", file=sys.stderr)
+            tell(f"error: {error}" if rank == 0 else f"error: {error} [rank {rank}]")
+        else:
+            last_words.leave(f"error: {error}")
         return exit_status.of(error)
 
 

@@ -1,4 +1,4 @@
-"""Check before a long run that every file its data list names is there; say what is missing and where it belongs."""
+"""Check before a long run that training can use its data list; say what is missing and what would be refused."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_v2pe.command import finished, run_tool
+from megatron_v2pe.train.data_tools import add_model_arguments, tokenizer_and_facts
+
+if TYPE_CHECKING:
+    from megatron_v2pe.data.checking.samples import SampleChecker
+    from megatron_v2pe.train.config import ExperimentConfig
 
 EXAMPLES = """The data list is given as a file, or by the settings of training (`tools/train.py --help`). Its paths are
 relative to the folder the command is started in, as in training:
 
   python tools/check_data.py dataset/annotation_train_32k.json
   python tools/check_data.py --recipe internvl2_2b_v2pe_32k --dataset-root dataset --full
+
+Every line is taken through the steps of training. With the settings of a run and its checkpoint (or --tokenizer) that
+includes its length in tokens and tiles; without, the last lines say what was not looked at. With both, and --full,
+training refuses no sample that this check passes.
 
 or it is an indexed data set, every byte of which is compared with its checksums:
 
@@ -26,7 +35,7 @@ An example that runs as it is, after `bash scripts/quickstart.sh`:
 
   python tools/check_data.py work_dirs/quickstart/data/meta.json --full
 
-The exit status is 0 if nothing is missing, 1 if a file is missing, damaged, or a line cannot be read, 2 if the command
+The exit status is 0 if nothing is missing, 1 if a file is missing or damaged or a line cannot be used, 2 if the command
 cannot be carried out. --dataset-root looks for every folder of V2PE-Data, those of evaluation (val/) included, and
 counts absent ones as missing."""
 
@@ -39,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--full", action="store_true", help="also read the header of every image and video")
+    parser.add_argument("--full", action="store_true", help="also read every image and video to the last pixel")
+    parser.add_argument("--headers", action="store_true", help="also read their headers; faster than --full")
     parser.add_argument(
         "--dataset-root", metavar="FOLDER", help="also look for the published folders below this one: dataset"
     )
@@ -53,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers", type=int, default=None, metavar="N", help="processes; default: one per core, 0: this one alone"
     )
+    add_model_arguments(parser)
     return parser
 
 
@@ -76,13 +87,14 @@ def _check(arguments: argparse.Namespace, words: list[str]) -> int:
         raise ConfigError(f"--workers {workers}, --show {arguments.show}: expected 0 or more")
     content: dict[str, Any] = {}
     if words or root is None:
-        path = _data_list(words)
-        checks = check_data_list(path, workers, arguments.full, arguments.show)
+        path, config = _data_list(words)
+        checker, unseen = _checker(arguments, words, config)
+        checks = check_data_list(path, workers, arguments.full, arguments.show, arguments.headers, checker)
         complete = all(check.complete for check in checks)
         datasets = [asdict(check) | {"complete": check.complete} for check in checks]
-        content = {"list": path, "datasets": datasets, "downloads": asdict(downloads(checks))}
+        content = {"list": path, "datasets": datasets, "downloads": asdict(downloads(checks)), "not_looked_at": unseen}
         if not arguments.json:
-            print(as_text(path, checks), end="")
+            print(as_text(path, checks, unseen), end="")
     if root is not None:
         folders = look_for_folders(root)
         complete = complete and all(folder.state == "there" for folder in folders)
@@ -118,8 +130,39 @@ def _check_set(arguments: argparse.Namespace, words: list[str]) -> int:
     return 0 if content["complete"] else 1
 
 
-def _data_list(words: list[str]) -> str:
-    """Return the data list a command line names: its first word, or by settings of training."""
+def _checker(
+    arguments: argparse.Namespace, words: list[str], config: ExperimentConfig
+) -> tuple[SampleChecker, list[str]]:
+    """Return what samples are checked with, as much as is known of the run, and what cannot be looked at."""
+    from megatron_v2pe.data.checking.samples import SampleChecker
+    from megatron_v2pe.data.conversation import get_template
+    from megatron_v2pe.data.documents import DocumentEncoder
+    from megatron_v2pe.errors import CheckpointError, ConfigError
+
+    get_template(config.data.template)
+    reads, unseen = arguments.full or arguments.headers, list[str]()
+    if not reads:
+        unseen.append("headers and pixels of images and videos (--headers, --full)")
+    elif not arguments.full:
+        unseen.append("pixels of images and frames of videos (--full)")
+    remedy = "name a run's settings and checkpoint (--recipe, --model_name_or_path), or --tokenizer FOLDER"
+    tokens = "lengths in tokens and tiles" if reads else "lengths in tokens"
+    if not (arguments.tokenizer or config.model.tokenizer_path or config.model.model_name_or_path):
+        return SampleChecker.of_text(config.data, reads), [*unseen, f"{tokens}: {remedy}"]
+    try:
+        tokenizer, facts = tokenizer_and_facts(arguments, config)
+    except (ConfigError, CheckpointError) as error:
+        if arguments.tokenizer:
+            raise
+        return SampleChecker.of_text(config.data, reads), [*unseen, f"{tokens}: {error}; {remedy}"]
+    if not reads:
+        unseen.append("lengths of samples with images or videos (--headers, --full)")
+    encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.stride_policy(0), config.train.seed)
+    return SampleChecker(encoder, True, reads), unseen
+
+
+def _data_list(words: list[str]) -> tuple[str, ExperimentConfig]:
+    """Return the data list a command line names, its first word or by settings of training, and the settings."""
     from megatron_v2pe.errors import ConfigError
     from megatron_v2pe.recipes.registry import RECIPES
     from megatron_v2pe.train import cli
@@ -127,11 +170,13 @@ def _data_list(words: list[str]) -> str:
     path = None
     if words and not words[0].startswith("-") and "=" not in words[0]:
         path, *words = words
+    elif len(words) > 1 and words[-1].endswith(".json") and "=" not in words[-1] and not words[-2].startswith("--"):
+        *words, path = words  # every setting of training has a value, so this is none
     config = cli.parse(words, RECIPES)
     path = path or config.data.meta_path
     if not path:
         raise ConfigError("name a data list: a file, a --recipe, --data.meta-path; or a --dataset-root")
-    return path
+    return path, config
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "--image-check",
         choices=("header", "full"),
         default="header",
-        help="look at format and size of images (default), or decode each",
+        help="look at format and size of images (default), or read the pixels of each, and every frame of videos",
     )
     parser.add_argument(
         "--max-skipped",

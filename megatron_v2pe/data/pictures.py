@@ -127,6 +127,10 @@ def plan_video(
     return Clip(path, number, first, last, pad_to_square=pad, augment=options.augment, opening=options.opening)
 
 
+ClipOf = Callable[[str, tuple[float, float] | None, int, int, TilingOptions, LineKey], Clip]
+"""Decides how many frames of a video are used: `plan_video`."""
+
+
 def draw_pictures(media: Sequence[Picture | Clip], key: Key) -> tuple[Picture, ...]:
     """Settle what an epoch's pass over a sample sees: its images, and frames of its video drawn by `key`.
 

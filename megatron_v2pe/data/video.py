@@ -20,7 +20,9 @@ from megatron_v2pe.errors import DataError, how_to_install
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
 
-__all__ = ["CONTAINERS", "draw_frames", "frame_range", "length_and_rate", "list_frames", "read_frames"]
+__all__ = [
+    *("CONTAINERS", "check_frames", "draw_frames", "frame_range", "length_and_rate", "list_frames", "read_frames"),
+]
 
 CONTAINERS = (
     *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "m4v"),
@@ -79,6 +81,30 @@ def read_frames(path: str, frames: list[int], opening: Opening = AS_PUBLISHED) -
     if missing := wanted - set(found):
         raise DataError(f"{printable(path)}: frame {min(missing)} could not be decoded")
     return [found[frame] for frame in frames]
+
+
+def check_frames(path: str, opening: Opening = AS_PUBLISHED) -> None:
+    """Read every frame of a video file, an animation or a folder of frames (ends with `/`), as training may.
+
+    Raises:
+        DataError: one is missing or damaged.
+    """
+    if path.endswith("/"):
+        for frame in list_frames(path):
+            open_image(frame, opening=opening)
+        return
+    length, _ = length_and_rate(path)
+    if path.lower().endswith(".gif"):
+        for frame in range(length):
+            open_image(path, frame, opening)
+        return
+    number = 0
+    with _container(path) as container, decoding(path, "damaged video"):
+        for frame in container.decode(video=0):
+            frame.to_image()
+            number += 1
+    if number < length:
+        raise DataError(f"{printable(path)}: frame {number} of {length} could not be decoded")
 
 
 def length_and_rate(path: str) -> tuple[int, float]:

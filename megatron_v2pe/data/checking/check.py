@@ -1,7 +1,8 @@
-"""Whether everything a data list names is there: annotation files, their lines, the images and videos of all lines.
+"""Whether training could use all a data list names: annotation files, their lines, the images and videos of all lines.
 
-Lines are parsed in worker processes; whether files exist is found by listing each folder once, so that millions of
-images take hardly longer than reading the annotations. With `full`, the header of every file is read, too.
+Lines are parsed in worker processes, and taken through the steps of training (`samples`); whether files exist is found
+by listing each folder once, so that millions of images take hardly longer than reading the annotations. `headers` reads
+the header of every file, `full` all of its pixels: what is not wrong then, training does not refuse either.
 """
 
 from __future__ import annotations
@@ -9,22 +10,27 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megatron_v2pe.data.checking.folder_names import FolderNames
-from megatron_v2pe.data.checking.named_files import Lines, NamedFiles, blocks_of, named_files
-from megatron_v2pe.data.image_transform import image_size
+from megatron_v2pe.data.checking.named_files import Folders, Lines, NamedFiles, blocks_of, named_files
+from megatron_v2pe.data.checking.samples import SampleChecker, start
+from megatron_v2pe.data.image_transform import image_size, open_image
 from megatron_v2pe.data.processes import Processes
 from megatron_v2pe.data.sources import Dataset, read_entries, read_entry
-from megatron_v2pe.data.video import frame_range
+from megatron_v2pe.data.types import AS_PUBLISHED, Opening
+from megatron_v2pe.data.video import check_frames, frame_range, list_frames
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.progress import progress_bar
 
 FILES_AT_ONCE = 64
-"""Headers a process reads before it reports."""
+"""Files a process reads before it reports."""
+Look = Literal["names", "headers", "full"]
+"""How closely files are looked at: whether they are there, their headers, all of their pixels."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,9 @@ class DatasetCheck:
     num_missing: int = 0
     num_bad_lines: int = 0
     num_damaged: int | None = None
-    """Files whose header cannot be read; None: not looked for."""
+    """Files that cannot be read; None: not looked for."""
+    left_out: int = 0
+    """Files in folders of frames that are no frames: hidden ones, and what is no image."""
     missing: list[Fault] = field(default_factory=list)
     bad_lines: list[Fault] = field(default_factory=list)
     damaged: list[Fault] = field(default_factory=list)
@@ -70,35 +78,50 @@ class DatasetCheck:
         return self.problem is None and not self.annotation_missing and not faults
 
 
-def check_data_list(path: str | Path, workers: int = 0, full: bool = False, shown: int = 5) -> list[DatasetCheck]:
+def check_data_list(
+    path: str | Path,
+    workers: int = 0,
+    full: bool = False,
+    shown: int = 5,
+    headers: bool = False,
+    checker: SampleChecker | None = None,
+) -> list[DatasetCheck]:
     """Check everything a data list names; paths are relative to the current folder, as in training.
 
     Args:
         path: of the data list.
         workers: processes that parse lines and read headers; 0: this one alone.
-        full: read the header of every image and video, too.
+        full: read every image and video to the last pixel, too.
         shown: faults of a kind that are kept of each data set.
+        headers: read no more than the header of every image and video.
+        checker: of samples; by default one without a tokenizer.
 
     Raises:
         ConfigError: the list itself cannot be read; what is wrong with an entry is told in its check.
         DataError: a worker process was killed.
     """
+    look: Look = "full" if full else "headers" if headers else "names"
+    checker = checker or SampleChecker.of_text(reads_files=look != "names")
     opened = [_open(name, entry, path) for name, entry in read_entries(path).items()]
+    _check_weights([check for check, _ in opened], [dataset for _, dataset in opened])
     tallies = [_Tally(check, shown) for check, _ in opened]
     datasets = [dataset for _, dataset in opened]
     folders = FolderNames()
-    with Processes(workers, __name__) as processes:
+    find = named_files if workers else partial(named_files, checker=checker)
+    with Processes(workers, __name__, start, (checker,)) as processes:
         size = sum(os.path.getsize(dataset.annotation) for dataset in datasets if dataset is not None)
         with progress_bar(
             total=size, desc="read lines", unit="B", unit_scale=True, unit_divisor=1024, delay=1.0
         ) as bar:
-            for lines, named in processes.map(named_files, _all_lines(datasets, tallies)):
+            for lines, named in processes.map(find, _all_lines(datasets, tallies)):
                 tallies[lines.owner].add(named, folders)
                 bar.update(lines.size)
-        if full:
+        if look != "names":
             count = sum(check.files - check.num_missing for check, _ in opened)
-            with progress_bar(total=count, desc="read headers", unit=" files", delay=1.0) as bar:
-                for some, reasons in processes.map(_look, _some_files(tallies)):
+            with progress_bar(
+                total=count, desc=f"read {'files' if full else 'headers'}", unit=" files", delay=1.0
+            ) as bar:
+                for some, reasons in processes.map(_look, _some_files(tallies, datasets, full)):
                     tallies[some.owner].add_damaged(some, reasons)
                     bar.update(len(reasons))
     return [check for check, _ in opened]
@@ -115,6 +138,16 @@ def _open(name: str, entry: Any, path: str | Path) -> tuple[DatasetCheck, Datase
     except ConfigError as error:
         check.problem = str(error)
         return check, None
+
+
+def _check_weights(checks: Sequence[DatasetCheck], datasets: Sequence[Dataset | None]) -> None:
+    """Note a weight that is missing where other data sets have one, which training refuses."""
+    known = [(check, dataset.weight) for check, dataset in zip(checks, datasets, strict=True) if dataset is not None]
+    without = [check for check, weight in known if weight is None]
+    if len(without) == len(known):
+        return
+    for check in without:
+        check.problem = "no weight, the other data sets have one; give all a weight or none"
 
 
 def _all_lines(datasets: Sequence[Dataset | None], tallies: Sequence[_Tally]) -> Iterator[Lines]:
@@ -134,33 +167,68 @@ def _all_lines(datasets: Sequence[Dataset | None], tallies: Sequence[_Tally]) ->
 
 @dataclass(frozen=True)
 class _Files:
-    """Some files of one data set whose headers are to be read."""
+    """Some files of one data set that are to be read."""
 
     owner: int
     files: tuple[tuple[str, bool], ...]
     """Path, and whether it is a video."""
+    opening: Opening
+    full: bool
+    """Read all of them, not the headers alone."""
 
 
-def _some_files(tallies: Sequence[_Tally]) -> Iterator[_Files]:
-    for owner, tally in enumerate(tallies):
+def _some_files(tallies: Sequence[_Tally], datasets: Sequence[Dataset | None], full: bool) -> Iterator[_Files]:
+    for owner, (tally, dataset) in enumerate(zip(tallies, datasets, strict=True)):
         files = tally.found()
         while some := tuple(islice(files, FILES_AT_ONCE)):
-            yield _Files(owner, some)
+            yield _Files(owner, some, AS_PUBLISHED if dataset is None else dataset.opening, full)
 
 
 def _look(some: _Files) -> list[str | None]:
-    """Read headers; return what is wrong with each file, None for nothing."""
+    """Read files; return what is wrong with each, None for nothing."""
     reasons = list[str | None]()
     for path, video in some.files:
         try:
-            if not video:
-                image_size(path)
-            elif not path.endswith("/"):  # a folder of frames has been listed
-                frame_range(path, None)
+            if some.full:
+                check_frames(path, some.opening) if video else open_image(path, opening=some.opening)
+            elif video:
+                list_frames(path) if path.endswith("/") else frame_range(path, None)
+            else:
+                image_size(path, some.opening)
             reasons.append(None)
         except DataError as error:
             reasons.append(str(error))
     return reasons
+
+
+class _Use:
+    """The files of one data set in one use."""
+
+    def __init__(self, video: bool) -> None:
+        self.video, self.count = video, 0
+        self.lines: Folders = {}
+        """First line of every file named so far."""
+        self.missing: dict[str, set[str]] = {}
+
+    def add(self, named: Folders, folders: FolderNames) -> Iterator[tuple[int, str, str]]:
+        """Take note of files; yield line, folder and name of those that are not there."""
+        for folder, names in named.items():
+            known = self.lines.setdefault(folder, {})
+            new = names.keys() - known.keys()
+            known.update((name, names[name]) for name in new)
+            self.count += len(new)
+            gone = new - folders.names(folder)
+            if "" in new and (not self.video or folders.without_frames(folder)):
+                gone |= {""}
+            for name in gone:
+                self.missing.setdefault(folder, set()).add(name)
+                yield names[name], folder, name
+
+    def found(self) -> Iterator[str]:
+        """Yield the files that are there, folder by folder."""
+        for folder, names in self.lines.items():
+            for name in sorted(names.keys() - self.missing.get(folder, set())):
+                yield os.path.join(folder, name)
 
 
 class _Tally:
@@ -168,10 +236,7 @@ class _Tally:
 
     def __init__(self, check: DatasetCheck, shown: int) -> None:
         self.check, self._shown = check, shown
-        self._lines: dict[str, dict[str, int]] = {}
-        """Of every file named so far: folder -> name -> first line."""
-        self._missing: dict[str, set[str]] = {}
-        self._videos: set[str] = set()
+        self._images, self._videos = _Use(video=False), _Use(video=True)
 
     def add(self, named: NamedFiles, folders: FolderNames) -> None:
         """Take note of the files the next lines name."""
@@ -179,38 +244,43 @@ class _Tally:
         check.images += named.mentions
         check.num_bad_lines += len(named.bad)
         self._keep(check.bad_lines, (Fault(check.annotation, line, reason) for line, reason in named.bad))
-        self._videos.update(named.videos)
-        gone: list[tuple[int, str, str]] = []
-        for folder, names in named.folders.items():
-            known = self._lines.setdefault(folder, {})
-            new = names.keys() - known.keys()
-            known.update((name, names[name]) for name in new)
-            check.files += len(new)
-            gone += [(names[name], folder, name) for name in new - folders.names(folder)]
+        check.left_out += sum(
+            folders.left_out(folder)
+            for folder, names in named.videos.items()
+            if "" in names and "" not in self._videos.lines.get(folder, {})
+        )
+        gone = [*self._images.add(named.images, folders), *self._videos.add(named.videos, folders)]
+        check.files = self._images.count + self._videos.count
         for line, folder, name in sorted(gone):
-            self._missing.setdefault(folder, set()).add(name)
             check.missing_folders[folder] = check.missing_folders.get(folder, 0) + 1
             check.num_missing += 1
             if len(check.missing) < self._shown:
-                path, reason = os.path.join(folder, name), folders.why_missing(folder)
-                check.missing.append(Fault(path, line, "not a regular file" if os.path.exists(path) else reason))
+                check.missing.append(Fault(os.path.join(folder, name), line, _why_missing(folder, name, folders)))
 
     def found(self) -> Iterator[tuple[str, bool]]:
-        """Yield the files that are there, folder by folder, and whether each is a video."""
-        for folder, names in self._lines.items():
-            for name in sorted(names.keys() - self._missing.get(folder, set())):
-                path = os.path.join(folder, name)
-                yield path, path in self._videos
+        """Yield the files that are there and whether each is used as a video."""
+        for use in (self._images, self._videos):
+            yield from ((path, use.video) for path in use.found())
 
     def add_damaged(self, some: _Files, reasons: Sequence[str | None]) -> None:
-        """Take note of files whose headers were read."""
+        """Take note of files that were read."""
         check, damaged = self.check, 0
-        for (path, _), reason in zip(some.files, reasons, strict=True):
+        for (path, video), reason in zip(some.files, reasons, strict=True):
             if reason is not None:
                 folder, name = os.path.split(path)
                 damaged += 1
-                self._keep(check.damaged, [Fault(path, self._lines[folder][name], reason)])
+                use = self._videos if video else self._images
+                self._keep(check.damaged, [Fault(path, use.lines[folder][name], reason)])
         check.num_damaged = (check.num_damaged or 0) + damaged
 
     def _keep(self, kept: list[Fault], faults: Iterable[Fault]) -> None:
         kept.extend(islice(faults, self._shown - len(kept)))
+
+
+def _why_missing(folder: str, name: str, folders: FolderNames) -> str:
+    path = os.path.join(folder, name)
+    if not os.path.exists(path):
+        return folders.why_missing(folder)
+    if name:
+        return "a folder, expected a file" if os.path.isdir(path) else "not a regular file"
+    return folders.without_frames(folder) or "a folder, expected a file"

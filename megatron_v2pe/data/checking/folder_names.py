@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+from megatron_v2pe.data.frame_folder import look_into
+from megatron_v2pe.errors import DataError
+
 
 class FolderNames:
     """Names of the files in folders, kept once listed."""
@@ -12,6 +15,7 @@ class FolderNames:
         """Start with nothing listed."""
         self._names: dict[str, frozenset[str]] = {}
         self._reasons: dict[str, str] = {}
+        self._frames: dict[str, tuple[str | None, int]] = {}
 
     def names(self, folder: str) -> frozenset[str]:
         """Return the files of a folder; of one that is not there none.
@@ -25,6 +29,27 @@ class FolderNames:
     def why_missing(self, folder: str) -> str:
         """Return why a file is missing from a folder that was listed."""
         return self._reasons.get(folder, "no such file")
+
+    def without_frames(self, folder: str) -> str | None:
+        """Return why a folder that is there is no video, None where it is one."""
+        return self._look_into(folder)[0]
+
+    def left_out(self, folder: str) -> int:
+        """Return how many files of a folder of frames are no frames."""
+        return self._look_into(folder)[1]
+
+    def _look_into(self, folder: str) -> tuple[str | None, int]:
+        """Return why a folder is no video, and how many files in it are no frames."""
+        if folder not in self._frames:
+            try:
+                found = look_into(folder + "/")
+            except DataError as error:
+                self._frames[folder] = str(error), 0
+            else:
+                others = len(found.left_out)
+                reason = None if found.frames else f"no frames in the folder, {others} other files"
+                self._frames[folder] = reason, others
+        return self._frames[folder]
 
     def _list(self, folder: str) -> frozenset[str]:
         try:

@@ -1,4 +1,4 @@
-"""Which image and video files the lines of an annotation file name; nothing is opened but the annotation file."""
+"""Which image and video files the lines of an annotation file name, and what else is wrong with a line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
+from megatron_v2pe.data.checking import samples
+from megatron_v2pe.data.checking.samples import SampleChecker
 from megatron_v2pe.data.sources import Dataset, LineBlock
 from megatron_v2pe.errors import DataError
 
@@ -26,16 +28,20 @@ class Lines:
     """Bytes, empty lines before and between included."""
 
 
+Folders = dict[str, dict[str, int]]
+"""Folder -> name -> first line, as `os.path.split` divides a path: the name of a folder of frames is empty."""
+
+
 @dataclass(frozen=True)
 class NamedFiles:
     """The files some lines name."""
 
     mentions: int
     """Each as often as it is named."""
-    folders: dict[str, dict[str, int]]
-    """Folder -> name -> first line, as `os.path.split` divides a path: the name of a folder of frames is empty."""
-    videos: tuple[str, ...]
-    """Which of the paths are videos."""
+    images: Folders
+    """Files used as images."""
+    videos: Folders
+    """Those used as videos; the same file may be both."""
     bad: tuple[tuple[int, str], ...]
     """Number of each line that cannot be used, and why."""
 
@@ -51,19 +57,26 @@ def blocks_of(owner: int, dataset: Dataset) -> Iterator[Lines]:
         done = end
 
 
-def named_files(lines: Lines) -> NamedFiles:
-    """Parse lines and return the files they name."""
-    mentions, folders, videos, bad = 0, dict[str, dict[str, int]](), list[str](), list[tuple[int, str]]()
+def named_files(lines: Lines, checker: SampleChecker | None = None) -> NamedFiles:
+    """Parse lines and return the files they name.
+
+    Args:
+        lines: of one data set.
+        checker: of samples; by default the one this process was started with.
+    """
+    checker = checker or samples.current()
+    mentions, images, videos, bad = 0, Folders(), Folders(), list[tuple[int, str]]()
     for number, line in lines.block.read(lines.dataset.annotation):
         try:
             sample = lines.dataset.parse(line, number)
         except DataError as error:
             bad.append((number, str(error)))
             continue
-        video = () if sample.video is None else (sample.video,)
-        videos += video
-        for path in (*sample.images, *video):
-            folder, name = os.path.split(path)
-            folders.setdefault(folder, {}).setdefault(name, number)
-            mentions += 1
-    return NamedFiles(mentions, folders, tuple(videos), tuple(bad))
+        if checker is not None and (reason := checker.problem(lines.dataset, sample)) is not None:
+            bad.append((number, reason))
+        for folders, paths in ((images, sample.images), (videos, () if sample.video is None else (sample.video,))):
+            for path in paths:
+                folder, name = os.path.split(path)
+                folders.setdefault(folder, {}).setdefault(name, number)
+                mentions += 1
+    return NamedFiles(mentions, images, videos, tuple(bad))

@@ -36,17 +36,19 @@ def downloads(checks: Sequence[DatasetCheck]) -> Downloads:
     return Downloads(dict(published), dict(others))
 
 
-def as_text(path: str, checks: Sequence[DatasetCheck]) -> str:
+def as_text(path: str, checks: Sequence[DatasetCheck], unseen: Sequence[str] = ()) -> str:
     """Return the findings of a data list.
 
     Args:
         path: of the data list.
         checks: of its data sets.
+        unseen: what was not looked at, and how it would be.
     """
     lines = [f"{path}: {_count(len(checks), 'data set')}", *_table(checks)]
     for check in checks:
         lines += _faults(check)
     lines += _advice(downloads(checks))
+    lines += [f"not looked at: {what}" for what in unseen]
     incomplete = sum(not check.complete for check in checks)
     lines.append(
         f"{path}: {incomplete} of {_count(len(checks), 'data set')} incomplete"
@@ -98,6 +100,9 @@ def _faults(check: DatasetCheck) -> Iterator[str]:
         more = [f"the others in {_count(len(folders) - _SHOWN_FOLDERS, 'folder')}"] if folders[_SHOWN_FOLDERS:] else []
         yield f"{check.name}: {_count(check.num_missing, 'file')} missing: {', '.join([*counts, *more])}"
         yield from (f"    {_place(check, fault)}: {printable(fault.path)}: {fault.reason}" for fault in check.missing)
+    if check.left_out:
+        others = _count(check.left_out, "file")
+        yield f"{check.name}: {others} in folders of frames left out: hidden, or no image (nothing to mend)"
     for kind, number, faults in (
         ("damaged file", check.num_damaged, check.damaged),
         ("bad line", check.num_bad_lines, check.bad_lines),

@@ -50,7 +50,7 @@ class BuildOptions:
     images: Literal["reference", "embed"] = "reference"
     """`reference`: paths and checksums; `embed`: also the image files themselves, each once. Videos are referenced."""
     image_check: Literal["header", "full"] = "header"
-    """`header`: size and format; `full`: decode every image, so that damaged pixels are found now."""
+    """`header`: size and format; `full`: read all pixels and frames: what training would refuse is found now."""
     max_skipped_samples: int | None = None
     """Samples that may be left out before the build stops; unset: any number, all listed in the report."""
 

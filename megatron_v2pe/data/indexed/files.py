@@ -19,7 +19,7 @@ from megatron_v2pe.data.indexed.checksums import REMEDY
 from megatron_v2pe.data.indexed.layout import FILE, FILES, IMAGES, PATHS, SetFiles
 from megatron_v2pe.data.indexed.megatron_format import Sequences
 from megatron_v2pe.data.types import Picture
-from megatron_v2pe.data.video import list_frames
+from megatron_v2pe.data.video import check_frames, list_frames
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.files import check_regular, read_bytes
 from megatron_v2pe.foreign.printable import printable
@@ -62,12 +62,18 @@ def measure_image(path: str, whole: bool) -> Measured:
         return Measured(len(content), hashlib.sha256(content).digest(), *size)
 
 
-def measure_video(path: str) -> Measured:
+def measure_video(path: str, whole: bool = False) -> Measured:
     """Read a video file once, or list a folder of frames (ends with `/`): size and checksum, of a folder of its list.
 
+    Args:
+        path: of the file or folder.
+        whole: decode every frame, too.
+
     Raises:
-        DataError: no such file or folder, unreadable.
+        DataError: no such file or folder, unreadable, damaged.
     """
+    if whole:
+        check_frames(path)
     if path.endswith("/"):
         sizes = [(os.path.basename(frame), os.path.getsize(frame)) for frame in list_frames(path)]
         return Measured(sum(size for _, size in sizes), hashlib.sha256(repr(sizes).encode()).digest())

@@ -116,6 +116,16 @@ class IndexedPlan:
             return round_robin(len(packs), ranks)
         return deal([pack.cost for pack in packs], ranks)
 
+    @property
+    def epoch_length(self) -> int:
+        """Samples of an epoch."""
+        return self._mixture.epoch_length
+
+    @property
+    def num_sets(self) -> int:
+        """Data sets."""
+        return len(self._mixture.datasets)
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[IndexedPack]:
         """Yield the packs of an epoch from its pack `start` on; as many windows as needed are packed."""
         datasets, lines = self._mixture.order(epoch)

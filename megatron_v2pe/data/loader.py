@@ -51,6 +51,16 @@ READ_SECONDS = 1800.0
 class Plan(Protocol):
     """Where packs come from."""
 
+    @property
+    def epoch_length(self) -> int:
+        """Samples of an epoch."""
+        ...
+
+    @property
+    def num_sets(self) -> int:
+        """Data sets."""
+        ...
+
     def step(self, packs: int) -> Sequence[Any]:
         """Return the packs of the next step."""
         ...
@@ -156,6 +166,11 @@ class PackLoader:
     def state_dict(self) -> dict[str, Any]:
         """Return what has been consumed by all ranks; plain JSON. Unreadable samples are this rank's alone."""
         return {**self._state, "skipped": dict(Counter(self._state["skipped"]) + self._unreadable.counts)}
+
+    @property
+    def plan(self) -> Plan:
+        """Where packs come from."""
+        return self._plan
 
     @property
     def unusable(self) -> int:
@@ -330,6 +345,7 @@ def build_loader(
     packs_per_step: int | None = None,
     state: dict[str, Any] | None = None,
     read_seconds: float = READ_SECONDS,
+    epochs: float | None = None,
 ) -> PackLoader:
     """Open a data list or an indexed data set for one data-parallel rank.
 
@@ -344,6 +360,7 @@ def build_loader(
         packs_per_step: over all ranks; `dp_size` by default.
         state: `state_dict` of an earlier run to go on from; any `dp_size` and worker count may have written it.
         read_seconds: see `PackLoader`.
+        epochs: of a data list: after so many come empty packs, see `PackPlan`; an indexed set ends each epoch so.
 
     Raises:
         ConfigError: the data list is wrong, an indexed set was built with other settings, or the state belongs to
@@ -361,7 +378,7 @@ def build_loader(
         plan, reading = IndexedPlan(samples, config, seed, skipped, state), IndexedReader(samples, encoder, reader)
     else:
         mixture = Mixture(read_data_list(config.meta_path), seed, config.use_data_resampling)
-        plan, reading = PackPlan(mixture, encoder, skipped, state), reader
+        plan, reading = PackPlan(mixture, encoder, skipped, state, epochs), reader
     return PackLoader(
         plan,
         reading,

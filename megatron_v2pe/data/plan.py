@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Annotated, Any
 
 from megatron_v2pe.data.documents import DocumentEncoder
@@ -77,12 +78,25 @@ class Placed:
 
 
 class PackPlan:
-    """An endless iterator over packs."""
+    """An iterator over packs: endless, or of so many epochs and empty packs after them."""
 
     def __init__(
-        self, mixture: Mixture[Dataset], encoder: DocumentEncoder, skipped: SkipLog, state: dict[str, Any] | None = None
+        self,
+        mixture: Mixture[Dataset],
+        encoder: DocumentEncoder,
+        skipped: SkipLog,
+        state: dict[str, Any] | None = None,
+        epochs: float | None = None,
     ) -> None:
         """Start at the beginning, or where `state` (of an earlier run) left off.
+
+        Args:
+            mixture: the stream of samples.
+            encoder: makes documents of them.
+            skipped: counts those that cannot be used.
+            state: of an earlier run.
+            epochs: after so many the packs still open are given out, then empty ones without end: each sample is seen
+                as often as that says. None: the stream goes on, and packs hold samples of two epochs where one ends.
 
         Raises:
             ConfigError: the state belongs to other data or another seed.
@@ -93,6 +107,7 @@ class PackPlan:
             config.max_packed_tokens, config.num_images_expected, config.max_buffer_size
         )
         self._position = 0
+        self._end = None if epochs is None else ceil(round(epochs * mixture.epoch_length, 6))
         if state is not None:
             self._restore(state)
 
@@ -100,6 +115,16 @@ class PackPlan:
         """Yield packs without end."""
         while True:
             yield self.next()
+
+    @property
+    def epoch_length(self) -> int:
+        """Samples of an epoch."""
+        return self._mixture.epoch_length
+
+    @property
+    def num_sets(self) -> int:
+        """Data sets."""
+        return len(self._mixture.datasets)
 
     def step(self, packs: int) -> list[tuple[Document, ...]]:
         """Return the packs of the next step; errors as of `next`."""
@@ -110,13 +135,13 @@ class PackPlan:
         return round_robin(len(packs), ranks)
 
     def next(self) -> tuple[Document, ...]:
-        """Return the documents of the next pack.
+        """Return the documents of the next pack; none after the last epoch.
 
         Raises:
             DataError: more samples had to be skipped than the run allows, or a whole epoch of them.
         """
         barren = 0
-        while True:
+        while self._end is None or self._position < self._end:
             placed = self._encode(self._position)
             self._position += 1
             barren = 0 if placed else barren + 1
@@ -124,6 +149,8 @@ class PackPlan:
                 raise DataError(f"none of the {self._mixture.epoch_length} samples of an epoch can be used")
             if placed and (pack := self._packer.add(placed)):
                 return tuple(item.document for item in pack.items)
+        pack = self._packer.last()
+        return () if pack is None else tuple(item.document for item in pack.items)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last pack; plain JSON."""

@@ -14,8 +14,9 @@ from __future__ import annotations
 import difflib
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -68,6 +69,16 @@ class Command:
     """With a dry run: ranks of the run."""
     card: str | None = None
     """With a dry run: GiB or name of the cards."""
+    published: Mapping[str, str] = field(default_factory=dict)
+    """Published flags that were given, by name."""
+    recipe: ExperimentConfig | None = None
+    """Settings of the recipe that was named, before anything was put on top."""
+
+    def notices(self) -> list[str]:
+        """Return what is to be said of published flags, see `published_flags.notices`."""
+        save = self.config.checkpoint.save
+        there = bool(save) and any(Path(save).glob("iter_*"))
+        return published_flags.notices(self.published, there)
 
 
 Recipes = Mapping[str, Callable[[], ExperimentConfig]]
@@ -86,6 +97,9 @@ def main(argv: Sequence[str], recipes: Recipes) -> int:
         command = parse_command(argv, recipes)
         planned = command.dry_run and world.launcher == "single"  # the world to come is not known here
         command.config.validate(None if planned else world.world_size)
+        notices = command.notices()
+        for notice in notices if rank == 0 else ():
+            print(f"note: {printable(notice)}", file=sys.stderr)
         if command.dry_run:
             if rank == 0:
                 ranks = command.ranks or (None if planned else world.world_size)
@@ -98,7 +112,7 @@ def main(argv: Sequence[str], recipes: Recipes) -> int:
         )  # Megatron-Core takes seconds to import; --dry-run need not wait
 
         running = True
-        return run(command.config)
+        return run(command.config, notices)
     except (V2PEError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -124,14 +138,26 @@ def parse_command(argv: Sequence[str], recipes: Recipes) -> Command:
     if "-h" in argv or "--help" in argv:
         _tyro(ExperimentConfig(), ["--help"], recipes)
     arguments = _sort(argv)
-    config = _base(arguments.own, recipes)
+    recipe = _recipe(arguments.own, recipes)
+    config = _with_file(recipe, arguments.own)
     for key, value in published_flags.apply_published(arguments.published).items():
         config = config_tree.set_path(config, key, value, "published flag")
+    config = _in_steps(config, [key for key, _ in arguments.assignments])
     for key, value in arguments.assignments:
         config = config_tree.set_path(config, key, value, "command line")
     if arguments.dotted:
+        config = _in_steps(config, [word[2:].replace("-", "_") for word in arguments.dotted])
         config = _tyro(config, arguments.dotted, recipes)
-    return Command(config, "dry_run" in arguments.own, *_planned(arguments.own))
+    planned = _planned(arguments.own)
+    named = recipe if "recipe" in arguments.own else None
+    return Command(config, "dry_run" in arguments.own, *planned, published=arguments.published, recipe=named)
+
+
+def _in_steps(config: ExperimentConfig, keys: Collection[str]) -> ExperimentConfig:
+    """Let a later layer that gives a number of steps win over an earlier one's epochs."""
+    if "train.train_steps" in keys and "train.epochs" not in keys:
+        return config_tree.set_path(config, "train.epochs", None, "command line")
+    return config
 
 
 def _planned(own: Mapping[str, str]) -> tuple[int | None, str | None]:
@@ -152,18 +178,24 @@ def _tyro(config: ExperimentConfig, args: list[str], recipes: Recipes) -> Experi
     return tyro.cli(ExperimentConfig, prog="tools/train.py", description=description, default=config, args=args)
 
 
-def _base(own: Mapping[str, str], recipes: Recipes) -> ExperimentConfig:
-    config = ExperimentConfig()
-    if "recipe" in own:
-        name = own["recipe"]
-        if name not in recipes:
-            hint = config_tree.did_you_mean(name[:100], tuple(recipes))
-            raise ConfigError(f"unknown recipe {_shown(name)!r}{hint}")
-        config = recipes[name]()
-    if "config" in own:
-        path = _path(own["config"])
-        config = config.updated(config_tree.read_yaml(path), path)
-    return config
+def _recipe(own: Mapping[str, str], recipes: Recipes) -> ExperimentConfig:
+    if "recipe" not in own:
+        return ExperimentConfig()
+    name = own["recipe"]
+    if name not in recipes:
+        hint = config_tree.did_you_mean(name[:100], tuple(recipes))
+        raise ConfigError(f"unknown recipe {_shown(name)!r}{hint}")
+    return recipes[name]()
+
+
+def _with_file(config: ExperimentConfig, own: Mapping[str, str]) -> ExperimentConfig:
+    if "config" not in own:
+        return config
+    path = _path(own["config"])
+    content = config_tree.read_yaml(path)
+    train = content.get("train")
+    config = _in_steps(config, [f"train.{name}" for name in train] if isinstance(train, Mapping) else ())
+    return config.updated(content, path)
 
 
 def _sort(argv: Sequence[str]) -> Arguments:

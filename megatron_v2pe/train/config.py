@@ -17,7 +17,6 @@ from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
 from megatron_v2pe.parallel.config import ModelSizes, ParallelConfig
-from megatron_v2pe.parallel.zigzag import padding_multiples
 from megatron_v2pe.v2pe.stride import StridePolicy, parse_stride
 
 CONFIG_FILE = "config.yaml"
@@ -35,9 +34,10 @@ class ModelConfig:
     model_name_or_path: str = ""
     """Folder of an InternVL2 checkpoint: the HF layout (converted once, cached) or a Megatron one."""
     converted_dir: str | None = None
-    """Where a converted HF checkpoint is cached; unset: beside the run, `<checkpoint.save>/converted`."""
+    """Where HF checkpoints are kept converted, for all tools; unset: $MEGATRON_V2PE_CONVERTED_DIR, or
+    `work_dirs/converted`."""
     tokenizer_path: str | None = None
-    """Folder of the tokenizer's files; unset: the checkpoint's own."""
+    """Folder of the tokenizer's files, which must give the ids of the checkpoint's own: exports carry that one."""
     spec: Literal["auto", "local", "te"] = "auto"
     """Layers: `local` for any device, `te` Transformer Engine's; `auto`: `te` where it can be used."""
     vision_select_layer: _Layer | None = None
@@ -162,6 +162,9 @@ class TrainConfig:
 
     train_steps: _Steps = 1000
     """Optimizer steps of the whole run; the learning rate decays over them."""
+    epochs: Annotated[float, Range(1e-6, 10**6)] | None = None
+    """Passes over the data, a fraction allowed, in place of `train_steps`: the steps are counted before the first one,
+    of an indexed set or of a data list with up to 50,000 samples; a run that goes on counts what is left of them."""
     exit_step: _Steps | None = None
     """Save and stop after this step although the run is longer; it can be resumed."""
     gradient_accumulation_steps: Annotated[int, Range(1, 10**6)] | None = None
@@ -336,6 +339,8 @@ class ExperimentConfig:
 
     def _validate_padding(self) -> None:
         """Check that the longest document still fits a pack when it is padded for context parallelism."""
+        from megatron_v2pe.parallel.zigzag import padding_multiples  # brings PyTorch, which takes seconds
+
         longest, room = self.data.max_seq_length, self.data.max_packed_tokens
         multiple, _ = padding_multiples(self.parallel.context_parallel_size, 1)
         counted = self.data.pack_padding_multiple

@@ -1,13 +1,15 @@
 """The flat flags of the published V2PE training scripts, and what each becomes here.
 
 One row per flag: a setting of ours (and how its value is converted), `ignored` with the reason, or `refused`
-where going on would train something else than was asked for. `docs/flags.md` is this table.
+where going on would train something else than was asked for. A value that is ignored and asks for something else than
+what is done is named in a line at the start (`notices`). `docs/flags.md` is this table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from megatron_v2pe.config_tree import did_you_mean
@@ -35,6 +37,8 @@ class PublishedFlag:
     convert: Callable[[str], Settings] | None = None
     neutral: tuple[str, ...] = ()
     """Values of a refused flag that ask for nothing and are let through, in lower case."""
+    done: tuple[str, ...] | None = None
+    """Values of an ignored flag that ask for what is done anyway, in lower case; None: no value changes a run."""
     boolean: bool = False
     """Whether the flag may stand alone, meaning True."""
 
@@ -49,6 +53,10 @@ class PublishedFlag:
         if self.kind != "mapped":
             return {}
         return self.convert(value) if self.convert else {self.key: value}
+
+    def not_done(self, value: str) -> bool:
+        """Tell whether this value of an ignored flag asks for something else than what is done."""
+        return self.kind == "ignored" and self.done is not None and value.strip().lower() not in self.done
 
 
 def apply_published(values: Mapping[str, str]) -> Settings:
@@ -70,7 +78,58 @@ def apply_published(values: Mapping[str, str]) -> Settings:
         if name not in FLAGS:
             raise ConfigError(f"unknown flag --{_shown(name)}{did_you_mean(name[:100], tuple(FLAGS))}")
         settings.update(FLAGS[name].settings(value))
-    return settings
+    if values.get("lr_scheduler_type") == "constant":  # constant_with_warmup is the one that warms up
+        settings["optimizer.warmup_ratio"] = 0.0
+    return {**settings, **_length(values)}
+
+
+def notices(values: Mapping[str, str], there: bool = False) -> list[str]:
+    """Return a line for each published flag that is given and not done as it asks, and one for those without effect.
+
+    Args:
+        values: as of `apply_published`.
+        there: the run's folder holds a checkpoint.
+    """
+    lines, idle = list[str](), list[str]()
+    for name, value in values.items():
+        row = FLAGS[name]
+        if name == "overwrite_output_dir" and not there:
+            continue  # a new run starts anew either way
+        if row.not_done(value):
+            lines.append(f"--{name} {_shown(value)} has no effect here: {row.note}")
+        elif row.kind == "ignored" and row.done is None:
+            idle.append(f"--{name}")
+    if _no_steps(values) and "num_train_epochs" not in values:
+        lines.append(f"--max_steps {_shown(values['max_steps'])}: {EPOCHS} epochs, the published --num_train_epochs")
+    if values.get("lr_scheduler_type") == "constant" and "warmup_ratio" in values:
+        ratio = _shown(values["warmup_ratio"])
+        lines.append(
+            f"--warmup_ratio {ratio} has no effect with --lr_scheduler_type constant, use constant_with_warmup"
+        )
+    if idle:
+        lines.append(f"flags that change nothing here: {', '.join(idle)} (docs/flags.md says why)")
+    return lines
+
+
+EPOCHS = "3.0"
+"""Epochs of a published run that is told neither steps nor epochs."""
+
+
+def _no_steps(values: Mapping[str, str]) -> bool:
+    """Tell whether `--max_steps` says, as 0 and -1 do, that epochs are meant."""
+    try:
+        return float(values["max_steps"]) <= 0
+    except (KeyError, ValueError):  # not given; not a number, which the setting refuses by its name
+        return False
+
+
+def _length(values: Mapping[str, str]) -> Settings:
+    """Return how long the run is: steps where a number of them is given, else epochs, as the published scripts do."""
+    if "max_steps" in values and not _no_steps(values):
+        return {"train.train_steps": values["max_steps"], "train.epochs": None}
+    if "num_train_epochs" in values or "max_steps" in values:
+        return {"train.epochs": values.get("num_train_epochs", EPOCHS)}
+    return {}
 
 
 def is_true(value: str, name: str) -> bool:
@@ -125,14 +184,31 @@ def _scheduler(value: str) -> Settings:
     return {"optimizer.lr_decay_style": styles[value]}
 
 
+def _keep(value: str) -> Settings:
+    """Read how many checkpoints are kept; 0 and -1 mean all."""
+    every = value.lower() in ("", "none") or (value.lstrip("-").isdecimal() and int(value) <= 0)
+    return {"checkpoint.keep_latest": None if every else value}
+
+
+def _resume(value: str) -> Settings:
+    """Read where a run goes on; a truth value means the newest checkpoint in the run's folder, which is looked for."""
+    return {"checkpoint.load": None if value.lower() in ("", "none", "true", "false") else value}
+
+
 def _report_to(value: str) -> Settings:
-    names = {"tensorboard", "wandb"} if value == "all" else set(value.replace(",", " ").split()) - {"none"}
+    every = {"tensorboard", "wandb"} if find_spec("wandb") else {"tensorboard"}
+    names = every if value == "all" else set(value.replace(",", " ").split()) - {"none"}
     unknown = names - {"tensorboard", "wandb"}
     if unknown:
         raise ConfigError(
             f"--report_to {_shown(' '.join(sorted(unknown)))} is refused: known here are tensorboard, wandb"
         )
     return {"logging.tensorboard": "tensorboard" in names, "logging.wandb": "wandb" in names}
+
+
+def _nothing(value: str) -> Settings:
+    """Leave a flag to `_length`, which sees both."""
+    return {}
 
 
 def _optional(key: str) -> Callable[[str], Settings]:
@@ -162,9 +238,9 @@ class _Group:
             convert = _boolean(key, name) if boolean else _optional(key) if default == "-" else None
         return PublishedFlag(name, default, self.name, "mapped", key, note, convert, boolean=boolean)
 
-    def ignored(self, name: str, default: str, reason: str) -> PublishedFlag:
+    def ignored(self, name: str, default: str, reason: str, done: tuple[str, ...] | None = None) -> PublishedFlag:
         boolean = default in ("True", "False")
-        return PublishedFlag(name, default, self.name, "ignored", note=reason, boolean=boolean)
+        return PublishedFlag(name, default, self.name, "ignored", note=reason, done=done, boolean=boolean)
 
     def refused(self, name: str, default: str, reason: str, neutral: tuple[str, ...]) -> PublishedFlag:
         boolean = default in ("True", "False")
@@ -261,22 +337,25 @@ ROWS: tuple[PublishedFlag, ...] = (
     _packing.mapped("max_buffer_size", "20", "data.max_buffer_size"),
     _packing.ignored("log_freq", "1000", "skipped samples go to the log as they occur"),
     _packing.refused("strict_mode", "True", "packs are not padded with empty tiles", _NO),
-    _packing.ignored("replacement", "False", "every dataset starts again when all of an epoch was read"),
+    _packing.ignored("replacement", "False", "a dataset starts again once all of an epoch was read", _NO),
     _packing.refused("allow_overflow", "False", "documents are never cut", _NO),
     _packing.mapped("loss_reduction", "token", "data.loss_reduction"),
     _packing.ignored(
-        "loss_reduction_all_gather", "False", "weights are always summed over all ranks and micro-batches"
+        "loss_reduction_all_gather", "False", "weights are always summed over all ranks and micro-batches", _YES
     ),
     _trainer.mapped("output_dir", "-", "checkpoint.save"),
     _trainer.ignored(
         "overwrite_output_dir",
         "False",
-        "a run goes on from its newest checkpoint; to start anew name another folder",
+        "a run goes on from the newest checkpoint in its folder; to start anew name another folder",
+        _NO,
     ),
-    _trainer.ignored("do_train", "False", "this command trains"),
+    _trainer.ignored("do_train", "False", "this command trains", _YES),
     _trainer.mapped("bf16", "False", "train.precision", _bf16, "True: `bf16`; False: `fp32`"),
-    _trainer.ignored("num_train_epochs", "3.0", "a run's length is given in steps: --max_steps"),
-    _trainer.mapped("max_steps", "-1", "train.train_steps"),
+    _trainer.mapped(
+        "num_train_epochs", EPOCHS, "train.epochs", _nothing, "where `--max_steps` gives no number of steps"
+    ),
+    _trainer.mapped("max_steps", "-1", "train.train_steps", _nothing, "0 or less: `--num_train_epochs` counts"),
     _trainer.refused(
         "per_device_train_batch_size",
         "8",
@@ -290,7 +369,9 @@ ROWS: tuple[PublishedFlag, ...] = (
         _accumulation,
         "unsets `train.global_batch_size`",
     ),
-    _trainer.ignored("evaluation_strategy", "no", "evaluation is a command of its own"),
+    _trainer.ignored(
+        "evaluation_strategy", "no", "nothing is evaluated in training; tools/evaluate.py does it", ("no", *_NO)
+    ),
     _trainer.mapped(
         "save_strategy",
         "steps",
@@ -299,7 +380,7 @@ ROWS: tuple[PublishedFlag, ...] = (
         "`steps`, or `no` for only at the end",
     ),
     _trainer.mapped("save_steps", "500", "checkpoint.save_interval"),
-    _trainer.mapped("save_total_limit", "-", "checkpoint.keep_latest"),
+    _trainer.mapped("save_total_limit", "-", "checkpoint.keep_latest", _keep, "0 or less: all"),
     _trainer.mapped("learning_rate", "5e-5", "optimizer.lr"),
     _trainer.mapped("weight_decay", "0.0", "optimizer.weight_decay"),
     _trainer.mapped("warmup_ratio", "0.0", "optimizer.warmup_ratio"),
@@ -308,21 +389,28 @@ ROWS: tuple[PublishedFlag, ...] = (
         "linear",
         "optimizer.lr_decay_style",
         _scheduler,
-        "`cosine`, `linear`, `constant`, `constant_with_warmup`",
+        "`cosine`, `linear`, `constant` (no warm-up), `constant_with_warmup`",
     ),
     _trainer.mapped("logging_steps", "500", "logging.log_interval"),
-    _trainer.ignored("group_by_length", "False", "packing by best fit takes its place"),
+    _trainer.ignored("group_by_length", "False", "samples are packed by best fit instead", _NO),
     _trainer.mapped("dataloader_num_workers", "0", "data.num_workers"),
     _trainer.ignored("remove_unused_columns", "True", "samples have no unused columns"),
     _trainer.ignored(
         "deepspeed",
         "-",
-        "state is sharded by parallel.use_distributed_optimizer, the model by tensor and pipeline",
+        "the file is not read; state is sharded by parallel.use_distributed_optimizer, a model by its parallel sizes",
+        _NONE,
     ),
     _trainer.mapped(
-        "report_to", "all", "logging.tensorboard, logging.wandb", _report_to, "`tensorboard`, `wandb`, `none`"
+        "report_to",
+        "all",
+        "logging.tensorboard, logging.wandb",
+        _report_to,
+        "`tensorboard`, `wandb`, `none`, `all` that is installed",
     ),
-    _trainer.mapped("resume_from_checkpoint", "-", "checkpoint.load"),
+    _trainer.mapped(
+        "resume_from_checkpoint", "-", "checkpoint.load", _resume, "`True`: the newest in the run's folder, as always"
+    ),
     _trainer.mapped("seed", "42", "train.seed"),
     _trainer.mapped("adam_beta1", "0.9", "optimizer.adam_beta1"),
     _trainer.mapped("adam_beta2", "0.999", "optimizer.adam_beta2"),
@@ -343,6 +431,11 @@ def as_markdown() -> str:
         "next to its own dotted ones (`--parallel.context-parallel-size 8`). A published flag not given",
         "keeps the recipe's value; the published default is not imposed. This table is written by",
         "`python tools/train.py --print-flags > docs/flags.md`, and a test compares the two.",
+        "",
+        "`as X`: this is done whatever the value is; another one is named at the start of a run and of a dry run,",
+        "a line each, on standard error. `ignored`: no value changes a run, here or as published; those given are",
+        "named in one line. `refused`: the run does not start. Epochs are counted in steps before the first one, see",
+        "[launching.md](launching.md#how-long).",
     ]
     group = ""
     for row in ROWS:
@@ -360,5 +453,7 @@ def as_markdown() -> str:
         if row.kind == "refused":
             allowed = ", ".join(f"`{value}`" for value in (row.neutral[:1]))
             note = f"unless {allowed}: {note}"
+        if row.kind == "ignored" and row.done is not None:
+            here = f"as `{row.done[0]}`"
         lines.append(f"| `--{row.name}` | {'none' if row.default == '-' else f'`{row.default}`'} | {here} | {note} |")
     return "\n".join(lines) + "\n"

@@ -63,6 +63,10 @@ class BestFitPacker(Generic[Item]):
             return self._finish(pack)
         return self._finish(max(self.open, key=self._fullness)) if len(self.open) > self.max_open else None
 
+    def last(self) -> Pack[Item] | None:
+        """Return the fullest open pack as finished, where nothing more will come; None where none is open."""
+        return self._finish(max(self.open, key=self._fullness)) if self.open else None
+
     def _fits(self, pack: Pack[Item], item: Item) -> bool:
         return pack.tokens + item.num_tokens <= self.max_tokens and pack.tiles + item.num_tiles <= self.max_tiles
 

@@ -1,4 +1,4 @@
-"""Every flag of the published training scripts is understood, ignored with a reason or refused with one."""
+"""Every flag of the published training scripts is understood, refused with a reason, or named where it is not done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
 from megatron_v2pe.train.config import ExperimentConfig
-from megatron_v2pe.train.published_flags import FLAGS, as_markdown
+from megatron_v2pe.train.published_flags import FLAGS, as_markdown, notices
 
 PUBLISHED = """
 model_name_or_path vision_path llm_path mlp_path tokenizer_path freeze_llm freeze_backbone freeze_mlp
@@ -125,6 +125,12 @@ def test_a_json_file_of_flags_is_read_like_the_flags(parse, tmp_path):
         (("--save_total_limit", "2"), "checkpoint.keep_latest", 2),
         (("--chunk_num", "1", "--attn_type", "packed"), "parallel.context_parallel_size", 1),
         (("--max_grad_norm", "0.5"), "optimizer.clip_grad", 0.5),
+        (("--save_total_limit", "0"), "checkpoint.keep_latest", None),
+        (("--save_total_limit", "-1"), "checkpoint.keep_latest", None),
+        (("--resume_from_checkpoint", "True"), "checkpoint.load", None),
+        (("--report_to", "all"), "logging.tensorboard", True),
+        (("--warmup_ratio", "0.1", "--lr_scheduler_type", "constant"), "optimizer.warmup_ratio", 0.0),
+        (("--lr_scheduler_type", "constant_with_warmup"), "optimizer.warmup_ratio", 0.03),
     ],
 )
 def test_conversions(words, path, expected, parse):
@@ -157,6 +163,97 @@ def test_conversions(words, path, expected, parse):
 def test_what_would_train_something_else_is_refused(words, message, parse):
     with pytest.raises(ConfigError, match=message):
         parse(*words)
+
+
+RUN_LENGTHS = {
+    "steps alone": ("--max_steps 700", 700, None),
+    "epochs alone": ("--num_train_epochs 2", 20000, 2.0),
+    "a part of an epoch": ("--num_train_epochs 0.25", 20000, 0.25),
+    "steps win, as published": ("--num_train_epochs 2 --max_steps 700", 700, None),
+    "no number of steps": ("--max_steps -1 --num_train_epochs 2", 20000, 2.0),
+    "no number of steps, no epochs": ("--max_steps -1", 20000, 3.0),
+    "a later layer's steps": ("--num_train_epochs 2 train.train_steps=5", 5, None),
+    "a later layer's steps, dotted": ("--num_train_epochs 2 --train.train-steps 5", 5, None),
+    "both in one layer": ("train.train_steps=5 train.epochs=2", 5, 2.0),
+    "a later layer's epochs": ("--max_steps 700 --train.epochs 1", 700, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", RUN_LENGTHS)
+def test_epochs_and_steps_mean_what_they_mean_in_the_published_scripts(name, parse):
+    words, steps, epochs = RUN_LENGTHS[name]
+    train = parse("--recipe", "internvl2_2b_v2pe_32k", *words.split()).train
+    assert (train.train_steps, train.epochs) == (steps, epochs)
+
+
+def test_a_file_of_settings_is_a_layer_as_well(parse, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("train: {epochs: 2}\n")
+    assert parse("--config", str(path)).train.epochs == 2.0
+    assert parse("--config", str(path), "--max_steps", "9").train.epochs is None
+    path.write_text(parse("--num_train_epochs", "2").to_yaml())  # as a run saves it, with the steps it counted
+    assert parse("--config", str(path)).train.epochs == 2.0
+    with pytest.raises(ConfigError, match="train.epochs"):
+        parse("--num_train_epochs", "0").validate()
+
+
+def told(*words):
+    return cli.parse_command(words, RECIPES).notices()
+
+
+def test_what_is_asked_for_and_not_done_is_named_in_a_line_each():
+    lines = told(*"--group_by_length True --evaluation_strategy epoch --deepspeed zero3.json --do_train False".split())
+    assert [line.split(" has no effect here: ")[0] for line in lines] == [
+        "--group_by_length True",
+        "--evaluation_strategy epoch",
+        "--deepspeed zero3.json",
+        "--do_train False",
+    ]
+    assert told("--replacement") == [
+        "--replacement True has no effect here: a dataset starts again once all of an epoch was read"
+    ]
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in FLAGS.values() if row.kind == "ignored" and row.done], ids=lambda row: row.name
+)
+def test_a_value_that_is_what_is_done_is_not_named(row):
+    assert all(notices({row.name: value}, there=True) == [] for value in row.done)
+    (line,) = notices({row.name: "something else"}, there=True)
+    assert line == f"--{row.name} something else has no effect here: {row.note}"
+
+
+def test_flags_that_change_nothing_anywhere_share_a_line():
+    (line,) = told("--final_size", "7", "--log_freq", "3", "--interaction")
+    assert line == "flags that change nothing here: --final_size, --log_freq, --interaction (docs/flags.md says why)"
+
+
+def test_the_published_command_line_is_told_what_is_not_read():
+    assert [line.partition(" ")[0] for line in told(*V2PE_32K)] == ["--deepspeed", "flags"]
+
+
+def test_a_folder_is_overwritten_where_there_is_something(tmp_path):
+    words = ("--overwrite_output_dir", "True", "--output_dir", str(tmp_path))
+    assert told(*words) == []
+    (tmp_path / "iter_0000003").mkdir()
+    (line,) = told(*words)
+    assert line.startswith("--overwrite_output_dir True has no effect here: a run goes on from the newest checkpoint")
+
+
+def test_lengths_and_warm_up_that_are_not_as_written_are_named():
+    assert told("--max_steps", "-1") == ["--max_steps -1: 3.0 epochs, the published --num_train_epochs"]
+    (line,) = told("--warmup_ratio", "0.1", "--lr_scheduler_type", "constant")
+    assert line.startswith("--warmup_ratio 0.1 has no effect with --lr_scheduler_type constant")
+
+
+@pytest.mark.parametrize(("rank", "lines"), [("0", 1), ("1", 0)])
+def test_one_rank_says_it_on_standard_error_and_the_settings_stay_yaml(rank, lines, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "32")
+    assert cli.main(["--recipe", "internvl2_2b_v2pe_32k", "--dry-run", "--group_by_length", "True"], RECIPES) == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("note: --group_by_length True has no effect here") == lines
+    assert "group_by_length" not in captured.out
 
 
 def test_neutral_values_of_refused_flags_pass(parse):

@@ -1,0 +1,155 @@
+"""How many steps the epochs of a run take: packs are planned from lengths alone, before the first step.
+
+The packs of a run follow from data, settings and seed, so that counting them is exact. An indexed data set knows all
+lengths; the samples of a data list are encoded once, without their pixels, which is done for small ones only. A run
+that goes on counts what its checkpoint has left, whatever number of packs its steps now have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, cast
+
+from megatron_v2pe.data.config import DataConfig
+from megatron_v2pe.data.documents import DocumentEncoder
+from megatron_v2pe.data.indexed.plan import IndexedPlan
+from megatron_v2pe.data.indexed.samples import IndexedSamples
+from megatron_v2pe.data.mixture import Mixture
+from megatron_v2pe.data.plan import PackPlan
+from megatron_v2pe.data.skip import SkipLog
+from megatron_v2pe.data.sources import Dataset, read_data_list
+from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.progress import progress_bar
+
+MOST_COUNTED = 50_000
+"""Samples of a data list that are encoded to count its packs: a minute or two, at every start."""
+MOST_UNASKED = 1_000
+"""Samples of a data list whose packs are counted only to be told: a second."""
+MOST_PLANNED = 200_000
+"""Samples of an indexed set whose packs are counted only to be told."""
+
+
+def steps_left(
+    config: DataConfig,
+    epochs: float,
+    encoder: DocumentEncoder,
+    packs_per_step: int,
+    state: dict[str, Any] | None = None,
+    tell: Callable[[], None] = lambda: None,
+) -> int:
+    """Return the steps of `epochs` epochs, or of what is left of them after `state`.
+
+    Args:
+        config: of the data.
+        epochs: passes over the data; a fraction counts as a part of an epoch's samples or packs.
+        encoder: the run's.
+        packs_per_step: over all ranks.
+        state: of the loader, where a run goes on.
+        tell: called now and then while counting goes on.
+
+    Raises:
+        ConfigError: a data list too long to be counted; says what to do. Or the state belongs to other data.
+        DataError: more samples cannot be used than the run allows.
+    """
+    if config.indexed_path:
+        return _steps_of_set(config, epochs, encoder.seed, packs_per_step, state, tell)
+    packs = packs_of_list(config, epochs, encoder, state, tell=tell)
+    return -(-packs // packs_per_step)
+
+
+def _steps_of_set(
+    config: DataConfig, epochs: float, seed: int, packs_per_step: int, state: dict[str, Any] | None, tell: Callable
+) -> int:
+    plan = IndexedPlan(IndexedSamples(config.indexed_path), config, seed, SkipLog(10**12, quiet=True), state)
+    there = plan.state_dict()
+    steps, done = 0, there["packs"]
+    for epoch in range(there["epoch"], ceil(epochs)):
+        tell()
+        packs = ceil(round(sum(1 for _ in plan.epoch(epoch)) * min(epochs - epoch, 1.0), 6))
+        steps += max(ceil((packs - done) / packs_per_step), 0)  # a step never reaches across an epoch's end
+        done = 0
+    return steps
+
+
+def packs_of_list(
+    config: DataConfig,
+    epochs: float,
+    encoder: DocumentEncoder,
+    state: dict[str, Any] | None = None,
+    most: int | None = None,
+    tell: Callable[[], None] = lambda: None,
+) -> int:
+    """Return the packs that `epochs` epochs of a data list fill, or what is left of them; arguments of `steps_left`.
+
+    Raises:
+        ConfigError: an epoch has more than `most` samples, `MOST_COUNTED` by default.
+    """
+    mixture = Mixture(read_data_list(config.meta_path), encoder.seed, config.use_data_resampling)
+    most = most or MOST_COUNTED
+    if mixture.epoch_length > most:
+        raise ConfigError(
+            f"train.epochs {epochs:g}: an epoch of {printable(config.meta_path)} has {mixture.epoch_length} samples, "
+            f"and the packs of more than {most} are not counted at every start. Make an indexed data set of it, which "
+            "knows its packs: tools/preprocess_data.py --out FOLDER with the same settings, then --data.indexed-path "
+            "FOLDER; or give the steps: --train.train-steps N"
+        )
+    lengths = _Lengths(encoder, tell, ceil(min(epochs, 1) * mixture.epoch_length))
+    skipped = SkipLog(config.max_skipped_samples, quiet=True)
+    with lengths.bar:
+        plan, packs = PackPlan(mixture, cast(DocumentEncoder, lengths), skipped, state, epochs), 0
+        while plan.next():
+            packs += 1
+    return packs
+
+
+@dataclass(frozen=True)
+class _Length:
+    """What packing needs of a document."""
+
+    num_tokens: int
+    num_tiles: int
+
+
+class _Lengths:
+    """Stands in for an encoder where only lengths are wanted; each line is encoded once for all epochs."""
+
+    def __init__(self, encoder: DocumentEncoder, tell: Callable[[], None], most: int) -> None:
+        self.config, self._encoder, self._tell = encoder.config, encoder, tell
+        self._known: dict[tuple[str, int], _Length | DataError] = {}
+        self.bar = progress_bar(total=most, desc="count packs", unit=" samples", delay=2.0)
+
+    def document(self, dataset: Dataset, line: int, epoch: int, number: int) -> _Length:
+        """Return the lengths of a sample; errors as of `DocumentEncoder.encode`."""
+        key = dataset.name, line
+        if key not in self._known:
+            self._tell()
+            try:
+                sample = self._encoder.encode(dataset, line)
+                self._known[key] = _Length(sample.num_tokens, sample.num_tiles)
+            except DataError as error:
+                self._known[key] = error
+            self.bar.update(1)
+        known = self._known[key]
+        if isinstance(known, DataError):
+            raise known
+        return known
+
+
+def packs_of_epoch(config: DataConfig, encoder: DocumentEncoder, most: int | None = None) -> int | None:
+    """Return the packs of the first epoch; None where counting them takes too long only to be told, or cannot be done.
+
+    Args:
+        config: of the data.
+        encoder: the run's.
+        most: samples that are counted at most; `MOST_PLANNED` or `MOST_UNASKED` by default.
+    """
+    try:
+        if not config.indexed_path:
+            return packs_of_list(config, 1, encoder, most=most or MOST_UNASKED)
+        plan = IndexedPlan(IndexedSamples(config.indexed_path), config, encoder.seed, SkipLog(0, quiet=True))
+        return sum(1 for _ in plan.epoch(0)) if plan.epoch_length <= (most or MOST_PLANNED) else None
+    except (ConfigError, DataError):
+        return None  # where it matters, training says what is wrong

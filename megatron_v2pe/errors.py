@@ -14,12 +14,20 @@ class ConfigError(V2PEError):
     """A configuration that cannot run: unknown key, impossible parallel layout, inconsistent V2PE fields."""
 
 
+class InUseError(ConfigError):
+    """A folder that is held by a process that lives."""
+
+
 class DataError(V2PEError):
     """A sample, image or annotation file that cannot be used."""
 
 
 class TrainingError(V2PEError):
     """A run that cannot go on: its loss or gradients are no longer finite."""
+
+
+class NonFiniteError(V2PEError):
+    """A model whose logits are no numbers: its answers would be noise, however often it is asked."""
 
 
 class CheckpointError(V2PEError):

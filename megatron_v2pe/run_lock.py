@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.errors import ConfigError, InUseError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import typed
 from megatron_v2pe.foreign.text import parse_json
@@ -123,7 +123,7 @@ class FolderLock:
         """
         name = os.path.realpath(self._path)
         if name in _held and _held[name]._pid == os.getpid():
-            raise ConfigError(f"{printable(self.folder)} is in use by another part of this process; choose another")
+            raise InUseError(f"{printable(self.folder)} is in use by another part of this process; choose another")
         owner = _this_process(self._what)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ class FolderLock:
             if self._is_ours():
                 return
             self._forget()  # removed before it had a content
-        raise ConfigError(f"{printable(self._path)}: other processes keep taking it; choose another folder")
+        raise InUseError(f"{printable(self._path)}: other processes keep taking it; choose another folder")
 
     def _remove_left_over(self) -> None:
         """Remove the file of an owner that has ended; raise where it lives; return for another attempt."""
@@ -183,7 +183,7 @@ class FolderLock:
             time.sleep(0.2)
             again = _look(self._path)
             if again is not None and again.same_as(found) and claim.exists():
-                raise ConfigError(
+                raise InUseError(
                     f"{printable(self.folder)}: another process is finding out whether {found.owner or 'its owner'} "
                     "is still there; wait for it, or choose another folder"
                 ) from None
@@ -218,9 +218,9 @@ class FolderLock:
             if again.lives or not again.same_as(found) or again.touched != found.touched:
                 raise self._refusal(again)
 
-    def _refusal(self, found: _Found) -> ConfigError:
+    def _refusal(self, found: _Found) -> InUseError:
         who = str(found.owner) if found.owner else "a process that has left no name"
-        return ConfigError(
+        return InUseError(
             f"{printable(self.folder)} is in use by {who}; wait for it, or choose another folder for {self._what}"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ import torch
 
 from megatron_v2pe.testing.distributed import WorkerPool
 
+_CONVERTED = tempfile.TemporaryDirectory(prefix="converted-")
 if not torch.cuda.is_available():  # Triton reads this when it is first imported, by Megatron-Core or by a test
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+if "MEGATRON_V2PE_CONVERTED_DIR" not in os.environ:  # what tests convert stays out of the checkout
+    os.environ["MEGATRON_V2PE_CONVERTED_DIR"] = _CONVERTED.name
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -135,7 +135,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="InternVL2 checkpoint (HF, or converted): its tokenizer, tile size and template count the tokens",
+        help="HF folder, Megatron checkpoint, or run: its tokenizer, tile size and template count the tokens",
     )
     add("--meta-path", type=Path, metavar="LIST", help="data list whose annotations give images and questions")
     add("--annotation", type=Path, metavar="FILE", help="one annotation file in its place")
@@ -214,17 +214,18 @@ def _build(arguments: argparse.Namespace) -> Summary:
 
 
 def _encoding(arguments: argparse.Namespace) -> Encoding:
+    from megatron_v2pe.checkpoint.place import find_checkpoint
+    from megatron_v2pe.checkpoint.trained import trained_model
+    from megatron_v2pe.data.conversation import check_template
     from megatron_v2pe.data.long_context.pipeline import Encoding
     from megatron_v2pe.data.tokenizer import Tokenizer
-    from megatron_v2pe.models.config import InternVLConfig
 
-    folder = arguments.checkpoint
-    if not (folder / "config.json").exists() and (folder / "hf").is_dir():  # a converted checkpoint
-        folder = folder / "hf"
-    config = InternVLConfig.from_folder(folder)
+    place = find_checkpoint(arguments.checkpoint, "--checkpoint")
+    config = trained_model(place.folder)
+    tokenizer = Tokenizer.of_model(place.hf, config.llm.vocab_size)
     return Encoding(
-        Tokenizer.of_model(folder, config.llm.vocab_size),
-        template=arguments.template or config.template,
+        tokenizer,
+        template=check_template(arguments.template or config.template, tokenizer).name,
         tile_size=config.tile_size,
         tokens_per_tile=config.tokens_per_tile,
         max_dynamic_patch=arguments.max_dynamic_patch,

@@ -125,8 +125,8 @@ def _look(arguments: argparse.Namespace, world: World | None = None) -> tuple[Op
         raise ConfigError("--strides takes the place of --rope_pos_id_stride; give one of them")
     strides = [parse_stride(text) for text in arguments.strides or ()]
     opening = prepare(arguments, world)
-    if strides:
-        opening = replace(opening, stride=strides[0])
+    for stride in reversed(strides):  # the first is the one it is opened with
+        opening = opening.at_stride(stride)
     benchmarks = [create(name, arguments.mode) for name in expand(arguments.benchmarks)]
     check_all(benchmarks, arguments.root)  # what is missing is told before the model is loaded
     return opening, strides, benchmarks
@@ -142,7 +142,7 @@ def _run(arguments: argparse.Namespace) -> None:
     questions = [(benchmark, list(benchmark.questions(arguments.root))) for benchmark in benchmarks]
     lock = FolderLock(arguments.out, "this evaluation")
 
-    def start(source: str, cache: str, verify: bool) -> Path:
+    def start(source: str, cache: Path | None, verify: bool) -> Path:
         on_first_rank(lock.take)  # before anything takes long
         return start_folder(source, cache, verify)
 
@@ -161,8 +161,13 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _settle(arguments: argparse.Namespace, it: Opened, folders: Mapping[Any, Path]) -> None:
     """Note in each stride's folder what its answers depend on, or refuse a folder of another run."""
+    from megatron_v2pe.checkpoint.folder import HF_FOLDER
     from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
+    from megatron_v2pe.generate.prompt import asked_with
+    from megatron_v2pe.models.config import InternVLConfig
 
+    # Older versions asked a run as the checkpoint it started from, and noted nothing of it.
+    assumed = {**asked_with(InternVLConfig.from_folder(it.folder / HF_FOLDER)), "normalize_type": "imagenet"}
     settings: dict[str, Any] = {
         "checkpoint": checkpoint_digest(it.folder),
         "rope_pos_id_version": it.pretrained.policy.version,
@@ -170,9 +175,10 @@ def _settle(arguments: argparse.Namespace, it: Opened, folders: Mapping[Any, Pat
         "mode": arguments.mode,
         "dtype": it.dtype,
         "window": arguments.window or "any",
+        **asked_with(it.pretrained.config),
     }
     for stride, out in folders.items():
-        settle(out, {**settings, "rope_pos_id_stride": str(stride)}, it.device)
+        settle(out, {**settings, "rope_pos_id_stride": str(stride)}, it.device, assumed)
 
 
 def _ask(

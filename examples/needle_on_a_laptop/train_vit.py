@@ -17,14 +17,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import trange
 
 from megatron_v2pe.convert.random_weights import write_checkpoint
 from megatron_v2pe.convert.registry import mapping_table
 from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.generate.pretrained import open_pretrained
-from megatron_v2pe.generate.prompt import NORMALIZE_TYPE
 from megatron_v2pe.kernels.tiles import normalise_tiles
+from megatron_v2pe.progress import progress_bar
 from megatron_v2pe.testing.full_state import gather_full
 
 PHOTOGRAPH = 10
@@ -59,8 +58,8 @@ def train(megatron: Path, hf: Path, steps: int, seed: int) -> float:
         optimizer = torch.optim.AdamW(learned, LEARNING_RATE, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
         batches = _batches(seed)
-        with trange(steps, desc="vision tower", unit="step") as bar:
-            for _ in bar:
+        with progress_bar(total=steps, desc="vision tower", unit="steps") as bar:
+            for _ in range(steps):
                 tiles, classes = next(batches)
                 logits = head(tower(tiles)[:, 1:])
                 loss = F.cross_entropy(logits.flatten(0, 1), classes.repeat_interleave(logits.shape[1]))
@@ -68,7 +67,8 @@ def train(megatron: Path, hf: Path, steps: int, seed: int) -> float:
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+                bar.set_postfix_str(f"loss {loss.item():.3f}", refresh=False)
+                bar.update()
         ceiling = _read_right(tower, head)
         full = gather_full(model, lambda parameter: parameter.detach())
         tensors = mapping_table(pretrained.config).tensors
@@ -84,7 +84,7 @@ def train(megatron: Path, hf: Path, steps: int, seed: int) -> float:
 def _tiles(grey: np.ndarray) -> Tensor:
     """Return tiles as the tower is given them: [tiles, 3, 8, 8], normalised."""
     colour = torch.from_numpy(np.repeat(grey[..., None], 3, axis=-1))
-    return normalise_tiles(colour, *NORMALISATION[NORMALIZE_TYPE])
+    return normalise_tiles(colour, *NORMALISATION["imagenet"])
 
 
 def _batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -14,7 +14,7 @@ from megatron_v2pe.checkpoint.checksums import Checksums, sums_of_files
 from megatron_v2pe.checkpoint.description import Written, write_description
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLDER, HF_LAYOUT, new_folder
 from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
-from megatron_v2pe.convert import hf_config
+from megatron_v2pe.checkpoint.trained import V2PESettings, has_v2pe_scaling
 from megatron_v2pe.convert.checks_beside import ChecksBeside
 from megatron_v2pe.convert.finite import check_weights
 from megatron_v2pe.convert.hf_folder import HFWeights, copy_other_files
@@ -57,8 +57,8 @@ def _read_model(source: Path) -> InternVLConfig:
     """Read `config.json` and say where its V2PE fields leave something open."""
     config, path = read_config(source), printable(source / "config.json")
     model = InternVLConfig.from_hf(config, path)
-    settings = hf_config.V2PESettings.from_config(config)
-    if hf_config.has_v2pe_scaling(config) and settings.version == "default":
+    settings = V2PESettings.from_config(config)
+    if has_v2pe_scaling(config) and settings.version == "default":
         _log.warning(
             "%s: llm_config.rope_scaling.type is 'v2pe' but no rope_pos_id_version is stated; taken as plain rotary "
             "embedding with ordinary positions",

@@ -13,8 +13,10 @@ import xxhash
 from torch import Tensor
 
 from megatron_v2pe.checkpoint.checksums import Checksums, FileSum, sums_of_files
-from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT, TRAINING_STATE, new_folder, newest
+from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT, new_folder
+from megatron_v2pe.checkpoint.place import find_checkpoint
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
+from megatron_v2pe.checkpoint.trained import V2PESettings, trained_config, with_settings
 from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
 from megatron_v2pe.convert import hf_config
 from megatron_v2pe.convert.finite import check_finite
@@ -27,8 +29,10 @@ from megatron_v2pe.convert.side_files import check_side_files
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
+from megatron_v2pe.logging import get_logger
 from megatron_v2pe.models.config import InternVLConfig, read_config
 
+_log = get_logger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CONFIG = "config.json"
 
@@ -47,8 +51,10 @@ def convert(folder: Path, target: Path, overwrite: bool, export: Export, verify:
     """Convert `folder` (Megatron-Core) to `target` (HF); see `api.mcore_to_hf`."""
     if export.dtype is not None and export.dtype not in DTYPES:
         raise ConfigError(f"dtype {export.dtype!r} is none of {', '.join(DTYPES)}")
-    if not (folder / DESCRIPTION).exists():
-        folder = newest(folder) or folder
+    place = find_checkpoint(folder, "checkpoint")
+    if place.is_hf:
+        raise CheckpointError(f"{printable(folder)}: an HF checkpoint already; a Megatron one is converted to it")
+    folder = place.folder
     reader = vet_checkpoint(folder, verify)
     hf = folder / HF_FOLDER
     original = read_config(hf)
@@ -59,7 +65,7 @@ def convert(folder: Path, target: Path, overwrite: bool, export: Export, verify:
     _check_index(hf / INDEX, layout)
     _check(table, layout, reader, folder)
     trained = read_description(folder / DESCRIPTION).get("kind") != "converted"
-    config = _new_config(folder, original, trained, export)
+    config = _new_config(folder, original, export)
     if export.dtype is not None:
         dtype = DTYPES[export.dtype]
         layout = Layout(tuple((name, header.with_dtype(dtype)) for name, header in layout.shards))
@@ -128,43 +134,32 @@ def _write_tensors(
     return sums
 
 
-def _new_config(folder: Path, config: dict[str, Any], trained: bool, export: Export) -> dict[str, Any] | None:
+def _new_config(folder: Path, config: dict[str, Any], export: Export) -> dict[str, Any] | None:
     """Return the `config.json` to write, None where the original still holds to the byte."""
-    stated = hf_config.V2PESettings.from_config(config)
-    before, data = _trained_with(folder, stated, export) if trained else (stated, {})
-    settings = before.overridden(export.rope_pos_id_version, export.rope_pos_id_stride)
-    asked = export.rope_pos_id_version is not None or export.rope_pos_id_stride is not None
-    result = config
-    if settings != stated or asked:
+    result = _as_trained(folder, config, export)
+    stated = V2PESettings.from_config(result)
+    settings = stated.overridden(export.rope_pos_id_version, export.rope_pos_id_stride)
+    if export.rope_pos_id_version is not None or export.rope_pos_id_stride is not None:
         settings.validate()
-        result = hf_config.with_settings(config, settings)
-    model = InternVLConfig.from_hf(config, printable(folder / HF_FOLDER / _CONFIG))
-    result = {**result, **{name: value for name, value in data.items() if value != getattr(model, name)}}
+        result = with_settings(result, settings)
     if export.dtype is not None:
         result = hf_config.with_dtype(result, str(DTYPES[export.dtype]).removeprefix("torch."))
     return None if result == config else result
 
 
-def _trained_with(
-    folder: Path, stated: hf_config.V2PESettings, export: Export
-) -> tuple[hf_config.V2PESettings, dict[str, Any]]:
-    """Return the positions a run was trained with, and how it made conversations and tiles of its samples.
+def _as_trained(folder: Path, config: dict[str, Any], export: Export) -> dict[str, Any]:
+    """Return the `config.json` with what a run was trained with.
 
     Raises:
-        CheckpointError: its state is lost or damaged, and the user does not say it either.
+        CheckpointError: its state is lost or damaged, and the user does not say with which positions either.
     """
-    path = folder / TRAINING_STATE
     try:
-        state = read_description(path)
-        settings = hf_config.V2PESettings.from_training(state, printable(path))
-        return settings or stated, hf_config.trained_on(state, printable(path))
+        return trained_config(folder)
     except CheckpointError as error:
         if export.rope_pos_id_version is not None:
-            return stated, {}
-        raise CheckpointError(
-            f"{error}; it says with which positions the run was trained: copy the checkpoint again, export an older "
-            "one, or state them (--rope-pos-id-version, --rope-pos-id-stride)"
-        ) from error
+            _log.warning("%s; template and tiles are written as the run was given them in its config.json", error)
+            return config
+        raise CheckpointError(f"{error}, or state them (--rope-pos-id-version, --rope-pos-id-stride)") from error
 
 
 def _correct_index(path: Path, layout: Layout) -> None:

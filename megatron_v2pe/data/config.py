@@ -32,7 +32,8 @@ class DataConfig:
     force_image_size: Annotated[int, Range(1, 1 << 14)] | None = None
     """Side of a tile in pixels the checkpoint must have; unset: the checkpoint's."""
     pad2square: bool = False
-    """Pad an image to a square before it is resized to a single tile (only without augmentation)."""
+    """Pad an image to a square before it is resized to a single tile: only without augmentation, and only where
+    `dynamic_image_size` is off; a tile of a grid is square already."""
     dynamic_image_size: bool = True
     """Cut an image into as many tiles as its shape asks for; off: one tile each."""
     dynamic_max_patch: bool = False

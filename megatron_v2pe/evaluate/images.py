@@ -8,7 +8,6 @@ from PIL import Image
 
 from megatron_v2pe.data.image_transform import image_size, open_image
 from megatron_v2pe.data.pictures import TilingOptions
-from megatron_v2pe.data.tiling import choose_grid
 from megatron_v2pe.data.types import Picture
 from megatron_v2pe.data.video import read_frames
 from megatron_v2pe.evaluate.benchmark import ImageRef
@@ -33,18 +32,13 @@ def picture_of(reference: ImageRef, options: TilingOptions) -> Picture:
         DataError: a file is missing or not an image; names it.
     """
     assert reference.frame is None or reference.enlarge == 1
-    grid = None
-    if options.dynamic:
-        width, height = size_of(reference)
-        if options.pad_to_square:
-            width = height = max(width, height)
-        grid = choose_grid(width, height, options.min_num, options.max_num, options.tile_size)
+    grid = options.grid(*size_of(reference)) if options.dynamic else None
     return EnlargedPicture(
         path=reference.path,
         grid=grid,
         thumbnail=options.thumbnail and grid is not None and grid != (1, 1),
         frame=reference.frame,
-        pad_to_square=options.pad_to_square,
+        pad_to_square=options.pads_images,
         enlarge=reference.enlarge,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +10,8 @@ from megatron_v2pe.data.pictures import TilingOptions
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.evaluate.benchmark import Benchmark, ImageRef, Question
 from megatron_v2pe.evaluate.images import open_enlarged, picture_of
-from megatron_v2pe.generate.prompt import NORMALIZE_TYPE, Prompt, assemble
+from megatron_v2pe.evaluate.words import told
+from megatron_v2pe.generate.prompt import Prompt, assemble
 from megatron_v2pe.generate.tiles import ImageTiles
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.v2pe.stride import StridePolicy
@@ -35,16 +35,17 @@ class Prompter:
         Raises:
             DataError: an image is missing or none, or placeholders and images differ in number.
         """
-        pictures = [picture_of(reference, self._options(benchmark, reference)) for reference in question.images]
+        images = question.images
+        pictures = [picture_of(reference, self._options(benchmark, reference, len(images))) for reference in images]
         counts = [picture.num_tiles for picture in pictures]
         if question.joined and counts:
             counts = [sum(counts)]
-        mean, _ = NORMALISATION[NORMALIZE_TYPE]
+        mean, _ = NORMALISATION[self.model.normalize_type]
         tiles = ImageTiles(pictures, self.tiling.tile_size, mean, open_enlarged)
         return assemble(question.turns, counts, tiles, self.model, self.tokenizer, self.policy)
 
-    def _options(self, benchmark: Benchmark, reference: ImageRef) -> TilingOptions:
-        options = self.tiling
+    def _options(self, benchmark: Benchmark, reference: ImageRef, images: int = 1) -> TilingOptions:
+        options = self.tiling.shared_among(images)
         most = self.max_num or benchmark.max_tiles or options.max_num
         if reference.max_tiles is not None:
             most = min(reference.max_tiles, self.max_num or reference.max_tiles)
@@ -57,21 +58,11 @@ class Prompter:
         )
 
 
-def estimated_cost(question: Question, most_tiles: int, new_tokens: int) -> tuple[int, int, int]:
+def estimated_cost(question: Question, most_tiles: int, new_tokens: int, tokens_per_tile: int) -> tuple[int, int, int]:
     """Return prompt tokens, tiles and new tokens a question will take, guessed without opening its images."""
     characters = sum(len(text) for _, text in question.turns)
     tiles = sum(1 if image.frame is not None else image.max_tiles or most_tiles for image in question.images)
-    return characters // 3 + 256 * tiles, tiles, new_tokens
-
-
-def told(turns: Sequence[tuple[str, str]]) -> str:
-    """Return turns as one text."""
-    return "\n".join(f"{role}: {words}" for role, words in turns)
-
-
-def words_of(prompt: str) -> str:
-    """Return the text of turns, `told` or `shown`, without its images."""
-    return re.sub(r"<image(?: of \d+ tiles)?>", "", prompt)
+    return characters // 3 + tokens_per_tile * tiles, tiles, new_tokens
 
 
 def shown(turns: Sequence[tuple[str, str]], prompt: Prompt) -> str:

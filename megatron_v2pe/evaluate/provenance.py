@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def code_version() -> str:
     return f"{__version__} ({found.stdout.strip()})"
 
 
-def settle(folder: Path, settings: dict[str, Any], device: str = "-") -> None:
+def settle(folder: Path, settings: dict[str, Any], device: str = "-", assumed: Mapping[str, Any] | None = None) -> None:
     """Note what a run's answers depend on, or check it against what the folder's answers came from.
 
     Another version of the code may go on, and another device; they are noted as `later_code` and `later_devices`.
@@ -96,6 +97,7 @@ def settle(folder: Path, settings: dict[str, Any], device: str = "-") -> None:
         folder: of the run.
         settings: what answers depend on, by name.
         device: where they are made, in words.
+        assumed: what answers of older versions were made with, for settings those did not note.
 
     Raises:
         ConfigError: the folder holds answers of another checkpoint or other settings; names what differs.
@@ -105,7 +107,7 @@ def settle(folder: Path, settings: dict[str, Any], device: str = "-") -> None:
     code = code_version()
     if os.path.lexists(path):
         there = read_origin(path, ConfigError)
-        theirs = there.settings
+        theirs = {**(assumed or {}), **there.settings}
         differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
         if differing:
             told = "; ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} now" for name in differing)

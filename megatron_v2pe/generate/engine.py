@@ -19,7 +19,7 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.arena import LEAST_BYTES, Arena
 from megatron_v2pe.generate.lean_layers import lean_layers
 from megatron_v2pe.generate.lean_operations import lean_norm, linear
-from megatron_v2pe.generate.prompt import NORMALIZE_TYPE, Prompt
+from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.stages import Stages, in_step
 from megatron_v2pe.generate.static_step import StaticStep
 from megatron_v2pe.generate.tiles import ImageTiles
@@ -111,7 +111,7 @@ class Engine:
         """Features of tiles, bytes [n, H, W, 3] or normalised [n, 3, H, W] already."""
         tiles = to_device(tiles, self.device)
         if tiles.dtype == torch.uint8:
-            tiles = normalise_tiles(tiles, *NORMALISATION[NORMALIZE_TYPE], self.dtype)
+            tiles = normalise_tiles(tiles, *NORMALISATION[self.model.internvl.normalize_type], self.dtype)
         return self.model.encode_images(tiles.to(self.dtype))
 
     def embed(self, tokens: Sequence[int]) -> Tensor:

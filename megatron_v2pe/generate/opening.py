@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from megatron_v2pe.data.pictures import TilingOptions
     from megatron_v2pe.device.launch import World
     from megatron_v2pe.generate.pretrained import Pretrained
+    from megatron_v2pe.models.config import InternVLConfig
     from megatron_v2pe.parallel.config import ParallelConfig
     from megatron_v2pe.v2pe.position_ids import Stride
 
-StartFolder = Callable[[str, str, bool], Path]
+StartFolder = Callable[[str, "Path | None", bool], Path]
 """`train.start.start_folder`, which stands above this layer: HF folder, checkpoint or run -> Megatron checkpoint."""
 
 
@@ -28,6 +29,19 @@ class Opening:
     world: World
     layout: ParallelConfig
     stride: Stride | None
+    model: InternVLConfig
+    """What the checkpoint was trained with."""
+
+    def at_stride(self, stride: Stride) -> Opening:
+        """Return the same, to be asked at another stride.
+
+        Raises:
+            ConfigError: the checkpoint was trained without V2PE.
+        """
+        from megatron_v2pe.generate.policy import inference_policy
+
+        inference_policy(self.model, stride, self.arguments.rope_pos_id_version)
+        return replace(self, stride=stride)
 
 
 @dataclass(frozen=True)
@@ -96,7 +110,13 @@ def add_checkpoint_arguments(
         action="store_false",
         help="do not compare the checkpoint with its checksums, for one that was edited on purpose",
     )
-    add("--converted-dir", type=Path, default=Path("work_dirs/converted"), help="(default: %(default)s)")
+    add(
+        "--converted-dir",
+        type=Path,
+        metavar="FOLDER",
+        help="where an HF checkpoint is kept converted, for all tools (default: $MEGATRON_V2PE_CONVERTED_DIR, or "
+        "work_dirs/converted)",
+    )
 
 
 def prepare(arguments: argparse.Namespace, world: World | None = None) -> Opening:
@@ -107,7 +127,9 @@ def prepare(arguments: argparse.Namespace, world: World | None = None) -> Openin
         world: of a run that is still to be started; by default the launcher's variables say it.
 
     Raises:
-        ConfigError: settings that do not go together, or a folder that is no checkpoint or lacks its tokenizer.
+        ConfigError: settings that do not go together, a folder that is no checkpoint or lacks its tokenizer, a stride
+            for a checkpoint that was trained without.
+        CheckpointError: a run whose state is lost or damaged: it is not known how it was trained.
         DataError: a tokenizer that cannot be read.
     """
     from megatron_v2pe.device import launch
@@ -126,8 +148,7 @@ def prepare(arguments: argparse.Namespace, world: World | None = None) -> Openin
     )
     layout.validate(world.world_size)
     stride = None if arguments.rope_pos_id_stride is None else parse_stride(arguments.rope_pos_id_stride)
-    _check(arguments.checkpoint)
-    return Opening(arguments, world, layout, stride)
+    return Opening(arguments, world, layout, stride, _check(arguments, stride))
 
 
 @contextmanager
@@ -154,7 +175,7 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
     count = opening.world.world_size
     _tell(f"device: {device.describe()}" + (f"; {count} processes, {device.kind} each" if count > 1 else ""))
     with launch.joined(opening.world, device, opening.layout.distributed_timeout_minutes):
-        folder = start_folder(str(arguments.checkpoint), str(arguments.converted_dir), arguments.verify)
+        folder = start_folder(str(arguments.checkpoint), arguments.converted_dir, arguments.verify)
         dtype = arguments.dtype or ("bf16" if device.torch_device.type == "cuda" else "fp32")
         with open_pretrained(
             folder,
@@ -180,18 +201,19 @@ def _tell(line: str) -> None:
     get_logger(__name__).info(line)
 
 
-def _check(folder: Path) -> None:
-    """Refuse a folder that is no checkpoint, or an HF checkpoint without tokenizer, before it is converted."""
-    from megatron_v2pe.checkpoint.folder import DESCRIPTION, newest
+def _check(arguments: argparse.Namespace, stride: Stride | None) -> InternVLConfig:
+    """Refuse what cannot be asked before it is converted or loaded; return what the checkpoint was trained with."""
+    from megatron_v2pe.checkpoint.place import find_checkpoint
+    from megatron_v2pe.checkpoint.trained import trained_model
+    from megatron_v2pe.checkpoint.vet import verify_side_files
+    from megatron_v2pe.data.conversation import check_template
     from megatron_v2pe.data.tokenizer import Tokenizer
-    from megatron_v2pe.errors import ConfigError
+    from megatron_v2pe.generate.policy import inference_policy
 
-    if not folder.is_dir():
-        raise ConfigError(f"--checkpoint {folder}: no such folder")
-    is_hf, is_megatron = (folder / "config.json").is_file(), (folder / DESCRIPTION).is_file()
-    if not (is_hf or is_megatron or newest(folder)):
-        raise ConfigError(
-            f"--checkpoint {folder}: holds neither config.json (an HF checkpoint) nor {DESCRIPTION} (a Megatron one)"
-        )
-    if is_hf and not is_megatron:
-        Tokenizer.from_folder(folder)
+    place = find_checkpoint(arguments.checkpoint, "--checkpoint")
+    if arguments.verify and not place.is_hf:
+        verify_side_files(place.folder)
+    model = trained_model(place.folder)  # before the tokenizer: another architecture has another one
+    check_template(model.template, Tokenizer.of_model(place.hf, model.llm.vocab_size))
+    inference_policy(model, stride, arguments.rope_pos_id_version)
+    return model

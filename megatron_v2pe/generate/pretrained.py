@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from megatron_v2pe.checkpoint import store
-from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest
+from megatron_v2pe.checkpoint.place import find_checkpoint
+from megatron_v2pe.checkpoint.trained import trained_model
 from megatron_v2pe.checkpoint.vet import verify_side_files
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.pictures import TilingOptions
@@ -18,8 +19,10 @@ from megatron_v2pe.data.tokenizer import EOS, Tokenizer
 from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.generate.engine import PREFILL_TOKENS, Engine
 from megatron_v2pe.generate.generation import Generated, GenerationOptions, OnText, check_prompt, generate
+from megatron_v2pe.generate.policy import inference_policy
 from megatron_v2pe.generate.prompt import Prompt, encode_prompt
 from megatron_v2pe.generate.stages import agreed
 from megatron_v2pe.generate.vision_cache import DEFAULT_BYTES, VisionCache
@@ -31,8 +34,6 @@ from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.position_ids import Stride
 from megatron_v2pe.v2pe.stride import StridePolicy
 
-USUAL_SHARE = 4
-"""Without a stride, checkpoints of `v2pe_rnd` are asked with a quarter of a tile's tokens: 64 of InternVL2's 256."""
 Turns = Sequence[tuple[str, str]]
 
 
@@ -135,36 +136,6 @@ class Pretrained:
         return self.ask([Question(turns, images)], tiling, options)[0].text.strip()
 
 
-def inference_policy(config: InternVLConfig, stride: Stride | None = None, version: str | None = None) -> StridePolicy:
-    """Return the positions a checkpoint is asked with: those it was trained with, at one stride.
-
-    Args:
-        config: the checkpoint's; `rope_pos_id_version` says what it was trained with.
-        stride: positions a tile spans; without it the checkpoint's own, or `USUAL_SHARE` of a tile's tokens.
-        version: `default` or `v2pe_fix`, where it is to be stated; it must fit the checkpoint's.
-
-    Raises:
-        ConfigError: a stride or a V2PE version for a checkpoint that was trained without, or the reverse.
-    """
-    trained = config.rope_pos_id_version
-    if version == "v2pe_rnd":
-        raise ConfigError("rope_pos_id_version v2pe_rnd draws strides for training; ask with v2pe_fix and a stride")
-    if version is not None and (version == "default") != (trained == "default"):
-        raise ConfigError(
-            f"rope_pos_id_version {version} was asked for, but the checkpoint was trained with {trained}, whose rotary "
-            "embedding is another"
-        )
-    if trained == "default":
-        if stride is not None:
-            raise ConfigError(
-                f"rope_pos_id_stride {stride} was asked for, but the checkpoint was trained with rope_pos_id_version "
-                "default, which has none; leave it out"
-            )
-        return StridePolicy("default")
-    usual = config.rope_pos_id_stride or max(1, config.tokens_per_tile // USUAL_SHARE)
-    return StridePolicy("v2pe_fix", stride if stride is not None else usual)
-
-
 @contextmanager
 def open_pretrained(
     folder: str | Path,
@@ -186,6 +157,7 @@ def open_pretrained(
 
     Args:
         folder: a Megatron checkpoint, converted or trained in any layout, or a run's folder (its newest is taken).
+            A trained one is asked as it was trained, see `checkpoint.trained`.
         stride: see `inference_policy`.
         device: `cpu`, `cuda`, or `auto`.
         dtype: of parameters and activations.
@@ -201,14 +173,14 @@ def open_pretrained(
         ConfigError: the configuration, the layout or the tokenizer does not fit.
         CheckpointError: the folder is incomplete, unsafe, or of another model.
     """
-    path = newest(Path(folder)) or Path(folder)
+    place = find_checkpoint(folder, "checkpoint")
+    if place.is_hf:
+        raise ConfigError(f"checkpoint {printable(place.folder)}: an HF checkpoint; it is to be converted first")
+    path, hf = place.folder, place.hf
     if verify:
         verify_side_files(path)
-    hf = path / HF_FOLDER
-    config, tokenizer = InternVLConfig.from_folder(hf), Tokenizer.from_folder(hf)
-    if missing := tokenizer.missing():
-        raise ConfigError(f"{hf}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer")
-    tokenizer.check_rows(config.llm.vocab_size, hf)
+    config = trained_model(path)
+    tokenizer = Tokenizer.of_model(hf, config.llm.vocab_size)
     policy = inference_policy(config, stride, version)
     world, layout = world or launch.World(), layout or ParallelConfig()
     layout.validate(world.world_size, model_sizes(config))

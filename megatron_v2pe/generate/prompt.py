@@ -17,9 +17,6 @@ from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.v2pe.position_ids import find_images, position_ticks
 from megatron_v2pe.v2pe.stride import StridePolicy
 
-NORMALIZE_TYPE = "imagenet"
-"""Normalisation InternVL2 checkpoints were trained with; `config.json` has no field for it."""
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -36,16 +33,34 @@ class Prompt:
 
 
 def checkpoint_tiling(model: InternVLConfig, max_num: int | None = None) -> TilingOptions:
-    """Return how a checkpoint's `config.json` has images tiled, with at most `max_num` tiles if given."""
+    """Return how a checkpoint was trained to have images tiled, with at most `max_num` tiles each if given."""
+    shared = model.dynamic_max_patch and max_num is None  # who names a number means that of each image
     max_num = model.max_dynamic_patch if max_num is None else max_num
     return TilingOptions(
         tile_size=model.tile_size,
         dynamic=model.dynamic_image_size,
         min_num=min(model.min_dynamic_patch, max_num),
         max_num=max_num,
+        share_max_num=shared,
         thumbnail=model.use_thumbnail,
         pad_to_square=model.pad2square,
     )
+
+
+def asked_with(model: InternVLConfig) -> dict[str, str | int | float | None]:
+    """Return what of a checkpoint's own settings decides over prompts and tiles, by name."""
+    least, most = model.min_dynamic_patch, model.max_dynamic_patch
+    tiles = f"{least} to {most}" if model.dynamic_image_size else "1"
+    marks = {
+        "thumbnail": model.use_thumbnail and model.dynamic_image_size,
+        "shared": model.dynamic_max_patch and model.dynamic_image_size,
+        "padded to a square": model.pad2square and not model.dynamic_image_size,
+    }
+    return {
+        "template": model.template,
+        "tiles": ", ".join([tiles, *(name for name, holds in marks.items() if holds)]),
+        "normalize_type": model.normalize_type,
+    }
 
 
 def encode_prompt(
@@ -73,7 +88,7 @@ def encode_prompt(
     pictures = plan_images(images, tiling)
     if len(images) == 1:
         turns = with_placeholder(turns)
-    mean, _ = NORMALISATION[NORMALIZE_TYPE]
+    mean, _ = NORMALISATION[model.normalize_type]
     tiles = ImageTiles(pictures, tiling.tile_size, mean)
     return assemble(turns, [picture.num_tiles for picture in pictures], tiles, model, tokenizer, policy)
 

@@ -60,27 +60,29 @@ def tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig)
         ConfigError: neither a checkpoint nor a tokenizer is named, or it is none of InternVL2's.
         CheckpointError: a run's newest checkpoint is missing.
     """
-    from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, newest
+    from megatron_v2pe.checkpoint.place import find_checkpoint, look_for_checkpoint
+    from megatron_v2pe.checkpoint.trained import trained_model
     from megatron_v2pe.checkpoint.vet import verify_side_files
+    from megatron_v2pe.data.conversation import check_template
     from megatron_v2pe.data.documents import ModelFacts
     from megatron_v2pe.data.tokenizer import Tokenizer
     from megatron_v2pe.errors import ConfigError
-    from megatron_v2pe.models.config import InternVLConfig
 
-    source = config.model.model_name_or_path
-    folder = Path(source)
-    if source and not (folder / "config.json").is_file():  # a Megatron checkpoint or a run
-        folder = newest(folder) or folder
-        if config.checkpoint.verify and (folder / DESCRIPTION).is_file():
-            verify_side_files(folder)
-        folder = folder / HF_FOLDER
-    place = arguments.tokenizer or config.model.tokenizer_path or (str(folder) if source else None)
+    source, said, found = config.model.model_name_or_path, "model.model_name_or_path", None
+    if source and arguments.tokenizer is None:
+        found = find_checkpoint(source, said)
+    elif source:  # with a tokenizer it need not be there
+        found = look_for_checkpoint(Path(source), said)
+    place = arguments.tokenizer or config.model.tokenizer_path or (found and found.hf)
     if place is None:
         raise ConfigError("name a checkpoint (--model_name_or_path FOLDER) or a tokenizer (--tokenizer FOLDER)")
     size, tokens, rows = arguments.tile_size, arguments.tokens_per_tile, None
-    if source and arguments.tokenizer is None or (folder / "config.json").is_file():
-        model = InternVLConfig.from_folder(folder)
+    if found is not None:
+        if config.checkpoint.verify and not found.is_hf:
+            verify_side_files(found.folder)
+        model = trained_model(found.folder)
         size, tokens = size or model.tile_size, tokens or model.tokens_per_tile
         rows = model.llm.vocab_size
     tokenizer = Tokenizer.of_model(place, rows)
+    check_template(config.data.template, tokenizer)
     return tokenizer, ModelFacts(size or DEFAULT_TILE_SIZE, tokens or DEFAULT_TOKENS_PER_TILE)

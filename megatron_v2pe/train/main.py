@@ -19,7 +19,6 @@ from megatron_v2pe.checkpoint import store
 from megatron_v2pe.checkpoint.folder import TRAINING_STATE, newest, offer_others
 from megatron_v2pe.checkpoint.place import find_checkpoint
 from megatron_v2pe.config_tree import to_dict
-from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.loader import PackLoader, build_loader
@@ -41,7 +40,7 @@ from megatron_v2pe.parallel import topology
 from megatron_v2pe.parallel.attention_backend import check_backend
 from megatron_v2pe.run_lock import FolderLock
 from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_holds
-from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig, ModelConfig
+from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.train.header import Start, header

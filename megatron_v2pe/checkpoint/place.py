@@ -1,0 +1,125 @@
+"""What a folder is that a user names: an HF checkpoint, a Megatron checkpoint, or a training run and which part of it.
+
+Every tool asks here, so that what one of them takes is taken by all. A run stands for its newest checkpoint, `hf/` of a
+Megatron checkpoint for that checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, METADATA, iterations, newest
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.printable import printable
+
+CONFIG = "config.json"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Place:
+    """A checkpoint that was found."""
+
+    folder: Path
+    """The HF folder, or the folder of one Megatron checkpoint."""
+    is_hf: bool
+    """Whether it is in the HF layout."""
+
+    @property
+    def hf(self) -> Path:
+        """Folder of its `config.json` and tokenizer."""
+        return self.folder if self.is_hf else self.folder / HF_FOLDER
+
+
+def find_checkpoint(path: str | Path, said: str) -> Place:
+    """Return the checkpoint a user means by a folder; nothing of it is read but what names a run's newest one.
+
+    Args:
+        path: an HF folder, a Megatron checkpoint (converted, or `iter_*` of a run), its `hf/`, or a training run.
+        said: how the user has named it, for messages: `--checkpoint`, `model.model_name_or_path`.
+
+    Raises:
+        ConfigError: it is none of these, or two of them at once; says what it holds and what to name instead.
+        CheckpointError: a run that names a checkpoint which is not there.
+    """
+    folder = Path(path)
+    found = look_for_checkpoint(folder, said)
+    if found is not None:
+        return found
+    shown = f"{said} {printable(folder)}"
+    if not folder.exists():
+        raise ConfigError(f"{shown}: no such folder{_instead_of_missing(folder)}")
+    if not folder.is_dir():
+        raise ConfigError(f"{shown}: a file, expected the folder of a checkpoint: {printable(folder.parent)}?")
+    raise ConfigError(
+        f"{shown}: holds neither config.json (an HF checkpoint) nor {DESCRIPTION} (a Megatron checkpoint) nor iter_* "
+        f"(the checkpoints of a training run){_instead_of(folder)}"
+    )
+
+
+def look_for_checkpoint(folder: Path, said: str) -> Place | None:
+    """Return what `find_checkpoint` does, None where there is no checkpoint; arguments and other errors as of it."""
+    if not folder.is_dir():
+        return None
+    whole = (folder / DESCRIPTION).is_file() or ((folder / METADATA).is_file() and (folder / HF_FOLDER).is_dir())
+    kinds = [DESCRIPTION] if whole else []  # without it, whoever vets the folder says what is missing
+    if not kinds and (there := iterations(folder)):
+        kinds = [f"iter_{there[-1]:07d}"]
+    if (folder / CONFIG).is_file():
+        if not kinds:
+            outer = folder.parent if folder.name == HF_FOLDER else None
+            inside = outer is not None and (outer / DESCRIPTION).is_file() and not _has_weights(folder)
+            return Place(outer, is_hf=False) if inside and outer is not None else Place(folder, is_hf=True)
+        if _has_weights(folder):
+            raise ConfigError(
+                f"{said} {printable(folder)}: holds both {CONFIG} with weights (an HF checkpoint) and {kinds[0]} (a "
+                "Megatron one); which of them is meant cannot be told: move one of the two into a folder of its own"
+            )
+    if DESCRIPTION in kinds:
+        return Place(folder, is_hf=False)
+    latest = newest(folder)  # also where there is none: a file that names one that is gone is an error
+    return None if latest is None else Place(latest, is_hf=False)
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
+
+
+def _instead_of_missing(folder: Path) -> str:
+    """Return where a folder that is not there may come from."""
+    name = str(folder)
+    if folder.name.startswith("InternVL") and printable(name) == name:
+        return f"; to fetch it: huggingface-cli download OpenGVLab/{folder.name} --local-dir {name}"
+    parent = next((one for one in folder.parents if one.is_dir()), None)
+    there = "" if parent is None or parent == folder.parent else f"; there is no {printable(folder.parent)} either"
+    named = _named(parent) if parent is not None and parent == folder.parent else []
+    return f"{there}{_listed(folder.parent, named)}"
+
+
+def _instead_of(folder: Path) -> str:
+    """Return which checkpoints lie in a folder that is none."""
+    if (folder / "logs").is_dir():
+        return "; a training run that has saved nothing yet (checkpoint.save_interval), or whose saving failed"
+    return _listed(folder, _named(folder))
+
+
+def _listed(folder: Path, named: list[str]) -> str:
+    if not named:
+        return ""
+    more = ", ..." if len(named) > _MOST_NAMED else ""
+    return f"; checkpoints in {printable(folder)}: {', '.join(named[:_MOST_NAMED])}{more}"
+
+
+def _named(folder: Path) -> list[str]:
+    """Return the checkpoints that lie in a folder, by name."""
+    try:
+        inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return []
+    return [
+        printable(path.name)
+        for path in inner
+        if any((path / name).is_file() for name in (CONFIG, DESCRIPTION)) or iterations(path)
+    ]

@@ -1,0 +1,241 @@
+"""What the model of a checkpoint was trained with: `config.json` as an export would write it.
+
+A training checkpoint carries in `hf/` the `config.json` its run started from; how it was trained stands in the state of
+the run. Whoever opens a checkpoint, to ask it, to export it, to train on from it, reads both here. The published
+fine-tuning script likewise writes its settings into the `config.json` it saves.
+
+The published code reads `rope_pos_id_version` and `rope_pos_id_stride` at the top and copies the version into
+`llm_config`. It also overwrites `llm_config.rope_scaling` by `{"type": "v2pe", ...}` in what it saves, which its own
+configuration class then refuses to load; that form is understood here, never written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, TRAINING_STATE
+from megatron_v2pe.checkpoint.vet import read_description
+from megatron_v2pe.errors import CheckpointError, ConfigError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Fields
+from megatron_v2pe.models.config import NORMALIZE_TYPES, InternVLConfig, read_config
+from megatron_v2pe.v2pe.stride import VERSIONS, StridePolicy, parse_stride
+
+PUBLISHED_ROPE_SCALING = {"factor": 2.0, "type": "dynamic"}
+"""What InternVL2 checkpoints carry; stands in where `v2pe` has overwritten it. Unused under V2PE."""
+CARRIED: dict[str, Any] = {
+    "template": None,
+    "dynamic_image_size": False,
+    "dynamic_max_patch": False,
+    "use_thumbnail": False,
+    "min_dynamic_patch": 1,
+    "max_dynamic_patch": 6,
+    "pad2square": False,
+    "min_num_frame": 4,
+    "max_num_frame": 20,
+    "normalize_type": "imagenet",
+}
+"""Settings of a run's data that `config.json` states, with what the published class takes where it does not.
+
+All but `normalize_type` are fields of the published class; that one is this project's, and written only where a model
+was trained with another than `imagenet`."""
+
+
+@dataclass(frozen=True)
+class V2PESettings:
+    """Version and stride that belong together."""
+
+    version: str
+    stride: int | Fraction | None = None
+
+    def validate(self) -> None:
+        """Check the combination; what a checkpoint says is read without, what is written is checked.
+
+        Raises:
+            ConfigError: unknown version, `v2pe_fix` without a stride, or a stride with `default`.
+        """
+        StridePolicy(self.version, self.stride)
+        if self.version == "default" and self.stride is not None:
+            raise ConfigError(f"rope_pos_id_stride {self.stride} has no meaning with rope_pos_id_version default")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> V2PESettings:
+        """Read a `config.json`; the version may stand at the top or in `llm_config` alone."""
+        llm = config.get("llm_config") or {}
+        version = config.get("rope_pos_id_version") or llm.get("rope_pos_id_version") or "default"
+        stride = config.get("rope_pos_id_stride")
+        if version == "default":  # a stride left over from another run says nothing
+            stride = None
+        return cls(version, None if stride is None else parse_stride(stride))
+
+    @classmethod
+    def from_training(cls, state: Any, source: str) -> V2PESettings | None:
+        """Read the state of a training run; None for one whose settings are empty: a program of one's own wrote it.
+
+        Args:
+            state: content of its file.
+            source: the file, for the error.
+
+        Raises:
+            CheckpointError: it does not say with which positions the run was trained.
+        """
+        run = Fields(state, source, CheckpointError)
+        if run.get("settings", dict[str, Any]) == {}:
+            return None
+        fields = run.section("settings").section("v2pe")
+        version = fields.text("rope_pos_id_version", among=VERSIONS)
+        stride = fields.get("rope_pos_id_stride", int | float | str, None)
+        try:
+            settings = cls(version, None if stride is None else parse_stride(stride))
+            settings.validate()
+        except ConfigError as error:
+            raise CheckpointError(f"{fields.source}: {error}") from error
+        return settings
+
+    def overridden(self, version: str | None, stride: str | int | float | Fraction | None) -> V2PESettings:
+        """Apply what the user asked for; another version than before drops the stride of before."""
+        new = version or self.version
+        if stride is not None:
+            return V2PESettings(new, parse_stride(stride))
+        return V2PESettings(new, self.stride if new == self.version else None)
+
+
+def trained_model(folder: Path) -> InternVLConfig:
+    """Return the model of a checkpoint and how it was trained; arguments and errors as of `trained_config`.
+
+    Raises:
+        ConfigError: another architecture, or a field that is missing or wrong.
+    """
+    path = folder if _is_hf(folder) else folder / HF_FOLDER
+    return InternVLConfig.from_hf(trained_config(folder), printable(path / "config.json"))
+
+
+def trained_config(folder: Path) -> dict[str, Any]:
+    """Return the content of `config.json` as an export of a checkpoint writes it.
+
+    That of an HF folder and of a converted checkpoint is what the file holds. Of a training checkpoint it is what the
+    run started from, with the settings it was trained with.
+
+    Args:
+        folder: of an HF checkpoint or of one Megatron checkpoint, see `place.find_checkpoint`.
+
+    Raises:
+        ConfigError: `config.json` cannot be read.
+        CheckpointError: the state of the run is missing or damaged, so that it is not known how it was trained.
+    """
+    if _is_hf(folder):
+        return read_config(folder)
+    config = read_config(folder / HF_FOLDER)
+    InternVLConfig.from_hf(config, printable(folder / HF_FOLDER / "config.json"))  # its sections are there
+    if read_description(folder / DESCRIPTION).get("kind") == "converted":
+        return config
+    path = folder / TRAINING_STATE
+    try:
+        state = read_description(path)
+        settings = V2PESettings.from_training(state, printable(path))
+        data, vision = _trained_on(state, printable(path)), _vision(state, printable(path))
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; it says with which positions, template and tiles the run was trained: copy the checkpoint "
+            "again, or take an older one (its iter_* folder)"
+        ) from error
+    return as_trained(config, settings, data, vision)
+
+
+def as_trained(
+    config: dict[str, Any],
+    settings: V2PESettings | None,
+    data: Mapping[str, Any],
+    vision: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return a `config.json` with what a run was trained with; the same object where nothing of it differs.
+
+    Args:
+        config: of the checkpoint the run started from.
+        settings: positions; None: not known, those of `config` stay.
+        data: values of `CARRIED` that are known.
+        vision: values of `vision_config` that are known.
+    """
+    result = config
+    if settings is not None and settings != V2PESettings.from_config(config):
+        result = with_settings(config, settings)
+    if changed := differing(config, data):
+        result = {**result, **changed}
+    tower = result.get("vision_config") or {}
+    if changed := {name: value for name, value in (vision or {}).items() if tower.get(name, 0.0) != value}:
+        result = {**result, "vision_config": {**tower, **changed}}
+    return result
+
+
+def differing(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those settings of a run's data of which a `config.json` says something else, or nothing."""
+    return {
+        name: data[name]
+        for name, default in CARRIED.items()
+        if data.get(name) is not None and _stated(config, name, default) != data[name]
+    }
+
+
+def _stated(config: Mapping[str, Any], name: str, default: Any) -> Any:
+    value = config.get(name)
+    return default if value is None else value
+
+
+def _is_hf(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and not (folder / DESCRIPTION).is_file()
+
+
+def has_v2pe_scaling(config: Mapping[str, Any]) -> bool:
+    """Tell whether `llm_config.rope_scaling` is the form that the published code saves and cannot load."""
+    scaling = (config.get("llm_config") or {}).get("rope_scaling") or {}
+    return scaling.get("type") == "v2pe"
+
+
+def with_settings(config: dict[str, Any], settings: V2PESettings) -> dict[str, Any]:
+    """Return a `config.json` with V2PE fields; everything else, the rope scaling included, stays."""
+    result = {**config, "rope_pos_id_version": settings.version}
+    result.pop("rope_pos_id_stride", None)
+    if settings.stride is not None:
+        result["rope_pos_id_stride"] = _plain(settings.stride)
+    llm = {**config["llm_config"], "rope_pos_id_version": settings.version}
+    if has_v2pe_scaling(config):
+        llm["rope_scaling"] = dict(PUBLISHED_ROPE_SCALING)
+    return {**result, "llm_config": llm}
+
+
+def _trained_on(state: Any, source: str) -> dict[str, Any]:
+    """Return how a run made conversations and tiles of its samples, as far as its state says; names as in `CARRIED`."""
+    data = Fields(state, source, CheckpointError).get("settings", dict[str, Any], {}).get("data")
+    if data is None:
+        return {}
+    fields = Fields(data, f"{source}: settings: data", CheckpointError)
+    flags = ("dynamic_image_size", "dynamic_max_patch", "use_thumbnail", "pad2square")
+    found: dict[str, Any] = {
+        "template": fields.text("template", None),
+        "normalize_type": fields.text("normalize_type", None, NORMALIZE_TYPES),
+        **{name: fields.flag(name, None) for name in flags},
+        **{name: fields.whole(name, None, 1, 1000) for name in ("min_dynamic_patch", "max_dynamic_patch")},
+        **{name: fields.whole(name, None, 1, 100_000) for name in ("min_num_frame", "max_num_frame")},
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _vision(state: Any, source: str) -> dict[str, Any]:
+    """Return what a run has set in the vision tower: its stochastic depth, which the published script writes too."""
+    model = Fields(state, source, CheckpointError).get("settings", dict[str, Any], {}).get("model")
+    if model is None:
+        return {}
+    rate = Fields(model, f"{source}: settings: model", CheckpointError).number("drop_path_rate", None, 0, 0.99)
+    return {} if rate is None else {"drop_path_rate": rate}
+
+
+def _plain(stride: int | Fraction) -> int | float | str:
+    """Return a stride as JSON has it: a number where that is exact, else text such as `1/3`."""
+    value = Fraction(stride)
+    if value.denominator == 1:
+        return value.numerator
+    return float(value) if Fraction(str(float(value))) == value else str(value)

@@ -1,0 +1,41 @@
+"""The positions a checkpoint is asked with: those it was trained with, at one stride."""
+
+from __future__ import annotations
+
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.v2pe.position_ids import Stride
+from megatron_v2pe.v2pe.stride import StridePolicy
+
+USUAL_SHARE = 4
+"""Without a stride, checkpoints of `v2pe_rnd` are asked with a quarter of a tile's tokens: 64 of InternVL2's 256."""
+
+
+def inference_policy(config: InternVLConfig, stride: Stride | None = None, version: str | None = None) -> StridePolicy:
+    """Return the positions a checkpoint is asked with: those it was trained with, at one stride.
+
+    Args:
+        config: the checkpoint's; `rope_pos_id_version` says what it was trained with.
+        stride: positions a tile spans; without it the checkpoint's own, or `USUAL_SHARE` of a tile's tokens.
+        version: `default` or `v2pe_fix`, where it is to be stated; it must fit the checkpoint's.
+
+    Raises:
+        ConfigError: a stride or a V2PE version for a checkpoint that was trained without, or the reverse.
+    """
+    trained = config.rope_pos_id_version
+    if version == "v2pe_rnd":
+        raise ConfigError("rope_pos_id_version v2pe_rnd draws strides for training; ask with v2pe_fix and a stride")
+    if version is not None and (version == "default") != (trained == "default"):
+        raise ConfigError(
+            f"rope_pos_id_version {version} was asked for, but the checkpoint was trained with {trained}, whose rotary "
+            "embedding is another"
+        )
+    if trained == "default":
+        if stride is not None:
+            raise ConfigError(
+                f"rope_pos_id_stride {stride} was asked for, but the checkpoint was trained with rope_pos_id_version "
+                "default, which has none; leave it out"
+            )
+        return StridePolicy("default")
+    usual = config.rope_pos_id_stride or max(1, config.tokens_per_tile // USUAL_SHARE)
+    return StridePolicy("v2pe_fix", stride if stride is not None else usual)

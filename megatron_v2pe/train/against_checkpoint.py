@@ -1,0 +1,126 @@
+"""What a run is told, against the checkpoint it starts from: refused is what the trained model could not be asked with.
+
+A model is asked as it was trained: its export carries positions, template and tiles of the run in `config.json`, see
+`checkpoint.trained`. What no export can carry has to be as the checkpoint has it: sizes of the model, the tokenizer.
+All of it is looked at before anything is converted, let alone trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from megatron_v2pe.checkpoint.place import find_checkpoint
+from megatron_v2pe.checkpoint.trained import V2PESettings, differing, trained_config
+from megatron_v2pe.data.config import DataConfig
+from megatron_v2pe.data.conversation import TEMPLATES, check_template
+from megatron_v2pe.data.sources import read_entries
+from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.errors import ConfigError, V2PEError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.train.config import ExperimentConfig, ModelConfig
+
+SAID = "model.model_name_or_path"
+
+
+def check_checkpoint(config: ExperimentConfig) -> InternVLConfig:
+    """Compare a run's settings with the checkpoint it starts from; return the model, no weights are read.
+
+    Raises:
+        ConfigError: there is no checkpoint, its architecture is not supported, or the run states something of it that
+            is not so; a template or a tokenizer with which the trained model could not be asked.
+        CheckpointError: the checkpoint is a run's, and its state is lost or damaged.
+    """
+    place = find_checkpoint(config.model.model_name_or_path, SAID)
+    path = printable(place.hf / "config.json")
+    model = InternVLConfig.from_hf(trained_config(place.folder), path)
+    _check_stated(model, config.model, config.data)
+    if model.template not in TEMPLATES:
+        raise ConfigError(
+            f"{path}: conversation template {model.template!r} is none of {', '.join(TEMPLATES)}, so that the "
+            f"checkpoint could not be asked; to train it with data.template {config.data.template}, write that into "
+            'the file ("template")'
+        )
+    tokenizer = Tokenizer.of_model(place.hf, model.llm.vocab_size)
+    if config.model.tokenizer_path is not None:
+        given = Tokenizer.of_model(config.model.tokenizer_path, model.llm.vocab_size)
+        if given.fingerprint != tokenizer.fingerprint:
+            raise ConfigError(
+                f"model.tokenizer_path {printable(config.model.tokenizer_path)}: gives other ids than the tokenizer in "
+                f"{printable(place.hf)}, which goes into every export and with which the model would be asked; put its "
+                "files into the checkpoint's folder, or leave the setting out"
+            )
+    check_template(config.data.template, tokenizer)
+    return model
+
+
+def _check_stated(model: InternVLConfig, settings: ModelConfig, data: DataConfig) -> None:
+    """Check what a run states about its checkpoint."""
+    stated: dict[str, Any] = {
+        "ps_version": settings.ps_version,
+        "downsample_ratio": settings.down_sample_ratio,
+        "select_layer": settings.vision_select_layer,
+        "tile_size": data.force_image_size,
+    }
+    for name, value in stated.items():
+        if value is not None and value != getattr(model, name):
+            raise ConfigError(
+                f"{name} {value} was asked for, but the checkpoint has {getattr(model, name)}; "
+                "it is part of the model, to be changed in its config.json"
+            )
+
+
+def what_holds(config: ExperimentConfig) -> Iterator[str]:
+    """Yield a line for what the run does otherwise than its checkpoint says, or than its export will say.
+
+    Args:
+        config: of a run whose checkpoint was checked.
+    """
+    stated = trained_config(find_checkpoint(config.model.model_name_or_path, SAID).folder)
+    changed = [
+        f"{name} {_shown(value)} (was {_shown(stated.get(name))})"
+        for name, value in differing(stated, asdict(config.data)).items()
+    ]
+    before, policy = V2PESettings.from_config(stated), config.v2pe.stride_policy(0)
+    now = V2PESettings(policy.version, policy.stride)
+    if now != before:
+        changed.append(f"positions {_positions(now)} (was {_positions(before)})")
+    if changed:
+        yield f"trained, and to be asked, otherwise than the checkpoint it starts from: {', '.join(changed)}"
+    yield from _of_all_data_sets(config.data)
+
+
+def _of_all_data_sets(data: DataConfig) -> Iterator[str]:
+    """Yield a line where every data set has its own tiles, so that the run's, which are exported, hold for none."""
+    if not data.meta_path:
+        return
+    try:
+        entries = list(read_entries(data.meta_path).values())
+    except V2PEError:  # told by who opens the data
+        return
+    own = [entry.get("max_dynamic_patch") for entry in entries if isinstance(entry, Mapping)]
+    dynamic = [entry.get("dynamic_image_size") for entry in entries if isinstance(entry, Mapping)]
+    most = max((value for value in own if isinstance(value, int)), default=None)
+    if not data.dynamic_image_size:
+        return
+    if dynamic and all(value is False for value in dynamic):
+        yield (
+            f"{printable(data.meta_path)}: every data set has dynamic_image_size false, but the model will be asked "
+            "with data.dynamic_image_size true; set that to false to have it asked as it was trained"
+        )
+    elif None not in own and most not in (None, data.max_dynamic_patch):
+        yield (
+            f"{printable(data.meta_path)}: every data set has a max_dynamic_patch of its own, {most} at most, but the "
+            f"model will be asked with data.max_dynamic_patch {data.max_dynamic_patch}; set that to {most} to have it "
+            "asked as it was trained"
+        )
+
+
+def _positions(settings: V2PESettings) -> str:
+    return settings.version if settings.stride is None else f"{settings.version} at stride {settings.stride}"
+
+
+def _shown(value: object) -> str:
+    return "not stated" if value is None else printable(str(value))[:80]

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from megatron_v2pe.device import watchdog
-from megatron_v2pe.errors import ConfigError, DataError, MemoryShortageError
+from megatron_v2pe.errors import ConfigError, DataError, MemoryShortageError, NonFiniteError
+from megatron_v2pe.generate.diagnosis import explain
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.kv_cache import CHUNK
 from megatron_v2pe.generate.memory import shortage_told
 from megatron_v2pe.generate.prompt import Prompt
-from megatron_v2pe.generate.sampling import Sampling, choose
+from megatron_v2pe.generate.sampling import NOT_FINITE, Sampling, choose
 from megatron_v2pe.generate.session import Session
 from megatron_v2pe.generate.steps_ahead import Choice, StepsAhead
 from megatron_v2pe.generate.stop import AnswerText
@@ -136,6 +137,7 @@ def generate(
     Raises:
         DataError: an image cannot be read; the same on every rank.
         MemoryShortageError: the prompts do not fit, on this rank or another.
+        NonFiniteError: logits are no numbers; names the sequence, the token, and the weight or layer at fault.
     """
     assert prompts and (decode is not None or not (options.stop_strings or on_text))
     answers = [Generated() for _ in prompts]
@@ -151,11 +153,20 @@ def generate(
         return answers[number].finish_reason == "length"
 
     batch = [prompts[number] for number in alive]
-    with _shortage_told_by(batch) if engine.stages.alone else nullcontext():
-        if engine.static:
-            _answer_ahead(engine, batch, options, alive, keys, add)
-        else:
-            _answer(engine, batch, options, alive, keys, add)
+    try:
+        with _shortage_told_by(batch) if engine.stages.alone else nullcontext():
+            if engine.static:
+                _answer_ahead(engine, batch, options, alive, keys, add)
+            else:
+                _answer(engine, batch, options, alive, keys, add)
+    except _NoNumbersError as failed:
+        number = failed.number
+    else:
+        number = None
+    if number is not None:  # out of the handler: nothing holds on to what the failed attempt had allocated
+        tokens = answers[number].token_ids
+        where = explain(engine, prompts[number], tokens, _prefill)
+        raise NonFiniteError(f"{keys[number]}: the logits of its new token {len(tokens) + 1} are not finite; {where}")
     for number, answer in enumerate(answers):
         if texts is not None:
             rest = texts[number].finish()
@@ -183,6 +194,8 @@ def _answer(
     for step in range(options.max_new_tokens):
         watchdog.progress("answering")
         tokens = _next(session, logits, options, [keys[number] for number in alive], step)
+        for number, token in zip(alive, tokens, strict=True):
+            _check(number, token)
         rows = [None] * len(alive) if logits is None else logits
         going = [row for row, number in enumerate(alive) if add(number, tokens[row], rows[row])]
         if not going or step + 1 == options.max_new_tokens:
@@ -214,9 +227,30 @@ def _answer_ahead(
         watchdog.progress("answering")
         rows = [None] * len(reading.numbers) if reading.logits is None else reading.logits
         for number, token, row in zip(reading.numbers, reading.get(), rows, strict=True):
-            if number in going and not add(number, token, row):
+            if number not in going:  # an ended sequence holds nothing, and its logits may be anything
+                continue
+            _check(number, token)
+            if not add(number, token, row):
                 going.remove(number)
                 steps.end(number)
+
+
+class _NoNumbersError(Exception):
+    """A token could not be chosen."""
+
+    def __init__(self, number: int) -> None:
+        """Remember the number of the prompt."""
+        super().__init__(number)
+        self.number = number
+
+
+def _check(number: int, token: int) -> None:
+    if token == NOT_FINITE:
+        raise _NoNumbersError(number)
+
+
+def _prefill(engine: Engine, prompt: Prompt) -> None:
+    Session(engine, [prompt], 1).prefill()
 
 
 @contextmanager
@@ -237,9 +271,10 @@ def _next(
     """Choose on the last stage, and hear of it on the others."""
     chosen = None
     if logits is not None:
+        allowed = logits
         if step < options.min_new_tokens and options.stop_ids:
-            logits = logits.index_fill(1, torch.tensor(sorted(options.stop_ids), device=logits.device), -torch.inf)
-        chosen = choose(logits, options.sampling, keys, [step] * len(keys))
+            allowed = logits.index_fill(1, torch.tensor(sorted(options.stop_ids), device=logits.device), -torch.inf)
+        chosen = choose(allowed, options.sampling, keys, [step] * len(keys), of=logits)
     return session.engine.stages.share(chosen, len(keys), session.engine.device)
 
 

@@ -18,6 +18,8 @@ from megatron_v2pe.keyed_random import uniform
 
 _PURPOSE = "next token"
 _RESOLUTION = 1 << 53
+NOT_FINITE = -1
+"""In the place of a token whose logits are not all numbers; no token of any vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,29 @@ def chosen(logits: Tensor, sampling: Sampling, draws: Tensor | None) -> Tensor:
     return draw(probabilities(logits, sampling), draws)
 
 
-def choose(logits: Tensor, sampling: Sampling, sequences: Sequence[str], steps: Sequence[int]) -> list[int]:
+def marked(tokens: Tensor, logits: Tensor) -> Tensor:
+    """Return tokens, `NOT_FINITE` where the logits they come from hold NaN or infinity; the host waits for nothing.
+
+    A sum tells: it is a number if and only if all are, as long as they are far below the largest number of their type.
+    It costs one pass over what has been written last, and is read with the tokens.
+
+    Args:
+        tokens: int64 [n].
+        logits: [n, vocab_size] as the model gave them, no token left out.
+
+    Returns:
+        int64 [n].
+    """
+    return torch.where(logits.sum(dim=-1).isfinite(), tokens, NOT_FINITE)
+
+
+def choose(
+    logits: Tensor,
+    sampling: Sampling,
+    sequences: Sequence[str],
+    steps: Sequence[int],
+    of: Tensor | None = None,
+) -> list[int]:
     """Choose the next token of each sequence.
 
     Args:
@@ -127,6 +151,8 @@ def choose(logits: Tensor, sampling: Sampling, sequences: Sequence[str], steps: 
         sampling: how.
         sequences: name of each sequence.
         steps: number of the token in its answer, from 0.
+        of: the logits as the model gave them, to be looked at, see `marked`; None looks at nothing.
     """
     draws = points(sampling, sequences, steps).to(logits.device) if sampling.temperature > 0 else None
-    return chosen(logits, sampling, draws).tolist()
+    tokens = chosen(logits, sampling, draws)
+    return (tokens if of is None else marked(tokens, of)).tolist()

@@ -22,7 +22,7 @@ from torch import Tensor
 from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.generate.arena import ArenaCache
 from megatron_v2pe.generate.memory import shortage_told
-from megatron_v2pe.generate.sampling import Sampling, chosen, points
+from megatron_v2pe.generate.sampling import Sampling, chosen, marked, points
 from megatron_v2pe.generate.session import Session
 from megatron_v2pe.generate.static_step import WINDOW, StaticStep
 
@@ -39,7 +39,7 @@ class Reading:
     logits: Tensor | None
     """What they were chosen from, [n, vocab_size], where asked for."""
     tokens: Tensor
-    """int64 [n] on the host; there when `event` has come."""
+    """int64 [n] on the host, there when `event` has come; `sampling.NOT_FINITE` where the logits are no numbers."""
     event: torch.cuda.Event | None
 
     def get(self) -> list[int]:
@@ -190,10 +190,11 @@ class StepsAhead:
         self._chosen += 1
         if self._step is not None:
             self._step.tokens.copy_(self._tokens)
-        here, event = self._tokens, None
-        if here.is_cuda:
-            here = torch.empty(self._tokens.shape, dtype=torch.int64, pin_memory=True)
-            here.copy_(self._tokens, non_blocking=True)
+        told, event = marked(self._tokens, logits), None  # the step goes on with tokens that exist
+        here = told
+        if told.is_cuda:
+            here = torch.empty(told.shape, dtype=torch.int64, pin_memory=True)
+            here.copy_(told, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
         kept = logits.clone() if choice.keep_logits else None

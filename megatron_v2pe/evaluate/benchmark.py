@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.evaluate.published_counts import questions_published
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,13 @@ class Benchmark(ABC):
     """Most tiles of an image; None: the run's, or the checkpoint's."""
     thumbnail: bool | None = None
     """Whether a tiled image is also shown whole; None: as the checkpoint was trained."""
-    published: int | None = None
-    """Questions of the published files; None: not stated."""
+    own: bool = False
+    """Whether its questions are the user's, so that none are published."""
+
+    @property
+    def published(self) -> int | None:
+        """Return how many questions the published files have; None: that is not known, or they are the user's own."""
+        return None if self.own else questions_published(self.name)
 
     @property
     @abstractmethod

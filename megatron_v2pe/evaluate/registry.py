@@ -148,6 +148,8 @@ _ALIASES: dict[str, str] = {
     },
 }
 """Other name -> name of a benchmark or group."""
+_FILES = (".json", ".jsonl", ".txt", ".csv", ".tsv", ".parquet")
+"""How names of files end that are taken for questions."""
 
 
 def expand(words: Sequence[str]) -> list[str]:
@@ -168,6 +170,10 @@ def expand(words: Sequence[str]) -> list[str]:
         typed = word.strip().lower().replace("-", "_")
         name = _ALIASES.get(typed, typed)
         if name not in GROUPS and name not in BENCHMARKS:
+            if "/" in word or Path(word.strip()).suffix.lower() in _FILES:
+                raise ConfigError(
+                    f"{word.strip()}: questions of one's own are a JSON lines file, whose name ends in {SUFFIX}"
+                )
             near = difflib.get_close_matches(name, (*BENCHMARKS, *GROUPS, *_ALIASES), n=3)
             hint = f"did you mean {', '.join(near)}?" if near else f"groups are {', '.join(GROUPS)}"
             raise ConfigError(f"{word.strip()}: no such benchmark; {hint}")
@@ -184,6 +190,11 @@ def _check_folders(names: Iterable[str]) -> None:
         if folder in seen:
             raise ConfigError(f"{seen[folder]} and {name} would share the folder {folder}/ for answers; rename a file")
         seen[folder] = name
+        if name.endswith(SUFFIX) and folder in BENCHMARKS:
+            raise ConfigError(
+                f"{name}: its answers would be kept as those of the benchmark {folder}, and scored as such; rename the "
+                "file"
+            )
 
 
 def create(name: str, mode: Mode = "corrected", cache: Path = CACHE) -> PublishedBenchmark:

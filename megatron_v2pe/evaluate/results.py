@@ -1,10 +1,16 @@
-"""From raw answers to scores, told with how complete they are; the file that holds them, written and read."""
+"""From raw answers to scores, told with how complete they are; the file that holds them, written and read.
+
+Every number is told with its mode, and with that of the other mode where it differs: `tools/evaluate.py` scores in mode
+`corrected` by default, what a model can do, `tools/report.py` in `reference`, for it stands beside published numbers.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,13 +18,17 @@ from typing import Annotated, Any, Literal
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
-from megatron_v2pe.evaluate.scorers import Mode, scorer_of
+from megatron_v2pe.evaluate.headline import headline, is_long
+from megatron_v2pe.evaluate.scorers import Item, Mode, Scorer, scorer_of
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.seal import seal, unseal
 from megatron_v2pe.foreign.text import read_json_object
 
 RESULTS = "results.json"
+_OTHER: dict[Mode, Mode] = {"corrected": "reference", "reference": "corrected"}
+_LONGEST_ERROR = 300
+_CLASS = re.compile(r"^[A-Z]\w*Error: ")
 _OF_NOTHING = {"corrected": "wrong", "reference": "empty answers, which published rules may call right"}
 """What a question without an answer is worth, by mode."""
 
@@ -42,6 +52,12 @@ class Results:
     published: _Count | None = None
     answered: _Count | None = None
     duplicates: tuple[str, ...] = ()
+    other_score: Annotated[float, Range(0)] | None = None
+    """Percent in the other mode; None where there is none, and in older files."""
+    own: bool = False
+    """Whether the questions are the user's own."""
+    file: str | None = None
+    """Of own questions, where it was when they were asked."""
 
 
 def read_results(path: Path, benchmark: Benchmark) -> Results | None:
@@ -76,8 +92,9 @@ def _check(results: Results, benchmark: Benchmark, source: str) -> None:
     if isinstance(results.limit, int) and results.limit != results.questions:
         raise DataError(f"{source}: limit {results.limit}, but {results.questions} questions")
     most = scorer_of(benchmark.scorer).most if benchmark.scorer else 0.0
-    if results.score is not None and results.score > most:
-        raise DataError(f"{source}: score {results.score:g}, expected between 0 and {most:g}")
+    for number in (results.score, results.other_score):
+        if number is not None and number > most:
+            raise DataError(f"{source}: score {number:g}, expected between 0 and {most:g}")
 
 
 def score(
@@ -117,15 +134,22 @@ def score(
         "failed": failed,
         "duplicates": log.duplicates,
         "mode": mode,
+        "own": benchmark.own,
     }
+    if failed:
+        result["first_failure"] = {"id": failed[0], "error": log.answers[failed[0]].error}
+    if benchmark.own:
+        result["file"] = os.path.abspath(root / benchmark.needed[0].path)
     if benchmark.scorer is not None:
         scorer = scorer_of(benchmark.scorer)
         items = [benchmark.item(question, text) for question, text in pairs]
         result["scorer"] = scorer.name
         try:
-            result |= {"score": scorer.headline(items, mode), "summary": scorer.summary(items, mode)}
+            result |= {"score": _number(benchmark, scorer, items, mode), "summary": scorer.summary(items, mode)}
         except DataError as error:  # the published rules stop where the corrected ones go on
             result["unscored"] = str(error)
+        with suppress(DataError):
+            result["other_score"] = _number(benchmark, scorer, items, _OTHER[mode])
     if not missing and (path := benchmark.submission(root, pairs, folder)) is not None:
         result["submission"] = str(path)
     temporary = folder / f"{RESULTS}.new"
@@ -135,24 +159,51 @@ def score(
     return result
 
 
+def _number(benchmark: Benchmark, scorer: Scorer, items: Sequence[Item], mode: Mode) -> float:
+    """Return a benchmark's number in percent; the published report of MM-NIAH stops at its long sets.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not items:
+        raise DataError("there are no items to score")
+    if mode == "reference" and is_long(benchmark):
+        return scorer.headline(items, mode)
+    return headline(benchmark, scorer, items, [scorer.judge(item, mode) for item in items], mode)
+
+
 def as_line(result: dict[str, Any]) -> str:
-    """Return a result as one line for the console; never a score of a part without saying so."""
+    """Return a result as one line for the console; never a score of a part without saying so, nor without its mode."""
+    mode, questions = result["mode"], result["questions"]
     number = f"not scored here ({result.get('submission', '-')})"
     if "score" in result:
-        number = f"{result['score']:.2f}"
+        other = result.get("other_score")
+        more = "" if other is None or f"{other:.2f}" == f"{result['score']:.2f}" else f" ({_OTHER[mode]}: {other:.2f})"
+        number = f"{result['score']:.2f}  mode {mode}{more}"
     elif "unscored" in result:
-        number = f"not scored in {result['mode']} mode ({result['unscored']})"
+        number = f"not scored in {mode} mode ({result['unscored']})"
     notes: list[str] = []
     if result["limit"] is not None:
-        notes.append(f"LIMITED: only the first {result['questions']} questions")
-    elif result["published"] not in (None, result["questions"]):
-        notes.append(f"ANOTHER VERSION: {result['questions']} questions, {result['published']} are published")
+        notes.append(f"LIMITED: only the first {questions} questions")
+    elif result["published"] not in (None, questions):
+        notes.append(f"ANOTHER VERSION: {questions} questions, {result['published']} are published")
+    elif result["published"] is None and not result.get("own"):
+        notes.append(f"UNCHECKED: {questions} questions, how many are published is not known here")
     if result["missing"] or result["failed"]:
-        notes.append(
-            f"INCOMPLETE: {len(result['missing'])} of {result['questions']} without an answer, "
-            f"{len(result['failed'])} failed; they count as {_OF_NOTHING[result['mode']]}"
+        told = (
+            f"INCOMPLETE: {len(result['missing'])} of {questions} without an answer, {len(result['failed'])} failed; "
+            f"they count as {_OF_NOTHING[mode]}"
         )
+        if first := result.get("first_failure"):
+            told += f"; the first that failed, {first['id']}: {_shortened(first['error'])}"
+        notes.append(told)
     return "  ".join([f"{result['title']:<28} {number}", *notes])
+
+
+def _shortened(error: str) -> str:
+    """Return an error without its class, on one line."""
+    text = " ".join(_CLASS.sub("", error).split())
+    return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."
 
 
 def _text(answer: Answer | None) -> str:

@@ -22,8 +22,9 @@ from megatron_v2pe.evaluate.answers import KILLED, Answer, AnswerLog, Stopped
 from megatron_v2pe.evaluate.asking import MOST_ENDS, AskingNote, blameless, ended_runs, forget
 from megatron_v2pe.evaluate.batching import Ahead, Prepared, batches
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
-from megatron_v2pe.evaluate.prompting import Prompter, estimated_cost, shown, told, words_of
+from megatron_v2pe.evaluate.prompting import Prompter, estimated_cost, shown
 from megatron_v2pe.evaluate.share import cost_of, share_out
+from megatron_v2pe.evaluate.words import told, words_of
 from megatron_v2pe.generate.generation import Generated, GenerationOptions, check_prompt, generate
 from megatron_v2pe.generate.memory import is_out_of_memory
 from megatron_v2pe.generate.pretrained import Pretrained
@@ -153,7 +154,10 @@ class Runner:
     def _share(self, benchmark: Benchmark, questions: Sequence[Question], copy: int, copies: int) -> list[Question]:
         """Questions of one copy of the model, the dearest first."""
         most = self.max_num or benchmark.max_tiles or self.tiling.max_num
-        costs = [cost_of(*estimated_cost(question, most, _limit(question, benchmark))) for question in questions]
+        tile = self.pretrained.config.tokens_per_tile
+        costs = [
+            cost_of(*estimated_cost(question, most, _limit(question, benchmark), tile), tile) for question in questions
+        ]
         return [questions[number] for number in share_out(costs, copies)[copy]]
 
     def _batches(

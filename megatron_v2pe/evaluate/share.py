@@ -26,10 +26,10 @@ def share_out(costs: Sequence[float], replicas: int) -> list[list[int]]:
     return shares
 
 
-def cost_of(prompt_tokens: int, tiles: int, new_tokens: int) -> float:
+def cost_of(prompt_tokens: int, tiles: int, new_tokens: int, tokens_per_tile: int) -> float:
     """Estimate what a question costs, in prompt tokens.
 
-    A tile's encoding weighs as much as its own 256 tokens again, an answer's token as four of the prompt, and attention
+    A tile's encoding weighs as much as its own tokens again, an answer's token as four of the prompt, and attention
     grows with the square of the prompt.
     """
-    return prompt_tokens + 256.0 * tiles + 4.0 * new_tokens + prompt_tokens**2 / 65536
+    return prompt_tokens + float(tokens_per_tile) * tiles + 4.0 * new_tokens + prompt_tokens**2 / 65536

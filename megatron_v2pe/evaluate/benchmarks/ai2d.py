@@ -30,5 +30,4 @@ class Ai2d(SingleImageBenchmark):
     )
     sentence = ""
     numbered = True
-    published = 3088
     max_new_tokens = 10

@@ -29,7 +29,6 @@ class ChartQaHuman(SingleImageBenchmark):
     scorer = "chartqa"
     file = Needed("data/chartqa/test_human.jsonl", f"download {QWEN}/chartqa/test_human.jsonl")
     others = (_IMAGES,)
-    published = 1250
     max_tiles = 12
 
 
@@ -41,5 +40,4 @@ class ChartQaAugmented(SingleImageBenchmark):
     scorer = "chartqa"
     file = Needed("data/chartqa/test_augmented.jsonl", f"download {QWEN}/chartqa/test_augmented.jsonl")
     others = (_IMAGES,)
-    published = 1250
     max_tiles = 12

@@ -31,7 +31,6 @@ class DocVqaVal(SingleImageBenchmark):
         Needed(_ANSWERS, _ARCHIVE.format("val")),
         Needed("data/docvqa/val/documents", _ARCHIVE.format("val")),
     )
-    published = 5349
     max_tiles = 18
 
     def truths(self, root: Path) -> TruthOf:
@@ -47,6 +46,5 @@ class DocVqaTest(SingleImageBenchmark):
     scorer = None
     file = Needed("data/docvqa/test.jsonl", f"download {QWEN}/docvqa/test.jsonl")
     others = (Needed("data/docvqa/test", _ARCHIVE.format("test")),)
-    published = 5188
     max_tiles = 18
     submission_key = "questionId"

@@ -32,7 +32,6 @@ class GqaTestdev(SingleImageBenchmark):
     scorer = "gqa_convert"
     file = Needed("data/gqa/testdev_balanced.jsonl", f"download {QWEN}/gqa/testdev_balanced.jsonl")
     others = _OTHERS
-    published = 12578
     max_new_tokens = 10
     item_fields = ("answer",)
 

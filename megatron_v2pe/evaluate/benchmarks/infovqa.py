@@ -30,7 +30,6 @@ class InfoVqaVal(SingleImageBenchmark):
     scorer = "docvqa"
     file = Needed("data/infographicsvqa/val.jsonl", f"download {INTERNVL}/infographicsvqa_val.jsonl as val.jsonl")
     others = (Needed(_ANSWERS, "download it from https://rrc.cvc.uab.es/?ch=17"), _IMAGES)
-    published = 2801
     max_tiles = 24
     item_fields = ("answers", *GROUPS)
 
@@ -47,6 +46,5 @@ class InfoVqaTest(SingleImageBenchmark):
     scorer = None
     file = Needed("data/infographicsvqa/test.jsonl", f"download {INTERNVL}/infographicsvqa_test.jsonl as test.jsonl")
     others = (_IMAGES,)
-    published = 3288
     max_tiles = 24
     submission_key = "questionId"

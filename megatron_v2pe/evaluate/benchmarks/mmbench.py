@@ -110,7 +110,6 @@ class MmBenchDev(MmBench):
     title = "MMBench dev (2023-07-12)"
     scorer = "mmbench"
     file = "mmbench_dev_20230712.tsv"
-    published = 4377
 
 
 class MmBenchDevEn(MmBench):
@@ -120,7 +119,6 @@ class MmBenchDevEn(MmBench):
     title = "MMBench dev EN"
     scorer = "mmbench"
     file = "mmbench_dev_en_20231003.tsv"
-    published = 4329
 
 
 class MmBenchDevCn(MmBench):
@@ -131,7 +129,6 @@ class MmBenchDevCn(MmBench):
     scorer = "mmbench"
     file = "mmbench_dev_cn_20231003.tsv"
     sentence = LETTER_CN
-    published = 4329
 
 
 class MmBenchTestEn(MmBench):
@@ -141,7 +138,6 @@ class MmBenchTestEn(MmBench):
     title = "MMBench test EN"
     scorer = None
     file = "mmbench_test_en_20231003.tsv"
-    published = 6666
 
 
 class MmBenchTestCn(MmBench):
@@ -152,7 +148,6 @@ class MmBenchTestCn(MmBench):
     scorer = None
     file = "mmbench_test_cn_20231003.tsv"
     sentence = LETTER_CN
-    published = 6666
 
 
 class CcBench(MmBench):
@@ -166,7 +161,6 @@ class CcBench(MmBench):
     sentence = LETTER_CN
     left_out = ("category", "image")
     prediction_column = 8
-    published = 2040
 
 
 def _decoded(where: str, text: str) -> bytes:

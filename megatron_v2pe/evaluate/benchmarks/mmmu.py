@@ -120,7 +120,6 @@ class MmmuDev(Mmmu):
     title = "MMMU dev"
     scorer = "mmmu_full"
     split = "dev"
-    published = 150
 
 
 class MmmuVal(Mmmu):
@@ -130,7 +129,6 @@ class MmmuVal(Mmmu):
     title = "MMMU val"
     scorer = "mmmu_full"
     split = "validation"
-    published = 900
 
 
 class MmmuTest(Mmmu):
@@ -140,7 +138,6 @@ class MmmuTest(Mmmu):
     title = "MMMU test"
     scorer = None
     split = "test"
-    published = 10500
 
     def submission(self, root: Path, answers: Sequence[tuple[Question, str]], out: Path) -> Path:
         """Write the answers by id."""

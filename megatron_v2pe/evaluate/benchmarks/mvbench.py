@@ -83,7 +83,6 @@ class MvBench(PublishedBenchmark):
     name = "mvbench"
     title = "MVBench"
     scorer = "mvbench"
-    published = 4000
     max_new_tokens = 1000
     dynamic_tiling = False
     item_fields = ("answer", "task_type", "candidates")

@@ -31,7 +31,6 @@ class OkVqaVal(SingleImageBenchmark):
         ),
         Needed("data/okvqa/val2014", COCO.format("val2014")),
     )
-    published = 5046
     max_new_tokens = 10
 
     def truths(self, root: Path) -> TruthOf:

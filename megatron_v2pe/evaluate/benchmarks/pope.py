@@ -39,7 +39,6 @@ class Pope(PublishedBenchmark):
     name = "pope"
     title = "POPE"
     scorer = "pope"
-    published = 8910
     max_tiles = FAMILY_TILES
     item_fields = ("answer", "category")
 

@@ -25,8 +25,6 @@ FAMILY_TILES = 6
 class PublishedBenchmark(Benchmark):
     """A benchmark read from its published files."""
 
-    published: int | None = None
-    """Questions of the published files; None: not stated."""
     item_fields: tuple[str, ...] = ("answers",)
     """Facts that the scorer reads beside `prediction`; those a question lacks are left out."""
 

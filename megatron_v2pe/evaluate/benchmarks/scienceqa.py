@@ -31,7 +31,6 @@ class ScienceQa(PublishedBenchmark):
     name = "scienceqa"
     title = "ScienceQA"
     scorer = "scienceqa"
-    published = 2017
     max_tiles = FAMILY_TILES
     item_fields = ("options", "answer")
 

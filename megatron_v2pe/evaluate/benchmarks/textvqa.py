@@ -32,7 +32,6 @@ class TextVqaVal(SingleImageBenchmark):
             "unpack https://dl.fbaipublicfiles.com/textvqa/images/train_val_images.zip below data/textvqa",
         ),
     )
-    published = 5000
     max_new_tokens = 10
 
     def truths(self, root: Path) -> TruthOf:

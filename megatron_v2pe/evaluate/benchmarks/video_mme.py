@@ -41,7 +41,6 @@ class VideoMme(PublishedBenchmark):
     name = "videomme"
     title = "Video-MME"
     scorer = "mmbench"
-    published = 2700
     max_new_tokens = 16
     dynamic_tiling = False
     item_fields = ("options", "answer", "category")

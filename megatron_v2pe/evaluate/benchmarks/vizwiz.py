@@ -35,7 +35,6 @@ class VizWizVal(SingleImageBenchmark):
         Needed("data/vizwiz/val", _ARCHIVE.format("val")),
     )
     sentence = _SENTENCE
-    published = 4319
     max_new_tokens = 10
 
     def truths(self, root: Path) -> TruthOf:
@@ -52,7 +51,6 @@ class VizWizTest(SingleImageBenchmark):
     file = Needed("data/vizwiz/vizwiz_test.jsonl", f"download {QWEN}/vizwiz/vizwiz_test.jsonl")
     others = (Needed("data/vizwiz/test", _ARCHIVE.format("test")),)
     sentence = _SENTENCE
-    published = 8000
     max_new_tokens = 10
     submission_key = "image"
 

@@ -34,7 +34,6 @@ class VqaV2Val(SingleImageBenchmark):
         ),
         Needed("data/vqav2/val2014", COCO.format("val2014")),
     )
-    published = 214354
     max_new_tokens = 10
 
     def truths(self, root: Path) -> TruthOf:
@@ -50,6 +49,5 @@ class VqaV2Testdev(SingleImageBenchmark):
     scorer = None
     file = Needed("data/vqav2/vqav2_testdev.jsonl", f"download {QWEN}/vqav2/vqav2_testdev.jsonl")
     others = (Needed("data/vqav2/test2015", COCO.format("test2015")),)
-    published = 107394
     max_new_tokens = 10
     submission_key = "question_id"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.evaluate.benchmarks import mm_niah_long
 from megatron_v2pe.evaluate.benchmarks.mm_niah import TASKS
 from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.report import csv_files, figures, sections
@@ -17,11 +18,20 @@ from megatron_v2pe.evaluate.report.document import Document, Picture, Section
 from megatron_v2pe.evaluate.report.html import to_html
 from megatron_v2pe.evaluate.report.markdown import to_markdown
 from megatron_v2pe.evaluate.report.needles import Grid, mean_of
+from megatron_v2pe.evaluate.report.own import own_answers, own_section
 from megatron_v2pe.evaluate.report.published import PUBLISHED
 from megatron_v2pe.evaluate.report.runs import Run
 from megatron_v2pe.evaluate.report.scoring import Scores
-from megatron_v2pe.evaluate.report.series import SPLITS, Point, long_grid, points, stride_grids, task_grids
-from megatron_v2pe.evaluate.report.tables import Row, published_rows, run_rows
+from megatron_v2pe.evaluate.report.series import (
+    SPLITS,
+    Point,
+    long_grid,
+    needle_set,
+    points,
+    stride_grids,
+    task_grids,
+)
+from megatron_v2pe.evaluate.report.tables import Row, in_order, marks_of, published_rows, run_rows
 from megatron_v2pe.evaluate.scorers import Mode
 
 _KINDS = ("image", "text")
@@ -45,11 +55,15 @@ class Report:
         """
         out.mkdir(parents=True, exist_ok=True)
         document = Document("Evaluation report", [sections.runs_section(self.runs, self.mode)])
+        if (mine := own_section(self.runs, self.scores)) is not None:
+            document.sections.append(mine)
+            csv_files.write_own(out / "own_questions.csv", own_answers(self.runs, self.scores))
         tables = {layout.name: self._rows(layout.name) for layout in LAYOUTS}
         for layout in LAYOUTS:
             document.sections.append(sections.table_section(layout, tables[layout.name]))
             csv_files.write_table(out / f"{layout.name}.csv", layout, tables[layout.name])
         written = [out / f"{layout.name}.csv" for layout in LAYOUTS]
+        written += [out / "own_questions.csv"] if mine is not None else []
         if self.runs:
             document.sections.append(sections.completeness_section(self.scores, self.mode))
             csv_files.write_scores(out / "scores.csv", self.scores)
@@ -73,13 +87,13 @@ class Report:
         layout = next(layout for layout in LAYOUTS if layout.name == table)
         rows = published_rows(layout)
         against = next((row for row in rows if row.name == self.against), None)
-        for run in self.runs:
+        for run in (run for run in self.runs if run.benchmarks):
             rows += run_rows(layout, run, self.scores, self.mode, against)
         return rows
 
     def _heat_maps(self, out: Path) -> tuple[Section | None, list[Path]]:
         pictures: list[Picture] = []
-        cells: list[tuple[str, str, str, Grid]] = []
+        cells: list[tuple[str, str, str, str, Grid]] = []
         for number, run in enumerate(self.runs):
             mine = self.scores[self.mode][run.name]
             for split in SPLITS:
@@ -87,22 +101,26 @@ class Report:
                 if not grids:
                     continue
                 means = _means(grids)
-                cells += [(run.name, f"MM-NIAH {split}", task, grid) for task, grid in {**grids, **means}.items()]
+                marks = marks_of(mine[needle_set(split, task)] for task in grids)
+                cells += [
+                    (run.name, f"MM-NIAH {split}", task, marks, grid) for task, grid in {**grids, **means}.items()
+                ]
                 path = out / f"heat_map_{number}_{split}.png"
-                title = f"{run.name}: MM-NIAH {split}, percent, mode {self.mode}"
+                title = f"{run.name}: MM-NIAH {split}, percent, mode {self.mode}{_told(marks)}"
                 figures.draw_heat_maps(_panels({**grids, **means}), title, path)
                 pictures.append(Picture(path, title))
             if (grid := long_grid(mine, self.mode)) is not None:
-                cells.append((run.name, "MM-NIAH long", "retrieval-image", grid))
+                marks = marks_of(mine[name] for name in mm_niah_long.BENCHMARKS if name in mine)
+                cells.append((run.name, "MM-NIAH long", "retrieval-image", marks, grid))
                 path = out / f"heat_map_{number}_long.png"
-                title = f"{run.name}: MM-NIAH long, retrieval-image"
+                title = f"{run.name}: MM-NIAH long, retrieval-image{_told(marks)}"
                 figures.draw_heat_maps([[("retrieval-image", grid)]], title, path)
                 pictures.append(Picture(path, title))
         if not cells:
             return None, []
         csv_files.write_heat_maps(out / "heat_maps.csv", cells)
         files = [out / "heat_maps.csv", *(picture.path for picture in pictures)]
-        return sections.heat_map_section(pictures), files
+        return sections.heat_map_section(pictures, {mark for *_, marks, _ in cells for mark in marks}), files
 
     def _points(self) -> list[Point]:
         return points(self.runs, self.scores, self.mode)
@@ -114,9 +132,11 @@ class Report:
         pictures: list[Picture] = []
         for suite in dict.fromkeys(point.suite for point in found):
             lines: dict[str, dict[str, float]] = {}
-            for point in found:
-                if point.suite == suite:
-                    lines.setdefault(_label(point), {})[point.length] = point.value
+            shown = [point for point in found if point.suite == suite]
+            for run in dict.fromkeys(point.run for point in shown):
+                there = [point for point in shown if point.run == run]
+                label = f"{_label(there[0])}{_told(in_order({mark for point in there for mark in point.marks}))}"
+                lines[label] = {point.length: point.value for point in there}
             path = out / f"by_length_{_file_name(suite)}.png"
             figures.draw_lines(lines, f"{suite}, mode {self.mode}", path)
             pictures.append(Picture(path, f"{suite} by length"))
@@ -165,6 +185,11 @@ def _panels(grids: Mapping[str, Grid]) -> list[list[tuple[str, Grid | None]]]:
         [(f"{task}-{kind}", grids.get(f"{task}-{kind}")) for task in tasks] for kind in _KINDS
     ]
     return [*rows, [(name, grid) for name, grid in grids.items() if name.startswith("mean")]]
+
+
+def _told(marks: str) -> str:
+    """Return marks as the end of a title."""
+    return f" [marks: {marks}]" if marks else ""
 
 
 def _label(point: Point) -> str:

@@ -15,7 +15,8 @@ from megatron_v2pe.evaluate.report.audit import Check
 from megatron_v2pe.evaluate.report.columns import Layout
 from megatron_v2pe.evaluate.report.needles import DEPTH_NAMES, Grid
 from megatron_v2pe.evaluate.report.rounding import rounded
-from megatron_v2pe.evaluate.report.scoring import MODES, Scores
+from megatron_v2pe.evaluate.report.runs import Run
+from megatron_v2pe.evaluate.report.scoring import MODES, Judged, Scores
 from megatron_v2pe.evaluate.report.series import Point, StrideGrid
 from megatron_v2pe.evaluate.report.tables import Row, score_marks
 from megatron_v2pe.foreign.printable import printable
@@ -44,7 +45,7 @@ def write_table(path: Path, layout: Layout, rows: Sequence[Row]) -> None:
 def write_scores(path: Path, scores: Scores) -> None:
     """Write every benchmark of every run in both modes, with how complete it is."""
     header = ["run", "benchmark", "mode", "score", "score of the answered", "questions", "missing", "failed", "limit"]
-    header += ["all questions", "left out", "source", "marks", "problem"]
+    header += ["all questions", "published questions", "left out", "source", "marks", "problem"]
     _write(
         path,
         header,
@@ -52,7 +53,7 @@ def write_scores(path: Path, scores: Scores) -> None:
             [
                 *(run, name, mode, _number(score.value), _number(score.answered_value)),
                 *(str(score.questions), str(score.missing), str(score.failed)),
-                *("" if count is None else str(count) for count in (score.limit, score.of_all)),
+                *("" if count is None else str(count) for count in (score.limit, score.of_all, score.published)),
                 *(str(score.stopped), score.source, score_marks(score), score.problem or ""),
             ]
             for run in scores[MODES[0]]
@@ -63,19 +64,32 @@ def write_scores(path: Path, scores: Scores) -> None:
     )
 
 
-def write_heat_maps(path: Path, grids: Iterable[tuple[str, str, str, Grid]]) -> None:
+def write_own(path: Path, answers: Iterable[tuple[Run, str, Judged]]) -> None:
+    """Write every answer to the user's own questions."""
+    _write(
+        path,
+        ["run", "questions", "id", "question", "expected", "answered", "score", "error"],
+        (
+            [run.name, name, one.id, one.question, one.expected, one.answer or "", _number(100 * one.score)]
+            + [one.error or ""]
+            for run, name, one in answers
+        ),
+    )
+
+
+def write_heat_maps(path: Path, grids: Iterable[tuple[str, str, str, str, Grid]]) -> None:
     """Write MM-NIAH's cells.
 
     Args:
         path: file to write.
-        grids: run, suite, task and scores.
+        grids: run, suite, task, marks of the suite, and scores.
     """
     _write(
         path,
-        ["run", "suite", "task", "length", "depth", "score", "samples"],
+        ["run", "suite", "task", "length", "depth", "score", "samples", "marks of the suite"],
         (
-            [run, suite, task, length, depth, _number(value), str(count)]
-            for run, suite, task, grid in grids
+            [run, suite, task, length, depth, _number(value), str(count), marks]
+            for run, suite, task, marks, grid in grids
             for length, values, counts in zip(grid.lengths, grid.values, grid.counts, strict=True)
             for depth, value, count in zip(DEPTH_NAMES, values, counts, strict=True)
         ),

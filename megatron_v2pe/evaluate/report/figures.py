@@ -89,7 +89,8 @@ def draw_strides(grid: StrideGrid, path: Path) -> None:
     axis.set_yticks(range(len(grid.strides)), grid.strides, fontsize=8)
     axis.set_xlabel("context, tokens", fontsize=8)
     axis.set_ylabel("stride", fontsize=8)
-    figure.suptitle(f"{grid.suite} by stride and length, percent", fontsize=10)
+    marks = f" [marks: {grid.marks}]" if grid.marks else ""
+    figure.suptitle(f"{grid.suite} by stride and length, percent{marks}", fontsize=10)
     _save(figure, path)
 
 

@@ -12,14 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.evaluate.benchmarks.own_questions import SUFFIX, OwnQuestions
 from megatron_v2pe.evaluate.provenance import RUN, read_origin
 from megatron_v2pe.evaluate.registry import BENCHMARKS
-from megatron_v2pe.evaluate.results import RESULTS
+from megatron_v2pe.evaluate.results import RESULTS, read_results
 from megatron_v2pe.evaluate.scorers import Mode
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import check
 
 _STRIDE = re.compile("[0-9]{1,9}(/[1-9][0-9]{0,8})?")
+
+
+@dataclass(frozen=True)
+class Own:
+    """A file of the user's own questions a run was asked."""
+
+    name: str
+    """Of the folder of its answers."""
+    file: str
+    """Where it was when it was asked; a name without a folder where the run does not say."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,8 @@ class Run:
     """Version that asked."""
     benchmarks: tuple[str, ...]
     """Those with answers or results, in the order of the registry."""
+    own: tuple[Own, ...] = ()
+    """The user's own questions, by name."""
 
     @property
     def mode(self) -> Mode:
@@ -85,7 +98,9 @@ def _open(word: str) -> Run:
     folder = Path(path) if equals and not Path(word).is_dir() else Path(word)
     file = folder / RUN
     if not os.path.lexists(file):
-        raise DataError(f"{printable(file)}: no such file; a run is a folder that tools/evaluate.py --out wrote")
+        several = sorted(printable(path.parent) for path in folder.glob("stride_*/" + RUN))
+        hint = f": give {' '.join(several)}" if several else ""
+        raise DataError(f"{printable(file)}: no such file; a run is a folder that tools/evaluate.py --out wrote{hint}")
     origin = read_origin(file, DataError)
     settings = {
         printable(name): printable(value) if isinstance(value, str) else value
@@ -93,10 +108,29 @@ def _open(word: str) -> Run:
     }
     check(Mode | None, settings.get("mode"), f"{printable(file)}: settings: mode", DataError)
     found = tuple(name for name in BENCHMARKS if _has_something(folder / name))
-    if not found:
-        raise DataError(f"{printable(folder)}: no answers and no {RESULTS} of any benchmark")
+    own = tuple(
+        Own(path.name, _own_file(path))
+        for path in sorted(folder.iterdir())
+        if path.name not in BENCHMARKS and not path.name.startswith(".") and path.is_dir() and _has_something(path)
+    )
+    if not found and not own:
+        raise DataError(
+            f"{printable(folder)}: no answers and no {RESULTS}, neither of a benchmark nor of questions of one's own: "
+            "give the evaluation's command again"
+        )
     called = printable(name if folder != Path(word) else folder.resolve().name)
-    return Run(called, folder, settings, printable(origin.code), found)
+    return Run(called, folder, settings, printable(origin.code), found, own)
+
+
+def _own_file(folder: Path) -> str:
+    """Return where the questions of a folder were read from, as its `results.json` says."""
+    nowhere = f"{folder.name}{SUFFIX}"
+    path = folder / RESULTS
+    if not os.path.lexists(path):
+        return nowhere
+    results = read_results(path, OwnQuestions(Path(nowhere)))
+    file = results.file if results is not None else None
+    return nowhere if file is None or not file.endswith(SUFFIX) else file
 
 
 def _has_something(folder: Path) -> bool:

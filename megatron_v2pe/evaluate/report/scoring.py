@@ -15,18 +15,35 @@ from typing import Literal
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
-from megatron_v2pe.evaluate.benchmarks import mm_niah_long
 from megatron_v2pe.evaluate.embedded_images import CACHE
+from megatron_v2pe.evaluate.headline import headline, is_long, needles_of
+from megatron_v2pe.evaluate.published_counts import other_than_published
 from megatron_v2pe.evaluate.registry import BENCHMARKS, create
-from megatron_v2pe.evaluate.report.needles import Needle, grid_of, mean_over_depths
+from megatron_v2pe.evaluate.report.needles import Needle, grid_of
 from megatron_v2pe.evaluate.report.runs import Run
 from megatron_v2pe.evaluate.results import RESULTS, Results, read_results
 from megatron_v2pe.evaluate.scorers import Item, Judgement, Mode, Scorer, scorer_of
-from megatron_v2pe.evaluate.scorers.mm_niah_report import depth_of
+from megatron_v2pe.evaluate.words import told, words_of
 from megatron_v2pe.progress import progress_bar
 
 MODES: tuple[Mode, ...] = ("reference", "corrected")
 Source = Literal["answers", "results", "server"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An answer to a question of the user's own."""
+
+    id: str
+    question: str
+    """Its last turn, as it was asked."""
+    expected: str
+    """The true answer, several separated by ` | `."""
+    answer: str | None
+    """None: there is none."""
+    error: str | None
+    score: float
+    """0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +77,15 @@ class Score:
     """Why there is no number, or why it is not computed from the answers."""
     needles: tuple[Needle, ...] = ()
     """MM-NIAH's judged samples."""
+    own: bool = False
+    """Whether the questions are the user's own: there are no published ones."""
+    judged: tuple[Judged, ...] = ()
+    """Own questions one by one."""
+
+    @property
+    def unchecked(self) -> bool:
+        """Return whether nothing tells a part of the benchmark from the whole: its published number is not known."""
+        return self.published is None and not self.own and self.questions > 0
 
     @property
     def incomplete(self) -> bool:
@@ -74,8 +100,8 @@ class Score:
         if self.limit is not None:
             parts.append(f"only the first {self.limit}" + (f" of {self.of_all}" if self.of_all else ""))
         total = self.of_all if self.limit is not None else self.questions
-        if self.published is not None and total is not None and total != self.published:
-            parts.append(f"data of {total} questions, {self.published} are published")
+        if total is not None and (other := other_than_published(total, self.published)):
+            parts.append(other)
         return ", ".join(parts)
 
 
@@ -98,27 +124,40 @@ def score_runs(runs: Sequence[Run], root: Path, server: Mapping[tuple[str, str],
     """
     scores: Scores = {mode: {run.name: {} for run in runs} for mode in MODES}
     names = [name for name in BENCHMARKS if any(name in run.benchmarks for run in runs)]
-    total = sum(len(run.benchmarks) for run in runs)
+    total = sum(len(run.benchmarks) + len(run.own) for run in runs)
     with progress_bar(total=total, desc="scoring", unit="benchmarks", disable=not runs) as bar:
         for name in names:
-            read = _Questions(name, root, cache)
+            read = Questions(name, root, cache)
             for run in runs:
                 if name in run.benchmarks:
-                    for mode, score in _score_in_both(run, read).items():
+                    for mode, score in _score_in_both(run, read, name).items():
                         given = server.get((run.name, name))
                         if given is not None and score.source != "server":
                             raise ConfigError(f"--server-score {run.name}:{name}: it is scored here, not by a server")
                         scores[mode][run.name][name] = score if given is None else _served(score, given)
                     bar.update()
+        for file in dict.fromkeys(one.file for run in runs for one in run.own):
+            read = Questions(file, Path(), cache)
+            for run in runs:
+                for one in (one for one in run.own if one.file == file):
+                    for mode, score in _score_in_both(run, read, one.name).items():
+                        scores[mode][run.name][one.name] = score
+                    bar.update()
     return scores
 
 
-class _Questions:
-    """The questions of a benchmark, read when first wanted and kept while runs are scored."""
+class Questions:
+    """The questions of a benchmark, or of a file of own ones, read when first wanted and kept while runs are scored."""
 
-    def __init__(self, name: str, root: Path, cache: Path) -> None:
+    def __init__(self, name: str, root: Path, cache: Path = CACHE) -> None:
+        """Name a benchmark, or a file by its path, and say below which folder it lies."""
         self.name, self.root, self.cache = name, root, cache
         self._read: dict[Mode, tuple[Benchmark, list[Question] | str]] = {}
+
+    @property
+    def place(self) -> str:
+        """Return where the questions lie, for messages."""
+        return self.name if self.name not in BENCHMARKS else str(self.root)
 
     def of(self, mode: Mode) -> tuple[Benchmark, list[Question] | str]:
         """Return benchmark and questions as asked in a mode, or why they cannot be read."""
@@ -132,8 +171,8 @@ class _Questions:
         return self._read[mode]
 
 
-def _score_in_both(run: Run, read: _Questions) -> dict[Mode, Score]:
-    folder = run.folder / read.name
+def _score_in_both(run: Run, read: Questions, name: str) -> dict[Mode, Score]:
+    folder = run.folder / name
     benchmark, questions = read.of(run.mode)
     results = read_results(folder / RESULTS, benchmark)
     if isinstance(questions, str) or not any(folder.glob("answers-*.jsonl")):
@@ -143,13 +182,25 @@ def _score_in_both(run: Run, read: _Questions) -> dict[Mode, Score]:
     known = {question.id for question in questions}
     if strange := [key for key in log.answers if key not in known]:
         reason = (
-            f"{len(strange)} of {len(log.answers)} answers belong to no question of {read.root}, the first is "
+            f"{len(strange)} of {len(log.answers)} answers belong to no question of {read.place}, the first is "
             f"{strange[0]}: are the data of another version?"
         )
+        return {mode: _from_results(benchmark, results, mode, reason) for mode in MODES}
+    if benchmark.own and (changed := _changed(questions, log)) is not None:
+        reason = f"question {changed} of {read.place} is another one than was asked: the file has been edited since"
         return {mode: _from_results(benchmark, results, mode, reason) for mode in MODES}
     limit = _limit(results, len(questions))
     asked = questions[:limit]
     return {mode: _score(benchmark, asked, log, mode, limit, len(questions)) for mode in MODES}
+
+
+def _changed(questions: Sequence[Question], log: AnswerLog) -> str | None:
+    """Return the id of a question whose words are not those that were asked; None where all are."""
+    for question in questions:
+        answer = log.answers.get(question.id)
+        if answer is not None and words_of(answer.prompt) != words_of(told(question.turns)):
+            return question.id
+    return None
 
 
 def _limit(results: Results | None, total: int) -> int | None:
@@ -166,17 +217,21 @@ def _score(
     answers = [log.answers.get(question.id) for question in questions]
     missing = sum(answer is None for answer in answers)
     failed = sum(answer is not None and answer.error is not None for answer in answers)
-    score = Score(None, "answers", len(questions), missing, failed, limit, of_all, benchmark.published)
+    score = Score(
+        None, "answers", len(questions), missing, failed, limit, of_all, benchmark.published, own=benchmark.own
+    )
     if benchmark.scorer is None:
         return replace(score, source="server", problem="a server scores it: --server-score")
     scorer = scorer_of(benchmark.scorer)
     try:
         items = [benchmark.item(question, _text(answer)) for question, answer in zip(questions, answers, strict=True)]
         judgements = [scorer.judge(item, mode) for item in items]
-        needles = _needles(scorer, items, judgements)
+        needles = needles_of(scorer, items, judgements)
         score = replace(score, stopped=sum("error" in judgement for judgement in judgements), needles=needles)
+        if benchmark.own:
+            score = replace(score, judged=tuple(map(_judged, questions, answers, judgements)))
         score = replace(score, value=_value(benchmark, scorer, items, judgements, mode))
-        if mode == "reference" and needles and not _is_long(benchmark):
+        if mode == "reference" and needles and not is_long(benchmark) and not benchmark.own:
             score = replace(score, empty_cells=sum(row.count(0) for row in grid_of(needles, mode).counts))
         if missing or failed:
             kept = [number for number, answer in enumerate(answers) if answer is not None and answer.error is None]
@@ -186,6 +241,15 @@ def _score(
     except DataError as error:
         return replace(score, problem=str(error))
     return score
+
+
+def _judged(question: Question, answer: Answer | None, judgement: Judgement) -> Judged:
+    truth = question.facts.get("answers", question.facts.get("answer"))
+    texts = map(str, truth) if isinstance(truth, list) and "answers" in question.facts else [str(truth)]
+    asked = next(text for role, text in reversed(question.turns) if role == "human")
+    said = (None, None) if answer is None else (answer.answer, answer.error)
+    score = float(judgement.get("score", 0.0)) if said[0] is not None else 0.0
+    return Judged(question.id, asked, " | ".join(texts), *said, score)
 
 
 @contextmanager
@@ -208,23 +272,7 @@ def _value(
     if not any("error" not in judgement for judgement in judgements):
         first = judgements[0]["error"] if judgements else "there are no answers"
         raise DataError(f"nothing could be scored: {first}")
-    if _is_long(benchmark):  # the published report stops at these; a set is one length
-        return mean_over_depths(_needles(scorer, items, judgements))
-    return scorer.percent(scorer.summarise(items, judgements, mode), judgements)
-
-
-def _is_long(benchmark: Benchmark) -> bool:
-    return benchmark.name in mm_niah_long.BENCHMARKS
-
-
-def _needles(scorer: Scorer, items: Sequence[Item], judgements: Sequence[Judgement]) -> tuple[Needle, ...]:
-    if scorer.name != "mm_niah":
-        return ()
-    return tuple(
-        Needle(float(item["context_length"]), depth_of(item), float(judgement["score"]))
-        for item, judgement in zip(items, judgements, strict=True)
-        if "score" in judgement
-    )
+    return headline(benchmark, scorer, items, judgements, mode)
 
 
 def _text(answer: Answer | None) -> str:
@@ -239,15 +287,17 @@ def _from_results(benchmark: Benchmark, results: Results | None, mode: Mode, rea
     source: Source = "server" if benchmark.scorer is None else "results"
     reason = " ".join(reason.split())
     if results is None:
-        return Score(None, source, 0, 0, 0, problem=f"no {RESULTS}, and {reason}")
+        return Score(None, source, 0, 0, 0, problem=f"no {RESULTS}, and {reason}", own=benchmark.own)
+    value = results.score if results.mode == mode or results.other_score is None else results.other_score
     return Score(
-        results.score,
+        value,
         source,
         results.questions,
         len(results.missing),
         len(results.failed),
         None if results.limit == "unstated" else results.limit,
         published=benchmark.published if results.published is None else results.published,
-        other_mode=results.score is not None and results.mode != mode,
+        other_mode=value is not None and results.mode != mode and results.other_score is None,
         problem=reason,
+        own=benchmark.own,
     )

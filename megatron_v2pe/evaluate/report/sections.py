@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from megatron_v2pe.evaluate.report.audit import BOUND, Check
 from megatron_v2pe.evaluate.report.columns import LAYOUTS, Average, Column, Layout
@@ -61,8 +61,7 @@ def table_section(layout: Layout, rows: Sequence[Row]) -> Section:
         f"Published rows: {SOURCE}; averages of all rows are recomputed from their columns, a dash with a count has "
         "too few of them." + (" Differences are ours minus published, in points." if ours else ""),
     ]
-    if used:
-        blocks.append(Points(tuple(f"{mark}: {MARKS[mark]}." for mark in MARKS if mark in used)))
+    blocks += _meanings(used)
     if notes := [f"{row.name}: {note}." for row in rows if row.kind != "other mode" for note in row.notes]:
         blocks.append(Points(tuple(notes)))
     return Section(layout.title, blocks)
@@ -131,16 +130,22 @@ def audit_section(checks: Sequence[Check], oddities: Sequence[str]) -> Section:
     )
 
 
-def heat_map_section(pictures: Sequence[Picture]) -> Section:
-    """Return the heat maps."""
+def heat_map_section(pictures: Sequence[Picture], used: Collection[str]) -> Section:
+    """Return the heat maps, with what their marks stand for."""
     return Section(
         "MM-NIAH by length and depth",
         [
             "Percent, mean over the samples of a cell; a mean over tasks leaves out tasks without samples there. "
             "Numbers: heat_maps.csv.",
+            *_meanings(used),
             *pictures,
         ],
     )
+
+
+def _meanings(used: Collection[str]) -> list[Block]:
+    """Return what marks stand for, nothing where there are none."""
+    return [Points(tuple(f"{mark}: {MARKS[mark]}." for mark in MARKS if mark in used))] if used else []
 
 
 def series_section(points: Sequence[Point], pictures: Sequence[Picture]) -> Section:
@@ -155,9 +160,7 @@ def series_section(points: Sequence[Point], pictures: Sequence[Picture]) -> Sect
             stride = next(iter(there.values())).stride
             lines.append(Line((Entry(run), Entry(stride), *(_point(there.get(length)) for length in lengths))))
         blocks += [f"{suite}:", Table(("run", "stride", *lengths), tuple(lines), left=2)]
-    used = {mark for point in points for mark in point.marks}
-    if used:
-        blocks.append(Points(tuple(f"{mark}: {MARKS[mark]}." for mark in MARKS if mark in used)))
+    blocks += _meanings({mark for point in points for mark in point.marks})
     return Section("Score by length", [*blocks, "Numbers: by_length.csv.", *pictures])
 
 
@@ -179,7 +182,7 @@ def stride_section(grids: Sequence[StrideGrid], pictures: Sequence[Picture], run
         differing = sorted(
             name
             for name in {name for run in mine for name in run.settings} - {"rope_pos_id_version", "rope_pos_id_stride"}
-            if len({str(run.settings.get(name)) for run in mine}) > 1
+            if len({str(run.settings[name]) for run in mine if name in run.settings}) > 1  # older ones note less
         )
         if differing:
             blocks.append(f"Besides their stride, the runs of {checkpoint[:12]} differ in {', '.join(differing)}.")
@@ -193,6 +196,7 @@ def stride_section(grids: Sequence[StrideGrid], pictures: Sequence[Picture], run
             f"{grid.suite}, checkpoint {grid.checkpoint[:12]}{marks}:",
             Table(("stride", *grid.lengths), tuple(lines)),
         ]
+    blocks += _meanings({mark for grid in grids for mark in grid.marks})
     return Section("Score by stride and length", [*blocks, *pictures])
 
 
@@ -207,9 +211,12 @@ def completeness_section(scores: Scores, mode: Mode) -> Section:
         for name, score in mine.items():
             if score.incomplete or score.stopped or score.empty_cells or (score.problem and name not in served):
                 lines.append(_told(run, name, score))
+        if unknown := [name for name, score in mine.items() if score.unchecked]:
+            waiting.append(f"{run}: {MARKS['u']}: {_listed(unknown)}.")
     blocks: list[Block] = [Points(tuple(waiting))] if waiting else []
     if not lines:
-        return Section("Completeness", ["Every benchmark of every run is complete.", *blocks])
+        said = "Every other benchmark" if waiting else "Every benchmark"
+        return Section("Completeness", [f"{said} of every run is complete.", *blocks])
     note = (
         "Questions without an answer and failed ones are scored as answered by nothing. In reference mode that is not "
         "always wrong: the published MileBench takes an empty answer for option C, MVBench for right, and an answer at "
@@ -217,6 +224,12 @@ def completeness_section(scores: Scores, mode: Mode) -> Section:
     )
     header = ("run", "benchmark", "what is missing", "score", "of the answered")
     return Section("Completeness", [note, Table(header, tuple(lines), left=3), *blocks])
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names, of many the first and how many more there are."""
+    most = 8
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _told(run: str, name: str, score: Score) -> Line:
@@ -242,4 +255,9 @@ def scores_section(scores: Scores, titles: Mapping[str, str]) -> Section:
             ]
             lines.append(Line((Entry(run), Entry(titles.get(name, name)), *numbers, Entry(str(both[0].questions)))))
     header = ("run", "benchmark", *MODES, "questions")
-    return Section("Every benchmark in both modes", [Table(header, tuple(lines), left=2)], folded=True)
+    used = {
+        mark for mine in scores.values() for run in mine.values() for one in run.values() for mark in score_marks(one)
+    }
+    return Section(
+        "Every benchmark in both modes", [Table(header, tuple(lines), left=2), *_meanings(used)], folded=True
+    )

@@ -9,7 +9,7 @@ from megatron_v2pe.evaluate.benchmarks import long_vqa, mm_niah, mm_niah_long
 from megatron_v2pe.evaluate.report.needles import Grid, grid_of, grid_of_rows
 from megatron_v2pe.evaluate.report.runs import Run, stride_order
 from megatron_v2pe.evaluate.report.scoring import Score, Scores
-from megatron_v2pe.evaluate.report.tables import in_order, score_marks
+from megatron_v2pe.evaluate.report.tables import in_order, marks_of, score_marks
 from megatron_v2pe.evaluate.scorers import Mode
 from megatron_v2pe.evaluate.scorers.base import mean
 
@@ -50,6 +50,11 @@ def task_grids(scores: Mapping[str, Score], split: str, mode: Mode) -> dict[str,
     return found
 
 
+def needle_set(split: str, task: str) -> str:
+    """Return the benchmark of a task, `retrieval-image`, and split of MM-NIAH."""
+    return f"mmniah_{split}_{task.replace('-', '_')}"
+
+
 def long_grid(scores: Mapping[str, Score], mode: Mode) -> Grid | None:
     """Return the scores of MM-NIAH's long variant by set and depth; None where there are none."""
     rows = {
@@ -77,8 +82,8 @@ def points(runs: Sequence[Run], scores: Scores, mode: Mode) -> list[Point]:
 def _needle_points(run: Run, scores: Scores, split: str, mode: Mode) -> list[Point]:
     mine = scores[mode][run.name]
     grids = task_grids(mine, split, mode)
-    whole = [mine[f"mmniah_{split}_{task.replace('-', '_')}"] for task in grids]
-    marks = in_order(set("".join(map(score_marks, whole))))
+    whole = [mine[needle_set(split, task)] for task in grids]
+    marks = marks_of(whole)
     found: list[Point] = []
     for length in sorted({name for grid in grids.values() for name in grid.lengths}, key=length_order):
         rows = [(grid, grid.lengths.index(length)) for grid in grids.values() if length in grid.lengths]

@@ -5,7 +5,7 @@ Every number knows its marks. A column some of whose parts are missing is no num
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +21,7 @@ from megatron_v2pe.evaluate.scorers.base import mean
 MARKS = {
     "i": "incomplete: questions without an answer, failed ones (both count as answered by nothing), only the first N "
     "were asked, or the data are not the published ones",
+    "u": "how many questions are published is not known here: nothing tells a part of them from the whole",
     "p": "some of the column's benchmarks are missing",
     "d": "development split in place of the test split",
     "r": "taken from the run's results.json, not computed from answers",
@@ -147,6 +148,7 @@ def score_marks(score: Score) -> str:
     """Return the marks of a benchmark's score."""
     marks = {
         "i": score.incomplete,
+        "u": score.unchecked,
         "r": score.source == "results",
         "m": score.other_mode,
         "s": score.stopped > 0,
@@ -154,6 +156,11 @@ def score_marks(score: Score) -> str:
         "v": score.source == "server",
     }
     return in_order({mark for mark, holds in marks.items() if holds})
+
+
+def marks_of(scores: Iterable[Score]) -> str:
+    """Return the marks of several scores together."""
+    return in_order(set("".join(map(score_marks, scores))))
 
 
 def in_order(marks: set[str]) -> str:

@@ -103,7 +103,7 @@ def test_shares_are_balanced_by_cost():
     loads = [sum(costs[number] for number in share) for share in shares]
     assert max(loads) <= 4 / 3 * max(sum(costs) / 7, max(costs))
     assert share_out([5, 5, 5, 5], 2) == [[0, 2], [1, 3]] and share_out([], 3) == [[], [], []]
-    assert cost_of(100, 12, 10) > cost_of(100, 1, 10) > cost_of(100, 1, 1)
+    assert cost_of(100, 12, 10, 256) > cost_of(100, 1, 10, 256) > cost_of(100, 1, 1, 256)
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):

@@ -63,7 +63,8 @@ def test_a_part_is_never_told_as_the_whole(root, tmp_path):
     assert f"INCOMPLETE: {len(questions) - 3} of {len(questions)} without an answer, 0 failed" in line
     assert "LIMITED" not in line
     plain = {**result, "published": len(questions), "missing": []}
-    assert as_line(plain) == f"{plain['title']:<28} {plain['score']:.2f}"
+    other = f" (reference: {plain['other_score']:.2f})" if plain["other_score"] != plain["score"] else ""
+    assert as_line(plain) == f"{plain['title']:<28} {plain['score']:.2f}  mode corrected{other}"
 
 
 def test_a_mode_that_stops_is_told_and_the_others_go_on(tmp_path):

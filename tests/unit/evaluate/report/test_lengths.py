@@ -71,7 +71,7 @@ def test_means_weigh_tasks_alike_and_leave_out_empty_cells():
 
 
 def score(value, needles=(), **changes):
-    return Score(value, "answers", 4, 0, 0, needles=tuple(needles), **changes)
+    return Score(value, "answers", 4, 0, 0, published=4, needles=tuple(needles), **changes)
 
 
 def run(name, stride, checkpoint="c", **settings):

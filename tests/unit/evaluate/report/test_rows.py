@@ -15,7 +15,7 @@ RUN = Run("ours", Path("ours"), {}, "-", ())
 
 
 def exact(value, **changes):
-    return Score(value, "answers", 10, 0, 0, **changes)
+    return Score(value, "answers", 10, 0, 0, **{"published": 10, **changes})
 
 
 def everything(layout, value=50.0):
@@ -77,7 +77,7 @@ def test_the_test_split_counts_and_the_development_split_stands_in():
 
 
 def test_marks_reach_averages_and_differences():
-    scores = {**everything(GENERAL), "pope": Score(50.0, "answers", 10, 2, 1, limit=10, of_all=20)}
+    scores = {**everything(GENERAL), "pope": Score(50.0, "answers", 10, 2, 1, limit=10, of_all=20, published=20)}
     ours, difference = rows(GENERAL, scores)
     assert ours.cells["POPE"].marks == ours.cells["Avg"].marks == "i"
     assert difference.cells["POPE"].marks == "i" and difference.cells["Avg"].marks == "ix"

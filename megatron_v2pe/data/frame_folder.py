@@ -11,6 +11,8 @@ import os
 import re
 from dataclasses import dataclass
 
+from torch.utils.data import get_worker_info
+
 from megatron_v2pe.data.image_transform import opened_image
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
@@ -24,7 +26,7 @@ SUFFIXES = frozenset(
 _DIGITS = re.compile(r"([0-9]+)")
 _log = get_logger(__name__)
 _told = set[str]()
-"""Kinds of warning this process has given."""
+"""What this process has warned of."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
 
     So `clip_2.jpg` comes before `clip_10.jpg`, and of `f1.jpg` and `f01.jpg`, equal numbers, `f01.jpg` is the first.
     """
-    parts = _DIGITS.split(name)
+    stem, suffix = os.path.splitext(name)
+    parts = _DIGITS.split(stem if suffix.lower() in SUFFIXES else name)
     return tuple(int(part) if number % 2 else part.casefold() for number, part in enumerate(parts)), name
 
 
@@ -74,8 +77,8 @@ def list_frames(folder: str) -> list[str]:
     found = look_into(folder)
     if not found.frames:
         raise DataError(f"{printable(folder)}: no frames in the folder{_besides(found.left_out)}")
-    if found.left_out and "left out" not in _told:
-        _told.add("left out")
+    if found.left_out and not _told and ((reader := get_worker_info()) is None or reader.id == 0):
+        _told.add("files that are no frames")
         _log.warning(
             "%s: %d frames%s; other folders with such files are not named, tools/check_data.py --full counts them",
             *(printable(folder), len(found.frames), _besides(found.left_out)),

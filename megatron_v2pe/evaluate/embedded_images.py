@@ -12,6 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from megatron_v2pe.data.opening import check_kind
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.images import open_image
 from megatron_v2pe.foreign.printable import printable
@@ -32,13 +33,16 @@ def store_image(content: bytes, cache: Path, where: str) -> str:
         where: the image was found, for what goes wrong.
 
     Raises:
-        DataError: the bytes are no image.
+        DataError: the bytes are no image, or one of a kind that is not read.
     """
     if len(content) > LARGEST:
         raise DataError(f"{where}: an image of {len(content)} bytes, at most {LARGEST} are read")
     try:
         with open_image(content, DataError) as image:
+            check_kind(image)
             suffix = (image.format or "image").lower()
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
     except Exception as error:  # on damaged headers Pillow raises nearly anything
         raise DataError(f"{where}: {len(content)} bytes that are no image: {printable(error)[:200]}") from error
     digest = hashlib.sha256(content).hexdigest()[:32]

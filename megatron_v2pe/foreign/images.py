@@ -34,7 +34,7 @@ Pillow knows fifty more; EPS starts Ghostscript, others have few readers and few
 
 # Scans of documents are larger than Pillow's guard against decompression bombs allows, but a damaged header can ask
 # for 16 GB, and the process be killed. Pillow refuses above twice this: 537 million pixels, 2 GB.
-Image.MAX_IMAGE_PIXELS = 2**28
+_MOST_PIXELS, _PILLOWS_OWN = 2**28, Image.MAX_IMAGE_PIXELS
 
 
 def open_image(source: Path_ | bytes, error: Kind) -> Image.Image:
@@ -55,4 +55,7 @@ def open_image(source: Path_ | bytes, error: Kind) -> Image.Image:
 
 
 def _open(source: str | BinaryIO) -> Image.Image:
+    # Pillow has one limit for the whole process, also asked when pixels are read. One that another program set stays.
+    if Image.MAX_IMAGE_PIXELS == _PILLOWS_OWN:
+        Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
     return Image.open(source, formats=FORMATS)

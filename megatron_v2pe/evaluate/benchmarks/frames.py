@@ -1,4 +1,8 @@
-"""Which frames of a video are shown: the middles of as many equal parts, as MVBench's evaluator samples them."""
+"""Which frames of a video are shown: the middles of as many equal parts, as MVBench's evaluator samples them.
+
+Of a folder of frames the published evaluator takes the number of files for the last frame and opens frames by number
+(`00042.jpg`): no order of names is asked. Here hidden files and what is no image (`.DS_Store`) do not count as frames.
+"""
 
 from __future__ import annotations
 

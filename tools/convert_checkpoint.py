@@ -33,6 +33,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("source", type=Path, metavar="SOURCE", help=f"{source} to read")
         command.add_argument("target", type=Path, metavar="TARGET", help=f"{target} to create")
         command.add_argument("--overwrite", action="store_true", help=f"replace a {target} that is there")
+        command.add_argument(
+            "--refuse-non-finite",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="refuse weights that are NaN or infinite; with --no-refuse-non-finite they are converted as they are, "
+            "and counted",
+        )
     backward.add_argument(
         "--rope-pos-id-version",
         choices=("default", "v2pe_fix", "v2pe_rnd"),
@@ -66,7 +73,12 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     start = time.monotonic()
     if arguments.command == "hf-to-mcore":
-        hf_to_mcore(arguments.source, arguments.target, overwrite=arguments.overwrite)
+        hf_to_mcore(
+            arguments.source,
+            arguments.target,
+            overwrite=arguments.overwrite,
+            refuse_non_finite=arguments.refuse_non_finite,
+        )
     else:
         mcore_to_hf(
             arguments.source,
@@ -76,6 +88,7 @@ def _convert(arguments: argparse.Namespace) -> None:
             overwrite=arguments.overwrite,
             dtype=arguments.dtype,
             verify=arguments.verify,
+            refuse_non_finite=arguments.refuse_non_finite,
         )
     size = sum(path.stat().st_size for path in arguments.target.rglob("*") if path.is_file())
     print(f"{arguments.target}: {size / 1e6:.1f} MB in {time.monotonic() - start:.1f} s")

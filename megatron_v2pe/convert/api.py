@@ -9,7 +9,7 @@ from megatron_v2pe.convert import hf_to_mcore as _forward
 from megatron_v2pe.convert import mcore_to_hf as _backward
 
 
-def hf_to_mcore(source: Path, folder: Path, overwrite: bool = False) -> None:
+def hf_to_mcore(source: Path, folder: Path, overwrite: bool = False, *, refuse_non_finite: bool = True) -> None:
     """Convert an HF InternVL2 folder to a Megatron-Core checkpoint that any tensor and pipeline layout loads.
 
     Tensors go over one at a time and types stay as they are. Config, tokenizer and every other file travel in `hf/`,
@@ -19,12 +19,13 @@ def hf_to_mcore(source: Path, folder: Path, overwrite: bool = False) -> None:
         source: HF folder with `config.json` and safetensors.
         folder: checkpoint folder to create.
         overwrite: replace a checkpoint that is there.
+        refuse_non_finite: refuse weights that are NaN or infinite; otherwise they are counted in a warning.
 
     Raises:
         ConfigError: another architecture, or a `config.json` that cannot be used.
         CheckpointError: weights missing, left over, damaged, a pickle, or of another shape; file or tensor is named.
     """
-    _forward.convert(source, folder, overwrite)
+    _forward.convert(source, folder, overwrite, refuse_non_finite)
 
 
 def mcore_to_hf(
@@ -36,6 +37,7 @@ def mcore_to_hf(
     overwrite: bool = False,
     dtype: str | None = None,
     verify: bool = True,
+    refuse_non_finite: bool = True,
 ) -> None:
     """Convert a Megatron-Core checkpoint, converted or trained in any layout, to an HF folder.
 
@@ -51,10 +53,11 @@ def mcore_to_hf(
         overwrite: replace an HF folder that is there.
         dtype: `bf16`, `fp32` or `fp16`; by default every tensor as the original HF checkpoint had it.
         verify: compare what is read with the folder's checksums.
+        refuse_non_finite: as of `hf_to_mcore`; a type that is too small for a value makes it infinite.
 
     Raises:
         ConfigError: V2PE settings that do not go together, or an unknown `dtype`.
         CheckpointError: the checkpoint is incomplete, damaged, refused or of another model; nothing is written.
     """
     export = _backward.Export(rope_pos_id_version, rope_pos_id_stride, dtype)
-    _backward.convert(folder, target, overwrite, export, verify)
+    _backward.convert(folder, target, overwrite, export, verify, refuse_non_finite)

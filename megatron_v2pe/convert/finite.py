@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,11 @@ from torch import Tensor
 
 from megatron_v2pe.convert.hf_folder import HFWeights
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.logging import get_logger
 
+_NAMED = 3
+"""Tensors named in a message; of all, values are counted."""
+_log = get_logger(__name__)
 _BLOCK = 1 << 18
 """Bytes looked at together: few enough for the cache, many enough to be worth a call."""
 _EXPONENTS: dict[torch.dtype, tuple[Any, Any, int]] = {
@@ -23,25 +28,89 @@ _EXPONENTS: dict[torch.dtype, tuple[Any, Any, int]] = {
 """Type -> integers of its size, and its bits for infinity; those of NaN are above, those of every number below."""
 
 
-def check_finite(tensor: Tensor, name: str, source: str) -> None:
-    """Check that a floating-point tensor holds numbers only.
+@dataclass(frozen=True)
+class _Found:
+    """What is no number in one tensor."""
 
-    Compares bits in one thread: PyTorch's threads wait for one another where other programs take their cores.
+    name: str
+    nans: int
+    infinite: int
+    values: int
+    first: tuple[int, ...]
+    value: float
 
-    Args:
-        tensor: contiguous values.
-        name: of the tensor, for the error.
-        source: folder it is from, for the error.
+    def __str__(self) -> str:
+        """Return it in words."""
+        return (
+            f"{self.name}: {self.nans + self.infinite} of {self.values} values are not finite ({self.nans} NaN, "
+            f"{self.infinite} infinite), the first at {list(self.first)} is {self.value}"
+        )
 
-    Raises:
-        CheckpointError: it holds NaN or infinity; names the tensor, the place and the value.
+
+class NumbersOnly:
+    """Looks at the tensors of a conversion, and counts those that hold NaN or infinity.
+
+    Compares bits in one thread: PyTorch's threads wait for one another where other programs take their cores. All
+    tensors are looked at before anything is said, so that one message tells how much is damaged.
     """
-    signed = _EXPONENTS[tensor.dtype][0]
-    values: Any = tensor.flatten().view(signed).numpy()
-    content = memoryview(values).cast("B")
-    blocks = (content[begin : begin + _BLOCK] for begin in range(0, len(content), _BLOCK))
-    if not all_finite(blocks, tensor.dtype):
-        raise CheckpointError(_complaint(tensor, name, source))
+
+    def __init__(self, source: str, refuse: bool = True) -> None:
+        """Start with nothing found.
+
+        Args:
+            source: folder the tensors are from, for messages.
+            refuse: whether `conclude` refuses what was found, or tells it.
+        """
+        self._source, self._refuse = source, refuse
+        self._found: list[_Found] = []
+
+    @property
+    def refused(self) -> bool:
+        """Whether `conclude` will refuse: nothing more needs to be written."""
+        return self._refuse and bool(self._found)
+
+    def look(self, tensor: Tensor, name: str) -> None:
+        """Look at a floating-point tensor in memory."""
+        signed = _EXPONENTS[tensor.dtype][0]
+        values: Any = tensor.flatten().view(signed).numpy()
+        content = memoryview(values).cast("B")
+        blocks = (content[begin : begin + _BLOCK] for begin in range(0, len(content), _BLOCK))
+        if not all_finite(blocks, tensor.dtype):
+            self._add(tensor, name)
+
+    def look_in(self, weights: HFWeights, name: str) -> None:
+        """Look at a floating-point tensor of an HF folder."""
+        if not all_finite(weights.blocks(name), weights.tensor(name).dtype):
+            self._add(weights.tensor(name), name)
+
+    def conclude(self) -> None:
+        """Say what was found in all tensors, in a warning where it is not refused; nothing where all are numbers.
+
+        Raises:
+            CheckpointError: some are not, and that is refused; names the first tensors, places and values, counts NaN
+                and infinity over all tensors, and says how to convert them all the same.
+        """
+        if not self._found:
+            return
+        nans, infinite = sum(one.nans for one in self._found), sum(one.infinite for one in self._found)
+        more = "" if len(self._found) <= _NAMED else f"; and {len(self._found) - _NAMED} more"
+        told = "; ".join(map(str, self._found[:_NAMED])) + more
+        tensors = f"{len(self._found)} tensors hold" if len(self._found) > 1 else "1 tensor holds"
+        line = f"{self._source}: {told}; in all {tensors} {nans} NaN and {infinite} infinite values"
+        if not self._refuse:
+            _log.warning("%s; converted as they are", line)
+            return
+        raise CheckpointError(
+            f"{line}: the weights are damaged, or the training that made them diverged. --no-refuse-non-finite "
+            "converts them as they are"
+        )
+
+    def _add(self, tensor: Tensor, name: str) -> None:
+        wrong = ~torch.isfinite(tensor)
+        first = tuple(int(axis) for axis in np.unravel_index(int(wrong.flatten().int().argmax()), tensor.shape))
+        nans = int(torch.isnan(tensor).sum())
+        counts = nans, int(wrong.sum()) - nans, tensor.numel()
+        self._found.append(_Found(name, *counts, first, float(tensor[first].item())))
 
 
 def all_finite(blocks: Iterable[memoryview], dtype: torch.dtype) -> bool:
@@ -59,18 +128,3 @@ def all_finite(blocks: Iterable[memoryview], dtype: torch.dtype) -> bool:
         if np.bitwise_and(bits, mask, out=without_sign[: bits.size]).max() >= infinity:
             return False
     return True
-
-
-def check_weights(weights: HFWeights, name: str, source: str) -> None:
-    """Check that a tensor of an HF folder holds numbers only; arguments and errors as `check_finite` has them."""
-    if not all_finite(weights.blocks(name), weights.tensor(name).dtype):
-        raise CheckpointError(_complaint(weights.tensor(name), name, source))
-
-
-def _complaint(tensor: Tensor, name: str, source: str) -> str:
-    wrong = (~torch.isfinite(tensor)).nonzero()
-    first = [int(axis) for axis in wrong[0]]
-    return (
-        f"{source}: {name}: {len(wrong)} of {tensor.numel()} values are not finite, the first at {first} is "
-        f"{tensor[tuple(first)].item()}; the weights are damaged, or the training that made them diverged"
-    )

@@ -23,6 +23,8 @@ from megatron_v2pe.logging import get_logger
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""Files of a set of changes that transformers puts on top of the weights it finds beside them."""
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _WEIGHTS = {".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *_PICKLES}
 _FILES = {".json", ".model", ".safetensors"}
@@ -92,11 +94,12 @@ class HFWeights:
         """Open every shard and check headers and index, and where the folder holds `checksums.json`, the files.
 
         Raises:
-            CheckpointError: no weights, only pickles, a shard missing or damaged, an index that disagrees, or a link
-                that leaves the folder.
+            CheckpointError: no weights, only pickles, two sets of them, a shard missing or damaged, an index that
+                disagrees, or a link that leaves the folder.
         """
         self.folder = folder
         index = _read_index(folder)
+        _check_one_set(folder, index)
         verify_checksums(folder)
         names = sorted(set(index.values())) if index is not None else [SINGLE]
         self._files: dict[str, SafetensorsFile] = {}
@@ -247,6 +250,34 @@ def _read_index(folder: Path) -> dict[str, str] | None:
                 f"{folder / file}: missing; the index names it for {len(of_file)} tensors, {of_file[0]} first"
             )
     return index
+
+
+def _check_one_set(folder: Path, index: dict[str, str] | None) -> None:
+    """Check that a folder holds one set of weights, and name what of its weight files is not read.
+
+    Of `model.safetensors` beside an index, transformers loads the single file, other programs what the index names;
+    they may be of different days. Files that nobody would load, such as shards of before, are told and left.
+    """
+    used = {SINGLE} if index is None else set(index.values())
+    if SINGLE not in used and os.path.lexists(folder / SINGLE):
+        shards = sorted(used)
+        raise CheckpointError(
+            f"{printable(folder)}: two sets of weights: {SINGLE}, and {len(shards)} shards that {INDEX} names "
+            f"({shards[0]}, ...). transformers loads the first, other programs the second: move one of the two "
+            f"elsewhere (the shards with {INDEX})"
+        )
+    if adapter := next((name for name in _ADAPTERS if os.path.lexists(folder / name)), None):
+        raise CheckpointError(
+            f"{printable(folder / adapter)}: an adapter beside the weights {min(used)}: transformers adds it to them, "
+            "this program does not. Merge it into the weights (peft's merge_and_unload), or move it elsewhere"
+        )
+    rest = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in used)
+    indices = sorted(path.name for path in folder.glob("*.safetensors.index.json") if path.name != INDEX)
+    if rest or indices:
+        shown = ", ".join(printable(name)[:80] for name in [*rest, *indices][:4])
+        more = f" and {len(rest) + len(indices) - 4} more" if len(rest) + len(indices) > 4 else ""
+        by = SINGLE if index is None else f"the {len(used)} shards that {INDEX} names"
+        _log.warning("%s: read is %s; not read: %s%s", printable(folder), by, shown, more)
 
 
 def _need_single(folder: Path) -> None:

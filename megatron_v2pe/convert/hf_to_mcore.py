@@ -16,7 +16,7 @@ from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLD
 from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
 from megatron_v2pe.checkpoint.trained import V2PESettings, has_v2pe_scaling
 from megatron_v2pe.convert.checks_beside import ChecksBeside
-from megatron_v2pe.convert.finite import check_weights
+from megatron_v2pe.convert.finite import NumbersOnly
 from megatron_v2pe.convert.hf_folder import HFWeights, copy_other_files
 from megatron_v2pe.convert.hub_digests import check_digest, known_digests
 from megatron_v2pe.convert.mappings import MappingTable
@@ -32,8 +32,30 @@ from megatron_v2pe.version import __version__
 _log = get_logger(__name__)
 
 
-def convert(source: Path, folder: Path, overwrite: bool) -> None:
+def convert(source: Path, folder: Path, overwrite: bool, refuse_non_finite: bool = True) -> None:
     """Convert `source` (HF) to `folder` (Megatron-Core); see `api.hf_to_mcore`."""
+    model, table, weights, dtypes = check_folder(source)
+    check_side_files(source, model.llm.vocab_size)
+    with new_folder(folder, overwrite, DESCRIPTION) as temporary:
+        written = _write_tensors(table, weights, temporary, NumbersOnly(printable(source), refuse_non_finite))
+        (temporary / HF_FOLDER).mkdir()
+        copy_other_files(source, temporary / HF_FOLDER)
+        weights.layout.save(temporary / HF_FOLDER / HF_LAYOUT)
+        description = _description(dtypes.most_common(1)[0][0])
+        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        Checksums({**written.file_sums(), **sums_of_files(temporary, but=written.sizes)}).write(temporary)
+
+
+def check_folder(source: Path) -> tuple[InternVLConfig, MappingTable, HFWeights, Counter[torch.dtype]]:
+    """Look at everything of an HF folder but the values of its weights.
+
+    Returns:
+        Its model, where each tensor goes, the weights as they lie there, and their bytes per type.
+
+    Raises:
+        ConfigError: an architecture that is not supported.
+        CheckpointError: weights are missing, of other names or shapes than the architecture's, or damaged.
+    """
     if not source.is_dir():
         raise CheckpointError(f"{printable(source)}: no such folder")
     if os.path.lexists(source / HF_LAYOUT):
@@ -41,16 +63,7 @@ def convert(source: Path, folder: Path, overwrite: bool) -> None:
     model = _read_model(source)
     table = mapping_table(model)
     weights = HFWeights(source)
-    dtypes = _check(table, weights)
-    check_side_files(source, model.llm.vocab_size)
-    with new_folder(folder, overwrite, DESCRIPTION) as temporary:
-        written = _write_tensors(table, weights, temporary)
-        (temporary / HF_FOLDER).mkdir()
-        copy_other_files(source, temporary / HF_FOLDER)
-        weights.layout.save(temporary / HF_FOLDER / HF_LAYOUT)
-        description = _description(dtypes.most_common(1)[0][0])
-        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-        Checksums({**written.file_sums(), **sums_of_files(temporary, but=written.sizes)}).write(temporary)
+    return model, table, weights, _check(table, weights)
 
 
 def _read_model(source: Path) -> InternVLConfig:
@@ -87,15 +100,15 @@ def _check(table: MappingTable, weights: HFWeights) -> Counter[torch.dtype]:
     return bytes_of
 
 
-def _write_tensors(table: MappingTable, weights: HFWeights, folder: Path) -> Written:
-    total, source = sum(place.nbytes for place in weights.layout.places().values()), printable(weights.folder)
+def _write_tensors(table: MappingTable, weights: HFWeights, folder: Path, numbers: NumbersOnly) -> Written:
+    total = sum(place.nbytes for place in weights.layout.places().values())
     with (
         TorchDistWriter(folder) as writer,
         ChecksBeside() as checks,  # they take a third of the time that writing takes, or more
         byte_progress(total, "HF to Megatron") as progress,
     ):
         for mapping in table.tensors:
-            checks.add(check_weights, weights, mapping.name, source)
+            checks.add(numbers.look_in, weights, mapping.name)
         for path, digest in known_digests(weights.folder):
             checks.add(check_digest, path, digest)
         for mapping in table.tensors:
@@ -103,6 +116,9 @@ def _write_tensors(table: MappingTable, weights: HFWeights, folder: Path) -> Wri
             writer.add_rows(mapping.key, mapping.key_shape, mapping.first_row, rows)
             progress.update(rows.nbytes)
             checks.look()
+            if numbers.refused:  # what is left is looked at, and not written
+                break
+    numbers.conclude()
     write_description(folder, writer.written, {})
     return writer.written
 

@@ -19,7 +19,8 @@ from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.trained import V2PESettings, trained_config, with_settings
 from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
 from megatron_v2pe.convert import hf_config
-from megatron_v2pe.convert.finite import check_finite
+from megatron_v2pe.convert.checks_beside import ChecksBeside
+from megatron_v2pe.convert.finite import NumbersOnly
 from megatron_v2pe.convert.hf_folder import INDEX, Layout, copy_other_files
 from megatron_v2pe.convert.mappings import MappingTable
 from megatron_v2pe.convert.progress import byte_progress
@@ -47,7 +48,9 @@ class Export:
     """`bf16`, `fp32` or `fp16`; None: every tensor as the original HF checkpoint had it."""
 
 
-def convert(folder: Path, target: Path, overwrite: bool, export: Export, verify: bool = True) -> None:
+def convert(
+    folder: Path, target: Path, overwrite: bool, export: Export, verify: bool = True, refuse_non_finite: bool = True
+) -> None:
     """Convert `folder` (Megatron-Core) to `target` (HF); see `api.mcore_to_hf`."""
     if export.dtype is not None and export.dtype not in DTYPES:
         raise ConfigError(f"dtype {export.dtype!r} is none of {', '.join(DTYPES)}")
@@ -71,7 +74,8 @@ def convert(folder: Path, target: Path, overwrite: bool, export: Export, verify:
         layout = Layout(tuple((name, header.with_dtype(dtype)) for name, header in layout.shards))
     new = trained or export != Export()  # else it is what was converted, to the byte, and nothing is added
     with new_folder(target, overwrite, _CONFIG) as temporary:
-        written = _write_tensors(table, layout, reader, temporary, printable(folder) if new else None)
+        numbers = NumbersOnly(printable(folder), refuse_non_finite)
+        written = _write_tensors(table, layout, reader, temporary, numbers, summed=new)
         copy_other_files(hf, temporary, but=Path(HF_LAYOUT))
         if config is not None:
             (temporary / _CONFIG).write_text(hf_config.to_text(config), encoding="utf-8")
@@ -101,7 +105,7 @@ def _check(table: MappingTable, layout: Layout, reader: TorchDistReader, folder:
 
 
 def _write_tensors(
-    table: MappingTable, layout: Layout, reader: TorchDistReader, target: Path, source: str | None
+    table: MappingTable, layout: Layout, reader: TorchDistReader, target: Path, numbers: NumbersOnly, summed: bool
 ) -> dict[str, FileSum]:
     """Write the shards; return their sizes and checksums by name.
 
@@ -110,27 +114,29 @@ def _write_tensors(
         layout: names and headers of the shards.
         reader: of the checkpoint.
         target: folder to write to.
-        source: name of the checkpoint, for what is to be looked at and summed; None for what was when it was converted.
+        numbers: looks at what is written.
+        summed: whether sizes and checksums are wanted.
     """
     mappings = table.by_name()
     total = sum(place.nbytes for place in layout.places().values())
     sums: dict[str, FileSum] = {}
-    with byte_progress(total, "Megatron to HF") as progress:
+    with byte_progress(total, "Megatron to HF") as progress, ChecksBeside() as checks:
 
         def tensor(place: TensorPlace) -> Tensor:
             mapping = mappings[place.name]
             rows = reader.read_rows(mapping.key, mapping.first_row, mapping.shape[0])
             progress.update(place.nbytes)
             values = mapping.order.to_hf(rows).to(place.dtype)
-            if source is not None:
-                check_finite(values, place.name, source)
+            checks.add(numbers.look, values, place.name)
+            checks.look()
             return values
 
         for name, header in layout.shards:
-            digest = None if source is None else xxhash.xxh3_128()
+            digest = xxhash.xxh3_128() if summed else None
             write_file(target / name, header, tensor, digest)
             if digest is not None:
                 sums[name] = FileSum(header.file_size, digest.hexdigest())
+    numbers.conclude()
     return sums
 
 

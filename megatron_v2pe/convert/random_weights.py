@@ -60,7 +60,7 @@ def _drawn(mapping: TensorMapping, generator: torch.Generator, deviations: Mappi
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], shards: int = 1) -> int:
-    """Write weights and `config.json` as an HF folder; what is beside them, such as the tokenizer, stays.
+    """Write weights and `config.json` as an HF folder, in place of those of before; other files, a tokenizer, stay.
 
     Args:
         folder: made if it is not there.
@@ -73,6 +73,8 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], weights: Mapping[s
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
+    for stale in (*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")):
+        stale.unlink()  # two sets of weights in one folder are refused by whoever reads it
     total = sum(tensor.numel() for tensor in weights.values())
     parts: list[dict[str, Tensor]] = [{} for _ in range(shards)]
     seen = 0

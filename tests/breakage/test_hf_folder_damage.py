@@ -313,7 +313,8 @@ def test_weights_that_are_no_numbers_are_refused_by_name(folder, tmp_path, value
     name = next(name for name in state if name.endswith("feed_forward.w2.weight"))
     state[name][3, 5] = float(value)
     save_file(state, copy / SHARD)
-    expected = rf"{name}: 1 of 256 values are not finite, the first at \[3, 5\] is {value}"
+    kind = "1 NaN, 0 infinite" if value == "nan" else "0 NaN, 1 infinite"
+    expected = rf"{name}: 1 of 256 values are not finite \({kind}\), the first at \[3, 5\] is {value}"
     with pytest.raises(CheckpointError, match=expected):
         hf_to_mcore(copy, tmp_path / "mcore")
     assert names(tmp_path / "mcore") == []
@@ -323,10 +324,36 @@ def test_large_numbers_are_numbers():
     """Sums of a block overflow where no value does."""
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         values = torch.full((300_000,), torch.finfo(dtype).max, dtype=dtype)
-        finite.check_finite(values, "w", "here")
+        numbers = finite.NumbersOnly("here")
+        numbers.look(values, "w")
+        numbers.conclude()
         values[-1] = float("nan")
+        numbers.look(values, "w")
         with pytest.raises(CheckpointError, match=r"the first at \[299999\] is nan"):
-            finite.check_finite(values, "w", "here")
+            numbers.conclude()
+
+
+def test_all_weights_that_are_no_numbers_are_counted_and_converted_on_request(folder, tmp_path, caplog):
+    """In both directions: one message for all tensors, a refusal by default, the same bytes where that is asked for."""
+    copy = damaged(folder, tmp_path, SHARD, lambda path, draw: None, None)
+    state = load_file(copy / SHARD)
+    matrices = sorted(name for name, tensor in state.items() if tensor.dim() == 2)[:5]
+    for number, name in enumerate(matrices):
+        state[name][0, : number + 1] = float("nan")
+        state[name][1, 0] = float("inf")
+    save_file(state, copy / SHARD, metadata={"format": "pt"})
+    counted = "; and 2 more; in all 5 tensors hold 15 NaN and 5 infinite values"
+    with pytest.raises(CheckpointError, match=f"{counted}: .* --no-refuse-non-finite"):
+        hf_to_mcore(copy, tmp_path / "mcore")
+    assert names(tmp_path / "mcore") == []
+    hf_to_mcore(copy, tmp_path / "mcore", refuse_non_finite=False)
+    with pytest.raises(CheckpointError, match=counted):
+        mcore_to_hf(tmp_path / "mcore", tmp_path / "back")
+    with pytest.raises(CheckpointError, match=counted):
+        mcore_to_hf(tmp_path / "mcore", tmp_path / "back", dtype="fp32")
+    mcore_to_hf(tmp_path / "mcore", tmp_path / "back", refuse_non_finite=False)
+    assert (tmp_path / "back" / SHARD).read_bytes() == (copy / SHARD).read_bytes()
+    assert caplog.text.count("15 NaN and 5 infinite values; converted as they are") == 2
 
 
 def test_an_export_that_overflows_its_type_is_refused(folder, tmp_path):

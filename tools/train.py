@@ -15,5 +15,13 @@ def main(argv: list[str] | None = None) -> int:
     return cli.main(sys.argv[1:] if argv is None else argv, RECIPES)
 
 
+def check(argv: list[str], processes: int) -> None:
+    """Refuse what can be refused before so many processes are started, see `device/before_start.py`."""
+    from megatron_v2pe.recipes.registry import RECIPES
+    from megatron_v2pe.train import before_start
+
+    before_start.check(argv, RECIPES, processes)
+
+
 if __name__ == "__main__":
     run_tool(main)

@@ -71,7 +71,7 @@ def _write_benchmarks(root: Path, questions: int) -> None:
     for name in (LARGE, *SMALL):
         write_benchmark(root, name)
     path = root / "data" / "chartqa" / "test_human.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     many = [
         {**rows[number % len(rows)], "question_id": number, "question": f"Question {number}: which colour?"}
         for number in range(questions)

@@ -75,7 +75,7 @@ def read(folder: Path, row: Row, haystack: str, length: int) -> list[Asked]:
         StepError: questions without an answer.
     """
     name = f"{haystack}_{length}"
-    questions = [json.loads(line) for line in (folder / "questions" / f"{name}.jsonl").read_text().splitlines()]
+    questions = [json.loads(line) for line in (folder / "questions" / f"{name}.jsonl").read_bytes().splitlines()]
     answers = AnswerLog(folder / "answers" / row.answers(length) / name).answers
     scorer, asked = scorer_of("exact"), []
     for question in questions:

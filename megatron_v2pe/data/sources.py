@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.media_fields import Media, is_path, media_of
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields, Range, typed
-from megatron_v2pe.foreign.text import LARGEST_LINE, kind_of, parse_json, read_json_object
+from megatron_v2pe.foreign.text import LARGEST_LINE, kind_of, marked, parse_json, read_json_object
 
 FIELDS = (*TURN_FIELDS, "clip")
 """What is read of a line besides its media."""
@@ -80,6 +81,9 @@ class Dataset:
         # Of the line that is being read: where it begins, its number, whether there is something in it.
         start, number, filled, position = 0, 1, False, 0
         with open(self.annotation, "rb") as stream:
+            if what := marked(stream.read(4)):
+                raise DataError(f"{printable(self.annotation)}: {what}")
+            stream.seek(0)
             while content := stream.read(_READ_BYTES):  # lines may be longer than any memory
                 part = np.frombuffer(content, dtype="u1")
                 ends = np.flatnonzero(part == 10)
@@ -100,7 +104,15 @@ class Dataset:
                 position += len(content)
         if filled:
             rows.extend((start, number))
-        return np.asarray(rows).reshape(-1, 2)
+        found = np.asarray(rows).reshape(-1, 2)
+        return found[1:] if len(found) and self._is_mark(found[0]) else found
+
+    def _is_mark(self, row: np.ndarray) -> bool:
+        """Whether a line holds a byte order mark and nothing else."""
+        with open(self.annotation, "rb") as stream:
+            stream.seek(int(row[0]))
+            line = stream.readline(_READ_BYTES)
+        return len(line) < _READ_BYTES and line.startswith(BOM_UTF8) and not line[len(BOM_UTF8) :].strip()
 
     def __len__(self) -> int:
         """Return the number of samples: lines that are not empty."""

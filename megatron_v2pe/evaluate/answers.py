@@ -22,7 +22,7 @@ from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.seal import CHECK, seal, unseal
-from megatron_v2pe.foreign.text import kind_of, lines, parse_json
+from megatron_v2pe.foreign.text import json_line, kind_of, lines, parse_json
 from megatron_v2pe.logging import get_logger
 
 KILLED: Literal["killed"] = "killed"
@@ -145,7 +145,7 @@ def _parsed(line: bytes, where: str) -> tuple[Answer, bool]:
 def _line(answer: Answer) -> bytes:
     content = seal(asdict(answer))
     try:
-        return json.dumps(content, ensure_ascii=False).encode() + b"\n"
+        return json_line(content).encode()
     except UnicodeEncodeError:  # half a pair of code units, out of a question: written as JSON has it
         return json.dumps(content).encode() + b"\n"
 

@@ -55,7 +55,7 @@ _SUFFIX = re.compile(
 )
 _HELD = re.compile(r"\s*(?:data:[\w.+-]+/[\w.+-]+[;,]|iVBORw0KGgo|/9j/[\w+/]{40}|R0lGOD[\w+/]{40}|UklGR[\w+/]{40})")
 """The beginning of a `data:` address, or of a PNG, JPEG, GIF or WebP file in base64."""
-_LONGEST_REFERENCE, _MOST_WORDS = 4096, 6
+_LONGEST_REFERENCE, _MOST_WORDS, _MOST_NAMED = 4096, 6, 10
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
 _NAMED = re.compile(rb"(?i)ima?g|pic|photo|video|movie|\\u")
 
@@ -131,6 +131,12 @@ def refuse_hidden_media(content: Mapping[str, Any], error: Kind, where: str = ""
         V2PEError: of class `error`: names the field and what to write.
     """
     _refuse_hidden(content, ("",), error, where)
+
+
+def named(unknown: Mapping[str, int]) -> str:
+    """Return the names of fields nobody reads, with how many lines have each, for a message; the first ten."""
+    shown = [f"{printable(name)[:40]!r} ({count:,})" for name, count in [*unknown.items()][:_MOST_NAMED]]
+    return ", ".join(shown) + (f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else "")
 
 
 def _paths(name: str, value: Any, error: Kind, where: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ infinity. What is read is checked against the type that receives it by `foreign.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -29,6 +30,22 @@ _DIGIT, _LONG_NUMBER = re.compile(rb"[0-9]"), re.compile(rb"[0-9]{%d}" % (MOST_D
 _FEW_BYTES = 1 << 16
 """Of a text whose values are looked through sooner than its bytes."""
 _BOM = "\ufeff"
+_LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+_MARKS = (
+    (b"\xff\xfe\0\0", "UTF-32"),
+    (b"\0\0\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+    (b"{\0\0\0", "UTF-32"),
+    (b"\0\0\0{", "UTF-32"),
+    (b"{\0", "UTF-16LE"),
+    (b"\0{", "UTF-16BE"),
+    (b"\x1f\x8b", "gzip"),
+    (b"PK\x03\x04", "zip"),
+    (b"(\xb5/\xfd", "zstd"),
+)
+"""First bytes of a file and what it is then."""
+_CONVERT = "; convert it: iconv -f {} -t UTF-8 OLD > NEW"
 
 
 def _refuse_constant(name: str) -> float:
@@ -75,10 +92,34 @@ def decode(content: bytes, source: str, error: Kind) -> str:
         V2PEError: of class `error`: not UTF-8; names the byte.
     """
     try:
-        return content.decode("utf-8").removeprefix(_BOM)
+        text = content.decode("utf-8")
     except UnicodeDecodeError as problem:
-        found = content[problem.start]
-        raise error(f"{source}: not UTF-8: byte {problem.start} is 0x{found:02x} ({problem.reason})") from problem
+        what = marked(content) or _without_mark(content)
+        byte = content[problem.start]
+        what = (
+            what or f"not UTF-8: byte {problem.start} is 0x{byte:02x} ({problem.reason}){_CONVERT.format('ENCODING')}"
+        )
+        raise error(f"{source}: {what}") from problem
+    if "\0" in text and (what := marked(content) or _without_mark(content)):
+        raise error(f"{source}: {what}")
+    return text.removeprefix(_BOM)
+
+
+def marked(content: bytes) -> str | None:
+    """Return what the first bytes of a text file say that it is, and what to do, if that is not UTF-8; else None."""
+    kind = next((name for mark, name in _MARKS if content.startswith(mark)), None)
+    if kind is None or kind.startswith("UTF"):
+        return kind and f"not UTF-8 but {kind}{_CONVERT.format(kind)}"
+    return f"not text: compressed by {kind}; unpack it first"
+
+
+def _without_mark(content: bytes) -> str | None:
+    """Return the same of a part of such a file: of the letters of English, every other byte is 0, or three of four."""
+    zeros, some = content[:_FEW_BYTES].count(0), len(content[:_FEW_BYTES])
+    if zeros == some:
+        return f"{len(content)} NUL bytes and nothing else: damaged, as a full disk or a crash leaves it"
+    kind = "UTF-32" if 5 * zeros > 3 * some else "UTF-16" if 3 * zeros > some else None
+    return kind and f"not UTF-8 but {kind}{_CONVERT.format(kind)}"
 
 
 def parse_json(content: bytes | str, source: str, error: Kind, *, unique: bool = False, constants: bool = False) -> Any:
@@ -103,7 +144,7 @@ def parse_json(content: bytes | str, source: str, error: Kind, *, unique: bool =
         value = _DECODERS[unique, constants].decode(text)
     except json.JSONDecodeError as problem:
         place = f"line {problem.lineno}, column {problem.colno}" if problem.lineno > 1 else f"column {problem.colno}"
-        raise error(f"{source}: not valid JSON: {problem.msg} at {place}") from problem
+        raise error(f"{source}: not valid JSON: {problem.msg} at {place}{_advice(text, problem)}") from problem
     except RecursionError as problem:
         raise error(f"{source}: not read: lists and objects are nested deeper than {DEEPEST}") from problem
     except ValueError as problem:
@@ -144,8 +185,16 @@ def json_lines(path: Path_, error: Kind, torn: bool = False) -> Iterator[tuple[i
     for number, line in lines(path, error):
         if torn and not line.endswith(b"\n"):
             return
-        if line.strip():
+        if line.removeprefix(codecs.BOM_UTF8).strip():
             yield number, parse_json(line, f"{printable(path)}:{number}", error)
+
+
+def json_line(row: Any) -> str:
+    """Return a plain JSON value as a line of a JSONL file, its end included.
+
+    Letters stand as they are, but what some readers take for the end of a line (U+2028, U+2029, NEL) is spelt out.
+    """
+    return json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS) + "\n"
 
 
 def lines(path: Path_, error: Kind, limit: int = LARGEST_LINE) -> Iterator[tuple[int, bytes]]:
@@ -218,6 +267,18 @@ def kind_of(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     names = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return next((name for kind, name in names.items() if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+def _advice(text: str, problem: json.JSONDecodeError) -> str:
+    """Return what to do about some texts that are not one JSON value, to be put behind the message."""
+    if problem.msg == "Extra data":
+        before = text[: problem.pos].rstrip(" \t")
+        if before.endswith("\r"):
+            return "; its lines end in CR alone: tr '\\r' '\\n' < OLD > NEW"
+        return "; a line holds one value: is this two in a row?"
+    if text.strip() in ("[", "{"):
+        return "; the value goes on in the next lines: jq -c . OLD > NEW (of a list: jq -c '.[]') puts one in each"
+    return ""
 
 
 def is_unicode(text: str) -> bool:

@@ -1,29 +1,37 @@
 """Questions from a JSONL file, answers into another that is added to, line by line, and can be resumed.
 
 A question is `{"id": ..., "prompt": TEXT, "image": PATH or [PATHS]}`, or `{"id": ..., "conversations": [...]}` with
-turns `{"from": "human" | "gpt", "value": TEXT}` of which the last is a question. Without an `id` the line's number,
-from 1, is taken. An answer is `{"id", "answer", "finish_reason", "num_tokens", "check"}`, `check` a checksum of the
-others (`foreign.seal`). Ids answered before are not asked again; a line that a killed run left half-written is cut off,
-any other damaged line is named and refused.
+turns `{"from": "human" | "gpt", "value": TEXT}` of which the last is a question. Turns and images may be spelt as in
+training data (`data.turns`, `foreign.media_fields`), `system` may hold a system prompt; a further field that looks like
+media is refused, others are named once. Without an `id` the line's number, from 1, is taken. An answer is
+`{"id", "answer", "finish_reason", "num_tokens", "check"}`, `check` a checksum of the others (`foreign.seal`). Ids
+answered before are not asked again; a line that a killed run left half-written is cut off, any other damaged line is
+named and refused.
 """
 
 from __future__ import annotations
 
-import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from megatron_v2pe.data.pictures import TilingOptions
+from megatron_v2pe.data.turns import LISTS, TURN_FIELDS, turns_of
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.media_fields import media_of, named
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields, Range, typed
 from megatron_v2pe.foreign.seal import seal, unseal
-from megatron_v2pe.foreign.text import json_lines, kind_of, lines, parse_json
+from megatron_v2pe.foreign.text import is_unicode, json_line, json_lines, kind_of, lines, parse_json
 from megatron_v2pe.generate.generation import Generated, GenerationOptions
 from megatron_v2pe.generate.pretrained import Pretrained, Question
+from megatron_v2pe.logging import get_logger
+
+_READ = (*TURN_FIELDS, "prompt", "id")
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,12 +52,15 @@ def read_questions(path: Path, image_root: Path | None = None) -> list[Question]
     """
     root = path.parent if image_root is None else image_root
     questions: dict[str, Question] = {}
+    unread = Counter[str]()
     for number, row in json_lines(path, DataError):
         place = f"{printable(path)}:{number}"
-        question = _question(row, place, number, root)
+        question = _question(row, place, number, root, unread)
         if question.name in questions:
             raise DataError(f"{place}: the id {printable(question.name)} was there before")
         questions[question.name] = question
+    if unread:
+        _log.warning("%s: fields that are not read: %s", printable(path), named(unread))
     return list(questions.values())
 
 
@@ -131,29 +142,48 @@ def _line(question: Question, answer: Generated) -> str:
         "finish_reason": answer.finish_reason,
         "num_tokens": len(answer.token_ids),
     }
-    return json.dumps(seal(row), ensure_ascii=False) + "\n"
+    return json_line(seal(row))
 
 
-def _question(row: Any, place: str, number: int, root: Path) -> Question:
+def _question(row: Any, place: str, number: int, root: Path, unread: Counter[str]) -> Question:
     fields = Fields(row, place, DataError)
-    images = fields.get("image", str | list[str], [])
-    images = ([images] if images else []) if isinstance(images, str) else images
+    fields.get("image", str | list[str], None)
+    media = media_of(fields.content, _READ, DataError, f"{place}: ", video=False)
+    unread.update(media.unknown)
     name = str(fields.get("id", str | int, number))
     turns = _turns(fields, place)
-    for text in (name, *images, *(text for _, text in turns)):
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+    for text in (name, *(text for _, text in turns)):
+        if not is_unicode(text):
             raise DataError(f"{place}: {printable(text)[:60]!r} holds half a character")
-    return Question(turns, [str(root / image) for image in images], name)
+    for image in media.images:
+        if "://" in image:
+            raise DataError(
+                f"{place}: {printable(image)[:80]}: nothing is fetched from an address; give the path of a file"
+            )
+    return Question(turns, [str(root / image) for image in media.images], name)
 
 
 def _turns(fields: Fields, place: str) -> list[tuple[str, str]]:
-    if (prompt := fields.text("prompt", None)) is not None:
-        turns = [("human", prompt)]
-    elif talk := fields.get("conversations", list[dict[str, Any]], []):
-        found = [Fields(turn, f"{place}: conversations[{number}]", DataError) for number, turn in enumerate(talk)]
-        turns = [(turn.text("from"), turn.text("value")) for turn in found]
-    else:
-        raise DataError(f"{place}: neither prompt nor conversations")
+    row = dict(fields.content)
+    prompt, talk = fields.text("prompt", None), next((name for name in LISTS if row.get(name) not in (None, [])), None)
+    if prompt is not None and talk is not None:
+        raise DataError(f"{place}: prompt and {talk}: a question has one of them; leave the other out")
+    if prompt is not None and not is_unicode(prompt):
+        raise DataError(f"{place}: {printable(prompt)[:60]!r} holds half a character")
+    if prompt is not None:
+        row["conversations"] = [{"from": "human", "value": prompt}]
+    elif talk is not None:
+        for number, turn in enumerate(fields.get(talk, list[dict[str, Any]])):
+            if not turn.keys() & {"role", "content"}:
+                found = Fields(turn, f"{place}: {talk}[{number}]", DataError)
+                found.text("from"), found.text("value")
+    turns = turns_of(row, DataError, f"{place}: ")
+    if turns is None:
+        others = [repr(name) for name in ("question", "query", "instruction", "text", "input") if name in row]
+        hint = f"; {', '.join(others)} not read: give the question as 'prompt'" if others else ""
+        raise DataError(f"{place}: neither prompt nor conversations{hint}")
     if not turns[-1][1].strip():
         raise DataError(f"{place}: the prompt is empty")
-    return turns
+    if turns[-1][0] != "human":
+        raise DataError(f"{place}: the last turn is an answer; leave it out, and it is asked for")
+    return list(turns)

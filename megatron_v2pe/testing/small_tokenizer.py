@@ -64,7 +64,7 @@ def read_texts(folder: Path) -> list[str]:
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise FileNotFoundError(f"{folder}: holds no annotation (*.jsonl)")
-    samples = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    samples = [json.loads(line) for path in files for line in path.read_bytes().splitlines()]
     template = get_template("internlm2-chat")
     rendered = [
         message.text

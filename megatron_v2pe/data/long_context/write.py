@@ -20,6 +20,7 @@ from typing import Any, TextIO
 from megatron_v2pe.data.long_context.built import TRAINING_LINES, Builder, Built
 from megatron_v2pe.data.long_context.made_images import Shown
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.foreign.text import json_line
 from megatron_v2pe.progress import followed
 
 DATA_LIST, REPORT = "meta.json", "report.json"
@@ -92,7 +93,7 @@ def write_data_set(builder: Builder, samples: int, folder: Path, final: Path, na
                 if file not in streams:
                     (folder / file).parent.mkdir(parents=True, exist_ok=True)
                     streams[file] = stack.enter_context((folder / file).open("w", encoding="utf-8"))
-                streams[file].write(json.dumps(line, ensure_ascii=False) + "\n")
+                streams[file].write(json_line(line))
             summary.add(built)
     _write_json(folder / DATA_LIST, {name: _entry(builder, final, samples)})
     report = {**summary.report(), "encoding": _encoding(builder), "settings": builder.settings()}

@@ -46,7 +46,15 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--prompt", metavar="TEXT", help="ask this; <image> marks an image's place")
     what.add_argument("--input", type=Path, metavar="FILE", help="ask every line of a JSONL file")
     what.add_argument("--chat", action="store_true", help="talk in the terminal")
-    add("--image", action="append", default=[], metavar="PATH", help="an image of --prompt; may be repeated")
+    add(
+        "--image",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH",
+        help="images of --prompt, or of the first question of --chat; may be repeated. Where no <image> says where "
+        "they belong, they stand before the question: one on a line of its own, several as Image-1: <image>, ...",
+    )
     add("--output", type=Path, metavar="FILE", help="JSONL file the answers to --input are added to")
     add("--image-root", type=Path, metavar="FOLDER", help="folder of the images of --input (default: its own)")
     add("--batch-size", type=int, default=1, help="lines of --input answered together (default: %(default)s)")
@@ -75,8 +83,8 @@ def _read(argv: list[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if (arguments.input is None) != (arguments.output is None):
         parser.error("--input and --output go together")
-    if arguments.image and arguments.prompt is None:
-        parser.error("--image belongs to --prompt; in a chat use /image, in a JSONL file the field image")
+    if arguments.image and arguments.input is not None:
+        parser.error("--image belongs to --prompt and --chat; in a JSONL file use the field image")
     if arguments.batch_size < 1:
         parser.error(f"--batch-size is {arguments.batch_size}, expected 1 or more")
     return arguments
@@ -102,8 +110,8 @@ def _look(arguments: argparse.Namespace, world: World | None = None) -> tuple[Op
     copy = opening.layout.model_parallel_size
     if opening.world.world_size != copy:
         raise ConfigError(
-            f"{opening.world.world_size} processes, but one copy of the model takes {copy}: start {copy}, or lay it out "
-            f"over all, for example with --context-parallel-size {opening.world.world_size}"
+            f"{opening.world.world_size} processes, but one copy of the model takes {copy}: start {copy}, or lay it "
+            f"out over all, for example with --context-parallel-size {opening.world.world_size}"
         )
     options = GenerationOptions(
         max_new_tokens=arguments.max_new_tokens,
@@ -135,8 +143,8 @@ def _questions(arguments: argparse.Namespace) -> list[Any]:
     from megatron_v2pe.generate.pretrained import Question
 
     if arguments.chat:
-        return []
-    if arguments.prompt is not None:
+        questions = [Question([], arguments.image, "--image")]
+    elif arguments.prompt is not None:
         questions = [Question([("human", arguments.prompt)], arguments.image)]
     else:
         if not arguments.output.absolute().parent.is_dir():
@@ -150,17 +158,16 @@ def _questions(arguments: argparse.Namespace) -> list[Any]:
                 image_size(image)
             except DataError as error:
                 raise DataError(f"{one.name}: {error}") from error
-    return questions
+    return [] if arguments.chat else questions
 
 
 def _answer(
     arguments: argparse.Namespace, pretrained: Any, questions: list[Any], tiling: Any, options: Any, first: bool
 ) -> None:
-    from tqdm import tqdm
-
     from megatron_v2pe.foreign.printable import printable
     from megatron_v2pe.generate.chat import Chat
     from megatron_v2pe.generate.jsonl import answer_file
+    from megatron_v2pe.progress import progress_bar
 
     def write(text: str) -> None:
         print(printable(text, lines=True), end="", flush=True)
@@ -168,14 +175,14 @@ def _answer(
     if arguments.chat:
         if isinstance(sys.stdin, io.TextIOWrapper):
             sys.stdin.reconfigure(errors="replace")  # a letter typed in another encoding ends no conversation
-        Chat(pretrained, tiling, options).run(_read_line, write)
+        Chat(pretrained, tiling, options, waiting=list(arguments.image)).run(_read_line, write)
     elif arguments.prompt is not None:
         pretrained.ask(questions, tiling, options, lambda _, piece: write(piece) if first else None)
         if first:
             write("\n")
     else:
         settings = (arguments.output, tiling, options, arguments.batch_size, first)
-        with tqdm(total=len(questions), unit="answer", disable=not first) as bar:
+        with progress_bar(total=len(questions), desc="answer", unit="questions", disable=not first) as bar:
             for count in answer_file(pretrained, questions, *settings):
                 bar.update(count)
 

@@ -1,25 +1,31 @@
 """A conversation in the terminal: questions and commands in, answers out as they come.
 
-Only the first rank reads and writes; what it reads is told to every rank, and all of them answer.
+Only the first rank reads and writes; what it reads is told to every rank, and all of them answer. An image belongs to
+the question it came with, however late in the conversation that is: its place is written there (`data.placing`), and no
+earlier turn is changed. A question that cannot be answered is told and forgotten with its images, so that the
+conversation goes on as if it had not been asked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
 from megatron_v2pe.data.image_transform import image_size
 from megatron_v2pe.data.pictures import TilingOptions
+from megatron_v2pe.data.placing import REMEDY, image_lines
 from megatron_v2pe.data.text import PLACEHOLDER
-from megatron_v2pe.errors import V2PEError
+from megatron_v2pe.errors import DataError, V2PEError
 from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.pretrained import Pretrained, Question
 from megatron_v2pe.generate.stages import agreed
 from megatron_v2pe.parallel.topology import model_copy_group
 
-HELP = "/image PATH shows an image with the next question, /reset starts anew, /exit ends"
+HELP = "/image PATH [PATH ...] shows images with the next question, /reset starts anew, /exit ends"
 Read = Callable[[], str | None]
 """Returns a line, or None at the end."""
 Write = Callable[[str], None]
@@ -42,6 +48,8 @@ class Chat:
         first = dist.get_rank() == 0
         say: Write = write if first else lambda _: None
         say(f"{HELP}\n")
+        paths, self.waiting = self.waiting, []
+        self._show(paths, say)
         while (line := _told(read, first)) is not None and line != "/exit":
             try:
                 self._take(line, say)
@@ -51,25 +59,57 @@ class Chat:
     def _take(self, line: str, say: Write) -> None:
         command, _, rest = line.partition(" ")
         if command == "/image":
-            path = rest.strip()
-            width, height = agreed(lambda: image_size(path), model_copy_group())
-            self.waiting.append(path)
-            say(f"{path}: {width} x {height}\n")
+            if not rest.strip():
+                raise DataError("/image: name a file, /image PATH")
+            self._show(_paths(rest.strip()), say)
         elif command == "/reset":
             self.turns, self.images, self.waiting = [], [], []
+            say("a new conversation\n")
         elif command.startswith("/"):
             say(f"{HELP}\n")
         elif line:
             self._ask(line, say)
 
+    def _show(self, paths: Sequence[str], say: Write) -> None:
+        """Keep images for the next question, all of them or none."""
+        sizes = agreed(lambda: [image_size(path) for path in paths], model_copy_group())
+        self.waiting += paths
+        for path, (width, height) in zip(paths, sizes, strict=True):
+            say(f"{path}: {width} x {height}\n")
+
     def _ask(self, text: str, say: Write) -> None:
-        shown = "".join(f"{PLACEHOLDER}\n" for _ in self.waiting) + text
-        turns, images = [*self.turns, ("human", shown)], self.images + self.waiting
+        turns, images = [*self.turns, ("human", self._with_places(text))], self.images + self.waiting
         name = f"turn {len(turns) // 2}"
         question = Question(turns, images, name)
-        answer = self.pretrained.ask([question], self.tiling, self.options, lambda _, piece: say(piece))[0]
+        try:
+            answer = self.pretrained.ask([question], self.tiling, self.options, lambda _, piece: say(piece))[0]
+        except V2PEError as error:  # the same on every rank
+            dropped = "; so are its images, /image shows them again" if self.waiting else ""
+            say(f"error: {error}\nThe question is forgotten{dropped}; /reset starts anew.\n")
+            self.waiting = []
+            return
         say("\n")
-        self.turns, self.images, self.waiting = [*turns, ("gpt", answer.text.strip())], images, []
+        said = answer.text.replace(PLACEHOLDER, "").strip()  # in a later question it would stand for an image
+        self.turns, self.images, self.waiting = [*turns, ("gpt", said)], images, []
+
+    def _with_places(self, text: str) -> str:
+        """Return a question with the places of the images that are shown with it."""
+        places, waiting = text.count(PLACEHOLDER), len(self.waiting)
+        if places == waiting or not waiting:
+            return text
+        if places:
+            raise DataError(f"{places} {PLACEHOLDER} in the question, but {waiting} images wait to be shown: {REMEDY}")
+        return image_lines(waiting, len(self.images)) + text
+
+
+def _paths(words: str) -> list[str]:
+    """Return the files a line names: one, whatever is in its name, or several, quoted where they hold spaces."""
+    if os.path.exists(path := os.path.expanduser(words)):
+        return [path]
+    try:
+        return [os.path.expanduser(word) for word in shlex.split(words)]
+    except ValueError:  # a quote without its end
+        return [words]
 
 
 def _told(read: Read, first: bool) -> str | None:

@@ -82,7 +82,8 @@ def add_checkpoint_arguments(
         "--rope-pos-id-stride",
         "--rope_pos_id_stride",
         metavar="STRIDE",
-        help="positions a tile spans: 64, 1/2 (default: the checkpoint's)",
+        help="positions a tile spans: 64, 1/2 (default: the checkpoint's; one trained with v2pe_rnd has none, and is "
+        "asked with a quarter of a tile's tokens, 64 of 256)",
     )
     add("--window", type=int, help=f"positions prompt and answer may reach (default: {window})")
     add("--max-num", type=int, help=f"most tiles of an image (default: {max_num})")
@@ -167,6 +168,7 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
 
     from megatron_v2pe.device import launch
     from megatron_v2pe.device.device import Device
+    from megatron_v2pe.generate.policy import told_positions
     from megatron_v2pe.generate.pretrained import open_pretrained
     from megatron_v2pe.generate.prompt import checkpoint_tiling
 
@@ -191,6 +193,7 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
             verify=arguments.verify,
         ) as pretrained:
             tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
+            _tell(told_positions(pretrained.config, pretrained.policy, opening.stride))
             yield Opened(pretrained, folder, tiling, dtype, opening.world, device.describe())
 
 

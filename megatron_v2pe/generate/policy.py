@@ -39,3 +39,23 @@ def inference_policy(config: InternVLConfig, stride: Stride | None = None, versi
         return StridePolicy("default")
     usual = config.rope_pos_id_stride or max(1, config.tokens_per_tile // USUAL_SHARE)
     return StridePolicy("v2pe_fix", stride if stride is not None else usual)
+
+
+def told_positions(config: InternVLConfig, policy: StridePolicy, asked: Stride | None = None) -> str:
+    """Return in a line which positions a checkpoint is asked with, and who chose the stride.
+
+    Args:
+        config: the checkpoint's.
+        policy: what `inference_policy` gave.
+        asked: the stride the user named; None: none.
+    """
+    if policy.version == "default":
+        return "positions: default, one for every token"
+    tile = config.tokens_per_tile
+    if asked is not None:
+        who = "asked for"
+    elif config.rope_pos_id_stride:
+        who = "the checkpoint's own"
+    else:
+        who = f"chosen: a quarter of a tile's tokens, for {config.rope_pos_id_version} has none of its own"
+    return f"positions: {policy.version}, stride {policy.stride} of {tile} ({who})"

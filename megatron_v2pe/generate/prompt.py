@@ -10,7 +10,8 @@ from torch import Tensor
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.pictures import TilingOptions, plan_images
-from megatron_v2pe.data.text import encode_conversation, with_placeholder
+from megatron_v2pe.data.placing import with_images
+from megatron_v2pe.data.text import encode_conversation
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.generate.tiles import ImageTiles
 from megatron_v2pe.models.config import InternVLConfig
@@ -74,8 +75,8 @@ def encode_prompt(
     """Encode a conversation whose last turn is a question; of its images no more than the headers are read.
 
     Args:
-        turns: (role, text), roles `human` and `gpt` in turn, see `Template.render`. A single image without a
-            placeholder goes first.
+        turns: (role, text), roles `human` and `gpt` in turn, see `Template.render`. Images without placeholders go
+            before the first question, see `data.placing`.
         images: paths, in the order of the placeholders.
         model: the checkpoint's configuration.
         tokenizer: the checkpoint's tokenizer.
@@ -86,8 +87,7 @@ def encode_prompt(
         DataError: an image is missing or none, or placeholders and images differ in number.
     """
     pictures = plan_images(images, tiling)
-    if len(images) == 1:
-        turns = with_placeholder(turns)
+    turns = with_images(turns, len(images))
     mean, _ = NORMALISATION[model.normalize_type]
     tiles = ImageTiles(pictures, tiling.tile_size, mean)
     return assemble(turns, [picture.num_tiles for picture in pictures], tiles, model, tokenizer, policy)

@@ -6,7 +6,8 @@ fine-tuning script likewise writes its settings into the `config.json` it saves.
 
 The published code reads `rope_pos_id_version` and `rope_pos_id_stride` at the top and copies the version into
 `llm_config`. It also overwrites `llm_config.rope_scaling` by `{"type": "v2pe", ...}` in what it saves, which its own
-configuration class then refuses to load; that form is understood here, never written.
+configuration class then refuses to load. That form is understood here in every spelling, and never exported: where a
+`config.json` has it, an export is loadable rather than equal to it to the byte (`loadable`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.models.config import NORMALIZE_TYPES, InternVLConfig, read_config
+from megatron_v2pe.models.config_rope import PLACES
 from megatron_v2pe.v2pe.stride import VERSIONS, StridePolicy, parse_stride
 
 PUBLISHED_ROPE_SCALING = {"factor": 2.0, "type": "dynamic"}
@@ -190,20 +192,40 @@ def _is_hf(folder: Path) -> bool:
 
 
 def has_v2pe_scaling(config: Mapping[str, Any]) -> bool:
-    """Tell whether `llm_config.rope_scaling` is the form that the published code saves and cannot load."""
-    scaling = (config.get("llm_config") or {}).get("rope_scaling") or {}
-    return scaling.get("type") == "v2pe"
+    """Tell whether `llm_config` has the scaling `v2pe`, which the published code saves and cannot load."""
+    return any(_is_v2pe(config, name) for name in PLACES)
+
+
+def loadable(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a `config.json` that the published classes load; the same object where this one is.
+
+    What stands in place of `v2pe` computes what that did: under V2PE positions no scaling is used, and InternVL2's
+    comes back; without them `v2pe` is read as none, which the published classes know as a linear scaling by 1 alone.
+    """
+    plain = V2PESettings.from_config(config).version == "default"
+    scaling = {"factor": 1.0, "type": "linear"} if plain else PUBLISHED_ROPE_SCALING
+    changed: dict[str, Any] = {}
+    for name in PLACES:
+        if _is_v2pe(config, name):
+            kept = {} if name == "rope_scaling" else {"rope_theta": config["llm_config"][name].get("rope_theta")}
+            kind = {} if name == "rope_scaling" else {"rope_type": scaling["type"]}
+            whole = {**kept, **scaling, **kind}
+            changed[name] = {key: value for key, value in whole.items() if value is not None}
+    return config if not changed else {**config, "llm_config": {**config["llm_config"], **changed}}
+
+
+def _is_v2pe(config: Mapping[str, Any], name: str) -> bool:
+    scaling = (config.get("llm_config") or {}).get(name) or {}
+    return "v2pe" in (scaling.get("type"), scaling.get("rope_type"))
 
 
 def with_settings(config: dict[str, Any], settings: V2PESettings) -> dict[str, Any]:
-    """Return a `config.json` with V2PE fields; everything else, the rope scaling included, stays."""
-    result = {**config, "rope_pos_id_version": settings.version}
+    """Return a `config.json` with V2PE fields; everything else stays, the scaling too unless it is `v2pe`."""
+    result = loadable({**config, "rope_pos_id_version": settings.version})
     result.pop("rope_pos_id_stride", None)
     if settings.stride is not None:
         result["rope_pos_id_stride"] = _plain(settings.stride)
-    llm = {**config["llm_config"], "rope_pos_id_version": settings.version}
-    if has_v2pe_scaling(config):
-        llm["rope_scaling"] = dict(PUBLISHED_ROPE_SCALING)
+    llm = {**result["llm_config"], "rope_pos_id_version": settings.version}
     return {**result, "llm_config": llm}
 
 

@@ -41,9 +41,10 @@ def mcore_to_hf(
 ) -> None:
     """Convert a Megatron-Core checkpoint, converted or trained in any layout, to an HF folder.
 
-    Without options, what `hf_to_mcore` made goes back byte for byte. A training checkpoint also writes into
-    `config.json` what it was trained with: V2PE settings, conversation template, how images are cut into tiles. Its
-    optimizer state stays behind.
+    Without options, what `hf_to_mcore` made goes back byte for byte, but for a `config.json` with the scaling `v2pe`:
+    the published code saves it and refuses to load it, so it comes back in a form that loads. A training
+    checkpoint also writes into `config.json` what it was trained with: V2PE settings, conversation template, how images
+    are cut into tiles. Its optimizer state stays behind.
 
     Args:
         folder: a checkpoint folder, or that of a training run, whose newest checkpoint is taken.

@@ -16,7 +16,7 @@ from megatron_v2pe.checkpoint.checksums import Checksums, FileSum, sums_of_files
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT, new_folder
 from megatron_v2pe.checkpoint.place import find_checkpoint
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
-from megatron_v2pe.checkpoint.trained import V2PESettings, trained_config, with_settings
+from megatron_v2pe.checkpoint.trained import V2PESettings, loadable, trained_config, with_settings
 from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
 from megatron_v2pe.convert import hf_config
 from megatron_v2pe.convert.checks_beside import ChecksBeside
@@ -148,6 +148,7 @@ def _new_config(folder: Path, config: dict[str, Any], export: Export) -> dict[st
     if export.rope_pos_id_version is not None or export.rope_pos_id_stride is not None:
         settings.validate()
         result = with_settings(result, settings)
+    result = loadable(result)  # even where nothing else changes: a file that nobody can load is no use
     if export.dtype is not None:
         result = hf_config.with_dtype(result, str(DTYPES[export.dtype]).removeprefix("torch."))
     return None if result == config else result

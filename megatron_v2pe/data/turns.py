@@ -87,7 +87,7 @@ def _turn(turn: Any, number: int, where: str, error: Kind) -> Turn:
     if not is_unicode(text):
         raise error(f"{where} holds half a surrogate pair, which is no text")
     if known == "gpt" and number > 1 and not text.strip():
-        raise error(f"{where} is an empty answer; the model would learn to end at once")
+        raise error(f"{where} is an empty answer: nothing can be learned of it; remove the turn")
     if len(text) > LONGEST_WORD and (longest := max(map(len, text.split()), default=0)) > LONGEST_WORD:
         raise error(f"{where} has {longest} characters without a blank, at most {LONGEST_WORD} are read")
     if len(turn) > 2:

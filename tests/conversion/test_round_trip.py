@@ -138,19 +138,36 @@ def test_v2pe_settings_that_do_not_go_together(converted, tmp_path, version, str
     assert not list(tmp_path.iterdir())
 
 
-def test_a_config_saved_by_the_published_code_is_understood(sources, tmp_path):
-    """It holds rope_scaling.type = "v2pe", which the published configuration class itself refuses to load."""
+def published_class_loads(scaling):
+    """The rule by which the published configuration class checks `rope_scaling`, in our words."""
+    if scaling is None:
+        return True
+    kind, factor = scaling.get("type"), scaling.get("factor")
+    return len(scaling) == 2 and kind in ("linear", "dynamic") and isinstance(factor, float) and factor >= 1
+
+
+@pytest.mark.parametrize("version", ["v2pe_rnd", "default"])
+@pytest.mark.parametrize("extra", [{}, {"rope_type": "v2pe"}], ids=["as published", "by newer transformers"])
+def test_a_config_saved_by_the_published_code_comes_back_loadable(sources, tmp_path, version, extra):
+    """It holds rope_scaling.type = "v2pe", which the published class itself refuses; other files keep every byte."""
     import shutil
 
     source = tmp_path / "hf"
     shutil.copytree(sources["reference"], source)
     config = read_config(source)
-    config.update(rope_pos_id_version="v2pe_rnd", rope_pos_id_stride=None)
-    config["llm_config"].update(rope_pos_id_version="v2pe_rnd", rope_scaling={"type": "v2pe", "factor": 1.0})
+    config.update(rope_pos_id_version=version, rope_pos_id_stride=None)
+    config["llm_config"].update(rope_pos_id_version=version, rope_scaling={"type": "v2pe", "factor": 1.0, **extra})
     (source / "config.json").write_text(json.dumps(config))
+    assert not published_class_loads(config["llm_config"]["rope_scaling"])
     hf_to_mcore(source, tmp_path / "mcore")
-    mcore_to_hf(tmp_path / "mcore", tmp_path / "same")
-    assert_same_files(source, tmp_path / "same")
+    mcore_to_hf(tmp_path / "mcore", tmp_path / "back")
+    back = read_config(tmp_path / "back")
+    assert published_class_loads(back["llm_config"]["rope_scaling"])
+    plain = {"factor": 1.0, "type": "linear"} if version == "default" else {"factor": 2.0, "type": "dynamic"}
+    assert back == {**config, "llm_config": {**config["llm_config"], "rope_scaling": plain}}
+    (source / "config.json").unlink()
+    (tmp_path / "back" / "config.json").unlink()
+    assert_same_files(source, tmp_path / "back")
     options = {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 16}
     mcore_to_hf(tmp_path / "mcore", tmp_path / "fixed", **options)
     written = read_config(tmp_path / "fixed")

@@ -145,7 +145,7 @@ def run(case: Case) -> Result:
         gradients = gather_full(model, lambda parameter: getattr(parameter, "main_grad", None))
         vocab = model.internvl.llm.vocab_size
         for name in ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight"):
-            if gradients[name][vocab:].abs().max() > 0:
+            if gradients[name][vocab:].any():  # of none, where the vocabulary needs no padding
                 raise AssertionError(f"{name}: padded vocabulary rows have gradients")
             gradients[name] = gradients[name][:vocab]
         return Result(loss, gradients, logits)

@@ -210,7 +210,7 @@ def _train(run: Run) -> int:
     scheduler.step(increment=iteration)
     watchdog.progress("opening the data")
     feed = _feed(run, state.loader if state else None)
-    rank, steps = run.world.rank, config.train.train_steps
+    rank, steps = run.world.rank, min(config.train.train_steps, config.train.exit_step or config.train.train_steps)
     where = _where(run.device, run.world)
     metrics = on_every_rank(lambda: MetricsLog(config.logging, _log_folder(config), rank, iteration, steps, where))
     _introduce(run, feed, Start(run.start, resumed, iteration, _log_folder(config)))

@@ -103,7 +103,7 @@ class MetricsLog:
             folder: where files go, None for none.
             rank: only 0 writes.
             start: steps already done; the first row says so.
-            total: steps of the whole run.
+            total: the step at which this process ends, if nothing stops it before.
             device: what the run runs on, in words; the first row says so.
         """
         self._config = config

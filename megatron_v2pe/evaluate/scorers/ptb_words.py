@@ -7,7 +7,7 @@ keep their dot, signs stand alone. Then these tokens go: quotes, `.`, `?`, `!`, 
 (but not `!!` or `-lrb-`, as in the reference).
 
 Left out: smileys, and readings that depend on the line after. Over ordinary sentences it agrees with the jar
-(`tests/unit/evaluate/scorers/test_ptb_words.py` says how often).
+(`tests/unit/evaluate/scorers/test_caption_scores.py` says how often).
 """
 
 from __future__ import annotations

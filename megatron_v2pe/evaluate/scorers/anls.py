@@ -6,7 +6,8 @@ and InfoVQA compare in lower case with single spaces; ST-VQA in lower case, stri
 
 Defects of the reference: DocVQA's d is taken of the normalised texts, but l of the raw ones in capitals, so that spaces
 around an answer, or a letter that becomes two in capitals, raise the score; ST-VQA stops at two empty texts. The
-corrected forms take both from the normalised texts; two empty texts are equal.
+corrected forms take both from the normalised texts, of what an answer states (`stated_answer`), marks and quotes around
+it dropped on both sides; two empty texts are equal.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from megatron_v2pe.evaluate.scorers.base import (
     percent_of,
     true_texts,
 )
+from megatron_v2pe.evaluate.scorers.stated_answer import read_short
+from megatron_v2pe.evaluate.scorers.undressed import plain
 
 THRESHOLD = 0.5
 GROUPS = {
@@ -75,8 +78,9 @@ def _docvqa_reference(item: Item) -> Judgement:
 
 
 def _docvqa_corrected(item: Item) -> Judgement:
-    prediction = single_spaced(as_text(field(item, "prediction")))
-    score = max(similarity(prediction, single_spaced(answer)) for answer in true_texts(item, "answers"))
+    truths = true_texts(item, "answers")
+    prediction = plain(read_short(as_text(field(item, "prediction")), truths, plain))
+    score = max(similarity(prediction, plain(answer)) for answer in truths)
     return {"score": score if score >= THRESHOLD else 0.0}
 
 

@@ -4,12 +4,14 @@ Source: V2PE's evaluator. Both texts are stripped and compared in lower case; of
 GQA: the prediction loses its trailing dots, then its capitals, and must equal the truth, as the official script says.
 
 Defects of the reference: a trailing dot makes an answer wrong (`Cat.` for `cat`), and spaces a GQA answer. The
-corrected form drops trailing dots, and spaces around and between words, on both sides.
+corrected form compares what an answer states (`stated_answer`) with marks and quotes around it dropped, on both sides;
+where a true answer is a letter, as in AI2D, it reads letters as `stated_option` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from string import ascii_uppercase
 
 from megatron_v2pe.evaluate.scorers.base import (
     Item,
@@ -26,11 +28,9 @@ from megatron_v2pe.evaluate.scorers.base import (
     percent_of,
     true_texts,
 )
-
-
-def plain(text: str) -> str:
-    """Return an answer in lower case with single spaces, without trailing dots."""
-    return " ".join(text.lower().split()).rstrip(". ")
+from megatron_v2pe.evaluate.scorers.option_letter import named_letter
+from megatron_v2pe.evaluate.scorers.stated_answer import read_short
+from megatron_v2pe.evaluate.scorers.undressed import plain, undressed
 
 
 def _reference(item: Item) -> Judgement:
@@ -40,8 +40,12 @@ def _reference(item: Item) -> Judgement:
 
 
 def _corrected(item: Item) -> Judgement:
-    prediction = plain(as_text(field(item, "prediction")))
-    return {"score": float(any(prediction == plain(truth) for truth in true_texts(item, "answers")))}
+    prediction, truths = as_text(field(item, "prediction")), true_texts(item, "answers")
+    letters = {truth.strip().upper() for truth in truths} & set(ascii_uppercase)
+    if letters and named_letter(prediction, {}, ascii_uppercase) in letters:
+        return {"score": 1.0}
+    said = plain(undressed(prediction) if letters else read_short(prediction, truths, plain))
+    return {"score": float(any(said == plain(truth) for truth in truths))}
 
 
 def _gqa_reference(item: Item) -> Judgement:
@@ -50,8 +54,8 @@ def _gqa_reference(item: Item) -> Judgement:
 
 
 def _gqa_corrected(item: Item) -> Judgement:
-    converted = plain(as_text(field(item, "prediction")))
     truths = true_texts(item, "answer") if "answer" in item else []
+    converted = plain(read_short(as_text(field(item, "prediction")), truths, plain))
     return _with_score({"converted": converted}, item, any(converted == plain(truth) for truth in truths))
 
 

@@ -6,7 +6,7 @@ the number of a set of items is the unweighted mean over its tasks. A length's i
 
 Three kinds of items: `longvqa` (task, rectified, its metric), `longvqa_metric` (one metric, as it stands),
 `longvqa_rectify` (the rectified text). Defects of the reference: those of both; a list of true answers stops it. The
-corrected form rectifies each.
+corrected form rectifies each, and takes what an answer states (`stated_answer`).
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from megatron_v2pe.evaluate.scorers.base import (
     no_number,
     true_texts,
 )
-from megatron_v2pe.evaluate.scorers.longvqa_metrics import Answered, metric
-from megatron_v2pe.evaluate.scorers.rectify import rectify, rectify_corrected
+from megatron_v2pe.evaluate.scorers.longvqa_metrics import CAPTIONS, HELD, Answered, metric
+from megatron_v2pe.evaluate.scorers.rectify import rectified_pair, rectify, rectify_corrected
+from megatron_v2pe.evaluate.scorers.stated_answer import read_long, read_short, unrejected
+from megatron_v2pe.evaluate.scorers.undressed import plain, trimmed
 
 LENGTHS = (32, 40, 48, 56, 64)
 """In thousands of tokens."""
@@ -61,9 +63,21 @@ def _answered(item: Item, mode: Mode, number: int = 0) -> Answered:
     else:
         prediction, truths = as_text(field(item, "prediction")), true_texts(item, "answer")
         if "task" in item:
-            prediction = rectify_corrected(item["task"], prediction)
-            truths = [rectify_corrected(item["task"], truth) for truth in truths]
+            prediction, truths = rectified_pair(item["task"], prediction, truths)
+        else:
+            prediction, truths = _read(_metric_name(item), prediction, truths)
     return Answered(item.get("id", number), prediction, as_list(truths))
+
+
+def _read(name: str, prediction: str, truths: Sequence[str]) -> tuple[str, list[str]]:
+    """Return what a metric compares of an answer and of the true ones, marks and quotes around them dropped."""
+    if name in CAPTIONS:
+        said = read_long(prediction)
+    else:
+        said = read_short(prediction, truths, plain)
+        if name in HELD and plain(said) not in map(plain, truths):
+            said = unrejected(prediction)
+    return said, [trimmed(truth) for truth in truths]
 
 
 def _metric_name(item: Item) -> str:

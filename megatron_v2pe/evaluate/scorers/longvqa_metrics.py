@@ -168,12 +168,15 @@ def _bleu(order: int) -> Metric:
     return _captions(lambda captions, truths: bleu(captions, truths)[order - 1])
 
 
-_CAPTIONS = {
+CAPTIONS: Mapping[str, Metric] = {
     **{f"BLEU{order}": _bleu(order) for order in (1, 2, 3, 4)},
     "CIDER": _captions(cider),
     "ROUGE": _captions(rouge),
     "METEOR": _captions(meteor),
 }
+"""Metrics of sentences."""
+HELD = ("CACC",)
+"""Metrics that look for the truth inside of an answer."""
 REFERENCE: Mapping[str, Metric] = {
     "ACC": _best(lambda prediction, truth: prediction == truth, tidy_lower),
     "F1": _f1(tidy_lower),
@@ -184,7 +187,7 @@ REFERENCE: Mapping[str, Metric] = {
     "CACC": _best(lambda prediction, truth: holds_words(prediction, truth), _plain),
     "ANLS": _best(_anls_reference, lambda text: tidy(text).lower()),
     "TEXTVQA": _textvqa(VQA_WORDS, any_number=False),
-    **_CAPTIONS,
+    **CAPTIONS,
 }
 
 

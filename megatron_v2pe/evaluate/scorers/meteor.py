@@ -38,7 +38,9 @@ def _program() -> Any:
     except ImportError as error:
         raise DataError(f"METEOR needs the package pycocoevalcap: {how_to_install('meteor')}") from error
     if shutil.which("java") is None:
-        raise DataError("METEOR needs Java on the path: it is a Java program; install one (apt-get install default-jre-headless)")
+        raise DataError(
+            "METEOR needs Java on the path: it is a Java program; install one (apt-get install default-jre-headless)"
+        )
     program = Meteor()
     atexit.register(program.meteor_p.kill)
     return program

@@ -12,7 +12,8 @@ Each also by number of images: Few below 6, Medium to 31, Many beyond. Groups of
 they are inferred from published rows, the reference computes none.
 
 Defects of the reference: those of `rouge_l` and `milebench_choice`; a needle of two words is never found; `mmcoqa`
-finds `2ab3` in `12ab34`. The corrected form looks for whole words in both.
+finds `2ab3` in `12ab34`. The corrected form looks for whole words in both, in what the answer states or does not reject
+(`stated_answer`); of open answers it takes thoughts, tags and print away.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from megatron_v2pe.evaluate.scorers.base import (
 from megatron_v2pe.evaluate.scorers.milebench_choice import extract, option_letters
 from megatron_v2pe.evaluate.scorers.option_letter import named_letter
 from megatron_v2pe.evaluate.scorers.rouge_l import rouge_l, rouge_l_reference
+from megatron_v2pe.evaluate.scorers.stated_answer import read_long, unrejected
+from megatron_v2pe.evaluate.scorers.undressed import trimmed, undressed
 
 GROUPS = {
     "T": (
@@ -117,11 +120,12 @@ def _reference(item: Item) -> Judgement:
 
 def _corrected(item: Item) -> Judgement:
     raw, (truth,) = as_text(field(item, "prediction")), true_texts(item, "answer")
-    prediction, kind = processed(raw, 0), _kind(item)
+    true, kind = processed(trimmed(truth), 0), _kind(item)
     if kind in ("needle", "mmcoqa"):
-        return {"score": float(bool(truth.strip()) and _has_words(prediction, processed(truth, 0)))}
+        looked = (processed(trimmed(undressed(raw)), 0) == true, _has_words(processed(unrejected(raw), 0), true))
+        return {"score": float(bool(truth.strip()) and any(looked))}
     if kind == "rouge":
-        value = rouge_l(prediction, processed(truth, 0))
+        value = rouge_l(processed(read_long(raw), 0), true)
         return {"score": value, "rouge_f": value}
     choices = true_texts(item, "choices")
     letters = option_letters(len(choices))

@@ -11,25 +11,32 @@ Source: MM-NIAH (Wang et al., 2024) with V2PE's extensions. What the truth is de
 
 Defects of the reference: `(C)` and `C) x` are no letters; surplus counts cost nothing and `true` equals 1; a truth
 whose words all vanish (`a`) is found everywhere; strange digits (`²`) stop it. The corrected form reads letters
-carefully, finds a list inside other text, divides by the longer list, and takes a missing answer for wrong.
+carefully, finds the list an answer states (`stated_list`), divides by the longer list, looks for a text in what the
+answer does not reject (`stated_answer`), and takes a missing answer for wrong.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.evaluate.scorers.answer_words import CORRECTED_NEEDLE_WORDS, NEEDLE_WORDS, holds_words
+from megatron_v2pe.evaluate.scorers.answer_words import (
+    CORRECTED_NEEDLE_WORDS,
+    NEEDLE_NUMBERS,
+    NEEDLE_WORDS,
+    holds_words,
+)
 from megatron_v2pe.evaluate.scorers.base import Item, Judgement, Scorer, as_text, field
 from megatron_v2pe.evaluate.scorers.mm_niah_report import percent, summarise
 from megatron_v2pe.evaluate.scorers.option_letter import named_letter
+from megatron_v2pe.evaluate.scorers.stated_answer import unrejected
+from megatron_v2pe.evaluate.scorers.stated_list import joined, stated_list
+from megatron_v2pe.evaluate.scorers.undressed import plain, trimmed, undressed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LEFT, _RIGHT = "the camera is moving left", "the camera is moving right"
-_JSON = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
 
 
 def _index_reference(response: str, truth: int) -> float:
@@ -90,10 +97,11 @@ def _reference(item: Item) -> Judgement:
 
 
 def _index_corrected(response: str, truth: int) -> float:
-    text = response.strip(" .*\n").lower()
+    text = plain(undressed(response))
     if text.isascii() and text.isdigit():
         return float(int(text) == truth)
-    moves = [number for number, move in enumerate(("left", "right")) if text == move or f"moving {move}" in text]
+    said = unrejected(response).lower()
+    moves = [number for number, move in enumerate(("left", "right")) if text == move or f"moving {move}" in said]
     if len(moves) == 1:
         return float(moves[0] == truth)
     letter = named_letter(response, {}, LETTERS)
@@ -101,36 +109,30 @@ def _index_corrected(response: str, truth: int) -> float:
 
 
 def _list_corrected(response: Any, truth: Sequence[Any]) -> float:
-    values = response if isinstance(response, (list, dict)) else _read_json(as_text(response))
-    if isinstance(values, dict):
-        values = [value for part in values.values() for value in (part if isinstance(part, list) else [part])]
-    if not isinstance(values, list) or not truth:
+    values = joined(response) if isinstance(response, (list, dict)) else stated_list(as_text(response))
+    if values is None or not truth:
         return float(values == truth)
     right = sum(_same(value, true) for value, true in zip(values, truth, strict=False))
     return right / max(len(values), len(truth))
 
 
-def _read_json(text: str) -> Any:
-    """Return the list or dictionary a text holds, None if it holds none."""
-    found = _JSON.search(text)
-    try:
-        return json.loads(found[0]) if found else None
-    except (ValueError, RecursionError):
-        return None
-
-
 def _same(value: Any, true: Any) -> bool:
-    """Whether two counts agree: numbers as numbers, also where one is written as text."""
-    return str(value).strip().lower() == str(true).strip().lower() or (
-        type(value) in (int, float) and type(true) in (int, float) and value == true
-    )
+    """Whether two counts agree: numbers as numbers, also where one is written as text or in words."""
+    said, meant = (plain(str(count)) for count in (value, true))
+    said, meant = NEEDLE_NUMBERS.get(said, said), NEEDLE_NUMBERS.get(meant, meant)
+    if said == meant:
+        return True
+    try:
+        return not isinstance(value, bool) and not isinstance(true, bool) and float(said) == float(meant)
+    except ValueError:
+        return False
 
 
 def _text_corrected(response: str, truth: str) -> float:
-    said, true = CORRECTED_NEEDLE_WORDS(response), CORRECTED_NEEDLE_WORDS(truth)
+    whole, true = CORRECTED_NEEDLE_WORDS(trimmed(undressed(response))), CORRECTED_NEEDLE_WORDS(trimmed(truth))
     if not true:
-        return float(response.strip().lower() == truth.strip().lower())
-    return float(said == true or holds_words(said, true))
+        return float(plain(undressed(response)) == plain(truth))
+    return float(whole == true or holds_words(CORRECTED_NEEDLE_WORDS(unrejected(response)), true))
 
 
 def _corrected(item: Item) -> Judgement:

@@ -10,12 +10,14 @@ Source: the MMMU evaluation (Yue et al., 2024) and V2PE's evaluator, side by sid
 
 Defects of the reference: unread responses are answered by a draw (here, as there at the start of a run, the first draw
 after seed 42); those of the first-letter rule, which V2PE uses although the reading above is there. The corrected form
-reads letters carefully, draws nothing, and splits free answers into sentences.
+reads letters carefully, draws nothing, splits free answers into sentences, and leaves out what an answer rejects or
+says beside what it states (`stated_answer`).
 """
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,9 +36,12 @@ from megatron_v2pe.evaluate.scorers.base import (
 from megatron_v2pe.evaluate.scorers.mmmu_open import is_right, parse_open
 from megatron_v2pe.evaluate.scorers.multiple_choice import options_of
 from megatron_v2pe.evaluate.scorers.option_letter import first_letter, named_letter
+from megatron_v2pe.evaluate.scorers.stated_answer import unrejected
+from megatron_v2pe.evaluate.scorers.undressed import trimmed
 
 SEED = 42
 CHOICE = "multiple-choice"
+_BARE_POINT = re.compile(r"(?<![\w.])\.(?=\d)")
 _ENDS = ",.!?;:'"
 _SHORT = 5
 """Responses of at most so many words are not searched for options' texts."""
@@ -88,8 +93,8 @@ def _corrected(item: Item) -> Judgement:
     if field(item, "question_type") == CHOICE:
         letter = named_letter(prediction, options_of(item)) or ""
         return {"parsed": letter, "correct": letter in truths, "score": float(letter in truths)}
-    parsed = parse_open(prediction, corrected=True)
-    correct = is_right(truths, parsed)
+    parsed = parse_open(_BARE_POINT.sub("0.", unrejected(prediction)), corrected=True)
+    correct = is_right([trimmed(truth) for truth in truths], parsed)
     return {"parsed": parsed, "correct": correct, "score": float(correct)}
 
 

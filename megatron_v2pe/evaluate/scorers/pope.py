@@ -6,14 +6,13 @@ FP, TN, FN, accuracy, precision, recall, F1 and the share of yes; the number pap
 
 Defects of the reference: `NO`, `no!` and no answer at all are a yes; answers are paired with labels by their order
 alone, so that a label file of another release is scored without a word; a category without a predicted yes stops it;
-the mean is not printed. The corrected form reads the first word that is a yes or a no in any case, takes an answer
-without one for wrong (`undecided`), and gives 0 for a ratio of nothing. `check_labels` refuses labels that belong to
+the mean is not printed. The corrected form reads what the answer states (`yes_no`), takes an answer that states neither
+("Not sure") for wrong (`undecided`), and gives 0 for a ratio of nothing. `check_labels` refuses labels that belong to
 other questions.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,10 +29,10 @@ from megatron_v2pe.evaluate.scorers.base import (
     first_error,
     mean,
 )
+from megatron_v2pe.evaluate.scorers.yes_no import yes_or_no
 
 SUFFIX = "\nAnswer the question using a single word or phrase."
 """What the question file adds to the text of the label file."""
-_WORD = re.compile(r"[a-z']+")
 
 
 def judge_reference(text: str) -> str:
@@ -43,12 +42,8 @@ def judge_reference(text: str) -> str:
 
 
 def judge_corrected(text: str) -> str:
-    """Read yes or no out of an answer: the first word that says so, else a negation; empty if there is none."""
-    words = _WORD.findall(text.lower().replace("\u2019", "'"))
-    for word in words:
-        if word in ("yes", "no"):
-            return word
-    return "no" if any(word == "not" or word.endswith("n't") for word in words) else ""
+    """Read yes or no out of an answer (`yes_no`); empty if it says neither."""
+    return yes_or_no(text)
 
 
 def check_labels(questions: Sequence[Mapping[str, Any]], labels: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

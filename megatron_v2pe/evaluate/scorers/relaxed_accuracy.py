@@ -6,8 +6,9 @@ answers the best counts. The published "ChartQA" is the mean of the human and th
 
 Defects of the reference: it passes the arguments in the wrong order, so the tolerance is relative to the prediction
 (20 for 21.02 is wrong, 21.02 for 20 is right), the prediction is stripped but not the truth, and a prediction of zero
-is compared as text, as is one that is no finite number but equal to the truth. The corrected form is relative to the
-truth; a truth of zero asks for zero, and equal texts are right whatever they mean.
+is compared as text, as is one that is no finite number but equal to the truth. The corrected form reads what an answer
+states (`stated_answer`), without marks and quotes around it, and is relative to the truth; a truth of zero asks for
+zero, and equal texts are right whatever they mean.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from megatron_v2pe.evaluate.scorers.base import (
     mean,
     true_texts,
 )
+from megatron_v2pe.evaluate.scorers.stated_answer import read_short
+from megatron_v2pe.evaluate.scorers.undressed import plain
 
 TOLERANCE = 0.05
 
@@ -64,8 +67,9 @@ def _reference(item: Item) -> Judgement:
 
 
 def _corrected(item: Item) -> Judgement:
-    prediction = as_text(field(item, "prediction"))
-    return {"score": float(any(relaxed_match(prediction, truth) for truth in true_texts(item, "answers")))}
+    truths = true_texts(item, "answers")
+    prediction = plain(read_short(as_text(field(item, "prediction")), truths, plain))
+    return {"score": float(any(relaxed_match(prediction, plain(truth)) for truth in truths))}
 
 
 def _summarise(items: Sequence[Item], judgements: Sequence[Judgement], mode: Mode) -> Summary:

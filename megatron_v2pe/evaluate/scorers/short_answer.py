@@ -5,7 +5,8 @@ mark, in lower case; then for `is `, `are `, `a `, `an `, `the ` in turn, where 
 and its second occurrence; then what stands before the first ` of`; stripped.
 
 Defects of the reference: those are letters, not words: `this ` holds `is `, `panda ` holds `a `, and everything after a
-second occurrence is lost. The corrected form looks for whole words, keeps all that follows, and cuts at a whole `of`.
+second occurrence is lost. The corrected form looks for whole words, keeps all that follows, and cuts at a whole `of`;
+marks and quotes around the text go first (`undressed`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from megatron_v2pe.evaluate.scorers.base import (
     first_error,
     no_number,
 )
+from megatron_v2pe.evaluate.scorers.undressed import trimmed, undressed
 
 _LEADS = ("is ", "are ", "a ", "an ", "the ")
 _VERB = re.compile(r"^.*?\b(?:is|are)\s+")
@@ -42,7 +44,7 @@ def short_answer(text: str) -> str:
 
 def corrected_short_answer(text: str) -> str:
     """Return the short answer in a text, word by word."""
-    text = re.split(r"[.,!]", text.strip())[0].lower()
+    text = re.split(r"[.,!]", trimmed(undressed(text)))[0].lower()
     return _OF.sub("", _ARTICLE.sub("", _VERB.sub("", text))).strip()
 
 

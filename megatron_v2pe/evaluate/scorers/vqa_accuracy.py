@@ -4,8 +4,8 @@ Source: Antol et al., 2015. Over the ten people in turn, the answer is worth min
 the score is the mean of the ten. Answers are compared after `answer_words`. ST-VQA's accuracy: 1 if the prediction is
 one of the answers, compared in the same way.
 
-Defects of the reference: any number of answers but ten stops it, and those of its normaliser. The corrected form leaves
-one of however many people out; a single answer is matched exactly.
+Defects of the reference: any number of answers but ten stops it, and those of its normaliser. The corrected form takes
+what an answer states (`stated_answer`) and leaves one of however many people out; a single answer is matched exactly.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from megatron_v2pe.evaluate.scorers.base import (
     percent_of,
     true_texts,
 )
+from megatron_v2pe.evaluate.scorers.stated_answer import read_short
+from megatron_v2pe.evaluate.scorers.undressed import trimmed
 
 PEOPLE = 10
 
@@ -48,8 +50,8 @@ def _textvqa_reference(item: Item) -> Judgement:
 
 
 def _textvqa_corrected(item: Item) -> Judgement:
-    answers = [CORRECTED_VQA_WORDS(answer) for answer in true_texts(item, "answers")]
-    return {"score": soft_accuracy(CORRECTED_VQA_WORDS(as_text(field(item, "prediction"))), answers)}
+    prediction, answers = _words(item)
+    return {"score": soft_accuracy(prediction, answers)}
 
 
 def _stvqa_reference(item: Item) -> Judgement:
@@ -58,8 +60,15 @@ def _stvqa_reference(item: Item) -> Judgement:
 
 
 def _stvqa_corrected(item: Item) -> Judgement:
-    prediction = CORRECTED_VQA_WORDS(as_text(field(item, "prediction")))
-    return {"score": float(prediction in [CORRECTED_VQA_WORDS(answer) for answer in true_texts(item, "answers")])}
+    prediction, answers = _words(item)
+    return {"score": float(prediction in answers)}
+
+
+def _words(item: Item) -> tuple[str, list[str]]:
+    """Return the words of what an answer states, and of each true one."""
+    truths = true_texts(item, "answers")
+    said = read_short(as_text(field(item, "prediction")), truths, CORRECTED_VQA_WORDS)
+    return CORRECTED_VQA_WORDS(said), [CORRECTED_VQA_WORDS(trimmed(truth)) for truth in truths]
 
 
 TEXTVQA = Scorer("textvqa", _textvqa_reference, _textvqa_corrected, mean_summary("accuracy"), percent_of("accuracy"))

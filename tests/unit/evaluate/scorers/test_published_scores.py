@@ -160,9 +160,11 @@ def test_mmmu():
 
 
 @pytest.mark.parametrize(
-    ("model", "score"), [("qwen2_vl_7b_instruct", 89.42), ("qwen2_vl_2b_instruct", 67.43), ("llama_vision", 6.95)]
+    ("model", "score", "corrected"),
+    [("qwen2_vl_7b_instruct", 89.42, 89.74), ("qwen2_vl_2b_instruct", 67.43, 67.65), ("llama_vision", 6.95, 7.85)],
 )
-def test_docvqa(model, score):
+def test_docvqa(model, score, corrected):
+    """The corrected form drops marks around texts (0.2 to 0.6), and reads stated answers; sentences stay sentences."""
     truths = json.loads(predictions("docvqa/gt_subset_val_v1.0.json").read_text())["data"]
     answers = {question["questionId"]: question["answers"] for question in truths}
     items = [
@@ -170,4 +172,4 @@ def test_docvqa(model, score):
         for line in json.loads(predictions(f"docvqa/{model}.json").read_text())
     ]
     assert SCORERS["docvqa"].headline(items) == pytest.approx(score, abs=0.005)
-    assert SCORERS["docvqa"].headline(items, "corrected") <= SCORERS["docvqa"].headline(items)
+    assert SCORERS["docvqa"].headline(items, "corrected") == pytest.approx(corrected, abs=0.005)

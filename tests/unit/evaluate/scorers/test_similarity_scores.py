@@ -40,9 +40,12 @@ def test_anls_against_a_second_edit_distance(prediction, answers):
         longer = max(len(prediction.upper()), len(answer.upper()))
         return 1 - (distance(plain(prediction), plain(answer)) / longer if longer else 0)
 
+    def trimmed(text):  # marks alone stay
+        return plain(text).rstrip(" .") or plain(text)
+
     def corrected(answer):
-        longer = max(len(plain(prediction)), len(plain(answer)))
-        return 1 - (distance(plain(prediction), plain(answer)) / longer if longer else 0)
+        longer = max(len(trimmed(prediction)), len(trimmed(answer)))
+        return 1 - (distance(trimmed(prediction), trimmed(answer)) / longer if longer else 0)
 
     item = {"prediction": prediction, "answers": answers}
     for mode, score in (("reference", reference), ("corrected", corrected)):

@@ -1,0 +1,167 @@
+"""Which part of an answer states it, and which parts it rejects: the truth about that for all corrected scorers.
+
+An answer that explains itself names more than it answers. In this order:
+
+- `stated`: what follows the last cue (`the answer is`, `Final answer:`, `答案是`), up to the end of its sentence and to
+  its reasons (`because`, `not`, `rather than`); a cue that is negated, or that supposes (`if ... would be`), is none.
+  Without a cue: a first line with an explanation below, a yes or no with a comma or dot behind it, and what stands
+  before `, not ...`. A sentence without any of these states nothing apart: it is compared as a whole;
+- `read_short`: an answer that is a true one as a whole is that; else what it states; else the whole;
+- `unrejected`: where a truth is looked for inside an answer, the stated part, or all that the answer does not reject;
+- `parts`: a self-correction (`wait, no`) begins a new part, and the last part that says something counts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from megatron_v2pe.evaluate.scorers.undressed import trimmed, undressed
+
+_COPULA = r"(?:is|was|would\s+be|should\s+be|must\s+be|will\s+be|has\s+to\s+be)\b\s*:?"
+CUE = re.compile(
+    rf"\b(?:answers?|ans)\b(?:\s+to\s+(?:the|this|your)\s+question)?\s*(?:{_COPULA}|[:=→]|->|[-–—]\s|\n)\s*"
+    r"|(?:答案|正解)\s*(?:应该|应当|应)?\s*(?:[是为选]\s*:?|:)\s*",
+    re.IGNORECASE,
+)
+_NEGATED = re.compile(r"(?:not|neither|never)\b|不是|并非|非", re.IGNORECASE)
+_NEGATION_BEFORE = re.compile(r"(?:\bno|\bnot\s+(?:the|an|my)|不是|并非)\s*$", re.IGNORECASE)
+_SUPPOSED = re.compile(r"\bif\b|\bhad\b|\bwere\b|如果|假如|\bat\s+first\b", re.IGNORECASE)
+_WOULD = re.compile(r"\bwould\b|就是|则", re.IGNORECASE)
+_FILLER = re.compile(
+    r"^(?:(?:clearly|most\s+likely|likely|probably|definitely|obviously|therefore|thus|simply|indeed|approximately|"
+    r"about|around|roughly|大约|约)\s+|[:\s]+)+",
+    re.IGNORECASE,
+)
+_ABBREVIATION = re.compile(r"(?:\b(?:dr|mr|mrs|ms|st|jr|sr|prof|no|vs|mt|ft|co|inc|ltd|e\.g|i\.e)|\b[A-Za-z])$", re.I)
+_SENTENCE_END = re.compile(r"\n|。|[.!?](?=\s|$)")
+_REASON = re.compile(
+    r"[,，;；]?\s+(?:because|since|as\s+(?:the|it|this|shown|indicated|described|stated|seen|can|you)|whereas|while|"
+    r"although|though|rather\s+than|instead\s+of|unlike|as\s+opposed\s+to|but\s+not|and\s+not)\b"
+    r"|\s*[,;(]\s*(?:not\b|which\b|and\s+not\b|因为|不是|而不是|而非|并非)|而不是|而非|因为",
+    re.IGNORECASE,
+)
+_CONTRAST = re.compile(
+    r"\s*[,;(]\s*(?:and\s+|but\s+)?not\s|\s+(?:rather\s+than|instead\s+of|as\s+opposed\s+to)\s|\s*,?\s*(?:而不是|而非)",
+    re.IGNORECASE,
+)
+_EXPLANATION = re.compile(
+    r"\s*(?:explanations?|reasons?|reasoning|rationale|because|note|why|analysis|justification|解释|理由|原因|分析|解析|说明)"
+    r"\b|\s*(?:解释|理由|原因|分析|解析|说明)",
+    re.IGNORECASE,
+)
+_YES_NO = re.compile(r"(yes|no)\s*[,.;!—–]", re.IGNORECASE)
+_CORRECTION = re.compile(
+    r"(?:(?<=[.!?…—–,\n])|(?<=\.\s)|^)\s*(?:but\s+|oh,?\s+|no,?\s+)?"
+    r"(?:wait|hold\s+on|scratch\s+that|correction|on\s+second\s+thoughts?|let\s+me\s+(?:re-?)?(?:check|consider|think|"
+    r"look)(?:\s+again)?)\b"
+    r"|(?:(?<=[.!?…—–\n])|(?<=,\s)(?=sorry)|^)\s*(?:hmm+|actually|sorry|oops)\b"
+    r"|(?:(?<=[。!?,.…])|^)\s*(?:不对|等等|等一下|更正)",
+    re.IGNORECASE,
+)
+_NO = re.compile(r"(?<=[.!?…—–\n])\s*no(?=,|\.\.|\s+[-–—])", re.IGNORECASE)
+_BUT = r"(?=[,.;!?\n。；]|\bbut\b|\bit\s+is\b|而是|$)"
+_REJECTED = re.compile(
+    rf"\b(?:rather\s+than|instead\s+of|unlike|as\s+opposed\s+to|other\s+than|except(?:\s+for)?)\b[^,.;!?\n。；]*"
+    rf"|(?:\b(?:not|never|neither|nor|without|cannot)\b|n't\b|\bno\s+(?=\w)).*?{_BUT}"
+    rf"|(?:不是|并非|而非|没有).*?{_BUT}",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"[^,.;!?\n。；]+")
+_WRONG = re.compile(
+    r"\b(?:is|are|was|were|be|seems?|looks?)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false)\b|不对|不正确|错误", re.I
+)
+
+
+def tails(said: str) -> list[tuple[int, str]]:
+    """Return what follows each cue of an undressed answer that is neither negated nor supposed, and where it begins."""
+    found = []
+    for match in CUE.finditer(said):
+        before = said[max(0, match.start() - 120) : match.start()]
+        sentence = re.split(r"[.!?\n。]\s", before)[-1]
+        supposed = _SUPPOSED.search(sentence) and _WOULD.search(match[0] + said[match.end() : match.end() + 20])
+        rest = said[match.end() :]
+        if supposed or _NEGATED.match(rest) or _NEGATION_BEFORE.search(before) or not rest.strip():
+            continue
+        found.append((match.end(), rest))
+    return found
+
+
+def stated(said: str) -> str | None:
+    """Return the phrase an undressed answer states as its answer; None if no part of it does."""
+    if found := tails(said):
+        return trimmed(_FILLER.sub("", _without_reasons(first_sentence(found[-1][1]))))
+    if match := _YES_NO.match(said):
+        return match[1]
+    first, _, rest = said.partition("\n")
+    if rest and _EXPLANATION.match(rest.strip()):
+        said = first
+    elif rest:
+        return None
+    cut = _CONTRAST.search(said)
+    if cut and cut.start() > 0 and first_sentence(said[: cut.start()]) == said[: cut.start()]:
+        return trimmed(said[: cut.start()])
+    return trimmed(first) if rest else None
+
+
+def read_short(text: str, truths: Sequence[str], normal: Callable[[str], str] = trimmed) -> str:
+    """Return what a short answer is compared as, undressed and trimmed.
+
+    Args:
+        text: of a model.
+        truths: the true answers.
+        normal: how texts are compared.
+    """
+    said = undressed(text)
+    whole = trimmed(said)
+    if normal(whole) in {normal(trimmed(truth)) for truth in truths}:
+        return whole
+    return stated(said) or whole
+
+
+def read_long(text: str) -> str:
+    """Return a long answer, such as a caption, without what is said around it: its cue where it begins with one."""
+    said = undressed(text)
+    cue = CUE.search(said[:80])
+    before = said[: cue.start()].strip().casefold() if cue else ""
+    if cue and before in ("", "the", "my", "final", "the final", "the correct", "so the"):
+        said = said[cue.end() :]
+    return trimmed(said)
+
+
+def unrejected(text: str) -> str:
+    """Return the part of an answer in which a true one may be looked for: what it states, or does not reject."""
+    said = undressed(text)
+    found = tails(said)
+    if found:
+        said = _without_reasons(first_sentence(found[-1][1]))
+    said = _REJECTED.sub(" ", said)
+    return _CLAUSE.sub(lambda clause: " " if _WRONG.search(clause[0]) else clause[0], said).strip()
+
+
+def parts(said: str, no_corrects: bool = False) -> list[str]:
+    """Return an undressed answer cut where it corrects itself.
+
+    Args:
+        said: undressed.
+        no_corrects: a `No,` behind a sentence is a correction, which it is not where it can be the answer.
+    """
+    marks = [*_CORRECTION.finditer(said), *(_NO.finditer(said) if no_corrects else ())]
+    cuts = sorted((mark.start(), mark.end()) for mark in marks)
+    starts = [0, *(end for _, end in cuts)]
+    ends = [*(start for start, _ in cuts), len(said)]
+    return [said[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def first_sentence(text: str) -> str:
+    """Return a text up to the end of its first sentence; a dot behind an initial or an abbreviation ends none."""
+    for match in _SENTENCE_END.finditer(text):
+        if match[0] != "." or not _ABBREVIATION.search(text[max(0, match.start() - 8) : match.start()]):
+            if text[: match.start()].strip():
+                return text[: match.start()]
+    return text
+
+
+def _without_reasons(sentence: str) -> str:
+    reason = _REASON.search(sentence)
+    return sentence[: reason.start()] if reason and reason.start() > 0 else sentence

@@ -1,0 +1,360 @@
+"""Which option an answer states, however much it says about the others.
+
+The idea of MMBench's matching without a language model (Liu et al., 2023): a letter must stand alone, a text as whole
+words, and whatever stays open is no answer. Of an undressed answer (`undressed`), in this order:
+
+1. it is a letter, in any case, with or without brackets and marks; or the text of an option; where the options are yes
+   and no, or true and false, it says so (`yes_no`);
+2. where it corrects itself (`Wait, no, B`), the last part that states an option, unless a later part rejects that one.
+
+Of a part: letters are found where they stand as letters: `A` and `I` are words unless a mark, a verdict or another
+letter beside them says otherwise, small letters count in brackets, at the beginning and behind a cue, and no letter
+counts that belongs to a noun (`vitamin C`, `20 C`). Letters joined by commas, `and`, `or` are one group and share its
+fate. Groups that are rejected (`not`, `unlike`, `... is incorrect`) are out, as are options that are only listed again,
+one a line. Of the rest, the first that there is:
+
+a. the last group that is declared: behind a cue (`answer is`, `choose`, `答案`), or called correct;
+b. the option whose text alone stands in what is stated (`stated_answer`);
+c. a letter on a last line of its own; a letter at the beginning with a mark or a reason behind it;
+d. the only letter left; the only option left whose text stands there, not as part of a longer one.
+
+A group of several letters where a single one is called for is no answer, and ends the search.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from megatron_v2pe.evaluate.scorers.stated_answer import CUE, first_sentence, parts, tails
+from megatron_v2pe.evaluate.scorers.undressed import plain, plain_width, undressed
+from megatron_v2pe.evaluate.scorers.yes_no import yes_or_no
+
+OPEN = ""
+"""Several options are stated: no answer, and no more to be looked for."""
+_AFFIRMING, _DENYING = frozenset(("yes", "true")), frozenset(("no", "false"))
+_WRAPPERS = " \t\n\r()[]{}<>*_`\"'“”‘’「」『』【】$.:,;!?。、-–—→=>#"
+_AROUND = 100
+"""Characters before and behind a letter that say what is said of it."""
+
+_WORD_LETTERS = frozenset("AI")
+_OPENING, _CLOSING = "([{<【「『\"'“‘", ")]}>】」』\"'”’"
+_BEFORE_WORDS = frozenset(
+    """is be are was were it's that's option options choice choices answer answers letter letters choose chose choosing
+    pick picked select selected selecting with for think say said guess believe so thus therefore hence to as but just
+    only leaves leaving remains would by of on either both between and or neither nor not than over unlike out from then
+    while whereas because since although if eliminate eliminated exclude excluded reject rejected ruling final correct
+    right best about that also maybe perhaps probably however where when except versus vs consider considering
+    comparing called labelled labeled marked no yes isn't wasn't aren't finally still like against""".split()
+)
+_AFTER_WORDS = frozenset(
+    """is was are were has have had because since as and or nor but over rather instead not which shows show then here
+    seems looks fits fit matches match would should must cannot can could does doesn't isn't wasn't with to if than
+    while whereas although though best correct right wrong incorrect too also either instead unlike only alone being
+    describes represents corresponds contains remains due may might won't can't will did didn't do don't fails lacks
+    both all look seem says""".split()
+)
+_AFTER_A = frozenset(
+    """is was has because since and or nor but over rather not shows seems looks fits matches would should must cannot
+    does doesn't isn't wasn't could corresponds describes fails lacks unlike instead although while whereas""".split()
+)
+_ITEM = r"(?:^|\n)[ \t]*(?:[-*•][ \t]*)?(?:option[ \t]+|选项)?[(\[]?"
+_JOINT = re.compile(
+    r"[\"')\]”】]*\s*(?P<word>,?\s*(?:and|or|nor|&|/|\+|vs\.?|versus)\s*(?:also|maybe|perhaps|possibly|even|not)?\s*"
+    r"|、|和|或者?|与|及|以及|跟|还是|,)\s*(?:the\s+)?(?:options?|choices?|letters?|选项)?\s*[\"'(\[“【]*",
+    re.IGNORECASE,
+)
+_COMMA_LIST_ENDS = re.compile(r"[\"')\]”】]*\s*(?:$|[.!?。\n]|are\b|were\b|do\b|都|均|选项)")
+_NO_LIST = re.compile(r"(?:unlike|instead\s+of|rather\s+than|compared\s+(?:to|with)|while|if)\s*\W*$", re.IGNORECASE)
+_THE_OPTION = r"(?:\s*(?:the|a|an|option|choice|answer|letter|选项|both|either|all|be|of|out)s?\b)*\s*[(\[\"'“【]*$"
+_REJECTING = re.compile(
+    r"(?:\b(?:not|never|neither|nor|than|over|unlike|instead\s+of|rul(?:e|ed|es|ing)\s+out|eliminat\w+|"
+    r"exclud\w+|reject\w*|discard\w*|dismiss\w*|except(?:\s+for)?|versus|vs\.?|against|without|no|"
+    r"compared\s+(?:to|with)|opposed\s+to|cannot\s+be|far\s+from)|n't(?:\s+be)?"
+    r"|不会?是|不应?选|不能选|不为|并非|而非|不可能是|排除了?|除了|没有|不包括)" + _THE_OPTION,
+    re.IGNORECASE,
+)
+_ADVERBS = r"(?:\s*\b(?:all|both|clearly|definitely|obviously|also|simply|therefore|thus|just|then|\w+ly)\b)*"
+_BE = (
+    r"(?:\s*,?\s*(?:which|who|that))?\s*(?:\b(?:is|are|was|were|seems?|looks?|must\s+be|would\s+be|should\s+be|can\s+be|"
+    r"could\s+be|to\s+be|being|has\s+been|have\s+been)\b|'s\b)?"
+)
+_REJECTED = re.compile(
+    rf"[\"')\]”】.:]*(?:{_BE}{_ADVERBS}\s*[-–—:=]?\s*(?:the\s+|an?\s+)?(?:\bincorrect|\bwrong\b|\bfalse\b|inaccurate|"
+    r"\binvalid|\bnot\b|n't\b|ruled\s+out|eliminated|excluded|impossible|\bout\b|unlikely|implausible|irrelevant|"
+    r"mistaken|distractors?\b|rejected|✗|✘|❌|×)"
+    r"|\s+(?:(?:do|does|did|can|could|would|should|has|have|is|are|was|were|will)(?:\s+not\b|n't\b)|cannot\b|fails?\b|"
+    r"lacks?\b|won't\b|contradicts?\b)"
+    r"|\s*(?:选项|项|答案)?\s*(?:都|均|也|是|显然|明显|则|就)*\s*(?:不对|不正确|错误|错|不符|不是|不成立|有误|不合|不可能|"
+    r"可?以?排除|不选|不满足|不准确|不属于|不能))",
+    re.IGNORECASE,
+)
+_CORRECT = re.compile(
+    rf"[\"')\]”】.:]*(?:\s*(?:\b(?:is|are|was|must\s+be|would\s+be|should\s+be|seems|looks)\b|'s\b){_ADVERBS}\s*"
+    r"(?:the\s+)?(?:(?:most\s+)?(?:correct|right|accurate|appropriate|suitable)|true|best|answer|only\s+(?:correct|right))\b"
+    r"|\s*[-–—:=]?\s*(?:✓|✔|✅|√|correct\b)"
+    r"|\s*(?:选项|项)?\s*(?:是|为)?(?:正确|对的|对(?!于|应|比)))",
+    re.IGNORECASE,
+)
+_CHOOSE = (
+    r"(?:\b(?:choose|chose|choosing|select(?:ed)?|selecting|pick(?:ed)?|picking|go(?:ing)?\s+(?:with|for)|opt(?:ed)?\s+for|"
+    r"vote\s+for|answer\s+with)\b(?:\s*:)?"
+    r"|\b(?:option|choice|selection)\s*(?:is|was|would\s+be|should\s+be|must\s+be|:|=)\s*:?"
+    r"|(?:应该?选择?|故选择?|所以选择?|因此选择?|本题选择?|我选择?|选择?|选项[是为]|应[为该]是?|而是|选项:)\s*:?)"
+)
+_DECLARED = re.compile(
+    rf"(?:{CUE.pattern}|{_CHOOSE}|(?:^|[.!?;\n]\s*)(?:so|thus|therefore|hence|consequently|so,\s+it\s+is|so\s+it\s+is)\b,?)"
+    r"(?:\s*(?:clearly|most\s+likely|likely|probably|definitely|obviously|thus|therefore|simply|indeed|"
+    r"(?:the\s+)?(?:correct\s+)?(?:option|choice|letter)|the|选项|:)\b:?)*\s*[(\[\"'“【<]*$",
+    re.IGNORECASE,
+)
+_CUED = re.compile(r"(?:\b(?:option|choice|answer|letter)s?|选项|答案|选择?)\s*:?\s*[(\[\"'“]*$", re.IGNORECASE)
+_SUPPOSED = re.compile(
+    r"(?:\bif\b|\bhad\b|\bwere\b|如果|假如)[^.!?\n。]*\bwould\b[^.!?\n。]*$|如果[^.!?\n。]*$", re.IGNORECASE
+)
+_LEADING = re.compile(
+    r"[\"')\]”】]*(?:\s*$|[.):,、;\]]|\s*\n|\s*[-–—:→(]|\s+(?:because|since|as|due\s+to)\b|\s*[,]?因为)"
+)
+_VERDICT_RIGHT = re.compile(r"(?<!in)(?<!not )\b(?:correct|right|true)\b|✓|✔|✅|√|(?<!不)正确", re.IGNORECASE)
+_VERDICT_WRONG = re.compile(
+    r"\bincorrect\b|\bwrong\b|\bfalse\b|\bnot\s+(?:correct|right|true)\b|✗|✘|❌|×|不正确|错误|不对|不符", re.IGNORECASE
+)
+
+
+@dataclass
+class _Group:
+    """Letters that stand together."""
+
+    letters: list[str]
+    start: int
+    end: int
+    declared: bool = False
+    rejected: bool = False
+    listed: bool = False
+    """On a line of its own in a list of options."""
+
+
+def named_letter(prediction: str, options: Mapping[str, str], letters: Iterable[str] = ()) -> str | None:
+    """Return the letter of the option an answer states; None if it states none, or several.
+
+    Args:
+        prediction: of a model.
+        options: letter -> text.
+        letters: possible letters where not every option's text is known.
+    """
+    known = list(dict.fromkeys([*options, *letters]))
+    said = undressed(prediction)
+    texts = {letter: text for letter, option in options.items() if (text := _text(option))}
+    bare = said.strip(_WRAPPERS).upper()
+    if bare in known:
+        return bare
+    same = [letter for letter, text in texts.items() if text == _text(said)]
+    if len(same) == 1:
+        return same[0]
+    if (letter := _by_yes_or_no(said, texts)) is not None:
+        return letter
+    denied: set[str] = set()
+    for part in reversed(parts(said, no_corrects=True)):
+        stated = _in_part(part.strip(), known, texts, denied)
+        if stated is not None:
+            return stated if stated != OPEN and stated not in denied else None
+    return None
+
+
+def _text(option: object) -> str:
+    """Return an option's text as it is compared: without an article at its beginning."""
+    text = plain(str(option))
+    for article in ("a ", "an ", "the "):
+        text = text.removeprefix(article)
+    return text
+
+
+def _by_yes_or_no(said: str, texts: Mapping[str, str]) -> str | None:
+    """Return the letter that a yes or no stands for, where the options are a yes, a no and none that holds either."""
+    yes = [letter for letter, text in texts.items() if text in _AFFIRMING]
+    no = [letter for letter, text in texts.items() if text in _DENYING]
+    if len(yes) != 1 or len(no) != 1 or not re.match(r"\W*(?:yes|no|true|false)\b", said, re.IGNORECASE):
+        return None
+    return {"yes": yes[0], "no": no[0]}.get(yes_or_no(said))
+
+
+def _in_part(text: str, known: Sequence[str], texts: Mapping[str, str], denied: set[str]) -> str | None:
+    """Return the letter a part states, `OPEN` if several, None if none; adds what it rejects to `denied`."""
+    groups = _groups(text, known, texts)
+    declared = [group for group in groups if group.declared and not group.rejected]
+    rejected = {letter for group in groups if group.rejected for letter in group.letters}
+    denied |= rejected
+    if declared:
+        return _one(declared[-1].letters)
+    found = tails(text)
+    if found and (letter := _one_text(first_sentence(found[-1][1]), texts, rejected)):
+        return letter
+    free = [group for group in groups if not group.rejected and not group.listed]
+    last_line = text.rpartition("\n")[2].strip(_WRAPPERS)
+    if "\n" in text and last_line in known:
+        first_line = text.partition("\n")[0].strip(_WRAPPERS)
+        return OPEN if first_line in known and first_line != last_line else last_line
+    if free and not text[: free[0].start].strip(_WRAPPERS) and _leads(text, free[0], texts):
+        return _one(free[0].letters)
+    left = [letter for group in free for letter in group.letters if letter not in rejected]
+    if not left and rejected:
+        left = [letter for group in groups if group.listed for letter in group.letters if letter not in rejected]
+    if left:
+        return _one(left)
+    return _one_text(text, texts, rejected)
+
+
+def _one(letters: Sequence[str]) -> str:
+    return letters[0] if len(set(letters)) == 1 else OPEN
+
+
+def _leads(text: str, group: _Group, texts: Mapping[str, str]) -> bool:
+    """Whether a group at the beginning is what is answered: a mark, a reason or its own text follows."""
+    if len(set(group.letters)) > 1:
+        return True
+    rest = text[group.end :]
+    own = texts.get(group.letters[0], "")
+    return _LEADING.match(rest) is not None or bool(own) and _text(rest[: len(own) + 20]).startswith(own)
+
+
+def _groups(text: str, known: Sequence[str], texts: Mapping[str, str]) -> list[_Group]:
+    """Return the letters of a part in groups, with what is said of each."""
+    found = _joined(text, _letters(text, known, texts))
+    items = [group for group in found if _is_item(text, group)]
+    for group in found:
+        before = text[max(0, group.start - _AROUND) : group.start]
+        after = text[group.end : group.end + _AROUND]
+        group.rejected = bool(_REJECTING.search(before) or _REJECTED.match(after))
+        group.declared = bool(_DECLARED.search(before) or _CORRECT.match(after)) and not _SUPPOSED.search(before)
+        if _CORRECT.match(after) and len(group.letters) == 1 and not _REJECTING.search(before):
+            group.rejected = False
+        if group in items and len({item.letters[0] for item in items}) > 1:
+            line = text[group.end :].partition("\n")[0]
+            wrong, right = _VERDICT_WRONG.search(line), _VERDICT_RIGHT.search(line)
+            group.listed = True
+            group.rejected |= wrong is not None
+            group.declared |= right is not None and wrong is None
+    if sum(group.listed and group.declared for group in found) > 1:
+        for group in found:
+            group.declared &= not group.listed
+    return found
+
+
+def _is_item(text: str, group: _Group) -> bool:
+    """Whether a group is a letter that begins a line as an option of a list does."""
+    line = text[text.rfind("\n", 0, group.start) + 1 : group.start]
+    return (
+        len(group.letters) == 1
+        and re.fullmatch(_ITEM, line, re.IGNORECASE) is not None
+        and re.match(r"[)\]】]*\s*[.):、\]-]|\)", text[group.end :]) is not None
+    )
+
+
+def _joined(text: str, found: Sequence[tuple[int, int, str]]) -> list[_Group]:
+    """Put letters with nothing but commas, `and`, `or` between them into groups."""
+    groups: list[_Group] = []
+    run: list[tuple[int, int, str]] = []
+    joints: list[str] = []
+    for place in found:
+        joint = _JOINT.fullmatch(text[run[-1][1] : place[0]]) if run else None
+        if joint is None:
+            groups += _as_groups(text, run, joints)
+            run, joints = [place], []
+        else:
+            run.append(place)
+            joints.append(joint["word"].strip())
+    return groups + _as_groups(text, run, joints)
+
+
+def _as_groups(text: str, run: Sequence[tuple[int, int, str]], joints: Sequence[str]) -> list[_Group]:
+    """Return a run as one group; as one each where commas alone part them and do not end a list."""
+    if not run:
+        return []
+    whole = [_Group([letter for _, _, letter in run], run[0][0], run[-1][1])]
+    before = text[max(0, run[0][0] - _AROUND) : run[0][0]]
+    negates = any(joint.lower().endswith("not") for joint in joints)
+    only_commas = all(joint == "," for joint in joints)
+    if negates or only_commas and (_NO_LIST.search(before) or not _COMMA_LIST_ENDS.match(text[run[-1][1] :])):
+        return [_Group([letter], start, end) for start, end, letter in run]
+    return whole
+
+
+def _letters(text: str, known: Sequence[str], texts: Mapping[str, str]) -> list[tuple[int, int, str]]:
+    """Return where letters stand as letters: first, last place and the letter."""
+    tokens = "|".join(sorted(map(re.escape, {*known, *(letter.lower() for letter in known)}), key=len, reverse=True))
+    if not tokens:
+        return []
+    alone = re.compile(rf"(?<![A-Za-z0-9'&+°$-])(?<!\w\.)(?:{tokens})(?![A-Za-z0-9'&+-])(?!\.[A-Za-z])")
+    places = [(match.start(), match.end(), match[0]) for match in alone.finditer(text)]
+    return [
+        (start, end, token.upper())
+        for start, end, token in places
+        if token.upper() in known and _stands(text, start, end, token, texts)
+    ]
+
+
+def _stands(text: str, start: int, end: int, token: str, texts: Mapping[str, str]) -> bool:
+    """Whether a letter that stands alone is an option's and no word, unit or part of a name."""
+    before, after = text[max(0, start - _AROUND) : start], text[end : end + _AROUND]
+    stripped = before.rstrip()
+    if stripped.endswith(tuple(_OPENING)) and after.lstrip().startswith(tuple(_CLOSING)):
+        return True
+    word = re.match(r"\s+([A-Za-z][a-z']*|[A-Z](?![A-Za-z]))", after)
+    next_word = word[1] if word else ""
+    cued = _CUED.search(before) or _DECLARED.search(before)
+    at_line_start = not before.rpartition("\n")[2].strip(" \t-*•#(\"'“") and (not stripped or "\n" in before)
+    marked = re.match(r"[)\]】]?\s*[.):、]|[)\]】]", after) is not None
+    if cued:
+        is_word = token.islower() or token in _WORD_LETTERS
+        return not (is_word and next_word and next_word.islower() and next_word not in _AFTER_A)
+    if token.islower():
+        return not stripped and marked
+    if at_line_start and marked:
+        return True
+    partner = re.match(r"\s*(?:,\s*)?(?:and|or|nor|&|/|vs\.?|,)\s*[(\[\"']?[A-Z](?![A-Za-z0-9'])", after, re.IGNORECASE)
+    partner_before = re.search(r"(?<![A-Za-z0-9])[A-Z][)\]\"']?\s*(?:,\s*)?(?:and|or|nor|&|/|,)\s*[(\[\"']?$", before)
+    foreign = re.match(r"\s*[\u3400-\u9fff]|\s*、", after) or re.search(r"[\u3400-\u9fff、]\s*$", before)
+    if token in _WORD_LETTERS:
+        if token == "I":
+            return bool(partner_before)
+        ends = re.match(r"\s*(?:[.,;:!?)…\n]|$)", after)
+        return bool(ends or partner or partner_before or foreign or next_word in _AFTER_A)
+    if partner or partner_before or foreign:
+        return True
+    if _text(texts.get(token, "")) and _text(after).startswith(_text(texts[token])):
+        return True
+    previous = re.search(r"([A-Za-z0-9'%°]+)\s+$", before)
+    if previous:
+        lower = previous[1].lower()
+        return lower in _BEFORE_WORDS or (lower.endswith("ly") and len(lower) > 3)
+    return not (next_word and next_word.islower() and next_word not in _AFTER_WORDS)
+
+
+def _one_text(text: str, texts: Mapping[str, str], rejected: set[str]) -> str | None:
+    """Return the letter of the only option whose text stands in a text and is not rejected; `OPEN` if several."""
+    plain_text = " ".join(plain_width(text).casefold().split())
+    places = {letter: _places(plain_text, option) for letter, option in texts.items()}
+    standing = {letter: texts[letter] for letter, found in places.items() if found}
+    free = []
+    for letter, option in standing.items():
+        longer = [other for other in standing.values() if other != option and _places(other, option)]
+        covered = [place for other in longer for place in _places(plain_text, other)]
+        own = [
+            (start, end)
+            for start, end in places[letter]
+            if not any(first <= start and end <= last for first, last in covered)
+        ]
+        if own and letter not in rejected and not all(_text_rejected(plain_text, *place) for place in own):
+            free.append(letter)
+    return None if not free else _one(free)
+
+
+def _text_rejected(text: str, start: int, end: int) -> bool:
+    before, after = text[max(0, start - _AROUND) : start], text[end : end + _AROUND]
+    return _REJECTING.search(before) is not None or _REJECTED.match(after) is not None
+
+
+def _places(text: str, part: str) -> list[tuple[int, int]]:
+    pattern = rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])"
+    return [(match.start(), match.end()) for match in re.finditer(pattern, text)]

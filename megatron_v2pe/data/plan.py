@@ -7,7 +7,8 @@ samples and, of the packs still open, the positions of their documents, which ar
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from math import ceil
 from typing import Annotated, Any
 
@@ -19,13 +20,37 @@ from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.data.types import Document
 from megatron_v2pe.errors import CheckpointError, ConfigError, DataError
+from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
+from megatron_v2pe.logging import get_logger
 
 LOADER_STATE = "the checkpoint's training_state.json: loader"
 """Where a state comes from, for errors."""
-
+_SETTINGS = ("data_augment", "max_dynamic_patch", "dynamic_image_size", "transparency", "exif_rotation")
+"""Fields of a data list that change what is trained on and not in which order."""
+_GO_ON = (
+    "Put back the data list and the annotations the run was started with; to train on with other data, start a new "
+    "run from this one: --model_name_or_path RUN --checkpoint.save OTHER"
+)
+_SHOWN = 3
+_log = get_logger(__name__)
 
 _Position = Annotated[int, Range(0)]
+
+
+@dataclass(frozen=True)
+class DataState:
+    """What a run has read of one data set, to be compared when it goes on."""
+
+    annotation: str
+    """XXH3-128 of all bytes of its annotation file: 32 hexadecimal digits."""
+    settings: dict[str, Any]
+    """How its entry of the data list has samples read; where its files lie is no matter."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DataState:
+        """Describe a data set as it is now."""
+        return cls(dataset.checksum, {name: getattr(dataset, name) for name in _SETTINGS})
 
 
 @dataclass(frozen=True)
@@ -40,6 +65,8 @@ class PackPlanState:
     """Samples refused so far, by cause."""
     mixture: Any
     """What decides the stream, to be compared."""
+    data: dict[str, DataState] = field(default_factory=dict)
+    """What was read of each data set, by its name; none in states of older versions."""
 
     @classmethod
     def read(cls, content: Any) -> PackPlanState:
@@ -159,7 +186,12 @@ class PackPlan:
             "open": [[item.position for item in pack.items] for pack in self._packer.open],
             "skipped": dict(self._skipped.counts),
             "mixture": self._mixture.fingerprint(),
+            "data": self._described,
         }
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        return {dataset.name: asdict(DataState.of(dataset)) for dataset in self._mixture.datasets}
 
     def _encode(self, position: int) -> Placed | None:
         dataset, line, epoch, number = self._mixture.locate(position)
@@ -174,8 +206,9 @@ class PackPlan:
         if ours != there.mixture:
             raise ConfigError(
                 f"the checkpoint was trained on other data, and cannot go on with this: it had {there.mixture}, "
-                f"now {ours}"
+                f"now {ours}. {_GO_ON}"
             )
+        self._compare(there.data)
         self._position = there.position
         for positions in there.open:
             pack: Pack[Placed] = Pack()
@@ -184,3 +217,21 @@ class PackPlan:
                     pack.add(placed)
             if pack.items:
                 self._packer.open.append(pack)
+
+    def _compare(self, before: dict[str, DataState]) -> None:
+        """Compare the annotations and the data list with those of an earlier run."""
+        edited = list[str]()
+        for dataset in self._mixture.datasets:
+            if (then := before.get(dataset.name)) is None:
+                continue
+            now = DataState.of(dataset)
+            if then.annotation != now.annotation:
+                edited.append(f"{printable(dataset.annotation)} (data set {dataset.name!r})")
+            for name, value in now.settings.items():
+                if name in then.settings and then.settings[name] != value and not self._skipped.quiet:
+                    _log.warning("data set %r: %s was %s, is now %s", dataset.name, name, then.settings[name], value)
+        if edited:
+            raise ConfigError(
+                f"changed since the checkpoint was saved, though it has as many lines: {', '.join(edited[:_SHOWN])}"
+                f"{f' and {len(edited) - _SHOWN} more' if len(edited) > _SHOWN else ''}. {_GO_ON}"
+            )

@@ -30,7 +30,7 @@ class SkipLog:
         self.limit = limit
         self.counts = Counter(counts or {})
         self._besides = besides
-        self._quiet = quiet
+        self.quiet = quiet
 
     @property
     def total(self) -> int:
@@ -50,7 +50,7 @@ class SkipLog:
             raise DataError(
                 f"{source}: {error}\n{self.total} bad samples, data.max_skipped_samples allows {self.limit} ({causes})"
             ) from error
-        if self.counts[cause] <= _SHOWN and not self._quiet:
+        if self.counts[cause] <= _SHOWN and not self.quiet:
             more = ", further ones of this kind are only counted" if self.counts[cause] == _SHOWN else ""
             _log.warning("skipped %s: %s (%d of at most %d%s)", source, error, self.total, self.limit, more)
 

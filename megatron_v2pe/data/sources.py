@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import xxhash
 
 from megatron_v2pe.data.turns import LONGEST_WORD as LONGEST_WORD
 from megatron_v2pe.data.turns import TURN_FIELDS, turns_of
@@ -73,11 +74,21 @@ class Dataset:
         """How its image files become RGB."""
         return Opening(self.transparency, self.exif_rotation)
 
-    @cached_property
+    @property
     def _offsets(self) -> np.ndarray:
         """Start of each non-empty line and its number from 1: int64 [lines, 2]."""
+        return self._scanned[0]
+
+    @property
+    def checksum(self) -> str:
+        """XXH3-128 of every byte of the annotation file, as it was when it was opened."""
+        return self._scanned[1]
+
+    @cached_property
+    def _scanned(self) -> tuple[np.ndarray, str]:
+        """Read the annotation file once: where its lines are, and its checksum."""
         check_regular(self.annotation, DataError)
-        rows = array("q")  # 16 bytes a line; tuples in a list took 150
+        rows, digest = array("q"), xxhash.xxh3_128()  # 16 bytes a line; tuples in a list took 150
         # Of the line that is being read: where it begins, its number, whether there is something in it.
         start, number, filled, position = 0, 1, False, 0
         with open(self.annotation, "rb") as stream:
@@ -85,6 +96,7 @@ class Dataset:
                 raise DataError(f"{printable(self.annotation)}: {what}")
             stream.seek(0)
             while content := stream.read(_READ_BYTES):  # lines may be longer than any memory
+                digest.update(content)
                 part = np.frombuffer(content, dtype="u1")
                 ends = np.flatnonzero(part == 10)
                 rest = 0
@@ -105,7 +117,7 @@ class Dataset:
         if filled:
             rows.extend((start, number))
         found = np.asarray(rows).reshape(-1, 2)
-        return found[1:] if len(found) and self._is_mark(found[0]) else found
+        return found[1:] if len(found) and self._is_mark(found[0]) else found, digest.hexdigest()
 
     def _is_mark(self, row: np.ndarray) -> bool:
         """Whether a line holds a byte order mark and nothing else."""

@@ -162,6 +162,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _settle(arguments: argparse.Namespace, it: Opened, folders: Mapping[Any, Path]) -> None:
     """Note in each stride's folder what its answers depend on, or refuse a folder of another run."""
     from megatron_v2pe.checkpoint.folder import HF_FOLDER
+    from megatron_v2pe.data.types import AS_PUBLISHED
     from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
     from megatron_v2pe.generate.prompt import asked_with
     from megatron_v2pe.models.config import InternVLConfig
@@ -177,6 +178,8 @@ def _settle(arguments: argparse.Namespace, it: Opened, folders: Mapping[Any, Pat
         "window": arguments.window or "any",
         **asked_with(it.pretrained.config),
     }
+    if it.tiling.opening != AS_PUBLISHED:
+        settings["pictures"] = str(it.tiling.opening)
     for stride, out in folders.items():
         settle(out, {**settings, "rope_pos_id_stride": str(stride)}, it.device, assumed)
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from megatron_v2pe.data.image_transform import image_size, open_image
 from megatron_v2pe.data.pictures import TilingOptions
-from megatron_v2pe.data.types import Picture
+from megatron_v2pe.data.types import AS_PUBLISHED, Opening, Picture
 from megatron_v2pe.data.video import read_frames
 from megatron_v2pe.evaluate.benchmark import ImageRef
 
@@ -32,18 +32,19 @@ def picture_of(reference: ImageRef, options: TilingOptions) -> Picture:
         DataError: a file is missing or not an image; names it.
     """
     assert reference.frame is None or reference.enlarge == 1
-    grid = options.grid(*size_of(reference)) if options.dynamic else None
+    grid = options.grid(*size_of(reference, options.opening)) if options.dynamic else None
     return EnlargedPicture(
         path=reference.path,
         grid=grid,
         thumbnail=options.thumbnail and grid is not None and grid != (1, 1),
         frame=reference.frame,
         pad_to_square=options.pads_images,
+        opening=options.opening,
         enlarge=reference.enlarge,
     )
 
 
-def size_of(reference: ImageRef) -> tuple[int, int]:
+def size_of(reference: ImageRef, opening: Opening = AS_PUBLISHED) -> tuple[int, int]:
     """Return width and height of an image as it is cut.
 
     Raises:
@@ -51,7 +52,7 @@ def size_of(reference: ImageRef) -> tuple[int, int]:
     """
     if reference.frame is not None:
         return read_frames(reference.path, [reference.frame])[0].size
-    width, height = image_size(reference.path)
+    width, height = image_size(reference.path, opening)
     return width * reference.enlarge, height * reference.enlarge
 
 
@@ -61,7 +62,7 @@ def open_enlarged(picture: Picture) -> Image.Image:
     Raises:
         DataError: the file is missing or damaged; names it.
     """
-    image = open_image(picture.path)
+    image = open_image(picture.path, opening=picture.opening)
     times = picture.enlarge if isinstance(picture, EnlargedPicture) else 1
     if times == 1:
         return image

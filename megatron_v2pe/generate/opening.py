@@ -87,6 +87,14 @@ def add_checkpoint_arguments(
     )
     add("--window", type=int, help=f"positions prompt and answer may reach (default: {window})")
     add("--max-num", type=int, help=f"most tiles of an image (default: {max_num})")
+    add(
+        "--transparency",
+        choices=("drop", "white", "black"),
+        default="drop",
+        help="ground of transparent pictures, as in the data list the model was trained on; drop: the colours below "
+        "show, as published (default: %(default)s)",
+    )
+    add("--exif-rotation", action="store_true", help="turn pictures as their camera noted (default: as published, not)")
     layout = parser.add_argument_group("where it runs")
     add = layout.add_argument
     add("--tensor-model-parallel-size", type=int, default=1, metavar="N", help="(default: 1)")
@@ -166,6 +174,7 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
     """
     import torch
 
+    from megatron_v2pe.data.types import Opening as PictureOpening
     from megatron_v2pe.device import launch
     from megatron_v2pe.device.device import Device
     from megatron_v2pe.generate.policy import told_positions
@@ -192,7 +201,8 @@ def opened(opening: Opening, start_folder: StartFolder) -> Iterator[Opened]:
             vision_cache_bytes=arguments.vision_cache_mb << 20,
             verify=arguments.verify,
         ) as pretrained:
-            tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
+            pictures = PictureOpening(arguments.transparency, arguments.exif_rotation)
+            tiling = replace(checkpoint_tiling(pretrained.config, arguments.max_num), opening=pictures)
             _tell(told_positions(pretrained.config, pretrained.policy, opening.stride))
             yield Opened(pretrained, folder, tiling, dtype, opening.world, device.describe())
 

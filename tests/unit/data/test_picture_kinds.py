@@ -14,8 +14,9 @@ from PIL import Image, TiffImagePlugin
 from megatron_v2pe.data.documents import DocumentEncoder
 from megatron_v2pe.data.image_transform import image_size, open_image
 from megatron_v2pe.data.indexed.files import measure_image
-from megatron_v2pe.data.pictures import read_tiles
+from megatron_v2pe.data.pictures import TilingOptions, plan_images, read_tiles
 from megatron_v2pe.data.sources import Dataset
+from megatron_v2pe.data.types import Opening
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef
 from megatron_v2pe.evaluate.embedded_images import store_image
@@ -258,3 +259,25 @@ def test_a_picture_without_pixels(tmp_path):
     with pytest.raises(DataError, match=r"a.tif: "):
         image_size(str(path))
     assert TiffImagePlugin  # the plugin is there: the file is refused for what it holds
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_questions_open_pictures_as_they_are_told(tmp_path, orientation):
+    """`--exif-rotation` and `--transparency` of generation and evaluation: tiles and pixels as training has them."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    image = Image.new("RGBA", (112, 28), (0, 0, 0, 0))
+    image.paste((200, 10, 10, 255), (0, 0, 28, 28))
+    image.save(tmp_path / "a.png", exif=exif)
+    opening = Opening("white", exif_rotation=True)
+    options = TilingOptions(tile_size=28, max_num=6, opening=opening)
+    [trained] = plan_images([str(tmp_path / "a.png")], options)
+    asked = picture_of(ImageRef(str(tmp_path / "a.png")), options)
+    assert asked.grid == trained.grid == ((1, 4) if orientation >= 5 else (4, 1))
+    tiles = read_tiles([trained], 28, (0, 0, 0))
+    assert (read_tiles([asked], 28, (0, 0, 0), open_picture=open_enlarged) == tiles).all()
+    assert tiles.max() == 255 and int(tiles[:4].float().mean((1, 2, 3)).argmin()) == (
+        0 if orientation in (1, 4, 5, 6) else 3
+    )
+    large = picture_of(ImageRef(str(tmp_path / "a.png"), enlarge=2), options)
+    assert large.grid == trained.grid and open_enlarged(large).size == ((56, 224) if orientation >= 5 else (224, 56))

@@ -28,7 +28,9 @@ class Progress(Protocol):
         """Return this."""
         ...
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> Any:
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
         """Close."""
         ...
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, METADATA, iterations, newest
+from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT, METADATA, iterations, newest
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
 
@@ -69,10 +69,9 @@ def look_for_checkpoint(folder: Path, said: str) -> Place | None:
         kinds = [f"iter_{there[-1]:07d}"]
     if (folder / CONFIG).is_file():
         if not kinds:
-            outer = folder.parent if folder.name == HF_FOLDER else None
-            inside = outer is not None and (outer / DESCRIPTION).is_file() and not _has_weights(folder)
-            return Place(outer, is_hf=False) if inside and outer is not None else Place(folder, is_hf=True)
-        if _has_weights(folder):
+            inside = (folder / HF_LAYOUT).is_file() and (folder.parent / DESCRIPTION).is_file()
+            return Place(folder.parent, is_hf=False) if inside else Place(folder, is_hf=True)
+        if has_weights(folder):
             raise ConfigError(
                 f"{said} {printable(folder)}: holds both {CONFIG} with weights (an HF checkpoint) and {kinds[0]} (a "
                 "Megatron one); which of them is meant cannot be told: move one of the two into a folder of its own"
@@ -83,7 +82,8 @@ def look_for_checkpoint(folder: Path, said: str) -> Place | None:
     return None if latest is None else Place(latest, is_hf=False)
 
 
-def _has_weights(folder: Path) -> bool:
+def has_weights(folder: Path) -> bool:
+    """Tell whether an HF folder holds weights, or their index."""
     return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from megatron_v2pe.checkpoint.place import find_checkpoint
+from megatron_v2pe.checkpoint.place import Place, find_checkpoint
 from megatron_v2pe.checkpoint.trained import V2PESettings, differing, trained_config
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import TEMPLATES, check_template
@@ -25,6 +25,20 @@ from megatron_v2pe.train.config import ExperimentConfig, ModelConfig
 SAID = "model.model_name_or_path"
 
 
+def check_model(config: ExperimentConfig) -> tuple[Place, InternVLConfig]:
+    """Return the checkpoint a run starts from and its model, compared with what the run states of it.
+
+    Raises:
+        ConfigError: there is no checkpoint, its architecture is not supported, or the run states something of it that
+            is not so.
+        CheckpointError: the checkpoint is a run's, and its state is lost or damaged.
+    """
+    place = find_checkpoint(config.model.model_name_or_path, SAID)
+    model = InternVLConfig.from_hf(trained_config(place.folder), printable(place.hf / "config.json"))
+    _check_stated(model, config.model, config.data)
+    return place, model
+
+
 def check_checkpoint(config: ExperimentConfig) -> InternVLConfig:
     """Compare a run's settings with the checkpoint it starts from; return the model, no weights are read.
 
@@ -33,10 +47,8 @@ def check_checkpoint(config: ExperimentConfig) -> InternVLConfig:
             is not so; a template or a tokenizer with which the trained model could not be asked.
         CheckpointError: the checkpoint is a run's, and its state is lost or damaged.
     """
-    place = find_checkpoint(config.model.model_name_or_path, SAID)
+    place, model = check_model(config)
     path = printable(place.hf / "config.json")
-    model = InternVLConfig.from_hf(trained_config(place.folder), path)
-    _check_stated(model, config.model, config.data)
     if model.template not in TEMPLATES:
         raise ConfigError(
             f"{path}: conversation template {model.template!r} is none of {', '.join(TEMPLATES)}, so that the "
@@ -73,7 +85,7 @@ def _check_stated(model: InternVLConfig, settings: ModelConfig, data: DataConfig
 
 
 def what_holds(config: ExperimentConfig) -> Iterator[str]:
-    """Yield a line for what the run does otherwise than its checkpoint says, or than its export will say.
+    """Yield a line for what the run does otherwise than the checkpoint it starts from.
 
     Args:
         config: of a run whose checkpoint was checked.
@@ -89,10 +101,9 @@ def what_holds(config: ExperimentConfig) -> Iterator[str]:
         changed.append(f"positions {_positions(now)} (was {_positions(before)})")
     if changed:
         yield f"trained, and to be asked, otherwise than the checkpoint it starts from: {', '.join(changed)}"
-    yield from _of_all_data_sets(config.data)
 
 
-def _of_all_data_sets(data: DataConfig) -> Iterator[str]:
+def what_is_lost(data: DataConfig) -> Iterator[str]:
     """Yield a line where every data set has its own tiles, so that the run's, which are exported, hold for none."""
     if not data.meta_path:
         return

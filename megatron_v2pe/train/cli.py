@@ -30,7 +30,7 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import check
 from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.logging import quiet_expected_warnings
-from megatron_v2pe.train import dry_run, published_flags
+from megatron_v2pe.train import published_flags
 from megatron_v2pe.train.config import ExperimentConfig
 
 DESCRIPTION = """Fine-tune InternVL2 with variable visual position encoding.
@@ -40,8 +40,9 @@ example: python -m megatron_v2pe.device.torchrun --nproc-per-node 2 tools/train.
 
 --recipe NAME: start from a named run ({recipes}).
 --config FILE: YAML with any of the settings below, on top of the recipe.
---dry-run: print the resolved settings as YAML and stop; with them, as comments, the memory a rank is estimated to take,
-packs of a step and an epoch. --ranks N: of a run on so many; --card GIB or a card's name: on such cards.
+--dry-run: look at folder, tokenizer, template, layout and data, print the resolved settings as YAML and stop; with
+them, as comments, what was found, the memory a rank is estimated to take, packs of a step and an epoch. Ends with
+status 2 where the run would be refused. --ranks N: of a run on so many; --card GIB or a card's name: on such cards.
 --print-flags: print how the flags of the published scripts (--chunk_num 8 --attn_type ring ...), which are
 understood as well, map to these settings."""
 
@@ -101,11 +102,7 @@ def main(argv: Sequence[str], recipes: Recipes) -> int:
         for notice in notices if rank == 0 else ():
             print(f"note: {printable(notice)}", file=sys.stderr)
         if command.dry_run:
-            if rank == 0:
-                ranks = command.ranks or (None if planned else world.world_size)
-                estimate = dry_run.report(command.config, ranks, command.card)
-                print(command.config.to_yaml() + estimate, end="")
-            return 0
+            return _dry_run(command, command.ranks or (None if planned else world.world_size)) if rank == 0 else 0
         quiet_expected_warnings()
         from megatron_v2pe.train.main import (
             run,
@@ -121,6 +118,19 @@ def main(argv: Sequence[str], recipes: Recipes) -> int:
         else:
             last_words.leave(f"error: {error}")
         return exit_status.of(error)
+
+
+def _dry_run(command: Command, ranks: int | None) -> int:
+    """Print the settings, what was found and what the run would take; return the status of the first problem."""
+    from megatron_v2pe.train import dry_run, look
+
+    quiet_expected_warnings()
+    found = look.look(command.config, command.recipe, ranks)
+    report = dry_run.report(found, ranks, command.card)
+    print(command.config.to_yaml() + report, end="", flush=True)
+    for problem in found.problems:
+        print(f"error: {printable(str(problem))}", file=sys.stderr)
+    return exit_status.of(found.problems[0]) if found.problems else 0
 
 
 def parse(argv: Sequence[str], recipes: Recipes) -> ExperimentConfig:

@@ -1,56 +1,57 @@
-"""What a run would take, before it is started: memory of a rank, ranks, packs of a step and an epoch, as YAML comments.
+"""What a dry run prints below the settings, as YAML comments: what was found, and what the run would take.
 
-Needs the `config.json` of the checkpoint and no weights, and neither a GPU nor the ranks: how many cards a length takes
-is answered on a laptop.
+Memory of a rank, ranks, packs of a step and an epoch need the `config.json` of the checkpoint and no weights, and
+neither a GPU nor the ranks: how many cards a length takes is answered on a laptop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
-from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest
-from megatron_v2pe.data.indexed.plan import IndexedPlan
 from megatron_v2pe.data.indexed.samples import IndexedSamples
-from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.device.cards import card_named
 from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.memory import GIB, RESERVE
-from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.train.config import ExperimentConfig
+from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
+from megatron_v2pe.train.header import layout_words, parameter_words
+from megatron_v2pe.train.look import Findings
 from megatron_v2pe.train.memory import Budget, in_words, least_packs, packs_per_step, shortage_foreseen
 
 ASSUMED_CARD = 80
 """GiB of the card that is planned for where nothing says which."""
 _USABLE = 0.989
 """Share of what a card is sold with that programs see: an H100 of 80 GB shows 79.1 GiB."""
-_PLANNED_SAMPLES = 2_000_000
-"""Up to so many the packs of an epoch are planned and counted; of more a lower bound is given at once."""
+MOST_COUNTED = 2_000
+"""Samples of an epoch whose packs are counted; of a longer indexed set a lower bound is given."""
 
 
-def report(config: ExperimentConfig, ranks: int | None, card: str | None) -> str:
+def report(found: Findings, ranks: int | None, card: str | None) -> str:
     """Return the report, every line of it a YAML comment.
 
     Args:
-        config: of the run, validated by itself.
+        found: of the run, whose settings were validated by themselves.
         ranks: of the run; None: as few as the layout takes.
         card: GiB, or the name of a card; None: that of this machine, or one of 80 GiB.
 
     Raises:
         ConfigError: ranks that do not fit the layout, a card that is not known.
     """
+    config = found.config
     memory, source = card_bytes(card, config.train.device)
     world = ranks or config.parallel.model_parallel_size
     config.validate(world)
+    lines = list(found.lines())
     try:
-        model = InternVLConfig.from_folder(_config_folder(config.model.model_name_or_path))
-    except (V2PEError, OSError) as error:
-        return _comment([f"no estimate of memory: {error}"])
-    lines = list(_lines(Budget(config, model, world, memory), ranks is not None, source))
+        if found.model is None:
+            lines.append("no estimate of memory: it needs the checkpoint's config.json")
+        else:
+            budget = Budget(config, found.model, world, memory)
+            lines += _lines(budget, ranks is not None, source, found)
+    except ConfigError as error:  # told before: a layout that does not fit the model
+        lines.append(f"no estimate of memory: {error}")
     return _comment(lines)
 
 
@@ -79,16 +80,6 @@ def card_bytes(card: str | None, device: str = "auto") -> tuple[int | None, str]
     return int(size * _USABLE * GIB), f"of a card of {size:g} GiB"
 
 
-def _config_folder(name: str) -> Path:
-    """Return the folder of a checkpoint's `config.json`: the HF folder's own, a Megatron checkpoint's, a run's."""
-    path = Path(name)
-    for folder in (path, path / HF_FOLDER):
-        if (folder / "config.json").is_file():
-            return folder
-    checkpoint = newest(path) if path.is_dir() else None
-    return path if checkpoint is None else checkpoint / HF_FOLDER
-
-
 def _comment(lines: list[str]) -> str:
     return "".join(f"# {line}".rstrip() + "\n" for text in lines for line in printable_lines(text))
 
@@ -98,10 +89,11 @@ def printable_lines(text: str) -> list[str]:
     return [printable(line) for line in text.splitlines()] or [""]
 
 
-def _lines(budget: Budget, stated: bool, source: str) -> Iterator[str]:
+def _lines(budget: Budget, stated: bool, source: str, found: Findings) -> Iterator[str]:
     config, load = budget.config, budget.load
     fewest = "" if stated else "; --ranks says another number"
-    yield f"{budget.world_size} ranks: {_layout(config.parallel, budget.world_size)}{fewest}"
+    yield f"the model: {parameter_words(budget.model, budget.learning)}"
+    yield f"{budget.world_size} ranks: {layout_words(config.parallel, budget.world_size)}{fewest}"
     yield (
         f"memory of a rank in GiB, estimated, at the pack's budget of {load.tokens:,} tokens and {load.tiles:,} tiles, "
         f"{config.train.precision}:"
@@ -116,17 +108,7 @@ def _lines(budget: Budget, stated: bool, source: str) -> Iterator[str]:
     packs = packs_per_step(budget)
     most = f"at most {packs * load.tokens:,} tokens and {packs * load.tiles:,} tiles"
     yield f"a step: {packs} pack{'s' if packs > 1 else ''}, {most}"
-    yield from _epoch(budget, packs)
-
-
-def _layout(layout: ParallelConfig, world: int) -> str:
-    degrees = [
-        ("data parallel", layout.data_parallel_size(world)),
-        ("context parallel", layout.context_parallel_size),
-        ("tensor parallel", layout.tensor_model_parallel_size),
-        ("pipeline stages", layout.pipeline_model_parallel_size),
-    ]
-    return " x ".join(f"{count} {name}" for name, count in degrees if count > 1 or name == "data parallel")
+    yield from _epoch(budget, packs, found)
 
 
 def _table(budget: Budget) -> Iterator[str]:
@@ -141,22 +123,34 @@ def _table(budget: Budget) -> Iterator[str]:
     yield "  kept: activations from forward to backward; reserve: the GPU's own context, libraries, communicators"
 
 
-def _epoch(budget: Budget, per_step: int) -> Iterator[str]:
-    config = budget.config
-    if not config.data.indexed_path:
-        yield "an epoch: not known of a data list; `tools/preprocess_data.py` makes an indexed set of it, which knows"
+def _epoch(budget: Budget, per_step: int, found: Findings) -> Iterator[str]:
+    """Yield packs and steps of an epoch, and how many epochs the run is, or steps its epochs take."""
+    config, encoder = budget.config, found.encoder
+    if "the data" in found.unseen or found.problems:
+        yield "an epoch: not counted, see above"
         return
     try:
-        samples = IndexedSamples(config.data.indexed_path)
-        counts = samples.manifest.counts
-        if counts["samples"] <= _PLANNED_SAMPLES:
-            plan = IndexedPlan(samples, config.data, config.train.seed, SkipLog(0, quiet=True))
-            packs, least = sum(1 for _ in plan.epoch(0)), ""
-        else:
+        packs = None if encoder is None else packs_of_epoch(config.data, encoder, MOST_COUNTED)
+        least = ""
+        if packs is None and config.data.indexed_path:
+            counts = IndexedSamples(config.data.indexed_path).manifest.counts
             packs, least = least_packs(counts["tokens"], counts["tiles"], budget), "at least "
+        if packs is None:
+            yield (
+                "an epoch: not counted; a data list is counted where there is a tokenizer and an epoch has up to "
+                f"{MOST_COUNTED:,} samples; `tools/preprocess_data.py` makes an indexed set of it, which knows"
+            )
+            return
+        steps, run = -(-packs // per_step), config.train.train_steps
+        told = f"an epoch: {least}{packs:,} packs, {steps:,} steps"
+        if config.train.epochs is None:
+            about = "" if config.data.indexed_path else "about "  # packs of a list reach over an epoch's end
+            yield f"{told}; {run:,} steps are {about}{run / steps:.2f} epochs"
+        elif least or encoder is None:
+            yield f"{told}; {config.train.epochs:g} epochs are counted when the run starts"
+        else:
+            left = steps_left(config.data, config.train.epochs, encoder, per_step, found.loader_state)
+            done = f", {found.iteration:,} of them done" if found.iteration else ""
+            yield f"{told}; {config.train.epochs:g} epochs are {found.iteration + left:,} steps{done}"
     except (V2PEError, OSError) as error:
         yield f"an epoch: {error}"
-        return
-    steps = -(-packs // per_step)
-    run = config.train.train_steps
-    yield f"an epoch: {least}{packs:,} packs, {steps:,} steps; {run:,} steps are {run / steps:.2f} epochs"

@@ -122,7 +122,8 @@ def length(config: ExperimentConfig, per_step: int, packs: int | None, done: int
     if config.train.epochs is not None:
         epochs = f" ({config.train.epochs:g} epochs)"
     elif packs:
-        epochs = f" ({steps / -(-packs // per_step):.2f} epochs)"
+        about = "" if config.data.indexed_path else "about "  # packs of a list reach over an epoch's end
+        epochs = f" ({about}{steps / -(-packs // per_step):.2f} epochs)"
     begun = f", {done:,} done" if done else ""
     tokens, tiles = per_step * config.data.max_packed_tokens, per_step * config.data.num_images_expected
     each = _some(per_step, "pack")

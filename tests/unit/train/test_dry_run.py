@@ -8,10 +8,17 @@ import pytest
 import yaml
 
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.memory import GIB
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.testing.synthetic import internvl2_2b_config
 from megatron_v2pe.train import cli, dry_run
+from megatron_v2pe.train.look import Findings
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))  # what recipes name is relative to it
 
 
 @pytest.fixture
@@ -34,7 +41,8 @@ def test_memory_packs_and_layout_stand_in_comments(capsys, folder):
     assert status == 0
     settings = yaml.safe_load(output)
     assert settings["parallel"]["context_parallel_size"] == 8 and settings["model"]["model_name_or_path"] == str(folder)
-    assert "# 32 ranks: 4 data parallel x 8 context parallel\n" in comments
+    assert "# 32 ranks: 4 data parallel x 8 context parallel (ring)\n" in comments
+    assert "# the model: 2,205,754,368 parameters, all trained\n" in comments
     assert "262,144 tokens and 1,024 tiles" in comments
     assert "# a step: 4 packs, at most 1,048,576 tokens and 4,096 tiles" in comments
     (row,) = [line.split() for line in comments.splitlines() if line.startswith("#   0 ")]
@@ -58,27 +66,21 @@ def test_every_stage_has_a_row(capsys, folder):
 def test_without_a_config_the_settings_are_printed_all_the_same(capsys):
     status, output, comments, error = run(capsys, "--recipe", "internvl2_2b_v2pe_32k")
     assert status == 0 and error == ""
-    assert "# no estimate of memory: pretrained/InternVL2-2B/config.json: no such file" in comments
+    assert "# no estimate of memory: it needs the checkpoint's config.json" in comments
     assert yaml.safe_load(output)["train"]["recompute"] == "auto"
 
 
-def test_a_megatron_checkpoint_is_read_as_well(capsys, folder, tmp_path):
-    (tmp_path / "hf").mkdir()
-    (folder / "config.json").rename(tmp_path / "hf" / "config.json")
-    assert "# memory of a rank in GiB" in run(capsys, "--recipe", "internvl2_2b_v2pe_32k",
-                                              f"model.model_name_or_path={tmp_path}")[2]  # fmt: skip
-
-
-def test_an_indexed_set_knows_its_epoch(capsys, folder, monkeypatch):
+def test_a_set_too_long_to_be_counted_has_a_lower_bound(folder, monkeypatch):
     class Samples:
         def __init__(self, path):
             self.manifest = type("Manifest", (), {"counts": {"samples": 10**7, "tokens": 10**10, "tiles": 10**6}})
 
     monkeypatch.setattr(dry_run, "IndexedSamples", Samples)
-    given = ("--recipe", "internvl2_2b_v2pe_32k", "--ranks", "32", "--data.indexed-path", "somewhere")
-    comments = run(capsys, *given, f"model.model_name_or_path={folder}")[2]
+    config = RECIPES["internvl2_2b_v2pe_32k"]().updated({"data": {"indexed_path": "somewhere"}}, "test")
+    found = Findings(config, model=InternVLConfig.from_folder(folder))
+    report = dry_run.report(found, 32, "80")
     packs = -(-(10**10) // 34000)
-    assert f"# an epoch: at least {packs:,} packs, {-(-packs // 32):,} steps; 20,000 steps are 2.18 epochs" in comments
+    assert f"# an epoch: at least {packs:,} packs, {-(-packs // 32):,} steps; 20,000 steps are 2.18 epochs" in report
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,8 @@ def test_help_lists_settings_and_recipes(capsys):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_dry_run_prints_the_resolved_settings(name, capsys):
+def test_dry_run_prints_the_resolved_settings(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what recipes name is relative to it
     assert cli.main(["--recipe", name, "--dry-run", "--train.seed", "5"], RECIPES) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["train"]["seed"] == 5

@@ -1,0 +1,201 @@
+"""A dry run finds what training would refuse, by training's own functions, and says what it did not look at.
+
+What is there and wrong, or named on the command line and not there, ends with status 2. What a recipe names may still
+come: it is listed, with status 0. The settings are printed either way.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from megatron_v2pe.convert.api import hf_to_mcore
+from megatron_v2pe.recipes.registry import RECIPES
+from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset
+from megatron_v2pe.train import cli
+
+FITS = "data.max_seq_length=400 data.max_packed_tokens=700 data.num_images_expected=20 train.device=cpu".split()
+QUESTION, ANSWER = {"from": "human", "value": "<image>\nwhat"}, {"from": "gpt", "value": "yes"}
+
+
+@pytest.fixture(scope="module")
+def source(golden, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    write_checkpoint_copy(golden / "reference_checkpoint", folder / "hf")
+    write_dataset(folder / "data")
+    return folder
+
+
+@pytest.fixture
+def folder(source, tmp_path, monkeypatch):
+    """A copy of checkpoint and data that a test may damage, the current folder an empty one."""
+    shutil.copytree(source, tmp_path / "run")
+    meta = tmp_path / "run" / "data" / "meta.json"
+    meta.write_text(meta.read_text().replace(str(source), str(tmp_path / "run")))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def dry_run(folder, capsys):
+    def run(*words, model="hf", recipe=()):
+        paths = (
+            []
+            if recipe
+            else [f"model.model_name_or_path={folder / model}", f"data.meta_path={folder / 'data/meta.json'}"]
+        )
+        status = cli.main(["--dry-run", *recipe, *FITS, *paths, *words], RECIPES)
+        captured = capsys.readouterr()
+        comments = [line for line in captured.out.splitlines() if line.startswith("#")]
+        assert yaml.safe_load(captured.out)["train"]["device"] == "cpu", "the settings are printed, and nothing else"
+        return status, "\n".join(comments), captured.err
+
+    return run
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def llm(folder, **changes):
+    path = folder / "hf" / "config.json"
+    edit(path, llm_config={**json.loads(path.read_text())["llm_config"], **changes})
+
+
+def lines(folder, *rows):
+    (folder / "data" / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def entry(folder, **changes):
+    path = folder / "data" / "meta.json"
+    edit(path, all={**json.loads(path.read_text())["all"], **changes})
+
+
+def test_what_is_right_is_told_and_what_was_not_looked_at(dry_run):
+    status, comments, error = dry_run()
+    assert status == 0 and error == ""
+    assert "hf, an HF checkpoint of a supported architecture" in comments
+    assert "# the model: 423,872 parameters, all trained" in comments
+    for words in ("layout: it divides", "tokenizer of 335 tokens, template internlm2-chat", "weights: names, shapes"):
+        assert words in comments
+    assert "1 set, 23 samples an epoch; 23 samples read, with their files" in comments
+    assert "# an epoch: 10 packs, 10 steps; 1,000 steps are about 100.00 epochs" in comments
+    assert "# not looked at: values of the weights, pixels, other samples" in comments
+
+
+WRONG = {
+    "the model is a file": (None, ["model.model_name_or_path=../run/hf/config.json"], "a file, expected the folder"),
+    "the model is no checkpoint": (None, ["model.model_name_or_path=../run/data"], "holds neither config.json"),
+    "the model is not there": (None, ["model.model_name_or_path=nowhere"], "no such folder"),
+    "another architecture": (lambda f: llm(f, architectures=["Qwen2ForCausalLM"]), [], "'Qwen2ForCausalLM' is not su"),
+    "no model_type": (lambda f: (f / "hf" / "config.json").write_text("{}"), [], "config.json"),
+    "config.json is no JSON": (lambda f: (f / "hf" / "config.json").write_text("{"), [], "not valid JSON"),
+    "what the run states of it": (None, ["--ps_version", "v1"], "ps_version v1 was asked for"),
+    "a tokenizer beyond the model": (lambda f: llm(f, vocab_size=50), [], "335 tokens in the tokenizer, 50 rows"),
+    "a damaged tokenizer": (lambda f: (f / "hf" / "tokenizer.model").write_bytes(b"x"), [], "tokenizer.model"),
+    "a template nobody knows": (None, ["--conv_style", "llama-9"], "llama-9"),
+    "a layout that divides nothing": (None, ["parallel.tensor_model_parallel_size=3"], "3 does not divide the 4"),
+    "weights of other shapes": (lambda f: llm(f, num_hidden_layers=9), [], "tensors, expected"),
+    "the data list is not there": (None, ["data.meta_path=nowhere.json"], "nowhere.json"),
+    "the data list is no JSON": (lambda f: (f / "data" / "meta.json").write_text("{"), [], "not valid JSON"),
+    "a field nobody knows": (lambda f: entry(f, repeat=2), [], "unknown field 'repeat'"),
+    "an annotation is not there": (lambda f: entry(f, annotation="no.jsonl"), [], "no.jsonl: no such file"),
+    "an annotation is empty": (lambda f: lines(f), [], "holds no samples"),
+    "lines that are no JSON": (lambda f: (f / "data" / "all.jsonl").write_text("a\nb\n"), [], "none of the 2 samples"),
+    "images are not there": (lambda f: shutil.rmtree(f / "data" / "image"), [], "0.png: no such image"),
+    "two images, one placeholder": (
+        lambda f: lines(f, {"image": ["0.png", "1.png"], "conversations": [QUESTION, ANSWER]}), [], "2 images"
+    ),
+    "samples too long": (
+        lambda f: lines(f, {"conversations": [{"from": "human", "value": "a b " * 900}, ANSWER]}), [], "tokens, longer"
+    ),
+    "an indexed set that is none": (None, ["data.indexed_path=../run/data"], "not a finished indexed data set"),
+    "the run's folder is a file": (None, ["checkpoint.save=../run/data/meta.json"], "is a file, expected a folder"),
+    "nothing to go on from": (None, ["checkpoint.load=nowhere"], "nowhere holds no training checkpoint"),
+    "a package is missing": (None, ["logging.wandb=true"], "the package wandb is not installed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_training_would_refuse_is_refused(name, folder, dry_run, monkeypatch):
+    damage, words, message = WRONG[name]
+    monkeypatch.setattr("megatron_v2pe.train.metrics.find_spec", lambda name: None)
+    if damage is not None:
+        damage(folder)
+    status, comments, error = dry_run(*words)
+    assert status == 2, comments
+    assert message in error and error.startswith("error: ")
+    assert "# the run would be refused:" in comments and message in comments
+
+
+def test_all_that_is_wrong_is_told_at_once(folder, dry_run):
+    shutil.rmtree(folder / "data" / "image")
+    llm(folder, vocab_size=50)
+    _, _, error = dry_run("checkpoint.load=nowhere", "parallel.tensor_model_parallel_size=3")
+    assert error.count("error: ") >= 4
+
+
+def test_samples_that_may_be_skipped_are_counted(folder, dry_run):
+    (folder / "data" / "image" / "1.png").unlink()
+    assert "data.max_skipped_samples is 0" in dry_run()[2]
+    status, comments, error = dry_run("data.max_skipped_samples=9")
+    assert status == 0 and error == "" and "of these cannot be used, data.max_skipped_samples is 9" in comments
+    shutil.rmtree(folder / "data" / "image")
+    lines(folder, *({"image": "0.png", "conversations": [QUESTION, ANSWER]} for _ in range(5)))
+    assert "none of the 5 samples looked at can be used" in dry_run("data.max_skipped_samples=9")[2]
+
+
+@pytest.mark.parametrize("name", ["internvl2_2b_v2pe_32k", "internvl2_2b_v2pe_256k", "quickstart"])
+def test_what_a_recipe_names_may_still_come(name, dry_run):
+    more = ["data.max_seq_length=34000", "data.max_packed_tokens=34000"]
+    status, comments, error = dry_run(*more, recipe=("--recipe", name))
+    assert status == 0 and error == ""
+    recipe = RECIPES[name]()
+    _, _, absent = comments.partition("# not there yet:")
+    assert recipe.model.model_name_or_path in absent and recipe.data.meta_path in absent
+    assert "not looked at: the layout against the model, the data" in absent
+
+
+def test_a_recipes_path_named_again_is_still_the_recipes_and_another_is_not(dry_run):
+    recipe = ("--recipe", "quickstart")
+    meta = RECIPES["quickstart"]().data.meta_path
+    assert dry_run("--meta_path", meta, recipe=recipe)[0] == 0
+    status, _, error = dry_run("--meta_path", "mine.json", recipe=recipe)
+    assert status == 2 and "mine.json" in error
+
+
+def test_a_config_alone_is_enough_to_plan_with(folder, dry_run):
+    for path in (folder / "hf").iterdir():
+        if path.name != "config.json":
+            path.unlink()
+    status, comments, error = dry_run()
+    assert status == 0 and error == ""
+    assert "tokenizer.model: the tokenizer's files" in comments and "the weights, *.safetensors" in comments
+    assert "not looked at: tokenizer, template" in comments and "# memory of a rank in GiB" in comments
+    assert "23 samples read, with their files, without a tokenizer" in comments
+    (folder / "data" / "image" / "1.png").unlink()
+    assert dry_run()[0] == 2
+
+
+def test_a_megatron_checkpoint_is_looked_at_as_well(folder, dry_run):
+    hf_to_mcore(folder / "hf", folder / "megatron")
+    status, comments, error = dry_run(model="megatron")
+    assert status == 0 and error == ""
+    assert "megatron, a Megatron checkpoint" in comments and "weights: their description" in comments
+    (folder / "megatron" / ".metadata").unlink()
+    status, _, error = dry_run(model="megatron")
+    assert status == 2 and ".metadata is missing" in error
+
+
+def test_epochs_are_told_in_steps(dry_run):
+    assert "# an epoch: 10 packs, 10 steps; 2 epochs are 20 steps" in dry_run("--num_train_epochs", "2")[1]
+
+
+def test_nothing_is_written(folder, dry_run):
+    before = sorted(str(path) for path in folder.rglob("*"))
+    dry_run(f"checkpoint.save={folder / 'new'}")
+    assert sorted(str(path) for path in folder.rglob("*")) == before

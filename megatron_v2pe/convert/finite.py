@@ -95,14 +95,15 @@ class NumbersOnly:
         nans, infinite = sum(one.nans for one in self._found), sum(one.infinite for one in self._found)
         more = "" if len(self._found) <= _NAMED else f"; and {len(self._found) - _NAMED} more"
         told = "; ".join(map(str, self._found[:_NAMED])) + more
-        tensors = f"{len(self._found)} tensors hold" if len(self._found) > 1 else "1 tensor holds"
-        line = f"{self._source}: {told}; in all {tensors} {nans} NaN and {infinite} infinite values"
+        line = f"{self._source}: {told}"
+        if len(self._found) > 1:
+            line += f"; in all {len(self._found)} tensors hold {nans} NaN and {infinite} infinite values"
         if not self._refuse:
             _log.warning("%s; converted as they are", line)
             return
         raise CheckpointError(
-            f"{line}: the weights are damaged, or the training that made them diverged. --no-refuse-non-finite "
-            "converts them as they are"
+            f"{line}: the weights are damaged, or the training that made them diverged. "
+            "tools/convert_checkpoint.py --no-refuse-non-finite converts them as they are"
         )
 
     def _add(self, tensor: Tensor, name: str) -> None:

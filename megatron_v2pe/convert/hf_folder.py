@@ -99,7 +99,6 @@ class HFWeights:
         """
         self.folder = folder
         index = _read_index(folder)
-        _check_one_set(folder, index)
         verify_checksums(folder)
         names = sorted(set(index.values())) if index is not None else [SINGLE]
         self._files: dict[str, SafetensorsFile] = {}
@@ -230,6 +229,7 @@ def _read_index(folder: Path) -> dict[str, str] | None:
     path = folder / INDEX
     if not os.path.lexists(path):
         _need_single(folder)
+        _check_one_set(folder, None)
         return None
     fields = _index(folder)
     metadata = Fields(fields.get("metadata", dict, {}), f"{fields.source}: metadata", CheckpointError)
@@ -243,6 +243,7 @@ def _read_index(folder: Path) -> dict[str, str] | None:
                 f"{fields.source}: refused: {printable(name)[:200]} is said to be in {printable(file)[:200]!r}, no "
                 "safetensors file beside it"
             )
+    _check_one_set(folder, index)
     for file in dict.fromkeys(index.values()):
         if not (folder / file).exists():
             of_file = [printable(name)[:200] for name, other in index.items() if other == file]
@@ -261,10 +262,12 @@ def _check_one_set(folder: Path, index: dict[str, str] | None) -> None:
     used = {SINGLE} if index is None else set(index.values())
     if SINGLE not in used and os.path.lexists(folder / SINGLE):
         shards = sorted(used)
+        gone = sum(not (folder / shard).exists() for shard in shards)
+        missing = f"; {gone} of them missing" if gone else ""
         raise CheckpointError(
             f"{printable(folder)}: two sets of weights: {SINGLE}, and {len(shards)} shards that {INDEX} names "
-            f"({shards[0]}, ...). transformers loads the first, other programs the second: move one of the two "
-            f"elsewhere (the shards with {INDEX})"
+            f"({shards[0]}, ...{missing}). transformers loads the first, other programs the second: move one of the "
+            f"two elsewhere (the shards with {INDEX})"
         )
     if adapter := next((name for name in _ADAPTERS if os.path.lexists(folder / name)), None):
         raise CheckpointError(

@@ -21,6 +21,8 @@ from megatron_v2pe.foreign.schema import Fields, Range, check, typed
 from megatron_v2pe.foreign.text import read_json_object
 
 MODEL, CONFIG, ADDED = "tokenizer.model", "tokenizer_config.json", "added_tokens.json"
+WHOLE = "tokenizer.json"
+"""The form of the fast tokenizers: where the other two files are not written any more, it alone has the tokens."""
 LARGEST_ID = 2**31 - 1
 _LONGEST_TOKEN = 1000
 _Id = Annotated[int, Range(0, LARGEST_ID)]
@@ -81,7 +83,10 @@ def _no_word_of_null_piece(content: bytes) -> Iterator[None]:
 
 
 def special_tokens(folder: Path, error: Kind) -> dict[str, int]:
-    """Return the tokens of their own that a folder states, name -> id; none where it holds neither of the two files.
+    """Return the tokens of their own that a folder states, name -> id; none where it holds no such file.
+
+    The published code reads `added_tokens.json` and `tokenizer_config.json`; only where these name no token, as
+    newer versions of transformers write them, those of `tokenizer.json` count.
 
     Raises:
         V2PEError: of class `error`: a file that is no JSON object, an id that is no number between 0 and 2^31, an empty
@@ -90,7 +95,8 @@ def special_tokens(folder: Path, error: Kind) -> dict[str, int]:
     """
     ids: dict[str, tuple[int, str]] = {}
     names: dict[int, tuple[str, str]] = {}
-    for name, number, where in (*_from_config(folder / CONFIG, error), *_from_list(folder / ADDED, error)):
+    found = [*_from_config(folder / CONFIG, error), *_from_list(folder / ADDED, error)]
+    for name, number, where in found or _from_whole(folder / WHOLE, error):
         shown = printable(name)[:80]
         if not 0 < len(name) <= _LONGEST_TOKEN or name != name.encode("utf-8", "replace").decode():
             raise error(f"{where}: found a token of {len(name)} characters ({shown!r}), expected text of 1 to 1000")
@@ -139,6 +145,15 @@ def _from_config(path: Path, error: Kind) -> list[tuple[str, int, str]]:
             raise error(f"{where}: found {printable(number)[:40]!r}, expected an id between 0 and {LARGEST_ID}")
         token = typed(_AddedToken, entry, f"{where}: {number}", error, unknown=True)
         found.append((token.content, int(number), f"{where}: {number}"))
+    return found
+
+
+def _from_whole(path: Path, error: Kind) -> list[tuple[str, int, str]]:
+    fields = Fields(_object(path, error), printable(path), error)
+    found: list[tuple[str, int, str]] = []
+    for place, entry in enumerate(fields.get("added_tokens", list[dict[str, Any]], [])):
+        token = Fields(entry, f"{fields.source}: added_tokens[{place}]", error)
+        found.append((token.text("content"), token.get("id", _Id), token.source))
     return found
 
 

@@ -18,6 +18,7 @@ from megatron_v2pe.foreign.files import check_links
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.foreign.text import read_json_object
+from megatron_v2pe.logging import get_logger
 from megatron_v2pe.models.config_fields import GELU, SILU, check_language, check_top, check_vision
 from megatron_v2pe.models.config_kind import check_kind
 from megatron_v2pe.models.config_rope import RopeConfig, rope_config
@@ -32,6 +33,9 @@ NORMALIZE_TYPES = ("imagenet", "clip", "siglip")
 """Normalisations of pixels by name; their numbers are `data.image_transform`'s."""
 LARGEST_CONFIG = 1 << 24
 """Bytes of a `config.json`, at most."""
+_USUAL_TEMPLATE = "internlm2-chat"
+_log = get_logger(__name__)
+_told: set[str] = set()
 _MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY, _MOST_POSITIONS, _LARGEST_SIDE = 1000, 1 << 17, 1 << 24, 1 << 30, 1 << 14
 
 
@@ -198,7 +202,12 @@ def _stride(value: Any, source: str) -> int | Fraction | None:
 
 def _template(top: Fields) -> str:
     """Return the name of the conversation template; which names are known is `data.conversation`'s to say."""
-    name = top.text("template", "internlm2-chat") or "internlm2-chat"
+    name = top.text("template", None) or ""
+    if not name:  # the published class has no default either; said once, for the file is read in several places
+        name = _USUAL_TEMPLATE
+        if top.source not in _told:
+            _told.add(top.source)
+            _log.warning("%s: no template is stated; conversations are taken to be of %s", top.source, name)
     if len(name) > 100 or printable(name) != name:
         raise ConfigError(f"{top.source}: template: found {printable(name)[:40]!r}..., expected a name on one line")
     return name

@@ -30,18 +30,22 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("content", ["whole", "part", "empty"])
+@pytest.mark.parametrize("content", ["whole", "part", "empty", "whole, a shard missing"])
 def test_shards_with_an_index_and_a_single_file(sharded, content):
     """Whatever the single file holds: transformers would load it."""
     if content == "empty":
         (sharded / SINGLE).write_bytes(b"")
     else:
-        save_file({name: torch.zeros(4, 4) for name in ("a", "b")[: 2 if content == "whole" else 1]}, sharded / SINGLE)
+        names = ("a",) if content == "part" else ("a", "b")
+        save_file({name: torch.zeros(4, 4) for name in names}, sharded / SINGLE)
+    if "missing" in content:
+        (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(
         CheckpointError, match=rf"two sets of weights: {SINGLE}, and 2 shards that {INDEX} names"
     ) as said:
         HFWeights(sharded)
-    assert "model-00001-of-00002.safetensors" in str(said.value) and "move one of the two" in str(said.value)
+    assert ("; 1 of them missing" in str(said.value)) == ("missing" in content)
+    assert "model-00001-of-00002.safetensors" in str(said.value) and "move one of the two elsewhere" in str(said.value)
 
 
 def test_the_converter_refuses_them_before_it_writes(sources, tmp_path):

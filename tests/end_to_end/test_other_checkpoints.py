@@ -142,3 +142,21 @@ def test_a_tokenizer_without_image_tokens_is_refused(whole, tmp_path):
     shutil.copy(whole / "hf" / "tokenizer.model", tmp_path)
     with pytest.raises(V2PEError, match="lacks <img>, </img>, <IMG_CONTEXT>; it is not an InternVL2 tokenizer"):
         Tokenizer.of_model(tmp_path, None)
+
+
+def test_tokens_that_stand_in_tokenizer_json_alone_are_read(whole, tmp_path):
+    """Newer transformers leaves `added_tokens.json` out; the two files of the published code come first."""
+    shutil.copy(whole / "hf" / "tokenizer.model", tmp_path)
+    before = Tokenizer.of_model(whole / "hf", ROWS)
+    names = [name for name in before.special if name.startswith("<") and name not in ("<s>", "</s>", "<unk>")]
+    tokens = [{"id": before.special[name], "content": name, "special": True} for name in names]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    assert Tokenizer.of_model(tmp_path, ROWS).special == before.special
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"added_tokens": [*tokens, {"id": ROWS, "content": "<mytag>"}]})
+    )
+    with pytest.raises(V2PEError, match="'<mytag>' has id 512"):
+        Tokenizer.of_model(tmp_path, ROWS)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": "5", "content": "<img>"}]}))
+    with pytest.raises(V2PEError, match=r"tokenizer.json: added_tokens\[0\]: id: found the text '5'"):
+        Tokenizer.of_model(tmp_path, ROWS)

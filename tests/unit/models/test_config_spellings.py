@@ -188,3 +188,13 @@ def test_fields_that_change_nothing_are_let_pass():
 def test_another_architecture_is_named_and_a_missing_one_asked_for(section, changes, without, words):
     message = refusal(section, changes, without)
     assert all(word in message for word in words), message
+
+
+def test_a_template_that_is_taken_is_said_once(caplog):
+    config = internvl2_2b_config()
+    del config["template"]
+    for _ in range(2):
+        assert InternVLConfig.from_hf(config, "a/config.json").template == "internlm2-chat"
+    assert (
+        caplog.text.count("a/config.json: no template is stated; conversations are taken to be of internlm2-chat") == 1
+    )

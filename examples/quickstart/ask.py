@@ -1,6 +1,6 @@
 """Ask an exported checkpoint every question of a data list, and compare with the answers given there.
 
-    python examples/quickstart/ask.py HF_FOLDER DATA/meta.json [--stride 4]
+    python examples/quickstart/ask.py CHECKPOINT DATA/meta.json [--stride 4]
 
 Prints question, expected and generated side by side. The exit status is 0 if at least 90% come back word for word, 1
 if fewer do, 2 if a file is missing or wrong. Questions are asked in turn: later ones see the answers generated before.
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_v2pe.checkpoint.place import find_checkpoint
 from megatron_v2pe.convert.api import hf_to_mcore
 from megatron_v2pe.data.sources import Dataset, read_data_list
 from megatron_v2pe.data.types import Sample
@@ -95,15 +96,18 @@ def summary(asked: Sequence[Asked]) -> str:
 
 
 def ask_all(checkpoint: Path, meta: Path, stride: str | None, window: int | None = None) -> list[Asked]:
-    """Open an HF checkpoint and ask every question of a data list."""
+    """Open a checkpoint, of any kind, and ask every question of a data list."""
     datasets = read_data_list(meta)
     turns = sum(len(dataset.read(line).conversations) // 2 for dataset in datasets for line in range(len(dataset)))
     with tempfile.TemporaryDirectory(prefix="quickstart-ask-") as scratch:
         converted = Path(scratch) / "megatron"
-        hf_to_mcore(checkpoint, converted)
+        place = find_checkpoint(checkpoint, "checkpoint")
+        if place.is_hf:
+            hf_to_mcore(place.folder, converted)
         asked: list[Asked] = []
+        folder = converted if place.is_hf else place.folder
         with open_pretrained(
-            converted, None if stride is None else parse_stride(stride), "cpu", window=window
+            folder, None if stride is None else parse_stride(stride), "cpu", window=window
         ) as pretrained:
             policy = pretrained.policy
             how = "" if policy.stride is None else f", rope_pos_id_stride {policy.stride}"
@@ -119,7 +123,7 @@ def ask_all(checkpoint: Path, meta: Path, stride: str | None, window: int | None
 def main(argv: list[str] | None = None) -> int:
     """Read the command line; return the exit status."""
     parser = argparse.ArgumentParser(description="Ask a checkpoint every question of a data list.")
-    parser.add_argument("checkpoint", type=Path, help="HF folder of the exported checkpoint")
+    parser.add_argument("checkpoint", type=Path, help="HF folder, Megatron checkpoint, or run")
     parser.add_argument("meta", type=Path, help="data list with the questions")
     parser.add_argument("--stride", help="positions a tile spans (v2pe_fix); default: a quarter of a tile's tokens")
     parser.add_argument("--window", type=int, help="positions a question may reach; default: the checkpoint's")

@@ -79,7 +79,7 @@ def save(
         state: what else a resumed run needs.
         hf_source: folder whose `hf/` describes the HF checkpoint this run descends from.
         keep_latest: finished checkpoints to keep, all by default.
-        files: further text files of the checkpoint, name -> content.
+        files: further text files of the checkpoint, name -> content; also in place of one of `hf/`.
 
     Returns:
         The folder written.
@@ -213,7 +213,7 @@ def _finish(
             write_text(temporary / name, content)
         _write_json(temporary / DESCRIPTION, description)
         sums = sums_of_files(temporary, but=written.sizes)
-        _check_copies(sums, hf_source)
+        _check_copies(sums, hf_source, files or {})
         Checksums({**written.file_sums(), **sums}).write(temporary)
 
 
@@ -230,11 +230,11 @@ def _copy(source: Path, target: Path) -> None:
                 copy.write_bytes(content)
 
 
-def _check_copies(sums: Mapping[str, FileSum], hf_source: Path) -> None:
+def _check_copies(sums: Mapping[str, FileSum], hf_source: Path, changed: Mapping[str, str]) -> None:
     """Compare the copies of `hf/` with the checksums of the checkpoint they come from: it may be damaged by now."""
     known = Checksums.read(hf_source) or Checksums()
     for name, found in sums.items():
-        if name.startswith(f"{HF_FOLDER}/") and known.files.get(name, found) != found:
+        if name.startswith(f"{HF_FOLDER}/") and name not in changed and known.files.get(name, found) != found:
             raise CheckpointError(f"{hf_source / name}: damaged since the run began; copy the checkpoint again")
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from megatron_v2pe.checkpoint.folder import DESCRIPTION
 from megatron_v2pe.checkpoint.vet import verify_side_files
 from megatron_v2pe.convert.api import hf_to_mcore
-from megatron_v2pe.errors import CheckpointError, InUseError
+from megatron_v2pe.errors import CheckpointError, ConfigError, InUseError
+from megatron_v2pe.exit_status import NO_SPACE
+from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.logging import get_logger
 from megatron_v2pe.run_lock import FolderLock
 
@@ -75,13 +77,25 @@ def converted(source: Path, place: Path, others: Sequence[Path] = ()) -> Path:
                 _log.info("converting %s to %s", source, folder)
                 hf_to_mcore(source, folder, overwrite=True)
                 return folder
-    _log.info("using %s, converted from %s before", known, source)
+    _log.info("using %s, converted from %s before; remove it to have it converted again", known, source)
     return known
 
 
 @contextmanager
 def _held(place: Path, source: Path) -> Iterator[None]:
     """Hold the folder of conversions, waiting for who holds it."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        usable = os.access(place, os.W_OK)
+    except OSError as error:
+        usable = False
+        if error.errno in NO_SPACE:
+            raise
+    if not usable:
+        raise ConfigError(
+            f"{printable(place)}: no folder that can be written to, but converted HF checkpoints are kept there; name "
+            f"another one (--converted-dir, model.converted_dir, or {CONVERTED_VARIABLE} in the environment)"
+        )
     lock, told = FolderLock(place / _LOCK_FOLDER, "a conversion"), False
     while True:
         try:

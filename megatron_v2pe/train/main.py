@@ -39,7 +39,7 @@ from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.parallel.attention_backend import check_backend
 from megatron_v2pe.run_lock import FolderLock
-from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_holds
+from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_holds, what_is_lost
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
@@ -50,7 +50,7 @@ from megatron_v2pe.train.metrics import MetricsLog, check_wandb
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
 from megatron_v2pe.train.recorded import with_recorded_strides
-from megatron_v2pe.train.start import hf_folder, start_folder
+from megatron_v2pe.train.start import hf_folder, start_config, start_folder
 from megatron_v2pe.train.stop import StopRequest
 from megatron_v2pe.train.wrap import freeze, wrap
 from megatron_v2pe.v2pe.stride import StridePolicy
@@ -165,6 +165,8 @@ def _prepare(config: ExperimentConfig, world: launch.World, device: Device) -> R
     hf = hf_folder(start)
     if world.rank == 0:
         for line in what_holds(config):
+            _log.info("%s", line)
+        for line in what_is_lost(config.data):
             _log.warning("%s", line)
     config.validate(world.world_size, model_sizes(model))
     groups = topology.initialize(config.parallel, config.train.seed)
@@ -391,7 +393,7 @@ def _save(run: Run, model: InternVLModel, optimizer: Any, feed: DataFeed, iterat
     if settings.save is None:
         return
     state = store.TrainingState(iteration, feed.state_dict(), to_dict(run.config))
-    files = {CONFIG_FILE: run.config.to_yaml()}
+    files = {CONFIG_FILE: run.config.to_yaml(), **start_config(run.start)}
     store.save(Path(settings.save), model, optimizer, state, run.start, settings.keep_latest, files)
 
 

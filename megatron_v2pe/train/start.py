@@ -8,11 +8,14 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_v2pe.checkpoint.folder import HF_FOLDER
-from megatron_v2pe.checkpoint.place import find_checkpoint
+from megatron_v2pe.checkpoint.place import CONFIG, find_checkpoint
+from megatron_v2pe.checkpoint.trained import trained_config
 from megatron_v2pe.checkpoint.vet import verify_side_files
 from megatron_v2pe.convert.cached import conversions, converted
+from megatron_v2pe.convert.hf_config import to_text
 from megatron_v2pe.device.agreement import on_first_rank
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.models.config import read_config
 
 
 def start_folder(
@@ -47,6 +50,20 @@ def start_folder(
 def _find(source: str, cache: str | Path | None, others: Sequence[Path]) -> Path:
     place = find_checkpoint(source, "model.model_name_or_path")
     return converted(place.folder, conversions(cache), others) if place.is_hf else place.folder
+
+
+def start_config(checkpoint: Path) -> dict[str, str]:
+    """Return the `config.json` for checkpoints of a run, where it is not that of the one the run starts from: a run's.
+
+    What a run does not say, its checkpoints are to say as the model it started from was trained.
+
+    Returns:
+        Name of the file -> content; nothing where the file is copied as it is.
+    """
+    stated = trained_config(checkpoint)
+    if stated == read_config(checkpoint / HF_FOLDER):
+        return {}
+    return {f"{HF_FOLDER}/{CONFIG}": to_text(stated)}
 
 
 def hf_folder(checkpoint: Path) -> Path:

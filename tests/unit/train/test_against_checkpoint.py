@@ -1,0 +1,100 @@
+"""What a run is told against its checkpoint: a model that could not be asked as trained is refused before training.
+
+Kind of fault: training is paid for, and then the result cannot be asked, or is asked otherwise than it was trained.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.recipes.registry import RECIPES
+from megatron_v2pe.testing.small_data import SPECIAL, write_checkpoint_copy
+from megatron_v2pe.train import cli
+from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_holds, what_is_lost
+
+
+@pytest.fixture
+def hf(golden, tmp_path):
+    return write_checkpoint_copy(golden / "reference_checkpoint", tmp_path / "hf")
+
+
+def config(hf, *words):
+    return cli.parse(["--recipe", "quickstart", f"model.model_name_or_path={hf}", *words], RECIPES)
+
+
+def state(hf, **changes):
+    path = hf / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1.1", "internvl2_5", "internlm2_chat"])
+def test_a_template_the_checkpoint_names_and_asking_would_refuse(hf, name):
+    state(hf, template=name)
+    with pytest.raises(
+        ConfigError, match=f"config.json: conversation template '{name}' is none of .*internlm2-chat, wri"
+    ):
+        check_checkpoint(config(hf))
+
+
+def test_a_template_of_the_run_whose_end_the_tokenizer_lacks(hf):
+    with pytest.raises(
+        ConfigError, match=r"no token <\|end\|>, which ends an answer in conversation template 'phi3-chat'"
+    ):
+        check_checkpoint(config(hf, "--data.template", "phi3-chat"))
+    with pytest.raises(ConfigError, match="conversation template 'no-such' is none of"):
+        check_checkpoint(config(hf, "--data.template", "no-such"))
+    check_checkpoint(config(hf, "--data.template", "Hermes-2"))
+
+
+def test_a_tokenizer_no_export_would_carry(hf, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(hf, other)
+    check_checkpoint(config(hf, "--model.tokenizer-path", str(other)))  # the same, elsewhere
+    names = [*SPECIAL[:-2], "<IMG_CONTEXT>", "</img>"]
+    first = min(json.loads((hf / "added_tokens.json").read_text()).values())
+    (other / "added_tokens.json").write_text(json.dumps({name: first + i for i, name in enumerate(names)}))
+    with pytest.raises(ConfigError, match="model.tokenizer_path .*other: gives other ids than the tokenizer in .*hf"):
+        check_checkpoint(config(hf, "--model.tokenizer-path", str(other)))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--vision_select_layer", "-2"), "select_layer -2 was asked for, but the checkpoint has -1"),
+        (("--ps_version", "v1"), "ps_version v1"),
+        (("--data.force-image-size", "448"), "tile_size 448"),
+        (("--down_sample_ratio", "1.0"), "downsample_ratio 1.0"),
+    ],
+)
+def test_what_is_part_of_the_model(hf, words, message):
+    with pytest.raises(ConfigError, match=message):
+        check_checkpoint(config(hf, *words))
+
+
+def test_what_holds_is_said(hf):
+    same = ("--data.max-dynamic-patch", "6", "--rope_pos_id_version", "default")
+    assert list(what_holds(config(hf, *same))) == []
+    words = ("--data.template", "Hermes-2", "--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "1/2")
+    (line,) = what_holds(config(hf, "--data.max-dynamic-patch", "6", *words))
+    assert "template Hermes-2 (was internlm2-chat)" in line
+    assert line.endswith("positions v2pe_fix at stride 1/2 (was default)")
+
+
+def test_tiles_of_all_data_sets_that_no_export_carries_are_said(hf, tmp_path):
+    def lines(*entries, **more):
+        meta = tmp_path / "meta.json"
+        entry = {"annotation": "a.jsonl", "data_augment": False, "repeat_time": 1}
+        meta.write_text(json.dumps({f"set{number}": {**entry, **one} for number, one in enumerate(entries)}))
+        words = [f"--data.{name}={value}" for name, value in more.items()]
+        return list(what_is_lost(config(hf, "--data.meta-path", str(meta), *words).data))
+
+    (line,) = lines({"max_dynamic_patch": 1}, {"max_dynamic_patch": 2})
+    assert "a max_dynamic_patch of its own, 2 at most" in line and "set that to 2" in line
+    (line,) = lines({"dynamic_image_size": False})
+    assert "every data set has dynamic_image_size false" in line
+    assert lines({"max_dynamic_patch": 1}, {}) == []
+    assert lines({"max_dynamic_patch": 4}, {"max_dynamic_patch": 2}, **{"max-dynamic-patch": 4}) == []

@@ -133,6 +133,7 @@ class PackPlan:
         self._packer: BestFitPacker[Placed] = BestFitPacker(
             config.max_packed_tokens, config.num_images_expected, config.max_buffer_size
         )
+        self._unread: dict[str, set[str]] = {}
         self._position = 0
         self._end = None if epochs is None else ceil(round(epochs * mixture.epoch_length, 6))
         if state is not None:
@@ -200,6 +201,18 @@ class PackPlan:
         except DataError as error:
             self._skipped.skip(dataset.id_of(line), error)
             return None
+        finally:
+            self._tell_unread(dataset, line)
+
+    def _tell_unread(self, dataset: Dataset, line: int) -> None:
+        """Name each field that nobody reads once, where it is met first."""
+        known = self._unread.setdefault(dataset.name, set())
+        if len(dataset.unread) > len(known):
+            new = [name for name in dataset.unread if name not in known]
+            known.update(new)
+            if not self._skipped.quiet:
+                fields = ", ".join(repr(printable(name)[:40]) for name in new)
+                _log.warning("%s: not read, of this line and others perhaps: %s", dataset.id_of(line), fields)
 
     def _restore(self, state: dict[str, Any]) -> None:
         there, ours = PackPlanState.read(state), self._mixture.fingerprint()

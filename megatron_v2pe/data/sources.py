@@ -11,6 +11,7 @@ import hashlib
 import os
 from array import array
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -143,7 +144,15 @@ class Dataset:
         with open(self.annotation, "rb") as stream:
             stream.seek(int(self._offsets[index, 0]))
             line = stream.readline(LARGEST_LINE + 1)
-        return self.parse(line, int(self._offsets[index, 1]))
+        sample = self.parse(line, int(self._offsets[index, 1]))
+        if sample.unknown:
+            self.unread.update(sample.unknown)
+        return sample
+
+    @cached_property
+    def unread(self) -> Counter[str]:
+        """Fields of the lines read so far that nobody reads and that are not usual either, with how many have each."""
+        return Counter()
 
     def block(self, first: int, count: int) -> LineBlock:
         """Return where `count` samples from `first` on stand in the annotation file."""

@@ -94,11 +94,8 @@ def decode(content: bytes, source: str, error: Kind) -> str:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as problem:
-        what = marked(content) or _without_mark(content)
-        byte = content[problem.start]
-        what = (
-            what or f"not UTF-8: byte {problem.start} is 0x{byte:02x} ({problem.reason}){_CONVERT.format('ENCODING')}"
-        )
+        bad = f"byte {problem.start} is 0x{content[problem.start]:02x} ({problem.reason})"
+        what = marked(content) or _without_mark(content) or f"not UTF-8: {bad}{_CONVERT.format('ENCODING')}"
         raise error(f"{source}: {what}") from problem
     if "\0" in text and (what := marked(content) or _without_mark(content)):
         raise error(f"{source}: {what}")
@@ -116,7 +113,7 @@ def marked(content: bytes) -> str | None:
 def _without_mark(content: bytes) -> str | None:
     """Return the same of a part of such a file: of the letters of English, every other byte is 0, or three of four."""
     zeros, some = content[:_FEW_BYTES].count(0), len(content[:_FEW_BYTES])
-    if zeros == some:
+    if not content.strip(b"\0\r\n"):
         return f"{len(content)} NUL bytes and nothing else: damaged, as a full disk or a crash leaves it"
     kind = "UTF-32" if 5 * zeros > 3 * some else "UTF-16" if 3 * zeros > some else None
     return kind and f"not UTF-8 but {kind}{_CONVERT.format(kind)}"

@@ -63,6 +63,8 @@ class DatasetCheck:
     num_bad_lines: int = 0
     num_damaged: int | None = None
     """Files that cannot be read; None: not looked for."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Fields of lines that nobody reads and that are not usual either, with how many lines have each."""
     left_out: int = 0
     """Files in folders of frames that are no frames: hidden ones, and what is no image."""
     missing: list[Fault] = field(default_factory=list)
@@ -244,6 +246,8 @@ class _Tally:
         check.images += named.mentions
         check.num_bad_lines += len(named.bad)
         self._keep(check.bad_lines, (Fault(check.annotation, line, reason) for line, reason in named.bad))
+        for name, count in named.unread.items():
+            check.unread[name] = check.unread.get(name, 0) + count
         check.left_out += sum(
             folders.left_out(folder)
             for folder, names in named.videos.items()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 
 from megatron_v2pe.data.checking import samples
@@ -44,6 +45,8 @@ class NamedFiles:
     """Those used as videos; the same file may be both."""
     bad: tuple[tuple[int, str], ...]
     """Number of each line that cannot be used, and why."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Fields nobody reads that are not usual either, with how many lines have each."""
 
 
 def blocks_of(owner: int, dataset: Dataset) -> Iterator[Lines]:
@@ -66,12 +69,14 @@ def named_files(lines: Lines, checker: SampleChecker | None = None) -> NamedFile
     """
     checker = checker or samples.current()
     mentions, images, videos, bad = 0, Folders(), Folders(), list[tuple[int, str]]()
+    unread = Counter[str]()
     for number, line in lines.block.read(lines.dataset.annotation):
         try:
             sample = lines.dataset.parse(line, number)
         except DataError as error:
             bad.append((number, str(error)))
             continue
+        unread.update(sample.unknown)
         if checker is not None and (reason := checker.problem(lines.dataset, sample)) is not None:
             bad.append((number, reason))
         for folders, paths in ((images, sample.images), (videos, () if sample.video is None else (sample.video,))):
@@ -79,4 +84,4 @@ def named_files(lines: Lines, checker: SampleChecker | None = None) -> NamedFile
                 folder, name = os.path.split(path)
                 folders.setdefault(folder, {}).setdefault(name, number)
                 mentions += 1
-    return NamedFiles(mentions, images, videos, tuple(bad))
+    return NamedFiles(mentions, images, videos, tuple(bad), dict(unread))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from megatron_v2pe.data.checking.check import DatasetCheck, Fault
 from megatron_v2pe.data.checking.published_layout import SOURCE, FolderState, published_folder
+from megatron_v2pe.foreign.media_fields import named
 from megatron_v2pe.foreign.printable import printable
 
 _SHOWN_FOLDERS = 3
@@ -100,6 +101,8 @@ def _faults(check: DatasetCheck) -> Iterator[str]:
         more = [f"the others in {_count(len(folders) - _SHOWN_FOLDERS, 'folder')}"] if folders[_SHOWN_FOLDERS:] else []
         yield f"{check.name}: {_count(check.num_missing, 'file')} missing: {', '.join([*counts, *more])}"
         yield from (f"    {_place(check, fault)}: {printable(fault.path)}: {fault.reason}" for fault in check.missing)
+    if check.unread:
+        yield f"{check.name}: fields that are not read, with how many lines have each: {named(check.unread)}"
     if check.left_out:
         others = _count(check.left_out, "file")
         yield f"{check.name}: {others} in folders of frames left out: hidden, or no image (nothing to mend)"

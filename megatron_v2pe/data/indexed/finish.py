@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -65,7 +66,8 @@ def write_manifest(
             f"none of the {lines} samples can be used ({reasons}); mend them and run the same command again"
         )
     files = map_records(folder / layout.FILES, layout.FILE)
-    names = [*names, *write_report(folder, sets, samples, files, skipped)]
+    unread = [_unread(streams.notes, number) for number in range(len(sets))]
+    names = [*names, *write_report(folder, sets, samples, files, skipped, unread)]
     summed = [name for name in names if layout.has_checksums(name)]
     known = {name: streams.sums(name) for name in summed if name in streams}
     digest = write_checksums(folder, summed, known)
@@ -112,6 +114,15 @@ def put_in_place(folder: Path, out: Path, leftovers: Sequence[str]) -> None:
 def plan_digest(plan: dict[str, Any]) -> str:
     """Return a fingerprint of a plan."""
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
+
+
+def _unread(notes: Sequence[dict[str, Any]], dataset: int) -> dict[str, int]:
+    """Return the fields of a data set's lines that nobody reads, with how many lines have each."""
+    counts = Counter[str]()
+    for note in notes:
+        if note.get("dataset") == dataset:
+            counts.update(note.get("unread", {}))
+    return dict(counts)
 
 
 def _sets(

@@ -161,7 +161,8 @@ class Pieces:
         self._streams.append(layout.RANGES, part.ranges.tobytes())
         self._streams.append(layout.MEDIA, part.media.tobytes())
         self._streams.append(layout.SAMPLES, part.samples.tobytes())
-        self._streams.commit({"samples": len(part.samples), "dataset": dataset, "skipped": part.skipped})
+        unread = {"unread": part.unread} if part.unread else {}
+        self._streams.commit({"samples": len(part.samples), "dataset": dataset, "skipped": part.skipped, **unread})
 
     def _check_skipped(self, skipped: Sequence[tuple[int, int, str]]) -> None:
         """Stop where too many samples cannot be used; of each data set, line and reason."""

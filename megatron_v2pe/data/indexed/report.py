@@ -12,6 +12,7 @@ import numpy as np
 
 from megatron_v2pe.data.indexed.layout import IndexedSet
 from megatron_v2pe.data.skip import cause_of
+from megatron_v2pe.foreign.media_fields import named
 
 JSON_REPORT, TEXT_REPORT, PLOT = "report.json", "report.txt", "lengths.png"
 _SHOWN_CAUSES = 5
@@ -25,6 +26,7 @@ def write_report(
     samples: np.ndarray,
     files: np.ndarray,
     skipped: Sequence[Sequence[tuple[int, str]]],
+    unread: Sequence[dict[str, int]],
 ) -> list[str]:
     """Write all three reports into `folder`; return their names.
 
@@ -34,9 +36,12 @@ def write_report(
         samples: `SAMPLE` records of all of them.
         files: `FILE` records.
         skipped: of each data set line and reason of the samples left out.
+        unread: of each data set the fields of its lines that nobody reads, with how many lines have each.
     """
     edges = _edges(int(samples["tokens"].max(initial=1)))
     entries = [_entry(entry, samples, edges, lost) for entry, lost in zip(sets, skipped, strict=True)]
+    for entry, fields in zip(entries, unread, strict=True):
+        entry.update({"unread_fields": fields} if fields else {})
     readable = files[files["size"] >= 0]
     content = {
         "samples": len(samples),
@@ -77,6 +82,8 @@ def as_text(content: dict[str, Any]) -> str:
         for cause, count in entry["causes"][:_SHOWN_CAUSES]:
             first = next(line for line, reason in entry["skipped_lines"] if cause_of(reason) == cause)
             text += f"left out of {entry['name']}: {count:,} x {cause} (first: line {first})\n"
+        if unread := entry.get("unread_fields"):
+            text += f"fields of {entry['name']} that are not read, with how many lines have each: {named(unread)}\n"
     return text
 
 

@@ -6,6 +6,7 @@ A piece of work is a function of its arguments and of files on disk, so that it 
 from __future__ import annotations
 
 import signal
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -42,6 +43,8 @@ class Encoded:
     """`MEDIUM` [k]."""
     skipped: tuple[tuple[int, str], ...]
     """Line and reason of those that cannot be used."""
+    unread: dict[str, int]
+    """Fields of lines that nobody reads and that are not usual either, with how many lines have each."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ class Worker:
         entry, builder = self.datasets[dataset], _Records(self.encoder.facts.tokens_per_tile)
         for number, line in block.read(entry.annotation):
             try:
-                sample = self.encoder.encode_sample(entry.parse(line, number), entry, self._size_of)
+                parsed = entry.parse(line, number)
+                builder.unread.update(parsed.unknown)
+                sample = self.encoder.encode_sample(parsed, entry, self._size_of)
                 builder.add(sample, number, [self._find(item.path, isinstance(item, Clip))[0] for item in sample.media])
             except DataError as error:
                 builder.skipped.append((number, str(error)))
@@ -127,6 +132,7 @@ class _Records:
         self._media: list[tuple[object, ...]] = []
         self._count = 0
         self.skipped: list[tuple[int, str]] = []
+        self.unread = Counter[str]()
 
     def add(self, sample: EncodedSample, line: int, files: Sequence[int]) -> None:
         """Add a sample; `files` are the numbers of its media's files."""
@@ -154,6 +160,7 @@ class _Records:
             ranges=np.concatenate([nothing.reshape(0, 2), *self._ranges]),
             media=np.array(self._media, dtype=MEDIUM),
             skipped=tuple(self.skipped),
+            unread=dict(self.unread),
         )
 
 

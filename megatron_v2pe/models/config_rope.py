@@ -83,7 +83,7 @@ def _check_rest(place: Fields, max_positions: int) -> None:
             raise place.error(f"{place.source}: {name} {printable(kind)[:80]!r} is {shown_kinds}: it is not computed")
     for name, value in place.content.items():
         shown = printable(name)[:80]
-        if name in ("rope_theta", "rope_type", "type", "factor") or value is None:
+        if name in ("rope_theta", "rope_type", "type", "factor") or value is None or value is False:
             continue
         if isinstance(value, dict):
             raise place.error(

@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ ROWS = 512
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A small HF folder, and the same as a Megatron checkpoint."""
-    config = internvl2_2b_config() | {"force_image_size": 56}
+    config: dict[str, Any] = internvl2_2b_config() | {"force_image_size": 56}
     config["vision_config"] |= {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 56}
     config["vision_config"]["num_attention_heads"] = 2
     config["llm_config"] |= {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": ROWS}

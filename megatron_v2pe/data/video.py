@@ -20,10 +20,6 @@ from megatron_v2pe.errors import DataError, how_to_install
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
 
-__all__ = [
-    *("CONTAINERS", "check_frames", "draw_frames", "frame_range", "length_and_rate", "list_frames", "read_frames"),
-]
-
 CONTAINERS = (
     *("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "m4v"),
     *("h264", "hevc", "av1", "ivf", "rm", "mxf", "gif"),

@@ -87,7 +87,7 @@ class OwnQuestions(PublishedBenchmark):
             told = ", ".join(
                 f"{printable(name)[:60]} ({count} line{'s' * (count > 1)})" for name, count in unknown.most_common(10)
             )
-            logger.warning("%s: fields that are kept and not read, with the number of lines: %s", self.name, told)
+            logger.warning("%s: fields that are kept and not read: %s", self.name, told)
 
     def _score_as_mm_niah(self) -> None:
         self.scorer, self.item_fields = MmNiah.scorer, MmNiah.item_fields

@@ -81,6 +81,8 @@ class Score:
     """Whether the questions are the user's own: there are no published ones."""
     judged: tuple[Judged, ...] = ()
     """Own questions one by one."""
+    edited: int = 0
+    """Questions whose answer was edited after it was written."""
 
     @property
     def unchecked(self) -> bool:
@@ -97,6 +99,7 @@ class Score:
         """Return how complete it is in words, empty if it is."""
         parts = [f"{self.missing} of {self.questions} without an answer"] if self.missing else []
         parts += [f"{self.failed} of {self.questions} failed"] if self.failed else []
+        parts += [f"{self.edited} of {self.questions} answers edited after they were written"] if self.edited else []
         if self.limit is not None:
             parts.append(f"only the first {self.limit}" + (f" of {self.of_all}" if self.of_all else ""))
         total = self.of_all if self.limit is not None else self.questions
@@ -137,7 +140,7 @@ def score_runs(runs: Sequence[Run], root: Path, server: Mapping[tuple[str, str],
                         scores[mode][run.name][name] = score if given is None else _served(score, given)
                     bar.update()
         for file in dict.fromkeys(one.file for run in runs for one in run.own):
-            read = Questions(file, Path(), cache)
+            read = Questions(file, root, cache)
             for run in runs:
                 for one in (one for one in run.own if one.file == file):
                     for mode, score in _score_in_both(run, read, one.name).items():
@@ -220,6 +223,7 @@ def _score(
     score = Score(
         None, "answers", len(questions), missing, failed, limit, of_all, benchmark.published, own=benchmark.own
     )
+    score = replace(score, edited=len({question.id for question in questions} & {*log.edited}))
     if benchmark.scorer is None:
         return replace(score, source="server", problem="a server scores it: --server-score")
     scorer = scorer_of(benchmark.scorer)

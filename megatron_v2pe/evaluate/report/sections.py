@@ -12,7 +12,7 @@ from megatron_v2pe.evaluate.report.rounding import rounded
 from megatron_v2pe.evaluate.report.runs import Run
 from megatron_v2pe.evaluate.report.scoring import MODES, Score, Scores
 from megatron_v2pe.evaluate.report.series import Point, StrideGrid
-from megatron_v2pe.evaluate.report.tables import MARKS, Kind, Row, score_marks
+from megatron_v2pe.evaluate.report.tables import MARKS, Kind, Row, listed, score_marks
 from megatron_v2pe.evaluate.scorers import Mode
 
 _STYLES: dict[Kind, Style] = {"published": "", "run": "run", "other mode": "other", "difference": "difference"}
@@ -62,8 +62,12 @@ def table_section(layout: Layout, rows: Sequence[Row]) -> Section:
         "too few of them." + (" Differences are ours minus published, in points." if ours else ""),
     ]
     blocks += _meanings(used)
-    if notes := [f"{row.name}: {note}." for row in rows if row.kind != "other mode" for note in row.notes]:
-        blocks.append(Points(tuple(notes)))
+    told: dict[str, list[str]] = {}
+    for row in (row for row in rows if row.kind != "other mode"):
+        for note in row.notes:
+            told.setdefault(note, []).append(row.name)
+    if told:
+        blocks.append(Points(tuple(f"{listed(names)}: {note}." for note, names in told.items())))
     return Section(layout.title, blocks)
 
 
@@ -212,7 +216,7 @@ def completeness_section(scores: Scores, mode: Mode) -> Section:
             if score.incomplete or score.stopped or score.empty_cells or (score.problem and name not in served):
                 lines.append(_told(run, name, score))
         if unknown := [name for name, score in mine.items() if score.unchecked]:
-            waiting.append(f"{run}: {MARKS['u']}: {_listed(unknown)}.")
+            waiting.append(f"{run}: {MARKS['u']}: {listed(unknown)}.")
     blocks: list[Block] = [Points(tuple(waiting))] if waiting else []
     if not lines:
         said = "Every other benchmark" if waiting else "Every benchmark"
@@ -224,12 +228,6 @@ def completeness_section(scores: Scores, mode: Mode) -> Section:
     )
     header = ("run", "benchmark", "what is missing", "score", "of the answered")
     return Section("Completeness", [note, Table(header, tuple(lines), left=3), *blocks])
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return names, of many the first and how many more there are."""
-    most = 8
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _told(run: str, name: str, score: Score) -> Line:

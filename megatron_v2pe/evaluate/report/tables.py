@@ -32,6 +32,7 @@ MARKS = {
     "x": "the printed average does not follow from its columns, see the audit",
 }
 """Letter -> meaning, in the order they are written."""
+_MOST_LISTED = 6
 Kind = Literal["published", "run", "other mode", "difference"]
 
 
@@ -169,11 +170,10 @@ def in_order(marks: set[str]) -> str:
 
 
 def _notes(column: str, parts: Sequence[str], scores: Mapping[str, Score]) -> list[str]:
-    notes: list[str] = []
+    absent, told_of = list[str](), dict[str, list[str]]()
     for part in parts:
         if part not in scores:
-            if any(other in scores for other in parts):
-                notes.append(f"{column}: no {part}")
+            absent.append(part)
             continue
         score = scores[part]
         told = [score.completeness] if score.completeness else []
@@ -181,8 +181,15 @@ def _notes(column: str, parts: Sequence[str], scores: Mapping[str, Score]) -> li
         told += [f"{score.empty_cells} empty cells"] if score.empty_cells else []
         told += [score.problem] if score.problem and score.value is None else []
         if told:
-            notes.append(f"{column}: {part}: {', '.join(told)}")
-    return notes
+            told_of.setdefault(", ".join(told), []).append(part)
+    notes = [f"{column}: no {listed(absent)}"] if absent and len(absent) < len(parts) else []
+    return [*notes, *(f"{column}: {listed(some)}: {told}" for told, some in told_of.items())]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in a row, of many the first and how many more there are."""
+    shown = names if len(names) <= _MOST_LISTED else names[: _MOST_LISTED - 1]
+    return ", ".join(shown) + (f" and {len(names) - len(shown)} more" if len(shown) < len(names) else "")
 
 
 def _average(average: Average, cells: Mapping[str, Cell]) -> Cell:

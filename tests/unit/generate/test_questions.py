@@ -1,0 +1,59 @@
+"""Questions of `generate.py --input`: media and turns under the names of training data, or refused by line."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from megatron_v2pe.errors import DataError
+from megatron_v2pe.generate.jsonl import read_questions
+
+
+def read(folder, *rows):
+    path = folder / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_questions(path)
+
+
+@pytest.mark.parametrize("name", ["image", "images", "Image", "image_path", "img", "pictures"])
+def test_images_are_shown_whatever_their_field_is_called(tmp_path, name):
+    one, two = read(tmp_path, {"prompt": "what", name: "x.png"}, {"prompt": "what", name: ["x.png", "y.png"]})
+    assert one.images == [str(tmp_path / "x.png")]
+    assert two.images == [str(tmp_path / "x.png"), str(tmp_path / "y.png")]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"prompt": "a", "image2": "x.png"}, "the field 'image2' looks like media"),
+        ({"prompt": "a", "picture_data": {"path": "x"}}, "looks like media"),
+        ({"prompt": "a", "file": "x.webp"}, "the field 'file' looks like media"),
+        ({"prompt": "a", "video": "v.mp4"}, "video: no video is shown here; give frames of it"),
+        ({"prompt": "a", "images": ["http://h/x.png"]}, "http://h/x.png: nothing is fetched from an address"),
+        ({"prompt": "a", "image": "data:image/png;base64,x"}, "image: holds a picture itself"),
+        ({"prompt": "a", "image": "x", "images": ["y"]}, "image and images name different files"),
+        ({"prompt": "a", "conversations": [{"from": "human", "value": "b"}]}, "prompt and conversations: a question"),
+        ({"question": "a"}, "neither prompt nor conversations; 'question' not read: give the question as 'prompt'"),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "last turn is an answer"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, "write the parts as one text"),
+    ],
+)
+def test_what_would_be_asked_without_its_picture_is_refused_by_line(tmp_path, row, told):
+    with pytest.raises(DataError, match=f"in.jsonl:2: .*{told}"):
+        read(tmp_path, {"prompt": "first"}, row)
+
+
+def test_system_prompts_and_turns_under_other_names(tmp_path):
+    talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+    rows = read(tmp_path, {"prompt": "a", "system": "s"}, {"messages": talk}, {"prompt": "a", "system": None})
+    assert [list(row.turns) for row in rows] == [[("system", "s"), ("human", "a")]] * 2 + [[("human", "a")]]
+
+
+def test_fields_that_are_not_read_are_named_once(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        logging.getLogger("megatron_v2pe").propagate = True
+        read(tmp_path, {"prompt": "a", "topic": "x", "id": 1}, {"prompt": "b", "topic": "y", "answer": "z"})
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.endswith("in.jsonl: fields that are not read: 'topic' (2), 'answer' (1)")

@@ -5,6 +5,11 @@ before the next question is asked, and never changed afterwards. A line torn by 
 writes again. Every line has a checksum of its own (`foreign.seal`); lines of earlier versions have none and are
 read all the same. A line that is damaged is named and refused: without it, its question is asked again.
 
+People edit answers: to try a scorer, or to put another model's texts in. A second checksum, `check_question`, is of all
+but `answer`, `stopped` and `error`; a line whose question is whole and whose answer is another text was edited, and not
+damaged: it counts as it stands, and everything computed of it is marked. What one flipped bit explains is damage, as is
+any change of the question. So no change goes unnoticed, and none that is meant is refused.
+
 A question that ended in an error may be asked again: of its lines an answer counts before an error, and of errors the
 last. Where two answers are there (two runs at once), the first counts and the question is reported.
 """
@@ -13,20 +18,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
-from megatron_v2pe.foreign.seal import CHECK, seal, unseal
+from megatron_v2pe.foreign.seal import CHECK, checksum, one_bit_away, seal, unseal
 from megatron_v2pe.foreign.text import json_line, kind_of, lines, parse_json
 from megatron_v2pe.logging import get_logger
 
 KILLED: Literal["killed"] = "killed"
 """`stopped` of a question that has ended its run too often to be asked once more, see `asking`."""
+_QUESTION = "check_question"
+_EDITABLE = frozenset({"answer", "stopped", "error"})
+_LONGEST_EDIT = 10_000
+"""Characters of an edited answer: longer ones are not tried bit by bit, and refused."""
+_MOST_TRIED = 100
+"""Edited lines of a file that are tried bit by bit; where there are more, a program has edited them."""
 _ANSWER = 2
 _WEIGHTS = {"error": 0, KILLED: 1}
 Stopped = Literal["stop", "length", "error", "killed"]
@@ -73,9 +84,12 @@ class AnswerLog:
         """What counts of each question, by its id."""
         self.duplicates: list[str] = []
         """Questions that were answered more than once."""
+        self.edited: list[str] = []
+        """Questions whose answer was edited after it was written."""
         for path in sorted(folder.glob("answers-*.jsonl")):
-            for answer in read_answers(path):
+            for answer, edited in _read(path):
                 self._take(answer)
+                self.edited += [answer.id] * edited
         self._stream = None
         if writer is not None:
             path = folder / f"answers-{writer:05d}.jsonl"
@@ -106,44 +120,87 @@ class AnswerLog:
             self.duplicates.append(answer.id)
 
 
-def read_answers(path: Path) -> Iterator[Answer]:
-    """Yield the answers of a file, up to a last line that is torn.
+def _read(path: Path) -> Iterator[tuple[Answer, bool]]:
+    """Yield the answers of a file, and whether each was edited, up to a last line that is torn.
 
     Raises:
         DataError: another line is damaged; names file and line.
     """
-    without = 0
+    without = edits = 0
     for number, line in lines(path, DataError):
         if not line.endswith(b"\n"):
             break
         if not line.strip():
             continue
         try:
-            answer, checked = _parsed(line, f"{printable(path)}:{number}")
+            answer, checked, edited = _parsed(line, f"{printable(path)}:{number}", edits < _MOST_TRIED)
         except DataError as problem:
-            raise DataError(f"{problem}. Remove the line, and its question is asked again") from problem
+            raise DataError(
+                f"{problem}. Remove the line, and its question is asked again; if you changed it yourself, remove its "
+                f"field {CHECK}"
+            ) from problem
         without += not checked
-        yield answer
+        edits += edited
+        yield answer, edited
+    if edits:
+        _log.warning(
+            "%s: %d answers were edited after they were written: they count as they stand now, and what is computed of "
+            "them is marked",
+            path,
+            edits,
+        )
     if without:
         _log.warning("%s: %d lines without a checksum, of an older version: damage would go unnoticed", path, without)
 
 
-def _parsed(line: bytes, where: str) -> tuple[Answer, bool]:
-    """Return an answer, and whether it had a checksum."""
+def _parsed(line: bytes, where: str, try_bits: bool) -> tuple[Answer, bool, bool]:
+    """Return an answer, whether it had a checksum, and whether it was edited.
+
+    Args:
+        line: of a file.
+        where: file and line.
+        try_bits: whether a flipped bit is looked for in an answer that was changed.
+    """
     content = parse_json(line, where, DataError, unique=True)
     if not isinstance(content, dict):
         raise DataError(f"{where}: not an answer: found {kind_of(content)}, expected an object")
-    answer = typed(Answer, unseal(content, where, DataError), where, DataError)
+    try:
+        rest = unseal(content, where, DataError)
+        edited = False
+    except DataError:
+        if not _is_edited(content, try_bits):
+            raise
+        rest = {name: value for name, value in content.items() if name != CHECK}
+        edited = True
+    if not isinstance(stated := rest.pop(_QUESTION, ""), str):
+        raise DataError(f"{where}: not an answer: found {_QUESTION} {kind_of(stated)}, expected text")
+    answer = typed(Answer, rest, where, DataError)
     if not (answer.answer is None) == (answer.error is not None) == (answer.stopped in _WEIGHTS):
         raise DataError(
             f"{where}: not an answer: found answer {kind_of(answer.answer)}, error {kind_of(answer.error)}, stopped "
             f"{answer.stopped!r}; expected text, or null with an error and stopped {' or '.join(_WEIGHTS)}"
         )
-    return answer, CHECK in content
+    return answer, CHECK in content, edited
+
+
+def _question_check(content: Mapping[str, Any]) -> str:
+    """Return the checksum of a line without its answer."""
+    return checksum({name: value for name, value in content.items() if name not in (*_EDITABLE, _QUESTION, CHECK)})
+
+
+def _is_edited(content: Mapping[str, Any], try_bits: bool) -> bool:
+    """Whether a line whose checksum does not match is whole but for its answer, which is another text."""
+    text = content.get("answer")
+    if not isinstance(text, str) or len(text) > _LONGEST_EDIT or not isinstance(content[CHECK], str):
+        return False
+    if content.get(_QUESTION) != _question_check(content):
+        return False
+    return not (try_bits and one_bit_away(content, "answer"))
 
 
 def _line(answer: Answer) -> bytes:
-    content = seal(asdict(answer))
+    content = asdict(answer)
+    content = seal({**content, _QUESTION: _question_check(content)})
     try:
         return json_line(content).encode()
     except UnicodeEncodeError:  # half a pair of code units, out of a question: written as JSON has it

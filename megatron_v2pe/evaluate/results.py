@@ -52,6 +52,8 @@ class Results:
     published: _Count | None = None
     answered: _Count | None = None
     duplicates: tuple[str, ...] = ()
+    edited: tuple[str, ...] = ()
+    """Ids of those whose answer was changed after it was written."""
     other_score: Annotated[float, Range(0)] | None = None
     """Percent in the other mode; None where there is none, and in older files."""
     own: bool = False
@@ -133,6 +135,7 @@ def score(
         "missing": missing,
         "failed": failed,
         "duplicates": log.duplicates,
+        "edited": log.edited,
         "mode": mode,
         "own": benchmark.own,
     }
@@ -197,6 +200,8 @@ def as_line(result: dict[str, Any]) -> str:
         if first := result.get("first_failure"):
             told += f"; the first that failed, {first['id']}: {_shortened(first['error'])}"
         notes.append(told)
+    if result.get("edited"):
+        notes.append(f"EDITED: {len(result['edited'])} answers were changed after they were written")
     return "  ".join([f"{result['title']:<28} {number}", *notes])
 
 

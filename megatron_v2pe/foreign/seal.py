@@ -43,5 +43,41 @@ def unseal(content: Mapping[str, Any], source: str, error: Kind) -> dict[str, An
 
 def checksum(content: Mapping[str, Any]) -> str:
     """Return the checksum of an object of plain JSON values."""
+    return xxhash.xxh3_64_hexdigest(_plain(content))
+
+
+def one_bit_away(content: Mapping[str, Any], name: str) -> bool:
+    """Whether one flipped bit explains that a checksum does not match: in the text of a field, or in the checksum.
+
+    Args:
+        content: with its checksum.
+        name: of a field that is a text; it is tried bit by bit, so it had better be short.
+    """
+    rest = {other: value for other, value in content.items() if other != CHECK}
+    stated = str(content[CHECK]).encode()
+    if _bits_apart(stated, checksum(rest).encode()) == 1:
+        return True
+    before, behind = _plain({**rest, name: _MARK}).split(json.dumps(_MARK).encode())
+    text = bytearray(_plain(rest[name]))
+    for place in range(1, len(text) - 1):
+        for bit in range(8):
+            text[place] ^= 1 << bit
+            if xxhash.xxh3_64_hexdigest(before + text + behind).encode() == stated:
+                return True
+            text[place] ^= 1 << bit
+    return False
+
+
+_MARK = "\0 one bit away \0"
+
+
+def _bits_apart(first: bytes, second: bytes) -> int:
+    """Return in how many bits two texts differ; many where their lengths do."""
+    if len(first) != len(second):
+        return 8 * max(len(first), len(second))
+    return sum((one ^ other).bit_count() for one, other in zip(first, second, strict=True))
+
+
+def _plain(content: Any) -> bytes:
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
+    return text.encode("utf-8", "surrogatepass")

@@ -24,7 +24,7 @@ from megatron_v2pe.evaluate.provenance import settle
 from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.report.runs import open_runs
 from megatron_v2pe.evaluate.report.scoring import score_runs
-from megatron_v2pe.evaluate.results import score
+from megatron_v2pe.evaluate.results import as_line, score
 from megatron_v2pe.foreign.seal import seal
 from megatron_v2pe.generate.jsonl import answered
 from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
@@ -215,3 +215,54 @@ def test_output_of_generate(tmp_path):
         path.write_text(json.dumps(seal({**row, field: value})) + "\n")
         with pytest.raises(DataError, match="out.jsonl:1"):
             answered(path)
+
+
+def edited_lines(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change every line that has an answer, as a person or a script does who leaves the checksums as they are."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(change(row) if row["answer"] else row) + "\n" for row in rows))
+
+
+def test_answers_edited_by_hand_count_and_are_marked(whole, data, tmp_path, caplog):
+    """People try scorers on texts of their own: neither refused as damage, nor scored as if the model had said them."""
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / NAME / "answers-00000.jsonl"
+    said = "The correct answer is no. A yes would be wrong."
+    edited_lines(path, lambda row: {**row, "answer": said, "stopped": "length"})
+    log = AnswerLog(path.parent)
+    assert len(log.edited) == 4 and {log.answers[name].answer for name in log.edited} == {said}
+    assert "4 answers were edited after they were written" in caplog.text
+    (run,) = open_runs([f"run={tmp_path / 'run'}"])
+    score_of_it = score_runs([run], data, {})["corrected"]["run"][NAME]
+    assert "4 of 5 answers edited after they were written" in score_of_it.completeness
+    benchmark = create(NAME)
+    result = score(benchmark, list(benchmark.questions(data)), path.parent, data, "corrected")
+    assert len(result["edited"]) == 4 and "EDITED: 4 answers" in as_line(result)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: {**row, "answer": "an edit", "id": row["id"] + "0"},
+        lambda row: {**row, "answer": "an edit", "prompt": "human: another"},
+        lambda row: {**row, "answer": "an edit", "positions": 8},
+        lambda row: {**row, "answer": "an edit", "check_question": "0" * 16},
+        lambda row: {**row, "answer": "an edit", "check": None},
+        lambda row: {**row, "answer": None},
+        lambda row: {**row, "answer": "yes", "stopped": "error"},
+        lambda row: {**row, "answer": row["answer"][:-1] + chr(ord(row["answer"][-1]) ^ 1)},
+    ],
+)
+def test_what_is_no_edit_of_an_answer_is_damage(whole, tmp_path, change):
+    """Another question, a checksum of its own, and one flipped bit; what to do about it stands in the message."""
+    shutil.copytree(whole, tmp_path / "run")
+    edited_lines(tmp_path / "run" / NAME / "answers-00000.jsonl", change)
+    with pytest.raises(DataError, match="Remove the line, and .*; if you changed it yourself, remove its field check"):
+        AnswerLog(tmp_path / "run" / NAME)
+
+
+def test_an_edited_line_without_its_check_is_read(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / NAME / "answers-00000.jsonl"
+    edited_lines(path, lambda row: without_check({**row, "answer": "yer"}))
+    assert [one.answer for one in AnswerLog(path.parent).answers.values() if one.answer] == ["yer"] * 4

@@ -304,4 +304,5 @@ def _from_results(benchmark: Benchmark, results: Results | None, mode: Mode, rea
         other_mode=value is not None and results.mode != mode and results.other_score is None,
         problem=reason,
         own=benchmark.own,
+        edited=len(results.edited),
     )

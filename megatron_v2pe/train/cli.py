@@ -77,9 +77,10 @@ class Command:
 
     def notices(self) -> list[str]:
         """Return what is to be said of published flags, see `published_flags.notices`."""
-        save = self.config.checkpoint.save
+        config, save = self.config, self.config.checkpoint.save
         there = bool(save) and any(Path(save).glob("iter_*"))
-        return published_flags.notices(self.published, there)
+        in_epochs, indexed = config.train.epochs is not None, bool(config.data.indexed_path)
+        return published_flags.notices(self.published, there, in_epochs, indexed)
 
 
 Recipes = Mapping[str, Callable[[], ExperimentConfig]]

@@ -83,12 +83,14 @@ def apply_published(values: Mapping[str, str]) -> Settings:
     return {**settings, **_length(values)}
 
 
-def notices(values: Mapping[str, str], there: bool = False) -> list[str]:
+def notices(values: Mapping[str, str], there: bool = False, in_epochs: bool = True, indexed: bool = False) -> list[str]:
     """Return a line for each published flag that is given and not done as it asks, and one for those without effect.
 
     Args:
         values: as of `apply_published`.
         there: the run's folder holds a checkpoint.
+        in_epochs: the run's length is given in epochs.
+        indexed: the run reads an indexed data set.
     """
     lines, idle = list[str](), list[str]()
     for name, value in values.items():
@@ -99,13 +101,17 @@ def notices(values: Mapping[str, str], there: bool = False) -> list[str]:
             lines.append(f"--{name} {_shown(value)} has no effect here: {row.note}")
         elif row.kind == "ignored" and row.done is None:
             idle.append(f"--{name}")
-    if _no_steps(values) and "num_train_epochs" not in values:
+    if "num_train_epochs" in values and not in_epochs:
+        lines.append(f"--num_train_epochs {_shown(values['num_train_epochs'])} has no effect beside a number of steps")
+    elif _no_steps(values) and "num_train_epochs" not in values and in_epochs:
         lines.append(f"--max_steps {_shown(values['max_steps'])}: {EPOCHS} epochs, the published --num_train_epochs")
     if values.get("lr_scheduler_type") == "constant" and "warmup_ratio" in values:
         ratio = _shown(values["warmup_ratio"])
         lines.append(
             f"--warmup_ratio {ratio} has no effect with --lr_scheduler_type constant, use constant_with_warmup"
         )
+    if "max_buffer_size" in values and indexed:
+        lines.append(f"--max_buffer_size {_shown(values['max_buffer_size'])} has no effect on an indexed data set")
     if idle:
         lines.append(f"flags that change nothing here: {', '.join(idle)} (docs/flags.md says why)")
     return lines

@@ -229,7 +229,8 @@ def test_flags_that_change_nothing_anywhere_share_a_line():
 
 
 def test_the_published_command_line_is_told_what_is_not_read():
-    assert [line.partition(" ")[0] for line in told(*V2PE_32K)] == ["--deepspeed", "flags"]
+    named = [line.partition(" ")[0] for line in told(*V2PE_32K)]
+    assert named == ["--deepspeed", "--num_train_epochs", "flags"], "20,000 steps are given"
 
 
 def test_a_folder_is_overwritten_where_there_is_something(tmp_path):
@@ -242,6 +243,12 @@ def test_a_folder_is_overwritten_where_there_is_something(tmp_path):
 
 def test_lengths_and_warm_up_that_are_not_as_written_are_named():
     assert told("--max_steps", "-1") == ["--max_steps -1: 3.0 epochs, the published --num_train_epochs"]
+    for steps in (("--max_steps", "700"), ("train.train_steps=7",), ("--train.train-steps", "7")):
+        (line,) = told("--num_train_epochs", "2", *steps)
+        assert line == "--num_train_epochs 2 has no effect beside a number of steps"
+    assert told("--max_steps", "-1", "train.train_steps=7") == told("--num_train_epochs", "2") == []
+    (line,) = told("--max_buffer_size", "40", "data.indexed_path=a/set")
+    assert line == "--max_buffer_size 40 has no effect on an indexed data set"
     (line,) = told("--warmup_ratio", "0.1", "--lr_scheduler_type", "constant")
     assert line.startswith("--warmup_ratio 0.1 has no effect with --lr_scheduler_type constant")
 

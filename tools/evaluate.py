@@ -26,6 +26,9 @@ EXAMPLES = """examples, from the folder that holds `data/` and `dataset/` as the
   python tools/evaluate.py --checkpoint work_dirs/run --benchmarks my_questions.jsonl --strides 16 64 256 --out OUT
   python tools/make_synthetic_benchmarks.py --help     tiny sets in every benchmark's format, to try it
 
+A line of my_questions.jsonl: {"question": "What is this?", "image": "a.png", "answer": "A cat."}; paths are relative to
+the file's folder (docs/evaluation.md, Your own questions).
+
 Answers are kept in OUT/BENCHMARK/answers-*.jsonl, one by one; the same command goes on where it was stopped, also on
 another number of processes. Processes beyond one copy of the model are further copies that share the questions.
 A question that ended in an error (an image that was missing, too little memory) is asked again by the same command.
@@ -113,7 +116,7 @@ def _list() -> None:
     print("\n".join([*BENCHMARKS, "", "groups: " + ", ".join(GROUPS)]))
 
 
-def _look(arguments: argparse.Namespace, world: World | None = None) -> tuple[Opening, list[Stride], list[Benchmark]]:
+def _look(arguments: argparse.Namespace, world: World | None = None) -> tuple[Opening, list[Stride], Sequence[Benchmark]]:
     """Return what is to be asked of which checkpoint, all that can be checked without a model checked."""
     from megatron_v2pe.errors import ConfigError
     from megatron_v2pe.evaluate.needs import check_all

@@ -7,7 +7,7 @@ without it a question would be asked without its picture, and scored 0.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,17 @@ _TYPES: Fields = {
     **{"max_new_tokens": int, "answer_begins": str},
 }
 _NEEDLE_META = ("placed_depth", "context_length")
+_NEEDLE_MARKS = (*_NEEDLE_META, "choices", "choices_image_path", "needles")
+"""Of these one is enough to tell MM-NIAH's form: its choices would not be shown otherwise."""
 _PLACES = ("", "..", "../images", "images")
 """Folders below which the images of MM-NIAH's form are looked for, relative to the file's: of `mm_niah/TASK.jsonl` of
 our builder, of MM-NIAH's `annotations/TASK.jsonl`."""
 
 
 def is_needle(row: Row) -> bool:
-    """Whether a line has MM-NIAH's fields: a context, a question about it, and where the needle is."""
+    """Whether a line is of MM-NIAH's form: a context, and beside it what it knows of the needle or of choices."""
     meta = row.get("meta")
-    return "context" in row and isinstance(meta, dict) and all(name in meta for name in _NEEDLE_META)
+    return "context" in row and isinstance(meta, dict) and any(name in meta for name in _NEEDLE_MARKS)
 
 
 def refuse_training(where: str, row: Row) -> None:
@@ -58,14 +60,14 @@ def refuse_training(where: str, row: Row) -> None:
         )
 
 
-def own_question(where: str, row: Row, number: int, folder: Path) -> tuple[Question, tuple[str, ...]]:
+def own_question(where: str, row: Row, number: int, folders: Sequence[Path]) -> tuple[Question, tuple[str, ...]]:
     """Return a line as a question, and the names of its fields that nobody reads.
 
     Args:
         where: `file:line`, for messages.
         row: the object of the line.
         number: of the line, its name where it has none.
-        folder: of the file; images are relative to it.
+        folders: images are relative to the first of them that has them: that of the file, and the root of the data.
 
     Raises:
         DataError: a field is missing or of another type, or something that looks like media is not read.
@@ -86,7 +88,7 @@ def own_question(where: str, row: Row, number: int, folder: Path) -> tuple[Quest
     question = Question(
         id=str(_name(row, number)),
         turns=tuple(turns),
-        images=tuple(ImageRef(str(folder / image)) for image in media.images),
+        images=tuple(ImageRef(_found(image, folders)) for image in media.images),
         facts={**kept, "answers": _answers(where, _one_of(where, row, ("answer", "answers")))},
         max_new_tokens=row.get("max_new_tokens"),
     )
@@ -104,10 +106,16 @@ def needle_row(where: str, row: Row, number: int, folder: Path) -> Row:
     _check_numbers(where, row)
     question, answer = _one_of(where, row, ("question", "prompt")), _one_of(where, row, ("answer", "answers"))
     meta = dict(row["meta"])
+    if missing := [name for name in _NEEDLE_META if name not in meta]:
+        raise DataError(
+            f"{where}: meta: no {', '.join(map(repr, missing))}: a line of MM-NIAH's form says where its needle is "
+            "placed, from 0 to 1, and how many tokens its context has"
+        )
+    places = [Path(os.path.normpath(folder / place)) for place in _PLACES]
     choices = meta.get("choices_image_path")
     if isinstance(choices, list) and all(isinstance(path, str) for path in choices):
-        meta["choices_image_path"] = [_found(folder, path) for path in choices]
-    images = [_found(folder, path) for path in media.images]
+        meta["choices_image_path"] = [_found(path, places) for path in choices]
+    images = [_found(path, places) for path in media.images]
     read = {"id": _name(row, number), "question": question, "answer": answer, "images_list": images, "meta": meta}
     return {**row, **read}
 
@@ -121,13 +129,9 @@ def check_places(where: str, turns: tuple[tuple[str, str], ...], media: Media) -
         raise DataError(f"{where}: {places} {IMAGE} in the text, but {count} images: {remedy}")
 
 
-def _found(folder: Path, path: str) -> str:
-    """Return where an image lies, the file's folder where it is nowhere."""
-    for place in _PLACES:
-        candidate = folder / place / path
-        if os.path.lexists(candidate):
-            return os.path.normpath(candidate)
-    return str(folder / path)
+def _found(path: str, folders: Sequence[Path]) -> str:
+    """Return where an image lies; in the first folder where it is nowhere."""
+    return str(next((folder / path for folder in folders if os.path.lexists(folder / path)), folders[0] / path))
 
 
 def _one_of(where: str, row: Mapping[str, Any], names: tuple[str, str]) -> Any:

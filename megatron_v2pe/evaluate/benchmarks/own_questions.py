@@ -3,9 +3,9 @@
 A line: `question` (or `prompt`), `answer` (or `answers`: text, a number, or a list of texts each of which is right),
 and if wanted
 
-- images: `image` or `images`, a path or a list of paths relative to the file's folder, also under the other spellings
-  that training reads (`foreign.media_fields`); `<image>` in the question says where each stands, and where none does,
-  they stand before it (`data.placing`);
+- images: `image` or `images`, a path or a list of paths relative to the file's folder or, where they are not there, to
+  the root of the data (`--root`), also under the other names that training reads (`foreign.media_fields`); `<image>`
+  in the question says where each stands, and where none does, they stand before it (`data.placing`);
 - `context`: text before the question, a line break between them;
 - `id` (or `question_id`; else the line's number), `max_new_tokens`, `answer_begins` (text the model is given as the
   beginning of its answer; what it adds is scored), and further fields, which are kept with the question and named once.
@@ -80,7 +80,7 @@ class OwnQuestions(PublishedBenchmark):
         for number, where, row in (first, *rows):
             if is_needle(row):
                 raise DataError(f"{where}: of MM-NIAH's form, the first line is not; give it a file of its own")
-            question, others = own_question(where, row, number, path.parent)
+            question, others = own_question(where, row, number, (path.parent, root))
             unknown.update(others)
             yield where, question
         if unknown:

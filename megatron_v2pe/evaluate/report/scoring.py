@@ -27,6 +27,7 @@ from megatron_v2pe.evaluate.words import told, words_of
 from megatron_v2pe.progress import progress_bar
 
 MODES: tuple[Mode, ...] = ("reference", "corrected")
+_MOST_OF_A_QUESTION = 1000
 Source = Literal["answers", "results", "server"]
 
 
@@ -36,7 +37,7 @@ class Judged:
 
     id: str
     question: str
-    """Its last turn, as it was asked."""
+    """The end of its last turn, as it was asked."""
     expected: str
     """The true answer, several separated by ` | `."""
     answer: str | None
@@ -253,7 +254,7 @@ def _judged(question: Question, answer: Answer | None, judgement: Judgement) -> 
     asked = next(text for role, text in reversed(question.turns) if role == "human")
     said = (None, None) if answer is None else (answer.answer, answer.error)
     score = float(judgement.get("score", 0.0)) if said[0] is not None else 0.0
-    return Judged(question.id, asked, " | ".join(texts), *said, score)
+    return Judged(question.id, asked[-_MOST_OF_A_QUESTION:], " | ".join(texts), *said, score)
 
 
 @contextmanager

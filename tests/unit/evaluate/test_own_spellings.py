@@ -59,6 +59,17 @@ def test_several_pictures_without_places_get_lines_of_their_own(tmp_path):
         read(tmp_path, {"question": "<image> Same?", "answer": "no", "images": ["1.png", "2.png"]})
 
 
+def test_pictures_lie_beside_the_file_or_below_the_root(tmp_path):
+    """As in the files of published evaluations, whose paths are relative to where they are started."""
+    (tmp_path / "data").mkdir()
+    for name in ("data/1.png", "2.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    rows = [{"question": "?", "answer": "a", "image": name, "id": name} for name in ("1.png", "2.png", "data/1.png")]
+    _, asked = read(tmp_path, *rows, name="data/mine.jsonl")
+    found = [tmp_path / "data" / "1.png", tmp_path / "2.png", tmp_path / "data" / "1.png"]
+    assert [one.images[0].path for one in asked] == list(map(str, found))
+
+
 def test_context_prompt_answers_and_numbers_are_read(tmp_path):
     rows = [
         {"question": "Who?", "context": "Ann sings.", "answer": "Ann"},
@@ -144,6 +155,9 @@ def test_counts_have_room_and_forms_are_not_mixed(tmp_path):
     for rows in ((NEEDLE, plain), (plain, NEEDLE)):
         with pytest.raises(DataError, match="mine.jsonl:2: .*a file of its own"):
             read(tmp_path, *rows)
+    part = {**NEEDLE, "meta": {"choices": ["a", "b"]}}  # its choices would not be shown were it taken for another form
+    with pytest.raises(DataError, match="mine.jsonl:1: meta: no 'placed_depth', 'context_length': a line of MM-NIAH"):
+        read(tmp_path, part)
     with pytest.raises(DataError, match="mine.jsonl:1: no 'answer'") as caught:
         read(tmp_path, {name: value for name, value in NEEDLE.items() if name != "answer"})
     assert "another version" not in str(caught.value)

@@ -147,9 +147,10 @@ def _kept(logs: Path | None, rank: int) -> Iterator[None]:
         on_first_rank(lambda: stack.enter_context(keep_log(None if logs is None else logs / LOG)))
         try:
             yield
-        except (V2PEError, OSError) as error:
+        except Exception as error:
             if rank == 0:
-                _log.error("%s", error, extra=FILE_ONLY)
+                told = isinstance(error, (V2PEError, OSError))
+                _log.error("%s", error, exc_info=not told, extra=FILE_ONLY)
             raise
 
 

@@ -7,15 +7,23 @@ come: it is listed, with status 0. The settings are printed either way.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
 import yaml
 
 from megatron_v2pe.convert.api import hf_to_mcore
+from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
+from megatron_v2pe.data.indexed.build import BuildOptions, build
+from megatron_v2pe.data.mixture import Mixture
+from megatron_v2pe.data.sources import read_data_list
+from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.recipes.registry import RECIPES
-from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset
+from megatron_v2pe.testing.small_data import config_for, write_checkpoint_copy, write_dataset
 from megatron_v2pe.train import cli
+from megatron_v2pe.v2pe.stride import StridePolicy
 
 FITS = "data.max_seq_length=400 data.max_packed_tokens=700 data.num_images_expected=20 train.device=cpu".split()
 QUESTION, ANSWER = {"from": "human", "value": "<image>\nwhat"}, {"from": "gpt", "value": "yes"}
@@ -199,3 +207,42 @@ def test_nothing_is_written(folder, dry_run):
     before = sorted(str(path) for path in folder.rglob("*"))
     dry_run(f"checkpoint.save={folder / 'new'}")
     assert sorted(str(path) for path in folder.rglob("*")) == before
+
+
+@pytest.fixture
+def indexed(folder):
+    model = InternVLConfig.from_folder(folder / "hf")
+    config = config_for(folder / "data" / "meta.json", max_dynamic_patch=12, max_buffer_size=20)
+    facts = ModelFacts(model.tile_size, model.tokens_per_tile)
+    encoder = DocumentEncoder(config, Tokenizer.from_folder(folder / "hf"), facts, StridePolicy("default"), 1)
+    options = BuildOptions(str(folder / "set"))
+    build(read_data_list(config.meta_path), encoder, options, {"rope_pos_id_version": "v2pe_rnd"})
+    return ("data.meta_path=", f"data.indexed_path={folder / 'set'}")
+
+
+def test_an_indexed_set_is_looked_at_as_training_opens_it(folder, dry_run, indexed):
+    status, comments, error = dry_run(*indexed, "v2pe.rope_pos_id_version=recorded")
+    assert status == 0 and error == ""
+    assert "set, 1 set, 23 samples an epoch; 23 samples read, with their files" in comments
+    assert re.search(r"# an epoch: [0-9]+ packs, [0-9]+ steps; 1,000 steps are [0-9.]+ epochs", comments)
+    status, _, error = dry_run(*indexed, "data.max_dynamic_patch=3")
+    assert status == 2 and "was built with max_dynamic_patch 12 (now 3)" in error
+    (folder / "data" / "image" / "1.png").unlink()
+    status, _, error = dry_run(*indexed)
+    assert status == 2 and "samples looked at cannot be used" in error and "1.png" in error
+    (folder / "set" / "samples.bin").write_bytes(b"")
+    assert dry_run(*indexed)[0] == 2
+
+
+def test_a_run_that_cannot_go_on_is_refused_before_it_is_started(folder, dry_run):
+    datasets = read_data_list(folder / "data" / "meta.json")
+    for seed, status, words in ((42, 0, "goes on from"), (7, 2, "trained on other data")):
+        state = {"position": 0, "open": [], "skipped": {}, "mixture": Mixture(datasets, seed).fingerprint()}
+        step = folder / "saved" / "iter_0000003"
+        step.mkdir(parents=True, exist_ok=True)
+        (step / "training_state.json").write_text(json.dumps({"iteration": 3, "loader": state, "settings": {}}))
+        found = dry_run(f"checkpoint.save={folder / 'saved'}")
+        assert found[0] == status and words in found[1]
+    assert "checkpoint.resume is never" in dry_run(f"checkpoint.save={folder / 'saved'}", "checkpoint.resume=never")[2]
+    (step / "training_state.json").write_text("{")
+    assert "not valid JSON" in dry_run(f"checkpoint.save={folder / 'saved'}")[2]

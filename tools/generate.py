@@ -139,7 +139,7 @@ def _questions(arguments: argparse.Namespace) -> list[Any]:
     """What is to be asked, read and checked before the model is loaded."""
     from megatron_v2pe.data.image_transform import image_size
     from megatron_v2pe.errors import DataError
-    from megatron_v2pe.generate.jsonl import answered, read_questions
+    from megatron_v2pe.generate.jsonl import answered, read_questions, unanswered
     from megatron_v2pe.generate.pretrained import Question
 
     if arguments.chat:
@@ -149,9 +149,8 @@ def _questions(arguments: argparse.Namespace) -> list[Any]:
     else:
         if not arguments.output.absolute().parent.is_dir():
             raise DataError(f"--output {arguments.output}: no folder {arguments.output.absolute().parent}")
-        done = answered(arguments.output)
-        everything = read_questions(arguments.input, arguments.image_root)
-        questions = [one for one in everything if one.name not in done]
+        answered(arguments.output)  # what is wrong with it comes first
+        questions = unanswered(read_questions(arguments.input, arguments.image_root), arguments.output)
     for one in questions:
         for image in one.images:
             try:

@@ -317,7 +317,7 @@ def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:
     """
     where = f"{printable(path)}: dataset {name!r}"
     try:
-        read = typed(_Entry, entry, where, ConfigError)
+        read = typed(_Entry, entry, where, ConfigError, every=True)
     except ConfigError as error:
         usual = [f'"{key}": {value}' for key, value in _USUAL.items() if isinstance(entry, dict) and key not in entry]
         raise ConfigError(f"{error} (most lists say {', '.join(usual)})" if usual else str(error)) from error

@@ -43,7 +43,7 @@ class Range:
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
 
-def typed(kind: type[T], content: Any, source: str, error: Kind, *, unknown: bool = False) -> T:
+def typed(kind: type[T], content: Any, source: str, error: Kind, *, unknown: bool = False, every: bool = False) -> T:
     """Return a JSON object as a dataclass, every field of the type it declares.
 
     Args:
@@ -53,10 +53,11 @@ def typed(kind: type[T], content: Any, source: str, error: Kind, *, unknown: boo
         source: file, or file and line, for the error.
         error: class of the error to raise.
         unknown: pass over fields the dataclass does not have, in place of an error.
+        every: name all fields that are wrong, not the first alone.
 
     Raises:
-        V2PEError: of class `error`: a field is missing, unknown or of another type; names all such fields, what was
-            found and what was expected.
+        V2PEError: of class `error`: a field is missing, unknown or of another type; names it, what was found and what
+            was expected.
     """
     assert is_dataclass(kind)
     if not isinstance(content, Mapping):
@@ -64,24 +65,35 @@ def typed(kind: type[T], content: Any, source: str, error: Kind, *, unknown: boo
     known, hints = {field.name: field for field in fields(kind) if field.init}, _hints(kind)
     faults: list[str] = []
     if not unknown and (strange := [printable(name)[:60] for name in content if name not in known]):
-        shown = ", ".join(map(repr, strange[:_MOST_STRANGE])) + (", ..." if len(strange) > _MOST_STRANGE else "")
-        faults.append(f"unknown field{'s' * (len(strange) > 1)} {shown}; expected {', '.join(known)}")
+        shown = strange[: _MOST_STRANGE if every else 1]
+        names = f"{_plural('unknown field', shown)} {', '.join(map(repr, shown))}"
+        faults.append(f"{names}{', ...' if every and len(strange) > len(shown) else ''}; expected {', '.join(known)}")
     values: dict[str, Any] = {}
     missing: list[str] = []
     for name, field in known.items():
+        if faults and not every:
+            break
         if name in content:
             try:
                 values[name] = _value(hints[name], content[name], f"{source}: {name}", error, unknown)
             except error as problem:
+                if not every:
+                    raise
                 faults.append(str(problem).removeprefix(f"{source}: "))
         elif field.default is MISSING and field.default_factory is MISSING:
             missing.append(name)
-    if missing:
-        several = len(missing) > 1
-        faults.append(f"field{'s' * several} {', '.join(map(repr, missing))} {'are' if several else 'is'} missing")
+            if not every:
+                break
+    if missing and (every or not faults):
+        are = "are" if len(missing) > 1 else "is"
+        faults.append(f"{_plural('field', missing)} {', '.join(map(repr, missing))} {are} missing")
     if faults:
         raise error(f"{source}: {'; '.join(faults)}")
     return cast(T, kind(**values))
+
+
+def _plural(noun: str, items: Sequence[Any]) -> str:
+    return noun + "s" * (len(items) > 1)
 
 
 def check(kind: Any, value: Any, where: str, error: Kind) -> Any:

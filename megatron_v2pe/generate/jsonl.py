@@ -4,9 +4,9 @@ A question is `{"id": ..., "prompt": TEXT, "image": PATH or [PATHS]}`, or `{"id"
 turns `{"from": "human" | "gpt", "value": TEXT}` of which the last is a question. Turns and images may be spelt as in
 training data (`data.turns`, `foreign.media_fields`), `system` may hold a system prompt; a further field that looks like
 media is refused, others are named once. Without an `id` the line's number, from 1, is taken. An answer is
-`{"id", "answer", "finish_reason", "num_tokens", "check"}`, `check` a checksum of the others (`foreign.seal`). Ids
-answered before are not asked again; a line that a killed run left half-written is cut off, any other damaged line is
-named and refused.
+`{"id", "answer", "finish_reason", "num_tokens", "asked", "check"}`, `asked` a checksum of the question, `check` one of
+the other fields (`foreign.seal`). Ids answered before are not asked again, unless the question is another one now,
+which is refused; a line that a killed run left half-written is cut off, any other damaged line is named and refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.media_fields import media_of, named
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields, Range, typed
-from megatron_v2pe.foreign.seal import seal, unseal
+from megatron_v2pe.foreign.seal import checksum, seal, unseal
 from megatron_v2pe.foreign.text import is_unicode, json_line, json_lines, kind_of, lines, parse_json
 from megatron_v2pe.generate.generation import Generated, GenerationOptions
 from megatron_v2pe.generate.pretrained import Pretrained, Question
@@ -42,6 +42,8 @@ class _Answer:
     answer: str
     finish_reason: str
     num_tokens: Annotated[int, Range(0)]
+    asked: str | None = None
+    """Checksum of the question; older versions wrote none."""
 
 
 def read_questions(path: Path, image_root: Path | None = None) -> list[Question]:
@@ -64,15 +66,34 @@ def read_questions(path: Path, image_root: Path | None = None) -> list[Question]
     return list(questions.values())
 
 
-def answered(path: Path) -> set[str]:
-    """Return the ids an output file has answers for; cut off a last line that is not whole.
+def unanswered(questions: Sequence[Question], path: Path) -> list[Question]:
+    """Return the questions an output file has no answer for; cut off a last line that is not whole.
 
     Raises:
-        DataError: the file holds something else.
+        DataError: the file holds something else, or answers another question of the same id: the questions were edited,
+            or lines without an `id` moved.
     """
+    there = _answers(path)
+    for question in questions:
+        found = there.get(question.name)
+        if found is not None and found.asked not in (None, _asked(question)):
+            raise DataError(
+                f"{printable(path)}: what it answers as {printable(question.name)[:60]!r} is not what is asked now: "
+                "the question was edited, or has another line's number for want of an id; remove the answer's line, "
+                "and it is asked again, or give another --output"
+            )
+    return [question for question in questions if question.name not in there]
+
+
+def answered(path: Path) -> set[str]:
+    """Return the ids an output file has answers for; effects and errors as of `unanswered`."""
+    return set(_answers(path))
+
+
+def _answers(path: Path) -> dict[str, _Answer]:
     if not os.path.lexists(path):
-        return set()
-    ids: set[str] = set()
+        return {}
+    answers: dict[str, _Answer] = {}
     whole = size = 0
     for number, line in lines(path, DataError):
         size += len(line)
@@ -80,10 +101,18 @@ def answered(path: Path) -> set[str]:
             break
         whole = size
         if line.strip():
-            ids.add(_read_answer(line, f"{printable(path)}:{number}").id)
+            answer = _read_answer(line, f"{printable(path)}:{number}")
+            answers[answer.id] = answer
     if whole < size:
         os.truncate(path, whole)
-    return ids
+    return answers
+
+
+def _asked(question: Question) -> str:
+    """Return a checksum of what is asked: its turns, and the names of its images without their folders."""
+    return checksum(
+        {"turns": [list(turn) for turn in question.turns], "images": [*map(os.path.basename, question.images)]}
+    )
 
 
 def _read_answer(line: bytes, place: str) -> _Answer:
@@ -141,6 +170,7 @@ def _line(question: Question, answer: Generated) -> str:
         "answer": answer.text.strip(),
         "finish_reason": answer.finish_reason,
         "num_tokens": len(answer.token_ids),
+        "asked": _asked(question),
     }
     return json_line(seal(row))
 

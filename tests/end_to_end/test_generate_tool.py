@@ -150,7 +150,7 @@ def test_damaged_files_are_refused_before_the_start(tool, tiny, golden, image, c
         assert message in capsys.readouterr().err
     (tmp_path / "out.jsonl").write_text("{}\n")
     assert tool.main(["--checkpoint", hf, "--input", "in.jsonl", "--output", "out.jsonl"]) == 2
-    assert "are missing. Not an answer of an earlier run" in capsys.readouterr().err
+    assert "out.jsonl:1: field 'id' is missing. Not an answer of an earlier run" in capsys.readouterr().err
 
 
 def test_a_prompt_beyond_the_window_is_refused_before_the_start(answers, tmp_path):

@@ -8,7 +8,8 @@ import logging
 import pytest
 
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.generate.jsonl import read_questions
+from megatron_v2pe.generate.generation import Generated
+from megatron_v2pe.generate.jsonl import _line, read_questions, unanswered
 
 
 def read(folder, *rows):
@@ -57,3 +58,24 @@ def test_fields_that_are_not_read_are_named_once(tmp_path, caplog):
         read(tmp_path, {"prompt": "a", "topic": "x", "id": 1}, {"prompt": "b", "topic": "y", "answer": "z"})
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.endswith("in.jsonl: fields that are not read: 'topic' (2), 'answer' (1)")
+
+
+def test_an_answer_to_another_question_is_noticed(tmp_path):
+    """A question edited between stop and resume, and one that has another's number since a line was put before it."""
+    rows = [{"prompt": "one", "image": "x.png"}, {"prompt": "two"}, {"prompt": "three"}]
+    output = tmp_path / "out.jsonl"
+    answer = Generated([1, 2], "stop_token", "a")
+    output.write_text("".join(_line(question, answer) for question in read(tmp_path, *rows)[:2]))
+    assert [one.name for one in unanswered(read(tmp_path, *rows), output)] == ["3"]
+    assert [one.name for one in unanswered(read(tmp_path, *rows, {"prompt": "four"}), output)] == ["3", "4"]
+    for edited in (
+        [{"prompt": "One", "image": "x.png"}, *rows[1:]],
+        [{"prompt": "one", "image": "y.png"}, *rows[1:]],
+        [{"prompt": "zero"}, *rows],
+        [{**rows[0], "system": "Be brief."}, *rows[1:]],
+    ):
+        with pytest.raises(DataError, match="out.jsonl: what it answers as '1' is not what is asked now.*--output"):
+            unanswered(read(tmp_path, *edited), output)
+    old = {"id": "1", "answer": "a", "finish_reason": "stop_token", "num_tokens": 7}
+    output.write_text(json.dumps(old) + "\n")
+    assert [one.name for one in unanswered(read(tmp_path, *rows), output)] == ["2", "3"], "of an older version"

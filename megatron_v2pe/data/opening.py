@@ -83,7 +83,9 @@ def to_rgb(image: Image.Image, opening: Opening = AS_PUBLISHED) -> Image.Image:
     """
     check_kind(image)
     turn = _TURNS.get(_orientation(image)) if opening.exif_rotation else None
-    mask: Any = None
+    nothing, mask = image.info.get("transparency"), None
+    if isinstance(nothing, tuple) and any(";16" in str(part[3]) for part in getattr(image, "tile", ())):
+        image.info["transparency"] = tuple(value >> 8 for value in nothing)  # a colour of 16 bits, read as 8
     if image.mode == "F" or image.mode in _DEEP:
         image, mask = _eight_bits(image)
     if opening.transparency != "drop" and (mask is not None or _is_transparent(image)):

@@ -32,6 +32,7 @@ FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 """Formats that are read, as far as this Pillow was built with them; JPEG includes those of several pictures (MPO).
 Pillow knows fifty more; EPS starts Ghostscript, others have few readers and fewer tests."""
 
+_ORIENTATION, _UPSIDE_DOWN = 274, 4  # a tag of TIFF, and its last value that leaves width and height in their places
 # Scans of documents are larger than Pillow's guard against decompression bombs allows, but a damaged header can ask
 # for 16 GB, and the process be killed. Pillow refuses above twice this: 537 million pixels, 2 GB.
 _MOST_PIXELS, _PILLOWS_OWN = 2**28, Image.MAX_IMAGE_PIXELS
@@ -58,4 +59,8 @@ def _open(source: str | BinaryIO) -> Image.Image:
     # Pillow has one limit for the whole process, also asked when pixels are read. One that another program set stays.
     if Image.MAX_IMAGE_PIXELS == _PILLOWS_OWN:
         Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
-    return Image.open(source, formats=FORMATS)
+    image = Image.open(source, formats=FORMATS)
+    if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_ORIENTATION, 1) > _UPSIDE_DOWN:
+        # Pillow maps pixels that are stored plainly into memory by the width of the turned picture, and mixes them up.
+        image.filename = ""  # what has no name is not mapped
+    return image

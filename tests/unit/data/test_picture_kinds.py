@@ -200,11 +200,15 @@ def transparent(kind):
     return image if kind in ("RGBA", "P") else image.convert(kind)
 
 
-@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "grey16"])
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P", "grey16", "colour16"])
 @pytest.mark.parametrize("ground", ["white", "black", "drop"])
 def test_transparency_as_the_data_list_says(places, tmp_path, tokenizer, monkeypatch, kind, ground):
     def write(path):
-        if kind == "grey16":
+        if kind == "colour16":
+            left, right = [5000, 300, 9], [60000, 0, 0]
+            extra = np.array(left, ">u2").tobytes()
+            png(path, np.tile(np.array([left] * 4 + [right] * 4), (4, 1, 1)), colour=2, extra=extra)
+        elif kind == "grey16":
             png(path, np.tile(np.array([5000] * 4 + [60000] * 4), (4, 1))[..., None], colour=0, extra=b"\x13\x88")
         else:
             transparent(kind).save(path)
@@ -251,6 +255,25 @@ def test_turned_cameras(tmp_path, tokenizer, orientation):
     ).all()
     published = encoder.document(Dataset("own", str(tmp_path / "a.jsonl"), f"{tmp_path}/"), 0, 0, 0)
     assert published.pictures[0].grid == (4, 1)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "I;16B", "RGB", "F"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_tiff_is_the_turned_picture(tmp_path, mode, orientation):
+    """Pillow turns TIFF files itself, and mixes up the pixels of a grey one that it maps into memory."""
+    shades = np.arange(32).reshape(4, 8) * 8
+    kinds = {"L": np.uint8(shades), "I;16": np.uint16(shades * 256), "F": np.float32(shades / 255)}
+    kinds |= {"I;16B": kinds["I;16"].astype(">u2"), "RGB": np.repeat(kinds["L"][..., None], 3, 2)}
+    image = Image.fromarray(kinds[mode])
+    exif = Image.Exif()
+    exif[274] = orientation
+    image.save(tmp_path / "a.tif", exif=exif)
+    Image.fromarray(np.uint8(shades)).save(tmp_path / "a.png", exif=exif)
+    turned = open_image(str(tmp_path / "a.png"), opening=Opening(exif_rotation=True))
+    for opening in (Opening(), Opening(exif_rotation=True)):
+        found = open_image(str(tmp_path / "a.tif"), opening=opening)
+        assert found.size == image_size(str(tmp_path / "a.tif"), opening) == turned.size
+        assert np.abs(np.asarray(found).astype(int) - np.asarray(turned)).max() <= 1
 
 
 def test_a_picture_without_pixels(tmp_path):

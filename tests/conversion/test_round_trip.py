@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from megatron_v2pe.convert import hf_config
 from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.models.config import InternVLConfig
@@ -173,3 +174,11 @@ def test_a_config_saved_by_the_published_code_comes_back_loadable(sources, tmp_p
     written = read_config(tmp_path / "fixed")
     assert written["llm_config"]["rope_scaling"] == {"factor": 2.0, "type": "dynamic"}
     assert (written["rope_pos_id_version"], written["rope_pos_id_stride"]) == ("v2pe_fix", 16)
+
+
+def test_another_type_of_the_weights_is_stated_under_both_its_names():
+    """Newer transformers writes `dtype`, and would read the weights in the old type if it were left."""
+    config = {"dtype": "bfloat16", "llm_config": {"dtype": "bfloat16", "torch_dtype": "bfloat16"}, "vision_config": {}}
+    written = hf_config.with_dtype(config, "float32")
+    both = {"dtype": "float32", "torch_dtype": "float32"}
+    assert written == {**both, "llm_config": both, "vision_config": {"torch_dtype": "float32"}}

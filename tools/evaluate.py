@@ -116,7 +116,9 @@ def _list() -> None:
     print("\n".join([*BENCHMARKS, "", "groups: " + ", ".join(GROUPS)]))
 
 
-def _look(arguments: argparse.Namespace, world: World | None = None) -> tuple[Opening, list[Stride], Sequence[Benchmark]]:
+def _look(
+    arguments: argparse.Namespace, world: World | None = None
+) -> tuple[Opening, list[Stride], Sequence[Benchmark]]:
     """Return what is to be asked of which checkpoint, all that can be checked without a model checked."""
     from megatron_v2pe.errors import ConfigError
     from megatron_v2pe.evaluate.needs import check_all

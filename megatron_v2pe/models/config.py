@@ -31,6 +31,9 @@ DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64", "auto")
 """What `torch_dtype` may say; the weights' own headers decide."""
 NORMALIZE_TYPES = ("imagenet", "clip", "siglip")
 """Normalisations of pixels by name; their numbers are `data.image_transform`'s."""
+_SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
+_NEEDED = {"vision_config": (*_SIZES, "patch_size", "image_size"), "llm_config": (*_SIZES, "vocab_size")}
+"""Fields of each section for which there is no default."""
 LARGEST_CONFIG = 1 << 24
 """Bytes of a `config.json`, at most."""
 _USUAL_TEMPLATE = "internlm2-chat"
@@ -134,6 +137,7 @@ class InternVLConfig:
         """
         top = Fields(config, source, ConfigError)
         check_kind(top)
+        _check_present(top)
         for section in (top, top.section("vision_config"), top.section("llm_config")):
             for name in ("torch_dtype", "dtype"):
                 section.text(name, None, DTYPE_NAMES)
@@ -191,6 +195,18 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{printable(path)}: no such file; an InternVL2 checkpoint folder holds a config.json")
     check_links(Path(folder), ConfigError)
     return read_json_object(path, ConfigError, LARGEST_CONFIG, unique=True)
+
+
+def _check_present(top: Fields) -> None:
+    """Name all fields at once that have to be there and are not."""
+    missing = [
+        f"{section}.{name}"
+        for section, needed in _NEEDED.items()
+        for name in needed
+        if top.section(section).content.get(name) is None
+    ]
+    if len(missing) > 1:
+        raise ConfigError(f"{top.source}: fields are missing: {', '.join(missing)}")
 
 
 def _stride(value: Any, source: str) -> int | Fraction | None:

@@ -47,7 +47,7 @@ SETTINGS = {
     "unknown_section": (["dat.max_packed_tokens=5"], "dat.*data"),
     "world_size": (["parallel.tensor_model_parallel_size=2"], "world size 1 is not a multiple of .* 2 x"),
     "context_parallel": (["parallel.context_parallel_size=2"], "world size 1 is not a multiple"),
-    "no_checkpoint": (["model.model_name_or_path=gone"], "gone is not a folder"),
+    "no_checkpoint": (["model.model_name_or_path=gone"], "gone: no such folder"),
     "no_data_list": (["data.meta_path=gone.json"], "gone.json: cannot be read"),
 }
 CHECKPOINTS = {

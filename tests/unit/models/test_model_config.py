@@ -40,3 +40,12 @@ def test_stride(tmp_path, stride, expected):
 def test_bad_stride(tmp_path, stride, message):
     with pytest.raises(ConfigError, match=f"{tmp_path}/config.json: rope_pos_id_stride {message}"):
         read(tmp_path, stride)
+
+
+def test_all_fields_that_are_missing_are_told_at_once(golden):
+    config = json.loads((golden / "reference_checkpoint" / "config.json").read_text())
+    for section, name in (("vision_config", "image_size"), ("llm_config", "vocab_size"), ("llm_config", "hidden_size")):
+        del config[section][name]
+    missing = "vision_config.image_size, llm_config.hidden_size, llm_config.vocab_size"
+    with pytest.raises(ConfigError, match=f"^x: fields are missing: {missing}$"):
+        InternVLConfig.from_hf(config, "x")

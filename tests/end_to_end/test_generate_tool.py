@@ -97,13 +97,16 @@ def test_chat(answers, image, tiny, tmp_path):
 
 
 def test_one_prompt(answers, image):
-    status, output = answers("--prompt", "what do you see", "--image", image, "--temperature", 1, "--seed", 3)
+    pictures = ("--image", image, image.with_name("1.png"))
+    status, output = answers("--prompt", "what do you see", *pictures, "--temperature", 1, "--seed", 3)
     assert status == 0, output
     assert "error" not in output
     assert "device: cpu, " in output and " threads" in output
+    assert output.count("positions: default, one for every token") == 1
 
 
 BAD = {
+    "no image of a chat": (["--chat", "--image", "gone.png"], "--image: gone.png: no such image"),
     "empty prompt": (["--prompt", "  "], "the prompt is empty"),
     "no image": (["--prompt", "what", "--image", "gone.png"], "gone.png: no such image"),
     "no checkpoint": (["--prompt", "what", "--checkpoint", "gone"], "--checkpoint gone: no such folder"),

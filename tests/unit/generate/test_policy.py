@@ -1,0 +1,32 @@
+"""The stride a checkpoint is asked with is told, with who chose it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+
+from megatron_v2pe.generate.policy import inference_policy, told_positions
+from megatron_v2pe.models.config import InternVLConfig
+
+
+@pytest.mark.parametrize(
+    ("trained", "own", "asked", "told"),
+    [
+        ("default", None, None, "positions: default, one for every token"),
+        ("v2pe_fix", 16, None, "positions: v2pe_fix, stride 16 of {tile} (the checkpoint's own)"),
+        ("v2pe_fix", 16, Fraction(1, 2), "positions: v2pe_fix, stride 1/2 of {tile} (asked for)"),
+        ("v2pe_rnd", None, 64, "positions: v2pe_fix, stride 64 of {tile} (asked for)"),
+        (
+            *("v2pe_rnd", None, None),
+            "positions: v2pe_fix, stride {usual} of {tile} (chosen: a quarter of a tile's tokens, for v2pe_rnd has "
+            "none of its own)",
+        ),
+    ],
+)
+def test_positions_are_told_with_who_chose_them(golden, trained, own, asked, told):
+    config = InternVLConfig.from_folder(golden / "reference_checkpoint")
+    config = replace(config, rope_pos_id_version=trained, rope_pos_id_stride=own)
+    line = told_positions(config, inference_policy(config, asked), asked)
+    assert line == told.format(tile=config.tokens_per_tile, usual=max(1, config.tokens_per_tile // 4))

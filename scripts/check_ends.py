@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import psutil  # noqa: E402
 
+from megatron_v2pe.command import run_tool  # noqa: E402
 from megatron_v2pe.testing.jobs import Job, job  # noqa: E402
 from megatron_v2pe.testing.kill_checks import finish, run_check  # noqa: E402
 from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset  # noqa: E402
@@ -133,4 +134,4 @@ def _steps(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

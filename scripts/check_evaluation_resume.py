@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from megatron_v2pe.command import run_tool  # noqa: E402
 from megatron_v2pe.testing.kill_checks import finish, run_check  # noqa: E402
 from megatron_v2pe.testing.small_data import write_checkpoint_copy  # noqa: E402
 from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark  # noqa: E402
@@ -118,4 +119,4 @@ def _compare(out: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

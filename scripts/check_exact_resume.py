@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from megatron_v2pe.command import run_tool  # noqa: E402
 from megatron_v2pe.testing.kill_checks import finish, run_check  # noqa: E402
 from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset  # noqa: E402
 from megatron_v2pe.testing.tool_runs import command, kill, read_metrics, settings, started  # noqa: E402
@@ -99,4 +100,4 @@ def _compare(whole: list[dict[str, float]], killed: list[dict[str, float]]) -> i
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "quickstart"))
 import make_data as quickstart  # noqa: E402 (the quickstart's, found in its folder)
 from make_model import PATCH, PIECES, TILE  # noqa: E402
 
+from megatron_v2pe.command import run_tool  # noqa: E402
 from megatron_v2pe.data.conversation import get_template  # noqa: E402
 from megatron_v2pe.data.text import encode_conversation  # noqa: E402
 from megatron_v2pe.data.tokenizer import Tokenizer  # noqa: E402
@@ -177,4 +178,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

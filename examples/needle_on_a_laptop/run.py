@@ -107,4 +107,9 @@ def _installed(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.path.insert(0, str(ROOT))
+    if not all(map(_installed, NEEDED)):
+        sys.exit(main())
+    from megatron_v2pe.command import run_tool
+
+    run_tool(main)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_v2pe.checkpoint.place import find_checkpoint
+from megatron_v2pe.command import run_tool
 from megatron_v2pe.convert.api import hf_to_mcore
 from megatron_v2pe.data.sources import Dataset, read_data_list
 from megatron_v2pe.data.types import Sample
@@ -143,4 +144,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -25,6 +25,8 @@ import skimage.data
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
+from megatron_v2pe.command import run_tool
+
 LONGEST_SIDE = 320
 """Pictures are stored with sides of at most this many pixels."""
 DIGIT_SIDE = 64
@@ -222,4 +224,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

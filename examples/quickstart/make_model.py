@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.command import run_tool
 from megatron_v2pe.convert.random_weights import random_weights, write_checkpoint, write_json
 from megatron_v2pe.testing.small_config import small_internvl2
 from megatron_v2pe.testing.small_tokenizer import added_tokens, read_texts, write_tokenizer
@@ -77,4 +78,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -152,6 +152,15 @@ def test_layout_equals_one_process(case, run, name):
     assert_equal(run(this), run(this, name), torch.float64)
 
 
+def test_a_vocabulary_that_needs_no_padding(pools, case, hf_config):
+    """512 rows, 512 in memory: there are no padded rows whose gradients could be looked at."""
+    config = {**hf_config, "llm_config": {**hf_config["llm_config"], "vocab_size": 512}}
+    weights = pools[1].run(parity.random_weights, hf_config=config)[0]
+    this = replace(case(), hf_config=config, weights=weights)
+    gradients = pools[1].run(parity.run, case=this)[0].gradients
+    assert gradients["language_model.output_layer.weight"].shape[0] == 512
+
+
 def test_dynamic_scaling_goes_by_whole_documents(case, run, hf_config):
     """Documents longer than the trained length: a rank that holds a part scales by the length of the whole."""
     llm = {**hf_config["llm_config"], "max_position_embeddings": 8, "rope_scaling": {"type": "dynamic", "factor": 2.0}}

@@ -150,3 +150,27 @@ def test_a_process_ends_with_its_launcher(tmp_path):
         assert shell.stderr is not None
         shell.stderr.read()  # until the last one that has it open is gone
         assert time.monotonic() - began < 10  # measured: 0.01 s
+
+
+PROGRAMS = sorted(
+    path
+    for folder in ("tools", "examples", "scripts")
+    for path in (ROOT / folder).rglob("*.py")
+    if '__name__ == "__main__"' in path.read_text()
+)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_program_ends_through_run_tool(program):
+    """Which is what lets its output end in `| head`: also those that are no tool."""
+    assert "run_tool(main)" in program.read_text()
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_an_example_whose_reader_has_gone_says_nothing(buffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    line = [sys.executable, *([] if buffered else ["-u"]), str(ROOT / "examples" / "long_context" / "compare.py")]
+    with os.fdopen(writer, "w") as closed:
+        ended = subprocess.run([*line, "--help"], stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode in (0, 141) and ended.stderr == ""

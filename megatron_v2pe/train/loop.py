@@ -174,7 +174,7 @@ class Trainer:
 
 def _check_finite(what: str, value: float, step: int) -> None:
     if not math.isfinite(value):
-        raise TrainingError(
-            f"step {step}: the {what} is {value}; the last checkpoint was written before that. "
-            "Resume with a lower optimizer.lr, or look at the samples of this step"
-        )
+        mend = "the last checkpoint was written before that. Resume with a lower optimizer.lr"
+        if step == 1:
+            mend = "nothing was saved. The weights it starts with may be no numbers: tools/generate.py names them"
+        raise TrainingError(f"step {step}: the {what} is {value}; {mend}, or look at the samples of this step")

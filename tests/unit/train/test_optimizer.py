@@ -65,6 +65,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(value):
     from megatron_v2pe.train.loop import _check_finite
 
     _check_finite("loss", 1.0, 3)
+    with pytest.raises(TrainingError, match="step 1: the loss is nan; nothing was saved. The weights it starts with"):
+        _check_finite("loss", float("nan"), 1)
     with pytest.raises(TrainingError, match=f"step 3: the loss is {value}"):
         _check_finite("loss", value, 3)
 

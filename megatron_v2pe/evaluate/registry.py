@@ -170,6 +170,8 @@ def expand(words: Sequence[str]) -> list[str]:
         typed = word.strip().lower().replace("-", "_")
         name = _ALIASES.get(typed, typed)
         if name not in GROUPS and name not in BENCHMARKS:
+            if Path(word.strip()).is_dir():
+                raise ConfigError(f"{word.strip()}: a folder; name its files of questions, {word.strip()}/*{SUFFIX}")
             if "/" in word or Path(word.strip()).suffix.lower() in _FILES:
                 raise ConfigError(
                     f"{word.strip()}: questions of one's own are a JSON lines file, whose name ends in {SUFFIX}"

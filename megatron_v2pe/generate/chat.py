@@ -72,7 +72,7 @@ class Chat:
 
     def _show(self, paths: Sequence[str], say: Write) -> None:
         """Keep images for the next question, all of them or none."""
-        sizes = agreed(lambda: [image_size(path) for path in paths], model_copy_group())
+        sizes = agreed(lambda: [image_size(path, self.tiling.opening) for path in paths], model_copy_group())
         self.waiting += paths
         for path, (width, height) in zip(paths, sizes, strict=True):
             say(f"{path}: {width} x {height}\n")

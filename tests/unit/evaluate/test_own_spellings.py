@@ -110,6 +110,8 @@ def test_a_file_is_not_taken_for_a_benchmark(tmp_path):
     (tmp_path / "pope.jsonl").write_text("{}\n")
     with pytest.raises(ConfigError, match="kept as those of the benchmark pope"):
         expand([str(tmp_path / "pope.jsonl")])
+    with pytest.raises(ConfigError, match=r"a folder; name its files of questions, .*/\*.jsonl"):
+        expand([str(tmp_path)])
     for word in ("questions.json", "data/questions", "mine.csv"):
         with pytest.raises(ConfigError, match="whose name ends in .jsonl"):
             expand([word])

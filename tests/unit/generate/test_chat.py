@@ -9,6 +9,7 @@ import pytest
 import torch.distributed as dist
 from PIL import Image
 
+from megatron_v2pe.data.types import AS_PUBLISHED
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.generate import chat as chat_module
 from megatron_v2pe.generate.chat import Chat
@@ -46,7 +47,7 @@ def talk(tmp_path, monkeypatch):
         model, said = model or Model(), []
         typed = iter([*lines, None])
         chat: Any = Chat
-        chat(model, None, None, **changes).run(lambda: next(typed), said.append)
+        chat(model, SimpleNamespace(opening=AS_PUBLISHED), None, **changes).run(lambda: next(typed), said.append)
         return model, "".join(said)
 
     return type_in

@@ -92,6 +92,8 @@ def _instead_of_missing(folder: Path) -> str:
     name = str(folder)
     if folder.name.startswith("InternVL") and printable(name) == name:
         return f"; to fetch it: huggingface-cli download OpenGVLab/{folder.name} --local-dir {name}"
+    if folder.parent.name == "work_dirs":  # where recipes save, and where later stages start
+        return "; a run's folder is there once it has saved: train that run first, or name another checkpoint"
     parent = next((one for one in folder.parents if one.is_dir()), None)
     there = "" if parent is None or parent == folder.parent else f"; there is no {printable(folder.parent)} either"
     named = _named(parent) if parent is not None and parent == folder.parent else []

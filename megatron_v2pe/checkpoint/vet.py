@@ -53,7 +53,10 @@ def vet_checkpoint(folder: Path, verify: bool = True, files: bool = True) -> Tor
         raise CheckpointError(f"{folder}: no such checkpoint folder")
     for name in (METADATA, MEGATRON_CONFIG, COMMON, DESCRIPTION):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder}: {name} is missing; the checkpoint was not finished or not copied whole")
+            raise CheckpointError(
+                f"{folder}: {name} is missing; the checkpoint was not finished or not copied whole: copy it again, or "
+                "name an older one (iter_*)"
+            )
     check_links(folder, CheckpointError)
     checksums = _checksums(folder) if verify else None
     if checksums is not None and files:
@@ -136,6 +139,9 @@ def _vet_data_files(folder: Path, tensors: dict[str, StoredTensor]) -> None:
     for name, size in needed.items():
         path = folder / name
         if not path.is_file():
-            raise CheckpointError(f"{path}: missing; the checkpoint was not finished or not copied whole")
+            raise CheckpointError(
+                f"{path}: missing; the checkpoint was not finished or not copied whole: copy it again, or name an older "
+                "one (iter_*)"
+            )
         if (found := os.stat(path).st_size) < size:
             raise CheckpointError(f"{path}: truncated: {found} bytes, the checkpoint needs {size}")

@@ -248,7 +248,8 @@ def _read_index(folder: Path) -> dict[str, str] | None:
         if not (folder / file).exists():
             of_file = [printable(name)[:200] for name, other in index.items() if other == file]
             raise CheckpointError(
-                f"{folder / file}: missing; the index names it for {len(of_file)} tensors, {of_file[0]} first"
+                f"{folder / file}: missing; the index names it for {len(of_file)} tensors, {of_file[0]} first. The folder "
+                "was not copied whole: the same download goes on"
             )
     return index
 
@@ -293,4 +294,6 @@ def _need_single(folder: Path) -> None:
         )
     if shards := sorted(path.name for path in folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder / INDEX}: missing; {len(shards)} shards such as {shards[0]} need it")
-    raise CheckpointError(f"{folder}: holds no weights: neither {SINGLE} nor {INDEX}")
+    raise CheckpointError(
+        f"{folder}: holds no weights: neither {SINGLE} nor {INDEX}. Where it was downloaded, the same download goes on"
+    )

@@ -297,6 +297,8 @@ def read_entries(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, not an object of entries by name, or a name that stands twice.
     """
+    if not os.path.lexists(path):
+        raise ConfigError(f"{printable(path)}: cannot be read: No such file or directory; {_where_lists_are(Path(path))}")
     content = read_json_object(path, ConfigError, unique=True)
     if not content:
         raise ConfigError(f"{printable(path)}: expected an object of datasets by name, found an empty one")
@@ -307,6 +309,15 @@ def read_entries(path: str | Path) -> dict[str, Any]:
                 "characters that can be shown"
             )
     return content
+
+
+def _where_lists_are(path: Path) -> str:
+    """Say where a data list that is not there comes from: the published one lies among the examples."""
+    ready = next((Path(__file__).resolve().parents[2] / "examples").glob(f"*/{path.name}"), None)
+    if ready is None:
+        return "a data list is a JSON file that names annotations, see docs/data.md"
+    shown = os.path.relpath(ready) if ready.is_relative_to(os.getcwd()) else str(ready)
+    return f"the published list is ready: mkdir -p {printable(path.parent)} && cp {shown} {printable(path.parent)}"
 
 
 def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:

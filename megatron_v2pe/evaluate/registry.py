@@ -177,7 +177,7 @@ def expand(words: Sequence[str]) -> list[str]:
                     f"{word.strip()}: questions of one's own are a JSON lines file, whose name ends in {SUFFIX}"
                 )
             near = difflib.get_close_matches(name, (*BENCHMARKS, *GROUPS, *_ALIASES), n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"groups are {', '.join(GROUPS)}"
+            hint = f"did you mean {', '.join(near)}?" if near else f"groups are {', '.join(GROUPS)}; --list names all"
             raise ConfigError(f"{word.strip()}: no such benchmark; {hint}")
         names |= dict.fromkeys(GROUPS.get(name, (name,)))
     _check_folders(names)

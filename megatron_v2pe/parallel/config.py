@@ -153,7 +153,10 @@ class ParallelConfig:
             (sizes.padded_vocab_size, "rows of the padded vocabulary"),
         ):
             if count % degree:
-                raise ConfigError(f"tensor_model_parallel_size {degree} does not divide the {count} {what}")
+                raise ConfigError(
+                    f"tensor_model_parallel_size {degree} does not divide the {count} {what}; take a divisor of it, and "
+                    "context_parallel_size for more processes a pack"
+                )
         if self.vision_parallel == "replicated":
             return
         for count, what in (

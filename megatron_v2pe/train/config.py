@@ -229,7 +229,8 @@ class TrainConfig:
             return steps or 1
         if total % data_parallel_size:
             raise ConfigError(
-                f"train.global_batch_size {total} is no multiple of data parallel size {data_parallel_size}"
+                f"train.global_batch_size {total} is no multiple of data parallel size {data_parallel_size}; take "
+                f"{-(-total // data_parallel_size) * data_parallel_size}, or another number of processes"
             )
         if steps is not None and steps * data_parallel_size != total:
             raise ConfigError(

@@ -5,6 +5,7 @@ A bar in a log file is one line of thousands of carriage returns. Takes what `tq
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -48,8 +49,13 @@ class Progress(Protocol):
 
 
 def on_terminal() -> bool:
-    """Tell whether standard error is a terminal."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    """Tell whether standard error is a terminal that a bar can be drawn on: one without a size shows none of it."""
+    if sys.stderr is None or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):  # nothing that has a size
+        return True
 
 
 def progress_bar(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import io
+import os
+import struct
+import termios
 from pathlib import Path
 
 import pytest
@@ -99,11 +103,25 @@ def test_a_terminal_has_a_bar_and_no_lines(monkeypatch, clock):
             return True
 
     terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(progress.sys, "stderr", terminal)
     with progress_bar(total=5, desc="headers", unit="files") as bar:
         bar.update(5)
     assert "\r" in terminal.getvalue() and "headers:" in terminal.getvalue() and "5/5" in terminal.getvalue()
     assert not isinstance(bar, Lines)
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "drawn"), [((80, 24), "xterm", True), ((0, 0), "xterm", False), ((80, 24), "dumb", False)]
+)
+def test_a_terminal_without_a_size_has_plain_lines(monkeypatch, size, kind, drawn):
+    """As a container or a scheduler gives one; a bar would not be seen there at all."""
+    reader, terminal = os.openpty()
+    with open(reader, "rb"), open(terminal, "w") as stream:
+        fcntl.ioctl(stream, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
+        monkeypatch.setattr(progress.sys, "stderr", stream)
+        monkeypatch.setenv("TERM", kind)
+        assert progress.on_terminal() is drawn
 
 
 def test_durations():

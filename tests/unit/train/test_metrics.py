@@ -79,6 +79,7 @@ def test_on_a_terminal_there_is_a_bar_and_its_lines_go_to_the_file_alone(tmp_pat
             return True
 
     terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal)
     logger = logging.getLogger("megatron_v2pe")
     before = list(logger.handlers), logger.propagate, logger.level

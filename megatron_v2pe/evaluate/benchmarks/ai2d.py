@@ -8,8 +8,17 @@ answers under the image's name, so ids here are line numbers.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from megatron_v2pe.evaluate.benchmark import Needed
-from megatron_v2pe.evaluate.benchmarks.single_image import INTERNVL, SingleImageBenchmark
+from megatron_v2pe.evaluate.benchmarks.single_image import INTERNVL, SingleImageBenchmark, TruthOf
+from megatron_v2pe.evaluate.reading import Row
+
+_OPTION = re.compile(r"^([A-H])\. *(\S.*)$", re.MULTILINE)
+"""A line of an option, as VLMEvalKit writes it."""
 
 
 class Ai2d(SingleImageBenchmark):
@@ -31,3 +40,13 @@ class Ai2d(SingleImageBenchmark):
     sentence = ""
     numbered = True
     max_new_tokens = 10
+    item_fields = ("answers", "options")
+
+    def truths(self, root: Path) -> TruthOf:
+        """Return what gives an answer's letter and the options' texts, which stand in the question."""
+        letter_of = super().truths(root)
+
+        def truth(where: str, row: Row) -> Mapping[str, Any]:
+            return {**letter_of(where, row), "options": dict(_OPTION.findall(row["question"]))}
+
+        return truth

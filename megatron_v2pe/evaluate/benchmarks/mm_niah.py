@@ -53,7 +53,7 @@ class MmNiah(PublishedBenchmark):
     scorer = "mm_niah"
     max_tiles = 5
     thumbnail = True
-    item_fields = ("task", "answer", "context_length", "placed_depth")
+    item_fields = ("task", "answer", "context_length", "placed_depth", "options")
 
     def __init__(self, split: Split, task: str, needle: str, mode: Mode = "corrected", cache: Path = CACHE) -> None:
         """Choose a task.
@@ -106,12 +106,15 @@ def needle_questions(rows: Rows, task: str, images: Path) -> Iterator[tuple[str,
     for where, row in sorted(rows, key=length, reverse=True):
         meta, names = row["meta"], list(row["images_list"])
         text = row["context"] + row["question"]
+        options: dict[str, str] = {}
         if (places := text.count(IMAGE)) != len(names):
             raise DataError(f"{where}: {places} {IMAGE} in context and question, but images_list has {len(names)}")
         if choices := meta.get("choices"):
-            text = "\n".join([text, option_lines(lettered(choices)), LETTER])
+            options = lettered(choices)
+            text = "\n".join([text, option_lines(options), LETTER])
         elif pictures := meta.get("choices_image_path"):
-            text = "\n".join([text, option_lines(lettered([IMAGE] * len(pictures))), LETTER])
+            options = lettered([IMAGE] * len(pictures))
+            text = "\n".join([text, option_lines(options), LETTER])
             names += pictures
         elif not isinstance(row["answer"], list):
             text = f"{text}\n{SHORT}"
@@ -126,6 +129,7 @@ def needle_questions(rows: Rows, task: str, images: Path) -> Iterator[tuple[str,
                     "answer": row["answer"],
                     "context_length": meta["context_length"],
                     "placed_depth": meta["placed_depth"],
+                    **({"options": options} if options else {}),
                 },
             ),
         )

@@ -35,7 +35,7 @@ class MmNiahLong(PublishedBenchmark):
     max_tiles = 12
     thumbnail = True
     max_new_tokens = OTHER_TOKENS
-    item_fields = ("task", "answer", "context_length", "placed_depth")
+    item_fields = ("task", "answer", "context_length", "placed_depth", "options")
 
     def __init__(self, length: str, mode: Mode = "corrected", cache: Path = CACHE) -> None:
         """Choose a length.
@@ -75,7 +75,7 @@ class MmNiahLong(PublishedBenchmark):
                 yield where, {**row, "id": f"{path.stem}-{row['id']}"} if len(files) > 1 else row
 
     def _files(self, root: Path) -> list[Path]:
-        files = sorted((root / self._folder).glob("*.jsonl"))
+        files = sorted(path for path in (root / self._folder).glob("*.jsonl") if not path.name.startswith("."))
         if not files:
             raise DataError(
                 f"{self.name}: data are missing:\n  {root / self._folder}/*.jsonl: download it from {_SOURCE}"

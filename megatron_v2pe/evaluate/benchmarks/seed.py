@@ -6,7 +6,8 @@ middle frame of every video goes there too. `seed.jsonl` of https://huggingface.
 (relative to `data/SEED`), `text` (question, options and instruction), `question_id`, `answer`.
 
 Answers and types are those of `SEED-Bench.json`, as in the published scorer. The published evaluator reads another
-folder than the README names: the README's is used.
+folder than the README names: the README's is used. Where the file has the options' texts (`choice_a`, ...), an answer
+may give a text in place of its letter, in corrected mode.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Seed(PublishedBenchmark):
     title = "SEED-Bench"
     scorer = "seed"
     max_tiles = FAMILY_TILES
-    item_fields = ("answer", "question_type_id")
+    item_fields = ("answer", "question_type_id", "options")
 
     @property
     def needed(self) -> Sequence[Needed]:
@@ -54,7 +55,10 @@ class Seed(PublishedBenchmark):
             key = str(row["question_id"])
             if key not in official:
                 raise DataError(f"{where}: {root / _OFFICIAL} has no question {key}: are they of different versions?")
-            facts = {"answer": official[key]["answer"], "question_type_id": official[key]["question_type_id"]}
+            truth = official[key]
+            options = {letter: truth[name] for letter in "ABCD" if (name := f"choice_{letter.lower()}") in truth}
+            facts = {"answer": truth["answer"], "question_type_id": truth["question_type_id"]}
+            facts |= {"options": options} if options else {}
             image = ImageRef(str(root / _FOLDER / row["image"]))
             yield where, Question(id=key, turns=asked(with_image(row["text"])), images=(image,), facts=facts)
 

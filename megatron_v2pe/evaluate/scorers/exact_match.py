@@ -42,7 +42,7 @@ def _reference(item: Item) -> Judgement:
 def _corrected(item: Item) -> Judgement:
     prediction, truths = as_text(field(item, "prediction")), true_texts(item, "answers")
     letters = {truth.strip().upper() for truth in truths} & set(ascii_uppercase)
-    if letters and named_letter(prediction, {}, ascii_uppercase) in letters:
+    if letters and named_letter(prediction, item.get("options") or {}, ascii_uppercase) in letters:
         return {"score": 1.0}
     said = plain(undressed(prediction) if letters else read_short(prediction, truths, plain))
     return {"score": float(any(said == plain(truth) for truth in truths))}
@@ -71,6 +71,6 @@ def _gqa_summary(items: Sequence[Item], judgements: Sequence[Judgement], mode: M
 
 
 EXACT = Scorer("ocrvqa", _reference, _corrected, mean_summary("accuracy"), percent_of("accuracy"))
-"""Items: `prediction`, `answers` (one or several)."""
+"""Items: `prediction`, `answers` (one or several), and `options` where answers are letters and texts are known."""
 GQA = Scorer("gqa_convert", _gqa_reference, _gqa_corrected, _gqa_summary, percent_of("accuracy"))
 """Items: `prediction`, and `answer` where there is one. The judgement's `converted` goes to GQA's own script."""

@@ -18,7 +18,7 @@ answer does not reject (`stated_answer`), and takes a missing answer for wrong.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_v2pe.errors import DataError
@@ -96,7 +96,7 @@ def _reference(item: Item) -> Judgement:
     return {"score": _text_reference(response, truth)}
 
 
-def _index_corrected(response: str, truth: int) -> float:
+def _index_corrected(response: str, truth: int, options: Mapping[str, str]) -> float:
     text = plain(undressed(response))
     if text.isascii() and text.isdigit():
         return float(int(text) == truth)
@@ -104,7 +104,7 @@ def _index_corrected(response: str, truth: int) -> float:
     moves = [number for number, move in enumerate(("left", "right")) if text == move or f"moving {move}" in said]
     if len(moves) == 1:
         return float(moves[0] == truth)
-    letter = named_letter(response, {}, LETTERS)
+    letter = named_letter(response, options, () if options else LETTERS)
     return float(letter is not None and LETTERS.index(letter) == truth)
 
 
@@ -140,11 +140,11 @@ def _corrected(item: Item) -> Judgement:
     if isinstance(truth, list):
         return {"score": _list_corrected(response, truth)}
     if isinstance(truth, int) and not isinstance(truth, bool):
-        return {"score": _index_corrected(as_text(response), truth)}
+        return {"score": _index_corrected(as_text(response), truth, item.get("options") or {})}
     if isinstance(truth, str):
         return {"score": _text_corrected(as_text(response), truth)}
     raise DataError(f"MM-NIAH answer {truth!r}: it is an option's index, a list of counts or a text")
 
 
 MM_NIAH = Scorer("mm_niah", _reference, _corrected, summarise, percent)
-"""Items: `prediction`, `answer`, `task`, `context_length`, `placed_depth`."""
+"""Items: `prediction`, `answer`, `task`, `context_length`, `placed_depth`, and `options` of a choice where known."""

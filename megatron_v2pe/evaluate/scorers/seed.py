@@ -85,4 +85,4 @@ def _percent(summary: Summary, judgements: Sequence[Judgement]) -> float:
 
 
 SEED = Scorer("seed", _reference, _corrected, _summarise, _percent)
-"""Items: `prediction`, `answer`, and `question_type_id` (1 to 12) or `data_type` (`image`, `video`)."""
+"""Items: `prediction`, `answer`, `question_type_id` (1 to 12) or `data_type` (`image`, `video`), `options` if known."""

@@ -35,6 +35,8 @@ OPEN = ""
 """Several options are stated: no answer, and no more to be looked for."""
 _AFFIRMING, _DENYING = frozenset(("yes", "true")), frozenset(("no", "false"))
 _WRAPPERS = " \t\n\r()[]{}<>*_`\"'“”‘’「」『』【】$.:,;!?。、-–—→=>#"
+_YES_AND_NO = 2
+"""So many options are a yes and a no; where there are more, a yes behind one says that it is right."""
 _AROUND = 100
 """Characters before and behind a letter that say what is said of it."""
 
@@ -53,7 +55,7 @@ _AFTER_WORDS = frozenset(
     seems looks fits fit matches match would should must cannot can could does doesn't isn't wasn't with to if than
     while whereas although though best correct right wrong incorrect too also either instead unlike only alone being
     describes represents corresponds contains remains due may might won't can't will did didn't do don't fails lacks
-    both all look seem says""".split()
+    both all look seem says it""".split()
 )
 _AFTER_A = frozenset(
     """is was has because since and or nor but over rather not shows seems looks fits matches would should must cannot
@@ -66,13 +68,15 @@ _JOINT = re.compile(
     re.IGNORECASE,
 )
 _COMMA_LIST_ENDS = re.compile(r"[\"')\]”】]*\s*(?:$|[.!?。\n]|are\b|were\b|do\b|都|均|选项)")
-_NO_LIST = re.compile(r"(?:unlike|instead\s+of|rather\s+than|compared\s+(?:to|with)|while|if)\s*\W*$", re.IGNORECASE)
+_NO_LIST = re.compile(
+    r"(?:unlike|instead\s+of|rather\s+than|compared\s+(?:to|with)|while|if|比起|相比|与|和|不像)\s*\W*$", re.IGNORECASE
+)
 _THE_OPTION = r"(?:\s*(?:the|a|an|option|choice|answer|letter|选项|both|either|all|be|of|out)s?\b)*\s*[(\[\"'“【]*$"
 _REJECTING = re.compile(
     r"(?:\b(?:not|never|neither|nor|than|over|unlike|instead\s+of|rul(?:e|ed|es|ing)\s+out|eliminat\w+|"
     r"exclud\w+|reject\w*|discard\w*|dismiss\w*|except(?:\s+for)?|versus|vs\.?|against|without|no|"
-    r"compared\s+(?:to|with)|opposed\s+to|cannot\s+be|far\s+from)|n't(?:\s+be)?"
-    r"|不会?是|不应?选|不能选|不为|并非|而非|不可能是|排除了?|除了|没有|不包括)" + _THE_OPTION,
+    r"compared\s+(?:to|with)|opposed\s+to|cannot\s+be|far\s+from|(?:anything|everything|all|any)\s+but)|n't(?:\s+be)?"
+    r"|不会?是|不应?选|不能选|不为|并非|而非|比起|相比于|不同于|不像|不可能是|排除了?|除了|没有|不包括)" + _THE_OPTION,
     re.IGNORECASE,
 )
 _ADVERBS = r"(?:\s*\b(?:all|both|clearly|definitely|obviously|also|simply|therefore|thus|just|then|\w+ly)\b)*"
@@ -83,28 +87,31 @@ _BE = (
 _REJECTED = re.compile(
     rf"[\"')\]”】.:]*(?:{_BE}{_ADVERBS}\s*[-–—:=]?\s*(?:the\s+|an?\s+)?(?:\bincorrect|\bwrong\b|\bfalse\b|inaccurate|"
     r"\binvalid|\bnot\b|n't\b|ruled\s+out|eliminated|excluded|impossible|\bout\b|unlikely|implausible|irrelevant|"
-    r"mistaken|distractors?\b|rejected|✗|✘|❌|×)"
-    r"|\s+(?:(?:do|does|did|can|could|would|should|has|have|is|are|was|were|will)(?:\s+not\b|n't\b)|cannot\b|fails?\b|"
+    r"mistaken|distractors?\b|rejected|dismissed|discarded|✗|✘|❌|×)"
+    r"|\s+(?:(?:do|does|did|can|could|would|should|has|have|is|are|was|were|will)(?:\s+not\b|n't\b)|cannot\b|can't\b|fails?\b|"
     r"lacks?\b|won't\b|contradicts?\b)"
     r"|\s*(?:选项|项|答案)?\s*(?:都|均|也|是|显然|明显|则|就)*\s*(?:不对|不正确|错误|错|不符|不是|不成立|有误|不合|不可能|"
-    r"可?以?排除|不选|不满足|不准确|不属于|不能))",
+    r"可?以?排除|不选|不满足|不准确|不属于|不能|不同|相比))",
     re.IGNORECASE,
 )
 _CORRECT = re.compile(
     rf"[\"')\]”】.:]*(?:\s*(?:\b(?:is|are|was|must\s+be|would\s+be|should\s+be|seems|looks)\b|'s\b){_ADVERBS}\s*"
-    r"(?:the\s+)?(?:(?:most\s+)?(?:correct|right|accurate|appropriate|suitable)|true|best|answer|only\s+(?:correct|right))\b"
+    r"(?:the\s+)?(?:(?:most\s+)?(?:correct|right|accurate|appropriate|suitable)|true|best|answer|only\s+(?:correct|right)|"
+    r"closer|closest|(?:a\s+)?better|(?:most|more)\s+likely)\b|\s+remains\b"
     r"|\s*[-–—:=]?\s*(?:✓|✔|✅|√|correct\b)"
-    r"|\s*(?:选项|项)?\s*(?:是|为)?(?:正确|对的|对(?!于|应|比)))",
+    r"|\s*(?:选项|项)?\s*(?:是|为)?(?:正确|对的|对(?!于|应|比)|[更最](?:合适|符合|恰当|准确)|符合题意))",
     re.IGNORECASE,
 )
 _CHOOSE = (
     r"(?:\b(?:choose|chose|choosing|select(?:ed)?|selecting|pick(?:ed)?|picking|go(?:ing)?\s+(?:with|for)|opt(?:ed)?\s+for|"
     r"vote\s+for|answer\s+with)\b(?:\s*:)?"
     r"|\b(?:option|choice|selection)\s*(?:is|was|would\s+be|should\s+be|must\s+be|:|=)\s*:?"
+    r"|\b(?:best|correct|right)(?:\s+(?:one|match|fit|letter))?\s+(?:is|would\s+be)\s*:?"
     r"|(?:应该?选择?|故选择?|所以选择?|因此选择?|本题选择?|我选择?|选择?|选项[是为]|应[为该]是?|而是|选项:)\s*:?)"
 )
 _DECLARED = re.compile(
-    rf"(?:{CUE.pattern}|{_CHOOSE}|(?:^|[.!?;\n]\s*)(?:so|thus|therefore|hence|consequently|so,\s+it\s+is|so\s+it\s+is)\b,?)"
+    rf"(?:{CUE.pattern}|{_CHOOSE}|(?:^|[.!?;\n]\s*)(?:so|thus|therefore|hence|consequently|so,?\s+it\s+is)\b,?"
+    r"|,\s*(?:but\s+)?(?:probably|likely|(?:most|more)\s+likely)\b)"
     r"(?:\s*(?:clearly|most\s+likely|likely|probably|definitely|obviously|thus|therefore|simply|indeed|"
     r"(?:the\s+)?(?:correct\s+)?(?:option|choice|letter)|the|选项|:)\b:?)*\s*[(\[\"'“【<]*$",
     re.IGNORECASE,
@@ -133,6 +140,8 @@ class _Group:
     rejected: bool = False
     listed: bool = False
     """On a line of its own in a list of options."""
+    asked: bool = False
+    """With a question mark behind it."""
 
 
 def named_letter(prediction: str, options: Mapping[str, str], letters: Iterable[str] = ()) -> str | None:
@@ -144,7 +153,7 @@ def named_letter(prediction: str, options: Mapping[str, str], letters: Iterable[
         letters: possible letters where not every option's text is known.
     """
     known = list(dict.fromkeys([*options, *letters]))
-    said = undressed(prediction)
+    said = undressed(prediction).replace("\u2019", "'")
     texts = {letter: text for letter, option in options.items() if (text := _text(option))}
     bare = said.strip(_WRAPPERS).upper()
     if bare in known:
@@ -191,6 +200,7 @@ def _in_part(text: str, known: Sequence[str], texts: Mapping[str, str], denied: 
     if found and (letter := _one_text(first_sentence(found[-1][1]), texts, rejected)):
         return letter
     free = [group for group in groups if not group.rejected and not group.listed]
+    free = [group for group in free if not group.asked] or free
     last_line = text.rpartition("\n")[2].strip(_WRAPPERS)
     if "\n" in text and last_line in known:
         first_line = text.partition("\n")[0].strip(_WRAPPERS)
@@ -224,14 +234,20 @@ def _groups(text: str, known: Sequence[str], texts: Mapping[str, str]) -> list[_
     items = [group for group in found if _is_item(text, group)]
     for group in found:
         before = text[max(0, group.start - _AROUND) : group.start]
-        after = text[group.end : group.end + _AROUND]
-        group.rejected = bool(_REJECTING.search(before) or _REJECTED.match(after))
+        after = _behind_own_text(text[group.end : group.end + _AROUND], texts.get(group.letters[-1], ""))
+        group.asked = re.match(r"[\"')\]]*\s*\?", after) is not None
+        negated = _REJECTING.search(before.rpartition("\n")[2]) is not None
+        group.rejected = negated or _REJECTED.match(after) is not None
         group.declared = bool(_DECLARED.search(before) or _CORRECT.match(after)) and not _SUPPOSED.search(before)
-        if _CORRECT.match(after) and len(group.letters) == 1 and not _REJECTING.search(before):
+        if _CORRECT.match(after) and len(group.letters) == 1 and not negated:
             group.rejected = False
         if group in items and len({item.letters[0] for item in items}) > 1:
             line = text[group.end :].partition("\n")[0]
             wrong, right = _VERDICT_WRONG.search(line), _VERDICT_RIGHT.search(line)
+            if len(items) > _YES_AND_NO and (said := re.match(r"\W*(yes|no)\b", line, re.IGNORECASE)):
+                wrong, right = (None, said) if said[1].lower() == "yes" else (said, None)
+            if _text(line.lstrip(_WRAPPERS)) == texts.get(group.letters[0]):
+                wrong = right = None
             group.listed = True
             group.rejected |= wrong is not None
             group.declared |= right is not None and wrong is None
@@ -239,6 +255,16 @@ def _groups(text: str, known: Sequence[str], texts: Mapping[str, str]) -> list[_
         for group in found:
             group.declared &= not group.listed
     return found
+
+
+def _behind_own_text(after: str, own: str) -> str:
+    """Return what follows a letter, without its own option's text: `. a red circle is wrong` says that it is wrong."""
+    match = (
+        re.match(rf"\s*[)\].:-]*\s*(?:an?\s+|the\s+)?{re.escape(own)}(?![A-Za-z0-9])", after, re.IGNORECASE)
+        if own
+        else None
+    )
+    return after[match.end() :] if match else after
 
 
 def _is_item(text: str, group: _Group) -> bool:
@@ -258,7 +284,7 @@ def _joined(text: str, found: Sequence[tuple[int, int, str]]) -> list[_Group]:
     joints: list[str] = []
     for place in found:
         joint = _JOINT.fullmatch(text[run[-1][1] : place[0]]) if run else None
-        if joint is None:
+        if joint is None or place[2] in (letter for _, _, letter in run):
             groups += _as_groups(text, run, joints)
             run, joints = [place], []
         else:
@@ -285,7 +311,7 @@ def _letters(text: str, known: Sequence[str], texts: Mapping[str, str]) -> list[
     tokens = "|".join(sorted(map(re.escape, {*known, *(letter.lower() for letter in known)}), key=len, reverse=True))
     if not tokens:
         return []
-    alone = re.compile(rf"(?<![A-Za-z0-9'&+°$-])(?<!\w\.)(?:{tokens})(?![A-Za-z0-9'&+-])(?!\.[A-Za-z])")
+    alone = re.compile(rf"(?<![A-Za-z0-9&+°$-])(?<![A-Za-z]')(?<!\w\.)(?:{tokens})(?![A-Za-z0-9&+-])(?!['.][A-Za-z])")
     places = [(match.start(), match.end(), match[0]) for match in alone.finditer(text)]
     return [
         (start, end, token.upper())
@@ -304,7 +330,7 @@ def _stands(text: str, start: int, end: int, token: str, texts: Mapping[str, str
     next_word = word[1] if word else ""
     cued = _CUED.search(before) or _DECLARED.search(before)
     at_line_start = not before.rpartition("\n")[2].strip(" \t-*•#(\"'“") and (not stripped or "\n" in before)
-    marked = re.match(r"[)\]】]?\s*[.):、]|[)\]】]", after) is not None
+    marked = re.match(r"[)\]】]?\s*[.):、]|[)\]】]|\s+[-–—]\s", after) is not None
     if cued:
         is_word = token.islower() or token in _WORD_LETTERS
         return not (is_word and next_word and next_word.islower() and next_word not in _AFTER_A)
@@ -315,19 +341,22 @@ def _stands(text: str, start: int, end: int, token: str, texts: Mapping[str, str
     partner = re.match(r"\s*(?:,\s*)?(?:and|or|nor|&|/|vs\.?|,)\s*[(\[\"']?[A-Z](?![A-Za-z0-9'])", after, re.IGNORECASE)
     partner_before = re.search(r"(?<![A-Za-z0-9])[A-Z][)\]\"']?\s*(?:,\s*)?(?:and|or|nor|&|/|,)\s*[(\[\"']?$", before)
     foreign = re.match(r"\s*[\u3400-\u9fff]|\s*、", after) or re.search(r"[\u3400-\u9fff、]\s*$", before)
+    previous = re.search(r"([A-Za-z0-9'%°]+)[ \t]+$", before)
+    lower = previous[1].lower() if previous else ""
+    behind_noun = previous is not None and lower not in _BEFORE_WORDS and not (lower.endswith("ly") and len(lower) > 3)
     if token in _WORD_LETTERS:
         if token == "I":
             return bool(partner_before)
+        if behind_noun and not partner and not partner_before:
+            return False
         ends = re.match(r"\s*(?:[.,;:!?)…\n]|$)", after)
         return bool(ends or partner or partner_before or foreign or next_word in _AFTER_A)
     if partner or partner_before or foreign:
         return True
     if _text(texts.get(token, "")) and _text(after).startswith(_text(texts[token])):
         return True
-    previous = re.search(r"([A-Za-z0-9'%°]+)\s+$", before)
     if previous:
-        lower = previous[1].lower()
-        return lower in _BEFORE_WORDS or (lower.endswith("ly") and len(lower) > 3)
+        return not behind_noun
     return not (next_word and next_word.islower() and next_word not in _AFTER_WORDS)
 
 

@@ -22,24 +22,28 @@ _DOUBT = re.compile(
     r"|\bno\s+(?:\w+\s+)?(?:idea|clue|way\s+(?:to|of|for)|information|certainty|answer|comment)\b"
     r"|\b(?:can(?:not|'t|\s+not)|could(?:n't|\s+not)|do(?:n't|\s+not)|does(?:n't|\s+not)|will\s+not|won't)\s+(?:\w+ly\s+)?"
     r"(?:tell|say|determine|know|be\s+(?:\w+ly\s+)?(?:sure|certain|determined|answered|inferred|known|confirmed|verified)|"
-    r"confirm|verify|answer|conclude|decide|judge|assess|provide|have\s+(?:enough|sufficient))\b"
+    r"confirm|verify|answer|conclude|decide|judge|assess|provide|have\s+(?:enough|sufficient)|"
+    r"(?:see|view|access|open)\s+(?:\w+\s+)?(?:image|picture|photo|video)s?)\b"
     r"|\b(?:unsure|unclear|uncertain|unknown|unable\s+to|hard\s+to|difficult\s+to|impossible\s+to|insufficient|maybe|"
-    r"perhaps|possibly|not\s+necessarily|might|ambiguous)\b"
+    r"perhaps|possibly|it(?:'s|\s+is)\s+possible|not\s+necessarily|might|ambiguous)\b"
     r"|(?:无法|不能)(?:确定|判断|回答|看清|得知|确认|分辨|辨认)"
     r"|(?:不确定|不知道|不清楚|看不清|难以|也许|可能|说不准|不好说|没法)"
 )
 _CLAUSES = re.compile(r"[,.;!?\n。]|\bbut\b|但")
+_QUESTION = re.compile(r"(?:有没有|是否|是不是|是否有|有无)[^?,。]*\?|有没有|是否有?(?=\S)(?!定)")
 _WORD = re.compile(r"[a-z']+")
 _YES = frozenset(("yes", "yeah", "yep", "yup"))
 _NO = frozenset(("no", "nope", "nah"))
 _NEGATIONS = frozenset(
     "not never none nothing neither nor without absent lacks false negative incorrect nobody nowhere cannot".split()
 )
-_NO_CN = re.compile(r"没有|没|不存在|不包含|不是|并非|并不|(?<![是能可])否(?!则)|^\s*不|(?<=[,.。;])\s*不|错误")
+_NO_CN = re.compile(
+    r"不对|看不到|看不见|^\s*无|没有|没|不存在|不包含|不是|并非|并不|(?<![是能可])否(?!则)|^\s*不|(?<=[,.。;])\s*不|错误"
+)
 _YES_CN = re.compile(r"是|有|存在|包含|^对|正确|可以看到|能看到")
 _STATEMENT = re.compile(
-    r"\bthere(?:\s+(?:is|are|was|were)|'s)\b|\b(?:i|we|you)\s+(?:can\s+)?(?:\w+ly\s+)?see\b|\bit\s+is\s+(?:there|present|visible)\b"
-    r"|\b(?:image|picture|photo|photograph|scene|frame)\s+(?:\w+ly\s+)?(?:shows?|contains?|has|depicts?|features?|includes?)\b"
+    r"\bthere(?:\s+(?:is|are|was|were)|'s)\b|\b(?:i|we|you)\s+(?:can\s+|do\s+)?(?:\w+ly\s+)?see\b|\bit\s+is\s+(?:there|present|visible)\b"
+    r"|\b(?:image|picture|photo|photograph|scene|frame)\s+(?:\w+ly\s+|does\s+)?(?:shows?|contains?|has|depicts?|features?|includes?)\b"
     r"|^\W*(?:true|correct|right|certainly|absolutely|definitely|indeed|sure|affirmative|of\s+course|exactly|it\s+is|"
     r"it\s+does|they\s+are|they\s+do)\b"
     r"|\b(?:is|are)\s+(?:\w+ly\s+)?(?:present|visible|shown|true|correct|right|supported|entailed)\b"
@@ -56,10 +60,11 @@ def yes_or_no(text: str) -> str:
     for part in reversed(parts(said)):
         if reading := _read(part):
             return reading
-    return ""
+    return _read(said)
 
 
 def _read(text: str) -> str:
+    text = _QUESTION.sub("", text)
     if _OPEN.search(text):
         return ""
     text = " , ".join(map(_without_doubt, _CLAUSES.split(_IDIOM.sub(" ", text))))

@@ -50,7 +50,7 @@ def find_checkpoint(path: str | Path, said: str) -> Place:
         return found
     shown = f"{said} {printable(folder)}"
     if not folder.exists():
-        raise ConfigError(f"{shown}: no such folder{_instead_of_missing(folder)}")
+        raise ConfigError(f"{shown}: no such folder{instead_of_missing(folder)}")
     if not folder.is_dir():
         raise ConfigError(f"{shown}: a file, expected the folder of a checkpoint: {printable(folder.parent)}?")
     raise ConfigError(
@@ -87,8 +87,8 @@ def has_weights(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
 
 
-def _instead_of_missing(folder: Path) -> str:
-    """Return where a folder that is not there may come from."""
+def instead_of_missing(folder: Path) -> str:
+    """Return where a folder that is not there may come from, as the end of a message; "" where nothing is known."""
     name = str(folder)
     if folder.name.startswith("InternVL") and printable(name) == name:
         return f"; to fetch it: huggingface-cli download OpenGVLab/{folder.name} --local-dir {name}"

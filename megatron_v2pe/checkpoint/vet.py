@@ -140,8 +140,8 @@ def _vet_data_files(folder: Path, tensors: dict[str, StoredTensor]) -> None:
         path = folder / name
         if not path.is_file():
             raise CheckpointError(
-                f"{path}: missing; the checkpoint was not finished or not copied whole: copy it again, or name an older "
-                "one (iter_*)"
+                f"{path}: missing; the checkpoint was not finished or not copied whole: copy it again, or name an "
+                "older one (iter_*)"
             )
         if (found := os.stat(path).st_size) < size:
             raise CheckpointError(f"{path}: truncated: {found} bytes, the checkpoint needs {size}")

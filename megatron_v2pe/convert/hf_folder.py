@@ -248,8 +248,8 @@ def _read_index(folder: Path) -> dict[str, str] | None:
         if not (folder / file).exists():
             of_file = [printable(name)[:200] for name, other in index.items() if other == file]
             raise CheckpointError(
-                f"{folder / file}: missing; the index names it for {len(of_file)} tensors, {of_file[0]} first. The folder "
-                "was not copied whole: the same download goes on"
+                f"{folder / file}: missing; the index names it for {len(of_file)} tensors, {of_file[0]} first. The "
+                "folder was not copied whole: the same download goes on"
             )
     return index
 

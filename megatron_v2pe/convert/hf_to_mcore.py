@@ -17,6 +17,7 @@ from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
 from megatron_v2pe.checkpoint.trained import V2PESettings, has_v2pe_scaling
 from megatron_v2pe.convert.checks_beside import ChecksBeside
 from megatron_v2pe.convert.finite import NumbersOnly
+from megatron_v2pe.checkpoint.place import instead_of_missing
 from megatron_v2pe.convert.hf_folder import HFWeights, copy_other_files
 from megatron_v2pe.convert.hub_digests import check_digest, known_digests
 from megatron_v2pe.convert.mappings import MappingTable
@@ -57,7 +58,7 @@ def check_folder(source: Path) -> tuple[InternVLConfig, MappingTable, HFWeights,
         CheckpointError: weights are missing, of other names or shapes than the architecture's, or damaged.
     """
     if not source.is_dir():
-        raise CheckpointError(f"{printable(source)}: no such folder")
+        raise CheckpointError(f"{printable(source)}: no such folder{instead_of_missing(source)}")
     if os.path.lexists(source / HF_LAYOUT):
         raise CheckpointError(f"{printable(source / HF_LAYOUT)}: the name is taken by the converter; rename this file")
     model = _read_model(source)

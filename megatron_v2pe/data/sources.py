@@ -298,7 +298,8 @@ def read_entries(path: str | Path) -> dict[str, Any]:
         ConfigError: no such file, not an object of entries by name, or a name that stands twice.
     """
     if not os.path.lexists(path):
-        raise ConfigError(f"{printable(path)}: cannot be read: No such file or directory; {_where_lists_are(Path(path))}")
+        where = _where_lists_are(Path(path))
+        raise ConfigError(f"{printable(path)}: cannot be read: No such file or directory; {where}")
     content = read_json_object(path, ConfigError, unique=True)
     if not content:
         raise ConfigError(f"{printable(path)}: expected an object of datasets by name, found an empty one")

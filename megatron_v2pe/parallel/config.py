@@ -154,8 +154,8 @@ class ParallelConfig:
         ):
             if count % degree:
                 raise ConfigError(
-                    f"tensor_model_parallel_size {degree} does not divide the {count} {what}; take a divisor of it, and "
-                    "context_parallel_size for more processes a pack"
+                    f"tensor_model_parallel_size {degree} does not divide the {count} {what}; take a divisor of it, "
+                    "and context_parallel_size for more processes a pack"
                 )
         if self.vision_parallel == "replicated":
             return

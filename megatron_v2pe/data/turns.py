@@ -55,7 +55,10 @@ def turns_of(row: Mapping[str, Any], error: Kind, where: str = "") -> tuple[Turn
             raise error(f"{where}{name} and {other} hold different turns; leave one of the fields out")
     if not isinstance(content, list):
         raise error(f"{where}{name}: found {kind_of(content)}, expected a list of turns")
-    turns = [_turn(turn, number, f"{where}{name}: turn {number}", error) for number, turn in enumerate(content, 1)]
+    turns = [
+        _plain(turn) or _turn(turn, number, f"{where}{name}: turn {number}", error)
+        for number, turn in enumerate(content, 1)
+    ]
     system, turns = _system_of(row, name, turns, error, where)
     if turns and turns[0][0] == "gpt":
         if system:
@@ -64,6 +67,16 @@ def turns_of(row: Mapping[str, Any], error: Kind, where: str = "") -> tuple[Turn
     if not turns:
         raise error(f"{where}field {name!r} holds no question")
     return (*system, *turns)
+
+
+def _plain(turn: Any) -> Turn | None:
+    """Read a turn as nearly all are, of which nothing has to be looked at twice; None of another."""
+    if type(turn) is dict and len(turn) == 2:
+        role, text = turn.get("from"), turn.get("value")
+        if (role == "human" or role == "gpt") and type(text) is str and text.isascii():
+            if len(text) <= LONGEST_WORD and (text and not text[0].isspace() or role == "human"):
+                return role, text
+    return None
 
 
 def _turn(turn: Any, number: int, where: str, error: Kind) -> Turn:

@@ -140,7 +140,7 @@ def named(unknown: Mapping[str, int]) -> str:
 
 
 def _paths(name: str, value: Any, error: Kind, where: str) -> tuple[str, ...]:
-    paths = tuple(value) if isinstance(value, list) else () if value is None or value == "" else (value,)
+    paths: tuple[Any, ...] = tuple(value) if isinstance(value, list) else () if value in (None, "") else (value,)
     for path in paths:
         if isinstance(path, str) and _HELD.match(path):
             raise error(
@@ -167,6 +167,8 @@ def _film(name: str, value: Any, error: Kind, where: str) -> tuple[str, ...]:
 
 def _agreed(found: list[tuple[str, tuple[str, ...]]], error: Kind, where: str) -> tuple[str, tuple[str, ...]] | None:
     """Return one field of those that name something, `image` or `video` itself where it does."""
+    if len(found) < 2:
+        return found[0] if found and found[0][1] else None
     named = sorted((one for one in found if one[1]), key=lambda one: one[0] not in ("image", "video"))
     named = [one for one in named if not all(map(_is_address, one[1]))] or named
     for other in named[1:]:

@@ -206,7 +206,8 @@ def _turns(fields: Fields, place: str) -> list[tuple[str, str]]:
         for number, turn in enumerate(fields.get(talk, list[dict[str, Any]])):
             if not turn.keys() & {"role", "content"}:
                 found = Fields(turn, f"{place}: {talk}[{number}]", DataError)
-                found.text("from"), found.text("value")
+                for field in ("from", "value"):
+                    found.text(field)
     turns = turns_of(row, DataError, f"{place}: ")
     if turns is None:
         others = [repr(name) for name in ("question", "query", "instruction", "text", "input") if name in row]

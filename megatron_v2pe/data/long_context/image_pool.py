@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from megatron_v2pe.data.long_context.draws import Draws
-from megatron_v2pe.data.long_context.pipeline import PLACEHOLDER, Dataset, Encoding, Sample, image_size
+from megatron_v2pe.data.long_context.pipeline import PLACEHOLDER, SYSTEM, Dataset, Encoding, Sample, image_size
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import read_bytes
 from megatron_v2pe.foreign.printable import printable
@@ -123,8 +123,12 @@ def _unusable(sample: Sample, encoding: Encoding) -> str | None:
     if len(sample.conversations) < 2:
         return "no answer"
     (asking, question), (answering, answer) = sample.conversations[:2]
+    if asking == SYSTEM:
+        return "a system turn"
     if (asking, answering) != ("human", "gpt"):
         return "turns do not alternate"
+    if PLACEHOLDER not in question and any(PLACEHOLDER in text for _, text in sample.conversations):
+        return "the image comes in a later turn"
     question = question.replace(PLACEHOLDER, "", 1)
     if encoding.spells_reserved(question) or encoding.spells_reserved(answer):
         return "spells a special token or a placeholder"
@@ -141,7 +145,7 @@ def folder_images(folder: Path) -> list[str]:
         raise ConfigError(f"{printable(folder)}: no such folder of images")
     by_content: dict[bytes, str] = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not path.name.startswith("."):
             by_content.setdefault(
                 hashlib.sha256(read_bytes(path, ConfigError, _LARGEST)).digest(), os.path.abspath(path)
             )

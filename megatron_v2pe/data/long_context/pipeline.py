@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from megatron_v2pe.data.conversation import get_template
+from megatron_v2pe.data.conversation import SYSTEM, get_template
 from megatron_v2pe.data.image_transform import image_size, open_image
 from megatron_v2pe.data.pictures import TilingOptions, plan_images
 from megatron_v2pe.data.sources import Dataset, read_data_list
@@ -22,7 +22,17 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
 
-__all__ = ["PLACEHOLDER", "Dataset", "Encoding", "Sample", "Turns", "image_size", "open_datasets", "open_image"]
+__all__ = [
+    "PLACEHOLDER",
+    "SYSTEM",
+    "Dataset",
+    "Encoding",
+    "Sample",
+    "Turns",
+    "image_size",
+    "open_datasets",
+    "open_image",
+]
 
 Turns = Sequence[tuple[str, str]]
 """(role, text) with roles `human` and `gpt` in turn."""

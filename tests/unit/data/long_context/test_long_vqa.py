@@ -158,6 +158,16 @@ def test_lines_without_a_question_about_one_image_are_counted(world):
         builder(world, 500, questions=25)
 
 
+def test_a_question_before_its_image_is_none_about_it(world, tmp_path):
+    """The image comes in a later turn, or there is a system turn the sample would lose."""
+    talk = [{"from": role, "value": value} for role, value in (("human", "hello"), ("gpt", "hi"))]
+    later = [*talk, {"from": "human", "value": "<image>\nq"}, talk[1]]
+    rows = [{"image": "0.png", "conversations": later}, {"image": "0.png", "system": "s", "conversations": talk}]
+    (tmp_path / "later.jsonl").write_text("\n".join([*map(json.dumps, rows), line("<image>\nq", "a", image="1.png")]))
+    pool = ImagePool([Dataset("later", str(tmp_path / "later.jsonl"), f"{tmp_path}/image/")], world.encoding)
+    assert len(pool) == 1 and pool.left_out == {"the image comes in a later turn": 1, "a system turn": 1}
+
+
 def test_several_questions_about_one_image_show_it_once(world, tmp_path):
     rows = [line(f"<image>\nq{i}", f"a{i}", image="0.png") for i in range(2)]
     rows += [line("<image>\nq2", "a2", image=f"{i}.png") for i in range(1, IMAGES)]

@@ -13,11 +13,11 @@ import torch
 from megatron_v2pe.checkpoint.checksums import Checksums, sums_of_files
 from megatron_v2pe.checkpoint.description import Written, write_description
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLDER, HF_LAYOUT, new_folder
+from megatron_v2pe.checkpoint.place import instead_of_missing
 from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
 from megatron_v2pe.checkpoint.trained import V2PESettings, has_v2pe_scaling
 from megatron_v2pe.convert.checks_beside import ChecksBeside
 from megatron_v2pe.convert.finite import NumbersOnly
-from megatron_v2pe.checkpoint.place import instead_of_missing
 from megatron_v2pe.convert.hf_folder import HFWeights, copy_other_files
 from megatron_v2pe.convert.hub_digests import check_digest, known_digests
 from megatron_v2pe.convert.mappings import MappingTable

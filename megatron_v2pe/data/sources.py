@@ -177,7 +177,8 @@ class Dataset:
             raise DataError(
                 "field 'conversations' is missing or empty" + (f"; {others} are not read, turns are" if others else "")
             )
-        if not media.video and (place := next((n for n, turn in enumerate(turns, 1) if _asks_of_video(turn)), None)):
+        asks = () if media.video else (n for n, turn in enumerate(turns, 1) if "<video>" in turn[1])
+        if place := next((number for number in asks if _asks_of_video(turns[number - 1])), None):
             raise DataError(f"turn {place} begins with <video>, but the line names no video; give its path as 'video'")
         return Sample(
             id=SampleId(self.name, number, self.annotation),

@@ -1,6 +1,6 @@
 """Whether training could use a sample: the very steps of training up to its tokens, as far as what is known allows.
 
-Without a tokenizer, characters stand in for tokens: placeholders, turns and marks are checked, lengths are not. Where
+Without a tokenizer, stretches of text stand in for tokens: placeholders, turns and marks are checked, lengths are not. Where
 files are not looked at, or cannot be read (which is told of the file itself), images count as none for the budgets.
 """
 
@@ -25,8 +25,8 @@ _TILE_SIZE, _TOKENS_PER_TILE = 448, 256
 _ANY_LENGTH, _ANY_TILES = 1 << 62, 1 << 62
 
 
-class Characters(Tokenizer):
-    """Stands in where no tokenizer is at hand: marks are tokens as always, any other character is one."""
+class Marks(Tokenizer):
+    """Stands in where no tokenizer is at hand: marks are tokens as always, all text between two of them is one."""
 
     def __init__(self) -> None:
         """Know the marks of images and of all templates."""
@@ -36,12 +36,12 @@ class Characters(Tokenizer):
         self.model_file = "no tokenizer"
         self.bos_id, self.eos_id = self.special[BOS], self.special[EOS]
 
-    def __reduce__(self) -> tuple[type[Characters], tuple[()]]:
+    def __reduce__(self) -> tuple[type[Marks], tuple[()]]:
         """Make it anew in another process."""
-        return Characters, ()
+        return Marks, ()
 
     def _pieces(self, text: str) -> list[int]:
-        return [len(self.special)] * len(text)
+        return [len(self.special)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SampleChecker:
         """Return one that knows no tokenizer: lengths are not checked."""
         config = config or DataConfig()
         facts = ModelFacts(config.force_image_size or _TILE_SIZE, _TOKENS_PER_TILE)
-        return cls(DocumentEncoder(config, Characters(), facts, StridePolicy("default"), 0), False, reads_files)
+        return cls(DocumentEncoder(config, Marks(), facts, StridePolicy("default"), 0), False, reads_files)
 
     def problem(self, dataset: Dataset, sample: Sample) -> str | None:
         """Return why a sample cannot be used, None where nothing was found; files have faults of their own."""

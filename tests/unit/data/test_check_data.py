@@ -214,7 +214,7 @@ def test_the_tool(case, monkeypatch, capsys):
     status, output, _ = check("--dataset-root", str(root))
     assert status == 1 and f"missing {root}/val/long_mr_1m/" in output and "nothing is missing" not in output
     status, _, errors = check("--recipe", "debug", "--meta_path", "nowhere.json")
-    assert status == 2 and errors == "error: nowhere.json: cannot be read: No such file or directory\n"
+    assert status == 2 and errors.startswith("error: nowhere.json: cannot be read: No such file or directory")
     assert check()[0] == 2 and check("--show", "-1", str(case.meta))[0] == 2
 
 

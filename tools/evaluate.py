@@ -130,7 +130,7 @@ def _look(
         raise ConfigError("--strides takes the place of --rope_pos_id_stride; give one of them")
     strides = [parse_stride(text) for text in arguments.strides or ()]
     opening = prepare(arguments, world)
-    for stride in reversed(strides):  # the first is the one it is opened with
+    for stride in [*strides, *strides[:1]]:  # each is looked at; it is opened at the first
         opening = opening.at_stride(stride)
     benchmarks = [create(name, arguments.mode) for name in expand(arguments.benchmarks)]
     check_all(benchmarks, arguments.root)  # what is missing is told before the model is loaded

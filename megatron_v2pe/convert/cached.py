@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,7 +82,7 @@ def converted(source: Path, place: Path, others: Sequence[Path] = ()) -> Path:
 
 
 @contextmanager
-def _held(place: Path, source: Path) -> Iterator[None]:
+def _held(place: Path, source: Path) -> Generator[None, None, None]:
     """Hold the folder of conversions, waiting for who holds it."""
     try:
         place.mkdir(parents=True, exist_ok=True)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.v2pe.position_ids import Stride
-from megatron_v2pe.v2pe.stride import StridePolicy
-
-USUAL_SHARE = 4
-"""Without a stride, checkpoints of `v2pe_rnd` are asked with a quarter of a tile's tokens: 64 of InternVL2's 256."""
+from megatron_v2pe.v2pe.stride import StridePolicy, usual_stride
 
 
 def inference_policy(config: InternVLConfig, stride: Stride | None = None, version: str | None = None) -> StridePolicy:
@@ -16,7 +13,7 @@ def inference_policy(config: InternVLConfig, stride: Stride | None = None, versi
 
     Args:
         config: the checkpoint's; `rope_pos_id_version` says what it was trained with.
-        stride: positions a tile spans; without it the checkpoint's own, or `USUAL_SHARE` of a tile's tokens.
+        stride: positions a tile spans; without it the checkpoint's own, or the usual one.
         version: `default` or `v2pe_fix`, where it is to be stated; it must fit the checkpoint's.
 
     Raises:
@@ -37,7 +34,7 @@ def inference_policy(config: InternVLConfig, stride: Stride | None = None, versi
                 "default, which has none; leave it out"
             )
         return StridePolicy("default")
-    usual = config.rope_pos_id_stride or max(1, config.tokens_per_tile // USUAL_SHARE)
+    usual = config.rope_pos_id_stride or usual_stride(config.tokens_per_tile)
     return StridePolicy("v2pe_fix", stride if stride is not None else usual)
 
 

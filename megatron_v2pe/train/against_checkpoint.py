@@ -21,6 +21,7 @@ from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.train.config import ExperimentConfig, ModelConfig
+from megatron_v2pe.v2pe.stride import usual_stride
 
 SAID = "model.model_name_or_path"
 
@@ -85,7 +86,7 @@ def _check_stated(model: InternVLConfig, settings: ModelConfig, data: DataConfig
 
 
 def what_holds(config: ExperimentConfig) -> Iterator[str]:
-    """Yield a line for what the run does otherwise than the checkpoint it starts from.
+    """Yield a line for what the run does otherwise than the checkpoint it starts from, or is asked by itself.
 
     Args:
         config: of a run whose checkpoint was checked.
@@ -95,12 +96,18 @@ def what_holds(config: ExperimentConfig) -> Iterator[str]:
         f"{name} {_shown(value)} (was {_shown(stated.get(name))})"
         for name, value in differing(stated, asdict(config.data)).items()
     ]
-    before, policy = V2PESettings.from_config(stated), config.v2pe.stride_policy(0)
-    now = V2PESettings(policy.version, policy.stride)
-    if now != before:
+    policy = None if config.v2pe.rope_pos_id_version == "recorded" else config.v2pe.stride_policy(0)
+    before = V2PESettings.from_config(stated)
+    if policy is not None and (now := V2PESettings(policy.version, policy.stride)) != before:
         changed.append(f"positions {_positions(now)} (was {_positions(before)})")
     if changed:
         yield f"trained, and to be asked, otherwise than the checkpoint it starts from: {', '.join(changed)}"
+    usual = usual_stride(InternVLConfig.from_hf(stated).tokens_per_tile)
+    if policy is not None and policy.version == "v2pe_rnd" and usual not in policy.strides:
+        yield (
+            f"v2pe.strides {', '.join(map(str, policy.strides))}: without {usual}, at which a checkpoint of v2pe_rnd "
+            "is asked unless a stride is named; name one of them when it is asked (--rope_pos_id_stride)"
+        )
 
 
 def what_is_lost(data: DataConfig) -> Iterator[str]:

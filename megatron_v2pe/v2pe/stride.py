@@ -19,6 +19,7 @@ _PURPOSE = "v2pe stride"
 VERSIONS = ("default", "v2pe_fix", "v2pe_rnd")
 PUBLISHED_STRIDES: tuple[Stride, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """What the published `v2pe_rnd` runs draw from."""
+_USUAL_SHARE = 4
 LARGEST_STRIDE = 1 << 16
 """Positions a tile may span, at most, and the largest denominator of a stride. Published are 1 to 256."""
 LARGEST_DENOMINATOR = 1 << 24
@@ -88,6 +89,11 @@ class StridePolicy:
             assert self.stride is not None
             return (self.stride,)
         return self.strides
+
+
+def usual_stride(tokens_per_tile: int) -> int:
+    """Return the stride checkpoints of `v2pe_rnd` are asked with unless one is named: 64 of InternVL2's 256 tokens."""
+    return max(1, tokens_per_tile // _USUAL_SHARE)
 
 
 def parse_stride(value: object) -> Stride:

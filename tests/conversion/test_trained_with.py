@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from fractions import Fraction
+from typing import Any, cast
 
 import pytest
 import torch
@@ -142,7 +143,7 @@ def test_generation_normalises_as_training_did(normalize_type, start, tmp_path):
             return tiles
 
     engine = object.__new__(Engine)
-    engine.model, engine.device, engine.dtype = Stand, torch.device("cpu"), torch.float32
+    engine.model, engine.device, engine.dtype = cast(Any, Stand), torch.device("cpu"), torch.float32
     engine._encode(torch.full((1, 2, 2, 3), 255, dtype=torch.uint8))
     mean = {"imagenet": 0.485, "clip": 0.4814546, "siglip": 0.5}[normalize_type]
     deviation = {"imagenet": 0.229, "clip": 0.2686295, "siglip": 0.5}[normalize_type]

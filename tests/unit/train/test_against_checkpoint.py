@@ -84,6 +84,13 @@ def test_what_holds_is_said(hf):
     assert line.endswith("positions v2pe_fix at stride 1/2 (was default)")
 
 
+def test_strides_without_the_one_that_is_asked_with_are_said(hf):
+    words = ("--data.max-dynamic-patch", "6", "--rope_pos_id_version", "v2pe_rnd", "--v2pe.strides")
+    *_, line = what_holds(config(hf, *words, "8,16"))  # a tile of 4 tokens is asked at stride 1
+    assert line.startswith("v2pe.strides 8, 16: without 1, at which a checkpoint of v2pe_rnd is asked")
+    assert len(list(what_holds(config(hf, *words, "1,16")))) == 1
+
+
 def test_tiles_of_all_data_sets_that_no_export_carries_are_said(hf, tmp_path):
     def lines(*entries, **more):
         meta = tmp_path / "meta.json"

@@ -141,6 +141,9 @@ def _epoch(budget: Budget, per_step: int, found: Findings) -> Iterator[str]:
                 f"{MOST_COUNTED:,} samples; `tools/preprocess_data.py` makes an indexed set of it, which knows"
             )
             return
+        if not packs:
+            yield "an epoch: none of its samples can be used"
+            return
         steps, run = -(-packs // per_step), config.train.train_steps
         told = f"an epoch: {least}{packs:,} packs, {steps:,} steps"
         if config.train.epochs is None:
@@ -153,4 +156,6 @@ def _epoch(budget: Budget, per_step: int, found: Findings) -> Iterator[str]:
             done = f", {found.iteration:,} of them done" if found.iteration else ""
             yield f"{told}; {config.train.epochs:g} epochs are {found.iteration + left:,} steps{done}"
     except (V2PEError, OSError) as error:
+        if config.train.epochs is not None:  # the run counts its epochs at its start
+            found.problems.append(error)
         yield f"an epoch: {error}"

@@ -88,14 +88,7 @@ def packs_of_list(
         ConfigError: an epoch has more than `most` samples, `MOST_COUNTED` by default.
     """
     mixture = Mixture(read_data_list(config.meta_path), encoder.seed, config.use_data_resampling)
-    most = most or MOST_COUNTED
-    if mixture.epoch_length > most:
-        raise ConfigError(
-            f"train.epochs {epochs:g}: an epoch of {printable(config.meta_path)} has {mixture.epoch_length} samples, "
-            f"and the packs of more than {most} are not counted at every start. Make an indexed data set of it, which "
-            "knows its packs: tools/preprocess_data.py --out FOLDER with the same settings, then --data.indexed-path "
-            "FOLDER; or give the steps: --train.train-steps N"
-        )
+    check_countable(config.meta_path, epochs, mixture.epoch_length, most)
     lengths = _Lengths(encoder, tell, ceil(min(epochs, 1) * mixture.epoch_length))
     skipped = SkipLog(config.max_skipped_samples, quiet=True)
     with lengths.bar:
@@ -103,6 +96,28 @@ def packs_of_list(
         while plan.next():
             packs += 1
     return packs
+
+
+def check_countable(meta_path: str, epochs: float, samples: int, most: int | None = None) -> None:
+    """Refuse epochs of a data list whose packs take too long to be counted at every start.
+
+    Args:
+        meta_path: of the data list.
+        epochs: that are asked for.
+        samples: of an epoch.
+        most: that are counted; `MOST_COUNTED` by default.
+
+    Raises:
+        ConfigError: says what to do.
+    """
+    most = most or MOST_COUNTED
+    if samples > most:
+        raise ConfigError(
+            f"train.epochs {epochs:g}: an epoch of {printable(meta_path)} has {samples} samples, and the packs of more "
+            f"than {most} are not counted at every start. Make an indexed data set of it, which knows its packs: "
+            "tools/preprocess_data.py --out FOLDER with the same settings, then --data.indexed-path FOLDER; or give "
+            "the steps: --train.train-steps N"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What can be known of a run before it is started: its checkpoint, data, layout and folders, by what training uses.
 
-Nothing is written, converted or loaded. Three kinds of things are found: what was looked at and is right, what a recipe
-names and is not there yet, and what a run would be refused for.
+Nothing is written, converted or loaded. Four kinds of things are found: what was looked at and is right, what a recipe
+names and is not there yet, what a user may not have meant, and what a run would be refused for.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ from megatron_v2pe.foreign.tokenizer_files import MODEL
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.train.against_checkpoint import SAID, check_checkpoint, check_model, what_holds, what_is_lost
 from megatron_v2pe.train.config import ExperimentConfig
+from megatron_v2pe.train.epochs import check_countable
 from megatron_v2pe.train.metrics import check_wandb
 from megatron_v2pe.train.recorded import with_recorded_strides
 
-MOST_SAMPLES = 64
-"""Samples that are read, over all data sets; two of each at least."""
+MOST_SAMPLES, FEWEST_OF_A_SET = 64, 8
+"""Samples that are read, over all data sets, and of each one of them at least."""
 NAMED = ("model.model_name_or_path", "model.tokenizer_path", "data.meta_path", "data.indexed_path", "checkpoint.load")
 """Settings that name what has to be there."""
 _NOT_LOOKED_AT = "values of the weights, pixels, other samples, the cards and processes of the run, room on the disk"
@@ -58,6 +59,8 @@ class Findings:
     """What was looked at."""
     absent: list[str] = field(default_factory=list)
     """What a recipe names, or what belongs into a folder that is there, and may still come."""
+    doubts: list[str] = field(default_factory=list)
+    """What a run would do, and a user may not have meant."""
     problems: list[V2PEError | OSError] = field(default_factory=list)
     """What the run would be refused for."""
     unseen: list[str] = field(default_factory=list)
@@ -70,6 +73,9 @@ class Findings:
         if self.absent:
             yield "not there yet:"
             yield from (f"  {line}" for line in self.absent)
+        if self.doubts:
+            yield "not refused, but worth a look:"
+            yield from (f"  {line}" for line in self.doubts)
         if self.problems:
             yield "the run would be refused:"
             yield from (f"  {problem}" for problem in self.problems)
@@ -175,7 +181,7 @@ def _tokenizer(found: Findings, hf: Path) -> None:
     seed = config.train.seed
     found.encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.stride_policy(seed), seed)
     found.right.append(f"tokenizer of {len(tokenizer):,} tokens, template {config.data.template}")
-    found.right += [*what_holds(config), *what_is_lost(config.data)]
+    found.doubts += [*what_holds(config), *what_is_lost(config.data)]
 
 
 def _vetted(found: Findings, folder: Path) -> None:
@@ -239,20 +245,28 @@ def _data_list(found: Findings) -> None:
     config, encoder = found.config, found.encoder
     datasets = read_data_list(config.data.meta_path)
     mixture = Mixture(datasets, config.train.seed, config.data.use_data_resampling)
-    each = MOST_SAMPLES // len(datasets)
+    if config.train.epochs is not None:
+        _try(found, lambda: check_countable(config.data.meta_path, config.train.epochs or 0, mixture.epoch_length))
+    each = max(MOST_SAMPLES // len(datasets), FEWEST_OF_A_SET)
     looked, bad = 0, list[str]()
     for dataset in datasets:
         lines = _spread(len(dataset), each)
         faults = [fault for line in lines if (fault := _fault(dataset, line, encoder)) is not None]
         looked += len(lines)
         bad += faults
-        if len(faults) == len(lines) > 1:
-            raise DataError(
-                f"dataset {dataset.name!r}: none of the {len(lines)} samples looked at can be used; {faults[0]}"
-            )
+        if len(faults) == len(lines):
+            _tell_unusable(found, dataset, faults)
     _tell_data(found, config.data.meta_path, len(datasets), mixture.epoch_length, looked, bad)
     if encoder is not None and found.loader_state is not None:
         PackPlan(mixture, encoder, SkipLog(10**12, quiet=True), found.loader_state)
+
+
+def _tell_unusable(found: Findings, dataset: Dataset, faults: Sequence[str]) -> None:
+    """Take note of a data set no sample of which can be used; refuse it where it has more than a run may skip."""
+    text = f"dataset {dataset.name!r}: none of the {len(faults)} samples looked at can be used; {faults[0]}"
+    if len(dataset) > found.config.data.max_skipped_samples:
+        raise DataError(f"{text}; data.max_skipped_samples is {found.config.data.max_skipped_samples}")
+    found.doubts.append(text)
 
 
 def _fault(dataset: Dataset, line: int, encoder: DocumentEncoder | None) -> str | None:
@@ -281,7 +295,9 @@ def _tell_data(found: Findings, path: str, sets: int, samples: int, looked: int,
     how = f"{looked} samples read, with their files" + ("" if found.encoder is not None else ", without a tokenizer")
     found.right.append(f"data: {printable(path)}, {sets} set{'s' * (sets > 1)}, {samples:,} samples an epoch; {how}")
     if bad:
-        found.right.append(f"{len(bad)} of these cannot be used, data.max_skipped_samples is {allowed}; {bad[0]}")
+        found.doubts.append(
+            f"{len(bad)} of {looked} samples cannot be used, data.max_skipped_samples is {allowed}; {bad[0]}"
+        )
 
 
 def _indexed(found: Findings) -> None:
@@ -302,6 +318,4 @@ def _indexed(found: Findings) -> None:
                 draw_document(samples, encoder, number, 0, number)
         except DataError as error:
             bad.append(f"{samples.source(number)}: {error}")
-    if len(bad) == len(numbers) > 1:
-        raise DataError(f"none of the {len(numbers)} samples looked at can be used; {bad[0]}")
     _tell_data(found, config.data.indexed_path, plan.num_sets, plan.epoch_length, len(numbers), bad)

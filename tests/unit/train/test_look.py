@@ -151,10 +151,13 @@ def test_samples_that_may_be_skipped_are_counted(folder, dry_run):
     (folder / "data" / "image" / "1.png").unlink()
     assert "data.max_skipped_samples is 0" in dry_run()[2]
     status, comments, error = dry_run("data.max_skipped_samples=9")
-    assert status == 0 and error == "" and "of these cannot be used, data.max_skipped_samples is 9" in comments
+    assert status == 0 and error == "" and "of 23 samples cannot be used, data.max_skipped_samples is 9" in comments
     shutil.rmtree(folder / "data" / "image")
-    lines(folder, *({"image": "0.png", "conversations": [QUESTION, ANSWER]} for _ in range(5)))
-    assert "none of the 5 samples looked at can be used" in dry_run("data.max_skipped_samples=9")[2]
+    lines(folder, *({"image": "0.png", "conversations": [QUESTION, ANSWER]} for _ in range(10)))
+    assert "none of the 10 samples looked at can be used" in dry_run("data.max_skipped_samples=9")[2]
+    status, comments, error = dry_run("data.max_skipped_samples=10")
+    assert status == 0 and error == "" and "# not refused, but worth a look:" in comments
+    assert "#   dataset 'all': none of the 10 samples looked at" in comments
 
 
 @pytest.mark.parametrize("name", ["internvl2_2b_v2pe_32k", "internvl2_2b_v2pe_256k", "quickstart"])
@@ -197,6 +200,13 @@ def test_a_megatron_checkpoint_is_looked_at_as_well(folder, dry_run):
     (folder / "megatron" / ".metadata").unlink()
     status, _, error = dry_run(model="megatron")
     assert status == 2 and ".metadata is missing" in error
+
+
+def test_epochs_that_would_not_be_counted_are_refused(folder, dry_run, monkeypatch):
+    monkeypatch.setattr("megatron_v2pe.train.epochs.MOST_COUNTED", 10)
+    status, _, error = dry_run("--num_train_epochs", "2")
+    assert status == 2 and "23 samples, and the packs of more than 10 are not counted at every start" in error
+    assert dry_run("--max_steps", "2")[0] == 0
 
 
 def test_epochs_are_told_in_steps(dry_run):

@@ -12,8 +12,11 @@ from PIL import Image
 from megatron_v2pe.data import frame_folder
 from megatron_v2pe.data.documents import DocumentEncoder
 from megatron_v2pe.data.frame_folder import list_frames, look_into, natural_key
+from megatron_v2pe.data.long_context.image_pool import folder_images
+from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmarks.frames import video_images
+from megatron_v2pe.evaluate.benchmarks.mm_niah_long import MmNiahLong
 from megatron_v2pe.testing.data_cases import Case, turns
 from megatron_v2pe.testing.small_data import FACTS, config_for
 from megatron_v2pe.v2pe.stride import StridePolicy
@@ -103,8 +106,6 @@ def test_every_way_of_training_shows_frames_by_number(tmp_path, tokenizer, name)
     config = config_for(tmp_path / "meta.json", min_num_frame=12, max_num_frame=12)
     encoder = DocumentEncoder(config, tokenizer, FACTS, StridePolicy("default"), seed=0)
     case = Case(tmp_path / "meta.json", encoder)
-    from megatron_v2pe.data.sources import read_data_list
-
     online = encoder.document(read_data_list(case.meta)[0], 0, 0, 0)
     samples = case.build(tmp_path / "set", image_check="full")
     for document in (online, encoder.draw(samples[0], 0, 0)):
@@ -118,3 +119,16 @@ def test_benchmarks_find_frames_by_their_number(tmp_path):
     (folder / ".DS_Store").touch()
     (folder / "Thumbs.db").write_bytes(b"no picture")
     assert [image.path for image in video_images(folder, None)] == whole and len(whole) == 16
+
+
+def test_hidden_files_are_left_out_of_other_folders_that_are_listed(tmp_path):
+    """`._name` stands beside every file that a Mac copied: with its suffix, and no picture or question."""
+    folder = frames(tmp_path / "pool", ["a.png", "b.png"])
+    (folder / "._a.png").write_bytes(b"\0\5\26\7")
+    assert names_of(folder_images(folder)) == ["a.png", "b.png"]
+    benchmark = MmNiahLong("128K")
+    questions = tmp_path / benchmark._folder
+    questions.mkdir(parents=True)
+    for name in ("one.jsonl", "._one.jsonl"):
+        (questions / name).touch()
+    assert [path.name for path in benchmark._files(tmp_path)] == ["one.jsonl"]

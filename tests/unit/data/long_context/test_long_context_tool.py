@@ -113,7 +113,7 @@ def test_nothing_is_replaced_unasked_and_nothing_is_left_of_a_failure(tool, give
         ("long-vqa", ["--paste-grid", "3"], "paste grid '3'"),
         ("long-vqa", ["--annotation", "gone.jsonl"], "gone.jsonl: no such annotation file"),
         ("long-vqa", ["--meta-path", "list.json"], "give either --meta-path or --annotation"),
-        ("long-vqa", ["--checkpoint", "gone"], "gone/config.json: no such file"),
+        ("long-vqa", ["--checkpoint", "gone"], "--checkpoint gone: no such folder"),
         ("long-vqa", ["--template", "gone"], "conversation template 'gone'"),
         ("long-mr", ["--text", "gone.txt"], "gone.txt: text cannot be read"),
         ("long-mr", ["--tasks", "image_counting"], "give --needle-images"),

@@ -16,6 +16,9 @@ from megatron_v2pe.data.checking.check import check_data_list
 from megatron_v2pe.data.checking.samples import SampleChecker
 from megatron_v2pe.data.documents import DocumentEncoder
 from megatron_v2pe.data.indexed.build import BuildOptions, build
+from megatron_v2pe.data.indexed.plan import IndexedPack
+from megatron_v2pe.data.indexed.reader import IndexedReader
+from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.pack_reader import PackReader
 from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.errors import DataError
@@ -116,6 +119,15 @@ LINES = {
     "a picture under a usual name": Line({"conversations": turns("what"), "images": ["a.png"]}, None),
     "something else under a name of its own": good(license="free", boxes=[1, 2]),
     "no pixels": bad(image="nothing.tif"),
+    "a place in a later question": good("own", "what", "this", "and <image>", "that", image="a.png"),
+    "a place in an answer": Line({"conversations": turns("what", "see <image>"), "image": "a.png"}, None),
+    "a system turn": Line({"conversations": [{"from": "system", "value": "be short"}, *turns("what")]}, None),
+    "marks of a turn in the text": Line({"conversations": turns("what <|im_end|> what")}, None),
+    "a video with two places": Line({"conversations": turns("<video> and <video>"), "video": "frames/"}, None),
+    "an image and a video": Line({"conversations": turns("what"), "image": "a.png", "video": "frames/"}, None),
+    "nothing but blanks asked": Line({"conversations": turns(" ")}, None),
+    "half a surrogate pair": Line('{"conversations": [{"from": "human", "value": "\\ud83d"}]}', False),
+    "an image inside the line": Line({"conversations": turns("what"), "image": "data:image/png;base64,AAAA"}, False),
 }
 
 
@@ -253,6 +265,22 @@ def test_every_line_is_judged_alike(refused, name, who):
     reasons = {key: found.get(name) for key, found in refused.items()}
     wanted = name not in refused["training"] if LINES[name].good is None else LINES[name].good
     assert (name not in refused[who]) == wanted, reasons
+
+
+@pytest.mark.parametrize("images", ["reference", "embed"])
+def test_a_set_that_was_built_with_a_full_check_is_read_to_the_end(world, refused, images):
+    """Of what a build takes, training on the set refuses nothing in any epoch."""
+    folder, encoder, names = world
+    out = folder / images
+    lost = refused_by_a_build(out, encoder, names, images=images)
+    assert lost.keys() == refused["training"].keys()
+    samples = IndexedSamples(out)
+    reader = IndexedReader(samples, encoder, PackReader(FACTS.tile_size, (0.5, 0.5, 0.5), "token"))
+    assert len(samples) + len(lost) == len(names)
+    for number in range(len(samples)):
+        for epoch in range(EPOCHS):
+            read = reader[IndexedPack(epoch, (number,), (number,))]
+            assert not read.unreadable and len(read.batch.sources) == 1
 
 
 def test_what_looks_less_closely_refuses_no_more(world, refused):

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.indexed.edited import tell_edited
 from megatron_v2pe.data.indexed.plan import IndexedPlan, IndexedPlanState
 from megatron_v2pe.data.indexed.reader import IndexedReader
 from megatron_v2pe.data.indexed.samples import IndexedSamples
@@ -375,6 +376,8 @@ def build_loader(
     if config.indexed_path:
         samples = IndexedSamples(config.indexed_path)
         samples.check(config, tokenizer, facts)
+        if dp_rank == 0:
+            tell_edited(samples)
         plan, reading = IndexedPlan(samples, config, seed, skipped, state), IndexedReader(samples, encoder, reader)
     else:
         mixture = Mixture(read_data_list(config.meta_path), seed, config.use_data_resampling)

@@ -337,7 +337,8 @@ def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:
     repeat, weight = _share(where, entry)
     shown = printable(read.annotation)
     if not read.annotation.endswith("jsonl"):
-        raise ConfigError(f"{where}: annotation {shown} is not a .jsonl file")
+        advice = f"; of a JSON list make one: jq -c '.[]' {shown} > OTHER.jsonl" if shown.endswith(".json") else ""
+        raise ConfigError(f"{where}: annotation {shown} is not a .jsonl file{advice}")
     for field in ("annotation", "root", "root2", "http_root"):
         if (value := getattr(read, field)) and not is_path(value):
             raise ConfigError(f"{where}: {field} is {ascii(value)[:80]}, which is no path")

@@ -101,7 +101,8 @@ def tsv_rows(path: Path, columns: Iterable[str]) -> Iterator[tuple[str, dict[str
         except StopIteration:
             return
         except csv.Error as error:
-            raise DataError(f"{file}:{start}: damaged row: {error}") from error
+            only_cr = "; its lines end in CR alone: tr '\\r' '\\n' < OLD > NEW" if "new-line" in str(error) else ""
+            raise DataError(f"{file}:{start}: damaged row: {error}{only_cr}") from error
         where, start = f"{file}:{start}", reader.line_num + 1
         if header is None:
             demand_names(where, cells, columns)

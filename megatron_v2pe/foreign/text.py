@@ -272,6 +272,8 @@ def _advice(text: str, problem: json.JSONDecodeError) -> str:
         before = text[: problem.pos].rstrip(" \t")
         if before.endswith("\r"):
             return "; its lines end in CR alone: tr '\\r' '\\n' < OLD > NEW"
+        if problem.lineno > 1:
+            return "; more follows behind the first value: JSON lines, where one JSON text belongs?"
         return "; a line holds one value: is this two in a row?"
     if text.strip() in ("[", "{"):
         return "; the value goes on in the next lines: jq -c . OLD > NEW (of a list: jq -c '.[]') puts one in each"

@@ -130,7 +130,7 @@ def _epoch(budget: Budget, per_step: int, found: Findings) -> Iterator[str]:
         yield "an epoch: not counted, see above"
         return
     try:
-        packs = None if encoder is None else packs_of_epoch(config.data, encoder, MOST_COUNTED)
+        packs = None if encoder is None else packs_of_epoch(config.data, encoder, MOST_COUNTED, seconds=20)
         least = ""
         if packs is None and config.data.indexed_path:
             counts = IndexedSamples(config.data.indexed_path).manifest.counts

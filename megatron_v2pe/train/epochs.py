@@ -7,6 +7,7 @@ that goes on counts what its checkpoint has left, whatever number of packs its s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
@@ -153,18 +154,31 @@ class _Lengths:
         return known
 
 
-def packs_of_epoch(config: DataConfig, encoder: DocumentEncoder, most: int | None = None) -> int | None:
+class _TooLong(Exception):
+    """Counting has taken the time it may."""
+
+
+def packs_of_epoch(
+    config: DataConfig, encoder: DocumentEncoder, most: int | None = None, seconds: float = 5.0
+) -> int | None:
     """Return the packs of the first epoch; None where counting them takes too long only to be told, or cannot be done.
 
     Args:
         config: of the data.
         encoder: the run's.
         most: samples that are counted at most; `MOST_PLANNED` or `MOST_UNASKED` by default.
+        seconds: that counting a data list may take; videos take long to open.
     """
+    until = time.monotonic() + seconds
+
+    def look_at_the_clock() -> None:
+        if time.monotonic() > until:
+            raise _TooLong
+
     try:
         if not config.indexed_path:
-            return packs_of_list(config, 1, encoder, most=most or MOST_UNASKED)
+            return packs_of_list(config, 1, encoder, most=most or MOST_UNASKED, tell=look_at_the_clock)
         plan = IndexedPlan(IndexedSamples(config.indexed_path), config, encoder.seed, SkipLog(0, quiet=True))
         return sum(1 for _ in plan.epoch(0)) if plan.epoch_length <= (most or MOST_PLANNED) else None
-    except (ConfigError, DataError):
+    except (ConfigError, DataError, _TooLong):
         return None  # where it matters, training says what is wrong

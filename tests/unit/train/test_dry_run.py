@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -50,6 +52,23 @@ def test_memory_packs_and_layout_stand_in_comments(capsys, folder):
     assert (weights, gradients) == (4.11, 8.22) and optimizer == pytest.approx(24.65 / 32, abs=0.01)
     assert total == pytest.approx(weights + gradients + optimizer + kept + working + reserve, abs=0.05)
     assert total < 80 * 0.9
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "launching.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `(internvl2_2b_\w+)` \| (\d+) \| (\d+) \| (.+) \| (.+) \| (.+) \|$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[0]}, {row[1]} GPUs")
+def test_the_table_of_the_page_is_what_is_estimated(folder, row):
+    recipe, ranks, packs, *cards = row
+    config = RECIPES[recipe]()
+    found = Findings(config, model=InternVLConfig.from_folder(folder))
+    for card, stated in zip(("80", "40", "24"), cards, strict=True):
+        report = dry_run.report(found, int(ranks), card)
+        total = re.search(r"^#   0 .* ([0-9.]+)   the head$", report, re.MULTILINE)
+        assert total is not None and f"{float(total[1]):.1f}" == stated.removesuffix(", too much")
+        assert ("memory may run out" in report) == stated.endswith("too much")
+        assert f"# a step: {packs} packs" in report
 
 
 def test_every_stage_has_a_row(capsys, folder):

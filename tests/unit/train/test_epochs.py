@@ -97,6 +97,7 @@ def test_nothing_is_left_of_a_run_that_is_done(data, encoder, tokenizer):
 def test_packs_of_an_epoch_are_told_where_counting_is_cheap(data, encoder):
     assert packs_of_epoch(data, encoder) == steps_left(data, 1, encoder, 1)
     assert packs_of_epoch(data, encoder, most=5) is None
+    assert not data.meta_path or packs_of_epoch(data, encoder, seconds=-1) is None
 
 
 def test_a_list_that_is_long_is_refused_with_the_command_that_makes_a_set(tokenizer, tmp_path, monkeypatch):

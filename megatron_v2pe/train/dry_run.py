@@ -16,7 +16,7 @@ from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.memory import GIB, RESERVE
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
-from megatron_v2pe.train.header import layout_words, parameter_words
+from megatron_v2pe.train.header import layout_words, parameter_words, some
 from megatron_v2pe.train.look import Findings
 from megatron_v2pe.train.memory import Budget, in_words, least_packs, packs_per_step, shortage_foreseen
 
@@ -93,7 +93,7 @@ def _lines(budget: Budget, stated: bool, source: str, found: Findings) -> Iterat
     config, load = budget.config, budget.load
     fewest = "" if stated else "; --ranks says another number"
     yield f"the model: {parameter_words(budget.model, budget.learning)}"
-    yield f"{budget.world_size} ranks: {layout_words(config.parallel, budget.world_size)}{fewest}"
+    yield f"{some(budget.world_size, 'rank')}: {layout_words(config.parallel, budget.world_size)}{fewest}"
     yield (
         f"memory of a rank in GiB, estimated, at the pack's budget of {load.tokens:,} tokens and {load.tiles:,} tiles, "
         f"{config.train.precision}:"
@@ -107,7 +107,7 @@ def _lines(budget: Budget, stated: bool, source: str, found: Findings) -> Iterat
             yield warning
     packs = packs_per_step(budget)
     most = f"at most {packs * load.tokens:,} tokens and {packs * load.tiles:,} tiles"
-    yield f"a step: {packs} pack{'s' if packs > 1 else ''}, {most}"
+    yield f"a step: {some(packs, 'pack')}, {most}"
     yield from _epoch(budget, packs, found)
 
 
@@ -145,16 +145,16 @@ def _epoch(budget: Budget, per_step: int, found: Findings) -> Iterator[str]:
             yield "an epoch: none of its samples can be used"
             return
         steps, run = -(-packs // per_step), config.train.train_steps
-        told = f"an epoch: {least}{packs:,} packs, {steps:,} steps"
+        told = f"an epoch: {least}{some(packs, 'pack')}, {some(steps, 'step')}"
         if config.train.epochs is None:
             about = "" if config.data.indexed_path else "about "  # packs of a list reach over an epoch's end
-            yield f"{told}; {run:,} steps are {about}{run / steps:.2f} epochs"
+            yield f"{told}; {some(run, 'step')} are {about}{run / steps:.2f} epochs"
         elif least or encoder is None:
             yield f"{told}; {config.train.epochs:g} epochs are counted when the run starts"
         else:
             left = steps_left(config.data, config.train.epochs, encoder, per_step, found.loader_state)
             done = f", {found.iteration:,} of them done" if found.iteration else ""
-            yield f"{told}; {config.train.epochs:g} epochs are {found.iteration + left:,} steps{done}"
+            yield f"{told}; {config.train.epochs:g} epochs are {some(found.iteration + left, 'step')}{done}"
     except (V2PEError, OSError) as error:
         if config.train.epochs is not None:  # the run counts its epochs at its start
             found.problems.append(error)

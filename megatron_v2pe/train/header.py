@@ -42,7 +42,7 @@ def header(budget: Budget, plan: Plan, packs: int | None, start: Start) -> Itera
     yield f"model: {config.model.model_name_or_path}, {parameter_words(budget.model, budget.learning)}"
     yield f"positions: {positions(config)}; template {config.data.template}"
     yield _data(config, budget.model, plan, packs)
-    yield f"layout: {_some(budget.world_size, 'rank')}, {layout_words(config.parallel, budget.world_size)}"
+    yield f"layout: {some(budget.world_size, 'rank')}, {layout_words(config.parallel, budget.world_size)}"
     yield f"numbers: {config.train.precision}; {_learning_rate(config)}"
     for stage in range(budget.stages):
         yield in_words(budget, stage)
@@ -101,8 +101,8 @@ def layout_words(layout: ParallelConfig, world: int) -> str:
 
 def _data(config: ExperimentConfig, model: InternVLConfig, plan: Plan, packs: int | None) -> str:
     data = config.data
-    sets = _some(plan.num_sets, "set")
-    epoch = f"{_some(plan.epoch_length, 'sample')} an epoch" + ("" if packs is None else f" in {_some(packs, 'pack')}")
+    sets = some(plan.num_sets, "set")
+    epoch = f"{some(plan.epoch_length, 'sample')} an epoch" + ("" if packs is None else f" in {some(packs, 'pack')}")
     tiles = "one" if not data.dynamic_image_size else f"{data.min_dynamic_patch} to {data.max_dynamic_patch}"
     return (
         f"data: {data.indexed_path or data.meta_path}, {sets}, {epoch}; {tiles} tiles an image, of {model.tile_size} "
@@ -113,7 +113,7 @@ def _data(config: ExperimentConfig, model: InternVLConfig, plan: Plan, packs: in
 def _learning_rate(config: ExperimentConfig) -> str:
     settings = config.optimizer
     steps = settings.warmup_steps(config.train.train_steps)
-    return f"learning rate {settings.lr:g}, {_some(steps, 'step')} of warm-up, then {settings.lr_decay_style}"
+    return f"learning rate {settings.lr:g}, {some(steps, 'step')} of warm-up, then {settings.lr_decay_style}"
 
 
 def length(config: ExperimentConfig, per_step: int, packs: int | None, done: int = 0) -> str:
@@ -126,8 +126,8 @@ def length(config: ExperimentConfig, per_step: int, packs: int | None, done: int
         epochs = f" ({about}{steps / -(-packs // per_step):.2f} epochs)"
     begun = f", {done:,} done" if done else ""
     tokens, tiles = per_step * config.data.max_packed_tokens, per_step * config.data.num_images_expected
-    each = _some(per_step, "pack")
-    whole = f"{_some(steps, 'step')}{epochs}{begun}"
+    each = some(per_step, "pack")
+    whole = f"{some(steps, 'step')}{epochs}{begun}"
     return f"length: {whole}; a step is {each}, at most {tokens:,} tokens and {tiles:,} tiles"
 
 
@@ -141,5 +141,6 @@ def _saved(config: ExperimentConfig, logs: Path | None) -> str:
     return f"saved: in {settings.save} {often}, {newest}{kept}"
 
 
-def _some(count: int, what: str) -> str:
+def some(count: int, what: str) -> str:
+    """Return a number of things, `1 pack`, `1,200 packs`."""
     return f"{count:,} {what}" + ("" if count == 1 else "s")

@@ -177,7 +177,8 @@ class MetricsLog:
 
     def rates(self) -> str:
         """Return the averages of all steps but the first of this process, in words; "" where there are none."""
-        return f"{self._whole.words()} over {self._whole.steps} steps" if self._whole.steps else ""
+        steps = self._whole.steps
+        return f"{self._whole.words()} over {steps} step{'s' * (steps > 1)}" if steps else ""
 
     def close(self) -> None:
         """Flush and close every output."""

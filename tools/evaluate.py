@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--benchmarks", nargs="+", default=[], metavar="NAME", help="benchmarks or groups of them")
     add("--out", type=Path, metavar="FOLDER", help="where answers and scores are kept")
     add("--root", type=Path, default=Path(), metavar="FOLDER", help="what data paths are relative to (default: here)")
-    add("--list", action="store_true", help="name all benchmarks and groups, and stop")
+    add("--list", action="store_true", help="name all benchmarks and groups, and which have data here")
     add("--limit", type=int, metavar="N", help="only the first N questions of each; the result says so")
     add("--batch-size", type=int, default=1, help="most questions answered together (default: %(default)s)")
     add(
@@ -106,14 +106,19 @@ def main(argv: list[str] | None = None) -> int:
 
     quiet_expected_warnings()
     if arguments.list:
-        return finished(_list)
+        return finished(lambda: _list(arguments.root))
     return finished(lambda: _run(arguments), "interrupted; what is answered is kept, and the same command goes on")
 
 
-def _list() -> None:
-    from megatron_v2pe.evaluate.registry import BENCHMARKS, GROUPS
+def _list(root: Path) -> None:
+    """Print every benchmark with its published number of questions, and whether its data are below a folder."""
+    from megatron_v2pe.evaluate.registry import BENCHMARKS, GROUPS, create
 
-    print("\n".join([*BENCHMARKS, "", "groups: " + ", ".join(GROUPS)]))
+    for benchmark in map(create, BENCHMARKS):
+        count = "-" if benchmark.published is None else f"{benchmark.published:,}"
+        here = "  data here" if all((root / needed.path).exists() for needed in benchmark.needed) else ""
+        print(f"{benchmark.name:<34}{count:>8}{here}")
+    print("\ngroups: " + ", ".join(GROUPS))
 
 
 def _look(

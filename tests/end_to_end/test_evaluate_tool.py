@@ -191,8 +191,10 @@ def test_one_evaluation_a_folder(tool, tiny, root, converted, tmp_path, capsys):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_the_command_line(tool, capsys):
-    assert tool.main(["--list"]) == 0 and "mmniah_long_1m" in capsys.readouterr().out
+def test_the_command_line(tool, root, capsys):
+    assert tool.main(["--list", "--root", str(root)]) == 0
+    told = capsys.readouterr().out
+    assert "mmniah_long_1m" in told and f"{NAME:<34}   1,250  data here\n" in told and told.count("data here") == 1
     for more, expected in ((["--limit", "0"], 1), (["--batch-size", "-1"], 1), (["--image-workers", "-1"], 0)):
         with pytest.raises(SystemExit):
             tool.main(["--checkpoint", "a", "--benchmarks", NAME, "--out", "b", *more])

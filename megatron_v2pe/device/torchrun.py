@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from megatron_v2pe import exit_status
 from megatron_v2pe.command import run_tool
+from megatron_v2pe.device import before_start
 from megatron_v2pe.errors import ConfigError
 
 
@@ -28,15 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         CommunicationError: the machines did not meet.
     """
     arguments = _parser().parse_args(argv)
-    from megatron_v2pe.device import agent, before_start, launch  # PyTorch takes a second; --help need not wait
-
-    several = arguments.nnodes > 1
-    run_id = arguments.run_id or (launch.slurm_job() if several else uuid.uuid4().hex)
-    if several and not arguments.check:
-        _demand(arguments, run_id)
     before_start.look(arguments.program, arguments.arguments, arguments.nnodes * arguments.nproc_per_node)
     if arguments.check:
         return exit_status.FINISHED
+    from megatron_v2pe.device import agent, launch  # PyTorch takes a second to import; --help need not wait
+
+    several = arguments.nnodes > 1
+    run_id = arguments.run_id or (launch.slurm_job() if several else uuid.uuid4().hex)
+    if several:
+        _demand(arguments, run_id)
     return agent.start(arguments, run_id)
 
 

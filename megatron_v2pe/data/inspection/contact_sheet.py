@@ -14,6 +14,9 @@ from megatron_v2pe.data.inspection.views import DocumentView, ImageView, PackVie
 from megatron_v2pe.data.pictures import read_tiles
 from megatron_v2pe.data.types import Document, Picture
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.logging import get_logger
+
+_log = get_logger(__name__)
 
 TILE = 112
 """Most pixels a side of a tile is drawn at."""
@@ -50,7 +53,7 @@ def contact_sheet(
         max_tiles: most tiles drawn; whole images are left away beyond, and counted in the last line.
 
     Returns:
-        RGB, `WIDTH` wide. An image that cannot be read is told in the place of its document's tiles.
+        RGB, `WIDTH` wide. An image that cannot be read is told in the place of its document's tiles, and in the log.
     """
     parts = [_text([(view.title, _TITLE_LINE, _INK)], _INNER)]
     room, undrawn = max_tiles, 0
@@ -65,6 +68,7 @@ def contact_sheet(
             tiles = read_tiles(pictures, tile_size, mean, document.key, open_picture).numpy()
             images = _flow(list(_blocks(shown.images, tiles)), _MARGIN)
         except DataError as error:
+            _log.warning("document %d, %s:%d, cannot be used: %s", number, shown.dataset, shown.line, error)
             images, undrawn = _text([(str(error), _LINE, _ALARM)], _INNER), undrawn + drawn
         parts.append(_column([_text(labels, max(images.width, _LEAST_SECTION)), images]))
     parts.append(_text([(_closing(view, undrawn), _LINE, _FAINT)], _INNER))

@@ -93,7 +93,8 @@ def _answers(folder: Path) -> list[dict[str, Any]]:
     for path in sorted(folder.glob("*/answers-*.jsonl")):
         for line in path.read_bytes().splitlines(keepends=True):
             if line.endswith(b"\n"):
-                rows.append({"benchmark": path.parent.name, **json.loads(line), "seconds": None, "check": None})
+                timed = {"seconds": None, "check": None, "check_question": None}  # checksums are of seconds too
+                rows.append({"benchmark": path.parent.name, **json.loads(line), **timed})
     return rows
 
 

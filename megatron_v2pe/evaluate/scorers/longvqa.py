@@ -76,7 +76,7 @@ def _read(name: str, prediction: str, truths: Sequence[str]) -> tuple[str, list[
     else:
         said = read_short(prediction, truths, plain)
         if name in HELD and plain(said) not in map(plain, truths):
-            said = unrejected(prediction)
+            said = unrejected(prediction, truths)
     return said, [trimmed(truth) for truth in truths]
 
 

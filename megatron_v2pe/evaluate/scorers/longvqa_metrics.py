@@ -41,6 +41,7 @@ from megatron_v2pe.evaluate.scorers.captions import bleu, cider, rouge
 from megatron_v2pe.evaluate.scorers.meteor import meteor
 from megatron_v2pe.evaluate.scorers.ptb_words import ptb_words
 from megatron_v2pe.evaluate.scorers.relaxed_accuracy import TOLERANCE, as_number, relaxed_match
+from megatron_v2pe.evaluate.scorers.stated_answer import stands_in
 from megatron_v2pe.evaluate.scorers.vqa_accuracy import PEOPLE, soft_accuracy
 from megatron_v2pe.evaluate.scorers.wtq import same_denotation
 
@@ -196,7 +197,7 @@ def _form_entry(text: str) -> str:
 
 
 def _contains(prediction: str, truth: str) -> bool:
-    return bool(truth.strip()) and holds_words(prediction, truth)
+    return bool(truth.strip()) and stands_in(prediction, truth)
 
 
 CORRECTED: Mapping[str, Metric] = {

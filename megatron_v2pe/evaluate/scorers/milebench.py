@@ -38,7 +38,7 @@ from megatron_v2pe.evaluate.scorers.base import (
 from megatron_v2pe.evaluate.scorers.milebench_choice import extract, option_letters
 from megatron_v2pe.evaluate.scorers.option_letter import named_letter
 from megatron_v2pe.evaluate.scorers.rouge_l import rouge_l, rouge_l_reference
-from megatron_v2pe.evaluate.scorers.stated_answer import read_long, unrejected
+from megatron_v2pe.evaluate.scorers.stated_answer import read_long, stands_in, unrejected
 from megatron_v2pe.evaluate.scorers.undressed import trimmed, undressed
 
 GROUPS = {
@@ -122,7 +122,10 @@ def _corrected(item: Item) -> Judgement:
     raw, (truth,) = as_text(field(item, "prediction")), true_texts(item, "answer")
     true, kind = processed(trimmed(truth), 0), _kind(item)
     if kind in ("needle", "mmcoqa"):
-        looked = (processed(trimmed(undressed(raw)), 0) == true, _has_words(processed(unrejected(raw), 0), true))
+        looked = (
+            processed(trimmed(undressed(raw)), 0) == true,
+            stands_in(processed(unrejected(raw, [truth]), 0), true),
+        )
         return {"score": float(bool(truth.strip()) and any(looked))}
     if kind == "rouge":
         value = rouge_l(processed(read_long(raw), 0), true)
@@ -141,10 +144,6 @@ def _kind(item: Item) -> str:
     if kind not in KINDS:
         raise DataError(f"MileBench kind {kind!r}: it is one of {', '.join(KINDS)}")
     return kind
-
-
-def _has_words(text: str, words: str) -> bool:
-    return f" {' '.join(words.split())} " in f" {' '.join(text.split())} "
 
 
 def image_level(images: int) -> str:

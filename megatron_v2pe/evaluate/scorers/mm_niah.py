@@ -31,7 +31,7 @@ from megatron_v2pe.evaluate.scorers.answer_words import (
 from megatron_v2pe.evaluate.scorers.base import Item, Judgement, Scorer, as_text, field
 from megatron_v2pe.evaluate.scorers.mm_niah_report import percent, summarise
 from megatron_v2pe.evaluate.scorers.option_letter import named_letter
-from megatron_v2pe.evaluate.scorers.stated_answer import unrejected
+from megatron_v2pe.evaluate.scorers.stated_answer import stands_in, unrejected
 from megatron_v2pe.evaluate.scorers.stated_list import joined, stated_list
 from megatron_v2pe.evaluate.scorers.undressed import plain, trimmed, undressed
 
@@ -100,7 +100,7 @@ def _index_corrected(response: str, truth: int, options: Mapping[str, str]) -> f
     text = plain(undressed(response))
     if text.isascii() and text.isdigit():
         return float(int(text) == truth)
-    said = unrejected(response).lower()
+    said = unrejected(response, ()).lower()
     moves = [number for number, move in enumerate(("left", "right")) if text == move or f"moving {move}" in said]
     if len(moves) == 1:
         return float(moves[0] == truth)
@@ -132,7 +132,7 @@ def _text_corrected(response: str, truth: str) -> float:
     whole, true = CORRECTED_NEEDLE_WORDS(trimmed(undressed(response))), CORRECTED_NEEDLE_WORDS(trimmed(truth))
     if not true:
         return float(plain(undressed(response)) == plain(truth))
-    return float(whole == true or holds_words(CORRECTED_NEEDLE_WORDS(unrejected(response)), true))
+    return float(whole == true or stands_in(CORRECTED_NEEDLE_WORDS(unrejected(response, [truth])), true))
 
 
 def _corrected(item: Item) -> Judgement:

@@ -37,7 +37,7 @@ from megatron_v2pe.evaluate.scorers.mmmu_open import is_right, parse_open
 from megatron_v2pe.evaluate.scorers.multiple_choice import options_of
 from megatron_v2pe.evaluate.scorers.option_letter import first_letter, named_letter
 from megatron_v2pe.evaluate.scorers.stated_answer import unrejected
-from megatron_v2pe.evaluate.scorers.undressed import trimmed
+from megatron_v2pe.evaluate.scorers.undressed import plain, trimmed, undressed
 
 SEED = 42
 CHOICE = "multiple-choice"
@@ -93,8 +93,8 @@ def _corrected(item: Item) -> Judgement:
     if field(item, "question_type") == CHOICE:
         letter = named_letter(prediction, options_of(item)) or ""
         return {"parsed": letter, "correct": letter in truths, "score": float(letter in truths)}
-    parsed = parse_open(_BARE_POINT.sub("0.", unrejected(prediction)), corrected=True)
-    correct = is_right([trimmed(truth) for truth in truths], parsed)
+    parsed = parse_open(_BARE_POINT.sub("0.", unrejected(prediction, truths)), corrected=True)
+    correct = plain(undressed(prediction)) in map(plain, truths) or is_right(list(map(trimmed, truths)), parsed)
     return {"parsed": parsed, "correct": correct, "score": float(correct)}
 
 

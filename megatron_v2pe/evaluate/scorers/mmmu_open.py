@@ -7,8 +7,9 @@ thousands commas, scientific, plain) are added. Everything that reads as a numbe
 single character becomes two texts, with a space on either side, so that it is not found everywhere. The answer is right
 if a true text stands in a predicted text, or a predicted number is a true number.
 
-Defect of the reference: sentences are to be split at a dot before a capital letter, but the text is in lower case by
-then, so only lines are (`corrected=True` splits them before). Its matching of text inside text is kept in both forms.
+Defects of the reference: sentences are to be split at a dot before a capital letter, but the text is in lower case by
+then, so only lines are; an indicator is found inside of words (`is ` in `Paris `). `corrected=True` splits before, and
+looks for whole words. Its matching of text inside text is kept in both forms.
 """
 
 from __future__ import annotations
@@ -61,16 +62,17 @@ def _tails(response: str, corrected: bool) -> list[str]:
         whole = _SENTENCE_END.sub("\n", whole)
     whole = whole.lower()
     lines = whole.split("\n")
-    tails = [_shortest_tail(line, last=number == len(lines)) for number, line in enumerate(lines, 1)]
+    tails = [_shortest_tail(line, number == len(lines), corrected) for number, line in enumerate(lines, 1)]
     return [tail for tail in tails if tail and tail not in _TRIVIAL] or [whole]
 
 
-def _shortest_tail(line: str, last: bool) -> str:
+def _shortest_tail(line: str, last: bool, corrected: bool) -> str:
     """Return the shortest text after an indicator; an empty one gives way to any that follows it."""
     shortest = ""
     for indicator in (*_INDICATORS, _EQUATION) if last else _INDICATORS:
-        if indicator in line:
-            tail = line.split(indicator)[-1].strip()
+        parts = re.split(rf"(?<![^\W\d_]){indicator}", line) if corrected else line.split(indicator)
+        if len(parts) > 1:
+            tail = parts[-1].strip()
             if not shortest or len(tail) < len(shortest):
                 shortest = tail
     return shortest

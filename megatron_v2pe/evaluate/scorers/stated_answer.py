@@ -4,9 +4,11 @@ An answer that explains itself names more than it answers. In this order:
 
 - `stated`: what follows the last cue (`the answer is`, `Final answer:`, `答案是`), up to the end of its sentence and to
   its reasons (`because`, `not`, `rather than`); a cue that is negated, or that supposes (`if ... would be`), is none.
-  Without a cue: a first line with an explanation below, a yes or no with a comma or dot behind it, and what stands
-  before `, not ...`. A sentence without any of these states nothing apart: it is compared as a whole;
-- `read_short`: an answer that is a true one as a whole is that; else what it states; else the whole;
+  Without a cue: a yes or no at the beginning; a first paragraph with an explanation below; what follows `It is`; what
+  stands before `, not ...`; the only words in bold print. A sentence without any of these states nothing apart: it is
+  compared as a whole;
+- `read_short`: an answer that is a true one as a whole is that; else what it states, an article before it aside where
+  it is true without; else the whole;
 - `unrejected`: where a truth is looked for inside an answer, the stated part, or all that the answer does not reject;
 - `parts`: a self-correction (`wait, no`) begins a new part, and the last part that says something counts.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from megatron_v2pe.evaluate.scorers.undressed import trimmed, undressed
+from megatron_v2pe.evaluate.scorers.undressed import only_bold, trimmed, undressed
 
 _COPULA = r"(?:is|was|would\s+be|should\s+be|must\s+be|will\s+be|has\s+to\s+be)\b\s*:?"
 CUE = re.compile(
@@ -42,7 +44,7 @@ _REASON = re.compile(
     re.IGNORECASE,
 )
 _CONTRAST = re.compile(
-    r"\s*[,;(]\s*(?:and\s+|but\s+)?not\s|\s+(?:rather\s+than|instead\s+of|as\s+opposed\s+to)\s|\s*,?\s*(?:而不是|而非)",
+    r"\s*[,;(]\s*(?:and\s+|but\s+)?not\s|\s+(?:rather\s+than|instead\s+of|as\s+opposed\s+to)\s|\s*,?\s*(?:而不是|而非)|\s*,\s*不是",
     re.IGNORECASE,
 )
 _EXPLANATION = re.compile(
@@ -50,7 +52,13 @@ _EXPLANATION = re.compile(
     r"\b|\s*(?:解释|理由|原因|分析|解析|说明)",
     re.IGNORECASE,
 )
-_YES_NO = re.compile(r"(yes|no)\s*[,.;!—–]", re.IGNORECASE)
+_YES_NO = re.compile(r"(yes|no)\b(?:\s*[,.;!—–]|\s+(?:it|there|he|she|they|i|this|that|the)\b(?!\s*$))", re.IGNORECASE)
+_IT_IS = re.compile(
+    r"(?:it|this|that|these|those|they|he|she)(?:'s|’s|'re|’re|\s+(?:is|are|was|were))\s+(?!not\b)", re.IGNORECASE
+)
+_ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
+_FEW_WORDS = 5
+"""Of a first paragraph that is the answer where sentences follow it."""
 _CORRECTION = re.compile(
     r"(?:(?<=[.!?…—–,\n])|(?<=\.\s)|^)\s*(?:but\s+|oh,?\s+|no,?\s+)?"
     r"(?:wait|hold\s+on|scratch\s+that|correction|on\s+second\s+thoughts?|let\s+me\s+(?:re-?)?(?:check|consider|think|"
@@ -67,7 +75,9 @@ _REJECTED = re.compile(
     rf"|(?:不是|并非|而非|没有).*?{_BUT}",
     re.IGNORECASE,
 )
-_CLAUSE = re.compile(r"[^,.;!?\n。；]+")
+_CLAUSE = re.compile(r"[^,.;!?\n。；()]+")
+_IDIOM = re.compile(r"\b(?:no|without(?:\s+a|\s+any)?)\s+doubts?\b|\bnot\s+only\b", re.IGNORECASE)
+_NO_SPACES = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _WRONG = re.compile(
     r"\b(?:is|are|was|were|be|seems?|looks?)\s+(?:\w+ly\s+)?(?:wrong|incorrect|false)\b|不对|不正确|错误", re.I
 )
@@ -94,10 +104,13 @@ def stated(said: str) -> str | None:
     if match := _YES_NO.match(said):
         return match[1]
     first, _, rest = said.partition("\n")
-    if rest and _EXPLANATION.match(rest.strip()):
+    if rest and (_EXPLANATION.match(rest.strip()) or _is_explained(first, rest)):
         said = first
     elif rest:
         return None
+    match = _IT_IS.match(said)
+    if match and not said[len(first_sentence(said)) + 1 :].strip():
+        return trimmed(_without_reasons(said[match.end() :]))
     cut = _CONTRAST.search(said)
     if cut and cut.start() > 0 and first_sentence(said[: cut.start()]) == said[: cut.start()]:
         return trimmed(said[: cut.start()])
@@ -114,9 +127,10 @@ def read_short(text: str, truths: Sequence[str], normal: Callable[[str], str] = 
     """
     said = undressed(text)
     whole = trimmed(said)
-    if normal(whole) in {normal(trimmed(truth)) for truth in truths}:
-        return whole
-    return stated(said) or whole
+    part = stated(said) or trimmed(only_bold(text) or whole)
+    true = {normal(trimmed(truth)) for truth in truths}
+    bare = _ARTICLE.sub("", part) if part != whole else part
+    return next((reading for reading in (whole, part, bare) if normal(reading) in true), part)
 
 
 def read_long(text: str) -> str:
@@ -129,14 +143,29 @@ def read_long(text: str) -> str:
     return trimmed(said)
 
 
-def unrejected(text: str) -> str:
-    """Return the part of an answer in which a true one may be looked for: what it states, or does not reject."""
-    said = undressed(text)
+def unrejected(text: str, truths: Sequence[str]) -> str:
+    """Return the part of an answer in which a true one may be looked for: what it states, or does not reject.
+
+    Args:
+        text: of a model.
+        truths: the true answers; where one is itself a negation (`No parking`), none in the answer is a rejection.
+    """
+    said = _IDIOM.sub(" ", undressed(text))
     found = tails(said)
     if found:
         said = _without_reasons(first_sentence(found[-1][1]))
+    if any(_REJECTED.search(truth) for truth in truths):
+        return said
     said = _REJECTED.sub(" ", said)
     return _CLAUSE.sub(lambda clause: " " if _WRONG.search(clause[0]) else clause[0], said).strip()
+
+
+def stands_in(text: str, words: str) -> bool:
+    """Whether words stand in a text as words; anywhere, where they are of a script that has no spaces."""
+    text, words = " ".join(text.split()), " ".join(words.split())
+    if _NO_SPACES.search(words):
+        return words in text
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", _NO_SPACES.sub(" ", text)) is not None
 
 
 def parts(said: str, no_corrects: bool = False) -> list[str]:
@@ -160,6 +189,18 @@ def first_sentence(text: str) -> str:
             if text[: match.start()].strip():
                 return text[: match.start()]
     return text
+
+
+def _is_explained(first: str, rest: str) -> bool:
+    """Whether a first paragraph of few words is followed by a paragraph that is a sentence."""
+    sentence = first_sentence(rest.strip())
+    return (
+        rest.startswith("\n")
+        and len(first.split()) <= _FEW_WORDS
+        and not first.rstrip().endswith(":")
+        and len(sentence) < len(rest.strip())
+        and len(sentence.split()) > 3
+    )
 
 
 def _without_reasons(sentence: str) -> str:

@@ -1,8 +1,9 @@
 """Which list an answer states: MM-NIAH's counts, found whatever other brackets stand beside it.
 
 Of an undressed answer every pair of brackets is tried, as JSON and as Python writes it, quotes of either kind, words
-without quotes too; a dictionary is its values, joined. What stands behind an answer's cue counts first, the first list
-there; else the last list of several values; else the last list: single numbers in brackets are mostly citations.
+without quotes too; a dictionary is its `answer`, else its values, joined. Where the answer corrects itself, the last
+part that holds a list counts. What stands behind an answer's cue counts first, the first list there; else a list at the
+beginning; else the last list of several values; else the last list: single numbers in brackets are mostly citations.
 """
 
 from __future__ import annotations
@@ -11,26 +12,35 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from megatron_v2pe.evaluate.scorers.stated_answer import tails
+from megatron_v2pe.evaluate.scorers.stated_answer import parts, tails
 from megatron_v2pe.evaluate.scorers.undressed import json_value, undressed
 
 _CLOSES = {"[": "]", "{": "}"}
 _WORDS = re.compile(r"\[\s*[\w.+-]+(?:\s*,\s*[\w.+-]+)+\s*\]")
 _QUOTES = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "、": ","})
 _CUE = re.compile(r"\b(?:counts?|results?|lists?|numbers?|output)\s*(?:is|are|would\s+be|[:=])\s*:?\s*(?=[\[{])", re.I)
+_NAMES = frozenset(("answer", "final_answer", "counts", "count", "list", "result", "output"))
 _MOST = 500
 """Brackets that are tried."""
 
 
 def stated_list(text: str) -> list[Any] | None:
     """Return the list an answer states; None if it holds none."""
-    said = undressed(text).translate(_QUOTES)
+    for part in reversed(parts(undressed(text).translate(_QUOTES), no_corrects=True)):
+        if (values := _of_part(part)) is not None:
+            return values
+    return None
+
+
+def _of_part(said: str) -> list[Any] | None:
     found = list(_lists(said))
     if not found:
         return None
     cues = [place for place, _ in tails(said)] + [match.end() for match in _CUE.finditer(said)]
     behind = [values for cue in sorted(cues)[-1:] for start, values in found if start >= cue]
     several = [values for _, values in found if len(values) > 1]
+    if not cues and said.lstrip(" \t\n\"'(*").startswith("[") and len(found[0][1]) > 1:
+        return found[0][1]
     first = next((values for values in behind if len(values) > 1 or not several), None)
     return first if first is not None else (several or [values for _, values in found])[-1]
 
@@ -38,7 +48,8 @@ def stated_list(text: str) -> list[Any] | None:
 def joined(value: Any) -> list[Any] | None:
     """Return the values of a list, or of a dictionary's values, lists among them joined; None if it is neither."""
     if isinstance(value, Mapping):
-        value = list(value.values())
+        own = [part for name, part in value.items() if str(name).lower() in _NAMES and isinstance(part, list)]
+        value = own[0] if len(own) == 1 else list(value.values())
     if not isinstance(value, (list, tuple)):
         return None
     return [part for element in value for part in (element if isinstance(element, (list, tuple)) else [element])]

@@ -40,6 +40,7 @@ _HEADING = re.compile(r"^[ \t]*#{1,6}[ \t]+", re.MULTILINE)
 _UNDERLINED = re.compile(r"(?<!\w)__(?=\S)|(?<=\S)__(?!\w)")
 _SLANTED = re.compile(r"(?<![\w*])\*(?=[^\s*])([^*\n]{1,300})(?<=\S)\*(?![\w*])")
 _BULLET = re.compile(r"^(?:[-*•‣·–]|#{1,6})\s+")
+_BOLD = re.compile(r"\*\*(?=\S)([^*\n]{1,100})(?<=\S)\*\*")
 _LAST_MARKS = " .!?,;:。、…·"
 _PAIRS = {'"': '"', "'": "'", "“": "”", "‘": "’", "「": "」", "『": "』", "«": "»", "`": "`", "$": "$", "*": "*"}
 _DEEPEST = 3
@@ -80,6 +81,14 @@ def trimmed(text: str) -> str:
 def plain(text: str) -> str:
     """Return a text as two short texts are compared: trimmed, in lower case."""
     return trimmed(text).lower()
+
+
+def only_bold(text: str) -> str | None:
+    """Return the words in bold print of an answer of one paragraph that has no others, as in `It is a **dog**.`"""
+    found = _BOLD.findall(_after_thoughts(text))
+    if len(found) != 1 or "\n\n" in text.strip() or found[0].rstrip().endswith(":"):
+        return None
+    return found[0]
 
 
 def json_value(text: str) -> Any:

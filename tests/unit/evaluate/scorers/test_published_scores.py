@@ -161,10 +161,10 @@ def test_mmmu():
 
 @pytest.mark.parametrize(
     ("model", "score", "corrected"),
-    [("qwen2_vl_7b_instruct", 89.42, 89.74), ("qwen2_vl_2b_instruct", 67.43, 67.65), ("llama_vision", 6.95, 7.85)],
+    [("qwen2_vl_7b_instruct", 89.42, 89.74), ("qwen2_vl_2b_instruct", 67.43, 67.83), ("llama_vision", 6.95, 8.13)],
 )
 def test_docvqa(model, score, corrected):
-    """The corrected form drops marks around texts (0.2 to 0.6), and reads stated answers; sentences stay sentences."""
+    """The corrected form drops marks around texts and reads stated answers; other sentences stay sentences."""
     truths = json.loads(predictions("docvqa/gt_subset_val_v1.0.json").read_text())["data"]
     answers = {question["questionId"]: question["answers"] for question in truths}
     items = [

@@ -62,6 +62,19 @@ HELD = [
     ("七号", "**七号**", True),
     ("七号", "不是七号，而是八号。", False),
     ("七号", "答案是八号，不是七号。", False),
+    ("七号", "不是八号，是七号", True),
+    ("12ab34", "It's not 12ab35. It's 12ab34.", True),
+    ("12ab34", "The code is not 12ab34; it is 99zz99.", False),
+    ("12ab34", "There is no code 12ab34.", False),
+    ("blue ridge", "Although Red Hill is named, the answer is Blue Ridge.", True),
+    ("blue ridge", "Although Blue Ridge is named, the answer is Red Hill.", False),
+    ("blue ridge", "Answer: Blue Ridge (Red Hill is wrong)", True),
+    ("blue ridge", "Without doubt Blue Ridge.", True),
+    ("blue ridge", "Not only Red Hill but also Blue Ridge.", True),
+    ("paris", "Answer: Paris (London is wrong)", True),
+    ("no parking", "No parking", True),
+    ("no parking", "The sign reads: no parking.", True),
+    ("do not enter", "DO NOT ENTER", True),
 ]
 
 ITEMS = {

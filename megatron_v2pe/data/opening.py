@@ -27,6 +27,8 @@ _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 """Modes of one channel of more than 8 bits."""
 _USUAL = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+_ROUNDING = 1e-6
+"""How far beyond 0 and 1 a float may lie that was computed."""
 _ORIENTATION, _BITS, _SIGN, _ZERO_IS, _PLANES = 274, 258, 339, 262, 284
 """Tags of EXIF and TIFF: how a picture is turned, bits of a sample, whether it has a sign, what 0 looks like, whether
 channels lie together."""
@@ -119,11 +121,11 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     values = np.asarray(image)
     if image.mode == "F":
         low, high = float(values.min()), float(values.max())  # NaN if one is
-        if not (low >= 0 and high <= 1):
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
             raise DataError(
-                f"mode F: values from {low:g} to {high:g}, expected 0 to 1; scale them, or save it with 8 or 16 bits"
+                f"mode F: values from {low:.8g} to {high:.8g}, expected 0 to 1; scale them, or save it with 8 or 16 bits"
             )
-        grey = np.rint(values * 255).astype(np.uint8)
+        grey = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
     else:
         bits, _ = _depth(image)
         grey = (values >> (bits - 8)).clip(0, 255).astype(np.uint8)

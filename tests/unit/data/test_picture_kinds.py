@@ -76,6 +76,7 @@ KINDS = {
     "float.tif": lambda path: scaled(path, "<f4", 1),
     "float_big.tif": lambda path: scaled(path, ">f4", 1),
     "float_white_is_zero.tif": lambda path: tiff(path, (1 - RAMP).astype("<f4"), t262=0),
+    "float_rounded.tif": lambda path: tiff(path, (RAMP * (1 + 2e-7) - 1e-7).astype("<f4")),
     "float.pfm": lambda path: path.write_bytes(b"Pf\n32 8\n-1.0\n" + RAMP.astype("<f4").tobytes()),
     "grey8.png": lambda path: Image.fromarray(WANTED.astype(np.uint8)).save(path),
     "colour8.png": lambda path: Image.fromarray(WANTED.astype(np.uint8)).convert("RGB").save(path),

@@ -123,7 +123,7 @@ def _eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
         low, high = float(values.min()), float(values.max())  # NaN if one is
         if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
             raise DataError(
-                f"mode F: values from {low:.8g} to {high:.8g}, expected 0 to 1; scale them, or save it with 8 or 16 bits"
+                f"mode F: values from {low:.8g} to {high:.8g}, expected 0 to 1; scale them, or save 8 or 16 bits"
             )
         grey = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
     else:

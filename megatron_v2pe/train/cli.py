@@ -32,6 +32,7 @@ from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.logging import quiet_expected_warnings
 from megatron_v2pe.train import published_flags
 from megatron_v2pe.train.config import ExperimentConfig
+from megatron_v2pe.train.without_effect import without_effect
 
 DESCRIPTION = """Fine-tune InternVL2 with variable visual position encoding.
 
@@ -76,11 +77,12 @@ class Command:
     """Settings of the recipe that was named, before anything was put on top."""
 
     def notices(self) -> list[str]:
-        """Return what is to be said of published flags, see `published_flags.notices`."""
+        """Return what is to be said of flags and settings that are given and not done, a line each."""
         config, save = self.config, self.config.checkpoint.save
         there = bool(save) and any(Path(save).glob("iter_*"))
         in_epochs, indexed = config.train.epochs is not None, bool(config.data.indexed_path)
-        return published_flags.notices(self.published, there, in_epochs, indexed)
+        published = published_flags.notices(self.published, there, in_epochs, indexed)
+        return [*published, *without_effect(config, self.recipe)]
 
 
 Recipes = Mapping[str, Callable[[], ExperimentConfig]]

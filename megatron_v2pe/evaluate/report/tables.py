@@ -20,7 +20,7 @@ from megatron_v2pe.evaluate.scorers.base import mean
 
 MARKS = {
     "i": "incomplete: questions without an answer, failed ones (both count as answered by nothing), only the first N "
-    "were asked, or the data are not the published ones",
+    "were asked, answers edited since, or the data are not the published ones",
     "u": "how many questions are published is not known here: nothing tells a part of them from the whole",
     "p": "some of the column's benchmarks are missing",
     "d": "development split in place of the test split",

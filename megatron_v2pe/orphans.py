@@ -51,6 +51,11 @@ def end_when(gone: Callable[[], bool], end: Callable[[], None]) -> None:
     threading.Thread(target=look, name="orphan watch", daemon=True).start()
 
 
+def under_launcher() -> bool:
+    """Tell whether a launcher's variables are set: ours, torchrun's or srun's."""
+    return any(name in os.environ for name in (LAUNCHER, "RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID"))
+
+
 def end_with_launcher(status: int) -> None:
     """End this process soon after the launcher that started it, if one did: ours, torchrun or srun.
 

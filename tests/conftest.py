@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from megatron_v2pe.testing.distributed import WorkerPool
 
@@ -17,6 +18,8 @@ if not torch.cuda.is_available():  # Triton reads this when it is first imported
 
 if "MEGATRON_V2PE_CONVERTED_DIR" not in os.environ:  # what tests convert stays out of the checkout
     os.environ["MEGATRON_V2PE_CONVERTED_DIR"] = _CONVERTED.name
+settings.register_profile("untimed", deadline=None)  # how long an example takes says what else the machine does
+settings.load_profile("untimed")
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -7,7 +7,6 @@ message of one process, in place of one of each, and nothing has been started. O
 from __future__ import annotations
 
 import importlib.util
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.logging import quiet_expected_warnings
+from megatron_v2pe.orphans import under_launcher
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -26,7 +26,7 @@ def how_to_start(processes: int) -> str:
     """Return how this process's command is given for so many processes, as the end of a message."""
     if "--dry-run" in sys.argv:
         return f"; look at it with --ranks {processes}"
-    if _launching or "RANK" in os.environ or "SLURM_PROCID" in os.environ:
+    if _launching or under_launcher():
         return (
             f"; start {processes} processes: --nproc-per-node {processes}, or GPUS={processes} for a script of scripts/"
         )

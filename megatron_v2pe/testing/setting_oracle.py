@@ -71,6 +71,7 @@ SETTINGS: dict[str, Row] = {
     **_rows("whole", "train.seed", 0, 2**63 - 1),
     **_rows("number", "data.max_padding_share optimizer.warmup_ratio", 0, 1),
     **_rows("number", "train.memory_share", 0.05, 1),
+    **_rows("number", "train.epochs", 1e-6, 10**6, True),
     **_rows("number", "logging.peak_tflops", 1e-3, 10**6, True),
     **_rows("number", "optimizer.adam_beta1 optimizer.adam_beta2", 0, 0.9999999999),
     **_rows("number", "optimizer.lr", 1e-30, 10),

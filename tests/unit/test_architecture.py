@@ -60,6 +60,7 @@ JSON_OF_OUR_OWN = {
     "evaluate/provenance.py": "settings made here, as JSON has them",
     "evaluate/results.py": "a result made here, as JSON has it",
     "evaluate/scorers/mm_niah.py": "a model's answer: scorers stand on nothing of the project",
+    "evaluate/scorers/undressed.py": "the same",
 }
 """Modules that parse JSON by themselves -> of whom it is."""
 

@@ -72,7 +72,7 @@ def test_neighbouring_frames_are_decoded_together(tmp_path, monkeypatch):
 
     calls = []
 
-    def read_frames(path, frames):
+    def read_frames(path, frames, opening):
         calls.append((path, frames))
         return [Image.new("RGB", (28, 28), (frame, 0, 0)) for frame in frames]
 

@@ -10,13 +10,13 @@ and if wanted
 - `id` (or `question_id`; else the line's number), `max_new_tokens`, `answer_begins` (text the model is given as the
   beginning of its answer; what it adds is scored), and further fields, which are kept with the question and named once.
 
-Scored by exact match of the answer that is stated; capitals, spaces and a trailing dot do not count. A file whose lines have MM-NIAH's fields
-(`context`, `images_list`, `question`, `answer`, `meta` with `placed_depth` and `context_length`: those that
-`tools/build_long_context.py` writes into `mm_niah/`, or MM-NIAH's own) is asked and scored as MM-NIAH is: context and
-question with nothing between them, up to 5 tiles and a thumbnail of an image, a letter for choices; its images are
-looked for beside the file, in the folder above, and in `images` of both. Its score is the mean over the bins of length
-that have samples, each the mean over the fifths of depth that have samples, in either mode: a few lengths of one's own
-are not the published eleven.
+Scored by exact match of the answer that is stated; capitals, spaces and a trailing dot do not count. A file whose lines
+have MM-NIAH's fields (`context`, `images_list`, `question`, `answer`, `meta` with `placed_depth` and `context_length`:
+those that `tools/build_long_context.py` writes into `mm_niah/`, or MM-NIAH's own) is asked and scored as MM-NIAH is:
+context and question with nothing between them, up to 5 tiles and a thumbnail of an image, a letter for choices; its
+images are looked for beside the file, in the folder above, and in `images` of both. Its score is the mean over the bins
+of length that have samples, each the mean over the fifths of depth that have samples, in either mode: a few lengths of
+one's own are not the published eleven.
 
 `tools/evaluate.py --benchmarks my_questions.jsonl` keeps its answers in `OUT/my_questions/`.
 """

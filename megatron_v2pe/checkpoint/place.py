@@ -97,7 +97,7 @@ def instead_of_missing(folder: Path) -> str:
     parent = next((one for one in folder.parents if one.is_dir()), None)
     there = "" if parent is None or parent == folder.parent else f"; there is no {printable(folder.parent)} either"
     named = _named(parent) if parent is not None and parent == folder.parent else []
-    return f"{there}{_listed(folder.parent, named)}"
+    return f"{there}{_listed(folder.parent, named)}" or "; expected an HF checkpoint, a Megatron checkpoint, or a run"
 
 
 def _instead_of(folder: Path) -> str:

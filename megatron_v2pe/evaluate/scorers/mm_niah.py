@@ -99,7 +99,7 @@ def _reference(item: Item) -> Judgement:
 def _index_corrected(response: str, truth: int, options: Mapping[str, str]) -> float:
     text = plain(undressed(response))
     if text.isascii() and text.isdigit():
-        return float(int(text) == truth)
+        return float((text.lstrip("0") or "0") == str(truth))
     said = unrejected(response, ()).lower()
     moves = [number for number, move in enumerate(("left", "right")) if text == move or f"moving {move}" in said]
     if len(moves) == 1:

@@ -35,7 +35,7 @@ LONG_TASKS = frozenset({"textcaps", "visualmrc"})
 """Their answers are sentences: no part of them is the answer."""
 _LETTERS = "ABCD"
 _LETTERED = re.compile(r"\s*[(\[]?([A-Da-d])(?:[)\].:]+\s*(.*))?", re.DOTALL)
-_UNIT = re.compile(r"([0-9]+\.?[0-9]*)\s+[A-Za-z\s]+")
+_UNIT = re.compile(r"([0-9]+(?:\.[0-9]*)?)\s[A-Za-z\s]+")
 _COMMA = re.compile(r"(?<=\d),(?=\d)")
 _YES_NO = re.compile(r"(yes|no)(?![\w'’-])", re.IGNORECASE)
 _SHORT = 3

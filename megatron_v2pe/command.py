@@ -9,6 +9,7 @@ import codecs
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
@@ -16,10 +17,14 @@ from typing import NoReturn
 from megatron_v2pe import exit_status, last_words
 from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.orphans import end_with_launcher
+from megatron_v2pe.orphans import beside_first, end_with_launcher
 
 GRACE_SECONDS = 20.0
 """Time for the interpreter to end once the work is done, before it is ended."""
+
+
+FIRST_SECONDS = 3.0
+"""For the first process of a run to say what others have found as well, and for its launcher to end them."""
 
 
 def finished(
@@ -41,10 +46,10 @@ def finished(
         tell(f"\n{interrupted}")
         return exit_status.INTERRUPTED
     except OSError as error:
-        tell(f"error: {error if error.filename is not None else error.strerror or error}")
+        _tell_after_first(f"error: {error if error.filename is not None else error.strerror or error}")
         return exit_status.of(error)
     except V2PEError as error:
-        tell(f"error: {error}")
+        _tell_after_first(f"error: {error}")
         return exit_status.of(error)
 
 
@@ -95,6 +100,13 @@ def tell(text: str) -> None:
         print(printable(text, lines=True), file=sys.stderr, flush=True)
     except OSError:
         pass
+
+
+def _tell_after_first(text: str) -> None:
+    """Say an error once of all processes of a run: where the first has it too, its launcher ends this one meanwhile."""
+    if beside_first():
+        time.sleep(FIRST_SECONDS)
+    tell(text)
 
 
 def _flushed(status: int) -> int:

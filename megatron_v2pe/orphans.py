@@ -56,6 +56,11 @@ def under_launcher() -> bool:
     return any(name in os.environ for name in (LAUNCHER, "RANK", "TORCHELASTIC_RUN_ID", "SLURM_PROCID"))
 
 
+def beside_first() -> bool:
+    """Tell whether a launcher has started this process beside another, which is the first."""
+    return any(os.environ.get(name, "0") not in ("", "0") for name in ("RANK", "SLURM_PROCID"))
+
+
 def end_with_launcher(status: int) -> None:
     """End this process soon after the launcher that started it, if one did: ours, torchrun or srun.
 

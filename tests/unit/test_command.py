@@ -64,6 +64,21 @@ def test_what_can_be_mended_is_one_line(error, status, line, capsys):
     assert capsys.readouterr().err == line
 
 
+@pytest.mark.parametrize(("variable", "rank", "waits"), [("RANK", "0", 0), ("RANK", "3", 1), ("SLURM_PROCID", "1", 1)])
+def test_a_mistake_of_all_processes_is_told_by_the_first(variable, rank, waits, monkeypatch, capsys):
+    """The others wait a moment, in which their launcher ends them; one that is alone with it tells it then."""
+    waited: list[float] = []
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv(variable, rank)
+    monkeypatch.setattr("megatron_v2pe.command.time.sleep", waited.append)
+
+    def work():
+        raise ConfigError("a is 3")
+
+    assert finished(work) == 2 and len(waited) == waits
+    assert capsys.readouterr().err == "error: a is 3\n"
+
+
 def test_defects_are_not_hidden():
     with pytest.raises(ZeroDivisionError):
         finished(lambda: 1 // 0)

@@ -240,6 +240,7 @@ class Seed:
         """Return arguments of tools/train.py: from one folder into another up to a step, on a stage's documents."""
         arguments = ["--config", TRAINING, *LAYOUTS[self.settings.parallel], "--train.seed", self.seed]
         arguments += ["--model.model-name-or-path", before, "--checkpoint.save", self.folder / run]
+        arguments += ["--model.converted-dir", self.folder / "converted"]
         arguments += ["--data.indexed-path", self.folder / f"indexed_{stage}"]
         arguments += ["--data.max-packed-tokens", PACK_TOKENS[stage], "--train.global-batch-size", PROCESSES]
         return [*arguments, "--train.exit-step", steps]

@@ -140,7 +140,7 @@ def named(unknown: Mapping[str, int]) -> str:
 
 
 def _paths(name: str, value: Any, error: Kind, where: str) -> tuple[str, ...]:
-    paths: tuple[Any, ...] = tuple(value) if isinstance(value, list) else () if value in (None, "") else (value,)
+    paths: list[Any] = value if isinstance(value, list) else [] if value is None or value == "" else [value]
     for path in paths:
         if isinstance(path, str) and _HELD.match(path):
             raise error(
@@ -151,7 +151,7 @@ def _paths(name: str, value: Any, error: Kind, where: str) -> tuple[str, ...]:
             inside = ": of an object give the path alone" if isinstance(path, dict) else ""
             found = ascii(value)[:80]
             raise error(f"{where}{printable(name)}: expected a path or a list of paths, found {found}{inside}")
-    return paths
+    return tuple(paths)
 
 
 def _film(name: str, value: Any, error: Kind, where: str) -> tuple[str, ...]:

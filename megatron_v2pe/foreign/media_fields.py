@@ -159,7 +159,7 @@ def _film(name: str, value: Any, error: Kind, where: str) -> tuple[str, ...]:
         value = value[0] if value else None
     if value is None or value == "":
         return ()
-    if is_path(value):
+    if isinstance(value, str) and is_path(value):
         return (value,)
     listed = ": one video a line, as text; of its frames, their folder" if isinstance(value, list) and value else ""
     raise error(f"{where}{printable(name)}: expected a path, found {ascii(value)[:80]}{listed}")

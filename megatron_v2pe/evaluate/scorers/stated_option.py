@@ -35,6 +35,7 @@ OPEN = ""
 """Several options are stated: no answer, and no more to be looked for."""
 _AFFIRMING, _DENYING = frozenset(("yes", "true")), frozenset(("no", "false"))
 _WRAPPERS = " \t\n\r()[]{}<>*_`\"'“”‘’「」『』【】$.:,;!?。、-–—→=>#"
+_IN_BRACKETS = re.compile(r"^\s*\([^()\n]{1,80}\)")
 _YES_AND_NO = 2
 """So many options are a yes and a no; where there are more, a yes behind one says that it is right."""
 _AROUND = 100
@@ -67,6 +68,7 @@ _JOINT = re.compile(
     r"|、|和|或者?|与|及|以及|跟|还是|,)\s*(?:the\s+)?(?:options?|choices?|letters?|选项)?\s*[\"'(\[“【]*",
     re.IGNORECASE,
 )
+_TEXT_JOINT = re.compile(r"\s*(?:,\s*)?(?:or|nor|and|或者?|和|、)\s*(?:an?\s|the\s)?\s*")
 _COMMA_LIST_ENDS = re.compile(r"[\"')\]”】]*\s*(?:$|[.!?。\n]|are\b|were\b|do\b|都|均|选项)")
 _NO_LIST = re.compile(
     r"(?:unlike|instead\s+of|rather\s+than|compared\s+(?:to|with)|while|if|比起|相比|与|和|不像)\s*\W*$", re.IGNORECASE
@@ -75,8 +77,10 @@ _THE_OPTION = r"(?:\s*(?:the|a|an|option|choice|answer|letter|选项|both|either
 _REJECTING = re.compile(
     r"(?:\b(?:not|never|neither|nor|than|over|unlike|instead\s+of|rul(?:e|ed|es|ing)\s+out|eliminat\w+|"
     r"exclud\w+|reject\w*|discard\w*|dismiss\w*|except(?:\s+for)?|versus|vs\.?|against|without|no|"
-    r"compared\s+(?:to|with)|opposed\s+to|cannot\s+be|far\s+from|(?:anything|everything|all|any)\s+but)|n't(?:\s+be)?"
-    r"|不会?是|不应?选|不能选|不为|并非|而非|比起|相比于|不同于|不像|不可能是|排除了?|除了|没有|不包括)" + _THE_OPTION,
+    r"compared\s+(?:to|with)|opposed\s+to|cannot\s+be|far\s+from|"
+    r"(?:not|never)\s+(?:to\s+)?(?:choose|pick|select|go\s+(?:with|for)|opt\s+for)|(?:anything|everything|all|any)\s+but)|n't(?:\s+(?:be|choose|pick|select|go\s+(?:with|for)|opt\s+for))?"
+    r"|不会?是|不应?选|不能选|不为|并非|而非|比起|比选?|相比于|不同于|不像|不可能是|排除了?|除了|没有|不包括)"
+    + _THE_OPTION,
     re.IGNORECASE,
 )
 _ADVERBS = r"(?:\s*\b(?:all|both|clearly|definitely|obviously|also|simply|therefore|thus|just|then|\w+ly)\b)*"
@@ -85,7 +89,7 @@ _BE = (
     r"could\s+be|to\s+be|being|has\s+been|have\s+been)\b|'s\b)?"
 )
 _REJECTED = re.compile(
-    rf"[\"')\]”】.:]*(?:{_BE}{_ADVERBS}\s*[-–—:=]?\s*(?:the\s+|an?\s+)?(?:\bincorrect|\bwrong\b|\bfalse\b|inaccurate|"
+    rf"[\"')\]”】.:]*(?:{_BE}{_ADVERBS}\s*(?:->|→|[-–—:=])?\s*(?:the\s+|an?\s+)?(?:\bincorrect|\bwrong\b|\bfalse\b|inaccurate|"
     r"\binvalid|\bnot\b|n't\b|ruled\s+out|eliminated|excluded|impossible|\bout\b|unlikely|implausible|irrelevant|"
     r"mistaken|distractors?\b|rejected|dismissed|discarded|✗|✘|❌|×)"
     r"|\s+(?:(?:do|does|did|can|could|would|should|has|have|is|are|was|were|will)(?:\s+not\b|n't\b)|cannot\b|can't\b|fails?\b|"
@@ -98,19 +102,19 @@ _CORRECT = re.compile(
     rf"[\"')\]”】.:]*(?:\s*(?:\b(?:is|are|was|must\s+be|would\s+be|should\s+be|seems|looks)\b|'s\b){_ADVERBS}\s*"
     r"(?:the\s+)?(?:(?:most\s+)?(?:correct|right|accurate|appropriate|suitable)|true|best|answer|only\s+(?:correct|right)|"
     r"closer|closest|(?:a\s+)?better|(?:most|more)\s+likely)\b|\s+remains\b"
-    r"|\s*[-–—:=]?\s*(?:✓|✔|✅|√|correct\b)"
+    r"|\s*(?:->|→|[-–—:=])?\s*(?:✓|✔|✅|√|correct\b)|\s*(?:->|→|[-–—:=])\s*right\b"
     r"|\s*(?:选项|项)?\s*(?:是|为)?(?:正确|对的|对(?!于|应|比)|[更最](?:合适|符合|恰当|准确)|符合题意))",
     re.IGNORECASE,
 )
 _CHOOSE = (
     r"(?:\b(?:choose|chose|choosing|select(?:ed)?|selecting|pick(?:ed)?|picking|go(?:ing)?\s+(?:with|for)|opt(?:ed)?\s+for|"
     r"vote\s+for|answer\s+with)\b(?:\s*:)?"
-    r"|\b(?:option|choice|selection)\s*(?:is|was|would\s+be|should\s+be|must\s+be|:|=)\s*:?"
+    r"|\b(?:option|choice|selection|pick|guess|vote)\s*(?:is|was|would\s+be|should\s+be|must\s+be|:|=)\s*:?"
     r"|\b(?:best|correct|right)(?:\s+(?:one|match|fit|letter))?\s+(?:is|would\s+be)\s*:?"
     r"|(?:应该?选择?|故选择?|所以选择?|因此选择?|本题选择?|我选择?|选择?|选项[是为]|应[为该]是?|而是|选项:)\s*:?)"
 )
 _DECLARED = re.compile(
-    rf"(?:{CUE.pattern}|{_CHOOSE}|(?:^|[.!?;\n]\s*)(?:so|thus|therefore|hence|consequently|so,?\s+it\s+is)\b,?"
+    rf"(?:{CUE.pattern}|{_CHOOSE}|(?:^|[.!?;\n]\s*)(?:so|thus|therefore|hence|consequently|final|so,?\s+it\s+is)\b[,:]?"
     r"|,\s*(?:but\s+)?(?:probably|likely|(?:most|more)\s+likely)\b)"
     r"(?:\s*(?:clearly|most\s+likely|likely|probably|definitely|obviously|thus|therefore|simply|indeed|"
     r"(?:the\s+)?(?:correct\s+)?(?:option|choice|letter)|the|选项|:)\b:?)*\s*[(\[\"'“【<]*$",
@@ -258,13 +262,12 @@ def _groups(text: str, known: Sequence[str], texts: Mapping[str, str]) -> list[_
 
 
 def _behind_own_text(after: str, own: str) -> str:
-    """Return what follows a letter, without its own option's text: `. a red circle is wrong` says that it is wrong."""
-    match = (
-        re.match(rf"\s*[)\].:-]*\s*(?:an?\s+|the\s+)?{re.escape(own)}(?![A-Za-z0-9])", after, re.IGNORECASE)
-        if own
-        else None
-    )
-    return after[match.end() :] if match else after
+    """Return what follows a letter, without its option's text and without brackets: `. a circle (red) is wrong`."""
+    if own:
+        begins = rf"\s*[)(\].:-]*\s*(?:an?\s+|the\s+)?{re.escape(own)}(?![A-Za-z0-9])\)?"
+        if match := re.match(begins, after, re.IGNORECASE):
+            return after[match.end() :]
+    return _IN_BRACKETS.sub("", after)
 
 
 def _is_item(text: str, group: _Group) -> bool:
@@ -365,18 +368,24 @@ def _one_text(text: str, texts: Mapping[str, str], rejected: set[str]) -> str | 
     plain_text = " ".join(plain_width(text).casefold().split())
     places = {letter: _places(plain_text, option) for letter, option in texts.items()}
     standing = {letter: texts[letter] for letter, found in places.items() if found}
-    free = []
+    own: list[tuple[int, int, str]] = []
     for letter, option in standing.items():
         longer = [other for other in standing.values() if other != option and _places(other, option)]
         covered = [place for other in longer for place in _places(plain_text, other)]
-        own = [
-            (start, end)
+        own += [
+            (start, end, letter)
             for start, end in places[letter]
             if not any(first <= start and end <= last for first, last in covered)
         ]
-        if own and letter not in rejected and not all(_text_rejected(plain_text, *place) for place in own):
-            free.append(letter)
-    return None if not free else _one(free)
+    free: set[str] = set()
+    behind, out = 0, False
+    for start, end, letter in sorted(own):
+        joined = behind > 0 and _TEXT_JOINT.fullmatch(plain_text[behind:start]) is not None
+        out = out and joined or _text_rejected(plain_text, start, end)
+        behind = end
+        if not out and letter not in rejected:
+            free.add(letter)
+    return None if not free else _one(sorted(free))
 
 
 def _text_rejected(text: str, start: int, end: int) -> bool:

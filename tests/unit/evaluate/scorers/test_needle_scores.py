@@ -32,6 +32,8 @@ NIAH = SCORERS["mm_niah"]
         ("New York", "york", 0, 0),
         ("Blue Ridge", "It is the blue ridge.", 1, 1),
         ("cat", "catalog", 0, 0),
+        (0, "The camera is moving left, not right.", 1, 1),
+        (1, "It is moving right rather than left.", 0, 1),
     ],
 )
 def test_answers(answer, prediction, reference, corrected):

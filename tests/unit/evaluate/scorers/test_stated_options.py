@@ -533,3 +533,134 @@ def test_options_beyond_d():
     assert named_letter("The answer is I.", many) == "I"
     assert named_letter("I am not sure.", many) is None
     assert named_letter("The answer is I think E", many) == "E"
+
+
+COLOURS = {"A": "blue", "B": "red", "C": "green", "D": "yellow"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("Answer: B / Explanation: choice C does not fit.", "B"),
+        ("Answer: B. Explanation: choice C does not fit.", "B"),
+        ("答案是B。选项C不对。", "B"),
+        ("Red", "B"),
+        ("red.", "B"),
+        ("The colour is red, unlike green.", "B"),
+        ("It's red rather than green or blue.", "B"),
+        ("It is not blue; it is red.", "B"),
+        ("not blue, not green, but red", "B"),
+        ("red or green", None),
+        ("The circle is red. Blue is incorrect, green is incorrect.", "B"),
+        ("The answer is red.", "B"),
+        ("blue? No, red.", "B"),
+        ("I'd say it's red", "B"),
+        ("红色", None),
+        ("B. red\nC. green is wrong", "B"),
+        ("The circle is red (B), while the square is blue (A).", None),
+        (
+            "The correct answer is **B. "
+            "red**. "
+            "The other options (A. "
+            "blue, C. "
+            "green, D. "
+            "yellow) are not shown in the image.",
+            "B",
+        ),
+        ("Based on the picture, the circle is clearly red. Hence the correct option is: B", "B"),
+        (
+            "The question asks for the colour of the circle. "
+            "Option A (blue) is incorrect. "
+            "Option B (red) is correct. "
+            "Option C (green) is incorrect. "
+            "Option D (yellow) is incorrect.",
+            "B",
+        ),
+        (
+            "Option A: Blue - This is not the colour.\n"
+            "Option B: Red - This is the colour.\n"
+            "Option C: Green - This is not the colour.\n"
+            "Option D: Yellow - This is not the colour.\n"
+            "\n"
+            "So the answer is Option B.",
+            "B",
+        ),
+        ("1. A (blue): wrong\n2. B (red): right\n3. C (green): wrong\n4. D (yellow): wrong", "B"),
+        ("Sure! The answer is B.", "B"),
+        ("Of course. B.", "B"),
+        ("Answer B", "B"),
+        ("answer B is right", "B"),
+        ("Answer (B) red", "B"),
+        ("The answer given the options is B.", "B"),
+        ("The answer, given the image, is B.", "B"),
+        ("The right answer here is B", "B"),
+        ("The option that matches is B.", "B"),
+        ("The most suitable option is B.", "B"),
+        ("Most likely B.", "B"),
+        ("I'm confident it's B.", "B"),
+        ("B, definitely.", "B"),
+        ("B is my answer", "B"),
+        ("B is what I'd choose", "B"),
+        ("B would be my pick.", "B"),
+        ("My pick is B, as A and C look off", "B"),
+        ("I select option B", "B"),
+        ("I'll choose (B)", "B"),
+        ("We choose B.", "B"),
+        ("you should choose B", "B"),
+        ("select: B", "B"),
+        ("I wouldn't choose C. I'd choose B.", "B"),
+        ("I would not pick A.", None),
+        ("don't choose C", None),
+        ("Don't pick A, pick B", "B"),
+        ("The answer is C? No. The answer is B.", "B"),
+        ("The answer isn't B; the answer is C.", "C"),
+        ("It isn't B, is it? It's C.", "C"),
+        ("First guess: A. Final: B.", "B"),
+        ("Final: B", "B"),
+        ("A -> wrong, B -> right, C -> wrong", "B"),
+        ("B\nB\nB", "B"),
+        ("B. red\nB. red", "B"),
+        ("B B B", "B"),
+        ("BB", None),
+        ("A. blue", "A"),
+        ("(A) blue", "A"),
+        ("A: blue", "A"),
+        ("A) blue is the answer", "A"),
+        ("A blue circle", "A"),
+        ("D. I can't see the others", "D"),
+        ("D (none of A, B, C)", "D"),
+        ("答案是 A。", "A"),
+        ("A。", "A"),
+        ("选 A", "A"),
+        ("应该是A，因为B和C不对", "A"),
+        ("我觉得选A比选B好", "A"),
+        ("A比B更合适", "A"),
+        ("不是A、B、C，而是D", "D"),
+        ("答案不是C，是B", "B"),
+        ("答案并不是C，而是B。", "B"),
+        ("首先排除A。其次排除C和D。最终答案：B", "B"),
+        ("选项分析：\nA. 错误。\nB. 正确。\nC. 错误。\nD. 错误。\n答案：B", "B"),
+        ("选项分析：\nA. 错误。\nB. 正确。\nC. 错误。\nD. 错误。", "B"),
+        ("A、不对\nB、对\nC、不对\nD、不对", "B"),
+    ],
+)
+def test_options_of_one_word(answer, letter):
+    assert named_letter(answer, COLOURS) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("Yes", "A"),
+        ("no, there is none", "B"),
+        ("Yes, not a dog but a cat", "A"),
+        ("(B) No", "B"),
+        ("The answer is no.", "B"),
+        ("Not sure", None),
+        ("A. Yes\nB. No\nAnswer: B", "B"),
+        ("B. No, because A. Yes is wrong", "B"),
+        ("It is not true.", None),
+    ],
+)
+def test_options_that_are_yes_and_no(answer, letter):
+    assert named_letter(answer, {"A": "Yes", "B": "No"}) == letter

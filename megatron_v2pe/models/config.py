@@ -19,7 +19,7 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.logging import get_logger
-from megatron_v2pe.models.config_fields import GELU, SILU, check_language, check_top, check_vision
+from megatron_v2pe.models.config_fields import GELU, SILU, check_language, check_null, check_top, check_vision
 from megatron_v2pe.models.config_kind import check_kind
 from megatron_v2pe.models.config_rope import RopeConfig, rope_config
 from megatron_v2pe.v2pe.stride import parse_stride
@@ -140,10 +140,10 @@ class InternVLConfig:
         _check_present(top)
         for section in (top, top.section("vision_config"), top.section("llm_config")):
             for name in ("torch_dtype", "dtype"):
-                section.text(name, None, DTYPE_NAMES)
+                section.text(name, None, (*DTYPE_NAMES, *(f"torch.{dtype}" for dtype in DTYPE_NAMES)))
         vision = _vision_config(top.section("vision_config"))
         llm = _language_config(top.section("llm_config"))
-        check_top(top)
+        check_null(top, "ps_version", "select_layer", "downsample_ratio")
         least, most = top.whole("min_dynamic_patch", 1, 1, 1000), top.whole("max_dynamic_patch", 6, 1, 1000)
         if least > most:
             raise ConfigError(f"{source}: min_dynamic_patch {least} is above max_dynamic_patch {most}")
@@ -152,7 +152,7 @@ class InternVLConfig:
             for section in (top, top.section("llm_config"))
         ]
         tile_size = top.whole("force_image_size", vision.image_size, vision.patch_size, _LARGEST_SIDE)
-        return cls(
+        result = cls(
             vision=vision,
             llm=llm,
             downsample_ratio=_downsample_ratio(top, tile_size, vision.patch_size),
@@ -170,6 +170,8 @@ class InternVLConfig:
             rope_pos_id_version=versions[0] or versions[1] or "default",
             rope_pos_id_stride=_stride(config.get("rope_pos_id_stride"), source),
         )
+        check_top(top, select_layer=result.select_layer, tokens_per_tile=result.tokens_per_tile)
+        return result
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> InternVLConfig:
@@ -253,6 +255,7 @@ def _heads(section: Fields, hidden_size: int) -> int:
 def _vision_config(section: Fields) -> VisionConfig:
     where, hidden_size = section.source, section.whole("hidden_size", least=1, most=_WIDEST)
     patch_size = section.whole("patch_size", least=1, most=1024)
+    check_null(section, "hidden_act", "layer_norm_eps")
     section.text("hidden_act", "gelu", GELU)
     for name in ("dropout", "attention_dropout"):
         if rate := section.number(name, 0.0, 0, 1):
@@ -266,7 +269,7 @@ def _vision_config(section: Fields) -> VisionConfig:
         patch_size=patch_size,
         num_channels=section.whole("num_channels", 3),
         qkv_bias=section.flag("qkv_bias", False),
-        qk_normalization=section.flag("qk_normalization", True),
+        qk_normalization=section.flag("qk_normalization", "qk_normalization" not in section.content),  # null: false
         norm_type=section.text("norm_type", "rms_norm", ("layer_norm", "rms_norm")),
         norm_eps=_norm_eps(section, "layer_norm_eps"),
         drop_path_rate=section.number("drop_path_rate", 0.0, 0, 0.99),
@@ -298,7 +301,8 @@ def _norm_eps(section: Fields, name: str) -> float:
 
 def _language_config(section: Fields) -> LanguageConfig:
     where, architecture = section.source, "InternLM2ForCausalLM"
-    if section.flag("bias", True):
+    check_null(section, "hidden_act", "rms_norm_eps", "max_position_embeddings")
+    if section.flag("bias", "bias" not in section.content):  # null is false to it
         found = "found true" if section.content.get("bias") else "missing, for which the published class takes true"
         raise ConfigError(
             f"{where}: bias: {found}; supported is InternLM2 without biases (false), as InternVL2 checkpoints are"
@@ -331,5 +335,6 @@ def _language_config(section: Fields) -> LanguageConfig:
             f"{where}: hidden_size {hidden_size} over {heads} heads is {config.head_dim}, expected an even number: "
             "rotary embedding turns pairs"
         )
-    check_language(section, norm_eps=config.norm_eps, head_dim=config.head_dim)
+    scaled = config.rope.scaling_type != "none"
+    check_language(section, norm_eps=config.norm_eps, head_dim=config.head_dim, max_positions=positions, scaled=scaled)
     return config

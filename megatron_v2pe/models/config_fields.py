@@ -23,12 +23,12 @@ _NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 """Values that ask for nothing, whatever the field."""
 _ACTIVATION = ("hidden_act", "hidden_activation", "activation_function", "activation", "hidden_act_fn", "act_fn")
 _EPS = ("norm_eps", "norm_epsilon", "rms_norm_eps", "rms_norm_epsilon", "layer_norm_eps", "layer_norm_epsilon",
-        "layernorm_epsilon")  # fmt: skip
+        "layernorm_eps", "layernorm_epsilon", "rmsnorm_eps")  # fmt: skip
 _HEAD = ("head_dim", "head_size", "attention_head_size", "kv_channels")
 _SPEAKING = frozenset(
     "rope rotary alibi attn attention attentions norm normalization layernorm rmsnorm act activation dropout drop "
     "pdrop droppath bias window windows sliding swa scale scaling multiplier softcap softcapping scalar moe expert "
-    "experts lora quantization sparse".split()
+    "experts lora quantization sparse ntk yarn mrope irope".split()
 )
 """Words in the names of fields that change what is computed."""
 _QUIET = frozenset(
@@ -38,6 +38,8 @@ _QUIET = frozenset(
     "use_mask_token layer_scale_init_value".split()
 )
 """Names with such a word that choose among ways to the same numbers, set initial values, or belong to other tasks."""
+_EXPERTS = frozenset("moe expert experts".split())
+"""Words of settings that `use_moe` turns off as a whole: InternVL2.5 carries nine of them for experts it has not."""
 
 
 class Rest:
@@ -81,7 +83,11 @@ class Rest:
         for name, value in self._section.content.items():
             if name in self._seen or name in _QUIET or name.startswith(("_attn", "_flash_attn")):
                 continue
-            if not _SPEAKING & {*re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())}:
+            words = {*re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())}
+            if self._section.content.get("use_moe") is False:
+                words -= _EXPERTS
+                words -= {"scale"} if name == "moe_output_scale" else set()
+            if not _SPEAKING & words:
                 continue
             if any(_equal(value, inert) for inert in _NOTHING):
                 continue
@@ -118,16 +124,19 @@ def check_vision(section: Fields, *, qkv_bias: bool, qk_normalization: bool, nor
     rest.same(_ACTIVATION, *GELU)
     rest.same(_EPS, norm_eps)
     rest.same(_HEAD, head_dim)
+    rest.same(("position_embedding_type", "pos_embed_type"), "absolute", "learned")
     rest.nothing_else()
 
 
-def check_language(section: Fields, *, norm_eps: float, head_dim: int) -> None:
+def check_language(section: Fields, *, norm_eps: float, head_dim: int, max_positions: int, scaled: bool) -> None:
     """Check the fields of `llm_config` beyond those that are read.
 
     Args:
         section: the `llm_config`.
         norm_eps: of the norms.
         head_dim: width of a head.
+        max_positions: `max_position_embeddings`.
+        scaled: whether the rotary embedding has a scaling.
 
     Raises:
         V2PEError: of the section's class: a field asks for what is not computed.
@@ -141,7 +150,11 @@ def check_language(section: Fields, *, norm_eps: float, head_dim: int) -> None:
     rest.same(_HEAD, head_dim)
     rest.same(("partial_rotary_factor", "rotary_pct"), 1)
     rest.same(("rotary_dim",), head_dim)
-    rest.same(("causal",), True)
+    rest.same(("causal", "is_causal"), True)
+    rest.same(("position_embedding_type", "pos_embed_type"), "rope", "rotary")
+    rest.same(("use_parallel_residual", "parallel_residual"), False)
+    if scaled:  # newer transformers scales from there
+        rest.same(("original_max_position_embeddings",), max_positions)
     if section.content.get("use_sliding_window") is False:
         rest.same(("sliding_window",), section.content.get("sliding_window"))
     if isinstance(kinds := section.content.get("layer_types"), list):
@@ -150,29 +163,51 @@ def check_language(section: Fields, *, norm_eps: float, head_dim: int) -> None:
     rest.nothing_else()
 
 
-def check_top(section: Fields) -> None:
+def check_top(section: Fields, *, select_layer: int, tokens_per_tile: int) -> None:
     """Check the fields of the whole model beyond those that are read.
+
+    `tie_word_embeddings` is none of them: transformers writes its own default there, true, and the published model
+    looks at that of `llm_config` alone.
+
+    Args:
+        section: the content of `config.json`.
+        select_layer: layer of the tower whose output is taken.
+        tokens_per_tile: tokens that a tile becomes.
 
     Raises:
         V2PEError: of the section's class: a field asks for what is not computed.
     """
     left_over = ("scale",)  # of published experiments without effect
-    rest = Rest(section, ("rope_pos_id_version", "rope_pos_id_stride", *left_over), "chat model")
-    rest.same(("use_backbone_lora", "use_llm_lora"), 0)
+    places = ("rope_theta", "rope_scaling", "rope_parameters")
+    rest = Rest(section, ("rope_pos_id_version", "rope_pos_id_stride", *places, *left_over), "chat model")
+    rest.same(("use_backbone_lora", "use_llm_lora"), 0, False)
     rest.same(("img_emb_down_sample_ratio",), 1)
     rest.same(("projector_hidden_act",), *GELU)
-    for name in ("rope_theta", "rope_scaling", "rope_parameters"):
-        if not any(_equal(section.content.get(name), inert) for inert in _NOTHING):
+    rest.same(("vision_feature_layer", "mm_vision_select_layer"), select_layer)
+    rest.same(("vision_feature_select_strategy",), "default", "patch")
+    rest.same(("num_image_token", "num_image_tokens", "image_seq_length"), tokens_per_tile)
+    for name in places:
+        value = section.content.get(name)
+        if value != section.content["llm_config"].get(name) and not any(_equal(value, inert) for inert in _NOTHING):
             raise section.error(
-                f"{section.source}: {name} stands beside llm_config, where nobody reads it; move it into it"
+                f"{section.source}: {name} stands beside llm_config, where nobody reads it, and is not what llm_config "
+                "says; move it into it, or remove it"
             )
     rest.nothing_else()
-    tied, of_llm = section.content.get("tie_word_embeddings"), (section.content.get("llm_config") or {})
-    if tied is True and of_llm.get("tie_word_embeddings") is False:
-        raise section.error(
-            f"{section.source}: tie_word_embeddings: found true, but llm_config says false; make them agree: false "
-            "where the weights hold language_model.output.weight"
-        )
+
+
+def check_null(section: Fields, *names: str) -> None:
+    """Check that fields which may be missing are not null: the published class takes no default in place of null.
+
+    Raises:
+        V2PEError: of the section's class: one is.
+    """
+    for name in names:
+        if name in section.content and section.content[name] is None:
+            raise section.error(
+                f"{section.source}: {name}: found null, with which the published class computes something else or "
+                "nothing; state it, or copy config.json again"
+            )
 
 
 def _scales(rest: Rest, content: Mapping[str, Any]) -> None:

@@ -58,7 +58,10 @@ def rope_config(section: Fields, max_positions: int) -> RopeConfig:
     base = _agreed([section, *places], ("rope_theta",), Annotated[float, Range(1, 1e15)])
     kind = _agreed(places, ("rope_type", "type"), str)
     factor = _agreed(places, ("factor",), Annotated[float, Range(0, 1e6)])
-    base = PUBLISHED_BASE if base is None else base
+    if base is None:
+        if "rope_theta" in section.content:
+            raise section.error(f"{section.source}: rope_theta: found null, and nothing else states the base; state it")
+        base = PUBLISHED_BASE
     if kind is None and factor is not None:
         raise section.error(
             f"{section.source}: rope_scaling has factor {factor} and no type; expected dynamic or linear"
@@ -106,7 +109,11 @@ def _agreed(places: list[Fields], names: tuple[str, ...], kind: Any) -> Any:
     for where, value in stated[1:]:
         first = stated[0][1]
         if value != first and not (value in plain and first in plain):
+            of_5_0 = ""
+            if names == ("rope_theta",) and PUBLISHED_BASE in (value, first):
+                of_5_0 = f" (transformers 5.0 fills in {PUBLISHED_BASE:.0f} of its own: remove that one)"
             raise places[0].error(
-                f"{where}: found {printable(value)!r}, but {stated[0][0]} is {printable(first)!r}; make them agree"
+                f"{where}: found {printable(value)!r}, but {stated[0][0]} is {printable(first)!r}; make them "
+                f"agree{of_5_0}"
             )
     return stated[0][1] if stated else None

@@ -131,7 +131,20 @@ def test_rotary_settings_that_are_not_computed(changes, words):
         ("", {"rope_theta": 5e5}),
         ("", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
         ("", {"quantization_config": {"bits": 4}}),
-        ("", {"tie_word_embeddings": True}),
+        ("llm_config", {"position_embedding_type": "alibi"}),
+        ("llm_config", {"use_parallel_residual": True}),
+        ("llm_config", {"is_causal": False}),
+        ("llm_config", {"use_dynamic_ntk": True}),
+        ("llm_config", {"mrope_section": [16, 24, 24]}),
+        ("llm_config", {"original_max_position_embeddings": 4096}),
+        ("llm_config", {"use_moe": True}),
+        ("vision_config", {"use_moe": True}),
+        ("vision_config", {"num_experts": 8}),
+        ("vision_config", {"position_embedding_type": "rope"}),
+        ("", {"vision_feature_layer": -2}),
+        ("", {"vision_feature_select_strategy": "full"}),
+        ("", {"num_image_token": 64}),
+        ("", {"rope_theta": 10000.0}),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(section, changes):
@@ -145,6 +158,73 @@ def test_what_is_not_computed_is_refused_by_name(section, changes):
 def test_a_missing_field_is_what_the_published_class_takes(section, missing):
     """Its defaults are biases in the language model, and the norms of the 6B tower: not computed."""
     assert missing in refusal(section, {}, (missing,))
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ("llm_config", "rope_theta"),
+        ("llm_config", "rms_norm_eps"),
+        ("llm_config", "max_position_embeddings"),
+        ("llm_config", "hidden_act"),
+        ("vision_config", "layer_norm_eps"),
+        ("vision_config", "hidden_act"),
+        ("", "ps_version"),
+        ("", "select_layer"),
+        ("", "downsample_ratio"),
+    ],
+)
+def test_null_is_not_missing(section, name):
+    """The published class takes no default for it: of `ps_version` null it computes v2, where missing is v1."""
+    message = refusal(section, {name: None})
+    assert f"{name}: found null" in message
+
+
+def test_nulls_that_say_no_or_nothing():
+    config = internvl2_2b_config()
+    config |= dict.fromkeys(("torch_dtype", "rope_pos_id_stride", "group_list", "use_llm_lora"))
+    config["llm_config"] |= dict.fromkeys(("bias", "rope_parameters", "sliding_window", "head_dim", "torch_dtype"))
+    config["vision_config"] |= dict.fromkeys(("qk_normalization", "model_type", "torch_dtype"))
+    assert InternVLConfig.from_hf(config) == InternVLConfig.from_hf(internvl2_2b_config())
+
+
+def test_experts_that_are_switched_off():
+    """The tower of every InternVL2.5 carries the settings of experts it has not."""
+    switched_off = {
+        "_attn_implementation_autoset": True,
+        "capacity_factor": 1.2,
+        "eval_capacity_factor": 1.4,
+        "laux_allreduce": "all_nodes",
+        "moe_coeff_ratio": 0.5,
+        "moe_intermediate_size": 768,
+        "moe_output_scale": 4.0,
+        "noisy_gate_policy": "RSample_before",
+        "num_experts": 8,
+        "num_routed_experts": 4,
+        "num_shared_experts": 4,
+        "shared_expert_intermediate_size": 3072,
+        "use_moe": False,
+        "use_residual": True,
+        "use_rts": False,
+        "use_weighted_residual": False,
+    }
+    config = config_with("vision_config", switched_off)
+    config["llm_config"]["moe_config"] = None
+    assert InternVLConfig.from_hf(config) == InternVLConfig.from_hf(internvl2_2b_config())
+    assert "moe_mlp_bias" in refusal("vision_config", switched_off | {"moe_mlp_bias": True})
+
+
+def test_what_a_class_writes_of_its_own_accord():
+    """A file with all defaults of transformers 4: `tie_word_embeddings` at the top, types as torch says them."""
+    config = internvl2_2b_config()
+    config |= {"tie_word_embeddings": True, "torch_dtype": "torch.bfloat16", "use_llm_lora": False}
+    config |= {name: config["llm_config"][name] for name in ("rope_theta", "rope_scaling")}
+    assert InternVLConfig.from_hf(config) == InternVLConfig.from_hf(internvl2_2b_config())
+
+
+def test_the_base_that_transformers_5_0_fills_in():
+    message = refusal("llm_config", {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}})
+    assert "'10000.0'" in message and "transformers 5.0 fills in 10000" in message
 
 
 def test_fields_that_change_nothing_are_let_pass():

@@ -1,4 +1,4 @@
-"""Weights that are numbers: NaN and infinity are found at the speed of memory."""
+"""Weights that are numbers: NaN and infinity, and matrices of zeros alone, are found at the speed of memory."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ class NumbersOnly:
         """
         self._source, self._refuse = source, refuse
         self._found: list[_Found] = []
+        self._zeros: list[str] = []
 
     @property
     def refused(self) -> bool:
@@ -75,21 +76,30 @@ class NumbersOnly:
         values: Any = tensor.flatten().view(signed).numpy()
         content = memoryview(values).cast("B")
         blocks = (content[begin : begin + _BLOCK] for begin in range(0, len(content), _BLOCK))
-        if not all_finite(blocks, tensor.dtype):
-            self._add(tensor, name)
+        self._note(tensor, name, _largest(blocks, tensor.dtype))
 
     def look_in(self, weights: HFWeights, name: str) -> None:
         """Look at a floating-point tensor of an HF folder."""
-        if not all_finite(weights.blocks(name), weights.tensor(name).dtype):
-            self._add(weights.tensor(name), name)
+        tensor = weights.tensor(name)
+        self._note(tensor, name, _largest(weights.blocks(name), tensor.dtype))
 
     def conclude(self) -> None:
         """Say what was found in all tensors, in a warning where it is not refused; nothing where all are numbers.
+
+        Matrices of zeros alone are told: a download that was cut off leaves them where it had made the file's room.
 
         Raises:
             CheckpointError: some are not, and that is refused; names the first tensors, places and values, counts NaN
                 and infinity over all tensors, and says how to convert them all the same.
         """
+        if self._zeros:
+            more = "" if len(self._zeros) <= _NAMED else f" and {len(self._zeros) - _NAMED} more"
+            _log.warning(
+                "%s: zeros and nothing else in %s%s; if it was not made so, its download was cut off: fetch it again",
+                self._source,
+                ", ".join(self._zeros[:_NAMED]),
+                more,
+            )
         if not self._found:
             return
         nans, infinite = sum(one.nans for one in self._found), sum(one.infinite for one in self._found)
@@ -106,6 +116,12 @@ class NumbersOnly:
             "tools/convert_checkpoint.py --no-refuse-non-finite converts them as they are"
         )
 
+    def _note(self, tensor: Tensor, name: str, largest: int) -> None:
+        if largest >= _EXPONENTS[tensor.dtype][2]:
+            self._add(tensor, name)
+        elif largest == 0 and tensor.dim() > 1:  # a bias, or a scale, may be zero
+            self._zeros.append(name)
+
     def _add(self, tensor: Tensor, name: str) -> None:
         wrong = ~torch.isfinite(tensor)
         first = tuple(int(axis) for axis in np.unravel_index(int(wrong.flatten().int().argmax()), tensor.shape))
@@ -114,8 +130,8 @@ class NumbersOnly:
         self._found.append(_Found(name, *counts, first, float(tensor[first].item())))
 
 
-def all_finite(blocks: Iterable[memoryview], dtype: torch.dtype) -> bool:
-    """Tell whether bytes of a floating-point type are numbers only.
+def _largest(blocks: Iterable[memoryview], dtype: torch.dtype) -> int:
+    """Return the bits of the largest absolute value, NaN being larger than infinity; looks no further than at these.
 
     Args:
         blocks: whole numbers of elements, `_BLOCK` bytes at most.
@@ -124,8 +140,10 @@ def all_finite(blocks: Iterable[memoryview], dtype: torch.dtype) -> bool:
     _, unsigned, infinity = _EXPONENTS[dtype]
     mask = unsigned(2 ** (8 * dtype.itemsize - 1) - 1)
     without_sign = np.empty(_BLOCK // dtype.itemsize, unsigned)
+    largest = 0
     for block in blocks:
         bits = np.frombuffer(block, unsigned)
-        if np.bitwise_and(bits, mask, out=without_sign[: bits.size]).max() >= infinity:
-            return False
-    return True
+        largest = max(largest, int(np.bitwise_and(bits, mask, out=without_sign[: bits.size]).max()))
+        if largest >= infinity:
+            break
+    return largest

@@ -31,6 +31,8 @@ _FILES = {".json", ".model", ".safetensors"}
 """Endings of names that no folder has."""
 _DEEPEST = 16
 """Folders inside one another, at most."""
+_UNFINISHED = (".aria2", ".incomplete", ".part", ".partial", ".crdownload", ".download", ".tmp")
+"""What downloaders add to the name of a file for what they have, or know, of it while it is not whole."""
 _log = get_logger(__name__)
 
 
@@ -248,8 +250,8 @@ def _read_index(folder: Path) -> dict[str, str] | None:
         if not (folder / file).exists():
             of_file = [printable(name)[:200] for name, other in index.items() if other == file]
             raise CheckpointError(
-                f"{folder / file}: missing; the index names it for {len(of_file)} tensors, {of_file[0]} first. The "
-                "folder was not copied whole: the same download goes on"
+                f"{folder / file}: missing; the index names it for {len(of_file)} tensors, {of_file[0]} first"
+                f"{_begun(folder / file)}. The folder was not copied whole: the same download goes on"
             )
     return index
 
@@ -270,13 +272,19 @@ def _check_one_set(folder: Path, index: dict[str, str] | None) -> None:
             f"({shards[0]}, ...{missing}). transformers loads the first, other programs the second: move one of the "
             f"two elsewhere (the shards with {INDEX})"
         )
+    for name in sorted(used):
+        if os.path.lexists(folder / f"{name}.aria2"):  # others give a file its name at the end, this one its size first
+            raise CheckpointError(
+                f"{printable(folder / name)}: its download is not at its end{_begun(folder / name)}: the same download "
+                "goes on; where the file is known to be whole, remove what lies beside it"
+            )
     if adapter := next((name for name in _ADAPTERS if os.path.lexists(folder / name)), None):
         raise CheckpointError(
             f"{printable(folder / adapter)}: an adapter beside the weights {min(used)}: transformers adds it to them, "
             "this program does not. Merge it into the weights (peft's merge_and_unload), or move it elsewhere"
         )
     rest = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in used)
-    indices = sorted(path.name for path in folder.glob("*.safetensors.index.json") if path.name != INDEX)
+    indices = sorted(path.name for path in folder.glob("*.safetensors.index*.json") if path.name != INDEX)
     if rest or indices:
         shown = ", ".join(printable(name)[:80] for name in [*rest, *indices][:4])
         more = f" and {len(rest) + len(indices) - 4} more" if len(rest) + len(indices) > 4 else ""
@@ -284,15 +292,29 @@ def _check_one_set(folder: Path, index: dict[str, str] | None) -> None:
         _log.warning("%s: read is %s; not read: %s%s", printable(folder), by, shown, more)
 
 
+def _begun(path: Path) -> str:
+    """Name what a downloader has left beside a file that it has not finished, or say nothing."""
+    left = [path.name + ending for ending in _UNFINISHED if os.path.lexists(path.parent / (path.name + ending))]
+    return f" ({printable(left[0])} lies beside it)" if left else ""
+
+
 def _need_single(folder: Path) -> None:
     if os.path.lexists(folder / SINGLE):
         return
+    if begun := _begun(folder / SINGLE):
+        raise CheckpointError(f"{printable(folder / SINGLE)}: missing{begun}: the same download goes on")
     if pickles := sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES):
         raise CheckpointError(
             f"{folder / pickles[0]}: refusing pickle: loading it could run any code; save the model as safetensors "
             f"({SINGLE})"
         )
-    if shards := sorted(path.name for path in folder.glob("*.safetensors")):
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    if len(shards) == 1 and "-of-" not in shards[0]:
+        raise CheckpointError(
+            f"{printable(folder)}: neither {SINGLE} nor {INDEX}, but {printable(shards[0])}: where it holds the whole "
+            f"model, name it {SINGLE}"
+        )
+    if shards:
         raise CheckpointError(f"{folder / INDEX}: missing; {len(shards)} shards such as {shards[0]} need it")
     raise CheckpointError(
         f"{folder}: holds no weights: neither {SINGLE} nor {INDEX}. Where it was downloaded, the same download goes on"

@@ -51,7 +51,7 @@ def check_side_files(folder: Path, rows: int) -> None:
             read_json_object(path, CheckpointError)
         elif relative.name == _TOKENS_MAP:
             content = read_json_object(path, CheckpointError)
-            check(dict[str, str | dict[str, Any] | list[Any]], content, printable(path), CheckpointError)
+            check(dict[str, str | dict[str, Any] | list[Any] | None], content, printable(path), CheckpointError)
         elif relative.suffix == ".json":
             read_json(path, CheckpointError, constants=True)
         elif relative.suffix in _TEXTS:

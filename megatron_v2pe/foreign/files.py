@@ -14,6 +14,8 @@ Path_ = str | os.PathLike[str]
 Kind = type[V2PEError]
 LARGEST_TEXT = 1 << 28
 """Bytes of a text file that is read as a whole, at most: 256 MiB."""
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that git has put in place of a large one."""
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
 
 
@@ -89,7 +91,10 @@ def check_links(folder: Path, error: Kind) -> None:
         if not any(target.is_relative_to(home) for home in homes):
             raise error(f"{printable(link)}: refused: a link that leaves {printable(folder)}, to {printable(target)}")
         if not target.exists():
-            raise error(f"{printable(link)}: a link to {printable(target)}, which does not exist")
+            raise error(
+                f"{printable(link)}: a link to {printable(target)}, which does not exist; where it was downloaded, the "
+                "same download goes on"
+            )
 
 
 def _links(folder: Path) -> Iterator[str]:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import sentencepiece
 
-from megatron_v2pe.foreign.files import Kind, read_bytes
+from megatron_v2pe.foreign.files import LFS_POINTER, Kind, read_bytes
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields, Range, check, typed
 from megatron_v2pe.foreign.text import read_json_object
@@ -53,6 +53,8 @@ def load_pieces(path: str | Path, error: Kind) -> Any:
     if not os.path.lexists(path):
         raise error(f"{shown}: no such file; the tokenizer of an InternVL2 checkpoint is a SentencePiece model")
     content = read_bytes(path, error)
+    if content.startswith(LFS_POINTER):
+        raise error(f"{shown}: a Git LFS pointer of {len(content)} bytes, not the tokenizer; run `git lfs pull`")
     try:
         pieces = sentencepiece.SentencePieceProcessor()
         with _no_word_of_null_piece(content):

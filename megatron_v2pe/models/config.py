@@ -194,9 +194,16 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     if not os.path.lexists(path):  # before the whole folder is walked through: it may be any folder
-        raise ConfigError(f"{printable(path)}: no such file; an InternVL2 checkpoint folder holds a config.json")
+        where = f"{printable(path)}: no such file; an InternVL2 checkpoint folder holds a config.json"
+        raise ConfigError(where + _of_hub(Path(folder)))
     check_links(Path(folder), ConfigError)
     return read_json_object(path, ConfigError, LARGEST_CONFIG, unique=True)
+
+
+def _of_hub(folder: Path) -> str:
+    """Name the revisions in a folder of the Hugging Face hub's cache, if this is one."""
+    found = sorted(path.parent for path in folder.glob("snapshots/*/config.json"))
+    return f"; of a folder of the hub's cache, give the revision: {printable(found[-1])}" if found else ""
 
 
 def _check_present(top: Fields) -> None:

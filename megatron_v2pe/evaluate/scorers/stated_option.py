@@ -86,16 +86,20 @@ _REJECTING = re.compile(
 _ADVERBS = r"(?:\s*\b(?:all|both|clearly|definitely|obviously|also|simply|therefore|thus|just|then|\w+ly)\b)*"
 _BE = (
     r"(?:\s*,?\s*(?:which|who|that))?\s*(?:\b(?:is|are|was|were|seems?|looks?|must\s+be|would\s+be|should\s+be|can\s+be|"
-    r"could\s+be|to\s+be|being|has\s+been|have\s+been)\b|'s\b)?"
+    r"could\s+be|to\s+be|being|has\s+been|have\s+been)\b|'s\b)"
 )
+_CLAUSE_ENDS = r"(?=\W*(?:$|[.,;!?\n]|\s(?:because|since|as)\b))"
+# `A. not visible`, `(A) False`: behind a mark an adjective is the option's text; a verb or an arrow makes it a verdict.
 _REJECTED = re.compile(
-    rf"[\"')\]”】.:]*(?:{_BE}{_ADVERBS}\s*(?:->|→|[-–—:=])?\s*(?:the\s+|an?\s+)?(?:\bincorrect|\bwrong\b|\bfalse\b|inaccurate|"
-    r"\binvalid|\bnot\b|n't\b|ruled\s+out|eliminated|excluded|impossible|\bout\b|unlikely|implausible|irrelevant|"
-    r"mistaken|distractors?\b|rejected|dismissed|discarded|✗|✘|❌|×)"
-    r"|\s+(?:(?:do|does|did|can|could|would|should|has|have|is|are|was|were|will)(?:\s+not\b|n't\b)|cannot\b|can't\b|fails?\b|"
-    r"lacks?\b|won't\b|contradicts?\b)"
+    rf"[\"')\]”】]*(?:{_BE}{_ADVERBS}\s*(?:the\s+|an?\s+)?(?:\bincorrect|\bwrong\b|\bfalse\b|inaccurate|\binvalid|\bnot\b|"
+    r"ruled\s+out|eliminated|excluded|impossible|\bout\b|unlikely|implausible|irrelevant|mistaken|distractors?\b|"
+    r"rejected|dismissed|discarded)"
+    r"|\s+(?:(?:do|does|did|can|could|would|should|has|have|is|are|was|were|will)(?:\s+not\b|n't\b)|cannot\b|can't\b|"
+    r"fails?\b|lacks?\b|won't\b|contradicts?\b)"
+    rf"|\s*(?:->|→|[-–—:=])\s*(?:incorrect|wrong)\b{_CLAUSE_ENDS}|[.:]*\s*(?:✗|✘|❌|×)"
     r"|\s*(?:选项|项|答案)?\s*(?:都|均|也|是|显然|明显|则|就)*\s*(?:不对|不正确|错误|错|不符|不是|不成立|有误|不合|不可能|"
-    r"可?以?排除|不选|不满足|不准确|不属于|不能|不同|相比))",
+    r"可?以?排除|不选|不满足|不准确|不属于|不能|不同|相比))"
+    rf"|\s+(?:incorrect|wrong)\b{_CLAUSE_ENDS}",
     re.IGNORECASE,
 )
 _CORRECT = re.compile(
@@ -394,5 +398,5 @@ def _text_rejected(text: str, start: int, end: int) -> bool:
 
 
 def _places(text: str, part: str) -> list[tuple[int, int]]:
-    pattern = rf"(?<![A-Za-z0-9]){re.escape(part)}(?![A-Za-z0-9])"
+    pattern = rf"(?<![A-Za-z0-9])(?<!\d[.,]){re.escape(part)}(?![A-Za-z0-9%]|[.,]\d)"
     return [(match.start(), match.end()) for match in re.finditer(pattern, text)]

@@ -664,3 +664,49 @@ def test_options_of_one_word(answer, letter):
 )
 def test_options_that_are_yes_and_no(answer, letter):
     assert named_letter(answer, {"A": "Yes", "B": "No"}) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("A. not visible", "A"),
+        ("B. incorrect", "B"),
+        ("B) wrong way", "B"),
+        ("C. No parking", "C"),
+        ("D. Not sure", "D"),
+        ("(A) False", "A"),
+        ("A: not a dog", "A"),
+    ],
+)
+def test_a_negation_that_is_the_option_s_text_rejects_nothing(answer, letter):
+    assert named_letter(answer, {}, "ABCD") == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("There are 13 apples.", "B"),
+        ("There are 3 apples, not 13.", "A"),
+        ("I count 3 + 10 = 13 apples. The answer is 13.", "B"),
+        ("3.", "A"),
+        ("3.5", None),
+        ("30%", None),
+    ],
+)
+def test_options_that_are_numbers(answer, letter):
+    assert named_letter(answer, {"A": "3", "B": "13", "C": "30", "D": "0"}) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("The man isn't moving.", "C"),
+        ("C. The man isn't moving", "C"),
+        ("The correct answer is D. It cannot be determined from the image.", "D"),
+        ("The man is not walking; a man is running", "B"),
+        ("B: A man is running, he is not walking", "B"),
+    ],
+)
+def test_options_that_are_sentences(answer, letter):
+    options = {"A": "A man is walking", "B": "A man is running", "C": "The man isn't moving"}
+    assert named_letter(answer, {**options, "D": "It cannot be determined"}) == letter

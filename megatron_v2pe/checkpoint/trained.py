@@ -211,6 +211,12 @@ def loadable(config: dict[str, Any]) -> dict[str, Any]:
             kind = {} if name == "rope_scaling" else {"rope_type": scaling["type"]}
             whole = {**kept, **scaling, **kind}
             changed[name] = {key: value for key, value in whole.items() if value is not None}
+    if changed:  # where transformers 5 has saved it, the older fields are missing, and those are what is read
+        llm = config["llm_config"]
+        bases = [llm.get("rope_theta"), *((llm.get(name) or {}).get("rope_theta") for name in PLACES)]
+        changed["rope_scaling"] = scaling
+        if stated := [base for base in bases if base is not None]:
+            changed["rope_theta"] = stated[0]
     return config if not changed else {**config, "llm_config": {**config["llm_config"], **changed}}
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from megatron_v2pe.checkpoint.trained import loadable
 from megatron_v2pe.convert import hf_config
 from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.errors import CheckpointError, ConfigError
@@ -174,6 +175,16 @@ def test_a_config_saved_by_the_published_code_comes_back_loadable(sources, tmp_p
     written = read_config(tmp_path / "fixed")
     assert written["llm_config"]["rope_scaling"] == {"factor": 2.0, "type": "dynamic"}
     assert (written["rope_pos_id_version"], written["rope_pos_id_stride"]) == ("v2pe_fix", 16)
+
+
+@pytest.mark.parametrize("version", ["v2pe_rnd", "default"])
+@pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling"])
+def test_a_base_that_stands_beside_the_scaling_is_where_the_published_code_reads_it(version, place):
+    """Transformers 5 writes `rope_parameters` alone, of which the published class reads nothing."""
+    stated = {"rope_theta": 1000000.0, "rope_type": "v2pe", "type": "v2pe", "factor": 1.0}
+    back = loadable({"rope_pos_id_version": version, "llm_config": {place: stated}})["llm_config"]
+    assert back["rope_theta"] == 1000000.0 and published_class_loads(back["rope_scaling"])
+    assert back["rope_scaling"]["type"] == ("linear" if version == "default" else "dynamic")
 
 
 def test_another_type_of_the_weights_is_stated_under_both_its_names():

@@ -137,7 +137,7 @@ def _look(
     opening = prepare(arguments, world)
     for stride in [*strides, *strides[:1]]:  # each is looked at; it is opened at the first
         opening = opening.at_stride(stride)
-    benchmarks = [create(name, arguments.mode) for name in expand(arguments.benchmarks)]
+    benchmarks = [create(name, arguments.mode) for name in expand(arguments.benchmarks, arguments.root)]
     check_all(benchmarks, arguments.root)  # what is missing is told before the model is loaded
     return opening, strides, benchmarks
 

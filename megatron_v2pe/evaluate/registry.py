@@ -8,6 +8,7 @@ Names are compared without regard to capitals, and `-` is `_`. Groups: `general`
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -152,12 +153,14 @@ _FILES = (".json", ".jsonl", ".txt", ".csv", ".tsv", ".parquet")
 """How names of files end that are taken for questions."""
 
 
-def expand(words: Sequence[str]) -> list[str]:
+def expand(words: Sequence[str], root: Path | None = None) -> list[str]:
     """Return the benchmarks that names, groups and published task names stand for, each once, in order.
 
     Args:
         words: as typed; several may stand in one, separated by commas. A file of one's own questions (`*.jsonl`)
             stands for itself.
+        root: folder the paths of such files are relative to; one that is not there but here is named by its whole path,
+            as a shell completes it.
 
     Raises:
         ConfigError: a name is unknown (suggests near ones), or two files of questions have the same name.
@@ -165,7 +168,7 @@ def expand(words: Sequence[str]) -> list[str]:
     names: dict[str, None] = {}
     for word in (part for text in words for part in text.split(",") if part.strip()):
         if word.strip().endswith(SUFFIX):
-            names[word.strip()] = None
+            names[_file(word.strip(), root)] = None
             continue
         typed = word.strip().lower().replace("-", "_")
         name = _ALIASES.get(typed, typed)
@@ -182,6 +185,12 @@ def expand(words: Sequence[str]) -> list[str]:
         names |= dict.fromkeys(GROUPS.get(name, (name,)))
     _check_folders(names)
     return list(names)
+
+
+def _file(word: str, root: Path | None) -> str:
+    """Return the path of a file of questions, below a root or as it is."""
+    here = root is not None and not os.path.lexists(root / word) and os.path.lexists(word)
+    return os.path.abspath(word) if here else word
 
 
 def _check_folders(names: Iterable[str]) -> None:

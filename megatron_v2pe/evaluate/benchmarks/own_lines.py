@@ -15,6 +15,8 @@ from megatron_v2pe.data.conversation import BEGUN
 from megatron_v2pe.data.placing import REMEDY, with_images
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef, Question
+from megatron_v2pe.evaluate.benchmarks.own_options import FIELDS as OPTIONS
+from megatron_v2pe.evaluate.benchmarks.own_options import options_of, right_options, with_options
 from megatron_v2pe.evaluate.benchmarks.wording import IMAGE
 from megatron_v2pe.evaluate.reading import ID, Fields, Row, optional
 from megatron_v2pe.foreign.media_fields import Media, media_of
@@ -78,21 +80,28 @@ def own_question(where: str, row: Row, number: int, folders: Sequence[Path]) -> 
     text = _one_of(where, row, ("question", "prompt"))
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"{where}: question is {printable(text)[:60]!r}, expected text")
+    answers = _answers(where, _one_of(where, row, ("answer", "answers")))
+    listed = answers if isinstance(answers, list) else [answers]
+    options = options_of(where, row, listed)
+    text = with_options(text, options)
     if row.get("context"):
         text = f"{row['context']}\n{text}"
     _check_numbers(where, row)
     begun = ((BEGUN, row["answer_begins"]),) if row.get("answer_begins") is not None else ()
     turns = (*with_images([("human", text)], len(media.images)), *begun)
     check_places(where, turns, media)
-    kept = {name: value for name, value in row.items() if name not in READ}
+    kept = {name: value for name, value in row.items() if name not in (*READ, *OPTIONS)}
+    shown = {"answers": right_options(where, listed, options), "options": options} if options else {"answers": answers}
     question = Question(
         id=str(_name(row, number)),
         turns=tuple(turns),
-        images=tuple(ImageRef(_found(image, folders)) for image in media.images),
-        facts={**kept, "answers": _answers(where, _one_of(where, row, ("answer", "answers")))},
+        images=tuple(ImageRef(_found(_file(where, image), folders)) for image in media.images),
+        facts={**kept, **shown},
         max_new_tokens=row.get("max_new_tokens"),
     )
-    return question, media.unknown
+    return question, tuple(
+        name for name in media.unknown if name not in (*OPTIONS, *options) and row[name] not in (None, "", [], {})
+    )
 
 
 def needle_row(where: str, row: Row, number: int, folder: Path) -> Row:
@@ -115,7 +124,7 @@ def needle_row(where: str, row: Row, number: int, folder: Path) -> Row:
     choices = meta.get("choices_image_path")
     if isinstance(choices, list) and all(isinstance(path, str) for path in choices):
         meta["choices_image_path"] = [_found(path, places) for path in choices]
-    images = [_found(path, places) for path in media.images]
+    images = [_found(_file(where, path), places) for path in media.images]
     read = {"id": _name(row, number), "question": question, "answer": answer, "images_list": images, "meta": meta}
     return {**row, **read}
 
@@ -127,6 +136,13 @@ def check_places(where: str, turns: tuple[tuple[str, str], ...], media: Media) -
         count = len(media.images)
         remedy = REMEDY if count else f'name the image\'s file, "image": "digit.png", or leave {IMAGE} out'
         raise DataError(f"{where}: {places} {IMAGE} in the text, but {count} images: {remedy}")
+
+
+def _file(where: str, path: str) -> str:
+    """Return a path as it is; refuses an address."""
+    if "://" in path:
+        raise DataError(f"{where}: {printable(path)[:80]}: nothing is fetched from an address; give the path of a file")
+    return path
 
 
 def _found(path: str, folders: Sequence[Path]) -> str:

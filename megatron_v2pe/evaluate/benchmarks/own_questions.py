@@ -7,6 +7,7 @@ and if wanted
   the root of the data (`--root`), also under the other names that training reads (`foreign.media_fields`); `<image>`
   in the question says where each stands, and where none does, they stand before it (`data.placing`);
 - `context`: text before the question, a line break between them;
+- `options` or `choices`: shown beneath the question, the answer is a letter or the text of one (`own_options`);
 - `id` (or `question_id`; else the line's number), `max_new_tokens`, `answer_begins` (text the model is given as the
   beginning of its answer; what it adds is scored), and further fields, which are kept with the question and named once.
 
@@ -48,6 +49,7 @@ class OwnQuestions(PublishedBenchmark):
     """A file of questions."""
 
     scorer: str | None = "exact"
+    item_fields = ("answers", "options")
     own = True
 
     def __init__(self, file: Path, mode: Mode = "corrected", cache: Path = CACHE) -> None:

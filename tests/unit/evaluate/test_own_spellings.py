@@ -82,10 +82,10 @@ def test_context_prompt_answers_and_numbers_are_read(tmp_path):
 
 
 def test_fields_that_nobody_reads_are_kept_and_named_once(tmp_path, caplog):
-    _, asked = read(tmp_path, *({"question": f"{n}?", "answer": "a", "choices": ["a", "b"], "id": n} for n in "pq"))
-    assert asked[0].facts["choices"] == ["a", "b"]
+    _, asked = read(tmp_path, *({"question": f"{n}?", "answer": "a", "topics": ["a", "b"], "id": n} for n in "pq"))
+    assert asked[0].facts["topics"] == ["a", "b"]
     (told,) = [record.getMessage() for record in caplog.records]
-    assert told == "mine: fields that are kept and not read: choices (2 lines)"
+    assert told == "mine: fields that are kept and not read: topics (2 lines)"
 
 
 @pytest.mark.parametrize(

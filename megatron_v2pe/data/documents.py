@@ -147,6 +147,11 @@ class DocumentEncoder:
 
 def _with_frames(turns: list[tuple[str, str]], frames: int) -> list[tuple[str, str]]:
     """Name the frames where the video stands. As the reference does, no newline comes between them and the question."""
+    if images := sum(text.count(PLACEHOLDER) for _, text in turns):
+        raise DataError(
+            f"{images} {PLACEHOLDER} placeholders in the conversation, but the line names a video: write "
+            f"{VIDEO_PLACEHOLDER} where it belongs"
+        )
     turns = with_placeholder(turns, VIDEO_PLACEHOLDER)
     if (found := sum(text.count(VIDEO_PLACEHOLDER) for _, text in turns)) != 1:
         raise DataError(f"{found} {VIDEO_PLACEHOLDER} placeholders in the conversation, but one video")

@@ -38,7 +38,23 @@ _LONGEST_NAME, _LONGEST_VIDEO = 255, 1e9
 _SHOWN = 20
 """Data sets whose faults are told, of one data list."""
 _READ_BYTES = 1 << 16
-_OTHER_FORMS = ("question", "answer", "query", "response", "prompt", "instruction", "input", "output", "text")
+_OTHER_FORMS = (
+    "question",
+    "answer",
+    "query",
+    "response",
+    "prompt",
+    "instruction",
+    "input",
+    "output",
+    "text",
+    "texts",
+    "history",
+    "body",
+    "dialog",
+    "dialogue",
+    "turns",
+)
 _BLANK = np.zeros(256, dtype=bool)
 _BLANK[list(b" \t\n\r\x0b\x0c")] = True
 
@@ -177,9 +193,11 @@ class Dataset:
             raise DataError(
                 "field 'conversations' is missing or empty" + (f"; {others} are not read, turns are" if others else "")
             )
-        asks = () if media.video else (n for n, turn in enumerate(turns, 1) if "<video>" in turn[1])
-        if place := next((number for number in asks if _asks_of_video(turns[number - 1])), None):
-            raise DataError(f"turn {place} begins with <video>, but the line names no video; give its path as 'video'")
+        if media.video is None and b"<video>" in line:
+            place = next((number for number, turn in enumerate(turns, 1) if _asks_of_video(turn)), None)
+            if place is not None:
+                message = f"turn {place} begins with <video>, but the line names no video; give its path as 'video'"
+                raise DataError(message)
         return Sample(
             id=SampleId(self.name, number, self.annotation),
             conversations=turns,
@@ -426,4 +444,5 @@ def _clip(clip: Any) -> tuple[float, float] | None:
         start, end = numbers
         if abs(start) <= _LONGEST_VIDEO and abs(end) <= _LONGEST_VIDEO:  # neither is NaN then
             return float(start), float(end)
-    raise DataError(f"clip: expected [start, end] in seconds, found {ascii(clip)[:80]}")
+    path = "; the path of a video belongs into the field 'video'" if isinstance(clip, str) else ""
+    raise DataError(f"clip: expected [start, end] in seconds, found {ascii(clip)[:80]}{path}")

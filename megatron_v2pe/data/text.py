@@ -104,7 +104,10 @@ def _images(ids: np.ndarray, num_images: int, tokenizer: Tokenizer) -> np.ndarra
         (IMG_END, tokenizer.img_end_id),
     ):
         if (found := np.count_nonzero(ids == token)) != num_images:
-            raise DataError(f"{found} {name} tokens in the text, but {num_images} images: the text itself spells it")
+            raise DataError(
+                f"{found} {name} tokens in the text, but {num_images} images: the text itself spells it; where it "
+                f"names an image, write {PLACEHOLDER} there, and give the path in the field 'image'"
+            )
     bad = (ids[images - 1] != tokenizer.img_start_id) | (ids[images + 1] != tokenizer.img_end_id)
     assert not bad.any(), "marks of images in the wrong order"
     return images

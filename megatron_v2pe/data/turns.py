@@ -7,6 +7,7 @@ line. Everything else is refused for what it is. Read for annotations and for th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,13 @@ LONGEST_WORD = 1 << 20
 a second to tokenise, fifty times more than a minute."""
 _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", SYSTEM: SYSTEM}
 _PAIRS = (("from", "value"), ("role", "content"))
-_SWITCHES = ("loss", "train", "weight")
+_SWITCHES = ("loss", "train", "weight", "loss_scale", "loss_weight", "learn", "trainable")
 """Fields of a turn by which other programs leave an answer out of what is learned."""
+_MARKS_OF_OTHERS = re.compile(
+    r"<\|(?:image|video|vision|audio|media)(?:_?(?:pad|start|end|bos|eos|placeholder|\d+))?\|>|<ImageHere>"
+    r"|<image[-_](?:placeholder|pad|soft_token)>|<start_of_image>"
+)
+"""By which other programs say where an image or a video stands."""
 Turn = tuple[str, str]
 
 
@@ -43,8 +49,8 @@ def turns_of(row: Mapping[str, Any], error: Kind, where: str = "") -> tuple[Turn
         where: put before a message, `file:line: ` for example.
 
     Raises:
-        V2PEError: of class `error`: a turn is none, its role is none of those known, an answer is empty, or there is
-            a system turn elsewhere than first; names the turn.
+        V2PEError: of class `error`: a turn is none, its role is none of those known, an answer is empty, there is a
+            system turn elsewhere than first, or a question marks an image as another program does; names the turn.
     """
     named = [name for name in LISTS if row.get(name) not in (None, [])]
     if not named:
@@ -55,11 +61,15 @@ def turns_of(row: Mapping[str, Any], error: Kind, where: str = "") -> tuple[Turn
             raise error(f"{where}{name} and {other} hold different turns; leave one of the fields out")
     if not isinstance(content, list):
         raise error(f"{where}{name}: found {kind_of(content)}, expected a list of turns")
-    turns = [
-        _plain(turn) or _turn(turn, number, f"{where}{name}: turn {number}", error)
-        for number, turn in enumerate(content, 1)
-    ]
-    system, turns = _system_of(row, name, turns, error, where)
+    turns, usual = list[Turn](), True
+    for number, turn in enumerate(content, 1):
+        if (read := _plain(turn)) is None:
+            read, usual = _turn(turn, number, f"{where}{name}: turn {number}", error), False
+        turns.append(read)
+    system = list[Turn]()
+    if not usual or SYSTEM in row:
+        system, turns = _system_of(row, name, turns, error, where)
+    _refuse_marks(turns, error, f"{where}{name}")
     if turns and turns[0][0] == "gpt":
         if system:
             raise error(f"{where}{name}: behind the system turn comes an answer, expected a question")
@@ -67,6 +77,21 @@ def turns_of(row: Mapping[str, Any], error: Kind, where: str = "") -> tuple[Turn
     if not turns:
         raise error(f"{where}field {name!r} holds no question")
     return (*system, *turns)
+
+
+def _refuse_marks(turns: list[Turn], error: Kind, where: str) -> None:
+    """Refuse a question that says where its image stands in words of another program, and in none of ours."""
+    found = None
+    for role, text in turns:
+        if "<image>" in text or "<video>" in text:
+            return
+        if found is None and role == "human" and "<" in text:
+            found = _MARKS_OF_OTHERS.search(text)
+    if found:
+        raise error(
+            f"{where}: a question has {found.group()}, by which another program marks an image or a video: write "
+            "<image> or <video> in its place, and give the path in the field 'image' or 'video'"
+        )
 
 
 def _plain(turn: Any) -> Turn | None:

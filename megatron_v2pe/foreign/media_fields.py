@@ -11,8 +11,8 @@ lines (annotations, questions of `generate.py --input`, own questions of the eva
 address beside a path is where the file came from. Everything else that looks like media is refused: a further field
 with such a name (`image2`, `audio`, `frames`), and in a line that names no media also any value, however deep, that is
 a path ending like a picture, film or sound, or holds one as text (`data:`, base64). Numbers are never media
-(`image_num`, `width_list`), nor is what describes them (`image_id`, `video_caption`), nor `id`, and in a line with
-media not what its other fields hold (`meta`).
+(`image_num`, `width_list`), nor is what describes them (`image_id`, `video_caption`), nor `id`, nor a sentence, and in
+a line with media neither what its other fields hold (`meta`) nor what its media were made of (`original_image`).
 """
 
 from __future__ import annotations
@@ -42,15 +42,23 @@ _MEDIA_WORDS = frozenset(
     (*_IMAGE_STEMS, *_VIDEO_STEMS)
     + tuple("frame frames clip clips audio audios vid vids mp3 mp4 jpg jpeg png gif screenshot screenshots".split())
 )
-_WORDS_OF_REFERENCES = frozenset(
-    (*_TAILS, *"name names dir folder data content bytes base64 b64 src ref input".split())
-)
+_WORDS_OF_FILES = frozenset((*_TAILS, *"name names dir folder".split()))
+_WORDS_OF_REFERENCES = _WORDS_OF_FILES | frozenset("data content bytes base64 b64 src ref input".split())
 """A name of media that ends in one of these still names media; in another word, it describes them."""
-_ORIGINS = frozenset("id ids source sources origin caption captions description title hash".split())
+_ORIGINS = frozenset(
+    "id ids source sources origin original caption captions description title hash info infos meta metadata mask masks "
+    "annotation annotations attributes type format".split()
+)
 """Words behind a name of media that say what it is or where it is from, be it in the name of a file."""
+_MADE_OF = frozenset("original originals orig origin raw old parent".split())
+"""Words in a name of media beside which the line's own were made of it."""
+_FILMS = frozenset("video videos movie movies clip clips".split())
+_IDENTITIES = frozenset("id question_id sample_id data_id uid uuid key __key__ idx index".split())
+"""Fields that tell lines apart, be it by the name of a file."""
+_NOTHING = frozenset("none null nan n/a na no false - 0".split())
 _SUFFIX = re.compile(
-    r"\.(?:png|jpe?g|jpe|jfif|gif|bmp|dib|webp|tiff?|ppm|pgm|jp2|avif|heic|heif|tga|ico|svg|"
-    r"mp4|m4v|mov|mkv|webm|avi|mpe?g|flv|wmv|3gp|ts|ogv|mp3|wav|flac|ogg|m4a|aac|opus)(?:[?#]\S*)?$",
+    r"(?<=[^\s/\\.])\.(?:png|jpe?g|jpe|jfif|gif|bmp|dib|webp|tiff?|ppm|pgm|jp2|avif|heic|heif|tga|ico|svg|"
+    r"mp4|m4v|mov|mkv|webm|avi|mpe?g|flv|wmv|3gp|ogv|mp3|wav|flac|ogg|m4a|aac|opus)(?:[?#]\S*)?$",
     re.IGNORECASE,
 )
 _HELD = re.compile(r"\s*(?:data:[\w.+-]+/[\w.+-]+[;,]|iVBORw0KGgo|/9j/[\w+/]{40}|R0lGOD[\w+/]{40}|UklGR[\w+/]{40})")
@@ -58,6 +66,10 @@ _HELD = re.compile(r"\s*(?:data:[\w.+-]+/[\w.+-]+[;,]|iVBORw0KGgo|/9j/[\w+/]{40}
 _LONGEST_REFERENCE, _MOST_WORDS, _MOST_NAMED = 4096, 6, 10
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
 _NAMED = re.compile(rb"(?i)ima?g|pic|photo|video|movie|\\u")
+
+
+_Found = tuple[str, tuple[str, ...]]
+"""A field, and what it names."""
 
 
 def may_name_media(line: bytes) -> bool:
@@ -93,16 +105,17 @@ def media_of(row: Mapping[str, Any], known: Collection[str], error: Kind, where:
         V2PEError: of class `error`: a field of media holds something else, two disagree, images and a video stand in
             one line, or something looks like media and is not read; names the field and what to write.
     """
-    images, videos, others = list[tuple[str, Any]](), list[tuple[str, Any]](), list[str]()
+    images, videos, others = list[_Found](), list[_Found](), list[str]()
     for name, value in row.items():
-        if name == "image" or (plain := _plain(name)) in _IMAGE_NAMES:
-            images.append((name, value))
-        elif plain in _VIDEO_NAMES:
-            videos.append((name, value))
+        kind = _kind(name)
+        if kind == "image":
+            images.append((name, _paths(name, value, error, where)))
+        elif kind == "video":
+            videos.append((name, _film(name, value, error, where)))
         elif name not in known:
             others.append(name)
-    shown = _agreed([(name, _paths(name, value, error, where)) for name, value in images], error, where)
-    seen = _agreed([(name, _film(name, value, error, where)) for name, value in videos], error, where)
+    shown = _agreed(images, error, where) if images else None
+    seen = _agreed(videos, error, where) if videos else None
     if shown and seen:
         raise error(
             f"{where}{printable(shown[0])} and {printable(seen[0])} stand in one line: it can show images or a video; "
@@ -117,10 +130,10 @@ def media_of(row: Mapping[str, Any], known: Collection[str], error: Kind, where:
         images=shown[1] if shown else (),
         listed=bool(shown) and isinstance(row[shown[0]], list),
         video=seen[1][0] if seen else None,
-        unknown=tuple(name for name in others if name not in SPOKEN_OF),
+        unknown=tuple([name for name in others if name not in SPOKEN_OF]),
     )
-    if others:
-        _refuse_hidden({name: row[name] for name in others}, (*media.images, media.video or ""), error, where)
+    if spoken := {name: row[name] for name in others if name not in _IDENTITIES}:
+        _refuse_hidden(spoken, (*media.images, media.video or ""), error, where)
     return media
 
 
@@ -165,7 +178,7 @@ def _film(name: str, value: Any, error: Kind, where: str) -> tuple[str, ...]:
     raise error(f"{where}{printable(name)}: expected a path, found {ascii(value)[:80]}{listed}")
 
 
-def _agreed(found: list[tuple[str, tuple[str, ...]]], error: Kind, where: str) -> tuple[str, tuple[str, ...]] | None:
+def _agreed(found: list[_Found], error: Kind, where: str) -> _Found | None:
     """Return one field of those that name something, `image` or `video` itself where it does."""
     if len(found) < 2:
         return found[0] if found and found[0][1] else None
@@ -186,7 +199,7 @@ def _agreed(found: list[tuple[str, tuple[str, ...]]], error: Kind, where: str) -
 def _refuse_hidden(content: Mapping[str, Any], named: tuple[str, ...], error: Kind, where: str) -> None:
     bases = {_base(name) for name in named if name}
     for name, value in content.items():
-        if isinstance(value, int | float) or not value or name in ("id", "question_id"):
+        if isinstance(value, int | float) or not value or name in _IDENTITIES:
             continue
         found = _named_besides(name, value) if bases else next(_hidden(name, value), None)
         if found is not None and _base(found) not in bases:
@@ -199,9 +212,9 @@ def _refuse_hidden(content: Mapping[str, Any], named: tuple[str, ...], error: Ki
 
 def _named_besides(name: str, value: Any) -> str | None:
     """Return a file that a further field of a line with media names, if the field's name says that it is media."""
-    if not _speaks_of_media(name) or _words(name)[-1] in _ORIGINS:
+    if not _speaks_of_media(name) or _is_origin(name):
         return None
-    return next((text for text in _texts(value) if _is_reference(text) and not _is_address(text)), None)
+    return next((text for text in _texts(value) if _is_reference(name, text) and not _is_address(text)), None)
 
 
 def _hidden(name: str, value: Any) -> Iterator[str]:
@@ -211,7 +224,7 @@ def _hidden(name: str, value: Any) -> Iterator[str]:
             yield from _hidden(str(inner), content)
         # {"picture": {"path": "x"}}: what it holds goes by the outer name.
         if _speaks_of_media(name) and _names_files(name):
-            yield from (text for text in _texts(value) if _is_reference(text) or _is_word(text))
+            yield from (text for text in _texts(value) if _is_reference(name, text) or _is_word(text))
     elif isinstance(value, list):
         if value and not isinstance(value[0], int | float):
             for content in value:
@@ -219,7 +232,7 @@ def _hidden(name: str, value: Any) -> Iterator[str]:
     elif isinstance(value, str) and value:
         if _HELD.match(value):
             yield value[:40]
-        elif _SUFFIX.search(value) and _is_reference(value):
+        elif _SUFFIX.search(value) and _is_reference(name, value):
             yield value
         elif _speaks_of_media(name) and _names_files(name) and (_is_word(value) or _is_address(value)):
             yield value
@@ -237,8 +250,10 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 @lru_cache(maxsize=4096)
-def _plain(name: str) -> str:
-    return re.sub(r"[-_ .]", "", name).lower()
+def _kind(name: str) -> str | None:
+    """Return whether a field of this name holds the images of a line or its video."""
+    plain = re.sub(r"[-_ .]", "", name).lower()
+    return "image" if plain in _IMAGE_NAMES else "video" if plain in _VIDEO_NAMES else None
 
 
 @lru_cache(maxsize=4096)
@@ -258,16 +273,36 @@ def _names_files(name: str) -> bool:
     return last in _MEDIA_WORDS or last in _WORDS_OF_REFERENCES or last.isdigit() or len(last) == 1
 
 
-def _is_reference(text: str) -> bool:
-    """Whether a text ends as a file of media does, or holds one, and is no prose."""
+@lru_cache(maxsize=4096)
+def _speaks_of_files(name: str) -> bool:
+    return _speaks_of_media(name) or _words(name)[-1] in _WORDS_OF_FILES
+
+
+@lru_cache(maxsize=4096)
+def _is_origin(name: str) -> bool:
+    """Whether a name of media means what the line's own come from, or describes them."""
+    words = _words(name)
+    return (
+        words[-1] in _ORIGINS or any(word in _MADE_OF for word in words) or ("source" in words and _tells_film(words))
+    )
+
+
+def _tells_film(words: tuple[str, ...]) -> bool:
+    return any(word in _FILMS for word in words)
+
+
+def _is_reference(name: str, text: str) -> bool:
+    """Whether a text ends as a file of media does, or holds one, and is no prose: of several words one has folders."""
     if _HELD.match(text):
         return True
-    short = len(text) <= _LONGEST_REFERENCE and "\n" not in text and len(text.split()) <= _MOST_WORDS
-    return short and _SUFFIX.search(text) is not None
+    if len(text) > _LONGEST_REFERENCE or "\n" in text or _SUFFIX.search(text) is None:
+        return False
+    words = len(text.split())
+    return words == 1 or (words <= _MOST_WORDS and (_speaks_of_files(name) or "/" in text or "\\" in text))
 
 
 def _is_word(text: str) -> bool:
-    return len(text) <= _LONGEST_REFERENCE and len(text.split()) == 1
+    return len(text) <= _LONGEST_REFERENCE and len(text.split()) == 1 and text.strip().lower() not in _NOTHING
 
 
 def _is_address(text: str) -> bool:

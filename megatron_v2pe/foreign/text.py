@@ -28,7 +28,7 @@ MOST_VALUES = 100_000
 """Of a YAML file, aliases written out."""
 _DIGIT, _LONG_NUMBER = re.compile(rb"[0-9]"), re.compile(rb"[0-9]{%d}" % (MOST_DIGITS + 1))
 _FEW_BYTES = 1 << 16
-"""Of a text whose values are looked through sooner than its bytes."""
+"""Of a text that are looked at to tell its encoding."""
 _BOM = "\ufeff"
 _LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _MARKS = (
@@ -146,8 +146,7 @@ def parse_json(content: bytes | str, source: str, error: Kind, *, unique: bool =
         raise error(f"{source}: not read: lists and objects are nested deeper than {DEEPEST}") from problem
     except ValueError as problem:
         raise error(f"{source}: not valid JSON: {printable(problem)[:200]}") from problem
-    nested = len(raw) < _FEW_BYTES or raw.count(b"[") + raw.count(b"{") > DEEPEST
-    if nested and (_depth(value) or 0) > DEEPEST:
+    if raw.count(b"[") + raw.count(b"{") > DEEPEST and (_depth(value) or 0) > DEEPEST:
         raise error(f"{source}: not read: lists and objects are nested deeper than {DEEPEST}")
     return value
 
@@ -272,11 +271,17 @@ def _advice(text: str, problem: json.JSONDecodeError) -> str:
         before = text[: problem.pos].rstrip(" \t")
         if before.endswith("\r"):
             return "; its lines end in CR alone: tr '\\r' '\\n' < OLD > NEW"
+        if problem.lineno == 1 and text[problem.pos :].strip() in (",", "]", "],"):
+            return "; the line is one of a JSON list's: jq -c '.[]' OLD > NEW puts one value in each"
         if problem.lineno > 1:
             return "; more follows behind the first value: JSON lines, where one JSON text belongs?"
         return "; a line holds one value: is this two in a row?"
     if text.strip() in ("[", "{"):
         return "; the value goes on in the next lines: jq -c . OLD > NEW (of a list: jq -c '.[]') puts one in each"
+    if text.strip() == "\x1a":
+        return "; the end of a file as DOS marks it (Ctrl-Z): tr -d '\\032' < OLD > NEW"
+    if text.lstrip().startswith(("{'", "[{'")):
+        return "; single quotes: written by Python's print or str? json.dumps writes JSON"
     return ""
 
 

@@ -1,7 +1,8 @@
 """Whether training could use a sample: the very steps of training up to its tokens, as far as what is known allows.
 
-Without a tokenizer, stretches of text stand in for tokens: placeholders, turns and marks are checked, lengths are not. Where
-files are not looked at, or cannot be read (which is told of the file itself), images count as none for the budgets.
+Without a tokenizer, stretches of text stand in for tokens: placeholders, turns and marks are checked, lengths are not.
+Where files are not looked at, or cannot be read (which is told of the file itself), images count as none for the
+budgets.
 """
 
 from __future__ import annotations

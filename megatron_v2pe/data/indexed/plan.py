@@ -174,8 +174,8 @@ class IndexedPlan:
         differing = [f"{name} {theirs.get(name)} (now {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
         if differing:
             raise ConfigError(
-                f"the checkpoint was trained with other packs, and cannot go on with these: {', '.join(differing)}. Give "
-                "what it had, or start a new run from it: --model.model-name-or-path RUN --checkpoint.save OTHER"
+                f"the checkpoint was trained with other packs, and cannot go on with these: {', '.join(differing)}. "
+                "Give what it had, or start a new run from it: --model.model-name-or-path RUN --checkpoint.save OTHER"
             )
 
 

@@ -139,3 +139,17 @@ def test_what_we_write_we_read_and_so_does_everybody(tmp_path):
     (tmp_path / "m.jsonl").write_bytes(b'\xef\xbb\xbf{"iteration": 1}\r\n\r\n'.replace(b"\r\n\r\n", b"\r\n"))
     assert read_metrics(tmp_path / "m.jsonl") == [{"iteration": 1}]
     assert [value for _, value in json_lines(path, DataError)] == [row, {**row, "id": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('{"a": 1},', "the line is one of a JSON list's: jq -c"),
+        ('{"a": 1}]', "the line is one of a JSON list's: jq -c"),
+        ("\x1a", "the end of a file as DOS marks it"),
+        ("{'a': 1}", "single quotes: written by Python"),
+    ],
+)
+def test_what_other_tools_write_in_place_of_json_is_named(line, told):
+    with pytest.raises(DataError, match=told):
+        parse_json(line.encode(), "a.jsonl:1", DataError)

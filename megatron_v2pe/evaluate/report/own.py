@@ -33,14 +33,14 @@ def own_section(runs: Sequence[Run], scores: Scores) -> Section | None:
     lines, used = list[Line](), set[str]()
     for name, run, one in places:
         score, second = scores[MODE][run.name][name], scores[OTHER][run.name][name]
-        marks = score_marks(score) if score.value is not None else ""
-        used |= set(marks)
+        marks, others = (score_marks(one) if one.value is not None else "" for one in (score, second))
+        used |= {*marks, *others}
         lines.append(
             Line(
                 (
                     *(Entry(name), Entry(run.name), Entry(run.stride), Entry(one.file)),
                     Entry("-" if score.value is None else rounded(score.value, 2), marks, strong=True),
-                    Entry("-" if second.value is None else rounded(second.value, 2)),
+                    Entry("-" if second.value is None else rounded(second.value, 2), others),
                     *(Entry(str(count)) for count in (score.questions, _right(score), score.failed, score.missing)),
                 ),
                 "run",

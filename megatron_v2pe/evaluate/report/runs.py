@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.data.frame_folder import natural_key
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmarks.own_questions import SUFFIX, OwnQuestions
 from megatron_v2pe.evaluate.provenance import RUN, read_origin
@@ -76,12 +77,14 @@ def stride_order(stride: str) -> tuple[int, Fraction]:
 
 
 def open_runs(words: Sequence[str]) -> list[Run]:
-    """Open folders, each given as `FOLDER` or `NAME=FOLDER`.
+    """Open folders, each given as `FOLDER` or `NAME=FOLDER`, in the order given; one by letters becomes natural.
 
     Raises:
         ConfigError: two runs have one name.
         DataError: a folder is none `tools/evaluate.py` wrote, or holds nothing of any benchmark.
     """
+    if [*words] == sorted(words):  # as a shell writes what `stride_*` stands for: 16 before 4
+        words = sorted(words, key=natural_key)
     runs: dict[str, Run] = {}
     for word in words:
         run = _open(word)
@@ -98,7 +101,7 @@ def _open(word: str) -> Run:
     folder = Path(path) if equals and not Path(word).is_dir() else Path(word)
     file = folder / RUN
     if not os.path.lexists(file):
-        several = sorted(printable(path.parent) for path in folder.glob("stride_*/" + RUN))
+        several = sorted((printable(path.parent) for path in folder.glob("stride_*/" + RUN)), key=natural_key)
         hint = f": give {' '.join(several)}" if several else ""
         raise DataError(f"{printable(file)}: no such file; a run is a folder that tools/evaluate.py --out wrote{hint}")
     origin = read_origin(file, DataError)

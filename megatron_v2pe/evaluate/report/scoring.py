@@ -250,6 +250,9 @@ def _score(
 
 def _judged(question: Question, answer: Answer | None, judgement: Judgement) -> Judged:
     truth = question.facts.get("answers", question.facts.get("answer"))
+    options = question.facts.get("options")
+    if isinstance(truth, int) and isinstance(options, dict) and 0 <= truth < len(options):
+        truth = [*options][truth]  # of MM-NIAH: the model is asked for a letter
     texts = map(str, truth) if isinstance(truth, list) and "answers" in question.facts else [str(truth)]
     asked = next(text for role, text in reversed(question.turns) if role == "human")
     said = (None, None) if answer is None else (answer.answer, answer.error)

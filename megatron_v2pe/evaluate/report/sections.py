@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from megatron_v2pe.evaluate.report.audit import BOUND, Check
 from megatron_v2pe.evaluate.report.columns import LAYOUTS, Average, Column, Layout
 from megatron_v2pe.evaluate.report.document import Block, Entry, Line, Picture, Points, Section, Style, Table, text_line
+from megatron_v2pe.evaluate.report.own import MODE as OWN_MODE
 from megatron_v2pe.evaluate.report.published import SOURCE
 from megatron_v2pe.evaluate.report.rounding import rounded
 from megatron_v2pe.evaluate.report.runs import Run
 from megatron_v2pe.evaluate.report.scoring import MODES, Score, Scores
-from megatron_v2pe.evaluate.report.series import Point, StrideGrid
+from megatron_v2pe.evaluate.report.series import Point, StrideGrid, length_order
 from megatron_v2pe.evaluate.report.tables import MARKS, Kind, Row, listed, score_marks
 from megatron_v2pe.evaluate.scorers import Mode
 
@@ -157,7 +158,7 @@ def series_section(points: Sequence[Point], pictures: Sequence[Picture]) -> Sect
     blocks: list[Block] = []
     for suite in dict.fromkeys(point.suite for point in points):
         mine = [point for point in points if point.suite == suite]
-        lengths = tuple(dict.fromkeys(point.length for point in mine))
+        lengths = tuple(sorted({point.length for point in mine}, key=length_order))
         lines: list[Line] = []
         for run in dict.fromkeys(point.run for point in mine):
             there = {point.length: point for point in mine if point.run == run}
@@ -205,10 +206,11 @@ def stride_section(grids: Sequence[StrideGrid], pictures: Sequence[Picture], run
 
 
 def completeness_section(scores: Scores, mode: Mode) -> Section:
-    """Return what is incomplete or has no number, in the mode of the report."""
+    """Return what is incomplete or has no number, in the mode of the report; own questions in theirs."""
     lines: list[Line] = []
     waiting: list[str] = []
-    for run, mine in scores[mode].items():
+    for run, found in scores[mode].items():
+        mine = {name: scores[OWN_MODE][run][name] if score.own else score for name, score in found.items()}
         served = [name for name, score in mine.items() if score.source == "server" and score.value is None]
         if served:
             waiting.append(f"{run}: only a server scores {', '.join(served)}; give its score with --server-score.")

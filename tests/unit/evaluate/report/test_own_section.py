@@ -76,7 +76,7 @@ def test_a_run_of_own_questions_alone_is_a_report(ask, tmp_path):
     assert result["score"] == 50.0 and result["first_failure"]["id"] == "who"
     text, html, out = report(tmp_path, folder)
     mine = section(text)
-    assert "| mine | run | default |" in mine and "**50.00**<sup>i</sup> | 25.00 | 4 | 2 | 1 | 0 |" in mine
+    assert "| mine | run | default |" in mine and "**50.00**<sup>i</sup> | 25.00<sup>i</sup> | 4 | 2 | 1 | 0 |" in mine
     assert "2 of 2 that are not right" in mine and mine.index("failed: DataError: 1.png") < mine.index("2000")
     assert "| Ann \\| Bea |" in mine and "i: incomplete" in mine
     assert "Own questions" in html and "1.png: no such image" in html
@@ -97,7 +97,7 @@ def test_several_files_and_runs_stand_side_by_side(ask, tmp_path):
     lines = [line for line in section(text).splitlines() if line.startswith(("| mine |", "| image_retrieval |"))]
     assert [line.split(" | ")[1] for line in lines] == ["one", "one", "two"]
     assert "**100.00**" in lines[0] and "**100.00** | 100.00 | 1 | 1 | 0 | 0 |" in lines[0] + lines[1]
-    assert "**25.00**<sup>i</sup> | 25.00 | 4 | 1 | 0 | 1 |" in lines[2]
+    assert "**25.00**<sup>i</sup> | 25.00<sup>i</sup> | 4 | 1 | 0 | 1 |" in lines[2]
     assert "mine, one:" not in text and "mine, two: 3 of 3 that are not right" in text
     assert len(rows_of(out / "own_questions.csv")) == 4 + 1 + 4
 
@@ -138,5 +138,5 @@ def test_a_run_that_did_not_come_to_its_end_says_so(ask, tmp_path):
 def test_the_folder_of_several_strides_is_told_apart(tmp_path):
     for stride in ("4", "16"):
         settle(tmp_path / "out" / f"stride_{stride}", {"checkpoint": "c"})
-    with pytest.raises(DataError, match=r"run.json: no such file.*stride_16 .*stride_4"):
+    with pytest.raises(DataError, match=r"run.json: no such file.*stride_4 .*stride_16"):
         open_runs([str(tmp_path / "out")])

@@ -188,7 +188,11 @@ def _answer(
 
 def _read_line() -> str | None:
     with suppress(EOFError, KeyboardInterrupt, ValueError, RuntimeError):  # at its end, or closed
-        return input("> ")
+        try:
+            return input("> ")
+        except KeyboardInterrupt:
+            print("\nCtrl-C again, or Ctrl-D, ends the conversation", flush=True)
+            return input("> ")
     return None
 
 

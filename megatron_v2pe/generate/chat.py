@@ -3,7 +3,8 @@
 Only the first rank reads and writes; what it reads is told to every rank, and all of them answer. An image belongs to
 the question it came with, however late in the conversation that is: its place is written there (`data.placing`), and no
 earlier turn is changed. A question that cannot be answered is told and forgotten with its images, so that the
-conversation goes on as if it had not been asked.
+conversation goes on as if it had not been asked. So it is, but for its images, where Ctrl-C stops an answer: on one
+process, for several are interrupted in different places.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from megatron_v2pe.generate.pretrained import Pretrained, Question
 from megatron_v2pe.generate.stages import agreed
 from megatron_v2pe.parallel.topology import model_copy_group
 
+_ENDS = ("/exit", "/quit")
 HELP = "/image PATH [PATH ...] shows images with the next question, /reset starts anew, /exit ends"
 Read = Callable[[], str | None]
 """Returns a line, or None at the end."""
@@ -50,7 +52,7 @@ class Chat:
         say(f"{HELP}\n")
         paths, self.waiting = self.waiting, []
         self._show(paths, say)
-        while (line := _told(read, first)) is not None and line != "/exit":
+        while (line := _told(read, first)) is not None and line not in _ENDS:
             try:
                 self._take(line, say)
             except V2PEError as error:  # the same on every rank
@@ -87,6 +89,11 @@ class Chat:
             dropped = "; so are its images, /image shows them again" if self.waiting else ""
             say(f"error: {error}\nThe question is forgotten{dropped}; /reset starts anew.\n")
             self.waiting = []
+            return
+        except KeyboardInterrupt:
+            if dist.get_world_size() > 1:
+                raise
+            say("\nThe answer is stopped and its question forgotten; its images wait for the next.\n")
             return
         say("\n")
         said = answer.text.replace(PLACEHOLDER, "").strip()  # in a later question it would stand for an image

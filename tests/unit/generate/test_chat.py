@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -93,3 +94,42 @@ def test_a_mistake_leaves_the_conversation_as_it_was(talk):
 def test_reset_forgets_all(talk):
     model, _ = talk("/image a.png", "One?", "/image b.png", "/reset", "Two?")
     assert asked(model) == ["<image>\nOne?", "Two?"]
+
+
+class Impatient(Model):
+    """Is interrupted from the keyboard in the middle of an answer to a question with the word `refuse`."""
+
+    def ask(self, questions, tiling, options, on_text):
+        if self.refuse in questions[0].turns[-1][1]:
+            on_text(0, "It is a long")
+            raise KeyboardInterrupt
+        return super().ask(questions, tiling, options, on_text)
+
+
+def test_an_answer_that_is_stopped_leaves_the_conversation_as_it_was(talk, monkeypatch):
+    model, said = talk("Hello", "/image a.png", "tell all", "What is this?", model=Impatient(refuse="all"))
+    assert asked(model) == ["Hello", "Hello|<image>\nWhat is this?"]
+    assert "It is a long\nThe answer is stopped and its question forgotten; its images wait" in said
+    monkeypatch.setattr(chat_module, "_told", lambda read, first: read())
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with pytest.raises(KeyboardInterrupt):  # processes stop in different places and would wait for each other
+        talk("tell all", model=Impatient(refuse="all"))
+
+
+def test_ctrl_c_ends_a_line_and_twice_the_conversation(monkeypatch, capsys):
+    module = importlib.import_module("tools.generate")
+    typed = iter([KeyboardInterrupt, "Hello", KeyboardInterrupt, KeyboardInterrupt, EOFError])
+
+    def line(prompt):
+        if isinstance(one := next(typed), str):
+            return one
+        raise one
+
+    monkeypatch.setattr("builtins.input", line)
+    assert [module._read_line() for _ in range(3)] == ["Hello", None, None]
+    assert "Ctrl-C again, or Ctrl-D, ends the conversation" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["/exit", "/quit", " /quit "])
+def test_a_conversation_is_left(talk, word):
+    assert asked(talk("One?", word, "Two?")[0]) == ["One?"]

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Numbered steps with their times, for scripts of several parts. To be sourced, after these are set:
 #
+#   root        the checkout
 #   steps_of    what the script is called in its messages
 #   total       how many steps it has
 #   out         the folder it writes

@@ -28,7 +28,7 @@ class Checkout:
         self.root, self.log = folder / "my checkout", folder / "pip.log"
         (self.root / "scripts").mkdir(parents=True)
         (self.root / ".venv" / "bin").mkdir(parents=True)
-        for name in ("setup.py", "constraints.txt", "scripts/setup_venv.sh"):
+        for name in ("setup.py", "constraints.txt", "scripts/setup_venv.sh", "scripts/usage.sh"):
             shutil.copy(ROOT / name, self.root / name)
         self.interpreter(unsupported=0)
 

@@ -8,7 +8,16 @@ import pytest
 
 from megatron_v2pe.testing.tool_runs import ROOT
 
-HEAD = f'set -eu\nsteps_of=demo\ntotal=2\nout=there\nafter=""\n. {ROOT}/scripts/steps.sh\nstep one of two\nfinished\n'
+HEAD = f"""set -eu
+root={ROOT}
+steps_of=demo
+total=2
+out=there
+after=""
+. {ROOT}/scripts/steps.sh
+step one of two
+finished
+"""
 
 
 def shell(script):

@@ -83,14 +83,14 @@ def test_a_copy_of_the_same_content_goes_on(run, meta, annotation):
     assert run(state)["position"] > state["position"]
 
 
-def test_a_changed_entry_is_told_and_goes_on(run, meta, caplog):
+def test_a_changed_entry_is_told_and_goes_on(run, meta, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("megatron_v2pe"), "propagate", True)
     state = run()
     entries = json.loads(meta.read_text())
     name = next(iter(entries))
     entries[name]["data_augment"] = not entries[name]["data_augment"]
     meta.write_text(json.dumps(entries))
     with caplog.at_level(logging.WARNING):
-        logging.getLogger("megatron_v2pe").propagate = True
         run(state)
     assert any(f"data set {name!r}: data_augment was" in record.getMessage() for record in caplog.records)
 

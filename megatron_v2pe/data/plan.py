@@ -26,8 +26,10 @@ from megatron_v2pe.logging import get_logger
 
 LOADER_STATE = "the checkpoint's training_state.json: loader"
 """Where a state comes from, for errors."""
-_SETTINGS = ("data_augment", "max_dynamic_patch", "dynamic_image_size", "transparency", "exif_rotation")
-"""Fields of a data list that change what is trained on and not in which order."""
+_SHARES = ("repeat_time", "weight")
+"""Fields of a data list that decide in which order samples come."""
+_SETTINGS = ("data_augment", "max_dynamic_patch", "dynamic_image_size", "transparency", "exif_rotation", *_SHARES)
+"""Fields of a data list that change what is trained on, or the order."""
 _GO_ON = (
     "Put back the data list and the annotations the run was started with; to train on with other data, start a new "
     "run from this one: --model_name_or_path RUN --checkpoint.save OTHER"
@@ -218,8 +220,8 @@ class PackPlan:
         there, ours = PackPlanState.read(state), self._mixture.fingerprint()
         if ours != there.mixture:
             raise ConfigError(
-                f"the checkpoint was trained on other data, and cannot go on with this: it had {there.mixture}, "
-                f"now {ours}. {_GO_ON}"
+                "the checkpoint was trained on other data, and cannot go on with this: "
+                f"{self._differences(there.data)}it had {there.mixture}, now {ours}. {_GO_ON}"
             )
         self._compare(there.data)
         self._position = there.position
@@ -230,6 +232,22 @@ class PackPlan:
                     pack.add(placed)
             if pack.items:
                 self._packer.open.append(pack)
+
+    def _differences(self, before: dict[str, DataState]) -> str:
+        """Say which data sets another order comes from, as far as the state tells."""
+        found, now = list[str](), {dataset.name: dataset for dataset in self._mixture.datasets}
+        for name in (name for name in {**before, **now} if before and (name not in before or name not in now)):
+            found.append(f"data set {name!r} {'is new' if name in now else 'is gone'}")
+        for name, dataset in now.items():
+            if (then := before.get(name)) is None:
+                continue
+            if then.annotation != dataset.checksum:
+                found.append(f"{printable(dataset.annotation)} (data set {name!r}) was edited")
+            for share in _SHARES:
+                if share in then.settings and then.settings[share] != (value := getattr(dataset, share)):
+                    found.append(f"data set {name!r}: {share} was {then.settings[share]}, is now {value}")
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        return f"{', '.join(found[:_SHOWN])}{more}; " if found else ""
 
     def _compare(self, before: dict[str, DataState]) -> None:
         """Compare the annotations and the data list with those of an earlier run."""

@@ -75,6 +75,23 @@ def test_lines_added_or_taken_away_are_refused(run, annotation):
             run(state)
 
 
+def test_another_order_is_told_by_what_it_comes_from(run, meta, annotation):
+    state, entries, before = run(), json.loads(meta.read_text()), annotation.read_bytes()
+    name, entry = next(iter(entries.items()))
+    for changed, told in (
+        ({name: {**entry, "repeat_time": 2}}, f"data set '{name}': repeat_time was 1.0, is now 2.0"),
+        ({name: entry, "more": entry}, "data set 'more' is new"),
+        ({"other": entry}, f"data set '{name}' is gone, data set 'other' is new"),
+    ):
+        meta.write_text(json.dumps(changed))
+        with pytest.raises(ConfigError, match=f"trained on other data, and cannot go on with this: {told}; it had"):
+            run(state)
+    meta.write_text(json.dumps(entries))
+    annotation.write_bytes(before + before.splitlines(keepends=True)[0])
+    with pytest.raises(ConfigError, match=rf"{annotation} \(data set '{name}'\) was edited"):
+        run(state)
+
+
 def test_a_copy_of_the_same_content_goes_on(run, meta, annotation):
     state = run()
     moved = annotation.with_name("moved.jsonl")

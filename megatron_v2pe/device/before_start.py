@@ -6,12 +6,14 @@ message of one process, in place of one of each, and nothing has been started. O
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.logging import quiet_expected_warnings
 from megatron_v2pe.orphans import under_launcher
@@ -51,6 +53,10 @@ def look(program: str, arguments: Sequence[str], processes: int) -> None:
         SystemExit: an argument that is none (2), or a question that is answered now, such as `--help` (0).
     """
     path = Path(program)
+    if path.suffix == ".py" and not path.exists():
+        near = difflib.get_close_matches(path.name, [one.name for one in TOOLS.glob("*.py")], 1)
+        hint = f"; did you mean {printable(str(path.with_name(near[0])))}?" if near else ""
+        raise ConfigError(f"{printable(program)}: no such program{hint}")
     if path.suffix != ".py" or path.resolve().parent != TOOLS or not path.is_file():
         return
     spec = importlib.util.spec_from_file_location(f"before_start_{path.stem}", path)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.checkpoint.folder import iterations
 from megatron_v2pe.checkpoint.place import Place, find_checkpoint
-from megatron_v2pe.checkpoint.trained import V2PESettings, differing, trained_config
+from megatron_v2pe.checkpoint.trained import CARRIED, V2PESettings, differing, trained_config
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import TEMPLATES, check_template
 from megatron_v2pe.data.sources import read_entries
@@ -21,7 +23,7 @@ from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.train.config import ExperimentConfig, ModelConfig
-from megatron_v2pe.v2pe.stride import usual_stride
+from megatron_v2pe.v2pe.stride import StridePolicy, usual_stride
 
 SAID = "model.model_name_or_path"
 
@@ -34,10 +36,25 @@ def check_model(config: ExperimentConfig) -> tuple[Place, InternVLConfig]:
             is not so.
         CheckpointError: the checkpoint is a run's, and its state is lost or damaged.
     """
-    place = find_checkpoint(config.model.model_name_or_path, SAID)
+    place = _start(config)
     model = InternVLConfig.from_hf(trained_config(place.folder), printable(place.hf / "config.json"))
     _check_stated(model, config.model, config.data)
     return place, model
+
+
+def _start(config: ExperimentConfig) -> Place:
+    """Find the checkpoint a run starts from; where it is gone, a run that has saved can go on from its own."""
+    try:
+        return find_checkpoint(config.model.model_name_or_path, SAID)
+    except ConfigError as error:
+        save = config.checkpoint.save
+        if Path(config.model.model_name_or_path).exists() or save is None or not iterations(Path(save)):
+            raise
+        own = printable(save)
+        raise ConfigError(
+            f"{error}; the run in {own} has configuration and tokenizer of its own, to go on with those: "
+            f"--model.model-name-or-path {own}"
+        ) from error
 
 
 def check_checkpoint(config: ExperimentConfig) -> InternVLConfig:
@@ -92,15 +109,8 @@ def what_holds(config: ExperimentConfig) -> Iterator[str]:
         config: of a run whose checkpoint was checked.
     """
     stated = trained_config(find_checkpoint(config.model.model_name_or_path, SAID).folder)
-    changed = [
-        f"{name} {_shown(value)} (was {_shown(stated.get(name))})"
-        for name, value in differing(stated, asdict(config.data)).items()
-    ]
-    policy = None if config.v2pe.rope_pos_id_version == "recorded" else config.v2pe.stride_policy(0)
-    before = V2PESettings.from_config(stated)
-    if policy is not None and (now := V2PESettings(policy.version, policy.stride)) != before:
-        changed.append(f"positions {_positions(now)} (was {_positions(before)})")
-    if changed:
+    policy = _policy(config)
+    if changed := _changed(config, stated):
         yield f"trained, and to be asked, otherwise than the checkpoint it starts from: {', '.join(changed)}"
     usual = usual_stride(InternVLConfig.from_hf(stated).tokens_per_tile)
     if policy is not None and policy.version == "v2pe_rnd" and usual not in policy.strides:
@@ -108,6 +118,41 @@ def what_holds(config: ExperimentConfig) -> Iterator[str]:
             f"v2pe.strides {', '.join(map(str, policy.strides))}: without {usual}, at which a checkpoint of v2pe_rnd "
             "is asked unless a stride is named; name one of them when it is asked (--rope_pos_id_stride)"
         )
+
+
+def what_changes(config: ExperimentConfig, resumed: Path) -> Iterator[str]:
+    """Yield a line for what a run does from now on otherwise than it did so far.
+
+    Args:
+        config: of a run whose checkpoint was checked.
+        resumed: the training checkpoint it goes on from.
+    """
+    try:
+        before = trained_config(resumed)
+    except V2PEError:  # what it was trained with is not told here, nor needed to go on
+        return
+    if changed := _changed(config, before):
+        yield (
+            f"goes on otherwise than {printable(resumed)} was trained: {', '.join(changed)}; to train on as "
+            "before, give it the values in brackets"
+        )
+
+
+def _changed(config: ExperimentConfig, stated: Mapping[str, Any]) -> list[str]:
+    """Return what a run does otherwise than a `config.json` states."""
+    changed = [
+        f"{name} {_shown(value)} (was {_shown(stated.get(name) if stated.get(name) is not None else CARRIED[name])})"
+        for name, value in differing(stated, asdict(config.data)).items()
+    ]
+    policy, before = _policy(config), V2PESettings.from_config(stated)
+    if policy is not None and (now := V2PESettings(policy.version, policy.stride)) != before:
+        changed.append(f"positions {_positions(now)} (was {_positions(before)})")
+    return changed
+
+
+def _policy(config: ExperimentConfig) -> StridePolicy | None:
+    """Return a run's positions, None where an indexed data set that was not looked at says them."""
+    return None if config.v2pe.rope_pos_id_version == "recorded" else config.v2pe.stride_policy(0)
 
 
 def what_is_lost(data: DataConfig) -> Iterator[str]:

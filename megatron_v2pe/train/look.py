@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_v2pe.checkpoint.folder import TRAINING_STATE, newest
+from megatron_v2pe.checkpoint.folder import newest
 from megatron_v2pe.checkpoint.place import find_checkpoint, has_weights, look_for_checkpoint
 from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.indexed.plan import IndexedPlan
@@ -28,11 +28,19 @@ from megatron_v2pe.errors import ConfigError, DataError, V2PEError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.tokenizer_files import MODEL
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.train.against_checkpoint import SAID, check_checkpoint, check_model, what_holds, what_is_lost
+from megatron_v2pe.train.against_checkpoint import (
+    SAID,
+    check_checkpoint,
+    check_model,
+    what_changes,
+    what_holds,
+    what_is_lost,
+)
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.epochs import check_countable
 from megatron_v2pe.train.metrics import check_wandb
 from megatron_v2pe.train.recorded import with_recorded_strides
+from megatron_v2pe.train.start import resume_folder
 
 MOST_SAMPLES, FEWEST_OF_A_SET = 64, 8
 """Samples that are read, over all data sets, and of each one of them at least."""
@@ -203,19 +211,12 @@ def _run_folder(found: Findings, may_come: set[str]) -> None:
     """Look at where the run is saved, and what it would go on from."""
     settings = found.config.checkpoint
     save = Path(settings.save) if settings.save else None
-    latest = None
     if save is not None:
         _check_writable(save)
-        latest = newest(save) if save.is_dir() else None
-        if latest is not None and settings.resume == "never":
-            raise ConfigError(f"{latest} is there and checkpoint.resume is never; choose another checkpoint.save")
-    if latest is None and settings.load is not None:
+    if settings.load is not None and (save is None or newest(save) is None):
         if _expected(found, "checkpoint.load", may_come, found.unseen, "what the run goes on from"):
             return
-        folder = Path(settings.load)
-        latest = folder if (folder / TRAINING_STATE).is_file() else newest(folder) if folder.is_dir() else None
-        if latest is None:
-            raise ConfigError(f"checkpoint.load: {printable(folder)} holds no training checkpoint")
+    latest = resume_folder(settings)
     if latest is None:
         where = "nothing is saved" if save is None else f"{printable(save)}, new"
         found.right.append(f"run: {where}; it starts from the checkpoint's weights")
@@ -225,6 +226,8 @@ def _run_folder(found: Findings, may_come: set[str]) -> None:
     state = read_training_state(latest)
     found.iteration, found.loader_state = state.iteration, state.loader
     found.right.append(f"run: goes on from {printable(latest)}, step {state.iteration:,}")
+    if found.model is not None:
+        found.doubts += what_changes(found.config, latest)
 
 
 def _check_writable(folder: Path) -> None:

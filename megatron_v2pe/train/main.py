@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,8 +16,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_v2pe import exit_status
 from megatron_v2pe.checkpoint import store
-from megatron_v2pe.checkpoint.folder import TRAINING_STATE, newest, offer_others
-from megatron_v2pe.checkpoint.place import find_checkpoint
+from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest, offer_others
 from megatron_v2pe.config_tree import to_dict
 from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
@@ -39,7 +38,7 @@ from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.parallel.attention_backend import check_backend
 from megatron_v2pe.run_lock import FolderLock
-from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_holds, what_is_lost
+from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
@@ -50,7 +49,7 @@ from megatron_v2pe.train.metrics import MetricsLog, check_wandb
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
 from megatron_v2pe.train.recorded import with_recorded_strides
-from megatron_v2pe.train.start import hf_folder, start_config, start_folder
+from megatron_v2pe.train.start import hf_folder, resume_folder, start_config, start_folder
 from megatron_v2pe.train.stop import StopRequest
 from megatron_v2pe.train.wrap import freeze, wrap
 from megatron_v2pe.v2pe.stride import StridePolicy
@@ -192,7 +191,7 @@ def _train(run: Run) -> int:
     watchdog.progress("building the model")
     model = _model(run)
     watchdog.progress("loading the checkpoint")
-    resumed = _resume_folder(config)
+    resumed = resume_folder(config.checkpoint)
     if resumed is None:
         store.load_model(run.start, model, config.checkpoint.verify)
     wrapped = wrap(model, config.parallel, run.groups, run.device.torch_device)
@@ -217,6 +216,7 @@ def _train(run: Run) -> int:
     where = _where(run.device, run.world)
     metrics = on_every_rank(lambda: MetricsLog(config.logging, _log_folder(config), rank, iteration, steps, where))
     _introduce(run, feed, Start(run.start, resumed, iteration, _log_folder(config)))
+    stated = start_config(run.start)
     stop = StopRequest()
     trainer = Trainer(
         model=wrapped,
@@ -229,7 +229,7 @@ def _train(run: Run) -> int:
         seed=config.train.seed,
         cost=_cost(run),
         metrics=metrics,
-        save=lambda step: _save(run, model, optimizer, feed, step),
+        save=lambda step: _save(run, model, optimizer, feed, stated, step),
         save_interval=config.checkpoint.save_interval,
         peak_tflops=_peak(run),
         explain_shortage=partial(shortage_explained, budget=run.budget),
@@ -271,6 +271,8 @@ def _introduce(run: Run, feed: DataFeed, start: Start) -> None:
     packs = packs_of_epoch(run.config.data, run.encoder)
     for line in header(run.budget, loader.plan, packs, start):
         _log.info("%s", line)
+    for line in what_changes(run.config, start.resumed) if start.resumed is not None else ():
+        _log.warning("%s", line)
 
 
 def _where(device: Device, world: launch.World) -> str:
@@ -339,26 +341,6 @@ def _resume(folder: Path, model: InternVLModel, optimizer: Any, verify: bool) ->
         raise CheckpointError(f"{error}{offer_others(folder)}") from error
 
 
-def _resume_folder(config: ExperimentConfig) -> Path | None:
-    """Return the training checkpoint the run goes on from, None for a fresh start."""
-    settings = config.checkpoint
-    if settings.save and (latest := newest(Path(settings.save))) is not None:
-        if settings.resume == "never":
-            raise ConfigError(f"{latest} is there and checkpoint.resume is never; choose another checkpoint.save")
-        if settings.load is not None:
-            _log.warning("checkpoint.load %s is not read: the run goes on from %s", settings.load, latest)
-        return latest
-    if settings.load is None:
-        return None
-    place = find_checkpoint(settings.load, "checkpoint.load")
-    if place.is_hf or not (place.folder / TRAINING_STATE).is_file():
-        raise ConfigError(
-            f"checkpoint.load {settings.load}: holds weights and no training checkpoint; to start from its weights, "
-            "name it as model.model_name_or_path"
-        )
-    return place.folder
-
-
 def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
     """Read on the first rank of each copy of the model; tiles go to the first pipeline stage only."""
     model_group, ranks = topology.model_copy_group(), parallel_state.get_data_parallel_world_size()
@@ -389,13 +371,19 @@ def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
     return DataFeed(loader, groups, tile_ranks, topology.placement_of(parallel, run.groups), limit)
 
 
-def _save(run: Run, model: InternVLModel, optimizer: Any, feed: DataFeed, iteration: int) -> None:
+def _save(
+    run: Run, model: InternVLModel, optimizer: Any, feed: DataFeed, stated: Mapping[str, str], iteration: int
+) -> None:
+    """Write a checkpoint, its configuration and tokenizer from where the run started, `stated` in place of its own."""
     settings = run.config.checkpoint
     if settings.save is None:
         return
     state = store.TrainingState(iteration, feed.state_dict(), to_dict(run.config))
-    files = {CONFIG_FILE: run.config.to_yaml(), **start_config(run.start)}
-    store.save(Path(settings.save), model, optimizer, state, run.start, settings.keep_latest, files)
+    source = run.start
+    if not (source / HF_FOLDER).is_dir():  # one of this run's own that was too old to keep: later ones have its files
+        source = newest(Path(settings.save)) or source
+    files = {CONFIG_FILE: run.config.to_yaml(), **stated}
+    store.save(Path(settings.save), model, optimizer, state, source, settings.keep_latest, files)
 
 
 def _log_folder(config: ExperimentConfig) -> Path | None:

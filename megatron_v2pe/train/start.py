@@ -7,15 +7,20 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_v2pe.checkpoint.folder import HF_FOLDER
+from megatron_v2pe.checkpoint.folder import HF_FOLDER, TRAINING_STATE, newest
 from megatron_v2pe.checkpoint.place import CONFIG, find_checkpoint
 from megatron_v2pe.checkpoint.trained import trained_config
 from megatron_v2pe.checkpoint.vet import verify_side_files
 from megatron_v2pe.convert.cached import conversions, converted
 from megatron_v2pe.convert.hf_config import to_text
 from megatron_v2pe.device.agreement import on_first_rank
-from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.errors import CheckpointError, ConfigError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.logging import get_logger
 from megatron_v2pe.models.config import read_config
+from megatron_v2pe.train.config import CheckpointConfig
+
+_log = get_logger(__name__)
 
 
 def start_folder(
@@ -50,6 +55,30 @@ def start_folder(
 def _find(source: str, cache: str | Path | None, others: Sequence[Path]) -> Path:
     place = find_checkpoint(source, "model.model_name_or_path")
     return converted(place.folder, conversions(cache), others) if place.is_hf else place.folder
+
+
+def resume_folder(settings: CheckpointConfig) -> Path | None:
+    """Return the training checkpoint a run goes on from, None where it begins.
+
+    Raises:
+        ConfigError: there is one and the run may not go on, or `checkpoint.load` names none.
+        CheckpointError: the run's folder names a checkpoint that is not there.
+    """
+    if settings.save and (latest := newest(Path(settings.save))) is not None:
+        if settings.resume == "never":
+            raise ConfigError(f"{latest} is there and checkpoint.resume is never; choose another checkpoint.save")
+        if settings.load is not None:
+            _log.warning("checkpoint.load %s is not read: the run goes on from %s", settings.load, latest)
+        return latest
+    if settings.load is None:
+        return None
+    place = find_checkpoint(settings.load, "checkpoint.load")
+    if place.is_hf or not (place.folder / TRAINING_STATE).is_file():
+        raise ConfigError(
+            f"checkpoint.load {printable(settings.load)}: holds weights and no training checkpoint; to start from its "
+            "weights, name it as model.model_name_or_path"
+        )
+    return place.folder
 
 
 def start_config(checkpoint: Path) -> dict[str, str]:

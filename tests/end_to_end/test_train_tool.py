@@ -80,6 +80,17 @@ def test_going_on_from_a_chosen_checkpoint_in_another_folder(tiny, whole, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_run_that_starts_from_its_own_folder_outlives_the_checkpoint_it_started_from(tiny, tmp_path):
+    """Kind of fault: the folder named as model is too old to be kept, and the next checkpoint takes its files there."""
+    folder = tmp_path / "run"
+    trained(tiny, folder, 0, train__train_steps=1)
+    often = {"checkpoint__save_interval": 1, "checkpoint__keep_latest": 1}
+    trained(tiny, folder, 0, model__model_name_or_path=folder, train__train_steps=4, **often)
+    names = sorted(path.name for path in folder.glob("iter_*"))
+    assert names == ["iter_0000004"] and (folder / names[0] / "hf" / "layout.json").is_file()
+
+
+@pytest.mark.slow
 def test_kill_at_any_moment_and_resume(tiny, whole, tmp_path):
     """SIGKILL while step 6's checkpoint is being written: the one of step 3 stays, and the run goes on from it."""
     folder = tmp_path / "run"

@@ -120,3 +120,8 @@ def test_the_first_words_are_left(monkeypatch, tmp_path):
     assert json.loads((tmp_path / "error.json").read_text())["message"]["message"] == "error: a"
     monkeypatch.setenv(last_words.ERROR_FILE, "")
     last_words.leave("error: nobody listens")
+
+
+def test_a_program_that_is_not_there_is_named_once_with_the_one_that_is():
+    with pytest.raises(ConfigError, match=r"tools/trian.py: no such program; did you mean tools/train.py\?"):
+        before_start.look("tools/trian.py", [], 2)

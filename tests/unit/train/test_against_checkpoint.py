@@ -10,11 +10,13 @@ import shutil
 
 import pytest
 
+from megatron_v2pe.config_tree import to_dict
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.testing.small_data import SPECIAL, write_checkpoint_copy
 from megatron_v2pe.train import cli
-from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_holds, what_is_lost
+from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
+from megatron_v2pe.train.start import resume_folder
 
 
 @pytest.fixture
@@ -105,3 +107,44 @@ def test_tiles_of_all_data_sets_that_no_export_carries_are_said(hf, tmp_path):
     assert "every data set has dynamic_image_size false" in line
     assert lines({"max_dynamic_patch": 1}, {}) == []
     assert lines({"max_dynamic_patch": 4}, {"max_dynamic_patch": 2}, **{"max-dynamic-patch": 4}) == []
+
+
+def saved(hf, run, *words):
+    """What asking and going on read of a run's checkpoint of step 2."""
+    folder = run / "iter_0000002"
+    shutil.copytree(hf, folder / "hf")
+    (folder / "hf" / "layout.json").write_text("{}")
+    (folder / "checkpoint.json").write_text(json.dumps({"format_version": 2, "kind": "training"}))
+    (folder / "training_state.json").write_text(json.dumps({"settings": to_dict(config(hf, *words))}))
+    return folder
+
+
+def test_what_a_run_does_otherwise_from_now_on_is_said(hf, tmp_path):
+    """Kind of fault: a run goes on with other positions, tiles or pixels than it began with, without a word."""
+    folder = saved(hf, tmp_path / "run", "data.pad2square=true")
+    assert not list(what_changes(config(hf, "data.pad2square=true"), folder))
+    fixed = ("v2pe.rope_pos_id_version=v2pe_fix", "v2pe.rope_pos_id_stride=2", "data.normalize_type=siglip")
+    (line,) = what_changes(config(hf, *fixed), folder)
+    shutil.rmtree(folder / "hf")  # going on needs it not, and is not refused for it
+    assert not list(what_changes(config(hf, *fixed), folder))
+    for words in ("iter_0000002", "pad2square False (was True)", "siglip (was imagenet)", "stride 2 (was v2pe_rnd)"):
+        assert words in line
+
+
+def test_a_run_is_gone_on_from_by_any_of_its_names(hf, tmp_path):
+    """Kind of fault: what is looked at before a start refuses a name that training takes; both ask this function."""
+    folder = saved(hf, tmp_path / "run")
+    for name in (tmp_path / "run", folder, folder / "hf", f"{folder}/hf/", tmp_path / "run" / ".." / "run"):
+        settings = config(hf, f"checkpoint.load={name}", f"checkpoint.save={tmp_path / 'new'}").checkpoint
+        found = resume_folder(settings)
+        assert found is not None and found.resolve() == folder
+    with pytest.raises(ConfigError, match="to start from its weights, name it as model.model_name_or_path"):
+        resume_folder(config(hf, f"checkpoint.load={hf}", f"checkpoint.save={tmp_path / 'new'}").checkpoint)
+
+
+def test_a_run_whose_first_checkpoint_is_gone_is_told_of_its_own(hf, tmp_path):
+    run = tmp_path / "run"
+    saved(hf, run)
+    with pytest.raises(ConfigError, match=f"no such folder.*--model.model-name-or-path {run}"):
+        check_checkpoint(config(tmp_path / "gone", f"checkpoint.save={run}"))
+    check_checkpoint(config(run, f"checkpoint.save={run}"))

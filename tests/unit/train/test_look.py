@@ -123,7 +123,7 @@ WRONG = {
     ),
     "an indexed set that is none": (None, ["data.indexed_path=../run/data"], "not a finished indexed data set"),
     "the run's folder is a file": (None, ["checkpoint.save=../run/data/meta.json"], "is a file, expected a folder"),
-    "nothing to go on from": (None, ["checkpoint.load=nowhere"], "nowhere holds no training checkpoint"),
+    "nothing to go on from": (None, ["checkpoint.load=nowhere"], "checkpoint.load nowhere: no such folder"),
     "a package is missing": (None, ["logging.wandb=true"], "the package wandb is not installed"),
 }  # fmt: skip
 

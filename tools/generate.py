@@ -26,7 +26,8 @@ EXAMPLES = """examples, from the top of the repository; the first two make a tin
   python -m megatron_v2pe.device.torchrun --nproc-per-node 2 tools/generate.py --checkpoint CHECKPOINT \\
       --context-parallel-size 2 --prompt "..."
 
-A line of the input: {"id": 1, "prompt": "What is this?", "image": "a.png"}; paths are relative to the input's folder.
+A line of the input: {"id": 1, "prompt": "What is this?", "image": "a.png"}; paths are relative to the input's folder,
+and "question" is "prompt".
 A line of the output: {"id": "1", "answer": "...", "finish_reason": "stop_token", "num_tokens": 7}. Started again, the
 command goes on with the ids that have no answer yet.
 

@@ -1,9 +1,11 @@
 """Questions from a JSONL file, answers into another that is added to, line by line, and can be resumed.
 
 A question is `{"id": ..., "prompt": TEXT, "image": PATH or [PATHS]}`, or `{"id": ..., "conversations": [...]}` with
-turns `{"from": "human" | "gpt", "value": TEXT}` of which the last is a question. Turns and images may be spelt as in
-training data (`data.turns`, `foreign.media_fields`), `system` may hold a system prompt; a further field that looks like
-media is refused, others are named once. Without an `id` the line's number, from 1, is taken. An answer is
+turns `{"from": "human" | "gpt", "value": TEXT}` of which the last is a question. `prompt` may be called `question`,
+`query` or, where none of these is there, `text`; `context` stands before it, a line break between them. Turns and
+images may be spelt as in training data (`data.turns`, `foreign.media_fields`), `system` may hold a system prompt; a
+further field that looks like media is refused, others are named once. Without an `id`, or `question_id`, the line's
+number, from 1, is taken. An answer is
 `{"id", "answer", "finish_reason", "num_tokens", "asked", "check"}`, `asked` a checksum of the question, `check` one of
 the other fields (`foreign.seal`). Ids answered before are not asked again, unless the question is another one now,
 which is refused; a line that a killed run left half-written is cut off, any other damaged line is named and refused.
@@ -31,6 +33,8 @@ from megatron_v2pe.generate.pretrained import Pretrained, Question
 from megatron_v2pe.logging import get_logger
 
 _READ = (*TURN_FIELDS, "prompt", "id")
+_ASKED = ("prompt", "question", "query", "text")
+"""Names of what is asked; the last is read where none of the others is there."""
 _log = get_logger(__name__)
 
 
@@ -178,10 +182,13 @@ def _line(question: Question, answer: Generated) -> str:
 def _question(row: Any, place: str, number: int, root: Path, unread: Counter[str]) -> Question:
     fields = Fields(row, place, DataError)
     fields.get("image", str | list[str], None)
-    media = media_of(fields.content, _READ, DataError, f"{place}: ", video=False)
+    prompt = _prompt(fields, place)
+    read = _READ if prompt is None else (*_READ, "question", "query", "context", prompt[0])
+    media = media_of(fields.content, read, DataError, f"{place}: ", video=False)
     unread.update(media.unknown)
-    name = str(fields.get("id", str | int, number))
-    turns = _turns(fields, place)
+    named_by = next((field for field in ("id", "question_id") if fields.content.get(field) is not None), "id")
+    name = str(fields.get(named_by, str | int, number))
+    turns = _turns(fields, place, None if prompt is None else prompt[1])
     for text in (name, *(text for _, text in turns)):
         if not is_unicode(text):
             raise DataError(f"{place}: {printable(text)[:60]!r} holds half a character")
@@ -193,9 +200,27 @@ def _question(row: Any, place: str, number: int, root: Path, unread: Counter[str
     return Question(turns, [str(root / image) for image in media.images], name)
 
 
-def _turns(fields: Fields, place: str) -> list[tuple[str, str]]:
+def _prompt(fields: Fields, place: str) -> tuple[str, str] | None:
+    """Return what a line asks and the name it has there; None where it holds a conversation or nothing."""
+    row = fields.content
+    names = [name for name in _ASKED if row.get(name) is not None]
+    if not names or (names == ["text"] and any(row.get(name) for name in LISTS)):
+        return None
+    found = [(name, fields.text(name)) for name in names if name != "text" or names == ["text"]]
+    if any(text != found[0][1] for _, text in found):
+        raise DataError(f"{place}: {found[0][0]} and {found[1][0]} both stand here and differ; leave one out")
+    if isinstance(meta := row.get("meta"), dict) and (meta.get("choices") or meta.get("choices_image_path")):
+        raise DataError(
+            f"{place}: a question with choices of MM-NIAH's form, which are not shown here: tools/evaluate.py "
+            "--benchmarks FILE asks and scores them"
+        )
+    context = fields.text("context", None)
+    return found[0][0], f"{context}\n{found[0][1]}" if context and found[0][1].strip() else found[0][1]
+
+
+def _turns(fields: Fields, place: str, prompt: str | None) -> list[tuple[str, str]]:
     row = dict(fields.content)
-    prompt, talk = fields.text("prompt", None), next((name for name in LISTS if row.get(name) not in (None, [])), None)
+    talk = next((name for name in LISTS if row.get(name) not in (None, [])), None)
     if prompt is not None and talk is not None:
         raise DataError(f"{place}: prompt and {talk}: a question has one of them; leave the other out")
     if prompt is not None and not is_unicode(prompt):
@@ -210,7 +235,7 @@ def _turns(fields: Fields, place: str) -> list[tuple[str, str]]:
                     found.text(field)
     turns = turns_of(row, DataError, f"{place}: ")
     if turns is None:
-        others = [repr(name) for name in ("question", "query", "instruction", "text", "input") if name in row]
+        others = [repr(name) for name in ("instruction", "input", "Question", "Prompt") if name in row]
         hint = f"; {', '.join(others)} not read: give the question as 'prompt'" if others else ""
         raise DataError(f"{place}: neither prompt nor conversations{hint}")
     if not turns[-1][1].strip():

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.registry import create, expand
-from megatron_v2pe.evaluate.scorers import scorer_of
+from megatron_v2pe.evaluate.scorers import Mode, scorer_of
 
 ASKED = "What is it?\nA. a cat\nB. a dog\nAnswer with the option's letter from the given choices directly."
 PLAIN = {"question": "What is it?"}
@@ -37,7 +37,13 @@ def test_a_question_is_never_asked_without_its_options(tmp_path, caplog, options
     benchmark, (asked,) = read(tmp_path, {**PLAIN, **options, "answer": answer})
     assert asked.turns == (("human", ASKED),) and not caplog.records
     score = scorer_of(str(benchmark.scorer)).score
-    for mode, said in (("corrected", "B. a dog"), ("corrected", "(B)"), ("reference", "b"), ("corrected", "A dog.")):
+    modes: tuple[tuple[Mode, str], ...] = (
+        ("corrected", "B. a dog"),
+        ("corrected", "(B)"),
+        ("reference", "b"),
+        ("corrected", "A dog."),
+    )
+    for mode, said in modes:
         assert score(benchmark.item(asked, said), mode) == 1.0, said
     for said in ("A", "a cat", "A. a cat", ""):
         assert score(benchmark.item(asked, said), "corrected") == 0.0, said

@@ -36,7 +36,12 @@ def test_images_are_shown_whatever_their_field_is_called(tmp_path, name):
         ({"prompt": "a", "image": "data:image/png;base64,x"}, "image: holds a picture itself"),
         ({"prompt": "a", "image": "x", "images": ["y"]}, "image and images name different files"),
         ({"prompt": "a", "conversations": [{"from": "human", "value": "b"}]}, "prompt and conversations: a question"),
-        ({"question": "a"}, "neither prompt nor conversations; 'question' not read: give the question as 'prompt'"),
+        ({"instruction": "a"}, "neither prompt nor conversations; 'instruction' not read: give the question as 'p"),
+        ({"question": "a", "query": "b"}, "question and query both stand here and differ"),
+        ({"question": 7}, "question: found 7, expected text"),
+        ({"question": "a", "context": ["b"]}, "context: found a list, expected text"),
+        ({"question": " ", "context": "b"}, "the prompt is empty"),
+        ({"question": "a", "meta": {"choices": ["b", "c"]}}, "choices of MM-NIAH's form, which are not shown here"),
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, "last turn is an answer"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, "write the parts as one text"),
     ],
@@ -44,6 +49,18 @@ def test_images_are_shown_whatever_their_field_is_called(tmp_path, name):
 def test_what_would_be_asked_without_its_picture_is_refused_by_line(tmp_path, row, told):
     with pytest.raises(DataError, match=f"in.jsonl:2: .*{told}"):
         read(tmp_path, {"prompt": "first"}, row)
+
+
+@pytest.mark.parametrize("name", ["prompt", "question", "query", "text"])
+def test_what_is_asked_goes_by_the_names_of_own_questions_and_of_other_tools(tmp_path, name, caplog):
+    """`question` of the evaluation's own questions, `query` of ms-swift, `text` of LLaVA-Bench."""
+    (one,) = read(tmp_path, {name: "what", "image": "x.png", "question_id": 5, "category": "conv"})
+    assert (one.turns, one.images) == ([("human", "what")], [str(tmp_path / "x.png")]) and not caplog.records
+    assert one.name == "5"
+    (one,) = read(tmp_path, {name: "what", "context": "Ann sings."})
+    assert one.turns == [("human", "Ann sings.\nwhat")]
+    (one,) = read(tmp_path, {"prompt": "what", "question": "what", "text": "a title"})
+    assert one.turns == [("human", "what")]
 
 
 def test_system_prompts_and_turns_under_other_names(tmp_path):

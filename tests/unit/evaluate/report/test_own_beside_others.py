@@ -10,6 +10,7 @@ from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.provenance import settle
 from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.report.build import Report
+from megatron_v2pe.evaluate.report.document import Table
 from megatron_v2pe.evaluate.report.runs import open_runs
 from megatron_v2pe.evaluate.report.scoring import score_runs
 from megatron_v2pe.evaluate.report.sections import series_section
@@ -76,5 +77,5 @@ def test_lengths_stand_by_size_whichever_run_has_them_first():
         return Point("MM-NIAH val", run, "4", length, 50.0, 6, 6, 1, 0, "u")
 
     section = series_section([point("a", "4k"), point("b", "<1k"), point("b", "1k"), point("b", "16k")], [])
-    (table,) = [block for block in section.blocks if hasattr(block, "header")]
+    (table,) = [block for block in section.blocks if isinstance(block, Table)]
     assert table.header == ("run", "stride", "<1k", "1k", "4k", "16k")

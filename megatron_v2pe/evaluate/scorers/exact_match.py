@@ -29,8 +29,8 @@ from megatron_v2pe.evaluate.scorers.base import (
     true_texts,
 )
 from megatron_v2pe.evaluate.scorers.option_letter import named_letter
-from megatron_v2pe.evaluate.scorers.stated_answer import read_short
 from megatron_v2pe.evaluate.scorers.undressed import plain, undressed
+from megatron_v2pe.evaluate.scorers.yes_no import read_short_or_yes_no
 
 
 def _reference(item: Item) -> Judgement:
@@ -44,7 +44,7 @@ def _corrected(item: Item) -> Judgement:
     letters = {truth.strip().upper() for truth in truths} & set(ascii_uppercase)
     if letters and named_letter(prediction, item.get("options") or {}, ascii_uppercase) in letters:
         return {"score": 1.0}
-    said = plain(undressed(prediction) if letters else read_short(prediction, truths, plain))
+    said = plain(undressed(prediction) if letters else read_short_or_yes_no(prediction, truths, plain))
     return {"score": float(any(said == plain(truth) for truth in truths))}
 
 
@@ -55,7 +55,7 @@ def _gqa_reference(item: Item) -> Judgement:
 
 def _gqa_corrected(item: Item) -> Judgement:
     truths = true_texts(item, "answer") if "answer" in item else []
-    converted = plain(read_short(as_text(field(item, "prediction")), truths, plain))
+    converted = plain(read_short_or_yes_no(as_text(field(item, "prediction")), truths, plain))
     return _with_score({"converted": converted}, item, any(converted == plain(truth) for truth in truths))
 
 

@@ -11,7 +11,8 @@ Source: the MMMU evaluation (Yue et al., 2024) and V2PE's evaluator, side by sid
 Defects of the reference: unread responses are answered by a draw (here, as there at the start of a run, the first draw
 after seed 42); those of the first-letter rule, which V2PE uses although the reading above is there. The corrected form
 reads letters carefully, draws nothing, splits free answers into sentences, and leaves out what an answer rejects or
-says beside what it states (`stated_answer`).
+says beside what it states (`stated_answer`); where a free answer is a yes or no, what is read is which of the two is
+said (`yes_no`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from megatron_v2pe.evaluate.scorers.multiple_choice import options_of
 from megatron_v2pe.evaluate.scorers.option_letter import first_letter, named_letter
 from megatron_v2pe.evaluate.scorers.stated_answer import unrejected
 from megatron_v2pe.evaluate.scorers.undressed import plain, trimmed, undressed
+from megatron_v2pe.evaluate.scorers.yes_no import YES_OR_NO, yes_or_no
 
 SEED = 42
 CHOICE = "multiple-choice"
@@ -93,6 +95,10 @@ def _corrected(item: Item) -> Judgement:
     if field(item, "question_type") == CHOICE:
         letter = named_letter(prediction, options_of(item)) or ""
         return {"parsed": letter, "correct": letter in truths, "score": float(letter in truths)}
+    if {*map(plain, truths)} <= YES_OR_NO:
+        said = yes_or_no(prediction)
+        correct = said in map(plain, truths)
+        return {"parsed": [said], "correct": correct, "score": float(correct)}
     parsed = parse_open(_BARE_POINT.sub("0.", unrejected(prediction, truths)), corrected=True)
     correct = plain(undressed(prediction)) in map(plain, truths) or is_right(list(map(trimmed, truths)), parsed)
     return {"parsed": parsed, "correct": correct, "score": float(correct)}

@@ -7,12 +7,13 @@ answers the best counts. The published "ChartQA" is the mean of the human and th
 Defects of the reference: it passes the arguments in the wrong order, so the tolerance is relative to the prediction
 (20 for 21.02 is wrong, 21.02 for 20 is right), the prediction is stripped but not the truth, and a prediction of zero
 is compared as text, as is one that is no finite number but equal to the truth. The corrected form reads what an answer
-states (`stated_answer`), without marks and quotes around it, and is relative to the truth; a truth of zero asks for
-zero, and equal texts are right whatever they mean.
+states (`stated_answer`), without marks and quotes around it, reads `$1,200` as 1200, and is
+relative to the truth; a truth of zero asks for zero, and equal texts are right whatever they mean.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from megatron_v2pe.evaluate.scorers.base import (
@@ -28,10 +29,12 @@ from megatron_v2pe.evaluate.scorers.base import (
     mean,
     true_texts,
 )
-from megatron_v2pe.evaluate.scorers.stated_answer import read_short
 from megatron_v2pe.evaluate.scorers.undressed import plain
+from megatron_v2pe.evaluate.scorers.yes_no import read_short_or_yes_no
 
 TOLERANCE = 0.05
+_MONEY = re.compile(r"([+-]?)[$€£¥]\s*(\d[\d,.]*)")
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?%?")
 
 
 def as_number(text: str) -> float | None:
@@ -53,10 +56,17 @@ def swapped_relaxed_match(prediction: str, truth: str) -> bool:
 def relaxed_match(prediction: str, truth: str) -> bool:
     """Whether a prediction is right, the tolerance being relative to the truth."""
     prediction, truth = prediction.strip().lower(), truth.strip().lower()
-    predicted, true = as_number(prediction), as_number(truth)
+    predicted, true = (as_number(_without_signs(text)) for text in (prediction, truth))
     if prediction == truth or predicted is None or true is None:
         return prediction == truth
     return abs(predicted - true) <= TOLERANCE * abs(true)
+
+
+def _without_signs(text: str) -> str:
+    """Return a text without a currency before its number and without commas between its thousands."""
+    money = _MONEY.fullmatch(text)
+    text = f"{money[1]}{money[2]}" if money else text
+    return text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
 
 
 def _reference(item: Item) -> Judgement:
@@ -68,7 +78,7 @@ def _reference(item: Item) -> Judgement:
 
 def _corrected(item: Item) -> Judgement:
     truths = true_texts(item, "answers")
-    prediction = plain(read_short(as_text(field(item, "prediction")), truths, plain))
+    prediction = plain(read_short_or_yes_no(as_text(field(item, "prediction")), truths, plain))
     return {"score": float(any(relaxed_match(prediction, plain(truth)) for truth in truths))}
 
 

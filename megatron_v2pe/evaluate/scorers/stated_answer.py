@@ -5,8 +5,8 @@ An answer that explains itself names more than it answers. In this order:
 - `stated`: what follows the last cue (`the answer is`, `Final answer:`, `答案是`), up to the end of its sentence and to
   its reasons (`because`, `not`, `rather than`); a cue that is negated, or that supposes (`if ... would be`), is none.
   Without a cue: a yes or no at the beginning; a first paragraph with an explanation below; what follows `It is`; what
-  stands before `, not ...`; the only words in bold print. A sentence without any of these states nothing apart: it is
-  compared as a whole;
+  stands before `, not ...`, or behind `not ... but`; the only words in bold print. A sentence without any of these
+  states nothing apart: it is compared as a whole;
 - `read_short`: an answer that is a true one as a whole is that; else what it states, an article before it aside where
   it is true without; else the whole;
 - `unrejected`: where a truth is looked for inside an answer, the stated part, or all that the answer does not reject;
@@ -55,6 +55,11 @@ _EXPLANATION = re.compile(
 _YES_NO = re.compile(r"(yes|no)\b(?:\s*[,.;!—–]|\s+(?:it|there|he|she|they|i|this|that|the)\b(?!\s*$))", re.IGNORECASE)
 _IT_IS = re.compile(
     r"(?:it|this|that|these|those|they|he|she)(?:'s|’s|'re|’re|\s+(?:is|are|was|were))\s+(?!not\b)", re.IGNORECASE
+)
+_NOT_BUT = re.compile(
+    r"(?:(?:it|this|that|these|those|they)(?:'s|’s|\s+(?:is|are|was|were))\s+)?not\s[^.!?\n]*?,?\sbut\s+"
+    r"(?!also\b|not\b)(?:(?:rather|instead)\s+)?(.+)",
+    re.IGNORECASE | re.DOTALL,
 )
 _ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 _FEW_WORDS = 5
@@ -111,6 +116,8 @@ def stated(said: str) -> str | None:
     match = _IT_IS.match(said)
     if match and not said[len(first_sentence(said)) + 1 :].strip():
         return trimmed(_without_reasons(said[match.end() :]))
+    if match := _NOT_BUT.match(said):
+        return trimmed(_without_reasons(first_sentence(match[1])))
     cut = _CONTRAST.search(said)
     if cut and cut.start() > 0 and first_sentence(said[: cut.start()]) == said[: cut.start()]:
         return trimmed(said[: cut.start()])
@@ -135,7 +142,7 @@ def read_short(text: str, truths: Sequence[str], normal: Callable[[str], str] = 
 
 def read_long(text: str) -> str:
     """Return a long answer, such as a caption, without what is said around it: its cue where it begins with one."""
-    said = undressed(text)
+    said = undressed(text, keep_loops=True)
     cue = CUE.search(said[:80])
     before = said[: cue.start()].strip().casefold() if cue else ""
     if cue and before in ("", "the", "my", "final", "the final", "the correct", "so the"):

@@ -38,6 +38,8 @@ _WRAPPERS = " \t\n\r()[]{}<>*_`\"'“”‘’「」『』【】$.:,;!?。、-�
 _IN_BRACKETS = re.compile(r"^\s*\([^()\n]{1,80}\)")
 _YES_AND_NO = 2
 """So many options are a yes and a no; where there are more, a yes behind one says that it is right."""
+_ITEM_WIDTH = 20
+"""Characters at most before an item's letter in its line."""
 _AROUND = 100
 """Characters before and behind a letter that say what is said of it."""
 
@@ -69,6 +71,10 @@ _JOINT = re.compile(
     re.IGNORECASE,
 )
 _TEXT_JOINT = re.compile(r"\s*(?:,\s*)?(?:or|nor|and|或者?|和|、)\s*(?:an?\s|the\s)?\s*")
+_ONE_REJECTED = re.compile(
+    r"[\"')\]”】]*\s+(?:(?:does|is|was|has)(?:\s+not\b|n't\b)|fails\b|lacks\b|is\s+(?:wrong|incorrect|false)\b)", re.I
+)
+"""A verb that speaks of one option, not of all of a group."""
 _COMMA_LIST_ENDS = re.compile(r"[\"')\]”】]*\s*(?:$|[.!?。\n]|are\b|were\b|do\b|都|均|选项)")
 _NO_LIST = re.compile(
     r"(?:unlike|instead\s+of|rather\s+than|compared\s+(?:to|with)|while|if|比起|相比|与|和|不像)\s*\W*$", re.IGNORECASE
@@ -250,9 +256,12 @@ def _groups(text: str, known: Sequence[str], texts: Mapping[str, str]) -> list[_
         if _CORRECT.match(after) and len(group.letters) == 1 and not negated:
             group.rejected = False
         if group in items and len({item.letters[0] for item in items}) > 1:
-            line = text[group.end :].partition("\n")[0]
+            line, _, below = text[group.end :].partition("\n")
+            own = _behind_own_text(line, texts.get(group.letters[0], ""))
+            if "\n" in before and below and not before.rpartition("\n")[2].strip(_WRAPPERS + "•"):
+                group.declared &= bool(_CORRECT.match(after)) or not _next_is_item(text, group, items)
             wrong, right = _VERDICT_WRONG.search(line), _VERDICT_RIGHT.search(line)
-            if len(items) > _YES_AND_NO and (said := re.match(r"\W*(yes|no)\b", line, re.IGNORECASE)):
+            if len(items) > _YES_AND_NO and (said := re.match(r"\W*(yes|no)\b", own, re.IGNORECASE)):
                 wrong, right = (None, said) if said[1].lower() == "yes" else (said, None)
             if _text(line.lstrip(_WRAPPERS)) == texts.get(group.letters[0]):
                 wrong = right = None
@@ -263,6 +272,12 @@ def _groups(text: str, known: Sequence[str], texts: Mapping[str, str]) -> list[_
         for group in found:
             group.declared &= not group.listed
     return found
+
+
+def _next_is_item(text: str, group: _Group, items: Sequence[_Group]) -> bool:
+    """Whether the next line is an item too, so that a cue above the two speaks of a list."""
+    below = text.find("\n", group.end) + 1
+    return below > 0 and any(below <= item.start < below + _ITEM_WIDTH for item in items)
 
 
 def _behind_own_text(after: str, own: str) -> str:
@@ -308,7 +323,13 @@ def _as_groups(text: str, run: Sequence[tuple[int, int, str]], joints: Sequence[
     before = text[max(0, run[0][0] - _AROUND) : run[0][0]]
     negates = any(joint.lower().endswith("not") for joint in joints)
     only_commas = all(joint == "," for joint in joints)
-    if negates or only_commas and (_NO_LIST.search(before) or not _COMMA_LIST_ENDS.match(text[run[-1][1] :])):
+    slashed = all(joint == "/" for joint in joints) and _ONE_REJECTED.match(text[run[-1][1] :]) is not None
+    if (
+        negates
+        or slashed
+        or only_commas
+        and (_NO_LIST.search(before) or not _COMMA_LIST_ENDS.match(text[run[-1][1] :]))
+    ):
         return [_Group([letter], start, end) for start, end, letter in run]
     return whole
 

@@ -5,6 +5,8 @@ Every corrected scorer reads answers through this file, so that one dress is no 
 - thoughts (`<think>...</think>`) go; a thought that never ends leaves what stands before it, which is often nothing;
 - what stands in an answer's own place is the answer: `<answer>B</answer>`, `\\boxed{B}`, `{"answer": "B"}`;
 - a turn ends where its mark (`<|im_end|>`, `</s>`) stands; bold print, code marks and headings go;
+- a model that does not end (`A, A, A, ...`) says no more by it: of a few characters in a row `_LOOPS` are read, of a
+  very long answer its two ends, so that no answer takes long;
 - `trimmed`: full-width signs become plain ones, spaces single; a bullet, quotes around the whole, marks at its end go.
 """
 
@@ -44,6 +46,11 @@ _BOLD = re.compile(r"\*\*(?=\S)([^*\n]{1,100})(?<=\S)\*\*")
 _LAST_MARKS = " .!?,;:。、…·"
 _PAIRS = {'"': '"', "'": "'", "“": "”", "‘": "’", "「": "」", "『": "』", "«": "»", "`": "`", "$": "$", "*": "*"}
 _DEEPEST = 3
+_LOOPS = 100
+"""So often the same few characters are read in a row."""
+_LOOP = re.compile(rf"(.{{1,24}}?)\1{{{_LOOPS},}}", re.DOTALL)
+_LONGEST = 16_000
+"""Characters that are read of an answer without its thoughts: half at its beginning, half at its end."""
 _PLAIN_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0xFF61: "。"}
 
 
@@ -52,12 +59,18 @@ def plain_width(text: str) -> str:
     return text.translate(_PLAIN_WIDTH)
 
 
-def undressed(text: str) -> str:
-    """Return what an answer says, its lines kept."""
+def undressed(text: str, keep_loops: bool = False) -> str:
+    """Return what an answer says, its lines kept.
+
+    Args:
+        text: of a model.
+        keep_loops: read all of what it says over and over, as where sentences are compared word by word.
+    """
     text = _BEGINNING.sub("", plain_width(text))
     if end := _END_OF_TURN.search(text):
         text = text[: end.start()]
     text = _after_thoughts(text)
+    text = _within_length(text if keep_loops else _without_loops(text))
     for _ in range(_DEEPEST):
         inner = _in_its_place(text)
         if inner is None:
@@ -101,6 +114,14 @@ def json_value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return None
+
+
+def _without_loops(text: str) -> str:
+    return _LOOP.sub(lambda loop: loop[1] * _LOOPS, text) if len(text) > _LOOPS else text
+
+
+def _within_length(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]}\n{text[-_LONGEST // 2 :]}"
 
 
 def _after_thoughts(text: str) -> str:

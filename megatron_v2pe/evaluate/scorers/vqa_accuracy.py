@@ -23,8 +23,8 @@ from megatron_v2pe.evaluate.scorers.base import (
     percent_of,
     true_texts,
 )
-from megatron_v2pe.evaluate.scorers.stated_answer import read_short
 from megatron_v2pe.evaluate.scorers.undressed import trimmed
+from megatron_v2pe.evaluate.scorers.yes_no import read_short_or_yes_no
 
 PEOPLE = 10
 
@@ -67,7 +67,7 @@ def _stvqa_corrected(item: Item) -> Judgement:
 def _words(item: Item) -> tuple[str, list[str]]:
     """Return the words of what an answer states, and of each true one."""
     truths = true_texts(item, "answers")
-    said = read_short(as_text(field(item, "prediction")), truths, CORRECTED_VQA_WORDS)
+    said = read_short_or_yes_no(as_text(field(item, "prediction")), truths, CORRECTED_VQA_WORDS)
     return CORRECTED_VQA_WORDS(said), [CORRECTED_VQA_WORDS(trimmed(truth)) for truth in truths]
 
 

@@ -9,9 +9,12 @@ statement (`There is a dog`, `True`). What is left open is neither.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 
-from megatron_v2pe.evaluate.scorers.stated_answer import first_sentence, parts, tails
-from megatron_v2pe.evaluate.scorers.undressed import undressed
+from megatron_v2pe.evaluate.scorers.stated_answer import first_sentence, parts, read_short, tails
+from megatron_v2pe.evaluate.scorers.undressed import plain, trimmed, undressed
+
+YES_OR_NO = frozenset(("yes", "no"))
 
 _OPEN = re.compile(r"\byes\s*(?:and|or|/|,\s*and)\s*no\b|\bno\s*(?:and|or|/)\s*yes\b|是或否|是或不是", re.IGNORECASE)
 _IDIOM = re.compile(
@@ -22,13 +25,29 @@ _DOUBT = re.compile(
     r"|\bno\s+(?:\w+\s+)?(?:idea|clue|way\s+(?:to|of|for)|information|certainty|answer|comment)\b"
     r"|\b(?:can(?:not|'t|\s+not)|could(?:n't|\s+not)|do(?:n't|\s+not)|does(?:n't|\s+not)|will\s+not|won't)\s+(?:\w+ly\s+)?"
     r"(?:tell|say|determine|know|be\s+(?:\w+ly\s+)?(?:sure|certain|determined|answered|inferred|known|confirmed|verified)|"
-    r"confirm|verify|answer|conclude|decide|judge|assess|provide|have\s+(?:enough|sufficient)|"
+    r"confirm|verify|answer|conclude|decide|judge|assess|provide|assist|help|comply|fulfill?|process|have\s+(?:enough|sufficient)|"
     r"(?:see|view|access|open)\s+(?:\w+\s+)?(?:image|picture|photo|video)s?)\b"
     r"|\b(?:unsure|unclear|uncertain|unknown|unable\s+to|hard\s+to|difficult\s+to|impossible\s+to|insufficient|maybe|"
     r"perhaps|possibly|it(?:'s|\s+is)\s+possible|not\s+necessarily|might|ambiguous)\b"
     r"|(?:无法|不能)(?:确定|判断|回答|看清|得知|确认|分辨|辨认)"
     r"|(?:不确定|不知道|不清楚|看不清|难以|也许|可能|说不准|不好说|没法)"
 )
+_ASKED = re.compile(
+    r"^\s*(?:question\s*:\s*)?(?:is|are|was|were|do|does|did|can|could|has|have|will|would)\b[^.?!\n]*\?(?=\s*\S)"
+    r"|\b(?:answer|reply|respond|say)\b[^.?!\n:]*\byes\s+or\s+no\b[^.?!\n:]*(?=[.?!\n:]\s*\S)"
+)
+"""The question and how it is to be answered, said again."""
+_AT_FIRST = re.compile(
+    r"\b(?:at\s+first(?:\s+(?:glance|sight|look))?|initially|(?:i\s+)?first\s+thought)\b[^.!?\n]*?\b(?:but|however)\b"
+)
+"""What an answer leaves behind."""
+_UNTRUE = re.compile(
+    r"\b(?:(?:not|never)\s+(?:true|correct|right|accurate|the\s+case)|(?:false|untrue|incorrect|wrong))\s+"
+    r"(?:to\s+(?:say|claim|state)\s+)?that\b|\bisn't\s+(?:true|correct|right|the\s+case)\s+that\b"
+)
+"""Turns what follows it round."""
+_NO_OF_SOMETHING = re.compile(r"no(?:\s+[\w'-]+){1,3}")
+"""`No parking`: a text of its own, and not the answer no."""
 _CLAUSES = re.compile(r"[,.;!?\n。]|\bbut\b|但")
 _QUESTION = re.compile(r"(?:有没有|是否|是不是|是否有|有无)[^?,。]*\?|有没有|是否有?(?=\S)(?!定)")
 _WORD = re.compile(r"[a-z']+")
@@ -63,8 +82,28 @@ def yes_or_no(text: str) -> str:
     return _read(said)
 
 
+def read_short_or_yes_no(text: str, truths: Sequence[str], normal: Callable[[str], str] = trimmed) -> str:
+    """Return what a short answer is compared as: yes or no where most true answers are, else as `read_short` has it.
+
+    Args:
+        text: of a model.
+        truths: the true answers.
+        normal: how texts are compared.
+    """
+    reading = read_short(text, truths, normal)
+    asked = 2 * sum(plain(truth) in YES_OR_NO for truth in truths) > len(truths)
+    if not asked or normal(reading) in map(normal, truths) or _NO_OF_SOMETHING.fullmatch(plain(undressed(text))):
+        return reading
+    return yes_or_no(text) or reading
+
+
 def _read(text: str) -> str:
-    text = _QUESTION.sub("", text)
+    text = _AT_FIRST.sub("", _ASKED.sub("", _QUESTION.sub("", text)))
+    if untrue := _UNTRUE.search(text):
+        if {*_words(text[: untrue.start()])} & (_YES | _NO):
+            text = text[: untrue.start()]
+        else:
+            return {"yes": "no", "no": "yes"}.get(_read(text[untrue.end() :]), "")
     if _OPEN.search(text):
         return ""
     text = " , ".join(map(_without_doubt, _CLAUSES.split(_IDIOM.sub(" ", text))))

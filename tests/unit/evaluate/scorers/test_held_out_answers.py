@@ -343,7 +343,10 @@ KEPT = {
         "45 ",
     ): "a unit or a scale: only the question says which is meant",
 }
-"""Scorer and answer a human takes for right and the code does not -> why it stays so."""
+"""Scorer and answer a human takes for right and the code does not -> why it stays so.
+
+`45 `, with a space, is the answer to a truth of 45%; `45` is right where the truth is 45.
+"""
 
 
 def _option_items(answer: str, letter: str):

@@ -13,7 +13,7 @@ import torch
 from megatron_v2pe.checkpoint.checksums import Checksums, sums_of_files
 from megatron_v2pe.checkpoint.description import Written, write_description
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLDER, HF_LAYOUT, new_folder
-from megatron_v2pe.checkpoint.place import instead_of_missing
+from megatron_v2pe.checkpoint.place import instead_of_missing, look_for_checkpoint
 from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
 from megatron_v2pe.checkpoint.trained import V2PESettings, has_v2pe_scaling
 from megatron_v2pe.convert.checks_beside import ChecksBeside
@@ -59,6 +59,12 @@ def check_folder(source: Path) -> tuple[InternVLConfig, MappingTable, HFWeights,
     """
     if not source.is_dir():
         raise CheckpointError(f"{printable(source)}: no such folder{instead_of_missing(source)}")
+    place = look_for_checkpoint(source, "the folder to convert,")
+    if place is not None and not place.is_hf:
+        raise CheckpointError(
+            f"{printable(source)}: a Megatron checkpoint already; tools/convert_checkpoint.py mcore-to-hf "
+            f"{printable(source)} OUT gives its HF form"
+        )
     if os.path.lexists(source / HF_LAYOUT):
         raise CheckpointError(f"{printable(source / HF_LAYOUT)}: the name is taken by the converter; rename this file")
     model = _read_model(source)

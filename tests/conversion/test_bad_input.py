@@ -195,4 +195,4 @@ def test_nothing_is_left_of_a_conversion_that_breaks_off(source, tmp_path, monke
 def test_an_hf_folder_is_no_megatron_checkpoint_and_the_reverse(sources, converted, tmp_path):
     with pytest.raises(CheckpointError, match="an HF checkpoint already"):
         mcore_to_hf(sources["odd"], tmp_path / "hf")
-    refused(converted["odd"], tmp_path / "mcore", "config.json")
+    refused(converted["odd"], tmp_path / "mcore", "a Megatron checkpoint already")

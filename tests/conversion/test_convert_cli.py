@@ -48,6 +48,11 @@ def test_errors_are_one_line_and_status_one(tool, converted, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_is_converted_already_is_told_the_other_direction(tool, converted, tmp_path, capsys):
+    assert tool.main(["hf-to-mcore", str(converted["odd"]), str(tmp_path / "out")]) == 2
+    assert f"mcore-to-hf {converted['odd']} OUT" in capsys.readouterr().err
+
+
 def test_the_benchmark_sees_memory_and_differences(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
     from benchmarks import conversion

@@ -317,7 +317,7 @@ def read_entries(path: str | Path) -> dict[str, Any]:
         ConfigError: no such file, not an object of entries by name, or a name that stands twice.
     """
     if not os.path.lexists(path):
-        where = _where_lists_are(Path(path))
+        where = where_lists_are(Path(path))
         raise ConfigError(f"{printable(path)}: cannot be read: No such file or directory; {where}")
     content = read_json_object(path, ConfigError, unique=True)
     if not content:
@@ -331,7 +331,7 @@ def read_entries(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _where_lists_are(path: Path) -> str:
+def where_lists_are(path: Path) -> str:
     """Say where a data list that is not there comes from: the published one lies among the examples."""
     ready = next((Path(__file__).resolve().parents[2] / "examples").glob(f"*/{path.name}"), None)
     if ready is None:

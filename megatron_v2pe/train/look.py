@@ -21,7 +21,7 @@ from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.plan import PackPlan
 from megatron_v2pe.data.skip import SkipLog
-from megatron_v2pe.data.sources import Dataset, read_data_list
+from megatron_v2pe.data.sources import Dataset, read_data_list, where_lists_are
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Clip, Picture
 from megatron_v2pe.errors import ConfigError, DataError, V2PEError
@@ -142,7 +142,8 @@ def _expected(found: Findings, name: str, may_come: set[str], unseen: list[str],
     elif os.path.lexists(path):
         return False
     else:
-        found.absent.append(f"{name} {printable(path)}: no such file or folder")
+        source = f"; {where_lists_are(Path(path))}" if name == "data.meta_path" else ""
+        found.absent.append(f"{name} {printable(path)}: no such file or folder{source}")
     unseen.append(what)
     return True
 

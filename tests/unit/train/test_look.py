@@ -169,6 +169,7 @@ def test_what_a_recipe_names_may_still_come(name, dry_run):
     _, _, absent = comments.partition("# not there yet:")
     assert recipe.model.model_name_or_path in absent and recipe.data.meta_path in absent
     assert "not looked at: the layout against the model, the data" in absent
+    assert ("the published list is ready: mkdir -p dataset && cp " in absent) == (name == "internvl2_2b_v2pe_32k")
 
 
 def test_a_recipes_path_named_again_is_still_the_recipes_and_another_is_not(dry_run):

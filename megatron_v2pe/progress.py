@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 Item = TypeVar("Item")
 _SOON, _LATER = 10.0, 60.0
@@ -112,7 +112,7 @@ def followed(
             bar.update(1)
 
 
-class Lines(Generic[Item]):
+class Lines:
     """Progress as plain lines: `read lines: 1,200 of 3,000 (40%), 40/s, 0:00:45 left`."""
 
     def __init__(
@@ -142,7 +142,7 @@ class Lines(Generic[Item]):
         self._began = self._told = time.monotonic()
         self._closed, self._more = False, ""
 
-    def __enter__(self) -> Lines[Item]:
+    def __enter__(self) -> Lines:
         """Return this."""
         return self
 

@@ -21,7 +21,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import xxhash
 
-from megatron_v2pe.data.turns import LONGEST_WORD as LONGEST_WORD
 from megatron_v2pe.data.turns import TURN_FIELDS, turns_of
 from megatron_v2pe.data.types import Opening, Sample, SampleId
 from megatron_v2pe.errors import ConfigError, DataError

@@ -16,7 +16,8 @@ from PIL import Image
 
 from megatron_v2pe.data.image_transform import image_size, open_image
 from megatron_v2pe.data.indexed.files import measure_image
-from megatron_v2pe.data.sources import LONGEST_WORD, read_data_list
+from megatron_v2pe.data.sources import read_data_list
+from megatron_v2pe.data.turns import LONGEST_WORD
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.testing.damage import SEED
 from megatron_v2pe.testing.data_cases import every_kind

@@ -10,7 +10,8 @@ import tracemalloc
 
 import pytest
 
-from megatron_v2pe.data.sources import LONGEST_WORD, Dataset, read_data_list
+from megatron_v2pe.data.sources import Dataset, read_data_list
+from megatron_v2pe.data.turns import LONGEST_WORD
 from megatron_v2pe.errors import ConfigError, DataError
 
 NO_PATHS = (0, 0.0, False, True, {}, 1, -3.5, {"a": "b.png"})

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from megatron_v2pe.command import run_tool  # noqa: E402
+from megatron_v2pe.base.command import run_tool  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,15 +22,15 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import psutil  # noqa: E402
 
-from megatron_v2pe.command import run_tool  # noqa: E402
-from megatron_v2pe.testing.jobs import Job, job  # noqa: E402
-from megatron_v2pe.testing.kill_checks import finish, run_check  # noqa: E402
-from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset  # noqa: E402
-from megatron_v2pe.testing.tool_runs import command, read_metrics, settings  # noqa: E402
+from helpers.jobs import Job, job  # noqa: E402
+from helpers.kill_checks import finish, run_check  # noqa: E402
+from helpers.tool_runs import command, read_metrics, settings  # noqa: E402
+from megatron_v2pe.base.command import run_tool  # noqa: E402
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset  # noqa: E402
 
 STEPS = 160
 GONE_SECONDS = 30.0

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from megatron_v2pe.command import run_tool  # noqa: E402
-from megatron_v2pe.testing.kill_checks import finish, run_check  # noqa: E402
-from megatron_v2pe.testing.small_data import write_checkpoint_copy  # noqa: E402
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark  # noqa: E402
-from megatron_v2pe.testing.tool_runs import command, kill, started  # noqa: E402
+from helpers.kill_checks import finish, run_check  # noqa: E402
+from helpers.tool_runs import command, kill, started  # noqa: E402
+from megatron_v2pe.base.command import run_tool  # noqa: E402
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark  # noqa: E402
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy  # noqa: E402
 
 LARGE, SMALL = "chartqa_human", ("pope", "scienceqa")
 """The benchmark that is killed, and those after it."""

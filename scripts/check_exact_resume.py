@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from megatron_v2pe.command import run_tool  # noqa: E402
-from megatron_v2pe.testing.kill_checks import finish, run_check  # noqa: E402
-from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset  # noqa: E402
-from megatron_v2pe.testing.tool_runs import command, kill, read_metrics, settings, started  # noqa: E402
+from helpers.kill_checks import finish, run_check  # noqa: E402
+from helpers.tool_runs import command, kill, read_metrics, settings, started  # noqa: E402
+from megatron_v2pe.base.command import run_tool  # noqa: E402
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset  # noqa: E402
 
 STEPS = 24
 BATCH = 4

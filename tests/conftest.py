@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from megatron_v2pe.testing.distributed import WorkerPool
+from megatron_v2pe.workshop.worker_pool import WorkerPool
 
 _CONVERTED = tempfile.TemporaryDirectory(prefix="converted-")
 if not torch.cuda.is_available():  # Triton reads this when it is first imported, by Megatron-Core or by a test
@@ -20,6 +20,9 @@ if "MEGATRON_V2PE_CONVERTED_DIR" not in os.environ:  # what tests convert stays 
     os.environ["MEGATRON_V2PE_CONVERTED_DIR"] = _CONVERTED.name
 settings.register_profile("untimed", deadline=None)  # how long an example takes says what else the machine does
 settings.load_profile("untimed")
+os.environ["PYTHONPATH"] = os.pathsep.join(  # commands that tests start find `helpers` too
+    [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import benchmarks
 import torch
 
-from megatron_v2pe.command import finished, run_tool
+import perf
+from megatron_v2pe.base.command import finished, run_tool
 from megatron_v2pe.errors import ConfigError
 
 EPILOG = """example:
@@ -49,17 +49,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _list() -> None:
-    width = max(map(len, benchmarks.names()))
-    for name in benchmarks.names():
-        print(f"{name:<{width}}  {benchmarks.load(name).DESCRIPTION}")
+    width = max(map(len, perf.names()))
+    for name in perf.names():
+        print(f"{name:<{width}}  {perf.load(name).DESCRIPTION}")
 
 
 def _run(name: str, argv: list[str], target: Path | None) -> None:
-    if name not in benchmarks.names():
-        raise ConfigError(f"benchmark {name!r} is none of {', '.join(benchmarks.names())}")
+    if name not in perf.names():
+        raise ConfigError(f"benchmark {name!r} is none of {', '.join(perf.names())}")
     if target is not None and not target.absolute().parent.is_dir():
         raise ConfigError(f"--json {target}: no folder {target.absolute().parent}")
-    result: dict[str, Any] = benchmarks.load(name).run(argv)
+    result: dict[str, Any] = perf.load(name).run(argv)
     machine = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
     print("\n".join(lines({"benchmark": name, **machine, **result})))
     if target is not None:

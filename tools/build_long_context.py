@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_v2pe.command import finished, run_tool
+from megatron_v2pe.base.command import finished, run_tool
 
 if TYPE_CHECKING:
-    from megatron_v2pe.data.long_context.built import Builder
-    from megatron_v2pe.data.long_context.pipeline import Encoding
-    from megatron_v2pe.data.long_context.write import Summary
+    from megatron_v2pe.workshop.long_context.built import Builder
+    from megatron_v2pe.workshop.long_context.pipeline import Encoding
+    from megatron_v2pe.workshop.long_context.write import Summary
 
 EXAMPLES = """examples, from the top of the repository, after `bash scripts/quickstart.sh` has made the data they take:
   python tools/build_long_context.py long-vqa work_dirs/long_vqa --checkpoint work_dirs/quickstart/hf \\
@@ -179,7 +179,7 @@ def _add_common(command: argparse.ArgumentParser) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (`exit_status`)."""
     arguments = _parser().parse_args(argv)
-    from megatron_v2pe.logging import quiet_expected_warnings, setup_logging
+    from megatron_v2pe.base.logging import quiet_expected_warnings, setup_logging
 
     quiet_expected_warnings()
     setup_logging()
@@ -200,8 +200,8 @@ def _make(arguments: argparse.Namespace) -> None:
 
 def _build(arguments: argparse.Namespace) -> Summary:
     from megatron_v2pe.checkpoint.folder import new_folder
-    from megatron_v2pe.data.long_context.write import REPORT, write_data_set
     from megatron_v2pe.errors import ConfigError
+    from megatron_v2pe.workshop.long_context.write import REPORT, write_data_set
 
     for option in ("samples", "workers", "questions"):
         fewest = 0 if option == "workers" else 1
@@ -217,8 +217,8 @@ def _encoding(arguments: argparse.Namespace) -> Encoding:
     from megatron_v2pe.checkpoint.place import find_checkpoint
     from megatron_v2pe.checkpoint.trained import trained_model
     from megatron_v2pe.data.conversation import check_template
-    from megatron_v2pe.data.long_context.pipeline import Encoding
     from megatron_v2pe.data.tokenizer import Tokenizer
+    from megatron_v2pe.workshop.long_context.pipeline import Encoding
 
     place = find_checkpoint(arguments.checkpoint, "--checkpoint")
     config = trained_model(place.folder)
@@ -236,13 +236,13 @@ def _encoding(arguments: argparse.Namespace) -> Encoding:
 
 
 def _long_vqa(arguments: argparse.Namespace) -> Builder:
-    from megatron_v2pe.data.long_context.budget import Budget
-    from megatron_v2pe.data.long_context.draws import TokenRange
-    from megatron_v2pe.data.long_context.forms import ImageForm, PasteForm
-    from megatron_v2pe.data.long_context.image_pool import ImagePool
-    from megatron_v2pe.data.long_context.long_vqa import LongVqa, LongVqaSettings
-    from megatron_v2pe.data.long_context.pipeline import open_datasets
-    from megatron_v2pe.data.long_context.text_source import TextSource
+    from megatron_v2pe.workshop.long_context.budget import Budget
+    from megatron_v2pe.workshop.long_context.draws import TokenRange
+    from megatron_v2pe.workshop.long_context.forms import ImageForm, PasteForm
+    from megatron_v2pe.workshop.long_context.image_pool import ImagePool
+    from megatron_v2pe.workshop.long_context.long_vqa import LongVqa, LongVqaSettings
+    from megatron_v2pe.workshop.long_context.pipeline import open_datasets
+    from megatron_v2pe.workshop.long_context.text_source import TextSource
 
     settings = LongVqaSettings(
         arguments.seed, TokenRange.parse(arguments.target_tokens), arguments.questions, arguments.reuse_images
@@ -259,14 +259,14 @@ def _long_vqa(arguments: argparse.Namespace) -> Builder:
 
 
 def _long_mr(arguments: argparse.Namespace) -> Builder:
-    from megatron_v2pe.data.long_context.budget import Budget
-    from megatron_v2pe.data.long_context.draws import TokenRange
-    from megatron_v2pe.data.long_context.image_needles import NeedleImages, needed
-    from megatron_v2pe.data.long_context.image_pool import ImagePool, folder_images
-    from megatron_v2pe.data.long_context.long_mr import LongMr, LongMrSettings
-    from megatron_v2pe.data.long_context.needles import IMAGE_TASKS, TEXT_TASKS
-    from megatron_v2pe.data.long_context.pipeline import open_datasets
-    from megatron_v2pe.data.long_context.text_source import TextSource
+    from megatron_v2pe.workshop.long_context.budget import Budget
+    from megatron_v2pe.workshop.long_context.draws import TokenRange
+    from megatron_v2pe.workshop.long_context.image_needles import NeedleImages, needed
+    from megatron_v2pe.workshop.long_context.image_pool import ImagePool, folder_images
+    from megatron_v2pe.workshop.long_context.long_mr import LongMr, LongMrSettings
+    from megatron_v2pe.workshop.long_context.needles import IMAGE_TASKS, TEXT_TASKS
+    from megatron_v2pe.workshop.long_context.pipeline import open_datasets
+    from megatron_v2pe.workshop.long_context.text_source import TextSource
 
     with_images = arguments.needle_images is not None and arguments.image_share > 0
     tasks = tuple(arguments.tasks or (*TEXT_TASKS, *(IMAGE_TASKS if with_images else ())))

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_v2pe.command import finished, run_tool
+from megatron_v2pe.base.command import finished, run_tool
 from megatron_v2pe.train.data_tools import add_model_arguments, tokenizer_and_facts
 
 if TYPE_CHECKING:
-    from megatron_v2pe.data.checking.samples import SampleChecker
     from megatron_v2pe.train.config import ExperimentConfig
+    from megatron_v2pe.workshop.checking.samples import SampleChecker
 
 EXAMPLES = """The data list is given as a file, or by the settings of training (`tools/train.py --help`). Its paths are
 relative to the folder the command is started in, as in training:
@@ -74,10 +74,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace, words: list[str]) -> int:
-    from megatron_v2pe.data.checking.check import check_data_list
-    from megatron_v2pe.data.checking.published_layout import look_for_folders
-    from megatron_v2pe.data.checking.text import as_text, downloads, folders_as_text
+    from megatron_v2pe.data.published_layout import look_for_folders
     from megatron_v2pe.errors import ConfigError
+    from megatron_v2pe.workshop.checking.check import check_data_list
+    from megatron_v2pe.workshop.checking.text import as_text, downloads, folders_as_text
 
     if arguments.indexed is not None:
         return _check_set(arguments, words)
@@ -134,10 +134,10 @@ def _checker(
     arguments: argparse.Namespace, words: list[str], config: ExperimentConfig
 ) -> tuple[SampleChecker, list[str]]:
     """Return what samples are checked with, as much as is known of the run, and what cannot be looked at."""
-    from megatron_v2pe.data.checking.samples import SampleChecker
     from megatron_v2pe.data.conversation import get_template
-    from megatron_v2pe.data.documents import DocumentEncoder
+    from megatron_v2pe.data.encode import DocumentEncoder
     from megatron_v2pe.errors import CheckpointError, ConfigError
+    from megatron_v2pe.workshop.checking.samples import SampleChecker
 
     get_template(config.data.template)
     reads, unseen = arguments.full or arguments.headers, list[str]()

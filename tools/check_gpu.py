@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_checks.table import as_text
-
-from megatron_v2pe.command import finished, run_tool
+from megatron_v2pe.base.command import finished, run_tool
 
 PARTS = {
     "tests": "the tests that need a GPU",

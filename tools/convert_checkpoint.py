@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from megatron_v2pe.command import finished, run_tool
+from megatron_v2pe.base.command import finished, run_tool
 
 EXAMPLES = """examples, from the top of the repository:
   python tools/convert_checkpoint.py hf-to-mcore tests/golden/reference_checkpoint work_dirs/converted/mcore
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (`exit_status`)."""
     arguments = _parser().parse_args(argv)
-    from megatron_v2pe.logging import quiet_expected_warnings, setup_logging
+    from megatron_v2pe.base.logging import quiet_expected_warnings, setup_logging
 
     quiet_expected_warnings()
     setup_logging()
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf
+    from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
 
     start = time.monotonic()
     if arguments.command == "hf-to-mcore":

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_v2pe.command import finished, run_tool
+from megatron_v2pe.base.command import finished, run_tool
 
 if TYPE_CHECKING:
     from megatron_v2pe.device.launch import World
     from megatron_v2pe.evaluate.benchmark import Benchmark, Question
-    from megatron_v2pe.generate.opening import Opened, Opening
+    from megatron_v2pe.generate.load import Opened, Opening
     from megatron_v2pe.v2pe.position_ids import Stride
 
 EXAMPLES = """examples, from the folder that holds `data/` and `dataset/` as the published README lays them out:
@@ -36,7 +36,7 @@ OUT/BENCHMARK/results.json has the scores; --list names all benchmarks and group
 
 
 def _parser() -> argparse.ArgumentParser:
-    from megatron_v2pe.generate.opening import add_checkpoint_arguments
+    from megatron_v2pe.generate.load import add_checkpoint_arguments
 
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -102,7 +102,7 @@ def _read(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (`exit_status`)."""
     arguments = _read(argv)
-    from megatron_v2pe.logging import quiet_expected_warnings
+    from megatron_v2pe.base.logging import quiet_expected_warnings
 
     quiet_expected_warnings()
     if arguments.list:
@@ -126,9 +126,9 @@ def _look(
 ) -> tuple[Opening, list[Stride], Sequence[Benchmark]]:
     """Return what is to be asked of which checkpoint, all that can be checked without a model checked."""
     from megatron_v2pe.errors import ConfigError
-    from megatron_v2pe.evaluate.needs import check_all
+    from megatron_v2pe.evaluate.preflight import check_all
     from megatron_v2pe.evaluate.registry import create, expand
-    from megatron_v2pe.generate.opening import prepare
+    from megatron_v2pe.generate.load import prepare
     from megatron_v2pe.v2pe.stride import parse_stride
 
     if arguments.strides and arguments.rope_pos_id_stride is not None:
@@ -143,22 +143,17 @@ def _look(
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from megatron_v2pe.base.run_lock import FolderLock
     from megatron_v2pe.device.agreement import on_first_rank
-    from megatron_v2pe.generate.opening import opened
-    from megatron_v2pe.run_lock import FolderLock
-    from megatron_v2pe.train.start import start_folder
+    from megatron_v2pe.generate.load import opened
 
     opening, strides, benchmarks = _look(arguments)
     questions = [(benchmark, list(benchmark.questions(arguments.root))) for benchmark in benchmarks]
     lock = FolderLock(arguments.out, "this evaluation")
 
-    def start(source: str, cache: Path | None, verify: bool) -> Path:
-        on_first_rank(lock.take)  # before anything takes long
-        return start_folder(source, cache, verify)
-
     with ExitStack() as stack:
         stack.callback(lock.release)
-        it = stack.enter_context(opened(opening, start))
+        it = stack.enter_context(opened(opening, lambda: on_first_rank(lock.take)))
         folders = {stride: arguments.out / f"stride_{str(stride).replace('/', '-')}" for stride in strides}
         folders = folders or {it.pretrained.policy.stride: arguments.out}
         on_first_rank(lambda: _settle(arguments, it, folders))  # all of them before the first question

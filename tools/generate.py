@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_v2pe.command import finished, run_tool
+from megatron_v2pe.base.command import finished, run_tool
 
 if TYPE_CHECKING:
     from megatron_v2pe.device.launch import World
     from megatron_v2pe.generate.generation import GenerationOptions
-    from megatron_v2pe.generate.opening import Opening
+    from megatron_v2pe.generate.load import Opening
 
 EXAMPLES = """examples, from the top of the repository; the first two make a tiny checkpoint that answers nonsense:
   python examples/quickstart/make_data.py work_dirs/quickstart/data
@@ -35,7 +35,7 @@ CHECKPOINT is an HF InternVL2 folder (converted once, into --converted-dir), a M
 
 
 def _parser() -> argparse.ArgumentParser:
-    from megatron_v2pe.generate.opening import add_checkpoint_arguments
+    from megatron_v2pe.generate.load import add_checkpoint_arguments
 
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -94,7 +94,7 @@ def _read(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (`exit_status`)."""
     arguments = _read(argv)
-    from megatron_v2pe.logging import quiet_expected_warnings
+    from megatron_v2pe.base.logging import quiet_expected_warnings
 
     quiet_expected_warnings()
     return finished(lambda: _run(arguments), "interrupted")
@@ -104,7 +104,7 @@ def _look(arguments: argparse.Namespace, world: World | None = None) -> tuple[Op
     """Return what is to be asked of which checkpoint and how, all that can be checked without a model checked."""
     from megatron_v2pe.errors import ConfigError, DataError
     from megatron_v2pe.generate.generation import GenerationOptions
-    from megatron_v2pe.generate.opening import prepare
+    from megatron_v2pe.generate.load import prepare
     from megatron_v2pe.generate.sampling import Sampling
 
     opening = prepare(arguments, world)
@@ -128,11 +128,10 @@ def _look(arguments: argparse.Namespace, world: World | None = None) -> tuple[Op
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from megatron_v2pe.generate.opening import opened
-    from megatron_v2pe.train.start import start_folder
+    from megatron_v2pe.generate.load import opened
 
     opening, options, questions = _look(arguments)
-    with opened(opening, start_folder) as it:
+    with opened(opening) as it:
         _answer(arguments, it.pretrained, questions, it.tiling, options, opening.world.rank == 0)
 
 
@@ -164,10 +163,10 @@ def _questions(arguments: argparse.Namespace) -> list[Any]:
 def _answer(
     arguments: argparse.Namespace, pretrained: Any, questions: list[Any], tiling: Any, options: Any, first: bool
 ) -> None:
+    from megatron_v2pe.base.progress import progress_bar
     from megatron_v2pe.foreign.printable import printable
     from megatron_v2pe.generate.chat import Chat
     from megatron_v2pe.generate.jsonl import answer_file
-    from megatron_v2pe.progress import progress_bar
 
     def write(text: str) -> None:
         print(printable(text, lines=True), end="", flush=True)

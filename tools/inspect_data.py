@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from megatron_v2pe.command import finished, run_tool
+from megatron_v2pe.base.command import finished, run_tool
 from megatron_v2pe.train.data_tools import add_model_arguments, read_settings, tokenizer_and_facts
 
 if TYPE_CHECKING:
-    from megatron_v2pe.data.inspection.source import Found
-    from megatron_v2pe.data.inspection.views import PackView
     from megatron_v2pe.train.config import ExperimentConfig
+    from megatron_v2pe.workshop.inspection.source import Found
+    from megatron_v2pe.workshop.inspection.views import PackView
 
 EXAMPLES = """The settings are those of training (`tools/train.py --help`), so the same recipe shows what it trains on:
 a data list (--data.meta-path) or an indexed data set (--data.indexed-path):
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (`exit_status`)."""
     arguments, settings = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-    from megatron_v2pe.logging import setup_logging
+    from megatron_v2pe.base.logging import setup_logging
 
     setup_logging()
     return finished(lambda: _inspect(arguments, settings))
@@ -77,11 +77,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _inspect(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     from megatron_v2pe.data.conversation import get_template
-    from megatron_v2pe.data.documents import DocumentEncoder
-    from megatron_v2pe.data.inspection.source import find_pack, find_sample
-    from megatron_v2pe.data.inspection.text import as_text
-    from megatron_v2pe.data.inspection.views import Viewer
+    from megatron_v2pe.data.encode import DocumentEncoder
     from megatron_v2pe.recipes.registry import RECIPES
+    from megatron_v2pe.workshop.inspection.source import find_pack, find_sample
+    from megatron_v2pe.workshop.inspection.text import as_text
+    from megatron_v2pe.workshop.inspection.views import Viewer
 
     config = _with_positions(read_settings(settings, RECIPES))
     tokenizer, facts = tokenizer_and_facts(arguments, config)
@@ -107,7 +107,7 @@ def _with_positions(config: ExperimentConfig) -> ExperimentConfig:
     """Return the settings with positions an indexed set recorded, where the run asks for those."""
     if config.v2pe.rope_pos_id_version != "recorded":
         return config
-    from megatron_v2pe.logging import quiet_expected_warnings
+    from megatron_v2pe.base.logging import quiet_expected_warnings
 
     quiet_expected_warnings()
     from megatron_v2pe.train.recorded import with_recorded_strides
@@ -131,7 +131,7 @@ def _draw(
     arguments: argparse.Namespace, config: ExperimentConfig, found: Found, view: PackView, tile_size: int
 ) -> None:
     from megatron_v2pe.data.image_transform import NORMALISATION
-    from megatron_v2pe.data.inspection.contact_sheet import contact_sheet
+    from megatron_v2pe.workshop.inspection.contact_sheet import contact_sheet
 
     mean, _ = NORMALISATION[config.data.normalize_type]
     sheet = contact_sheet(view, found.documents, tile_size, mean, found.open_picture, arguments.max_tiles)

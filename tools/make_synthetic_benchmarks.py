@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from megatron_v2pe.command import finished, run_tool
+from megatron_v2pe.base.command import finished, run_tool
 
 EXAMPLES = """examples:
   python tools/make_synthetic_benchmarks.py work_dirs/synthetic_benchmarks
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _write(arguments: argparse.Namespace) -> int:
     from megatron_v2pe.evaluate.registry import expand
-    from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
+    from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
     names = expand(arguments.names)
     for name in names:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_v2pe.command import finished, run_tool
+from megatron_v2pe.base.command import finished, run_tool
 from megatron_v2pe.train.data_tools import add_model_arguments, read_settings, tokenizer_and_facts
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (`exit_status`)."""
     arguments, settings = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
-    from megatron_v2pe.logging import setup_logging
+    from megatron_v2pe.base.logging import setup_logging
 
     setup_logging()
     return finished(lambda: _make(arguments, settings), "stopped; the same command goes on from here")
@@ -89,10 +89,10 @@ def _make(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
 
 
 def _build(arguments: argparse.Namespace, settings: Sequence[str]) -> Manifest:
-    from megatron_v2pe.config_tree import to_dict
-    from megatron_v2pe.data.documents import DocumentEncoder
+    from megatron_v2pe.base.config_tree import to_dict
+    from megatron_v2pe.data.annotations import read_data_list
+    from megatron_v2pe.data.encode import DocumentEncoder
     from megatron_v2pe.data.indexed.build import BuildOptions, build
-    from megatron_v2pe.data.sources import read_data_list
     from megatron_v2pe.recipes.registry import RECIPES
 
     config = read_settings(settings, RECIPES)

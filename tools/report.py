@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from megatron_v2pe.command import finished, run_tool
+from megatron_v2pe.base.command import finished, run_tool
 
 EXAMPLES = """examples:
   python tools/report.py --out work_dirs/report                      the published tables and their audit alone
@@ -52,11 +52,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    from megatron_v2pe.base.logging import setup_logging
     from megatron_v2pe.evaluate.report.build import Report, check_against
     from megatron_v2pe.evaluate.report.runs import open_runs, read_server_scores
     from megatron_v2pe.evaluate.report.scoring import score_runs
     from megatron_v2pe.foreign.printable import printable
-    from megatron_v2pe.logging import setup_logging
 
     setup_logging(level=logging.ERROR)  # sets of another size than published are told in the report
     check_against(arguments.against)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from megatron_v2pe.command import run_tool
+from megatron_v2pe.base.command import run_tool
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "quickstart"))
 import make_data as quickstart  # noqa: E402 (the quickstart's, found in its folder)
 from make_model import PATCH, PIECES, TILE  # noqa: E402
 
-from megatron_v2pe.command import run_tool  # noqa: E402
+from megatron_v2pe.base.command import run_tool  # noqa: E402
 from megatron_v2pe.data.conversation import get_template  # noqa: E402
-from megatron_v2pe.data.text import encode_conversation  # noqa: E402
+from megatron_v2pe.data.tokenize import encode_conversation  # noqa: E402
 from megatron_v2pe.data.tokenizer import Tokenizer  # noqa: E402
 from megatron_v2pe.data.types import IGNORE_INDEX  # noqa: E402
-from megatron_v2pe.testing.small_tokenizer import read_texts, write_tokenizer  # noqa: E402
+from megatron_v2pe.workshop.synthetic.tokenizer import read_texts, write_tokenizer  # noqa: E402
 
 SEED = 5
 SHORTEST = 512

@@ -110,6 +110,6 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     if not all(map(_installed, NEEDED)):
         sys.exit(main())
-    from megatron_v2pe.command import run_tool
+    from megatron_v2pe.base.command import run_tool
 
     run_tool(main)

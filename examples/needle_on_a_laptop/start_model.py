@@ -7,12 +7,12 @@ from typing import Any
 
 from task import DIGITS, NAMES, PATCH, TILE, TOKENS_PER_TILE, WORDS, Costs
 
-from megatron_v2pe.convert.random_weights import random_weights, write_checkpoint, write_json
+from megatron_v2pe.checkpoint.hf.random_weights import random_weights, write_checkpoint, write_json
 from megatron_v2pe.data.conversation import get_template
-from megatron_v2pe.data.text import encode_conversation
+from megatron_v2pe.data.tokenize import encode_conversation
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.testing.small_config import small_internvl2
-from megatron_v2pe.testing.small_tokenizer import added_tokens, write_tokenizer
+from megatron_v2pe.workshop.synthetic.small_model import small_internvl2
+from megatron_v2pe.workshop.synthetic.tokenizer import added_tokens, write_tokenizer
 
 PIECES = 768
 TRAINED_LENGTH = 256

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from megatron_v2pe.convert.random_weights import write_checkpoint
-from megatron_v2pe.convert.registry import mapping_table
+from megatron_v2pe.base.progress import progress_bar
+from megatron_v2pe.checkpoint.hf.random_weights import write_checkpoint
+from megatron_v2pe.checkpoint.hf.registry import mapping_table
 from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.generate.pretrained import open_pretrained
 from megatron_v2pe.kernels.tiles import normalise_tiles
-from megatron_v2pe.progress import progress_bar
-from megatron_v2pe.testing.full_state import gather_full
+from megatron_v2pe.workshop.full_state import gather_full
 
 PHOTOGRAPH = 10
 """The class after the ten digits."""

@@ -19,7 +19,7 @@ import pictures
 from start_model import TRAINED_LENGTH
 from task import NEEDLES, Costs, Pictures, conversation, document
 
-from megatron_v2pe.progress import followed
+from megatron_v2pe.base.progress import followed
 
 QUESTIONS = {"short": 12, "long": NEEDLES}
 """Of a document in training by stage. In the short stage so many that names are asked again and again: repeating an

@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_v2pe.base.command import run_tool
+from megatron_v2pe.base.progress import progress_bar
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
 from megatron_v2pe.checkpoint.place import find_checkpoint
-from megatron_v2pe.command import run_tool
-from megatron_v2pe.convert.api import hf_to_mcore
-from megatron_v2pe.data.sources import Dataset, read_data_list
+from megatron_v2pe.data.annotations import Dataset, read_data_list
 from megatron_v2pe.data.types import Sample
 from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.generate.pretrained import Pretrained, open_pretrained
 from megatron_v2pe.generate.prompt import checkpoint_tiling
-from megatron_v2pe.progress import progress_bar
 from megatron_v2pe.v2pe.stride import parse_stride
 
 LONGEST_ANSWER = 32

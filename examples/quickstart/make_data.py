@@ -25,7 +25,7 @@ import skimage.data
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-from megatron_v2pe.command import run_tool
+from megatron_v2pe.base.command import run_tool
 
 LONGEST_SIDE = 320
 """Pictures are stored with sides of at most this many pixels."""

@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from megatron_v2pe.command import run_tool
-from megatron_v2pe.convert.random_weights import random_weights, write_checkpoint, write_json
-from megatron_v2pe.testing.small_config import small_internvl2
-from megatron_v2pe.testing.small_tokenizer import added_tokens, read_texts, write_tokenizer
+from megatron_v2pe.base.command import run_tool
+from megatron_v2pe.checkpoint.hf.random_weights import random_weights, write_checkpoint, write_json
+from megatron_v2pe.workshop.synthetic.small_model import small_internvl2
+from megatron_v2pe.workshop.synthetic.tokenizer import added_tokens, read_texts, write_tokenizer
 
 PIECES = 600
 """Of the SentencePiece vocabulary; special tokens follow. Their sum is no multiple of anything handy."""

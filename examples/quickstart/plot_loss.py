@@ -20,7 +20,7 @@ from matplotlib import pyplot  # noqa: E402 (the backend comes first)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from megatron_v2pe.command import run_tool  # noqa: E402
+from megatron_v2pe.base.command import run_tool  # noqa: E402
 from megatron_v2pe.train.metrics_file import read_metrics  # noqa: E402
 
 SMOOTHING = 10

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.text import read_text
-from megatron_v2pe.logging import get_logger
 
 _log = get_logger(__name__)
 FORMAT_VERSION = 2

@@ -22,6 +22,7 @@ from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint import optimizer_state, sharded
 from megatron_v2pe.checkpoint.checksums import Checksums, FileSum, sums_of_files
 from megatron_v2pe.checkpoint.description import Written, write_description
@@ -41,7 +42,6 @@ from megatron_v2pe.device.agreement import on_every_rank, on_first_rank, writing
 from megatron_v2pe.errors import CheckpointError, SpaceError
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.text import read_json
-from megatron_v2pe.logging import get_logger
 from megatron_v2pe.version import __version__
 
 _log = get_logger(__name__)

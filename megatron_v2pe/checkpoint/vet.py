@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.checksums import CHECKSUMS, Checksums
 from megatron_v2pe.checkpoint.description import StoredTensor, read_common, read_tensors
 from megatron_v2pe.checkpoint.folder import (
@@ -28,7 +29,6 @@ from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.files import check_links
 from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.foreign.text import read_json_object
-from megatron_v2pe.logging import get_logger
 
 _log = get_logger(__name__)
 _SUMMED_SINCE = 2

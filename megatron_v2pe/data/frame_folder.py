@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from torch.utils.data import get_worker_info
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.data.image_transform import opened_image
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.logging import get_logger
 
 SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .pfm .jp2 .j2k .jpx "

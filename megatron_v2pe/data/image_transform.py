@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from megatron_v2pe.data.decoding import decoding
-from megatron_v2pe.data.opening import check_kind, to_rgb, upright_size
+from megatron_v2pe.data.image_opening import check_kind, to_rgb, upright_size
 from megatron_v2pe.data.tiling import Grid
 from megatron_v2pe.data.types import AS_PUBLISHED, Opening
 from megatron_v2pe.errors import DataError
@@ -52,7 +52,7 @@ def open_image(path: str, frame: int = 0, opening: Opening = AS_PUBLISHED) -> Im
 
 
 def as_rgb(image: Image.Image, path: str, opening: Opening = AS_PUBLISHED, frame: int = 0) -> Image.Image:
-    """Read the pixels of an image opened by `opened_image`, as RGB by the rule of `data.opening`.
+    """Read the pixels of an image opened by `opened_image`, as RGB by the rule of `data.image_opening`.
 
     Raises:
         DataError: damaged, or its values are not read; names the file.
@@ -70,7 +70,7 @@ def opened_image(path: str, content: bytes | None = None) -> Image.Image:
 
     Raises:
         DataError: no such file, a pipe, a folder or a device, not an image of a format that is read, or of a kind that
-            is not read (`data.opening`).
+            is not read (`data.image_opening`).
     """
     with decoding(path, "cannot be read"):
         try:

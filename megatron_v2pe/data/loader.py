@@ -22,8 +22,11 @@ from typing import Any, Protocol
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from megatron_v2pe.base.orphans import killed_with_parent, lost_reader
+from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.config import DataConfig
-from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
+from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.indexed.edited import tell_edited
 from megatron_v2pe.data.indexed.plan import IndexedPlan, IndexedPlanState
@@ -33,12 +36,9 @@ from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.pack_reader import PackReader, ReadPack
 from megatron_v2pe.data.plan import PackPlan, PackPlanState
 from megatron_v2pe.data.prefetch import prefetch
-from megatron_v2pe.data.skip import SkipLog
-from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Batch
 from megatron_v2pe.errors import DataError, LostProcessError
-from megatron_v2pe.orphans import killed_with_parent, lost_reader
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 PACKS_AHEAD = 4

@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from megatron_v2pe.keyed_random import seed_of
+from megatron_v2pe.base.keyed_random import seed_of
 
 
 class Source(Protocol):

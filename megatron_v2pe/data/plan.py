@@ -12,17 +12,17 @@ from functools import cached_property
 from math import ceil
 from typing import Annotated, Any
 
-from megatron_v2pe.data.documents import DocumentEncoder
+from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.data.annotations import Dataset
+from megatron_v2pe.data.bad_samples import SkipLog
+from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.packing.balance import round_robin
 from megatron_v2pe.data.packing.online import BestFitPacker, Pack
-from megatron_v2pe.data.skip import SkipLog
-from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.data.types import Document
 from megatron_v2pe.errors import CheckpointError, ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
-from megatron_v2pe.logging import get_logger
 
 LOADER_STATE = "the checkpoint's training_state.json: loader"
 """Where a state comes from, for errors."""

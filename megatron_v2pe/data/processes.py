@@ -11,8 +11,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from megatron_v2pe.base.orphans import alive, end_when
 from megatron_v2pe.errors import LostProcessError
-from megatron_v2pe.orphans import alive, end_when
 
 _AHEAD = 4
 """Pieces handed out per process beyond the one whose result is waited for; bounds what lies in memory."""

@@ -25,10 +25,10 @@ from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, Signa
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
-from megatron_v2pe import exit_status
+from megatron_v2pe.base import exit_status
+from megatron_v2pe.base.orphans import LAUNCHER
 from megatron_v2pe.device import launch, watchdog
 from megatron_v2pe.errors import CommunicationError
-from megatron_v2pe.orphans import LAUNCHER
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 

@@ -16,8 +16,8 @@ from typing import TypeVar, cast
 import torch.distributed as dist
 
 from megatron_v2pe import errors
+from megatron_v2pe.base.exit_status import NO_SPACE
 from megatron_v2pe.errors import CheckpointError, SpaceError, V2PEError
-from megatron_v2pe.exit_status import NO_SPACE
 from megatron_v2pe.foreign.printable import printable
 
 Result = TypeVar("Result")

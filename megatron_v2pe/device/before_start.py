@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_v2pe.base.logging import quiet_expected_warnings
+from megatron_v2pe.base.orphans import under_launcher
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.logging import quiet_expected_warnings
-from megatron_v2pe.orphans import under_launcher
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 

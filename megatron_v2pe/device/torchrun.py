@@ -14,8 +14,8 @@ import argparse
 import uuid
 from collections.abc import Sequence
 
-from megatron_v2pe import exit_status
-from megatron_v2pe.command import run_tool
+from megatron_v2pe.base import exit_status
+from megatron_v2pe.base.command import run_tool
 from megatron_v2pe.device import before_start
 from megatron_v2pe.errors import ConfigError
 

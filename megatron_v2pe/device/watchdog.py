@@ -25,9 +25,9 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from megatron_v2pe import exit_status, last_words
+from megatron_v2pe.base import exit_status, last_words
+from megatron_v2pe.base.orphans import lost_reader
 from megatron_v2pe.errors import CommunicationError
-from megatron_v2pe.orphans import lost_reader
 
 END = "end"
 """Key of what ended the run."""

@@ -23,12 +23,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.seal import CHECK, checksum, one_bit_away, seal, unseal
 from megatron_v2pe.foreign.text import json_line, kind_of, lines, parse_json
-from megatron_v2pe.logging import get_logger
 
 KILLED: Literal["killed"] = "killed"
 """`stopped` of a question that has ended its run too often to be asked once more, see `asking`."""

@@ -12,7 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from megatron_v2pe.data.opening import check_kind
+from megatron_v2pe.data.image_opening import check_kind
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.images import open_image
 from megatron_v2pe.foreign.printable import printable

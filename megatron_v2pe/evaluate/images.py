@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.data.image_transform import image_size, open_image
-from megatron_v2pe.data.pictures import TilingOptions
 from megatron_v2pe.data.types import AS_PUBLISHED, Opening, Picture
 from megatron_v2pe.data.video import read_frames
 from megatron_v2pe.evaluate.benchmark import ImageRef

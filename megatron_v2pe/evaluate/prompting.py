@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.data.image_transform import NORMALISATION
-from megatron_v2pe.data.pictures import TilingOptions
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.evaluate.benchmark import Benchmark, ImageRef, Question
 from megatron_v2pe.evaluate.images import open_enlarged, picture_of

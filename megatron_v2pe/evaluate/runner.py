@@ -16,23 +16,23 @@ from typing import Literal
 
 import torch.distributed as dist
 
-from megatron_v2pe.data.pictures import TilingOptions
+from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.base.progress import progress_bar
+from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.errors import DataError, MemoryShortageError
 from megatron_v2pe.evaluate.answers import KILLED, Answer, AnswerLog, Stopped
-from megatron_v2pe.evaluate.asking import MOST_ENDS, AskingNote, blameless, ended_runs, forget
 from megatron_v2pe.evaluate.batching import Ahead, Prepared, batches
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
+from megatron_v2pe.evaluate.crash_notes import MOST_ENDS, AskingNote, blameless, ended_runs, forget
+from megatron_v2pe.evaluate.load_balance import cost_of, share_out
 from megatron_v2pe.evaluate.prompting import Prompter, estimated_cost, shown
-from megatron_v2pe.evaluate.share import cost_of, share_out
 from megatron_v2pe.evaluate.words import told, words_of
 from megatron_v2pe.generate.generation import Generated, GenerationOptions, check_prompt, generate
 from megatron_v2pe.generate.memory import is_out_of_memory
 from megatron_v2pe.generate.pretrained import Pretrained
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.stages import agreed
-from megatron_v2pe.logging import get_logger
 from megatron_v2pe.parallel import topology
-from megatron_v2pe.progress import progress_bar
 
 Retry = Literal["errors", "all", "none"]
 """Which questions without a proper answer are asked again: those that ended in an error, also those that have ended

@@ -1,8 +1,9 @@
 """A conversation in the terminal: questions and commands in, answers out as they come.
 
 Only the first rank reads and writes; what it reads is told to every rank, and all of them answer. An image belongs to
-the question it came with, however late in the conversation that is: its place is written there (`data.placing`), and no
-earlier turn is changed. A question that cannot be answered is told and forgotten with its images, so that the
+the question it came with, however late in the conversation that is: its place is written there
+(`data.image_places`), and no earlier turn is changed. A question that cannot be answered is told and forgotten with its
+images, so that the
 conversation goes on as if it had not been asked. So it is, but for its images, where Ctrl-C stops an answer: on one
 process, for several are interrupted in different places.
 """
@@ -16,10 +17,10 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
+from megatron_v2pe.data.image_places import REMEDY, image_lines
+from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.data.image_transform import image_size
-from megatron_v2pe.data.pictures import TilingOptions
-from megatron_v2pe.data.placing import REMEDY, image_lines
-from megatron_v2pe.data.text import PLACEHOLDER
+from megatron_v2pe.data.tokenize import PLACEHOLDER
 from megatron_v2pe.errors import DataError, V2PEError
 from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.pretrained import Pretrained, Question

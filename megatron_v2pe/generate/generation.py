@@ -22,7 +22,7 @@ from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import NOT_FINITE, Sampling, choose
 from megatron_v2pe.generate.session import Session
 from megatron_v2pe.generate.steps_ahead import Choice, StepsAhead
-from megatron_v2pe.generate.stop import AnswerText
+from megatron_v2pe.generate.stop_strings import AnswerText
 
 Decode = Callable[[list[int]], str]
 """Text of token ids."""

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from megatron_v2pe.data.pictures import TilingOptions
+from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.data.turns import LISTS, TURN_FIELDS, turns_of
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.media_fields import media_of, named
@@ -30,7 +31,6 @@ from megatron_v2pe.foreign.seal import checksum, seal, unseal
 from megatron_v2pe.foreign.text import is_unicode, json_line, json_lines, kind_of, lines, parse_json
 from megatron_v2pe.generate.generation import Generated, GenerationOptions
 from megatron_v2pe.generate.pretrained import Pretrained, Question
-from megatron_v2pe.logging import get_logger
 
 _READ = (*TURN_FIELDS, "prompt", "id")
 _ASKED = ("prompt", "question", "query", "text")

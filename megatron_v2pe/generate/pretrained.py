@@ -14,7 +14,7 @@ from megatron_v2pe.checkpoint.place import find_checkpoint
 from megatron_v2pe.checkpoint.trained import trained_model
 from megatron_v2pe.checkpoint.vet import verify_side_files
 from megatron_v2pe.data.conversation import get_template
-from megatron_v2pe.data.pictures import TilingOptions
+from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.data.tokenizer import EOS, Tokenizer
 from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device

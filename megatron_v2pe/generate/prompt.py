@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megatron_v2pe.data.conversation import get_template
+from megatron_v2pe.data.image_places import with_images
+from megatron_v2pe.data.image_plan import TilingOptions, plan_images
 from megatron_v2pe.data.image_transform import NORMALISATION
-from megatron_v2pe.data.pictures import TilingOptions, plan_images
-from megatron_v2pe.data.placing import with_images
-from megatron_v2pe.data.text import encode_conversation
+from megatron_v2pe.data.tokenize import encode_conversation
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.generate.tiles import ImageTiles
 from megatron_v2pe.models.config import InternVLConfig
@@ -76,7 +76,7 @@ def encode_prompt(
 
     Args:
         turns: (role, text), roles `human` and `gpt` in turn, see `Template.render`. Images without placeholders go
-            before the first question, see `data.placing`.
+            before the first question, see `data.image_places`.
         images: paths, in the order of the placeholders.
         model: the checkpoint's configuration.
         tokenizer: the checkpoint's tokenizer.

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_v2pe.base.keyed_random import uniform
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.keyed_random import uniform
 
 _PURPOSE = "next token"
 _RESOLUTION = 1 << 53

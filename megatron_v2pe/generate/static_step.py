@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.generate.arena import Arena
 from megatron_v2pe.generate.lean_layers import LeanLayer
 from megatron_v2pe.generate.memory import is_out_of_memory
-from megatron_v2pe.logging import get_logger
 
 WINDOW = 64
 """Steps whose rotary factors and draws are made at once."""

@@ -18,7 +18,7 @@ from itertools import accumulate
 from PIL import Image
 from torch import Tensor
 
-from megatron_v2pe.data.pictures import read_tiles
+from megatron_v2pe.data.image_plan import read_tiles
 from megatron_v2pe.data.types import Picture
 
 

@@ -13,12 +13,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.files import check_links
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.foreign.text import read_json_object
-from megatron_v2pe.logging import get_logger
 from megatron_v2pe.models.config_fields import GELU, SILU, check_language, check_null, check_top, check_vision
 from megatron_v2pe.models.config_kind import check_kind
 from megatron_v2pe.models.config_rope import RopeConfig, rope_config

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from megatron_v2pe.base.keyed_random import seed_of
 from megatron_v2pe.device.transfer import to_device
-from megatron_v2pe.keyed_random import seed_of
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from megatron_v2pe.models.config import InternVLConfig
 
 @dataclass(frozen=True)
 class Learning:
-    """Which parts of the model learn; as `train.wrap.freeze` has it."""
+    """Which parts of the model learn; as `train.ddp.freeze` has it."""
 
     backbone: bool = True
     """The whole tower."""

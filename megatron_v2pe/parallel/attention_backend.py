@@ -14,8 +14,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.logging import get_logger
 from megatron_v2pe.parallel.block_attention import Block, BlockKernel, Reference
 from megatron_v2pe.parallel.chunked_attention import Chunked
 from megatron_v2pe.parallel.cuda_attention import TorchFlash

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from megatron_v2pe.config_tree import check_values
+from megatron_v2pe.base.config_tree import check_values
 from megatron_v2pe.device.before_start import how_to_start
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range

@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from megatron_v2pe.logging import get_logger
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.parallel.block_attention import Block, BlockKernel, Gradients
 
 _log = get_logger(__name__)

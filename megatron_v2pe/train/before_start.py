@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megatron_v2pe.data.annotations import read_entries, read_entry
 from megatron_v2pe.data.indexed.layout import Manifest
-from megatron_v2pe.data.sources import read_entries, read_entry
 from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.train import cli, published_flags
 from megatron_v2pe.train.against_checkpoint import check_checkpoint

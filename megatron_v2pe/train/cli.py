@@ -22,14 +22,14 @@ from typing import Any, Literal, get_args, get_origin
 
 import tyro
 
-from megatron_v2pe import config_tree, exit_status, last_words
-from megatron_v2pe.command import tell
+from megatron_v2pe.base import config_tree, exit_status, last_words
+from megatron_v2pe.base.command import tell
+from megatron_v2pe.base.logging import quiet_expected_warnings
 from megatron_v2pe.device import launch
 from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import check
 from megatron_v2pe.foreign.text import read_json_object
-from megatron_v2pe.logging import quiet_expected_warnings
 from megatron_v2pe.train import published_flags
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.without_effect import without_effect

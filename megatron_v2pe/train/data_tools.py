@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from megatron_v2pe.data.documents import ModelFacts
+    from megatron_v2pe.data.encode import ModelFacts
     from megatron_v2pe.data.tokenizer import Tokenizer
     from megatron_v2pe.train.cli import Recipes
     from megatron_v2pe.train.config import ExperimentConfig
@@ -64,7 +64,7 @@ def tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig)
     from megatron_v2pe.checkpoint.trained import trained_model
     from megatron_v2pe.checkpoint.vet import verify_side_files
     from megatron_v2pe.data.conversation import check_template
-    from megatron_v2pe.data.documents import ModelFacts
+    from megatron_v2pe.data.encode import ModelFacts
     from megatron_v2pe.data.tokenizer import Tokenizer
     from megatron_v2pe.errors import ConfigError
 

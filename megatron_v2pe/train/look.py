@@ -14,14 +14,15 @@ from typing import Any
 
 from megatron_v2pe.checkpoint.folder import newest
 from megatron_v2pe.checkpoint.place import find_checkpoint, has_weights, look_for_checkpoint
-from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
+from megatron_v2pe.checkpoint.resolve import resume_folder
+from megatron_v2pe.data.annotations import Dataset, read_data_list, where_lists_are
+from megatron_v2pe.data.bad_samples import SkipLog
+from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.indexed.plan import IndexedPlan
 from megatron_v2pe.data.indexed.reader import draw_document
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.plan import PackPlan
-from megatron_v2pe.data.skip import SkipLog
-from megatron_v2pe.data.sources import Dataset, read_data_list, where_lists_are
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Clip, Picture
 from megatron_v2pe.errors import ConfigError, DataError, V2PEError
@@ -40,7 +41,6 @@ from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.epochs import check_countable
 from megatron_v2pe.train.metrics import check_wandb
 from megatron_v2pe.train.recorded import with_recorded_strides
-from megatron_v2pe.train.start import resume_folder
 
 MOST_SAMPLES, FEWEST_OF_A_SET = 64, 8
 """Samples that are read, over all data sets, and of each one of them at least."""
@@ -201,7 +201,7 @@ def _vetted(found: Findings, folder: Path) -> None:
 
 
 def _weights(found: Findings, folder: Path) -> None:
-    from megatron_v2pe.convert.hf_to_mcore import check_folder
+    from megatron_v2pe.checkpoint.hf.hf_to_mcore import check_folder
 
     _, _, weights, _ = check_folder(folder)
     count = len(weights.layout.places())
@@ -217,7 +217,7 @@ def _run_folder(found: Findings, may_come: set[str]) -> None:
     if settings.load is not None and (save is None or newest(save) is None):
         if _expected(found, "checkpoint.load", may_come, found.unseen, "what the run goes on from"):
             return
-    latest = resume_folder(settings)
+    latest = resume_folder(settings.save, settings.load, settings.resume)
     if latest is None:
         where = "nothing is saved" if save is None else f"{printable(save)}, new"
         found.right.append(f"run: {where}; it starts from the checkpoint's weights")

@@ -18,22 +18,22 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.device import watchdog
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import CheckpointError, DataError, TrainingError
-from megatron_v2pe.logging import get_logger
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.models.micro_batch import MicroBatch
 from megatron_v2pe.train.data_feed import DataFeed
+from megatron_v2pe.train.ddp import gather_parameters
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.metrics import MetricsLog, StepMetrics
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import take_step
+from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.train.step import Conclusion, conclude, run_micro_batches
 from megatron_v2pe.train.step_ahead import StepData, StepsAhead
-from megatron_v2pe.train.stop import StopRequest
-from megatron_v2pe.train.wrap import gather_parameters
 
 _log = get_logger(__name__)
 

@@ -14,11 +14,14 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_v2pe import exit_status
+from megatron_v2pe.base import exit_status
+from megatron_v2pe.base.config_tree import to_dict
+from megatron_v2pe.base.logging import FILE_ONLY, get_logger, keep_log, setup_logging
+from megatron_v2pe.base.run_lock import FolderLock
 from megatron_v2pe.checkpoint import store
 from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest, offer_others
-from megatron_v2pe.config_tree import to_dict
-from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
+from megatron_v2pe.checkpoint.resolve import hf_folder, resume_folder, start_config, start_folder
+from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.loader import PackLoader, build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
@@ -28,7 +31,6 @@ from megatron_v2pe.device.cards import peak_tflops
 from megatron_v2pe.device.cuda_start import check_precision
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import CheckpointError, ConfigError, DataError, V2PEError
-from megatron_v2pe.logging import FILE_ONLY, get_logger, keep_log, setup_logging
 from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import StepCost
@@ -37,10 +39,10 @@ from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.parallel.attention_backend import check_backend
-from megatron_v2pe.run_lock import FolderLock
 from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
+from megatron_v2pe.train.ddp import freeze, wrap
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.train.header import Start, header
 from megatron_v2pe.train.loop import Trainer
@@ -49,9 +51,7 @@ from megatron_v2pe.train.metrics import MetricsLog, check_wandb
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
 from megatron_v2pe.train.recorded import with_recorded_strides
-from megatron_v2pe.train.start import hf_folder, resume_folder, start_config, start_folder
-from megatron_v2pe.train.stop import StopRequest
-from megatron_v2pe.train.wrap import freeze, wrap
+from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 LOG = "train.log"
@@ -191,7 +191,7 @@ def _train(run: Run) -> int:
     watchdog.progress("building the model")
     model = _model(run)
     watchdog.progress("loading the checkpoint")
-    resumed = resume_folder(config.checkpoint)
+    resumed = resume_folder(config.checkpoint.save, config.checkpoint.load, config.checkpoint.resume)
     if resumed is None:
         store.load_model(run.start, model, config.checkpoint.verify)
     wrapped = wrap(model, config.parallel, run.groups, run.device.torch_device)

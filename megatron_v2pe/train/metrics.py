@@ -15,9 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.base.logging import FILE_ONLY, get_logger
+from megatron_v2pe.base.progress import Progress, duration, on_terminal, progress_bar
 from megatron_v2pe.errors import ConfigError, how_to_install
-from megatron_v2pe.logging import FILE_ONLY, get_logger
-from megatron_v2pe.progress import Progress, duration, on_terminal, progress_bar
 from megatron_v2pe.train.config import LoggingConfig
 from megatron_v2pe.train.metrics_file import METRICS, MetricsFile
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 
+from megatron_v2pe.base.keyed_random import uniform
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.keyed_random import uniform
 from megatron_v2pe.v2pe.position_ids import Stride, smallest_denominator
 
 _PURPOSE = "v2pe stride"

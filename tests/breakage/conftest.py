@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.testing.small_data import write_tokenizer
+from megatron_v2pe.workshop.synthetic.small_data import write_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.damage import SEED
+from helpers.data_cases import every_kind
+from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.data.image_transform import image_size, open_image
 from megatron_v2pe.data.indexed.files import measure_image
-from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.data.turns import LONGEST_WORD
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.testing.damage import SEED
-from megatron_v2pe.testing.data_cases import every_kind
 
 STRANGE = (
     *(None, True, False, 0, 1, -1, 0.0, 1.5, -2.5, 10**15, 10**30, 1e308, math.nan, math.inf, -math.inf),

@@ -19,7 +19,7 @@ import pytest
 from megatron_v2pe.errors import ConfigError, DataError, V2PEError
 from megatron_v2pe.evaluate import provenance
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
-from megatron_v2pe.evaluate.asking import AskingNote, ended_runs
+from megatron_v2pe.evaluate.crash_notes import AskingNote, ended_runs
 from megatron_v2pe.evaluate.provenance import settle
 from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.report.runs import open_runs
@@ -27,7 +27,7 @@ from megatron_v2pe.evaluate.report.scoring import score_runs
 from megatron_v2pe.evaluate.results import as_line, score
 from megatron_v2pe.foreign.seal import seal
 from megatron_v2pe.generate.jsonl import answered
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
 pytest.importorskip("rapidfuzz", reason="scorers need the eval extra")
 

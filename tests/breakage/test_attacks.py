@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_v2pe.convert.api import hf_to_mcore
-from megatron_v2pe.testing.attacks import archive_of, load_in_every_way, payloads, with_objects
-from megatron_v2pe.testing.sealing import seal
-from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_tokenizer
-from megatron_v2pe.testing.synthetic import write_hf_folder
+from helpers.attacks import archive_of, load_in_every_way, payloads, with_objects
+from helpers.sealing import seal
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
+from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_tokenizer
 
 TEMPTING = (
     "model.pt",

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_v2pe.testing.damage import SEED, damaged_copies, outcome
-from megatron_v2pe.testing.sealing import seal
+from helpers.damage import SEED, damaged_copies, outcome
+from helpers.sealing import seal
 
 V2PE = {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": "64"}
 
@@ -36,13 +36,13 @@ def suite(folder: str, root: str, hf_config: dict, seed: int, verify: bool = Tru
 def _trainer(hf_config):
     from megatron.core.process_groups_config import ProcessGroupCollection
 
+    from helpers.short_runs import SETTINGS
     from megatron_v2pe.models.transformer_config import ModelOptions
     from megatron_v2pe.parallel.config import ParallelConfig
-    from megatron_v2pe.testing.parity import built
-    from megatron_v2pe.testing.short_runs import SETTINGS
+    from megatron_v2pe.train.ddp import wrap
     from megatron_v2pe.train.optimizer import build_optimizer
-    from megatron_v2pe.train.wrap import wrap
     from megatron_v2pe.v2pe.stride import StridePolicy
+    from megatron_v2pe.workshop.built_model import built
 
     layout = ParallelConfig()
     with built(hf_config, layout, ModelOptions(params_dtype=torch.float32), StridePolicy("default"), 5) as model:
@@ -53,7 +53,7 @@ def _trainer(hf_config):
 
 def _uses(model, optimizer, root, verify):
     from megatron_v2pe.checkpoint import store
-    from megatron_v2pe.convert.api import mcore_to_hf
+    from megatron_v2pe.checkpoint.hf.api import mcore_to_hf
 
     def digest():
         total = hashlib.sha256()
@@ -86,7 +86,7 @@ def _uses(model, optimizer, root, verify):
 def save(folder: str, hf: str, hf_config: dict) -> None:
     """Write a training checkpoint, its moments not zero; for use inside a `WorkerPool`."""
     from megatron_v2pe.checkpoint import store
-    from megatron_v2pe.convert.api import hf_to_mcore
+    from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
 
     hf_to_mcore(Path(hf), Path(folder) / "start")
     with _trainer(hf_config) as (model, optimizer):
@@ -114,8 +114,8 @@ def hf_config(golden):
 
 @pytest.fixture(scope="module")
 def checkpoint(pools, golden, hf_config, tmp_path_factory):
-    from megatron_v2pe.testing.small_data import write_tokenizer
-    from megatron_v2pe.testing.synthetic import write_hf_folder
+    from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
+    from megatron_v2pe.workshop.synthetic.small_data import write_tokenizer
 
     root = tmp_path_factory.mktemp("damage")
     write_hf_folder(root / "hf", hf_config, shards=1)
@@ -203,7 +203,7 @@ def test_a_lost_tracker_is_found_again_and_a_wrong_one_offers_what_is_there(tmp_
 )
 def test_a_side_file_that_is_none_is_not_exported(checkpoint, tmp_path, name, content):
     """Even where its checksum is right, or not looked at."""
-    from megatron_v2pe.convert.api import mcore_to_hf
+    from megatron_v2pe.checkpoint.hf.api import mcore_to_hf
     from megatron_v2pe.errors import CheckpointError, ConfigError
 
     copy = tmp_path / checkpoint.name

@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from megatron_v2pe import config_tree
+from helpers.setting_oracle import ODD_VALUES, SETTINGS, problem, verdict
+from megatron_v2pe.base import config_tree
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
-from megatron_v2pe.testing.setting_oracle import ODD_VALUES, SETTINGS, problem, verdict
 from megatron_v2pe.train import cli, published_flags
 
 SEED = int(os.environ.get("BREAKAGE_SEED", "14"))

@@ -15,14 +15,14 @@ from dataclasses import asdict
 import pytest
 import yaml
 
-from megatron_v2pe import config_tree
+from helpers.setting_oracle import ODD_VALUES, SETTINGS, problem, verdict
+from megatron_v2pe.base import config_tree
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models import config as model_config
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.recipes.registry import RECIPES
-from megatron_v2pe.testing.setting_oracle import ODD_VALUES, SETTINGS, problem, verdict
-from megatron_v2pe.testing.synthetic import internvl2_2b_config
 from megatron_v2pe.train.config import ExperimentConfig
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
 SEED = int(os.environ.get("BREAKAGE_SEED", "14"))
 WHOLE, NUMBER, FLAG, CHOICE, NAMES = "whole", "number", "flag", "choice", "names"

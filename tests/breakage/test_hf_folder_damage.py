@@ -21,15 +21,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_v2pe.convert import finite
-from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf
+from helpers.attacks import payloads
+from megatron_v2pe.checkpoint.hf import finite
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import CheckpointError, V2PEError
 from megatron_v2pe.foreign import text
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.testing.attacks import payloads
-from megatron_v2pe.testing.small_data import write_tokenizer
-from megatron_v2pe.testing.synthetic import internvl2_2b_config, write_hf_folder
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config, write_hf_folder
+from megatron_v2pe.workshop.synthetic.small_data import write_tokenizer
 
 SEED = int(os.environ.get("BREAKAGE_SEED", "14"))
 INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00002.safetensors"

@@ -11,6 +11,9 @@ from functools import partial
 
 import pytest
 
+from helpers.damage import SEED, damaged_copies, outcome
+from helpers.data_cases import assert_same_folders, every_kind
+from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.indexed import build, pieces, report
 from megatron_v2pe.data.indexed.checksums import CHECKSUMS, CheckedFile
 from megatron_v2pe.data.indexed.layout import MANIFEST
@@ -20,11 +23,8 @@ from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.indexed.streams import Streams
 from megatron_v2pe.data.indexed.verify import verify
 from megatron_v2pe.data.pack_reader import PackReader
-from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.testing.damage import SEED, damaged_copies, outcome
-from megatron_v2pe.testing.data_cases import assert_same_folders, every_kind
-from megatron_v2pe.testing.small_data import FACTS
+from megatron_v2pe.workshop.synthetic.small_data import FACTS
 
 
 class Stopped(Exception):

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from megatron_v2pe.base.logging import get_logger, setup_logging
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.generate.jsonl import read_questions
-from megatron_v2pe.logging import get_logger, setup_logging
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 PRINTS = """
 import io, sys
 sys.argv = ["tool"]
-from megatron_v2pe.command import finished, run_tool
+from megatron_v2pe.base.command import finished, run_tool
 from megatron_v2pe.errors import DataError
 def work():
     print("\\u56fe \\u202e", flush=True)

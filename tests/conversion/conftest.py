@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from megatron_v2pe.convert.api import hf_to_mcore
-from megatron_v2pe.testing.small_data import write_tokenizer
-from megatron_v2pe.testing.synthetic import write_hf_folder
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
+from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
+from megatron_v2pe.workshop.synthetic.small_data import write_tokenizer
 
 ODD_VOCABULARY = 509
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.errors import CheckpointError, V2PEError
 
 SHARD = "model-00002-of-00003.safetensors"
@@ -178,7 +178,7 @@ def test_no_config_or_a_name_that_is_taken(source, tmp_path):
 
 
 def test_nothing_is_left_of_a_conversion_that_breaks_off(source, tmp_path, monkeypatch):
-    from megatron_v2pe.convert import hf_to_mcore as module
+    from megatron_v2pe.checkpoint.hf import hf_to_mcore as module
 
     def no_space(*arguments):
         raise OSError(28, "No space left on device")

@@ -12,11 +12,11 @@ import time
 
 import pytest
 
-from megatron_v2pe.convert import cached
-from megatron_v2pe.convert.cached import CONVERTED, CONVERTED_VARIABLE, conversions, converted
+from megatron_v2pe.base.run_lock import FolderLock
+from megatron_v2pe.checkpoint import conversions as conversions_module
+from megatron_v2pe.checkpoint.conversions import CONVERTED, CONVERTED_VARIABLE, conversions, converted
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.run_lock import FolderLock
-from megatron_v2pe.testing.small_data import write_checkpoint_copy
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
 
 
 @pytest.fixture
@@ -27,13 +27,13 @@ def source(golden, tmp_path):
 @pytest.fixture
 def made(monkeypatch):
     """Folders that were converted, in order."""
-    found, convert = [], cached.hf_to_mcore
+    found, convert = [], conversions_module.hf_to_mcore
 
     def watched(source, folder, overwrite):
         found.append(folder)
         convert(source, folder, overwrite=overwrite)
 
-    monkeypatch.setattr(cached, "hf_to_mcore", watched)
+    monkeypatch.setattr(conversions_module, "hf_to_mcore", watched)
     return found
 
 
@@ -66,7 +66,7 @@ def test_what_an_earlier_version_kept_beside_a_run_is_used(source, made, tmp_pat
 
 
 def test_two_at_once_convert_once(source, made, tmp_path, monkeypatch):
-    monkeypatch.setattr(cached, "_POLL_SECONDS", 0.05)
+    monkeypatch.setattr(conversions_module, "_POLL_SECONDS", 0.05)
     place, found = tmp_path / "converted", []
     lock = FolderLock(place / ".converting", "a conversion")
     lock.take()
@@ -74,7 +74,7 @@ def test_two_at_once_convert_once(source, made, tmp_path, monkeypatch):
     other.start()
     time.sleep(0.3)
     assert not found and not made  # it waits for who converts
-    cached.hf_to_mcore(source, place / cached._fingerprint(source), overwrite=True)
+    conversions_module.hf_to_mcore(source, place / conversions_module._fingerprint(source), overwrite=True)
     before = (made[0] / "checkpoint.json").stat().st_ino
     lock.release()
     other.join(30)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_v2pe.errors import CheckpointError
-from megatron_v2pe.testing.synthetic import internvl2_2b_config, write_hf_folder
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config, write_hf_folder
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -9,16 +9,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_v2pe.convert.api import mcore_to_hf
+from helpers import parity, short_runs
+from helpers.conversion import load_whole
+from helpers.golden import read_checkpoint
+from helpers.hf_names import to_full_state
+from helpers.packs import random_packs
+from helpers.sealing import seal
+from megatron_v2pe.checkpoint.hf.api import mcore_to_hf
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import parity, short_runs
-from megatron_v2pe.testing.conversion import load_whole
-from megatron_v2pe.testing.golden import read_checkpoint
-from megatron_v2pe.testing.hf_names import to_full_state
-from megatron_v2pe.testing.packs import random_packs
-from megatron_v2pe.testing.sealing import seal
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 LAYOUTS = {
@@ -55,8 +55,8 @@ def test_a_converted_folder_loads_in_any_layout(pools, sources, converted, name)
 
 def test_a_swapped_permutation_is_seen_by_the_model(sources, pools, tmp_path, monkeypatch):
     """Planted break: q and k of the tower change places on the way there."""
-    from megatron_v2pe.convert.api import hf_to_mcore
-    from megatron_v2pe.convert.mappings import HeadByHead
+    from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
+    from megatron_v2pe.checkpoint.hf.mappings import HeadByHead
 
     right = HeadByHead.to_mcore
 

@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_v2pe.convert.mappings import HeadByHead
-from megatron_v2pe.convert.registry import mapping_table
-from megatron_v2pe.convert.safetensors_io import Header, SafetensorsFile, build_header
+from helpers.golden import read_checkpoint
+from helpers.hf_names import to_full_state
+from megatron_v2pe.checkpoint.hf.mappings import HeadByHead
+from megatron_v2pe.checkpoint.hf.registry import mapping_table
+from megatron_v2pe.checkpoint.hf.safetensors_io import Header, SafetensorsFile, build_header
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.testing.golden import read_checkpoint
-from megatron_v2pe.testing.hf_names import to_full_state
-from megatron_v2pe.testing.synthetic import INTERNVL2_2B_PARAMETERS, internvl2_2b_config
+from megatron_v2pe.workshop.synthetic.checkpoint import INTERNVL2_2B_PARAMETERS, internvl2_2b_config
 
 PUBLISHED = {
     "vision_model.embeddings.class_embedding": (1, 1, 1024),

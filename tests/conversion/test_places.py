@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from helpers.made_up_runs import make_run
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.checkpoint.place import find_checkpoint
-from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
-from megatron_v2pe.testing.made_up_runs import make_run
-from megatron_v2pe.testing.small_data import write_checkpoint_copy
 from megatron_v2pe.train import cli
 from megatron_v2pe.train.against_checkpoint import check_checkpoint
 from megatron_v2pe.train.data_tools import tokenizer_and_facts
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
 
 
 @pytest.fixture(scope="module")

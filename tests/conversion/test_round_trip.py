@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from helpers.golden import read_checkpoint
+from megatron_v2pe.checkpoint.hf import hf_config
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.checkpoint.trained import loadable
-from megatron_v2pe.convert import hf_config
-from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.testing.golden import read_checkpoint
 
 
 def contents(folder):
@@ -35,7 +35,7 @@ def test_every_file_comes_back_to_the_byte(sources, converted, tmp_path, name):
 
 def test_a_swapped_permutation_is_caught(sources, tmp_path, monkeypatch):
     """Planted break: q and k of the tower change places on the way back."""
-    from megatron_v2pe.convert.mappings import HeadByHead
+    from megatron_v2pe.checkpoint.hf.mappings import HeadByHead
 
     right = HeadByHead.to_hf
 

@@ -14,21 +14,21 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.made_up_runs import make_run, write_state
 from megatron_v2pe.checkpoint.folder import TRAINING_STATE
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.checkpoint.trained import CARRIED, trained_config, trained_model
-from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.data.config import DataConfig
-from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
-from megatron_v2pe.data.pictures import plan_images
+from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
+from megatron_v2pe.data.image_plan import plan_images
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.policy import inference_policy
 from megatron_v2pe.generate.prompt import asked_with, checkpoint_tiling, encode_prompt
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.testing.made_up_runs import make_run, write_state
-from megatron_v2pe.testing.small_data import write_checkpoint_copy
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
 
 STRIDE = {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": "4"}
 SETTINGS = {

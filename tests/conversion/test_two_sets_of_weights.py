@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_v2pe.convert.api import hf_to_mcore
-from megatron_v2pe.convert.hf_folder import INDEX, SINGLE, HFWeights
-from megatron_v2pe.convert.random_weights import write_checkpoint
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
+from megatron_v2pe.checkpoint.hf.folder import INDEX, SINGLE, HFWeights
+from megatron_v2pe.checkpoint.hf.random_weights import write_checkpoint
 from megatron_v2pe.errors import CheckpointError
 
 

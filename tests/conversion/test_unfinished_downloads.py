@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_v2pe.convert.api import hf_to_mcore
-from megatron_v2pe.convert.hf_folder import INDEX, SINGLE, HFWeights
-from megatron_v2pe.convert.random_weights import write_checkpoint
-from megatron_v2pe.convert.side_files import check_side_files
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
+from megatron_v2pe.checkpoint.hf.folder import INDEX, SINGLE, HFWeights
+from megatron_v2pe.checkpoint.hf.random_weights import write_checkpoint
+from megatron_v2pe.checkpoint.hf.side_files import check_side_files
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.tokenizer_files import load_pieces
 from megatron_v2pe.models.config import read_config

@@ -11,10 +11,10 @@ import zipfile
 import pytest
 import torch
 
+from helpers.sealing import seal
+from megatron_v2pe.checkpoint.hf.api import mcore_to_hf
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
-from megatron_v2pe.convert.api import mcore_to_hf
 from megatron_v2pe.errors import CheckpointError
-from megatron_v2pe.testing.sealing import seal
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
 
 @pytest.fixture(scope="session")

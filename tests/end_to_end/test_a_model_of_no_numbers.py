@@ -8,8 +8,8 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from megatron_v2pe.convert.api import hf_to_mcore
-from megatron_v2pe.testing.tool_runs import command, run
+from helpers.tool_runs import command, run
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
 
 NAME = "feed_forward.w1.weight"
 

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.documented_commands import Block, Command, blocks, commands, pages, spans
+from helpers.warm_python import shared_warm_python
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
-from megatron_v2pe.testing.documented_commands import Block, Command, blocks, commands, pages, spans
-from megatron_v2pe.testing.warm_python import shared_warm_python
 from megatron_v2pe.train import cli
 
 ROOT = Path(__file__).parents[2]

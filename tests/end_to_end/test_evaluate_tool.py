@@ -8,11 +8,11 @@ import shutil
 
 import pytest
 
+from helpers.tool_runs import ROOT, command, run
+from megatron_v2pe.base.run_lock import lock_folder
 from megatron_v2pe.evaluate.registry import BENCHMARKS
-from megatron_v2pe.run_lock import lock_folder
-from megatron_v2pe.testing.small_data import write_checkpoint_copy
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
-from megatron_v2pe.testing.tool_runs import ROOT, command, run
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
 
 NAME = "chartqa_human"
 FILE = "data/chartqa/test_human.jsonl"

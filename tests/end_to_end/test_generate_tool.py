@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from megatron_v2pe.testing.tool_runs import ROOT, command, run
+from helpers.tool_runs import ROOT, command, run
 
 SHORT = ("--max-new-tokens", "4", "--device", "cpu")
 

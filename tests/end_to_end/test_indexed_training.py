@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from megatron_v2pe.testing.tool_runs import command, kill, read_metrics, run, settings, started
+from helpers.tool_runs import command, kill, read_metrics, run, settings, started
 
 STEPS = 6
 BATCH = 4

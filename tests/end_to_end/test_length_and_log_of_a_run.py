@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from megatron_v2pe.testing.small_data import write_dataset
-from megatron_v2pe.testing.tool_runs import command, read_metrics, run, settings
+from helpers.tool_runs import command, read_metrics, run, settings
+from megatron_v2pe.workshop.synthetic.small_data import write_dataset
 
 EPOCHS = 2
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_v2pe.testing.tool_runs import run
-from megatron_v2pe.testing.warm_python import shared_warm_python
+from helpers.tool_runs import run
+from helpers.warm_python import shared_warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "needle_on_a_laptop"
@@ -237,7 +237,7 @@ def test_prompts_have_exactly_as_many_tokens_as_asked_for(made, page_share, toke
     from write_data import TO_SAY
 
     from megatron_v2pe.data.conversation import BEGUN, get_template
-    from megatron_v2pe.data.text import encode_conversation
+    from megatron_v2pe.data.tokenize import encode_conversation
     from megatron_v2pe.data.tokenizer import Tokenizer
 
     folder, costs = made
@@ -258,7 +258,7 @@ def test_training_documents_are_no_longer_than_said(made):
     from write_data import QUESTIONS, write_training
 
     from megatron_v2pe.data.conversation import get_template
-    from megatron_v2pe.data.text import encode_conversation
+    from megatron_v2pe.data.tokenize import encode_conversation
     from megatron_v2pe.data.tokenizer import Tokenizer
 
     folder, costs = made

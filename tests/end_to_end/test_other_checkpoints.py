@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-from megatron_v2pe.convert.api import hf_to_mcore, mcore_to_hf
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import V2PEError
-from megatron_v2pe.generate.opening import add_checkpoint_arguments, prepare
+from megatron_v2pe.generate.load import add_checkpoint_arguments, prepare
 from megatron_v2pe.generate.pretrained import open_pretrained
 from megatron_v2pe.recipes.registry import RECIPES
-from megatron_v2pe.testing.small_data import write_tokenizer
-from megatron_v2pe.testing.synthetic import internvl2_2b_config, write_hf_folder
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.data_tools import add_model_arguments, read_settings, tokenizer_and_facts
 from megatron_v2pe.train.main import run
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config, write_hf_folder
+from megatron_v2pe.workshop.synthetic.small_data import write_tokenizer
 
 ROWS = 512
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
-from megatron_v2pe.data.sources import read_data_list
+from helpers.golden import read_checkpoint
+from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Document
 from megatron_v2pe.errors import ConfigError
@@ -22,7 +23,6 @@ from megatron_v2pe.generate.pretrained import inference_policy
 from megatron_v2pe.generate.prompt import checkpoint_tiling, encode_prompt
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.recipes.quickstart import quickstart
-from megatron_v2pe.testing.golden import read_checkpoint
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 
-from megatron_v2pe.testing.shared import shared_path
-from megatron_v2pe.testing.synthetic import internvl2_2b_config, write_hf_folder
-from megatron_v2pe.testing.tool_runs import command, read_metrics, run
+from helpers.shared import shared_path
+from helpers.tool_runs import command, read_metrics, run
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config, write_hf_folder
 
 LAYOUTS = {
     "tp2": ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=True"],

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.shared import shared_path
+from helpers.tool_runs import command, run
 from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.scorers import scorer_of
-from megatron_v2pe.testing.shared import shared_path
-from megatron_v2pe.testing.tool_runs import command, run
 
 REAL = {
     "chartqa": "data/chartqa",

@@ -7,12 +7,12 @@ import json
 
 import pytest
 
+from helpers.tool_runs import command, run
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.provenance import settle
 from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.results import score
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
-from megatron_v2pe.testing.tool_runs import command, run
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
 NAMES = ("chartqa_human", "chartqa_augmented", "mmniah_test_retrieval_text", "longvqa_32k_gqa", "longvqa_64k_gqa")
 

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from megatron_v2pe.testing.small_data import write_dataset
-from megatron_v2pe.testing.tool_runs import command, kill, read_metrics, run, settings, started
+from helpers.tool_runs import command, kill, read_metrics, run, settings, started
+from megatron_v2pe.workshop.synthetic.small_data import write_dataset
 
 STEPS, INTERVAL = 8, 3
 TP2 = {"parallel__tensor_model_parallel_size": 2, "parallel__sequence_parallel": True}

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from megatron_v2pe.testing.sealing import seal
-from megatron_v2pe.testing.small_data import write_dataset
-from megatron_v2pe.testing.tool_runs import command, run, settings
+from helpers.sealing import seal
+from helpers.tool_runs import command, run, settings
+from megatron_v2pe.workshop.synthetic.small_data import write_dataset
 
 ASK = [{"from": "human", "value": "what"}, {"from": "gpt", "value": "yes"}]
 
@@ -115,7 +115,7 @@ def results(tiny, tmp_path_factory):
         commands[name] = [*settings(tiny, root / name), f"model.model_name_or_path={damage(name, *copies)}"]
     commands["good"] = [*settings(tiny, root / "good", train__train_steps=1), "data.num_workers=0"]
     (root / "commands.json").write_text(json.dumps(list(commands.values())))
-    script = [sys.executable, "-m", "megatron_v2pe.testing.many_commands", "commands.json", "results.json"]
+    script = [sys.executable, "-m", "helpers.many_commands", "commands.json", "results.json"]
     finished = run(script, root / "log", cwd=root)
     assert finished.status == 0, finished.output[-3000:]
     outcomes = json.loads((root / "results.json").read_text())
@@ -153,8 +153,8 @@ def test_the_same_command_without_the_mistake_works(results):
     ],
 )
 def test_a_layout_that_does_not_fit_the_model(tmp_path, golden, field, value, layout, message):
-    from megatron_v2pe.testing.small_data import write_tokenizer
-    from megatron_v2pe.testing.synthetic import write_hf_folder
+    from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
+    from megatron_v2pe.workshop.synthetic.small_data import write_tokenizer
 
     config = json.loads((golden / "reference_checkpoint" / "config.json").read_text())
     config["llm_config"][field] = value

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_v2pe.command import run_tool
+from megatron_v2pe.base.command import run_tool
 from megatron_v2pe.device import launch, watchdog
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import DataError
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def child() -> None:
-    from megatron_v2pe.orphans import killed_with_parent
+    from megatron_v2pe.base.orphans import killed_with_parent
 
     killed_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
-from megatron_v2pe.train.stop import StopRequest
+from megatron_v2pe.train.signals import StopRequest
 
 
 def count(folder: Path, rank: int) -> tuple[int, int]:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_v2pe import last_words
+from helpers.tool_runs import ROOT, command, free_port, run, settings
+from megatron_v2pe.base import last_words
 from megatron_v2pe.device import before_start
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset
-from megatron_v2pe.testing.tool_runs import ROOT, command, free_port, run, settings
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_v2pe.testing.jobs import job
-from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset
-from megatron_v2pe.testing.tool_runs import command, free_port, read_metrics, run, settings
+from helpers.jobs import job
+from helpers.tool_runs import command, free_port, read_metrics, run, settings
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
 PROBE = str(Path(__file__).parent / "ends_probe.py")
 LAUNCHER = [sys.executable, "-m", "megatron_v2pe.device.torchrun"]

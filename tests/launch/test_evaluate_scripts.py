@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_v2pe.testing.small_data import write_tokenizer
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
-from megatron_v2pe.testing.tool_runs import free_port
+from helpers.tool_runs import free_port
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.small_data import write_tokenizer
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(__file__).parent / "bin"

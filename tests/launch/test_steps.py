@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from megatron_v2pe.testing.tool_runs import ROOT
+from helpers.tool_runs import ROOT
 
 HEAD = f"""set -eu
 root={ROOT}

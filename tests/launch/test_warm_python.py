@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from megatron_v2pe.testing.warm_python import shared_warm_python
+from helpers.warm_python import shared_warm_python
 
 
 @pytest.fixture(scope="module")

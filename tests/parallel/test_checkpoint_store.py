@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers import parity, short_runs
+from helpers.packs import random_packs
 from megatron_v2pe.checkpoint import store
 from megatron_v2pe.checkpoint.folder import latest_iteration
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import parity, short_runs
-from megatron_v2pe.testing.distributed import WorkerError
-from megatron_v2pe.testing.packs import random_packs
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.worker_pool import WorkerError
 
 POLICY = StridePolicy("v2pe_fix", 1)
 LAYOUTS = {

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers import parity, short_runs
+from helpers.packs import random_packs
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import parity, short_runs
-from megatron_v2pe.testing.packs import random_packs
 from megatron_v2pe.train.config import AdamWConfig
 from megatron_v2pe.v2pe.stride import StridePolicy
 

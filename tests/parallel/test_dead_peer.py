@@ -14,8 +14,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset
-from megatron_v2pe.testing.tool_runs import free_port, settings, started
+from helpers.tool_runs import free_port, settings, started
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
 RING_TIMEOUT = 8
 RUN_TIMEOUT = 12
@@ -66,7 +66,7 @@ while True:
 TOOL = """
 import os, signal, sys
 
-from megatron_v2pe.command import run_tool
+from megatron_v2pe.base.command import run_tool
 from megatron_v2pe.parallel.ring import Ring
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli

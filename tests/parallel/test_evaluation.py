@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_v2pe.convert.api import hf_to_mcore
+from helpers import evaluation
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
 from megatron_v2pe.evaluate.answers import AnswerLog
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import evaluation
-from megatron_v2pe.testing.distributed import WorkerError, WorkerPool
-from megatron_v2pe.testing.small_data import write_checkpoint_copy
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
+from megatron_v2pe.workshop.worker_pool import WorkerError, WorkerPool
 
 NAME = "longvqa_32k_gqa"  # two images a question
 LAYOUTS = {

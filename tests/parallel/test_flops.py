@@ -6,13 +6,13 @@ import json
 
 import pytest
 
+from helpers import counted_flops, parity
+from helpers.packs import random_packs
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import Learning, StepCost
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import counted_flops, parity
-from megatron_v2pe.testing.packs import random_packs
-from megatron_v2pe.testing.synthetic import internvl2_2b_config
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
 POLICY = StridePolicy("v2pe_fix", 1)
 FROZEN = {

@@ -13,13 +13,13 @@ from fractions import Fraction
 import pytest
 import torch
 
+from helpers import generation, parity
+from helpers.packs import IMG_CONTEXT, random_packs
 from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import Sampling
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import generation, parity
-from megatron_v2pe.testing.packs import IMG_CONTEXT, random_packs
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 # Largest errors of any step's logits, relative to the largest logit, measured over all cases below:

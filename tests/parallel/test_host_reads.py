@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
+from helpers import host_reads, parity
+from helpers.packs import random_packs
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import host_reads, parity
-from megatron_v2pe.testing.packs import random_packs
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 POLICY = StridePolicy("v2pe_fix", 1)

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
+from helpers import host_reads, parity
+from helpers.packs import random_packs
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import host_reads, parity
-from megatron_v2pe.testing.distributed import WorkerPool
-from megatron_v2pe.testing.packs import random_packs
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.worker_pool import WorkerPool
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 POLICY = StridePolicy("v2pe_fix", 1)

@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers import generation, non_finite, parity
+from helpers.packs import IMG_CONTEXT, random_packs
 from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import NOT_FINITE, Sampling, choose, marked
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import generation, non_finite, parity
-from megatron_v2pe.testing.packs import IMG_CONTEXT, random_packs
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 POLICY = StridePolicy("v2pe_fix", 1)

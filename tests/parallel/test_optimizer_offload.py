@@ -12,9 +12,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers import made_up_card, parity, short_runs
+from helpers.packs import random_packs
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import made_up_card, parity, short_runs
-from megatron_v2pe.testing.packs import random_packs
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 POLICY = StridePolicy("v2pe_fix", 1)

@@ -13,10 +13,10 @@ from itertools import product
 import pytest
 import torch
 
+from helpers import parity, short_runs
+from helpers.packs import random_packs
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import parity, short_runs
-from megatron_v2pe.testing.packs import random_packs
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 POLICY = StridePolicy("v2pe_fix", 1)

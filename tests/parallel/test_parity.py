@@ -13,10 +13,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers import parity
+from helpers.packs import random_packs
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import parity
-from megatron_v2pe.testing.packs import random_packs
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 # Largest relative errors measured over all cases below:

@@ -13,12 +13,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers import generation, parity
+from helpers.packs import IMG_CONTEXT, random_packs
 from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import Sampling, choose
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.testing import generation, parity
-from megatron_v2pe.testing.packs import IMG_CONTEXT, random_packs
 from megatron_v2pe.v2pe.stride import StridePolicy
 
 # Largest errors of any step's logits, relative to the largest logit, over all cases below: fp64 2e-15, fp32 9e-7,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_v2pe.convert.api import hf_to_mcore
+from helpers.evaluation import at_strides
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.pretrained import Question
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing.distributed import WorkerError
-from megatron_v2pe.testing.evaluation import at_strides
-from megatron_v2pe.testing.small_data import write_checkpoint_copy
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
 from megatron_v2pe.v2pe.stride import parse_stride
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
+from megatron_v2pe.workshop.worker_pool import WorkerError
 
 STRIDES = [parse_stride(text) for text in ("4", "1/3", "1", "3/2", "4")]
 """Positions of a tile of 4 tokens: whole, fractions with other denominators, and the first again."""

@@ -13,7 +13,7 @@ SMALL = ["--windows", "500", "--many", "3000", "--ranks", "2", "8", "--step", "1
 @pytest.fixture
 def run(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from benchmarks import packing
+    from perf import packing
 
     return packing.run
 

@@ -18,20 +18,20 @@ TOOLS = Path(__file__).parents[2] / "tools"
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(TOOLS))
-    from benchmarks import step_beside_transformers
+    from perf import step_beside_transformers
 
     return step_beside_transformers
 
 
 def small(benchmark, **changes):
-    from benchmarks._training import Shape
+    from perf._training import Shape
 
     shape = Shape(layers=2, heads=2, groups=1, vocab=300)
     return benchmark.Task(**{"shape": shape, "tokens": 640, "tiles": 2, "supervised": 20, **changes})
 
 
 def test_both_learn_the_same_document(benchmark):
-    from benchmarks._training import micro_batch
+    from perf._training import micro_batch
 
     task = small(benchmark)
     model = SimpleNamespace(

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks import attention_kernels
 from torch import Tensor
 
 from gpu_checks.outcome import Outcome
@@ -24,6 +23,7 @@ from megatron_v2pe.kernels.residual import scaled_residual
 from megatron_v2pe.kernels.rotary import split_and_rotate
 from megatron_v2pe.kernels.swiglu import swiglu
 from megatron_v2pe.kernels.tiles import normalise_tiles
+from perf import attention_kernels
 
 REPEATS = {"cuda": 5, "cpu": 1}
 TOLERANCE = {torch.bfloat16: 0.02, torch.float32: 2e-5}

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from gpu_checks.outcome import Outcome
+from helpers import parity
+from helpers.packs import random_packs
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import parity
-from megatron_v2pe.testing.distributed import WorkerError, WorkerPool
-from megatron_v2pe.testing.packs import random_packs
-from megatron_v2pe.testing.synthetic import internvl2_2b_config
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
+from megatron_v2pe.workshop.worker_pool import WorkerError, WorkerPool
 
 ONE = ParallelConfig(use_distributed_optimizer=False)
 TP2 = replace(ONE, tensor_model_parallel_size=2)

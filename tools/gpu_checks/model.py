@@ -14,9 +14,9 @@ import torch.distributed as dist
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing.parity import built
-from megatron_v2pe.testing.synthetic import internvl2_2b_config
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.built_model import built
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
 POLICY = StridePolicy("v2pe_fix", 64)
 ALONE = ParallelConfig()

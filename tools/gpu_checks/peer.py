@@ -7,8 +7,6 @@ import time
 from typing import Any
 
 import torch
-from benchmarks._training import Shape
-from benchmarks.step_beside_transformers import Published, Task, theirs
 
 from gpu_checks.generation import CASES, NEW
 from gpu_checks.model import Size, size_for
@@ -16,7 +14,9 @@ from gpu_checks.outcome import Outcome
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import StepCost
-from megatron_v2pe.testing.distributed import WorkerPool
+from megatron_v2pe.workshop.worker_pool import WorkerPool
+from perf._training import Shape
+from perf.step_beside_transformers import Published, Task, theirs
 
 GIB = 2**30
 TASKS = {

@@ -30,13 +30,13 @@ from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.parallel.placement import Placement
 from megatron_v2pe.train.config import AdamWConfig, ExperimentConfig, TrainConfig
 from megatron_v2pe.train.data_feed import DataFeed
+from megatron_v2pe.train.ddp import wrap
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import Budget, in_words, plan_of_stage
 from megatron_v2pe.train.metrics import MetricsLog, StepMetrics
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler
-from megatron_v2pe.train.stop import StopRequest
-from megatron_v2pe.train.wrap import wrap
+from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.v2pe.position_ids import position_ticks
 
 SUPERVISED = 100

@@ -16,7 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_v2pe.data.documents import DocumentEncoder
+from megatron_v2pe.base.run_lock import LOCK, lock_folder
+from megatron_v2pe.data.annotations import Dataset
+from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.files import LOOKUP
 from megatron_v2pe.data.indexed.finish import plan_digest, put_in_place, write_indexes, write_manifest
@@ -26,14 +28,12 @@ from megatron_v2pe.data.indexed.settings import settings_of, template_digest
 from megatron_v2pe.data.indexed.streams import JOURNAL, Streams, room
 from megatron_v2pe.data.indexed.verify import verify
 from megatron_v2pe.data.indexed.work import UNREADABLE, Worker
-from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.data.types import AS_PUBLISHED
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.seal import CHECK, seal, unseal
 from megatron_v2pe.foreign.text import read_json_object
-from megatron_v2pe.run_lock import LOCK, lock_folder
 
 PLAN, _FORMAT = "plan.json", "plan of a megatron-v2pe indexed data set"
 _OPENING = tuple(asdict(AS_PUBLISHED))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.logging import get_logger
 
 _READ_BYTES = 1 << 22
 _log = get_logger(__name__)

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.checksums import CHECKSUMS, write_checksums
 from megatron_v2pe.data.indexed.files import map_records
 from megatron_v2pe.data.indexed.megatron_format import write_index
 from megatron_v2pe.data.indexed.report import write_report
 from megatron_v2pe.data.indexed.streams import Streams
-from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.data.types import AS_PUBLISHED
 from megatron_v2pe.errors import DataError
 

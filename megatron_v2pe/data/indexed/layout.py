@@ -26,6 +26,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.data.indexed.checksums import BLOCK, CHECKSUMS, REMEDY, CheckedFile, read_checksums
 from megatron_v2pe.data.types import AS_PUBLISHED, Opening
 from megatron_v2pe.errors import DataError
@@ -34,7 +35,6 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.seal import CHECK, seal, unseal
 from megatron_v2pe.foreign.text import read_json_object
-from megatron_v2pe.logging import get_logger
 
 _log = get_logger(__name__)
 FORMAT, VERSION = "megatron-v2pe indexed data set", 2

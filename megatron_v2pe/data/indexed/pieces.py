@@ -15,16 +15,16 @@ from typing import TypeAlias
 
 import numpy as np
 
+from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.base.progress import Progress, progress_bar
+from megatron_v2pe.data.annotations import Dataset, LineBlock
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.files import FileTable, Measured, map_records
 from megatron_v2pe.data.indexed.pool import Pool
 from megatron_v2pe.data.indexed.streams import Streams
 from megatron_v2pe.data.indexed.work import UNREADABLE, Encoded
-from megatron_v2pe.data.sources import Dataset, LineBlock
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.logging import get_logger
-from megatron_v2pe.progress import Progress, progress_bar
 
 _log = get_logger(__name__)
 FILES_AT_ONCE, LINES_AT_ONCE, BYTES_AT_ONCE = 64, 128, 1 << 23

@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import numpy as np
 
+from megatron_v2pe.data.annotations import read_openings, read_shares
+from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.indexed.layout import IndexedSet
 from megatron_v2pe.data.indexed.samples import IndexedSamples
@@ -22,8 +24,6 @@ from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.packing.balance import deal, round_robin
 from megatron_v2pe.data.packing.planner import PackBudgets, plan_window
 from megatron_v2pe.data.plan import LOADER_STATE
-from megatron_v2pe.data.skip import SkipLog
-from megatron_v2pe.data.sources import read_openings, read_shares
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.schema import Range, typed
 

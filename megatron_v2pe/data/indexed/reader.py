@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import Dataset
 
-from megatron_v2pe.data.documents import DocumentEncoder
+from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.plan import IndexedPack
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.pack_reader import PackReader, ReadPack

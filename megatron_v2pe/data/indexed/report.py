@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from megatron_v2pe.data.bad_samples import cause_of
 from megatron_v2pe.data.indexed.layout import IndexedSet
-from megatron_v2pe.data.skip import cause_of
 from megatron_v2pe.foreign.media_fields import named
 
 JSON_REPORT, TEXT_REPORT, PLOT = "report.json", "report.txt", "lengths.png"

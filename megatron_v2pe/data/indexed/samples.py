@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.data.config import DataConfig
-from megatron_v2pe.data.documents import ModelFacts
+from megatron_v2pe.data.encode import ModelFacts
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.checksums import REMEDY
 from megatron_v2pe.data.indexed.files import FileStore
@@ -20,7 +21,6 @@ from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Clip, CompactText, EncodedSample, Opening, Picture, SampleId
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.logging import get_logger
 
 _log = get_logger(__name__)
 # `SAMPLE` and `MEDIUM` of `layout`: several times as fast as reading field by field.

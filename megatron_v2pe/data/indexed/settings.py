@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import get_template
-from megatron_v2pe.data.documents import ModelFacts
+from megatron_v2pe.data.encode import ModelFacts
 from megatron_v2pe.data.tokenizer import Tokenizer
 
 SETTINGS = (

@@ -19,15 +19,15 @@ from typing import Annotated, Any
 
 import xxhash
 
+from megatron_v2pe.base.exit_status import NO_SPACE
+from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.base.progress import progress_bar
 from megatron_v2pe.data.indexed.checksums import BLOCK, BlockSums
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.exit_status import NO_SPACE
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.text import lines, parse_json
-from megatron_v2pe.logging import get_logger
-from megatron_v2pe.progress import progress_bar
 
 _log = get_logger(__name__)
 JOURNAL = "journal.jsonl"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_v2pe.base.progress import progress_bar
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.checksums import BLOCK
 from megatron_v2pe.data.indexed.files import FileStore
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.text import decode
-from megatron_v2pe.progress import progress_bar
 
 
 def verify(folder: Path) -> layout.Manifest:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_v2pe.data.documents import DocumentEncoder
+from megatron_v2pe.data.annotations import Dataset, LineBlock
+from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.files import FileTable, Measured, measure_image, measure_video
 from megatron_v2pe.data.indexed.layout import MEDIUM, SAMPLE, TOKEN_TYPE
-from megatron_v2pe.data.sources import Dataset, LineBlock
-from megatron_v2pe.data.text import image_starts
+from megatron_v2pe.data.tokenize import image_starts
 from megatron_v2pe.data.types import Clip, EncodedSample, Picture
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.media_fields import may_name_media

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_v2pe.data.packing.filling import fill_packs
+from megatron_v2pe.data.packing.first_fit import fill_packs
 from megatron_v2pe.errors import ConfigError, DataError
 
 LARGEST = 1 << 31

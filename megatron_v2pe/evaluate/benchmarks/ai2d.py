@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_v2pe.evaluate.benchmark import Needed
 from megatron_v2pe.evaluate.benchmarks.single_image import INTERNVL, SingleImageBenchmark, TruthOf
-from megatron_v2pe.evaluate.reading import Row
+from megatron_v2pe.evaluate.question_files import Row
 
 _OPTION = re.compile(r"^([A-H])\. *(\S.*)$", re.MULTILINE)
 """A line of an option, as VLMEvalKit writes it."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmarks.single_image import TruthOf
-from megatron_v2pe.evaluate.reading import ID, TEXTS, VALUES, Row, demand, json_records, optional, read_json
+from megatron_v2pe.evaluate.question_files import ID, TEXTS, VALUES, Row, demand, json_records, optional, read_json
 
 GROUPS = ("answer_type", "evidence", "operation/reasoning")
 """What InfoVQA's file says of a question besides: lists."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import Needed
 from megatron_v2pe.evaluate.benchmarks.single_image import QWEN, SingleImageBenchmark, TruthOf
-from megatron_v2pe.evaluate.reading import Row, demand, read_json
+from megatron_v2pe.evaluate.question_files import Row, demand, read_json
 
 _QUESTIONS = "data/gqa/testdev_balanced_questions.json"
 _OTHERS = (

@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from megatron_v2pe.data.checking.published_layout import LONG_VQA_IMAGE, LONG_VQA_PASTE
+from megatron_v2pe.data.published_layout import LONG_VQA_IMAGE, LONG_VQA_PASTE
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.embedded_images import CACHE
-from megatron_v2pe.evaluate.reading import ID, NUMBER, TEXTS, demand, json_lines, optional
+from megatron_v2pe.evaluate.question_files import ID, NUMBER, TEXTS, demand, json_lines, optional
 
 _SOURCE = "https://huggingface.co/datasets/OpenGVLab/V2PE-Data"
 _FIELDS = {"id": ID, "image": (str, TEXTS, type(None)), "conversations": list}

@@ -29,7 +29,7 @@ from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.benchmarks.wording import IMAGE, LETTER, lettered, option_lines
 from megatron_v2pe.evaluate.embedded_images import CACHE
-from megatron_v2pe.evaluate.reading import ID, TEXTS, VALUES, Row, demand, json_records, optional, read_json
+from megatron_v2pe.evaluate.question_files import ID, TEXTS, VALUES, Row, demand, json_records, optional, read_json
 
 _ROOT = "dataset/benchmark/MileBench"
 _SOURCE = "https://huggingface.co/datasets/FreedomIntelligence/MileBench"

@@ -26,7 +26,18 @@ from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.benchmarks.wording import IMAGE, LETTER, SHORT, lettered, option_lines
 from megatron_v2pe.evaluate.embedded_images import CACHE
-from megatron_v2pe.evaluate.reading import ID, NUMBER, TEXTS, VALUES, Fields, Row, Rows, demand, json_lines, optional
+from megatron_v2pe.evaluate.question_files import (
+    ID,
+    NUMBER,
+    TEXTS,
+    VALUES,
+    Fields,
+    Row,
+    Rows,
+    demand,
+    json_lines,
+    optional,
+)
 
 _ROOT = "dataset/benchmark/MM-NIAH"
 _SOURCE = "https://huggingface.co/datasets/OpenGVLab/MM-NIAH"

@@ -21,7 +21,7 @@ from megatron_v2pe.evaluate.benchmark import Needed, Question
 from megatron_v2pe.evaluate.benchmarks.mm_niah import FIELDS, OTHER_TOKENS, needle_questions
 from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark
 from megatron_v2pe.evaluate.embedded_images import CACHE
-from megatron_v2pe.evaluate.reading import Rows, json_lines
+from megatron_v2pe.evaluate.question_files import Rows, json_lines
 
 _SOURCE = "https://huggingface.co/datasets/OpenGVLab/V2PE-Data"
 _IMAGES = "dataset/image/long_mr/val"

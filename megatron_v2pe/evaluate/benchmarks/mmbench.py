@@ -28,7 +28,7 @@ from megatron_v2pe.evaluate.benchmarks.published import FAMILY_TILES, PublishedB
 from megatron_v2pe.evaluate.benchmarks.table import write_table
 from megatron_v2pe.evaluate.benchmarks.wording import LETTER, LETTER_CN, option_lines, with_image
 from megatron_v2pe.evaluate.embedded_images import store_image
-from megatron_v2pe.evaluate.reading import tsv_rows
+from megatron_v2pe.evaluate.question_files import tsv_rows
 
 _LETTERS = ("A", "B", "C", "D", "E")
 _REQUIRED = ("index", "image", "question", "A", "B")

@@ -22,13 +22,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import FAMILY_TILES, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.benchmarks.wording import IMAGE, LETTER, SHORT, lettered, option_lines
 from megatron_v2pe.evaluate.embedded_images import store_image
-from megatron_v2pe.evaluate.reading import Fields, Row, Rows, json_lines, literal_list, parquet_rows
-from megatron_v2pe.logging import get_logger
+from megatron_v2pe.evaluate.question_files import Fields, Row, Rows, json_lines, literal_list, parquet_rows
 
 logger = get_logger(__name__)
 

@@ -23,7 +23,7 @@ from megatron_v2pe.evaluate.benchmark import Needed, Question
 from megatron_v2pe.evaluate.benchmarks.frames import frame_lines, video_images
 from megatron_v2pe.evaluate.benchmarks.published import PublishedBenchmark, asked
 from megatron_v2pe.evaluate.benchmarks.wording import lettered
-from megatron_v2pe.evaluate.reading import NUMBER, VALUES, Fields, Row, json_records, read_json
+from megatron_v2pe.evaluate.question_files import NUMBER, VALUES, Fields, Row, json_records, read_json
 
 _ROOT = "dataset/benchmark/MVBench"
 _INSTRUCTION = (

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.data.conversation import BEGUN
-from megatron_v2pe.data.placing import REMEDY, with_images
+from megatron_v2pe.data.image_places import REMEDY, with_images
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef, Question
 from megatron_v2pe.evaluate.benchmarks.own_options import FIELDS as OPTIONS
 from megatron_v2pe.evaluate.benchmarks.own_options import options_of, right_options, with_options
 from megatron_v2pe.evaluate.benchmarks.wording import IMAGE
-from megatron_v2pe.evaluate.reading import ID, Fields, Row, optional
+from megatron_v2pe.evaluate.question_files import ID, Fields, Row, optional
 from megatron_v2pe.foreign.media_fields import Media, media_of
 from megatron_v2pe.foreign.printable import printable
 

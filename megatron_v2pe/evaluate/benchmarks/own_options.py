@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmarks.wording import LETTER, lettered, option_lines
-from megatron_v2pe.evaluate.reading import literal_list
+from megatron_v2pe.evaluate.question_files import literal_list
 from megatron_v2pe.foreign.media_fields import refuse_hidden_media
 from megatron_v2pe.foreign.printable import printable
 

@@ -5,7 +5,7 @@ and if wanted
 
 - images: `image` or `images`, a path or a list of paths relative to the file's folder or, where they are not there, to
   the root of the data (`--root`), also under the other names that training reads (`foreign.media_fields`); `<image>`
-  in the question says where each stands, and where none does, they stand before it (`data.placing`);
+  in the question says where each stands, and where none does, they stand before it (`data.image_places`);
 - `context`: text before the question, a line break between them;
 - `options` or `choices`: shown beneath the question, the answer is a letter or the text of one (`own_options`);
 - `id` (or `question_id`; else the line's number), `max_new_tokens`, `answer_begins` (text the model is given as the
@@ -36,7 +36,7 @@ from megatron_v2pe.evaluate.benchmarks.mm_niah import FIELDS as NEEDLE_FIELDS
 from megatron_v2pe.evaluate.benchmarks.own_lines import is_needle, needle_row, own_question
 from megatron_v2pe.evaluate.benchmarks.published import Mode, PublishedBenchmark, logger
 from megatron_v2pe.evaluate.embedded_images import CACHE
-from megatron_v2pe.evaluate.reading import Row, Rows, demand, json_lines
+from megatron_v2pe.evaluate.question_files import Row, Rows, demand, json_lines
 from megatron_v2pe.foreign.files import check_name
 from megatron_v2pe.foreign.printable import printable
 

@@ -21,7 +21,7 @@ from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import FAMILY_TILES, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.benchmarks.single_image import COCO
 from megatron_v2pe.evaluate.benchmarks.wording import with_image
-from megatron_v2pe.evaluate.reading import ID, json_lines
+from megatron_v2pe.evaluate.question_files import ID, json_lines
 
 _FILE = "data/pope/llava_pope_test.jsonl"
 _CATEGORIES = ("random", "popular", "adversarial")

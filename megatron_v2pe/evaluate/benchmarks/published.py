@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
 from megatron_v2pe.evaluate.benchmarks.wording import IMAGE
 from megatron_v2pe.evaluate.embedded_images import CACHE
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.logging import get_logger
 
 logger = get_logger(__name__)
 

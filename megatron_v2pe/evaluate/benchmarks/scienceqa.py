@@ -19,7 +19,7 @@ from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import FAMILY_TILES, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.benchmarks.single_image import QWEN
 from megatron_v2pe.evaluate.benchmarks.wording import LETTER, lettered, option_lines, with_image
-from megatron_v2pe.evaluate.reading import VALUES, json_lines
+from megatron_v2pe.evaluate.question_files import VALUES, json_lines
 
 _FILE = "data/scienceqa/scienceqa_test_img.jsonl"
 _FIELDS = {"image": str, "hint": (str, type(None)), "question": str, "choices": VALUES, "answer": int}

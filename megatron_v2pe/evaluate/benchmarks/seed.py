@@ -20,7 +20,7 @@ from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import FAMILY_TILES, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.benchmarks.single_image import INTERNVL
 from megatron_v2pe.evaluate.benchmarks.wording import with_image
-from megatron_v2pe.evaluate.reading import ID, Row, demand, json_lines, json_records, read_json
+from megatron_v2pe.evaluate.question_files import ID, Row, demand, json_lines, json_records, read_json
 
 _FOLDER = "data/SEED"
 _FILE = f"{_FOLDER}/seed.jsonl"

@@ -15,7 +15,7 @@ from typing import Any
 from megatron_v2pe.evaluate.benchmark import ImageRef, Needed, Question
 from megatron_v2pe.evaluate.benchmarks.published import FAMILY_TILES, PublishedBenchmark, asked
 from megatron_v2pe.evaluate.benchmarks.wording import SHORT, with_image
-from megatron_v2pe.evaluate.reading import ID, VALUES, Row, demand, json_lines
+from megatron_v2pe.evaluate.question_files import ID, VALUES, Row, demand, json_lines
 
 QWEN = "https://ofasys-wlcb.oss-cn-wulanchabu.aliyuncs.com/Qwen-VL/evaluation"
 """Where the files converted by the authors of Qwen-VL are downloaded from."""

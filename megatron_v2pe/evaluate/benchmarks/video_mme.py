@@ -20,7 +20,7 @@ from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import Needed, Question
 from megatron_v2pe.evaluate.benchmarks.frames import frame_lines, video_images
 from megatron_v2pe.evaluate.benchmarks.published import PublishedBenchmark, asked
-from megatron_v2pe.evaluate.reading import TEXTS, Fields, json_lines, parquet_rows
+from megatron_v2pe.evaluate.question_files import TEXTS, Fields, json_lines, parquet_rows
 
 _ROOT = "data/Video-MME"
 _SOURCE = "https://huggingface.co/datasets/lmms-lab/Video-MME"

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmarks.single_image import TruthOf
-from megatron_v2pe.evaluate.reading import ID, Row, demand, json_records, read_json
+from megatron_v2pe.evaluate.question_files import ID, Row, demand, json_records, read_json
 
 
 def voted_answers(path: Path) -> TruthOf:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from megatron_v2pe.base.progress import progress_bar
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
@@ -24,7 +25,6 @@ from megatron_v2pe.evaluate.report.runs import Run
 from megatron_v2pe.evaluate.results import RESULTS, Results, read_results
 from megatron_v2pe.evaluate.scorers import Item, Judgement, Mode, Scorer, scorer_of
 from megatron_v2pe.evaluate.words import told, words_of
-from megatron_v2pe.progress import progress_bar
 
 MODES: tuple[Mode, ...] = ("reference", "corrected")
 _MOST_OF_A_QUESTION = 1000

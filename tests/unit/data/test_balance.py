@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from megatron_v2pe.data.packing.balance import deal, round_robin
 from megatron_v2pe.data.packing.planner import PackBudgets, plan_packs
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.testing.lengths import drawn_lengths
+from megatron_v2pe.workshop.measuring.lengths import drawn_lengths
 
 
 def heaviest(costs, hands):

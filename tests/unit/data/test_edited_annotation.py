@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.loader import build_loader
-from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.testing.small_data import FACTS, config_for
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_states_of_older_versions_go_on(run):
 
 
 def test_the_checksum_is_of_every_byte_and_costs_no_second_reading(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_v2pe.data.sources._READ_BYTES", 7)
+    monkeypatch.setattr("megatron_v2pe.data.annotations._READ_BYTES", 7)
     path = tmp_path / "a.jsonl"
     seen = set()
     for content in (b"{}\n" * 9, b"{}\n" * 8 + b"{} ", b"{}\n" * 8 + b"[]\n", b" " + b"{}\n" * 9):

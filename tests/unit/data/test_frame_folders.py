@@ -9,17 +9,17 @@ import re
 import pytest
 from PIL import Image
 
+from helpers.data_cases import Case, turns
 from megatron_v2pe.data import frame_folder
-from megatron_v2pe.data.documents import DocumentEncoder
+from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.frame_folder import list_frames, look_into, natural_key
-from megatron_v2pe.data.long_context.image_pool import folder_images
-from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmarks.frames import video_images
 from megatron_v2pe.evaluate.benchmarks.mm_niah_long import MmNiahLong
-from megatron_v2pe.testing.data_cases import Case, turns
-from megatron_v2pe.testing.small_data import FACTS, config_for
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.long_context.image_pool import folder_images
+from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for
 
 ORDERS = {
     "not padded": [f"clip_{number}.jpg" for number in range(1, 13)],

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from megatron_v2pe.data.checking.samples import SampleChecker
-from megatron_v2pe.data.sources import Dataset
+from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.workshop.checking.samples import SampleChecker
 
 DATASET = Dataset("d", "a.jsonl", root="root")
 SHOWN = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]

@@ -9,11 +9,11 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from helpers.shared import shared_path
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.tokenizer_files import load_pieces
-from megatron_v2pe.testing.shared import shared_path
-from megatron_v2pe.testing.small_tokenizer import train_tokenizer
+from megatron_v2pe.workshop.synthetic.tokenizer import train_tokenizer
 
 WARNING = "null character"
 

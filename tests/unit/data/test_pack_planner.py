@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.shared import shared_path
 from megatron_v2pe.data.packing.planner import PackBudgets, PackTable, plan_packs, plan_window
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.testing.lengths import drawn_lengths, read_lengths
-from megatron_v2pe.testing.reference_packing import l2_bound, two_budget_bound
-from megatron_v2pe.testing.shared import shared_path
+from megatron_v2pe.workshop.measuring.lengths import drawn_lengths, read_lengths
+from megatron_v2pe.workshop.measuring.reference_packing import l2_bound, two_budget_bound
 
 
 def array(*values):

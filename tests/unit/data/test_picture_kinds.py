@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from megatron_v2pe.data.documents import DocumentEncoder
+from helpers.data_cases import Case, turns
+from megatron_v2pe.data.annotations import Dataset
+from megatron_v2pe.data.encode import DocumentEncoder
+from megatron_v2pe.data.image_plan import TilingOptions, plan_images, read_tiles
 from megatron_v2pe.data.image_transform import image_size, open_image
 from megatron_v2pe.data.indexed.files import measure_image
-from megatron_v2pe.data.pictures import TilingOptions, plan_images, read_tiles
-from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.data.types import Opening
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef
 from megatron_v2pe.evaluate.embedded_images import store_image
 from megatron_v2pe.evaluate.images import open_enlarged, picture_of
-from megatron_v2pe.testing.data_cases import Case, turns
-from megatron_v2pe.testing.small_data import FACTS, config_for
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for
 
 RAMP = np.tile(np.arange(32, dtype=np.float64) / 31, (8, 1))
 """Black to white, 32 x 8."""

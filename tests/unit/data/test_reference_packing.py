@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_v2pe.testing.lengths import drawn_lengths, read_lengths
-from megatron_v2pe.testing.reference_packing import l2_bound, reference_packs, two_budget_bound
+from megatron_v2pe.workshop.measuring.lengths import drawn_lengths, read_lengths
+from megatron_v2pe.workshop.measuring.reference_packing import l2_bound, reference_packs, two_budget_bound
 
 
 def bound_by_definition(sizes, capacity):

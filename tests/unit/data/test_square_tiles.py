@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
+from megatron_v2pe.data.image_plan import TilingOptions, plan_images, read_tiles
 from megatron_v2pe.data.image_transform import NORMALISATION, open_image, pad_to_square
-from megatron_v2pe.data.pictures import TilingOptions, plan_images, read_tiles
 from megatron_v2pe.data.tiling import choose_grid
 from megatron_v2pe.data.types import Picture
 from megatron_v2pe.evaluate.benchmark import ImageRef

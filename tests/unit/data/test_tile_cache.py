@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from megatron_v2pe.data.pictures import read_tiles
+from megatron_v2pe.data.image_plan import read_tiles
 from megatron_v2pe.data.tile_cache import LARGEST, TileCache
 from megatron_v2pe.data.types import Picture
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.conversation import TEMPLATES, get_template
-from megatron_v2pe.data.documents import _with_frames
-from megatron_v2pe.data.sources import Dataset
-from megatron_v2pe.data.text import compact_conversation, encode_conversation, with_placeholder
+from megatron_v2pe.data.encode import _with_frames
+from megatron_v2pe.data.tokenize import compact_conversation, encode_conversation, with_placeholder
 from megatron_v2pe.data.turns import turns_of
 from megatron_v2pe.errors import DataError
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from megatron_v2pe.data.documents import DocumentEncoder
+from helpers.shared import shared_path
+from megatron_v2pe.data.annotations import Dataset
+from megatron_v2pe.data.encode import DocumentEncoder
+from megatron_v2pe.data.image_plan import read_tiles
 from megatron_v2pe.data.image_transform import image_size
 from megatron_v2pe.data.indexed.files import measure_image, measure_video
-from megatron_v2pe.data.pictures import read_tiles
-from megatron_v2pe.data.sources import Dataset
 from megatron_v2pe.data.video import draw_frames, frame_range, list_frames, read_frames
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.testing.shared import shared_path
-from megatron_v2pe.testing.small_data import FACTS, config_for
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for
 
 
 def grey(value):

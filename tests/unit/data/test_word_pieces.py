@@ -10,8 +10,8 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.shared import shared_path
 from megatron_v2pe.data.word_pieces import WordPieces
-from megatron_v2pe.testing.shared import shared_path
 
 PARTS = [
     "a red square ",

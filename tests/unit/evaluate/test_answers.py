@@ -10,8 +10,8 @@ import pytest
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate import provenance
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
+from megatron_v2pe.evaluate.load_balance import cost_of, share_out
 from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
-from megatron_v2pe.evaluate.share import cost_of, share_out
 from megatron_v2pe.foreign.seal import seal
 
 

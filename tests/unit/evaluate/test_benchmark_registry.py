@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from megatron_v2pe.data.checking.published_layout import LONG_VQA_IMAGE
+from megatron_v2pe.data.published_layout import LONG_VQA_IMAGE
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmarks import milebench
 from megatron_v2pe.evaluate.registry import BENCHMARKS, GROUPS, create, expand
-from megatron_v2pe.testing.benchmark_sets import long_context
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.benchmark_sets import long_context
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
 PUBLISHED_TASKS = """
 vqa-okvqa-val vqa-textvqa-val vqa-textvqa-val-ocr vqa-vizwiz-val vqa-vizwiz-test vqa-vqav2-testdev vqa-vqav2-val

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from helpers.opened_images import open_images
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmark import Question
 from megatron_v2pe.evaluate.registry import BENCHMARKS, create
-from megatron_v2pe.testing.opened_images import open_images
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
 SCORED = [name for name in BENCHMARKS if create(name).scorer]
 UNSCORED = [name for name in BENCHMARKS if create(name).scorer is None]

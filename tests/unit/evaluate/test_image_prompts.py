@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from helpers.hand_written_sets import LETTER, SHORT, ask, text_of, write_json, write_lines
+from helpers.opened_images import open_images
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef
 from megatron_v2pe.evaluate.registry import create
-from megatron_v2pe.testing.hand_written_sets import LETTER, SHORT, ask, text_of, write_json, write_lines
-from megatron_v2pe.testing.opened_images import open_images
 
 
 def picture(path: Path, size: tuple[int, int] = (20, 10)) -> None:

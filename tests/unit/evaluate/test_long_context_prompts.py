@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from helpers.hand_written_sets import LETTER, SHORT, ask, text_of, write_json, write_lines
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef
 from megatron_v2pe.evaluate.registry import create
-from megatron_v2pe.testing.hand_written_sets import LETTER, SHORT, ask, text_of, write_json, write_lines
 
 
 def _needle(root: Path, name: str, **changes: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.scorers import scorer_of
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
 pytest.importorskip("rapidfuzz", reason="scorers need the eval extra")
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import pytest
 
-from megatron_v2pe.data.pictures import TilingOptions
+from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.evaluate.benchmark import ImageRef
 from megatron_v2pe.evaluate.prompting import Prompter
 from megatron_v2pe.evaluate.registry import create

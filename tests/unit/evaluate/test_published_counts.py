@@ -10,7 +10,7 @@ from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.published_counts import COUNTS, NOT_STATED, questions_published
 from megatron_v2pe.evaluate.registry import BENCHMARKS, create
 from megatron_v2pe.evaluate.results import as_line, score
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
 ROOT = Path(__file__).parents[3]
 

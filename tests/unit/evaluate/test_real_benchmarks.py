@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from helpers.opened_images import open_images
+from helpers.shared import shared_path
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmarks.frames import sample_frames, video_images
 from megatron_v2pe.evaluate.registry import create
-from megatron_v2pe.testing.opened_images import open_images
-from megatron_v2pe.testing.shared import shared_path
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.registry import BENCHMARKS, create
 from megatron_v2pe.evaluate.results import as_line, score
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
 pytest.importorskip("rapidfuzz", reason="scorers need the eval extra")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_v2pe.convert.api import hf_to_mcore
+from helpers import one_device
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
 from megatron_v2pe.generate.pretrained import Question
 from megatron_v2pe.generate.vision_cache import VisionCache
-from megatron_v2pe.testing import one_device
-from megatron_v2pe.testing.small_data import write_checkpoint_copy, write_dataset
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
 CHOSEN = {str(one_device.CHOSEN)}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.attention import dense
 from megatron_v2pe.generate import kv_cache
 from megatron_v2pe.generate.kv_cache import KVCache, owner
 from megatron_v2pe.generate.prefill_plan import plan_steps
 from megatron_v2pe.generate.slab_attention import side_by_side
 from megatron_v2pe.parallel.block_attention import Block
-from megatron_v2pe.testing.attention import dense
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers import generation, parity
+from helpers.packs import IMG_CONTEXT, random_packs
 from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import Sampling, choose
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.testing import generation, parity
-from megatron_v2pe.testing.distributed import WorkerPool
-from megatron_v2pe.testing.packs import IMG_CONTEXT, random_packs
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.worker_pool import WorkerPool
 
 pytestmark = [
     pytest.mark.gpu,

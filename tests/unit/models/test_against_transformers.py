@@ -11,9 +11,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.models.internvl import InternVLVisionConfig, InternVLVisionModel
 
-from megatron_v2pe.testing import oracles
-from megatron_v2pe.testing.golden import read_checkpoint
-from megatron_v2pe.testing.hf_names import to_full_state
+from helpers import oracles
+from helpers.golden import read_checkpoint
+from helpers.hf_names import to_full_state
 
 LOGITS = 1e-4  # absolute; measured 6.9e-6 on logits up to 4.3
 HIDDEN = 5e-5  # absolute; measured 2.2e-6 on values up to 11

@@ -12,7 +12,7 @@ import pytest
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.testing.synthetic import internvl2_2b_config
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
 DYNAMIC, PLAIN = (1e6, "dynamic", 2.0), (1e6, "none", 1.0)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_v2pe.testing import golden as golden_cases
-from megatron_v2pe.testing.hf_names import to_full_state
+from helpers import golden as golden_cases
+from helpers.hf_names import to_full_state
 
 CASES = [
     "v2pe_default",

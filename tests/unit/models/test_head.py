@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers import head_runs
 from megatron_v2pe.models.head import Targets, supervised_states
-from megatron_v2pe.testing import head_runs
 
 WIDTH = 3
 N = -100

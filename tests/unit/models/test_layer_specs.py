@@ -6,12 +6,12 @@ import pytest
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
+from helpers import oracles
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models import layer_specs
 from megatron_v2pe.models.internvit import InternViTLayer
 from megatron_v2pe.models.layer_specs import FUSED_NORM_NAMES, block_spec, choose_spec, layer_spec
 from megatron_v2pe.models.norms import Norm
-from megatron_v2pe.testing import oracles
 
 FUSED = ("self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_")
 """Where Transformer Engine's linears hold the norm they were fused with."""

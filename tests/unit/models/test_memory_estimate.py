@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from helpers import step_memory
 from megatron_v2pe.models import memory
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import Learning
@@ -17,8 +18,7 @@ from megatron_v2pe.models.memory import GIB, Load, Numbers, estimate
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.testing import step_memory
-from megatron_v2pe.testing.synthetic import internvl2_2b_config
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
 ONE = ParallelConfig(use_distributed_optimizer=False)
 LAYOUTS = {

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.testing.synthetic import internvl2_2b_config
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
 
 def read(folder, stride):

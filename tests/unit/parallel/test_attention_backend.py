@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from helpers.attention import SCALE, WIDTH, dense_results, random_inputs
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.parallel import attention_backend, flash_attention
 from megatron_v2pe.parallel.attention_backend import (
@@ -27,7 +28,6 @@ from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.cuda_attention import TorchFlash
 from megatron_v2pe.parallel.cudnn_attention import ALWAYS, DENSE, Cudnn, Mixed
 from megatron_v2pe.parallel.flash_attention import FlashAttn, FlashAttn3, FlashAttn4
-from megatron_v2pe.testing.attention import SCALE, WIDTH, dense_results, random_inputs
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.attention import SCALE, WIDTH, dense_results, random_inputs
 from megatron_v2pe.parallel.block_attention import Block, CpuFlash, Reference, batched_attention, choose_kernel
 from megatron_v2pe.parallel.chunked_attention import Chunked
 from megatron_v2pe.parallel.ring_attention import ring_attention
-from megatron_v2pe.testing.attention import SCALE, WIDTH, dense_results, random_inputs
 
 HEADS, GROUPS = 4, 2
 TOLERANCE = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.attention import random_inputs
 from megatron_v2pe.parallel import attention_backend
 from megatron_v2pe.parallel.attention_backend import candidates, probed, usable
 from megatron_v2pe.parallel.block_attention import Block, Reference, batched_attention, choose_kernel
@@ -13,7 +14,6 @@ from megatron_v2pe.parallel.cuda_attention import TorchFlash
 from megatron_v2pe.parallel.cudnn_attention import ALWAYS, Cudnn, Mixed, Rule, lengthened
 from megatron_v2pe.parallel.flash_attention import FlashAttn, FlashAttn3, FlashAttn4, installed, package
 from megatron_v2pe.parallel.ring_attention import merge, ring_attention
-from megatron_v2pe.testing.attention import random_inputs
 
 pytestmark = [
     pytest.mark.gpu,

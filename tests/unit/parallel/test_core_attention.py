@@ -7,6 +7,7 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from helpers.attention import SCALE, WIDTH, CountingKernel, dense, random_inputs
 from megatron_v2pe.errors import ConfigError, LayoutError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.transformer_config import ModelOptions, language_transformer_config, vision_transformer_config
@@ -16,8 +17,7 @@ from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.core_attention import FlashCoreAttention, refuse_inexact, rotated
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
-from megatron_v2pe.testing.attention import SCALE, WIDTH, CountingKernel, dense, random_inputs
-from megatron_v2pe.testing.synthetic import internvl2_2b_config
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
 HEADS, GROUPS, LENGTHS = 4, 2, (5, 1, 7)
 

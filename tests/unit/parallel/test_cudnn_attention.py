@@ -11,10 +11,10 @@ import logging
 import pytest
 import torch
 
+from helpers.attention import SCALE, WIDTH, CountingKernel, dense_results, random_inputs
 from megatron_v2pe.parallel import cudnn_attention
 from megatron_v2pe.parallel.block_attention import Block, Reference
 from megatron_v2pe.parallel.cudnn_attention import ALWAYS, DENSE, UNSEEN, Cudnn, Mixed, Part, Rule, lengthened, parts
-from megatron_v2pe.testing.attention import SCALE, WIDTH, CountingKernel, dense_results, random_inputs
 
 HEADS, GROUPS = 4, 2
 TOLERANCE = 1e-5  # measured on values up to 6: 1.4e-6

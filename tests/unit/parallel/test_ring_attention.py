@@ -9,12 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_v2pe.parallel.all_to_all_attention import all_to_all_attention
-from megatron_v2pe.parallel.block_attention import Block, Reference
-from megatron_v2pe.parallel.cudnn_attention import parts
-from megatron_v2pe.parallel.ring_attention import Chunks, merge
-from megatron_v2pe.parallel.zigzag import ZigzagLayout
-from megatron_v2pe.testing.attention import (
+from helpers.attention import (
     FAULTS,
     SCALE,
     WIDTH,
@@ -27,6 +22,11 @@ from megatron_v2pe.testing.attention import (
     random_inputs,
     saved_bytes,
 )
+from megatron_v2pe.parallel.all_to_all_attention import all_to_all_attention
+from megatron_v2pe.parallel.block_attention import Block, Reference
+from megatron_v2pe.parallel.cudnn_attention import parts
+from megatron_v2pe.parallel.ring_attention import Chunks, merge
+from megatron_v2pe.parallel.zigzag import ZigzagLayout
 
 POOL = 4
 PACKS = [(64,), (37, 5, 1, 90), (8, 8, 8), (1, 3, 5, 7, 9, 11, 13)]

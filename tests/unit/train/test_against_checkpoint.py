@@ -10,13 +10,13 @@ import shutil
 
 import pytest
 
-from megatron_v2pe.config_tree import to_dict
+from megatron_v2pe.base.config_tree import to_dict
+from megatron_v2pe.checkpoint.resolve import resume_folder
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
-from megatron_v2pe.testing.small_data import SPECIAL, write_checkpoint_copy
 from megatron_v2pe.train import cli
 from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
-from megatron_v2pe.train.start import resume_folder
+from megatron_v2pe.workshop.synthetic.small_data import SPECIAL, write_checkpoint_copy
 
 
 @pytest.fixture
@@ -136,10 +136,10 @@ def test_a_run_is_gone_on_from_by_any_of_its_names(hf, tmp_path):
     folder = saved(hf, tmp_path / "run")
     for name in (tmp_path / "run", folder, folder / "hf", f"{folder}/hf/", tmp_path / "run" / ".." / "run"):
         settings = config(hf, f"checkpoint.load={name}", f"checkpoint.save={tmp_path / 'new'}").checkpoint
-        found = resume_folder(settings)
+        found = resume_folder(settings.save, settings.load, settings.resume)
         assert found is not None and found.resolve() == folder
     with pytest.raises(ConfigError, match="to start from its weights, name it as model.model_name_or_path"):
-        resume_folder(config(hf, f"checkpoint.load={hf}", f"checkpoint.save={tmp_path / 'new'}").checkpoint)
+        resume_folder(str(tmp_path / "new"), str(hf), "auto")
 
 
 def test_a_run_whose_first_checkpoint_is_gone_is_told_of_its_own(hf, tmp_path):

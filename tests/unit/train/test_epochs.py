@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
+from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.indexed.build import BuildOptions, build
 from megatron_v2pe.data.loader import build_loader
-from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.testing.small_data import config_for, write_dataset, write_tokenizer
 from megatron_v2pe.train import epochs
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.synthetic.small_data import config_for, write_dataset, write_tokenizer
 
 FACTS, SEED = ModelFacts(56, 4), 3
 POLICY = StridePolicy("default")

@@ -7,7 +7,7 @@ from inspect import getsource
 
 import pytest
 
-from megatron_v2pe import config_tree
+from megatron_v2pe.base import config_tree
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.internvl2_2b import internvl2_2b_v2pe_32k
 from megatron_v2pe.recipes.registry import RECIPES

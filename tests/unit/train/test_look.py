@@ -13,17 +13,17 @@ import shutil
 import pytest
 import yaml
 
-from megatron_v2pe.convert.api import hf_to_mcore
-from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
+from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.indexed.build import BuildOptions, build
 from megatron_v2pe.data.mixture import Mixture
-from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.recipes.registry import RECIPES
-from megatron_v2pe.testing.small_data import config_for, write_checkpoint_copy, write_dataset
 from megatron_v2pe.train import cli
 from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.workshop.synthetic.small_data import config_for, write_checkpoint_copy, write_dataset
 
 FITS = "data.max_seq_length=400 data.max_packed_tokens=700 data.num_images_expected=20 train.device=cpu".split()
 QUESTION, ANSWER = {"from": "human", "value": "<image>\nwhat"}, {"from": "gpt", "value": "yes"}

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from megatron_v2pe.logging import keep_log, setup_logging
+from megatron_v2pe.base.logging import keep_log, setup_logging
 from megatron_v2pe.train.config import LoggingConfig
 from megatron_v2pe.train.metrics import MetricsLog, Rates, StepMetrics
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_v2pe.config_tree import leaf_paths
+from megatron_v2pe.base.config_tree import leaf_paths
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli

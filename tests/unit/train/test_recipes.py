@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import pytest
 
-from megatron_v2pe.config_tree import leaf_paths
+from megatron_v2pe.base.config_tree import leaf_paths
 from megatron_v2pe.recipes import internvl2_2b
 from megatron_v2pe.recipes.registry import RECIPES
 

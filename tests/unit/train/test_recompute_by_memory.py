@@ -7,15 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_v2pe import exit_status
+from megatron_v2pe.base import exit_status
 from megatron_v2pe.errors import ConfigError, MemoryShortageError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.memory import GIB, RESERVE
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.recipes.internvl2_2b import internvl2_2b_v2pe_32k, internvl2_2b_v2pe_256k
-from megatron_v2pe.testing.synthetic import internvl2_2b_config
 from megatron_v2pe.train import memory
 from megatron_v2pe.train.memory import Budget, in_words, plan_of_stage, shortage_explained, shortage_foreseen
+from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
 MODEL = InternVLConfig.from_hf(internvl2_2b_config())
 H100 = int(79.1 * GIB)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from position_documents import by_definition, document
 
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.testing.float_positions import collapsed, float_construction, miscounted
 from megatron_v2pe.v2pe import position_ids
 from megatron_v2pe.v2pe.position_ids import continue_positions, position_ticks, smallest_denominator, to_float32
 from megatron_v2pe.v2pe.stride import PUBLISHED_STRIDES
+from megatron_v2pe.workshop.measuring.float_positions import collapsed, float_construction, miscounted
 
 TOKENS_PER_TILE = (4, 49, 64, 100, 256, 1024)
 ODD_STRIDES = (3, 5, 7, 100, 255, Fraction(1, 2), Fraction(1, 3), Fraction(5, 7), Fraction(129, 2))

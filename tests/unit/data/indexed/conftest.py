@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_v2pe.testing.data_cases import Case, every_kind
+from helpers.data_cases import Case, every_kind
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 from PIL import Image
 
+from helpers.data_cases import assert_same_folders
+from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.image_plan import read_tiles
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.finish import plan_digest
 from megatron_v2pe.data.indexed.megatron_format import Sequences, write_index
 from megatron_v2pe.data.indexed.samples import IndexedSamples
-from megatron_v2pe.data.pictures import read_tiles
-from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.seal import seal
-from megatron_v2pe.testing.data_cases import assert_same_folders
-from megatron_v2pe.testing.small_data import FACTS, config_for
+from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for
 
 
 @pytest.mark.parametrize("images", ["reference", "embed"])

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from megatron_v2pe.data.documents import DocumentEncoder, ModelFacts
+from helpers.data_cases import POLICY, Case
+from helpers.shared import shared_path
+from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
+from megatron_v2pe.data.image_plan import read_tiles
 from megatron_v2pe.data.image_transform import NORMALISATION
-from megatron_v2pe.data.pictures import read_tiles
-from megatron_v2pe.data.sources import read_data_list
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.kernels.tiles import normalise_tiles
-from megatron_v2pe.testing.data_cases import POLICY, Case
-from megatron_v2pe.testing.shared import shared_path
-from megatron_v2pe.testing.small_data import config_for
+from megatron_v2pe.workshop.synthetic.small_data import config_for
 
 TRAINED = ("single_image", "multi_image", "text_only", "multi_turn", "chinese_unicode")
 SIDE = 28

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.data_cases import assert_same_folders
 from megatron_v2pe.data.indexed import finish, pieces, streams
 from megatron_v2pe.data.indexed.streams import JOURNAL, Streams
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.testing.data_cases import assert_same_folders
 
 
 def build_slowly(case, out, workers, slow):

@@ -15,13 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.data_cases import POLICY, assert_same_batches
+from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.indexed.plan import IndexedPlan
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.loader import build_loader
-from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.testing.data_cases import POLICY, assert_same_batches
-from megatron_v2pe.testing.small_data import FACTS
+from megatron_v2pe.workshop.synthetic.small_data import FACTS
 
 PACKS_PER_STEP = 4
 EPOCH = Counter({"all": 30, "more": 10})

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_v2pe.data.documents import DocumentEncoder
+from helpers.data_cases import Case
+from megatron_v2pe.data.bad_samples import SkipLog
+from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.layout import Manifest
 from megatron_v2pe.data.indexed.plan import IndexedPlan
-from megatron_v2pe.data.skip import SkipLog
 from megatron_v2pe.data.types import Opening
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.testing.data_cases import Case
 
 
 def with_entry(case: Case, **fields) -> Case:

@@ -14,7 +14,7 @@ from megatron_v2pe.evaluate.benchmark import Question
 from megatron_v2pe.evaluate.provenance import settle
 from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.results import score
-from megatron_v2pe.testing.synthetic_benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
 NAMES = (
     *("chartqa_human", "chartqa_augmented", "docvqa_val", "ai2d", "infovqa_val", "scienceqa", "pope", "seed"),

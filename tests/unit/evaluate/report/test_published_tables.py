@@ -9,12 +9,12 @@ from decimal import Decimal
 
 import pytest
 
+from helpers.shared import shared_path
 from megatron_v2pe.evaluate.registry import BENCHMARKS
 from megatron_v2pe.evaluate.report import audit
 from megatron_v2pe.evaluate.report.columns import GENERAL, LAYOUTS, LONG_CONTEXT, Average
 from megatron_v2pe.evaluate.report.published import LEADERBOARD, PUBLISHED, recomputed
 from megatron_v2pe.evaluate.report.rounding import rounded
-from megatron_v2pe.testing.shared import shared_path
 
 
 def test_columns_are_made_of_benchmarks_and_averages_of_columns():

@@ -168,7 +168,13 @@ def test_items_are_not_changed(name):
 
 
 def test_scorers_import_nothing_but_errors_and_what_does_the_counting():
-    allowed = {"megatron_v2pe.errors", "rapidfuzz.distance", "rouge", "english_words", "pycocoevalcap.meteor.meteor"}
+    allowed = {
+        "megatron_v2pe.errors",
+        "rapidfuzz.distance",
+        "rouge",
+        "english_words",
+        "pycocoevalcap.meteor.meteor",
+    }
     for path in Path(package.__path__[0]).glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module] if isinstance(node, ast.ImportFrom) else []

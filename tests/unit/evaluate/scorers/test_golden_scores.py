@@ -8,9 +8,9 @@ from importlib.util import find_spec
 
 import pytest
 
+from helpers.shared import shared_path
 from megatron_v2pe.evaluate.scorers import SCORERS, meteor, scorer_of
 from megatron_v2pe.evaluate.scorers.mmmu_report import join_answers
-from megatron_v2pe.testing.shared import shared_path
 
 KINDS = [
     "anls",

@@ -1,0 +1,1 @@
+"""What every part stands on: errors, logging, settings trees, keyed random numbers, locks, progress, exit statuses."""

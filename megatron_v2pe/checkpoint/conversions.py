@@ -1,0 +1,120 @@
+"""Conversions of HF folders, kept in one place: training, generation and evaluation find what any of them has made.
+
+A conversion is found by its source's path and the names, sizes and times of its files. Processes that want the same one
+at once convert it once: the first holds the folder of all conversions, the others wait for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_v2pe.base.exit_status import NO_SPACE
+from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.base.run_lock import FolderLock
+from megatron_v2pe.checkpoint.folder import DESCRIPTION
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
+from megatron_v2pe.checkpoint.vet import verify_side_files
+from megatron_v2pe.errors import CheckpointError, ConfigError, InUseError
+from megatron_v2pe.foreign.printable import printable
+
+CONVERTED = "work_dirs/converted"
+"""Where conversions are kept unless the user says otherwise."""
+CONVERTED_VARIABLE = "MEGATRON_V2PE_CONVERTED_DIR"
+"""Environment variable that names another place for all tools."""
+_LOCK_FOLDER = ".converting"
+_POLL_SECONDS = 1.0
+_log = get_logger(__name__)
+
+
+def conversions(named: str | Path | None) -> Path:
+    """Return the folder of all conversions: as named, as the environment says, or `CONVERTED`."""
+    return Path(named or os.environ.get(CONVERTED_VARIABLE) or CONVERTED)
+
+
+def known_conversion(source: Path, places: Sequence[Path]) -> Path | None:
+    """Return the first conversion of an HF folder that is there and whole, None where there is none; nothing is made.
+
+    Args:
+        source: HF folder.
+        places: folders of conversions.
+    """
+    for place in places:
+        folder = place / _fingerprint(source)
+        if not (folder / DESCRIPTION).is_file():
+            continue
+        try:
+            verify_side_files(folder)
+        except CheckpointError as error:
+            _log.warning("%s; converting %s again", error, source)
+        else:
+            return folder
+    return None
+
+
+def converted(source: Path, place: Path, others: Sequence[Path] = ()) -> Path:
+    """Return the Megatron checkpoint of an HF folder, converting it where that was not done before.
+
+    Args:
+        source: HF folder.
+        place: folder of conversions.
+        others: folders where conversions of earlier versions may lie; nothing is written there.
+
+    Raises:
+        ConfigError: the folder cannot be converted: another architecture, settings that are wrong.
+        CheckpointError: its weights are missing or damaged.
+    """
+    if (known := known_conversion(source, (place, *others))) is None:
+        with _held(place, source):
+            known = known_conversion(source, (place,))  # by who held it before
+            if known is None:
+                folder = place / _fingerprint(source)
+                _log.info("converting %s to %s", source, folder)
+                hf_to_mcore(source, folder, overwrite=True)
+                return folder
+    _log.info("using %s, converted from %s before; remove it to have it converted again", known, source)
+    return known
+
+
+@contextmanager
+def _held(place: Path, source: Path) -> Generator[None, None, None]:
+    """Hold the folder of conversions, waiting for who holds it."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        usable = os.access(place, os.W_OK)
+    except OSError as error:
+        usable = False
+        if error.errno in NO_SPACE:
+            raise
+    if not usable:
+        raise ConfigError(
+            f"{printable(place)}: no folder that can be written to, but converted HF checkpoints are kept there; name "
+            f"another one (--converted-dir, model.converted_dir, or {CONVERTED_VARIABLE} in the environment)"
+        )
+    lock, told = FolderLock(place / _LOCK_FOLDER, "a conversion"), False
+    while True:
+        try:
+            lock.take()
+            break
+        except InUseError as error:
+            if not told:
+                _log.info("waiting to convert %s: %s", source, error)
+                told = True
+            time.sleep(_POLL_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _fingerprint(source: Path) -> str:
+    """Name a folder by its path and the names, sizes and times of its files: changed weights are converted again."""
+    files = sorted(path for path in source.iterdir() if path.is_file())
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    text = json.dumps([os.path.realpath(source), stamps])
+    return f"{Path(os.path.realpath(source)).name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -1,1 +1,0 @@
-"""Writers of small made-up sets, family by family: the parts of `testing/synthetic_benchmarks.py`."""

@@ -1,0 +1,1 @@
+"""Made-up models, tokenizers, data and benchmarks, for examples, measurements and tests."""

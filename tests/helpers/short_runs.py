@@ -1,0 +1,98 @@
+"""A few optimizer steps on fixed packs, saved and resumed in any layout; for use inside a `WorkerPool`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from helpers import parity
+from megatron_v2pe.models.transformer_config import ModelOptions
+from megatron_v2pe.train.config import AdamWConfig
+from megatron_v2pe.workshop.built_model import built
+from megatron_v2pe.workshop.full_state import gather_full, load_full
+
+SETTINGS = AdamWConfig(lr=1e-2, warmup_ratio=0.0, weight_decay=0.1)
+TOTAL_STEPS = 20
+
+
+@dataclass
+class History:
+    """What a short run went through."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Whole tensors after the last step."""
+    loader: dict[str, Any] = field(default_factory=dict)
+
+
+def train_by_megatron_core(case: parity.Case, steps: int, settings: AdamWConfig = SETTINGS) -> History:
+    """Train as `train` does, with the gradients clipped and the parameters updated by Megatron-Core's own step."""
+
+    def step(optimizer: Any) -> torch.Tensor:
+        return torch.tensor(optimizer.step()[1], dtype=torch.float64)
+
+    with mock.patch("megatron_v2pe.train.optimizer.take_step", step):
+        return train(case, steps, settings=settings)
+
+
+def train(
+    case: parity.Case,
+    steps: int,
+    save_to: str | None = None,
+    resume_from: str | None = None,
+    settings: AdamWConfig = SETTINGS,
+) -> History:
+    """Train `steps` steps of a case on this rank, from its weights or from a checkpoint, and save if asked."""
+    from megatron.core import parallel_state
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    from megatron_v2pe.checkpoint import store
+    from megatron_v2pe.checkpoint.folder import newest
+    from megatron_v2pe.train.ddp import gather_parameters, wrap
+    from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler, take_step
+    from megatron_v2pe.train.step import forward_backward
+
+    options = ModelOptions(params_dtype=case.dtype, **case.options)
+    history = History()
+    layout = case.layout
+    with built(case.hf_config, layout, options, case.policy, case.image_token_id) as model:
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        load_full(model, case.weights)
+        parity.freeze_parts(model, case)
+        wrapped = wrap(model, layout, groups, torch.device("cpu"))
+        optimizer = build_optimizer(
+            wrapped, settings, case.dtype, layout.use_distributed_optimizer, layout.overlap_param_gather, groups
+        )
+        scheduler = build_scheduler(optimizer, settings, TOTAL_STEPS)
+        first = 0
+        if resume_from is not None:
+            folder = newest(Path(resume_from))
+            assert folder is not None
+            state = store.load_training(folder, model, optimizer)
+            first, history.loader = state.iteration, state.loader
+            scheduler.step(increment=first)
+        rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+        denominator = sum(pack.weights.sum().item() for pack in case.packs)
+        wrapped.train()
+        for step in range(first, first + steps):
+            # Every step deals the packs out anew, so that what a rank does changes from step to step.
+            order = [(index + step) % len(case.packs) for index in range(rank, len(case.packs), size)]
+            mine = [parity.micro_batch(case, index, model) for index in order]
+            wrapped.zero_grad_buffer()
+            optimizer.zero_grad()
+            history.losses.append(forward_backward(wrapped, mine, len(mine), denominator))
+            history.learning_rates.append(optimizer.param_groups[0]["lr"])
+            history.grad_norms.append(take_step(optimizer).item())
+            scheduler.step(increment=1)
+        gather_parameters(wrapped)
+        if save_to is not None:
+            state = store.TrainingState(first + steps, {"consumed": 17}, {})
+            store.save(Path(save_to), model, optimizer, state, hf_source=Path(save_to), keep_latest=2)
+        history.weights = gather_full(model, lambda parameter: parameter.detach())
+    return history

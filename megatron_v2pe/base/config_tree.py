@@ -7,11 +7,10 @@ written as a number. Leaves out interpolation, includes and every other YAML dia
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
+from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range
@@ -80,7 +80,7 @@ def merge(config: Config, values: Mapping[str, Any], source: str, prefix: str = 
         path = f"{prefix}{key}"
         if key not in known:
             shown = printable(path)[:100]
-            raise ConfigError(f"{source}: unknown key {shown!r}{did_you_mean(str(key)[:100], known, prefix)}")
+            raise ConfigError(f"{source}: unknown key {shown!r}{did_you_mean(str(key), known, prefix)}")
         current = getattr(config, key)
         if is_dataclass(current):
             if not isinstance(value, Mapping):
@@ -96,7 +96,7 @@ def set_path(config: Config, path: str, value: Any, source: str) -> Config:
     known = tuple(leaf_paths(config))
     if path not in known:
         shown = printable(path)[:100]
-        raise ConfigError(f"{source}: unknown setting {shown!r}{did_you_mean(path[:100], known)}")
+        raise ConfigError(f"{source}: unknown setting {shown!r}{did_you_mean(path, known)}")
     nested: Any = value
     for part in reversed(path.split(".")):
         nested = {part: nested}
@@ -127,16 +127,6 @@ def field_types(kind: type) -> dict[str, Any]:
     """Return the declared type of every field of a dataclass."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in fields(kind)}
-
-
-def did_you_mean(word: str, known: Sequence[str] | Mapping[str, Any], prefix: str = "") -> str:
-    """Return `; did you mean ...?` naming the nearest known words, else the list of all where it is short."""
-    last = word.rpartition(".")[2]
-    near = [name for name in known if "." in word and name.rpartition(".")[2] == last]  # the wrong section
-    near = near[:3] or difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
-    if near:
-        return f"; did you mean {' or '.join(prefix + name for name in near)}?"
-    return f"; known here: {', '.join(known)}" if len(known) <= 40 else ""
 
 
 def coerce(value: Any, kind: Any, where: str) -> Any:

@@ -25,6 +25,7 @@ import tyro
 from megatron_v2pe.base import config_tree, exit_status, last_words
 from megatron_v2pe.base.command import tell
 from megatron_v2pe.base.logging import quiet_expected_warnings
+from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.device import launch
 from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
@@ -196,7 +197,7 @@ def _recipe(own: Mapping[str, str], recipes: Recipes) -> ExperimentConfig:
         return ExperimentConfig()
     name = own["recipe"]
     if name not in recipes:
-        hint = config_tree.did_you_mean(name[:100], tuple(recipes))
+        hint = did_you_mean(name, recipes)
         raise ConfigError(f"unknown recipe {_shown(name)!r}{hint}")
     return recipes[name]()
 

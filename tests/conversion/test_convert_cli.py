@@ -55,7 +55,7 @@ def test_a_folder_that_is_converted_already_is_told_the_other_direction(tool, co
 
 def test_the_benchmark_sees_memory_and_differences(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
-    from benchmarks import conversion
+    from perf import conversion
 
     code = "import time; held = b'x' * (64 << 20); time.sleep(0.3)"
     seconds, anonymous = conversion._measure([sys.executable, "-S", "-c", code])

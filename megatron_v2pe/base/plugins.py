@@ -1,0 +1,167 @@
+"""Families are folders: where they are found, and a registry that each of their files adds itself to.
+
+A family is a package with files of agreed names. A language model has `config.py`, `hf_table.py` and so on, a benchmark
+`questions.py` and `scorer.py`. Those of this project lie in a package of ours. Further ones come from
+
+- an installed package that states an entry point of the group `megatron_v2pe.plugins` (its value is the family's
+  package), or
+- `MEGATRON_V2PE_PLUGINS` in the environment: folders, divided as `PATH` is, each of them one family. Every process of a
+  run inherits it. Their code is run as it is, so name only folders whose code you trust.
+
+A `Registry` loads of every family the one file it needs, when it is first asked. Reading a template imports no
+Megatron-Core, and no line of ours names a family.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import pkgutil
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Generic, TypeVar
+
+from megatron_v2pe.base.suggest import did_you_mean
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.printable import printable
+
+GROUP = "megatron_v2pe.plugins"
+"""Entry points of installed packages that are families."""
+VARIABLE = "MEGATRON_V2PE_PLUGINS"
+"""Environment variable with folders that are families."""
+Member = TypeVar("Member")
+
+
+class Registry(Generic[Member]):
+    """Members by name, which files of the families add.
+
+    Example: `TEMPLATES = Registry("conversation template", "megatron_v2pe.families", "template")`. A family's
+    `template.py` then says `TEMPLATES.add("my-chat", Template(...))`; a class is added by `@TEMPLATES.register("name")`.
+    """
+
+    def __init__(self, what: str, builtin: str, part: str) -> None:
+        """Describe a registry.
+
+        Args:
+            what: a member, in words, for messages.
+            builtin: package in which this project's own families lie.
+            part: name of the file, without `.py`, that adds a family's members.
+        """
+        self._what, self._builtin, self._part = what, builtin, part
+        self._members: dict[str, Member] = {}
+        self._loaded: tuple[str, str] | None = None
+
+    def add(self, name: str, member: Member) -> None:
+        """Add a member.
+
+        Raises:
+            ConfigError: another one has this name.
+        """
+        if self._members.setdefault(name, member) is not member:
+            raise ConfigError(f"{self._what} {printable(name)!r} stands in two families; rename one of them")
+
+    def register(self, *names: str) -> Callable[[Member], Member]:
+        """Return a decorator that adds a class or a function under these names."""
+
+        def decorated(member: Member) -> Member:
+            for name in names:
+                self.add(name, member)
+            return member
+
+        return decorated
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all members, in the order of their families."""
+        self._load()
+        return tuple(self._members)
+
+    def find(self, name: str) -> Member | None:
+        """Return the member of this name, None where there is none."""
+        self._load()
+        return self._members.get(name)
+
+    def get(self, name: str) -> Member:
+        """Return the member of this name.
+
+        Raises:
+            ConfigError: there is none; names the nearest.
+        """
+        if (member := self.find(name)) is None:
+            raise ConfigError(f"no {self._what} {printable(name)[:100]!r}{did_you_mean(name, self.names())}")
+        return member
+
+    def _load(self) -> None:
+        told = (os.environ.get(VARIABLE, ""), self._part)
+        if self._loaded != told:
+            self._loaded = told  # first: a family's file may ask the registry itself
+            family_modules(self._builtin, self._part)
+
+
+def family_modules(builtin: str, part: str) -> list[ModuleType]:
+    """Import one file of every family that has it.
+
+    Args:
+        builtin: package in which this project's own families lie.
+        part: name of the file, without `.py`.
+
+    Raises:
+        ConfigError: a folder or an entry point that is named is no family, or its code fails.
+    """
+    own = importlib.import_module(builtin)
+    names = [f"{builtin}.{module.name}" for module in pkgutil.iter_modules(own.__path__) if module.ispkg]
+    return [
+        module
+        for package in (*names, *_installed(), *_named(os.environ.get(VARIABLE, "")))
+        if (module := _part(package, part, package in names)) is not None
+    ]
+
+
+def _part(package: str, part: str, is_ours: bool) -> ModuleType | None:
+    name = f"{package}.{part}"
+    try:
+        return importlib.import_module(name) if importlib.util.find_spec(name) is not None else None
+    except Exception as error:  # anything: it is code of somebody else's
+        if is_ours:
+            raise
+        raise ConfigError(f"family {package}: {part}.py fails: {type(error).__name__}: {printable(error)}") from error
+
+
+@cache
+def _installed() -> tuple[str, ...]:
+    """Return the packages installed families state."""
+    return tuple(point.value for point in entry_points(group=GROUP))
+
+
+@cache
+def _named(folders: str) -> tuple[str, ...]:
+    """Make the folders of the environment variable importable; return the names of their packages."""
+    return tuple(_package(Path(folder)) for folder in folders.split(os.pathsep) if folder)
+
+
+def _package(folder: Path) -> str:
+    """Make a folder importable under its own name.
+
+    Raises:
+        ConfigError: it is no folder with an `__init__.py`, or its name is taken.
+    """
+    name, start = folder.resolve().name, folder / "__init__.py"
+    if not start.is_file():
+        raise ConfigError(f"{VARIABLE}: {printable(folder)}: no folder of a family, which holds an __init__.py")
+    if not name.isidentifier() or (name not in sys.modules and importlib.util.find_spec(name) is not None):
+        raise ConfigError(f"{VARIABLE}: {printable(folder)}: a package named {name} is there already, or cannot be")
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, start, submodule_search_locations=[str(folder.resolve())])
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise ConfigError(f"{printable(start)}: {type(error).__name__}: {printable(error)}") from error
+    return name

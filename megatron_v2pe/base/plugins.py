@@ -41,7 +41,7 @@ class Registry(Generic[Member]):
     """Members by name, which files of the families add.
 
     Example: `TEMPLATES = Registry("conversation template", "megatron_v2pe.families", "template")`. A family's
-    `template.py` then says `TEMPLATES.add("my-chat", Template(...))`; a class is added by `@TEMPLATES.register("name")`.
+    `template.py` then says `TEMPLATES.add("my-chat", Template(...))`; a class is added by `@TEMPLATES.register(...)`.
     """
 
     def __init__(self, what: str, builtin: str, part: str) -> None:

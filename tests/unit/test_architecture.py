@@ -62,7 +62,7 @@ JSON_OF_OUR_OWN = {
     "evaluate/scorers/mm_niah.py": "a model's answer: scorers stand on nothing of the project",
     "evaluate/scorers/undressed.py": "the same",
     "workshop/synthetic/small_data.py": "a config.json of a test",
-    "workshop/synthetic/tokenizer.py": "what SentencePiece has written just now",
+    "workshop/synthetic/tokenizer.py": "annotations an example has written",
 }
 """Modules that parse JSON by themselves -> of whom it is."""
 

@@ -144,7 +144,7 @@ def _look(
 
 def _run(arguments: argparse.Namespace) -> None:
     from megatron_v2pe.base.run_lock import FolderLock
-    from megatron_v2pe.device.agreement import on_first_rank
+    from megatron_v2pe.device.rank_errors import run_on_first_rank
     from megatron_v2pe.generate.load import opened
 
     opening, strides, benchmarks = _look(arguments)
@@ -153,10 +153,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
     with ExitStack() as stack:
         stack.callback(lock.release)
-        it = stack.enter_context(opened(opening, lambda: on_first_rank(lock.take)))
+        it = stack.enter_context(opened(opening, lambda: run_on_first_rank(lock.take)))
         folders = {stride: arguments.out / f"stride_{str(stride).replace('/', '-')}" for stride in strides}
         folders = folders or {it.pretrained.policy.stride: arguments.out}
-        on_first_rank(lambda: _settle(arguments, it, folders))  # all of them before the first question
+        run_on_first_rank(lambda: _settle(arguments, it, folders))  # all of them before the first question
         for stride, out in folders.items():
             asked = replace(it, pretrained=it.pretrained.at_stride(stride)) if strides and stride is not None else it
             if strides and opening.world.rank == 0:

@@ -14,7 +14,7 @@ from megatron_v2pe.checkpoint.hf.hf_config import to_text
 from megatron_v2pe.checkpoint.place import CONFIG, find_checkpoint
 from megatron_v2pe.checkpoint.trained import trained_config
 from megatron_v2pe.checkpoint.vet import verify_side_files
-from megatron_v2pe.device.agreement import on_first_rank
+from megatron_v2pe.device.rank_errors import run_on_first_rank
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.config import read_config
@@ -42,12 +42,12 @@ def start_folder(
         ConfigError: `source` is neither.
         CheckpointError: the conversion found something wrong, or a file is damaged.
     """
-    found: list[str | None] = [on_first_rank(lambda: str(_find(source, cache, others)))]
+    found: list[str | None] = [run_on_first_rank(lambda: str(_find(source, cache, others)))]
     dist.broadcast_object_list(found, src=0)
     assert found[0] is not None
     folder = Path(found[0])
     if verify:
-        on_first_rank(lambda: verify_side_files(folder))
+        run_on_first_rank(lambda: verify_side_files(folder))
     return folder
 
 

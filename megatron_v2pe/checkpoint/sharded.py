@@ -31,7 +31,7 @@ from megatron.core.dist_checkpointing.utils import extract_sharded_base
 
 from megatron_v2pe.checkpoint.description import Written, read_common
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader, TorchDistWriter
-from megatron_v2pe.device.agreement import on_every_rank
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import CheckpointError, V2PEError
 
 State = dict[str, Any]
@@ -86,7 +86,7 @@ def load(state: State, reader: TorchDistReader, folder: Path) -> State:
     Raises:
         CheckpointError: the folder is damaged, or of another model; what one rank meets is raised on all.
     """
-    return on_every_rank(lambda: _load(_without_objects(state), reader, folder))
+    return raise_on_all_ranks(lambda: _load(_without_objects(state), reader, folder))
 
 
 def _load(state: State, reader: TorchDistReader, folder: Path) -> State:

@@ -38,7 +38,7 @@ from megatron_v2pe.checkpoint.folder import (
 )
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
-from megatron_v2pe.device.agreement import on_every_rank, on_first_rank, writing
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks, run_on_first_rank, writing
 from megatron_v2pe.errors import CheckpointError, SpaceError
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.text import read_json
@@ -91,17 +91,17 @@ def save(
     tensors["optimizer"] = optimizer_state.state_to_save(optimizer, tensors["model"], metadata)
     parts, common = sharded.parts_to_save(tensors)
     size = sharded.bytes_of(parts, next(model.parameters()).device)
-    on_first_rank(lambda: _begin(temporary, size + _BESIDE))
+    run_on_first_rank(lambda: _begin(temporary, size + _BESIDE))
     try:
-        written = _gathered(on_every_rank(lambda: _write_parts(temporary, parts)))
-        on_first_rank(
+        written = _gathered(raise_on_all_ranks(lambda: _write_parts(temporary, parts)))
+        run_on_first_rank(
             lambda: _finish(temporary, written, common, state, _description(state.iteration, model), hf_source, files)
         )
     except BaseException:
         if dist.get_rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)  # it would keep the disk full
         raise
-    on_first_rank(lambda: _put_in_place(temporary, folder, root, state.iteration, keep_latest))
+    run_on_first_rank(lambda: _put_in_place(temporary, folder, root, state.iteration, keep_latest))
     return folder
 
 
@@ -118,13 +118,13 @@ def load_training(folder: Path, model: nn.Module, optimizer: MegatronOptimizer, 
         CheckpointError: the folder is incomplete, damaged, unsafe, or of another model.
     """
     reader = _vet(folder, verify)
-    state = on_every_rank(lambda: read_training_state(folder))
+    state = raise_on_all_ranks(lambda: read_training_state(folder))
     metadata = _metadata()
     tensors = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
     tensors["optimizer"] = optimizer_state.state_to_load(optimizer, tensors["model"], metadata)
     loaded = sharded.load(tensors, reader, folder)
     model.load_state_dict(loaded["model"])
-    on_every_rank(lambda: _load_optimizer(optimizer, loaded, folder))
+    raise_on_all_ranks(lambda: _load_optimizer(optimizer, loaded, folder))
     return state
 
 
@@ -161,7 +161,7 @@ def _load_optimizer(optimizer: MegatronOptimizer, loaded: Mapping[str, Any], fol
 
 def _vet(folder: Path, verify: bool) -> TorchDistReader:
     """Vet on every rank, files that all share on the first alone, so that no rank goes on alone."""
-    reader = on_every_rank(lambda: vet_checkpoint(folder, verify, files=dist.get_rank() == 0))
+    reader = raise_on_all_ranks(lambda: vet_checkpoint(folder, verify, files=dist.get_rank() == 0))
     return reader
 
 

@@ -26,10 +26,10 @@ from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.loader import PackLoader, build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch, watchdog
-from megatron_v2pe.device.agreement import on_every_rank, on_first_rank
 from megatron_v2pe.device.cards import peak_tflops
 from megatron_v2pe.device.cuda_start import check_precision
 from megatron_v2pe.device.device import Device
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks, run_on_first_rank
 from megatron_v2pe.errors import CheckpointError, ConfigError, DataError, V2PEError
 from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
@@ -132,7 +132,7 @@ def _locked(save: str | None) -> Iterator[None]:
     """Hold the run's folder, on rank 0 for all of them; another run in it is refused on every rank."""
     lock = FolderLock(Path(save or "."), "a training run")
     if save is not None:
-        on_first_rank(lock.take)
+        run_on_first_rank(lock.take)
     try:
         yield
     finally:
@@ -143,7 +143,7 @@ def _locked(save: str | None) -> Iterator[None]:
 def _kept(logs: Path | None, rank: int) -> Iterator[None]:
     """Keep what rank 0 logs in a file of the run, with the error that ends it."""
     with ExitStack() as stack:
-        on_first_rank(lambda: stack.enter_context(keep_log(None if logs is None else logs / LOG)))
+        run_on_first_rank(lambda: stack.enter_context(keep_log(None if logs is None else logs / LOG)))
         try:
             yield
         except Exception as error:
@@ -214,7 +214,7 @@ def _train(run: Run) -> int:
     feed = _feed(run, state.loader if state else None)
     rank, steps = run.world.rank, min(config.train.train_steps, config.train.exit_step or config.train.train_steps)
     where = _where(run.device, run.world)
-    metrics = on_every_rank(lambda: MetricsLog(config.logging, _log_folder(config), rank, iteration, steps, where))
+    metrics = raise_on_all_ranks(lambda: MetricsLog(config.logging, _log_folder(config), rank, iteration, steps, where))
     _introduce(run, feed, Start(run.start, resumed, iteration, _log_folder(config)))
     stated = start_config(run.start)
     stop = StopRequest()
@@ -254,7 +254,7 @@ def _counted(run: Run, state: dict[str, Any] | None, iteration: int) -> Run:
         tell = partial(watchdog.progress, "counting the packs of the run's epochs")
         return steps_left(run.config.data, epochs, run.encoder, run.packs_per_step, state, tell)
 
-    left: list[int | None] = [on_first_rank(count)]
+    left: list[int | None] = [run_on_first_rank(count)]
     dist.broadcast_object_list(left, src=0)
     assert left[0] is not None
     if not iteration + left[0]:
@@ -362,7 +362,7 @@ def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
             read_seconds=60 * run.config.parallel.distributed_timeout_minutes,
         )
 
-    loader = on_every_rank(open_loader)
+    loader = raise_on_all_ranks(open_loader)
     parallel = run.config.parallel
     copies = topology.model_copies(parallel, run.world.world_size)
     groups = HostGroups.open(copies, parallel.distributed_timeout_minutes)

@@ -1,7 +1,8 @@
-"""Errors of one rank raised on all: a rank that leaves alone lets the others wait for it.
+"""How an error of one rank is raised on all ranks, so that no rank waits for one that has left.
 
-What a user can mend (`V2PEError`) and what a system call refuses (`OSError`) is agreed upon, and keeps its class. An
-error of the program itself ends its own process; the launcher and the watchdog end the others.
+`raise_on_all_ranks` and `run_on_first_rank` send every error a user can mend (`V2PEError`) and every refused system
+call (`OSError`) to all ranks, and the error keeps its class. An error of the program itself ends its own process alone;
+the launcher and the watchdog then end the others.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from megatron_v2pe.foreign.printable import printable
 Result = TypeVar("Result")
 
 
-def on_every_rank(action: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
+def raise_on_all_ranks(action: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
     """Run `action` on every rank of a group and return its result; an error of any rank is raised on all.
 
     Args:
@@ -50,13 +51,13 @@ def on_every_rank(action: Callable[[], Result], group: dist.ProcessGroup | None 
     return cast(Result, result)
 
 
-def on_first_rank(action: Callable[[], Result]) -> Result | None:
+def run_on_first_rank(action: Callable[[], Result]) -> Result | None:
     """Run `action` on rank 0 while the others wait; return its result there, None elsewhere.
 
     Raises:
         V2PEError: what rank 0 met, on every rank.
     """
-    return on_every_rank(lambda: action() if dist.get_rank() == 0 else None)
+    return raise_on_all_ranks(lambda: action() if dist.get_rank() == 0 else None)
 
 
 @contextmanager

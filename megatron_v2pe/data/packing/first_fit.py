@@ -13,10 +13,11 @@ from itertools import count
 
 import numpy as np
 
-from megatron_v2pe.data.packing.free_slots import NO_LIMIT, Chain, LimitedChain
+from megatron_v2pe.data.packing.free_slots import NO_LIMIT, FreeSlots, FreeSlotsByLoad
 
 LOOKS = 64
 """Documents of a row that are held against the padding budget of a pack before the row is given up for this pack."""
+NONE_LEFT = -1
 
 
 def fill_packs(
@@ -38,38 +39,74 @@ def fill_packs(
         max_tiles: per pack.
         max_padding: per pack of more than one document.
     """
-    heavy = tiles * max_tokens > tokens * max_tiles
-    mixed = bool(heavy.any() and not heavy.all())
-    may_pad_too_much = bool(np.any(padding * max_tokens > tokens * max_padding))
-    watched = padding if may_pad_too_much else None
-    long = _Row(np.flatnonzero(~heavy), tokens, tiles if mixed else None, watched)
-    wide = _Row(np.flatnonzero(heavy), tiles, tokens if mixed else None, watched)
+    waiting = _Waiting(tokens, tiles, padding, max_tokens, max_tiles, max_padding)
     lengths, widths, paddings = tokens.tolist(), tiles.tolist(), padding.tolist()
-    owner = [0] * len(lengths)
+    pack_of = [0] * len(lengths)
     for pack in count():
-        room, tile_room, padding_room = max_tokens, max_tiles, max_padding
-        p, q = long.first(), wide.first()
-        if p == long.count and q == wide.count:
+        token_room, tile_room, padding_room = max_tokens, max_tiles, max_padding
+        document = waiting.take_largest()
+        if document == NONE_LEFT:
             break
-        take_long = q == wide.count or (p < long.count and long.own[p] * max_tiles >= wide.own[q] * max_tokens)
-        while True:
-            document = long.take(p) if take_long else wide.take(q)
-            owner[document] = pack
-            room -= lengths[document]
+        while document != NONE_LEFT:
+            pack_of[document] = pack
+            token_room -= lengths[document]
             tile_room -= widths[document]
             padding_room -= paddings[document]
-            p = long.fitting(room, tile_room, padding_room)
-            q = wide.fitting(tile_room, room, padding_room)
-            if p == long.count and q == wide.count:
-                break
-            if p == long.count or q == wide.count:
-                take_long = p < long.count
-                continue
-            a, b = long.documents[p], wide.documents[q]
-            left_by_a = max((room - lengths[a]) * max_tiles, (tile_room - widths[a]) * max_tokens)
-            left_by_b = max((room - lengths[b]) * max_tiles, (tile_room - widths[b]) * max_tokens)
-            take_long = left_by_a <= left_by_b
-    return np.array(owner, dtype=np.int64)
+            document = waiting.take_best_fit(token_room, tile_room, padding_room)
+    return np.array(pack_of, dtype=np.int64)
+
+
+class _Waiting:
+    """The documents that are in no pack yet, in their two rows."""
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        tiles: np.ndarray,
+        padding: np.ndarray,
+        max_tokens: int,
+        max_tiles: int,
+        max_padding: int,
+    ) -> None:
+        """Sort all documents into rows; arguments are those of `fill_packs`."""
+        is_wide = tiles * max_tokens > tokens * max_tiles
+        both = bool(is_wide.any() and not is_wide.all())
+        may_pad_too_much = bool(np.any(padding * max_tokens > tokens * max_padding))
+        watched = padding if may_pad_too_much else None
+        self._long = _Row(np.flatnonzero(~is_wide), tokens, tiles if both else None, watched)
+        self._wide = _Row(np.flatnonzero(is_wide), tiles, tokens if both else None, watched)
+        self._max_tokens, self._max_tiles = max_tokens, max_tiles
+
+    def take_largest(self) -> int:
+        """Take the document with the largest share of a pack; `NONE_LEFT` where all are in packs."""
+        long, wide = self._long, self._wide
+        first_long, first_wide = long.first(), wide.first()
+        if first_wide == wide.count:
+            return long.take(first_long) if first_long < long.count else NONE_LEFT
+        if first_long < long.count:
+            # tokens / max_tokens against tiles / max_tiles, without a division
+            if long.own[first_long] * self._max_tiles >= wide.own[first_wide] * self._max_tokens:
+                return long.take(first_long)
+        return wide.take(first_wide)
+
+    def take_best_fit(self, token_room: int, tile_room: int, padding_room: int) -> int:
+        """Take the document that fits and leaves the least room by its larger share; `NONE_LEFT` where none fits."""
+        long, wide = self._long, self._wide
+        at_long = long.fitting(token_room, tile_room, padding_room)
+        at_wide = wide.fitting(tile_room, token_room, padding_room)
+        if at_wide == wide.count:
+            return long.take(at_long) if at_long < long.count else NONE_LEFT
+        if at_long < long.count:
+            max_tokens, max_tiles = self._max_tokens, self._max_tiles
+            left_by_long = max(
+                (token_room - long.own[at_long]) * max_tiles, (tile_room - long.other[at_long]) * max_tokens
+            )
+            left_by_wide = max(
+                (token_room - wide.other[at_wide]) * max_tiles, (tile_room - wide.own[at_wide]) * max_tokens
+            )
+            if left_by_long <= left_by_wide:
+                return long.take(at_long)
+        return wide.take(at_wide)
 
 
 class _Row:
@@ -81,28 +118,29 @@ class _Row:
         """Sort the members; loads are int64 [n] of all documents, None for one that is never too much."""
         order = members[np.argsort(-own[members], kind="stable")]
         self.count = len(order)
-        self.documents: list[int] = order.tolist()
+        self._documents: list[int] = order.tolist()
         self.own: list[int] = own[order].tolist()
+        self.other: list[int] = [] if other is None else other[order].tolist()
         self._below: list[int] = (-own[order]).tolist()
         self._padding: list[int] | None = None if padding is None else padding[order].tolist()
-        self._left = Chain(self.count) if other is None else LimitedChain(other[order])
+        self._free = FreeSlots(self.count) if other is None else FreeSlotsByLoad(other[order])
 
     def take(self, place: int) -> int:
         """Return the document at a place, which is gone from then on."""
-        self._left.take(place)
-        return self.documents[place]
+        self._free.take(place)
+        return self._documents[place]
 
     def first(self) -> int:
         """Return the place of the largest document left, `count` for none."""
-        return self._left.first(0, NO_LIMIT)
+        return self._free.first(0, NO_LIMIT)
 
     def fitting(self, own: int, other: int, padding: int) -> int:
         """Return the place of the largest document left that needs no more than this, `count` for none."""
-        place = self._left.first(bisect_left(self._below, -own), other)
+        place = self._free.first(bisect_left(self._below, -own), other)
         if self._padding is None:
             return place
         for _ in range(LOOKS):
             if place == self.count or self._padding[place] <= padding:
                 return place
-            place = self._left.first(place + 1, other)
+            place = self._free.first(place + 1, other)
         return self.count

@@ -1,6 +1,6 @@
 """Packs planned from lengths alone, before anything is read: for data whose documents have been counted.
 
-Documents are never cut. A window of them, or a whole epoch, is packed with the largest first (`filling.py`); the
+Documents are never cut. A window of them, or a whole epoch, is packed with the largest first (`first_fit.py`); the
 packs of a window then stand in the order in which their first documents arrived, so that their place says nothing of
 their size. A window depends on nothing outside of it: windows may be planned in any order, or when they are needed.
 """

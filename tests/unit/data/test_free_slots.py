@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_v2pe.data.packing.free_slots import NO_LIMIT, Chain, LimitedChain
+from megatron_v2pe.data.packing.free_slots import NO_LIMIT, FreeSlots, FreeSlotsByLoad
 
 
 @given(st.lists(st.integers(0, 5), max_size=20), st.data())
 def test_first_left_under_a_limit(loads, data):
     count = len(loads)
-    chain, limited = Chain(count), LimitedChain(np.array(loads, dtype=np.int64))
+    chain, limited = FreeSlots(count), FreeSlotsByLoad(np.array(loads, dtype=np.int64))
     left = list(range(count))
     while True:
         for place in range(count + 1):
@@ -31,7 +31,7 @@ def test_first_left_under_a_limit(loads, data):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 1000])
 def test_all_taken_from_the_front(count):
-    limited = LimitedChain(np.zeros(count, dtype=np.int64))
+    limited = FreeSlotsByLoad(np.zeros(count, dtype=np.int64))
     for place in range(count):
         assert limited.first(0, 0) == place
         limited.take(place)

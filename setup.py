@@ -75,6 +75,8 @@ EXTRAS = {
         "scikit-image>=0.25,<0.27",
         "scikit-learn>=1.6,<2",
     ],
+    # The site of docs/; see mkdocs.yml.
+    "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.27,<2"],
     "dev": ["ruff>=0.12,<1", "pyright[nodejs]>=1.1.400,<2", "import-linter>=2.3,<3", "pre-commit>=4,<5"],
 }
 

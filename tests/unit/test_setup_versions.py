@@ -38,7 +38,7 @@ def metadata():
 def required(metadata):
     """Name -> versions allowed, of the package and the extras CI installs."""
     lines = list(metadata["install_requires"])
-    for extra in ("test", "dev", "video", "eval", "meteor"):
+    for extra in ("test", "dev", "docs", "video", "eval", "meteor"):
         lines += metadata["extras_require"][extra]
     return {requirement.name.lower(): requirement.specifier for requirement in map(Requirement, lines)}
 

@@ -28,10 +28,9 @@ from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_transform import NORMALISATION
-from megatron_v2pe.data.indexed.edited import tell_edited
-from megatron_v2pe.data.indexed.plan import IndexedPlan, IndexedPlanState
-from megatron_v2pe.data.indexed.reader import IndexedReader
+from megatron_v2pe.data.indexed.plan import IndexedPlan, IndexedPlanState, IndexedReader
 from megatron_v2pe.data.indexed.samples import IndexedSamples
+from megatron_v2pe.data.indexed.verify import warn_of_edits
 from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.pack_reader import PackReader, ReadPack
 from megatron_v2pe.data.plan import PackPlan, PackPlanState
@@ -39,7 +38,7 @@ from megatron_v2pe.data.prefetch import prefetch
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Batch
 from megatron_v2pe.errors import DataError, LostProcessError
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 PACKS_AHEAD = 4
 """Packs planned before a worker asks for them."""
@@ -377,7 +376,7 @@ def build_loader(
         samples = IndexedSamples(config.indexed_path)
         samples.check(config, tokenizer, facts)
         if dp_rank == 0:
-            tell_edited(samples)
+            warn_of_edits(samples)
         plan, reading = IndexedPlan(samples, config, seed, skipped, state), IndexedReader(samples, encoder, reader)
     else:
         mixture = Mixture(read_data_list(config.meta_path), seed, config.use_data_resampling)

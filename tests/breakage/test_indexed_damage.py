@@ -17,8 +17,7 @@ from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.indexed import build, pieces, report
 from megatron_v2pe.data.indexed.checksums import CHECKSUMS, CheckedFile
 from megatron_v2pe.data.indexed.layout import MANIFEST
-from megatron_v2pe.data.indexed.plan import IndexedPlan
-from megatron_v2pe.data.indexed.reader import IndexedReader
+from megatron_v2pe.data.indexed.plan import IndexedPlan, IndexedReader
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.indexed.streams import Streams
 from megatron_v2pe.data.indexed.verify import verify

@@ -23,11 +23,10 @@ from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.files import LOOKUP
 from megatron_v2pe.data.indexed.finish import plan_digest, put_in_place, write_indexes, write_manifest
 from megatron_v2pe.data.indexed.pieces import Pieces
-from megatron_v2pe.data.indexed.pool import Pool
-from megatron_v2pe.data.indexed.settings import settings_of, template_digest
+from megatron_v2pe.data.indexed.samples import settings_of, template_digest
 from megatron_v2pe.data.indexed.streams import JOURNAL, Streams, room
 from megatron_v2pe.data.indexed.verify import verify
-from megatron_v2pe.data.indexed.work import UNREADABLE, Worker
+from megatron_v2pe.data.indexed.work import UNREADABLE, Pool, Worker
 from megatron_v2pe.data.types import AS_PUBLISHED
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import check_regular

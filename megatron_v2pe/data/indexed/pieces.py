@@ -20,9 +20,8 @@ from megatron_v2pe.base.progress import Progress, progress_bar
 from megatron_v2pe.data.annotations import Dataset, LineBlock
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.files import FileTable, Measured, map_records
-from megatron_v2pe.data.indexed.pool import Pool
 from megatron_v2pe.data.indexed.streams import Streams
-from megatron_v2pe.data.indexed.work import UNREADABLE, Encoded
+from megatron_v2pe.data.indexed.work import UNREADABLE, Encoded, Pool
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
 

@@ -1,4 +1,6 @@
-"""Which samples of an indexed data set make up each pack: a pure function of seed, epoch and the pack's number.
+"""Packs of an indexed data set: which samples make up each of them, and reading one.
+
+The plan is a pure function of seed, epoch and the pack's number; packs are read in the loader's worker processes.
 
 An epoch is the mixture's order, packed window by window from lengths alone. The state of a run is the epoch and how
 many of its packs are done. A step never reaches across an epoch's end: what is missing there is filled with empty
@@ -14,17 +16,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from megatron_v2pe.data.annotations import read_openings, read_shares
 from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.config import DataConfig
+from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.layout import IndexedSet
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
+from megatron_v2pe.data.pack_reader import PackReader, ReadPack
 from megatron_v2pe.data.packing.balance import deal, round_robin
 from megatron_v2pe.data.packing.planner import PackBudgets, plan_window
 from megatron_v2pe.data.plan import LOADER_STATE
-from megatron_v2pe.errors import CheckpointError, ConfigError
+from megatron_v2pe.data.types import Clip, Document, SampleId
+from megatron_v2pe.errors import CheckpointError, ConfigError, DataError
 from megatron_v2pe.foreign.schema import Range, typed
 
 
@@ -199,3 +205,44 @@ def _shares(sets: Sequence[IndexedSet], meta_path: str) -> list[IndexedSet]:
                 f"{built}; build it again"
             )
     return [replace(entry, repeat_time=shares[entry.name][0], weight=shares[entry.name][1]) for entry in sets]
+
+
+@dataclass(frozen=True)
+class IndexedReader(Dataset[ReadPack]):
+    """Reads packs of an indexed data set."""
+
+    samples: IndexedSamples
+    encoder: DocumentEncoder
+    """Gives strides and what else an epoch draws."""
+    reader: PackReader
+
+    def __getitem__(self, pack: IndexedPack) -> ReadPack:
+        """Read one pack; a sample whose images have changed or are damaged is left out and reported."""
+        documents: list[Document] = []
+        unreadable: list[tuple[SampleId, str]] = []
+        for sample, number in zip(pack.samples, pack.numbers, strict=True):
+            try:
+                documents.append(draw_document(self.samples, self.encoder, sample, pack.epoch, number))
+            except DataError as error:
+                unreadable.append((self._source(sample), str(error)))
+        return self.reader.read(documents, unreadable, self.samples.files.open_picture)
+
+    def _source(self, sample: int) -> SampleId:
+        """Return where a sample comes from, as far as its record can be trusted."""
+        try:
+            return self.samples.source(sample)
+        except DataError:
+            return SampleId(f"sample {sample}", 0, str(self.samples.folder))
+
+
+def draw_document(samples: IndexedSamples, encoder: DocumentEncoder, sample: int, epoch: int, number: int) -> Document:
+    """Return a sample of an indexed set as one pass over it sees it; arguments as of `DocumentEncoder.draw`.
+
+    Raises:
+        DataError: its video has changed since the set was built.
+    """
+    encoded = samples[sample]
+    for item in encoded.media:
+        if isinstance(item, Clip) and item.file is not None:
+            samples.files.check_video(item.file, item.path)
+    return encoder.draw(encoded, epoch, number)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from bisect import bisect_right
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.data.config import DataConfig
+from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.encode import ModelFacts
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.checksums import REMEDY
 from megatron_v2pe.data.indexed.files import FileStore
 from megatron_v2pe.data.indexed.megatron_format import Sequences
-from megatron_v2pe.data.indexed.settings import settings_of, template_digest
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Clip, CompactText, EncodedSample, Opening, Picture, SampleId
 from megatron_v2pe.errors import ConfigError, DataError
@@ -27,6 +30,31 @@ _log = get_logger(__name__)
 _SAMPLE, _NEXT, _MEDIUM = struct.Struct("<iiiiiqq"), struct.Struct("<qq"), struct.Struct("<qqhh????iii")
 _RANGE_BYTES, _NEXT_AT = 8, layout.SAMPLE.itemsize + 20
 assert _SAMPLE.size == layout.SAMPLE.itemsize and _MEDIUM.size == layout.MEDIUM.itemsize
+
+
+SETTINGS = (
+    "template",
+    "pad2square",
+    "dynamic_image_size",
+    "dynamic_max_patch",
+    "use_thumbnail",
+    "min_dynamic_patch",
+    "max_dynamic_patch",
+    "min_num_frame",
+    "max_num_frame",
+)
+"""Settings of the data pipeline on which the tokens and tiles of a set depend: a build records them, a run compares."""
+
+
+def settings_of(config: DataConfig, tokenizer: Tokenizer, facts: ModelFacts) -> dict[str, Any]:
+    """Return all settings that must be equal, by name."""
+    settings = {name: getattr(config, name) for name in SETTINGS}
+    return settings | asdict(facts) | {"image_token": tokenizer.img_context_id}
+
+
+def template_digest(name: str) -> str:
+    """Return a fingerprint of a conversation template."""
+    return hashlib.sha256(repr(get_template(name)).encode()).hexdigest()
 
 
 class IndexedSamples:

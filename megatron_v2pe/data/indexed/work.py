@@ -1,16 +1,18 @@
 """What the worker processes of a build do: find the files of samples, measure files, encode samples.
 
 A piece of work is a function of its arguments and of files on disk, so that it does not matter which process does it.
+`Pool` hands pieces to worker processes, or does them in this one, and gives their results in order.
 """
 
 from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from megatron_v2pe.data.annotations import Dataset, LineBlock
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.files import FileTable, Measured, measure_image, measure_video
 from megatron_v2pe.data.indexed.layout import MEDIUM, SAMPLE, TOKEN_TYPE
+from megatron_v2pe.data.processes import Processes
 from megatron_v2pe.data.tokenize import image_starts
 from megatron_v2pe.data.types import Clip, EncodedSample, Picture
 from megatron_v2pe.errors import DataError
@@ -172,22 +175,49 @@ def _medium(item: Picture | Clip) -> tuple[object, ...]:
     return columns, rows, item.thumbnail, item.pad_to_square, item.augment, False, 0, 0, 0
 
 
+class Pool:
+    """Processes that know what is built, or this one; use as a context manager."""
+
+    def __init__(self, worker: Worker, processes: int) -> None:
+        """Start `processes`; with 0 everything happens in this one."""
+        self._worker, self._here = worker, not processes
+        self._processes = Processes(processes, __name__, _start, (worker,))
+
+    def __enter__(self) -> Pool:
+        """Return the pool."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the processes; work not begun is dropped."""
+        self._processes.__exit__(*error)
+
+    def results(self, method: str, tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Yield `Worker.method(*task)` of each task, in order.
+
+        Raises:
+            DataError: a worker process was killed.
+        """
+        function = partial(_do, self._worker, method) if self._here else partial(_call, method)
+        for _, result in self._processes.map(function, tasks):
+            yield result
+
+
 _worker: Worker | None = None
 
 
-def start(worker: Worker) -> None:
+def _start(worker: Worker) -> None:
     """Set up a worker process; an interrupt from the keyboard is the parent's business."""
     global _worker
     _worker = worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def call(method: str, arguments: tuple[object, ...]) -> object:
+def _call(method: str, arguments: tuple[object, ...]) -> object:
     """Do a piece of work in a worker process."""
     assert _worker is not None
-    return do(_worker, method, arguments)
+    return _do(_worker, method, arguments)
 
 
-def do(worker: Worker, method: str, arguments: tuple[object, ...]) -> object:
+def _do(worker: Worker, method: str, arguments: tuple[object, ...]) -> object:
     """Do a piece of work."""
     return getattr(worker, method)(*arguments)

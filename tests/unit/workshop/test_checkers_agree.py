@@ -16,12 +16,11 @@ from helpers.data_cases import turns
 from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.build import BuildOptions, build
-from megatron_v2pe.data.indexed.plan import IndexedPack
-from megatron_v2pe.data.indexed.reader import IndexedReader
+from megatron_v2pe.data.indexed.plan import IndexedPack, IndexedReader
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.pack_reader import PackReader
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.checking.check import check_data_list
 from megatron_v2pe.workshop.checking.samples import SampleChecker
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from megatron_v2pe.data.indexed.edited import edited_annotations, tell_edited
+from megatron_v2pe.data.indexed.verify import edited_annotations, warn_of_edits
 
 
 def test_an_annotation_edited_since_the_build_is_named(case, tmp_path, caplog):
@@ -22,7 +22,7 @@ def test_an_annotation_edited_since_the_build_is_named(case, tmp_path, caplog):
         assert edited_annotations(samples) == [str(annotation)]
         with caplog.at_level(logging.WARNING):
             logging.getLogger("megatron_v2pe").propagate = True
-            tell_edited(samples)
+            warn_of_edits(samples)
         assert f"{annotation}: edited since {tmp_path / 'set'} was built" in caplog.text
         annotation.unlink()
         assert edited_annotations(samples) == [], "it need not be there"

@@ -157,7 +157,7 @@ def _checker(
         return SampleChecker.of_text(config.data, reads), [*unseen, f"{tokens}: {error}; {remedy}"]
     if not reads:
         unseen.append("lengths of samples with images or videos (--headers, --full)")
-    encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.stride_policy(0), config.train.seed)
+    encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.policy(0), config.train.seed)
     return SampleChecker(encoder, True, reads), unseen
 
 

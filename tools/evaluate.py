@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from megatron_v2pe.device.launch import World
     from megatron_v2pe.evaluate.benchmark import Benchmark, Question
     from megatron_v2pe.generate.load import Opened, Opening
-    from megatron_v2pe.v2pe.position_ids import Stride
+    from megatron_v2pe.v2pe.settings import Stride
 
 EXAMPLES = """examples, from the folder that holds `data/` and `dataset/` as the published README lays them out:
   python tools/evaluate.py --checkpoint work_dirs/run --benchmarks chartqa,docvqa --out work_dirs/evaluate/run
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def check(argv: list[str], processes: int) -> None:
-    """Refuse what can be refused before so many processes are started, see `device/before_start.py`."""
+    """Refuse what can be refused before so many processes are started, see `device/launch_checks.py`."""
     from megatron_v2pe.device.launch import World
 
     arguments = _read(argv)
@@ -129,7 +129,7 @@ def _look(
     from megatron_v2pe.evaluate.preflight import check_all
     from megatron_v2pe.evaluate.registry import create, expand
     from megatron_v2pe.generate.load import prepare
-    from megatron_v2pe.v2pe.stride import parse_stride
+    from megatron_v2pe.v2pe.settings import parse_stride
 
     if arguments.strides and arguments.rope_pos_id_stride is not None:
         raise ConfigError("--strides takes the place of --rope_pos_id_stride; give one of them")

@@ -86,7 +86,7 @@ def _inspect(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     config = _with_positions(read_settings(settings, RECIPES))
     tokenizer, facts = tokenizer_and_facts(arguments, config)
     seed = config.train.seed
-    encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.stride_policy(seed), seed)
+    encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.policy(seed), seed)
     if arguments.sample is None:
         found = find_pack(encoder, arguments.pack, arguments.epoch)
     else:

@@ -104,7 +104,7 @@ def _build(arguments: argparse.Namespace, settings: Sequence[str]) -> Manifest:
         max_skipped_samples=arguments.max_skipped,
     )
     tokenizer, facts = tokenizer_and_facts(arguments, config)
-    encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.stride_policy(0), config.train.seed)
+    encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.policy(0), config.train.seed)
     return build(read_data_list(config.data.meta_path), encoder, options, to_dict(config.v2pe))
 
 

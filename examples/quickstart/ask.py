@@ -24,7 +24,7 @@ from megatron_v2pe.data.types import Sample
 from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.generate.pretrained import Pretrained, open_pretrained
 from megatron_v2pe.generate.prompt import checkpoint_tiling
-from megatron_v2pe.v2pe.stride import parse_stride
+from megatron_v2pe.v2pe.settings import parse_stride
 
 LONGEST_ANSWER = 32
 """Tokens generated at most."""

@@ -13,8 +13,6 @@ configuration class then refuses to load. That form is understood here in every 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.models.config import NORMALIZE_TYPES, InternVLConfig, read_config
 from megatron_v2pe.models.config_rope import PLACES
-from megatron_v2pe.v2pe.stride import VERSIONS, StridePolicy, parse_stride
+from megatron_v2pe.v2pe.settings import VERSIONS, V2PESettings
 
 PUBLISHED_ROPE_SCALING = {"factor": 2.0, "type": "dynamic"}
 """What InternVL2 checkpoints carry; stands in where `v2pe` has overwritten it. Unused under V2PE."""
@@ -45,65 +43,6 @@ CARRIED: dict[str, Any] = {
 
 All but `normalize_type` are fields of the published class; that one is this project's, and written only where a model
 was trained with another than `imagenet`."""
-
-
-@dataclass(frozen=True)
-class V2PESettings:
-    """Version and stride that belong together."""
-
-    version: str
-    stride: int | Fraction | None = None
-
-    def validate(self) -> None:
-        """Check the combination; what a checkpoint says is read without, what is written is checked.
-
-        Raises:
-            ConfigError: unknown version, `v2pe_fix` without a stride, or a stride with `default`.
-        """
-        StridePolicy(self.version, self.stride)
-        if self.version == "default" and self.stride is not None:
-            raise ConfigError(f"rope_pos_id_stride {self.stride} has no meaning with rope_pos_id_version default")
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> V2PESettings:
-        """Read a `config.json`; the version may stand at the top or in `llm_config` alone."""
-        llm = config.get("llm_config") or {}
-        version = config.get("rope_pos_id_version") or llm.get("rope_pos_id_version") or "default"
-        stride = config.get("rope_pos_id_stride")
-        if version == "default":  # a stride left over from another run says nothing
-            stride = None
-        return cls(version, None if stride is None else parse_stride(stride))
-
-    @classmethod
-    def from_training(cls, state: Any, source: str) -> V2PESettings | None:
-        """Read the state of a training run; None for one whose settings are empty: a program of one's own wrote it.
-
-        Args:
-            state: content of its file.
-            source: the file, for the error.
-
-        Raises:
-            CheckpointError: it does not say with which positions the run was trained.
-        """
-        run = Fields(state, source, CheckpointError)
-        if run.get("settings", dict[str, Any]) == {}:
-            return None
-        fields = run.section("settings").section("v2pe")
-        version = fields.text("rope_pos_id_version", among=VERSIONS)
-        stride = fields.get("rope_pos_id_stride", int | float | str, None)
-        try:
-            settings = cls(version, None if stride is None else parse_stride(stride))
-            settings.validate()
-        except ConfigError as error:
-            raise CheckpointError(f"{fields.source}: {error}") from error
-        return settings
-
-    def overridden(self, version: str | None, stride: str | int | float | Fraction | None) -> V2PESettings:
-        """Apply what the user asked for; another version than before drops the stride of before."""
-        new = version or self.version
-        if stride is not None:
-            return V2PESettings(new, parse_stride(stride))
-        return V2PESettings(new, self.stride if new == self.version else None)
 
 
 def trained_model(folder: Path) -> InternVLConfig:
@@ -138,7 +77,7 @@ def trained_config(folder: Path) -> dict[str, Any]:
     path = folder / TRAINING_STATE
     try:
         state = read_description(path)
-        settings = V2PESettings.from_training(state, printable(path))
+        settings = _positions(state, printable(path))
         data, vision = _trained_on(state, printable(path)), _vision(state, printable(path))
     except CheckpointError as error:
         raise CheckpointError(
@@ -202,7 +141,7 @@ def loadable(config: dict[str, Any]) -> dict[str, Any]:
     What stands in place of `v2pe` computes what that did: under V2PE positions no scaling is used, and InternVL2's
     comes back; without them `v2pe` is read as none, which the published classes know as a linear scaling by 1 alone.
     """
-    plain = V2PESettings.from_config(config).version == "default"
+    plain = V2PESettings.from_config(config).rope_pos_id_version == "default"
     scaling = {"factor": 1.0, "type": "linear"} if plain else PUBLISHED_ROPE_SCALING
     changed: dict[str, Any] = {}
     for name in PLACES:
@@ -227,12 +166,31 @@ def _is_v2pe(config: Mapping[str, Any], name: str) -> bool:
 
 def with_settings(config: dict[str, Any], settings: V2PESettings) -> dict[str, Any]:
     """Return a `config.json` with V2PE fields; everything else stays, the scaling too unless it is `v2pe`."""
-    result = loadable({**config, "rope_pos_id_version": settings.version})
-    result.pop("rope_pos_id_stride", None)
-    if settings.stride is not None:
-        result["rope_pos_id_stride"] = _plain(settings.stride)
-    llm = {**result["llm_config"], "rope_pos_id_version": settings.version}
-    return {**result, "llm_config": llm}
+    return settings.written_into(loadable({**config, "rope_pos_id_version": settings.rope_pos_id_version}))
+
+
+def _positions(state: Any, source: str) -> V2PESettings | None:
+    """Return the positions a run was trained with; None for a state without settings, of a program of one's own.
+
+    Args:
+        state: content of the run's state file.
+        source: the file, for the error.
+
+    Raises:
+        CheckpointError: it does not say with which positions the run was trained.
+    """
+    run = Fields(state, source, CheckpointError)
+    if run.get("settings", dict[str, Any]) == {}:
+        return None
+    fields = run.section("settings").section("v2pe")
+    version = fields.text("rope_pos_id_version", among=VERSIONS)
+    stride = fields.get("rope_pos_id_stride", int | float | str, None)
+    try:
+        settings = V2PESettings.stated(version, stride)
+        settings.check_in_config()
+    except ConfigError as error:
+        raise CheckpointError(f"{fields.source}: {error}") from error
+    return settings
 
 
 def _trained_on(state: Any, source: str) -> dict[str, Any]:
@@ -259,11 +217,3 @@ def _vision(state: Any, source: str) -> dict[str, Any]:
         return {}
     rate = Fields(model, f"{source}: settings: model", CheckpointError).number("drop_path_rate", None, 0, 0.99)
     return {} if rate is None else {"drop_path_rate": rate}
-
-
-def _plain(stride: int | Fraction) -> int | float | str:
-    """Return a stride as JSON has it: a number where that is exact, else text such as `1/3`."""
-    value = Fraction(stride)
-    if value.denominator == 1:
-        return value.numerator
-    return float(value) if Fraction(str(float(value))) == value else str(value)

@@ -19,7 +19,7 @@ from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import AS_PUBLISHED, Clip, Document, EncodedSample, Picture, Sample
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe.position_ids import position_ticks
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 VIDEO_PLACEHOLDER = "<video>"
 

@@ -14,7 +14,7 @@ from megatron_v2pe.evaluate.words import told
 from megatron_v2pe.generate.prompt import Prompt, assemble
 from megatron_v2pe.generate.tiles import ImageTiles
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 
 @dataclass(frozen=True)

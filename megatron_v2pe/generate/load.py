@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from megatron_v2pe.generate.pretrained import Pretrained
     from megatron_v2pe.models.config import InternVLConfig
     from megatron_v2pe.parallel.config import ParallelConfig
-    from megatron_v2pe.v2pe.position_ids import Stride
+    from megatron_v2pe.v2pe.settings import Stride
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def prepare(arguments: argparse.Namespace, world: World | None = None) -> Openin
     from megatron_v2pe.base.logging import setup_logging
     from megatron_v2pe.device import launch
     from megatron_v2pe.parallel.config import ParallelConfig
-    from megatron_v2pe.v2pe.stride import parse_stride
+    from megatron_v2pe.v2pe.settings import parse_stride
 
     world = world or launch.read_environment()
     setup_logging(world.rank)

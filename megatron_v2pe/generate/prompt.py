@@ -16,7 +16,7 @@ from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.generate.tiles import ImageTiles
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.v2pe.position_ids import find_images, position_ticks
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel.config import ModelSizes, ParallelConfig
 from megatron_v2pe.v2pe.rotary import RopeScaling, RotaryEmbedding
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 
 def build_rotary(model: InternVLConfig, policy: StridePolicy) -> RotaryEmbedding:

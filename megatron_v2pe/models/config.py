@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.models.config_fields import GELU, SILU, check_language, check_null, check_top, check_vision
 from megatron_v2pe.models.config_kind import check_kind
 from megatron_v2pe.models.config_rope import RopeConfig, rope_config
-from megatron_v2pe.v2pe.stride import parse_stride
+from megatron_v2pe.v2pe.settings import V2PESettings
 
-ROPE_POS_ID_VERSIONS = ("default", "v2pe_fix", "v2pe_rnd")
 VOCAB_PADDING_MULTIPLE = 128
 """Vocabulary rows are padded to this multiple whatever the tensor parallel size, so that one shape serves all."""
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -119,8 +117,8 @@ class InternVLConfig:
     normalize_type: str
     """One of `NORMALIZE_TYPES`. Not a published field: training writes it where it is not `imagenet`."""
     template: str
-    rope_pos_id_version: str
-    rope_pos_id_stride: int | Fraction | None
+    v2pe: V2PESettings
+    """The positions it was trained with; of a version `v2pe_fix` the stride may be missing."""
 
     @property
     def tokens_per_tile(self) -> int:
@@ -147,10 +145,7 @@ class InternVLConfig:
         least, most = top.whole("min_dynamic_patch", 1, 1, 1000), top.whole("max_dynamic_patch", 6, 1, 1000)
         if least > most:
             raise ConfigError(f"{source}: min_dynamic_patch {least} is above max_dynamic_patch {most}")
-        versions = [
-            section.text("rope_pos_id_version", None, ROPE_POS_ID_VERSIONS)
-            for section in (top, top.section("llm_config"))
-        ]
+        v2pe = V2PESettings.from_config(config, source)
         tile_size = top.whole("force_image_size", vision.image_size, vision.patch_size, _LARGEST_SIDE)
         result = cls(
             vision=vision,
@@ -167,8 +162,7 @@ class InternVLConfig:
             pad2square=top.flag("pad2square", False),
             normalize_type=top.text("normalize_type", "imagenet", NORMALIZE_TYPES),
             template=_template(top),
-            rope_pos_id_version=versions[0] or versions[1] or "default",
-            rope_pos_id_stride=_stride(config.get("rope_pos_id_stride"), source),
+            v2pe=v2pe,
         )
         check_top(top, select_layer=result.select_layer, tokens_per_tile=result.tokens_per_tile)
         return result
@@ -216,13 +210,6 @@ def _check_present(top: Fields) -> None:
     ]
     if len(missing) > 1:
         raise ConfigError(f"{top.source}: fields are missing: {', '.join(missing)}")
-
-
-def _stride(value: Any, source: str) -> int | Fraction | None:
-    try:
-        return None if value is None else parse_stride(value)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
 
 
 def _template(top: Fields) -> str:

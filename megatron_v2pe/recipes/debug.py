@@ -9,15 +9,15 @@ from megatron_v2pe.train.config import (
     ExperimentConfig,
     ModelConfig,
     TrainConfig,
-    V2PEConfig,
 )
+from megatron_v2pe.v2pe.settings import V2PESettings
 
 
 def debug() -> ExperimentConfig:
     """Ten steps in fp32 on CPU with short packs: name a small checkpoint and a data list."""
     return ExperimentConfig(
         model=ModelConfig(model_name_or_path="work_dirs/debug/model"),
-        v2pe=V2PEConfig(rope_pos_id_version="v2pe_rnd"),
+        v2pe=V2PESettings(rope_pos_id_version="v2pe_rnd"),
         data=DataConfig(
             meta_path="work_dirs/debug/meta.json",
             max_seq_length=2048,

@@ -17,8 +17,8 @@ from megatron_v2pe.train.config import (
     LoggingConfig,
     ModelConfig,
     TrainConfig,
-    V2PEConfig,
 )
+from megatron_v2pe.v2pe.settings import V2PESettings
 
 
 def internvl2_2b_baseline_32k() -> ExperimentConfig:
@@ -39,7 +39,7 @@ def internvl2_2b_baseline_32k() -> ExperimentConfig:
             freeze_backbone=False,
             freeze_mlp=False,
         ),
-        v2pe=V2PEConfig(rope_pos_id_version="default"),
+        v2pe=V2PESettings(rope_pos_id_version="default"),
         data=DataConfig(
             meta_path="dataset/annotation_train_32k.json",
             template="internlm2-chat",
@@ -91,7 +91,7 @@ def internvl2_2b_v2pe_32k() -> ExperimentConfig:
     base = internvl2_2b_baseline_32k()
     return replace(
         base,
-        v2pe=V2PEConfig(rope_pos_id_version="v2pe_rnd"),
+        v2pe=V2PESettings(rope_pos_id_version="v2pe_rnd"),
         checkpoint=replace(base.checkpoint, save="work_dirs/internvl2_2b_v2pe_32k"),
     )
 

@@ -10,8 +10,8 @@ from megatron_v2pe.train.config import (
     ExperimentConfig,
     ModelConfig,
     TrainConfig,
-    V2PEConfig,
 )
+from megatron_v2pe.v2pe.settings import V2PESettings
 
 
 def quickstart() -> ExperimentConfig:
@@ -22,7 +22,7 @@ def quickstart() -> ExperimentConfig:
     """
     return ExperimentConfig(
         model=ModelConfig(model_name_or_path="work_dirs/quickstart/megatron"),
-        v2pe=V2PEConfig(
+        v2pe=V2PESettings(
             rope_pos_id_version="v2pe_rnd",
             strides=("1/16", "1/8", "1/4", "1/2", "1", "2", "4", "8", "16"),
         ),

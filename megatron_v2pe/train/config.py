@@ -17,13 +17,12 @@ from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
 from megatron_v2pe.parallel.config import ModelSizes, ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy, parse_stride
+from megatron_v2pe.v2pe.settings import V2PESettings
 
 CONFIG_FILE = "config.yaml"
 """Name of the resolved configuration beside every training checkpoint."""
 _Steps = Annotated[int, Range(1, 10**9)]
 _Layer = Annotated[int, Range(-1001, 1001)]
-_Stride = Annotated[str, config_tree.NUMBER_OR_TEXT]
 _Beta = Annotated[float, Range(0, 1)]
 
 
@@ -70,47 +69,6 @@ class ModelConfig:
             raise ConfigError("model.freeze_llm, freeze_backbone and freeze_mlp are all set: nothing would learn")
         if self.unfreeze_vit_layers and not self.freeze_backbone:
             raise ConfigError(f"model.unfreeze_vit_layers is {self.unfreeze_vit_layers} without model.freeze_backbone")
-
-
-@dataclass(frozen=True)
-class V2PEConfig:
-    """How positions advance over image tokens; names and meaning of the published flags."""
-
-    rope_pos_id_version: Literal["default", "v2pe_fix", "v2pe_rnd", "recorded"] = "default"
-    """`default`: a position per token; `v2pe_fix`: one stride for all; `v2pe_rnd`: one drawn per image; `recorded`:
-    version and strides an indexed data set was built with."""
-    rope_pos_id_stride: _Stride | None = None
-    """Positions a tile spans under `v2pe_fix`: a whole number or a fraction, `64`, `1/2`, `0.5`."""
-    strides: tuple[_Stride, ...] = ("1", "2", "4", "8", "16", "32", "64", "128", "256")
-    """Strides `v2pe_rnd` draws from, each as likely as the others."""
-
-    def validate(self) -> None:
-        """Check that version and strides belong together.
-
-        Raises:
-            ConfigError: a stride missing, given where it has no meaning, or not positive.
-        """
-        config_tree.check_values(self, "v2pe")
-        version, stride = self.rope_pos_id_version, self.rope_pos_id_stride
-        if version == "v2pe_fix" and stride is None:
-            raise ConfigError(
-                "v2pe.rope_pos_id_stride is missing: rope_pos_id_version v2pe_fix needs one, for example 64"
-            )
-        if version != "v2pe_fix" and stride is not None:
-            raise ConfigError(
-                f"v2pe.rope_pos_id_stride is {stride} but rope_pos_id_version is {version}, which uses none; "
-                "use v2pe_fix, or leave the stride out"
-            )
-        if not self.strides:
-            raise ConfigError("v2pe.strides is empty; v2pe_rnd draws from it")
-        if version != "recorded":
-            self.stride_policy(seed=0)
-
-    def stride_policy(self, seed: int) -> StridePolicy:
-        """Return the policy that gives every image its stride."""
-        stride = None if self.rope_pos_id_stride is None else parse_stride(self.rope_pos_id_stride)
-        strides = tuple(parse_stride(text) for text in self.strides)
-        return StridePolicy(version=self.rope_pos_id_version, stride=stride, strides=strides, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -293,7 +251,7 @@ class ExperimentConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The checkpoint to start from and what of it learns."""
-    v2pe: V2PEConfig = field(default_factory=V2PEConfig)
+    v2pe: V2PESettings = field(default_factory=V2PESettings)
     """Positions of image tokens."""
     data: DataConfig = field(default_factory=DataConfig)
     """Annotations, images, packing."""

@@ -38,8 +38,8 @@ from megatron_v2pe.models.layer_specs import choose_spec
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
-from megatron_v2pe.parallel.attention_backend import check_backend
-from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
+from megatron_v2pe.parallel.attention.kernel_choice import check_backend
+from megatron_v2pe.train.preflight.checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.ddp import freeze, wrap
@@ -52,7 +52,7 @@ from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
 from megatron_v2pe.train.recorded import with_recorded_strides
 from megatron_v2pe.train.signals import StopRequest
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 LOG = "train.log"
 """Name of the log beside the metrics."""
@@ -171,7 +171,7 @@ def _prepare(config: ExperimentConfig, world: launch.World, device: Device) -> R
     config.validate(world.world_size, model_sizes(model))
     groups = topology.initialize(config.parallel, config.train.seed)
     tokenizer = Tokenizer.of_model(config.model.tokenizer_path or hf, model.llm.vocab_size)
-    policy = config.v2pe.stride_policy(config.train.seed)
+    policy = config.v2pe.policy(config.train.seed)
     budget = Budget(config, model, world.world_size, _smallest_card(device))
     return Run(config, world, device, groups, start, model, policy, tokenizer, budget)
 
@@ -292,7 +292,7 @@ def _peak(run: Run) -> float | None:
 
 def _cutter(run: Run) -> Cutter:
     return Cutter(
-        placement=topology.placement_of(run.config.parallel, run.groups),
+        coordinates=topology.coordinates_of(run.config.parallel, run.groups),
         first_stage=run.groups.pp.rank() == 0,
         image_token_id=run.tokenizer.img_context_id,
         tokens_per_tile=run.model.tokens_per_tile,
@@ -368,7 +368,7 @@ def _feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
     groups = HostGroups.open(copies, parallel.distributed_timeout_minutes)
     tile_ranks = dist.get_process_group_ranks(run.groups.tp_cp) if run.groups.pp.rank() == 0 else None
     limit = run.config.data.max_skipped_samples
-    return DataFeed(loader, groups, tile_ranks, topology.placement_of(parallel, run.groups), limit)
+    return DataFeed(loader, groups, tile_ranks, topology.coordinates_of(parallel, run.groups), limit)
 
 
 def _save(

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import lcm
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from megatron_v2pe.errors import DataError
-
-Stride = int | Fraction
-"""Positions one tile spans: `tokens_per_tile` for ordinary positions, less for V2PE."""
+from megatron_v2pe.v2pe.settings import Stride, smallest_denominator
 
 
 def position_ticks(
@@ -74,14 +71,6 @@ def position_ticks(
     if real is not None:
         ticks = np.where(real, ticks, denominator)
     return torch.from_numpy(ticks), denominator
-
-
-def smallest_denominator(strides: Sequence[Stride], tokens_per_tile: int) -> int:
-    """Return `tokens_per_tile` times the least common multiple of the strides' own denominators."""
-    common = 1
-    for stride in set(strides):
-        common = lcm(common, Fraction(stride).denominator)
-    return tokens_per_tile * common
 
 
 def to_float32(ticks: Tensor, denominator: int) -> Tensor:

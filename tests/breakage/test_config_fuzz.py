@@ -110,8 +110,8 @@ def unsound(config):
         "ratio": 0 < config.downsample_ratio <= 1,
         "layer": -vision.num_layers - 1 <= config.select_layer <= vision.num_layers,
         "words": config.ps_version in ("v1", "v2") and isinstance(config.template, str),
-        "version": config.rope_pos_id_version in ("default", "v2pe_fix", "v2pe_rnd"),
-        "stride": config.rope_pos_id_stride is None or 0 < config.rope_pos_id_stride <= 1 << 16,
+        "version": config.v2pe.rope_pos_id_version in ("default", "v2pe_fix", "v2pe_rnd"),
+        "stride": config.v2pe.stride is None or 0 < config.v2pe.stride <= 1 << 16,
     }
     return [name for name, holds in rules.items() if not holds]
 

@@ -19,7 +19,7 @@ from megatron_v2pe.checkpoint.hf.api import mcore_to_hf
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 LAYOUTS = {
     "dp2": (2, ParallelConfig()),

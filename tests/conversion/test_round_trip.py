@@ -117,7 +117,7 @@ def test_v2pe_settings_on_request(sources, converted, tmp_path, version, stride,
     assert config["rope_pos_id_version"] == config["llm_config"]["rope_pos_id_version"] == version
     assert config.get("rope_pos_id_stride") == written
     assert config["llm_config"]["rope_scaling"] == original["llm_config"]["rope_scaling"]
-    assert InternVLConfig.from_hf(config).rope_pos_id_version == version
+    assert InternVLConfig.from_hf(config).v2pe.rope_pos_id_version == version
     for section in (config, config["llm_config"]):
         section.pop("rope_pos_id_version"), section.pop("rope_pos_id_stride", None)
     assert config == original

@@ -27,7 +27,7 @@ from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.policy import inference_policy
 from megatron_v2pe.generate.prompt import asked_with, checkpoint_tiling, encode_prompt
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
 
 STRIDE = {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": "4"}
@@ -189,5 +189,5 @@ def test_an_older_config_without_the_fields_is_asked_as_before(golden):
 def test_an_older_checkpoint_of_the_run_says_its_own(start, tmp_path):
     run = make_run(start, tmp_path / "run", v2pe=STRIDE)
     shutil.copytree(make_run(start, tmp_path / "other", iteration=1) / "iter_0000001", run / "iter_0000001")
-    assert trained_model(run / "iter_0000001").rope_pos_id_version == "default"
-    assert trained_model(run / "iter_0000002").rope_pos_id_version == "v2pe_fix"
+    assert trained_model(run / "iter_0000001").v2pe.rope_pos_id_version == "default"
+    assert trained_model(run / "iter_0000002").v2pe.rope_pos_id_version == "v2pe_fix"

@@ -50,7 +50,7 @@ def documents(made: Path) -> list[Document]:
     recipe = long_context()
     model = InternVLConfig.from_folder(made / "hf")
     facts = ModelFacts(model.tile_size, model.tokens_per_tile)
-    policy = recipe.v2pe.stride_policy(recipe.train.seed)
+    policy = recipe.v2pe.policy(recipe.train.seed)
     encoder = DocumentEncoder(recipe.data, Tokenizer.from_folder(made / "hf"), facts, policy, recipe.train.seed)
     (dataset,) = read_data_list(made / "data" / "meta.json")
     return [encoder.document(dataset, line, epoch=0, number=line) for line in range(len(dataset))]

@@ -23,7 +23,7 @@ from megatron_v2pe.generate.pretrained import inference_policy
 from megatron_v2pe.generate.prompt import checkpoint_tiling, encode_prompt
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.recipes.quickstart import quickstart
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,7 +50,7 @@ def documents(made: Path) -> list[Document]:
     recipe = quickstart()
     model = InternVLConfig.from_folder(made / "hf")
     facts = ModelFacts(model.tile_size, model.tokens_per_tile)
-    policy = recipe.v2pe.stride_policy(recipe.train.seed)
+    policy = recipe.v2pe.policy(recipe.train.seed)
     encoder = DocumentEncoder(recipe.data, Tokenizer.from_folder(made / "hf"), facts, policy, recipe.train.seed)
     datasets = read_data_list(made / "data" / "meta.json")
     lines = [(dataset, line) for dataset in datasets for line in range(len(dataset))]

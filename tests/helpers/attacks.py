@@ -19,7 +19,7 @@ import torch
 from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 
 class Malicious:

@@ -19,7 +19,7 @@ from megatron_v2pe.data.indexed.build import BuildOptions, build
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Batch
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for, write_dataset
 
 POLICY = StridePolicy("v2pe_rnd", strides=(1, 2, 4), seed=5)

@@ -26,7 +26,7 @@ from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.pretrained import Pretrained, Question, open_pretrained
 from megatron_v2pe.generate.prompt import checkpoint_tiling
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.position_ids import Stride
+from megatron_v2pe.v2pe.settings import Stride
 
 
 @dataclass(frozen=True)

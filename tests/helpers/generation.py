@@ -27,7 +27,7 @@ from megatron_v2pe.models.micro_batch import cut_pack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.position_ids import continue_positions
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import load_full
 
@@ -168,7 +168,7 @@ def recompute(model: Any, prompt: Prompt, answer: Sequence[int]) -> Tensor:
             ids,
             ticks,
             [len(ids)],
-            model.placement,
+            model.coordinates,
             image_token_id=model.image_token_id,
             num_tiles=prompt.tiles.shape[0],
             tokens_per_tile=model.internvl.tokens_per_tile,

@@ -18,7 +18,7 @@ from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.position_ids import find_images, position_ticks
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import gather_full, load_full
 
@@ -94,7 +94,7 @@ def run_case(checkpoint: str, case: str, inputs: str) -> dict[str, Any]:
             ids,
             ticks,
             seqlens,
-            model.placement,
+            model.coordinates,
             labels=_shift(labels, -100),
             weights=_shift(weights, 0.0),
             image_token_id=special["img_context_id"],

@@ -19,7 +19,7 @@ from helpers.hf_names import to_full_state
 from megatron_v2pe.models.micro_batch import cut_pack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import gather_full, load_full, sharded_pieces
 
@@ -59,7 +59,7 @@ def decoder(checkpoint: str, weights: dict[str, Tensor], ids: Tensor, seqlens: S
         denominator = policy.denominator(model.internvl.tokens_per_tile)
         ticks = torch.cat([torch.arange(length) * denominator for length in seqlens])
         per_tile = model.internvl.tokens_per_tile
-        batch = cut_pack(ids, ticks, seqlens, model.placement, image_token_id=NO_IMAGES, tokens_per_tile=per_tile)
+        batch = cut_pack(ids, ticks, seqlens, model.coordinates, image_token_id=NO_IMAGES, tokens_per_tile=per_tile)
         return _outcome(model, model(batch))
 
 

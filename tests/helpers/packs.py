@@ -10,7 +10,7 @@ from torch import Tensor
 from helpers.parity import Pack
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.v2pe.position_ids import position_ticks
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 IMG_START, IMG_END, IMG_CONTEXT = 503, 504, 505
 

@@ -23,7 +23,7 @@ from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import gather_full, load_full
 
@@ -164,13 +164,13 @@ def freeze_parts(model: Any, case: Case) -> None:
 def micro_batch(case: Case, index: int, model: Any) -> MicroBatch:
     """Return pack `index` of a case as this rank takes it."""
     pack = case.packs[index]
-    tiles = model.placement.tiles(pack.pixel_values.shape[0])
+    tiles = model.coordinates.tiles(pack.pixel_values.shape[0])
     pixels = pack.pixel_values[tiles.start : tiles.stop].to(case.dtype) if model.pre_process else None
     return cut_pack(
         pack.input_ids,
         pack.position_ticks,
         pack.seqlens,
-        model.placement,
+        model.coordinates,
         labels=pack.labels,
         weights=pack.weights,
         image_token_id=case.image_token_id,
@@ -301,7 +301,7 @@ def _shift_after_the_cut(model: Any) -> Any:
 
     def cut(*args: Any, labels: Tensor, weights: Tensor, **kwargs: Any) -> MicroBatch:
         batch = original(*args, labels=labels, weights=weights, **kwargs)
-        rank = model.placement.context_parallel_rank
+        rank = model.coordinates.context_parallel_rank
         in_place = batch.layout.shard(labels.roll(1), rank, -100), batch.layout.shard(weights.roll(1), rank, 0.0)
         shifted = [torch.cat([values[1:], values.new_full((1,), -100)]) for values in in_place]
         return replace(batch, targets=Targets.from_labels(*shifted))

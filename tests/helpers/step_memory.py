@@ -11,7 +11,7 @@ import torch
 from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.measuring.tensor_memory import TensorMemory
 
@@ -66,7 +66,7 @@ def run(
             return hidden
 
         model.language_model.decode = marked
-        mine = model.placement.tiles(tiles) if model.pre_process else range(0)
+        mine = model.coordinates.tiles(tiles) if model.pre_process else range(0)
         wrapped.train()
         wrapped.zero_grad_buffer()
         size = config.tile_size
@@ -77,7 +77,7 @@ def run(
                     ids,
                     torch.arange(tokens) * policy.denominator(config.tokens_per_tile),
                     [tokens],
-                    model.placement,
+                    model.coordinates,
                     labels=labels,
                     weights=torch.ones(tokens),
                     image_token_id=image_token,

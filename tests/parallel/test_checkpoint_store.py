@@ -15,7 +15,7 @@ from megatron_v2pe.checkpoint import store
 from megatron_v2pe.checkpoint.folder import latest_iteration
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.worker_pool import WorkerError
 
 POLICY = StridePolicy("v2pe_fix", 1)

@@ -12,7 +12,7 @@ from helpers import parity, short_runs
 from helpers.packs import random_packs
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.train.config import AdamWConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 POLICY = StridePolicy("v2pe_fix", 1)
 LAYOUTS = {

@@ -11,7 +11,7 @@ from helpers.packs import random_packs
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import Learning, StepCost
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
 POLICY = StridePolicy("v2pe_fix", 1)

@@ -20,7 +20,7 @@ from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import Sampling
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 # Largest errors of any step's logits, relative to the largest logit, measured over all cases below:
 # fp64 2.3e-15, fp32 1.2e-6. The mildest planted break gives 0.68.

@@ -10,7 +10,7 @@ import torch
 from helpers import host_reads, parity
 from helpers.packs import random_packs
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 POLICY = StridePolicy("v2pe_fix", 1)
 RECOMPUTED = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}

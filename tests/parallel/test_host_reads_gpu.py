@@ -10,7 +10,7 @@ import torch
 from helpers import host_reads, parity
 from helpers.packs import random_packs
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.worker_pool import WorkerPool
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

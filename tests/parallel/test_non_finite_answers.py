@@ -18,7 +18,7 @@ from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import NOT_FINITE, Sampling, choose, marked
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 POLICY = StridePolicy("v2pe_fix", 1)
 FC1, OUTPUT = "language_model.decoder.layers.1.mlp.linear_fc1.weight", "language_model.output_layer.weight"

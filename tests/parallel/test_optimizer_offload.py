@@ -15,7 +15,7 @@ import torch
 from helpers import made_up_card, parity, short_runs
 from helpers.packs import random_packs
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 POLICY = StridePolicy("v2pe_fix", 1)
 DP2 = ParallelConfig()

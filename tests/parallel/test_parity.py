@@ -17,7 +17,7 @@ from helpers import parity
 from helpers.packs import random_packs
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 # Largest relative errors measured over all cases below:
 # fp64 loss 4e-16, gradients 2e-13; fp32 loss 2e-7, gradients 4e-6.

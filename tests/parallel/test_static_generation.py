@@ -19,7 +19,7 @@ from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import Sampling, choose
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 # Largest errors of any step's logits, relative to the largest logit, over all cases below: fp64 2e-15, fp32 9e-7,
 # bf16 8e-3. The planted break gives 0.7 and more.

@@ -10,7 +10,7 @@ from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.pretrained import Question
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import parse_stride
+from megatron_v2pe.v2pe.settings import parse_stride
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
 from megatron_v2pe.workshop.worker_pool import WorkerError

@@ -17,7 +17,7 @@ from gpu_checks.outcome import Outcome
 from helpers import parity
 from helpers.packs import random_packs
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 from megatron_v2pe.workshop.worker_pool import WorkerError, WorkerPool
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 

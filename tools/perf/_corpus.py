@@ -22,7 +22,7 @@ from megatron_v2pe.base.progress import followed
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import SPECIAL
 
 FACTS = ModelFacts(tile_size=448, tokens_per_tile=256)

@@ -22,7 +22,7 @@ from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.train.config import AdamWConfig
 from megatron_v2pe.v2pe.position_ids import position_ticks
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.measuring.tensor_memory import TensorMemory
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
@@ -145,13 +145,13 @@ def micro_batch(step: Step, model: Any) -> MicroBatch:
         parts.append((ids, ticks, labels))
     ids, ticks, labels = (torch.cat(columns) for columns in zip(*parts, strict=True))
     tiles = sum(tiles for _, tiles in step.documents)
-    mine = model.placement.tiles(tiles)
+    mine = model.coordinates.tiles(tiles)
     pixels = [torch.randn(3, 448, 448, generator=torch.Generator().manual_seed(tile)) for tile in mine]
     return cut_pack(
         ids,
         ticks,
         [tokens for tokens, _ in step.documents],
-        model.placement,
+        model.coordinates,
         labels=labels,
         weights=(labels != -100).float(),
         image_token_id=model.image_token_id,

@@ -21,7 +21,7 @@ from megatron_v2pe.generate.generation import GenerationOptions, generate
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from perf._training import Shape, cores
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.v2pe.position_ids import Stride, position_ticks
-from megatron_v2pe.v2pe.stride import StridePolicy, parse_stride
+from megatron_v2pe.v2pe.position_ids import position_ticks
+from megatron_v2pe.v2pe.settings import Stride, StridePolicy, parse_stride
 from megatron_v2pe.workshop.measuring.float_positions import collapsed, float_construction, miscounted
 
 DESCRIPTION = "positions of a long document with many images: lattice beside floating construction"

@@ -24,7 +24,7 @@ from megatron_v2pe.checkpoint.hf.registry import mapping_table
 from megatron_v2pe.checkpoint.hf.side_files import check_side_files
 from megatron_v2pe.checkpoint.place import instead_of_missing, look_for_checkpoint
 from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
-from megatron_v2pe.checkpoint.trained import V2PESettings, has_v2pe_scaling
+from megatron_v2pe.checkpoint.trained import has_v2pe_scaling
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.config import InternVLConfig, read_config
@@ -77,8 +77,7 @@ def _read_model(source: Path) -> InternVLConfig:
     """Read `config.json` and say where its V2PE fields leave something open."""
     config, path = read_config(source), printable(source / "config.json")
     model = InternVLConfig.from_hf(config, path)
-    settings = V2PESettings.from_config(config)
-    if has_v2pe_scaling(config) and settings.version == "default":
+    if has_v2pe_scaling(config) and model.v2pe.rope_pos_id_version == "default":
         _log.warning(
             "%s: llm_config.rope_scaling.type is 'v2pe' but no rope_pos_id_version is stated; taken as plain rotary "
             "embedding with ordinary positions",

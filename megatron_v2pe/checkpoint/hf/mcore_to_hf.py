@@ -26,12 +26,13 @@ from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace, write_file
 from megatron_v2pe.checkpoint.hf.side_files import check_side_files
 from megatron_v2pe.checkpoint.place import find_checkpoint
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
-from megatron_v2pe.checkpoint.trained import V2PESettings, loadable, trained_config, with_settings
+from megatron_v2pe.checkpoint.trained import loadable, trained_config, with_settings
 from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.models.config import InternVLConfig, read_config
+from megatron_v2pe.v2pe.settings import V2PESettings
 
 _log = get_logger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -146,7 +147,7 @@ def _new_config(folder: Path, config: dict[str, Any], export: Export) -> dict[st
     stated = V2PESettings.from_config(result)
     settings = stated.overridden(export.rope_pos_id_version, export.rope_pos_id_stride)
     if export.rope_pos_id_version is not None or export.rope_pos_id_stride is not None:
-        settings.validate()
+        settings.check_in_config()
         result = with_settings(result, settings)
     result = loadable(result)  # even where nothing else changes: a file that nobody can load is no use
     if export.dtype is not None:

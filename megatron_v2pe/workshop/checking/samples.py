@@ -20,7 +20,7 @@ from megatron_v2pe.data.image_transform import image_size
 from megatron_v2pe.data.tokenizer import BOS, EOS, NEEDED, Tokenizer
 from megatron_v2pe.data.types import Clip, Sample
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 
 _TILE_SIZE, _TOKENS_PER_TILE = 448, 256
 _ANY_LENGTH, _ANY_TILES = 1 << 62, 1 << 62

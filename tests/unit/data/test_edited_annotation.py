@@ -13,7 +13,7 @@ import pytest
 from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.loader import build_loader
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for
 
 

@@ -14,7 +14,7 @@ from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.image_plan import TilingOptions, plan_images, read_tiles
 from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for
 
 ANSWER = {"from": "gpt", "value": "yes"}

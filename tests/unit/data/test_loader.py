@@ -19,7 +19,7 @@ from helpers.data_cases import assert_same_batches
 from megatron_v2pe.data.loader import build_loader
 from megatron_v2pe.data.pack_reader import PackReader
 from megatron_v2pe.errors import ConfigError, DataError, LostProcessError
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for, write_dataset
 
 POLICY = StridePolicy("v2pe_rnd", strides=(1, 2, 4), seed=5)

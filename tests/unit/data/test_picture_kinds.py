@@ -22,7 +22,7 @@ from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef
 from megatron_v2pe.evaluate.embedded_images import store_image
 from megatron_v2pe.evaluate.images import open_enlarged, picture_of
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for
 
 RAMP = np.tile(np.arange(32, dtype=np.float64) / 31, (8, 1))

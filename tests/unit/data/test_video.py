@@ -18,7 +18,7 @@ from megatron_v2pe.data.image_transform import image_size
 from megatron_v2pe.data.indexed.files import measure_image, measure_video
 from megatron_v2pe.data.video import draw_frames, frame_range, list_frames, read_frames
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for
 
 

@@ -11,7 +11,7 @@ from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
 from megatron_v2pe.device.launch import World
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.generate.load import add_checkpoint_arguments, prepare
-from megatron_v2pe.v2pe.stride import parse_stride
+from megatron_v2pe.v2pe.settings import parse_stride
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
 
 FIXED = {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": "4"}
@@ -33,7 +33,7 @@ def opening(checkpoint, *words):
 
 def test_a_run_is_asked_at_strides_as_it_was_trained(start, tmp_path):
     run = make_run(start / "megatron", tmp_path / "run", v2pe=FIXED)
-    assert opening(run).model.rope_pos_id_stride == 4
+    assert opening(run).model.v2pe.stride == 4
     stated = opening(run, "--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "4")
     assert stated.stride == 4 and stated.at_stride(parse_stride("1/2")).stride == parse_stride("1/2")
     with pytest.raises(ConfigError, match="default was asked for, but the checkpoint was trained with v2pe_fix"):
@@ -52,7 +52,7 @@ def test_a_stride_for_a_run_that_was_trained_without(start, tmp_path):
 def test_a_damaged_state_is_refused_by_its_name_also_unverified(start, tmp_path):
     run = make_run(start / "megatron", tmp_path / "run", v2pe=FIXED)
     write_state(run / "iter_0000002", {"settings": {}, "iteration": 2})
-    assert opening(run).model.rope_pos_id_version == "default"  # a program of one's own, that states nothing
+    assert opening(run).model.v2pe.rope_pos_id_version == "default"  # a program of one's own, that states nothing
     write_state(run / "iter_0000002", {"settings": {"v2pe": {}}, "iteration": 2})
     with pytest.raises(CheckpointError, match="training_state.json: settings: section 'v2pe' is missing"):
         opening(run, "--no-verify")

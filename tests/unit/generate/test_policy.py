@@ -9,6 +9,7 @@ import pytest
 
 from megatron_v2pe.generate.policy import inference_policy, told_positions
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.v2pe.settings import V2PESettings
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,6 @@ from megatron_v2pe.models.config import InternVLConfig
 )
 def test_positions_are_told_with_who_chose_them(golden, trained, own, asked, told):
     config = InternVLConfig.from_folder(golden / "reference_checkpoint")
-    config = replace(config, rope_pos_id_version=trained, rope_pos_id_stride=own)
+    config = replace(config, v2pe=V2PESettings.stated(trained, own))
     line = told_positions(config, inference_policy(config, asked), asked)
     assert line == told.format(tile=config.tokens_per_tile, usual=max(1, config.tokens_per_tile // 4))

@@ -14,7 +14,7 @@ from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import Sampling, choose
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.worker_pool import WorkerPool
 
 pytestmark = [

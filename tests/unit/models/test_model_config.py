@@ -15,7 +15,7 @@ from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 def read(folder, stride):
     config = internvl2_2b_config() | {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": stride}
     (folder / "config.json").write_text(json.dumps(config))
-    return InternVLConfig.from_folder(folder).rope_pos_id_stride
+    return InternVLConfig.from_folder(folder).v2pe.stride
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from megatron_v2pe.data.loader import build_loader
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.train import epochs
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import config_for, write_dataset, write_tokenizer
 
 FACTS, SEED = ModelFacts(56, 4), 3

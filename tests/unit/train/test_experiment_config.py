@@ -11,7 +11,8 @@ from megatron_v2pe.base import config_tree
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.internvl2_2b import internvl2_2b_v2pe_32k
 from megatron_v2pe.recipes.registry import RECIPES
-from megatron_v2pe.train.config import AdamWConfig, ExperimentConfig, ModelConfig, TrainConfig, V2PEConfig
+from megatron_v2pe.train.config import AdamWConfig, ExperimentConfig, ModelConfig, TrainConfig
+from megatron_v2pe.v2pe.settings import V2PESettings
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -64,14 +65,14 @@ def test_a_missing_file_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (V2PEConfig(rope_pos_id_version="v2pe_fix"), "rope_pos_id_stride is missing"),
+        (V2PESettings(rope_pos_id_version="v2pe_fix"), "rope_pos_id_stride is missing"),
         (
-            V2PEConfig(rope_pos_id_version="v2pe_rnd", rope_pos_id_stride="64"),
+            V2PESettings(rope_pos_id_version="v2pe_rnd", rope_pos_id_stride="64"),
             "64 .*v2pe_rnd, which uses none",
         ),
-        (V2PEConfig(rope_pos_id_version="v2pe_fix", rope_pos_id_stride="0"), "0"),
-        (V2PEConfig(rope_pos_id_version="v2pe_rnd", strides=()), "strides is empty"),
-        (V2PEConfig(rope_pos_id_version="v2pe_rnd", strides=("4", "-1")), "-1"),
+        (V2PESettings(rope_pos_id_version="v2pe_fix", rope_pos_id_stride="0"), "0"),
+        (V2PESettings(rope_pos_id_version="v2pe_rnd", strides=()), "strides is empty"),
+        (V2PESettings(rope_pos_id_version="v2pe_rnd", strides=("4", "-1")), "-1"),
         (ModelConfig(), "model_name_or_path is empty"),
         (ModelConfig("m", drop_path_rate=1.0), "drop_path_rate is 1.0"),
         (ModelConfig("m", freeze_llm=True, freeze_backbone=True, freeze_mlp=True), "nothing would learn"),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
 
-from megatron_v2pe.v2pe.position_ids import Stride
+from megatron_v2pe.v2pe.settings import Stride
 
 
 def document(runs: Sequence[int | tuple[int]], tokens_per_tile: int) -> tuple[int, list[tuple[int, int]]]:

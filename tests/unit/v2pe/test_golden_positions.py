@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from megatron_v2pe.v2pe import position_ids
 from megatron_v2pe.v2pe.position_ids import find_images, position_ticks, to_float32
-from megatron_v2pe.v2pe.stride import PUBLISHED_STRIDES
+from megatron_v2pe.v2pe.settings import PUBLISHED_STRIDES
 from megatron_v2pe.workshop.measuring.float_positions import float_construction, miscounted
 
 IMG_CONTEXT = 505

@@ -6,7 +6,7 @@ import torch
 from position_documents import document
 
 from megatron_v2pe.v2pe.position_ids import continue_positions, position_ticks, to_float32
-from megatron_v2pe.v2pe.stride import PUBLISHED_STRIDES
+from megatron_v2pe.v2pe.settings import PUBLISHED_STRIDES
 
 N = 256
 E1 = document([4, (1,), 3], N)

@@ -14,8 +14,8 @@ from position_documents import by_definition, document
 
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe import position_ids
-from megatron_v2pe.v2pe.position_ids import continue_positions, position_ticks, smallest_denominator, to_float32
-from megatron_v2pe.v2pe.stride import PUBLISHED_STRIDES
+from megatron_v2pe.v2pe.position_ids import continue_positions, position_ticks, to_float32
+from megatron_v2pe.v2pe.settings import PUBLISHED_STRIDES, smallest_denominator
 from megatron_v2pe.workshop.measuring.float_positions import collapsed, float_construction, miscounted
 
 TOKENS_PER_TILE = (4, 49, 64, 100, 256, 1024)

@@ -25,7 +25,7 @@ from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import IGNORE_INDEX
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.inspection.contact_sheet import contact_sheet
 from megatron_v2pe.workshop.inspection.source import find_pack, find_sample
 from megatron_v2pe.workshop.inspection.text import as_text

@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_v2pe.data.annotations import Dataset, read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.long_context.budget import Budget
 from megatron_v2pe.workshop.long_context.image_pool import ImagePool
 from megatron_v2pe.workshop.long_context.pipeline import Encoding

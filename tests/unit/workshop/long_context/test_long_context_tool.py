@@ -14,7 +14,7 @@ from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.v2pe.stride import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.long_context.needles import TASKS
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.v2pe.position_ids import position_ticks
-from megatron_v2pe.v2pe.stride import PUBLISHED_STRIDES, StridePolicy, parse_stride
+from megatron_v2pe.v2pe.settings import PUBLISHED_STRIDES, StridePolicy, parse_stride
 
 RANDOM = StridePolicy("v2pe_rnd", seed=5)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch.distributed as dist
-
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.conversions import conversions, converted
 from megatron_v2pe.checkpoint.folder import HF_FOLDER, TRAINING_STATE, newest
@@ -14,7 +12,7 @@ from megatron_v2pe.checkpoint.hf.hf_config import to_text
 from megatron_v2pe.checkpoint.place import CONFIG, find_checkpoint
 from megatron_v2pe.checkpoint.trained import trained_config
 from megatron_v2pe.checkpoint.vet import verify_side_files
-from megatron_v2pe.device.rank_errors import run_on_first_rank
+from megatron_v2pe.device.rank_errors import run_on_first_rank, share_from_first_rank
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.config import read_config
@@ -42,10 +40,7 @@ def start_folder(
         ConfigError: `source` is neither.
         CheckpointError: the conversion found something wrong, or a file is damaged.
     """
-    found: list[str | None] = [run_on_first_rank(lambda: str(_find(source, cache, others)))]
-    dist.broadcast_object_list(found, src=0)
-    assert found[0] is not None
-    folder = Path(found[0])
+    folder = share_from_first_rank(lambda: _find(source, cache, others))
     if verify:
         run_on_first_rank(lambda: verify_side_files(folder))
     return folder

@@ -1,8 +1,8 @@
 """How an error of one rank is raised on all ranks, so that no rank waits for one that has left.
 
-`raise_on_all_ranks` and `run_on_first_rank` send every error a user can mend (`V2PEError`) and every refused system
-call (`OSError`) to all ranks, and the error keeps its class. An error of the program itself ends its own process alone;
-the launcher and the watchdog then end the others.
+`raise_on_all_ranks`, `run_on_first_rank` and `share_from_first_rank` send every error a user can mend (`V2PEError`) and
+every refused system call (`OSError`) to all ranks, and the error keeps its class. An error of the program itself ends
+its own process alone; the launcher and the watchdog then end the others.
 """
 
 from __future__ import annotations
@@ -35,16 +35,20 @@ def raise_on_all_ranks(action: Callable[[], Result], group: dist.ProcessGroup | 
         V2PEError: what any rank met, of the class it had there; the first rank's where several met one.
     """
     result: Result | None = None
-    problem: tuple[str, str] | None = None
+    problem: V2PEError | None = None
     try:
         result = action()
     except V2PEError as error:
-        problem = (type(error).__name__, str(error))
+        problem = error
     except OSError as error:
-        mended = as_error(error)
-        problem = (type(mended).__name__, str(mended))
-    problems: list[tuple[str, str] | None] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(problems, problem, group=group)
+        problem = as_error(error)
+    if (size := dist.get_world_size(group)) == 1:
+        if problem is not None:
+            raise problem
+        return cast(Result, result)
+    problems: list[tuple[str, str] | None] = [None] * size
+    mine = None if problem is None else (type(problem).__name__, str(problem))
+    dist.all_gather_object(problems, mine, group=group)
     for found in problems:
         if found is not None:
             raise _error(*found)
@@ -58,6 +62,17 @@ def run_on_first_rank(action: Callable[[], Result]) -> Result | None:
         V2PEError: what rank 0 met, on every rank.
     """
     return raise_on_all_ranks(lambda: action() if dist.get_rank() == 0 else None)
+
+
+def share_from_first_rank(action: Callable[[], Result]) -> Result:
+    """Run `action` on rank 0 while the others wait, and return its result on every rank.
+
+    Raises:
+        V2PEError: what rank 0 met, on every rank.
+    """
+    found: list[Result | None] = [run_on_first_rank(action)]
+    dist.broadcast_object_list(found, src=0)
+    return cast(Result, found[0])
 
 
 @contextmanager

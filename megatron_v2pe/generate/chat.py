@@ -21,10 +21,10 @@ from megatron_v2pe.data.image_places import REMEDY, image_lines
 from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.data.image_transform import image_size
 from megatron_v2pe.data.tokenize import PLACEHOLDER
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import DataError, V2PEError
 from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.pretrained import Pretrained, Question
-from megatron_v2pe.generate.stages import agreed
 from megatron_v2pe.parallel.topology import model_copy_group
 
 _ENDS = ("/exit", "/quit")
@@ -75,7 +75,9 @@ class Chat:
 
     def _show(self, paths: Sequence[str], say: Write) -> None:
         """Keep images for the next question, all of them or none."""
-        sizes = agreed(lambda: [image_size(path, self.tiling.opening) for path in paths], model_copy_group())
+        sizes = raise_on_all_ranks(
+            lambda: [image_size(path, self.tiling.opening) for path in paths], model_copy_group()
+        )
         self.waiting += paths
         for path, (width, height) in zip(paths, sizes, strict=True):
             say(f"{path}: {width} x {height}\n")

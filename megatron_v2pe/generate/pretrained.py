@@ -18,13 +18,13 @@ from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.data.tokenizer import EOS, Tokenizer
 from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.generate.engine import PREFILL_TOKENS, Engine
 from megatron_v2pe.generate.generation import Generated, GenerationOptions, OnText, check_prompt, generate
 from megatron_v2pe.generate.policy import inference_policy
 from megatron_v2pe.generate.prompt import Prompt, encode_prompt
-from megatron_v2pe.generate.stages import agreed
 from megatron_v2pe.generate.vision_cache import DEFAULT_BYTES, VisionCache
 from megatron_v2pe.models.build import build_model, build_rotary, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
@@ -93,7 +93,7 @@ class Pretrained:
         def encoded() -> list[Prompt]:
             return [self._encoded(one, tiling, max_new_tokens) for one in questions]
 
-        return agreed(encoded, topology.model_copy_group())
+        return raise_on_all_ranks(encoded, topology.model_copy_group())
 
     def _encoded(self, question: Question, tiling: TilingOptions, max_new_tokens: int) -> Prompt:
         if not question.turns or not question.turns[-1][1].strip():

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.errors import MemoryShortageError
 from megatron_v2pe.generate.arena import ArenaCache
@@ -31,7 +32,6 @@ from megatron_v2pe.generate.lean_operations import rotation
 from megatron_v2pe.generate.memory import Need, demand, return_large_blocks, shortage_told
 from megatron_v2pe.generate.prefill_plan import LocalPiece, Piece, local_steps, plan_steps
 from megatron_v2pe.generate.prompt import Prompt
-from megatron_v2pe.generate.stages import agreed
 from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.v2pe.position_ids import continue_positions
@@ -55,7 +55,7 @@ class Session:
         Raises:
             MemoryShortageError: there is too little memory for it, on this rank or another of the copy.
         """
-        self.engine, self._place = engine, engine.placement
+        self.engine, self._place = engine, engine.coordinates
         self._prompts = list(prompts)
         self._last_ticks = [int(prompt.position_ticks[-1]) for prompt in prompts]
         self._names = list(range(len(prompts)))
@@ -134,10 +134,10 @@ class Session:
         """Features of the tiles this rank encodes, on the first stage; an error of one rank is one of all."""
         engine, place = self.engine, self._place
         if not engine.stages.first:
-            return agreed(lambda: None, topology.model_copy_group())
+            return raise_on_all_ranks(lambda: None, topology.model_copy_group())
         if place.tensor_model_parallel_size > 1 and not place.replicated_vision:
             # Ranks that share a tower exchange activations: one without memory cannot say so in between.
-            return agreed(lambda: engine.features(self._prompts), topology.model_copy_group())
+            return raise_on_all_ranks(lambda: engine.features(self._prompts), topology.model_copy_group())
         return _together(lambda: engine.features(self._prompts))
 
     @torch.inference_mode()
@@ -264,7 +264,7 @@ def _together(action: Callable[[], Result]) -> Result:
         with shortage_told():
             return action()
 
-    return agreed(told, topology.model_copy_group())
+    return raise_on_all_ranks(told, topology.model_copy_group())
 
 
 def _kept(pieces: Sequence[LocalPiece], sequences: int) -> list[int]:

@@ -6,15 +6,15 @@ rounding can make two ranks go on with different answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_v2pe.errors import V2PEError
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 
 Result = TypeVar("Result")
 
@@ -64,30 +64,6 @@ class Stages:
         return box.tolist()
 
 
-def agreed(action: Callable[[], Result], group: dist.ProcessGroup) -> Result:
-    """Run `action` on every rank of a group; what a user can mend, met on any rank, is raised on all.
-
-    Raises:
-        V2PEError: the error of this rank, or one of the same kind with another's message.
-    """
-    result, problem = None, None
-    try:
-        result = action()
-    except V2PEError as error:
-        problem = error
-    found: list[tuple[type[V2PEError], str] | None] = [None]
-    if group.size() > 1:
-        found *= group.size()
-        dist.all_gather_object(found, None if problem is None else (type(problem), str(problem)), group=group)
-    if problem is not None:
-        raise problem
-    for other in found:
-        if other is not None:
-            kind, text = other
-            raise kind(text)
-    return cast(Result, result)
-
-
 def in_step(items: Iterable[Result], size: int, group: dist.ProcessGroup) -> Iterator[Result]:
     """Give what is read one by one on every rank of a group, as many on each; an error on any is raised on all.
 
@@ -97,8 +73,8 @@ def in_step(items: Iterable[Result], size: int, group: dist.ProcessGroup) -> Ite
         group: the ranks.
 
     Raises:
-        V2PEError: see `agreed`.
+        V2PEError: what reading met on any rank, see `device.rank_errors`.
     """
     source = iter(items)
-    while portion := agreed(lambda: list(islice(source, size)), group):
+    while portion := raise_on_all_ranks(lambda: list(islice(source, size)), group):
         yield from portion

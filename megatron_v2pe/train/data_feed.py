@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,9 +19,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_v2pe.data.types import Batch
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.models.micro_batch import IGNORE_INDEX
-from megatron_v2pe.parallel.placement import Placement
+from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
 
 _TEXT = ("input_ids", "labels", "loss_weights", "position_ticks")
 
@@ -128,7 +130,7 @@ class DataFeed:
         loader: Loader | None,
         groups: HostGroups | None,
         tile_ranks: Sequence[int] | None,
-        placement: Placement,
+        coordinates: RankCoordinates,
         max_skipped_samples: int,
     ) -> None:
         """Set up the feed; every rank calls this.
@@ -138,7 +140,7 @@ class DataFeed:
             groups: over which ranks exchange what is read; None for a world of one.
             tile_ranks: the first stage's tensor x context parallel ranks, the reader first among them; None on ranks
                 of other stages.
-            placement: where this rank stands in it.
+            coordinates: where this rank stands in it.
             max_skipped_samples: bad samples allowed over all ranks.
         """
         self._copy = None if groups is None else groups.model_copy
@@ -146,7 +148,7 @@ class DataFeed:
         assert (loader is not None) == (self._copy is None or self._copy.rank() == 0)
         self.loader = loader
         self._batches = iter(loader) if loader is not None else None
-        self._tile_ranks, self._placement = tile_ranks, placement
+        self._tile_ranks, self._coordinates = tile_ranks, coordinates
         self._source = dist.get_rank() if self._copy is None else dist.get_process_group_ranks(self._copy)[0]
         self._limit = max_skipped_samples
         self._committed = Fed([], Totals(), loader.state_dict() if loader is not None else {})
@@ -158,11 +160,11 @@ class DataFeed:
             DataError: some rank met bad data, or all together too much of it; raised on every rank.
         """
         batches: list[Batch] = []
-        problem = None
+        problem: DataError | None = None
         try:
             batches = [self._next() for _ in range(count)]
         except DataError as error:
-            problem = str(error)
+            problem = error
         totals = self._agree(problem, Totals() if self.loader is None else Totals.of(batches))
         if self.loader is None:
             return Fed(batches, totals)
@@ -180,7 +182,7 @@ class DataFeed:
         skipped = sum(counters, Counter(self._committed.state.get("skipped", {})))
         return {**self._committed.state, "skipped": dict(skipped)}
 
-    def _agree(self, problem: str | None, mine: Totals) -> Totals:
+    def _agree(self, problem: DataError | None, mine: Totals) -> Totals:
         """Add up what the ranks have read; an error of one of them is one of all."""
         unreadable = 0 if self.loader is None else sum(self.loader.unreadable.values())
         unusable = self.loader.unusable if self.loader is not None and dist.get_rank() == 0 else 0
@@ -189,11 +191,7 @@ class DataFeed:
             dist.all_reduce(counts, group=self._world)
         failed, skipped, weight, *whole = counts.tolist()
         if failed:
-            problems: list[Any] = [problem]
-            if self._world is not None:
-                problems = [None] * dist.get_world_size()
-                dist.all_gather_object(problems, problem, group=self._world)
-            raise DataError(next(text for text in problems if text is not None))
+            raise_on_all_ranks(partial(_raise, problem), self._world)
         if skipped > self._limit:
             raise DataError(
                 f"{skipped:.0f} bad samples over all ranks, data.max_skipped_samples allows {self._limit}; "
@@ -238,7 +236,7 @@ class DataFeed:
         count = shape[0]
         if self._tile_ranks is None:
             return torch.empty((0, *shape[1:]), dtype=torch.uint8)
-        mine = self._placement.tiles(count)
+        mine = self._coordinates.tiles(count)
         if tiles is None:
             received = torch.empty((len(mine), *shape[1:]), dtype=torch.uint8)
             if len(mine):
@@ -246,10 +244,15 @@ class DataFeed:
             return received
         leaving: list[Any] = []
         for member, rank in enumerate(self._tile_ranks):
-            theirs = self._placement.neighbour(member).tiles(count)
+            theirs = self._coordinates.neighbour(member).tiles(count)
             if member and len(theirs):
                 part = tiles[theirs.start : theirs.stop].contiguous()
                 leaving.append((dist.isend(part, dst=rank, group=self._copy), part))
         for work, _ in leaving:
             work.wait()
         return tiles[mine.start : mine.stop]
+
+
+def _raise(problem: DataError | None) -> None:
+    if problem is not None:
+        raise problem

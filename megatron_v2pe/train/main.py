@@ -29,7 +29,7 @@ from megatron_v2pe.device import launch, watchdog
 from megatron_v2pe.device.cards import peak_tflops
 from megatron_v2pe.device.cuda_start import check_precision
 from megatron_v2pe.device.device import Device
-from megatron_v2pe.device.rank_errors import raise_on_all_ranks, run_on_first_rank
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks, run_on_first_rank, share_from_first_rank
 from megatron_v2pe.errors import CheckpointError, ConfigError, DataError, V2PEError
 from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
@@ -38,8 +38,7 @@ from megatron_v2pe.models.layer_specs import choose_spec
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
-from megatron_v2pe.parallel.attention.kernel_choice import check_backend
-from megatron_v2pe.train.preflight.checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
+from megatron_v2pe.parallel.attention.attention_backend import check_backend
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.ddp import freeze, wrap
@@ -50,7 +49,7 @@ from megatron_v2pe.train.memory import Budget, packs_per_step, plan_of_stage, sh
 from megatron_v2pe.train.metrics import MetricsLog, check_wandb
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
-from megatron_v2pe.train.recorded import with_recorded_strides
+from megatron_v2pe.train.preflight.checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
 from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.v2pe.settings import StridePolicy
 
@@ -106,7 +105,7 @@ def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
     """
     world = launch.read_environment()
     setup_logging(world.rank)
-    config = with_recorded_strides(config)
+    config = config.with_recorded_strides()
     config.validate(world.world_size)
     check_wandb(config.logging)
     device = Device.choose(config.train.device, world.local_rank)
@@ -254,12 +253,10 @@ def _counted(run: Run, state: dict[str, Any] | None, iteration: int) -> Run:
         tell = partial(watchdog.progress, "counting the packs of the run's epochs")
         return steps_left(run.config.data, epochs, run.encoder, run.packs_per_step, state, tell)
 
-    left: list[int | None] = [run_on_first_rank(count)]
-    dist.broadcast_object_list(left, src=0)
-    assert left[0] is not None
-    if not iteration + left[0]:
+    left = share_from_first_rank(count)
+    if not iteration + left:
         raise DataError(f"train.epochs {epochs:g}: not one sample of the data can be used")
-    config = run.config.updated({"train": {"train_steps": iteration + left[0]}}, "train.epochs")
+    config = run.config.updated({"train": {"train_steps": iteration + left}}, "train.epochs")
     return replace(run, config=config, budget=replace(run.budget, config=config))
 
 

@@ -82,3 +82,29 @@ def test_json_from_outside_has_one_reader():
             and (node.func.value.id, node.func.attr) in {("json", "load"), ("json", "loads")}
         ]
         assert not calls, f"{name}: {calls}; megatron_v2pe/foreign/text.py reads JSON"
+
+
+OBJECTS_BETWEEN_RANKS = {
+    "device/rank_errors.py": "errors of one rank, raised on all",
+    "checkpoint/store.py": "what every rank has written, for the description of the tensors",
+    "evaluate/batching.py": "lengths of prompts, so that batches are the same on all ranks of a copy",
+    "generate/chat.py": "the line a user has typed",
+    "generate/diagnosis.py": "where numbers have ceased to be finite",
+    "generate/memory.py": "bytes needed and free, added up for every host",
+    "train/data_feed.py": "the header of a pack, in which an error of its reader travels; counts of bad samples",
+    "workshop/full_state.py": "shards, put together into whole tensors",
+}
+"""Modules that send Python objects between ranks -> which."""
+_SENDS_OBJECTS = {"all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list"}
+
+
+def test_errors_of_one_rank_are_raised_on_all_in_one_place():
+    """Gathered by hand they lose their class in one module, and leave a rank waiting in the next."""
+    for path in MODULES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = [
+            node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr in _SENDS_OBJECTS
+        ]
+        name = path.relative_to(PACKAGE).as_posix()
+        assert not calls or name in OBJECTS_BETWEEN_RANKS, f"{name}: {calls}; see megatron_v2pe/device/rank_errors.py"
+        assert calls or name not in OBJECTS_BETWEEN_RANKS, f"{name} sends no objects any more: take it off the list"

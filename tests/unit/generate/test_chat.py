@@ -36,7 +36,7 @@ class Model:
 @pytest.fixture
 def talk(tmp_path, monkeypatch):
     """Return a function that types lines into a chat and returns the model and all that was printed."""
-    monkeypatch.setattr(chat_module, "agreed", lambda action, group: action())
+    monkeypatch.setattr(chat_module, "raise_on_all_ranks", lambda action, group: action())
     monkeypatch.setattr(chat_module, "model_copy_group", lambda: None)
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     monkeypatch.setattr(dist, "get_world_size", lambda: 1)

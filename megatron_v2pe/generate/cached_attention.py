@@ -21,8 +21,9 @@ from megatron_v2pe.generate.kv_cache import KVCache, Slab
 from megatron_v2pe.generate.prefill_plan import LocalPiece
 from megatron_v2pe.generate.slab_attention import nothing, side_by_side
 from megatron_v2pe.kernels.decode_attention import decode_attention
-from megatron_v2pe.parallel.block_attention import Block, choose_kernel
-from megatron_v2pe.parallel.ring_attention import merge, ring_attention
+from megatron_v2pe.parallel.attention.block import AttentionBlock
+from megatron_v2pe.parallel.attention.kernel_choice import choose_kernel
+from megatron_v2pe.parallel.attention.ring import merge, ring_attention
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class CachedAttention:
         """
         lens = tuple(piece.tokens for piece in pieces)
         if self.group.size() == 1:
-            block = Block(lens, lens, True, self.scale)
+            block = AttentionBlock(lens, lens, True, self.scale)
             states = (query, key, value)
             if not query.is_cuda:  # the CPU's kernel streams over keys a few percent faster where a head's lie together
                 states = (_heads_together(query), _heads_together(key), _heads_together(value))
@@ -121,7 +122,7 @@ class CachedAttention:
         """Attention of queries [q, heads, d] over all keys [k, groups, d]; k may be 0."""
         if keys.shape[0] == 0:
             return nothing(query)
-        block = Block((query.shape[0],), (keys.shape[0],), False, self.scale)
+        block = AttentionBlock((query.shape[0],), (keys.shape[0],), False, self.scale)
         return choose_kernel(query, keys.shape[1]).forward(query, keys, values, block)
 
     def begin_decode(self, mine: Sequence[bool]) -> None:

@@ -80,7 +80,7 @@ def _real_rows(name: str, weight: Tensor, engine: Engine) -> Tensor:
     """Leave out the rows that pad the vocabulary: nobody reads them, and they may hold anything."""
     if not name.endswith(("word_embeddings.weight", "output_layer.weight")):
         return weight
-    first = engine.placement.tensor_model_parallel_rank * weight.shape[0]
+    first = engine.coordinates.tensor_model_parallel_rank * weight.shape[0]
     return weight[: max(engine.model.internvl.llm.vocab_size - first, 0)]
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.arena import LEAST_BYTES, Arena
@@ -61,7 +61,7 @@ class Engine:
             raise ConfigError(f"prefill_tokens is {prefill_tokens}, expected 1 or more")
         self.model, self.prefill_tokens = model, prefill_tokens
         self.vision_cache = VisionCache() if vision_cache is None else vision_cache
-        self.groups, self.placement = model.pg_collection, model.placement
+        self.groups, self.coordinates = model.pg_collection, model.coordinates
         self.stages = Stages(self.groups.pp, topology.model_copy_group())
         decoder: Any = model.language_model.decoder
         self.layers = lean_layers(list(decoder.layers), self.groups.tp)
@@ -94,13 +94,13 @@ class Engine:
             per_tile = self.model.internvl.tokens_per_tile
             return torch.empty(0, per_tile, self.hidden_size, dtype=self.dtype, device=self.device)
         tiles: Iterable[Tensor] = chain.from_iterable(parts)
-        if self.placement.tensor_model_parallel_size > 1 and not self.placement.replicated_vision:
+        if self.coordinates.tensor_model_parallel_size > 1 and not self.coordinates.replicated_vision:
             tiles = in_step(tiles, TILES_AT_ONCE, self.groups.tp)
         return self.vision_cache.encode(tiles, count, self._encode)
 
     def own_tiles(self, prompts: Sequence[Prompt]) -> list[Tensor | ImageTiles]:
         """Of each prompt the run of tiles this rank encodes when they are asked together, in this order."""
-        mine = self.placement.tiles(sum(len(prompt.tiles) for prompt in prompts))
+        mine = self.coordinates.tiles(sum(len(prompt.tiles) for prompt in prompts))
         parts, start = [], 0
         for prompt in prompts:
             parts.append(prompt.tiles[max(mine.start - start, 0) : max(mine.stop - start, 0)])
@@ -118,7 +118,7 @@ class Engine:
         """Embed generated tokens to [n, hidden], on the first stage."""
         language = self.model.language_model
         ids = torch.tensor(tokens, device=self.device)
-        if self.placement.tensor_model_parallel_size == 1:
+        if self.coordinates.tensor_model_parallel_size == 1:
             return F.embedding(ids, language.embedding.word_embeddings.weight)
         return language.embed(ids).squeeze(1)
 
@@ -135,6 +135,6 @@ class Engine:
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, vocab_size] of hidden states [n, hidden], gathered over ranks, on the last stage."""
         hidden = self._final_norm(hidden)
-        if self.placement.tensor_model_parallel_size == 1:
+        if self.coordinates.tensor_model_parallel_size == 1:
             return linear(hidden, self._head)
         return self.model.language_model.logits(hidden.unsqueeze(1))

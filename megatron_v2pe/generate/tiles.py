@@ -1,7 +1,7 @@
 """Tiles of a prompt's images, read when they are encoded, by the rank that encodes them and by no other.
 
 How many there are follows from the images' headers, so that every rank can plan without pixels. A rank takes its run of
-tiles, as training deals them out (`parallel/placement.py`), and goes through it: one image is held at a time, however
+tiles, as training deals them out (`parallel/rank_coordinates.py`), and goes through it: one image is held at a time, however
 many there are. Where a card waits for them, threads read images before they are asked for (`TileReader`), so many tiles
 ahead and no more.
 """
@@ -18,7 +18,7 @@ from itertools import accumulate
 from PIL import Image
 from torch import Tensor
 
-from megatron_v2pe.data.image_plan import read_tiles
+from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.types import Picture
 
 

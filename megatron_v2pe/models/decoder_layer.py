@@ -19,7 +19,7 @@ from torch import Tensor
 from megatron_v2pe.kernels.rotary import split_and_rotate
 from megatron_v2pe.models.mlp import run_mlp
 from megatron_v2pe.models.transformer_config import LayerConfig
-from megatron_v2pe.parallel.core_attention import FlashCoreAttention, angles
+from megatron_v2pe.parallel.attention.core import FlashCoreAttention, angles
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
 
 

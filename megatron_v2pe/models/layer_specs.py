@@ -24,7 +24,7 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.decoder_layer import DecoderLayer
 from megatron_v2pe.models.linear import ColumnLinear, RowLinear
 from megatron_v2pe.models.norms import Norm
-from megatron_v2pe.parallel.core_attention import FlashCoreAttention, TransformerEngineCoreAttention
+from megatron_v2pe.parallel.attention.core import FlashCoreAttention, TransformerEngineCoreAttention
 
 CoreAttention = Callable[..., MegatronModule]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from megatron_v2pe.errors import LayoutError
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.head import Targets
-from megatron_v2pe.parallel.placement import Placement
-from megatron_v2pe.parallel.tile_routing import TileRouting
+from megatron_v2pe.parallel.image_routing import ImageRouting
+from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 
 PADDING_ID = 0
@@ -39,7 +39,7 @@ class MicroBatch:
     pixel_values: Tensor | None = None
     """[own tiles, 3, size, size], normalised, in the compute type; None without tiles of its own. Until a batch is used
     they may be bytes, uint8 [own tiles, size, size, 3]: a quarter of what travels."""
-    routing: TileRouting | None = None
+    routing: ImageRouting | None = None
     """Where image features go; None in a pack without images, and off the first pipeline stage."""
     targets: Targets | None = None
     """Supervised rows among this rank's tokens; None where logits are asked for."""
@@ -62,7 +62,7 @@ def cut_pack(
     input_ids: Tensor,
     position_ticks: Tensor,
     seqlens: Sequence[int],
-    placement: Placement,
+    coordinates: RankCoordinates,
     *,
     labels: Tensor | None = None,
     weights: Tensor | None = None,
@@ -79,33 +79,33 @@ def cut_pack(
         input_ids: int64 [S], documents one behind the other, without padding.
         position_ticks: int64 [S].
         seqlens: document lengths, Python integers summing to S.
-        placement: where this rank stands.
+        coordinates: where this rank stands.
         labels: int64 [S], shifted, -100 where nothing is learned; None: no targets, the model returns logits.
         weights: [S], shifted like the labels.
         image_token_id: id of `<IMG_CONTEXT>`.
         num_tiles: tiles of the whole pack.
         tokens_per_tile: image tokens per tile.
-        pixel_values: the tiles this rank encodes, `placement.tiles(num_tiles)`, normalised or as bytes.
+        pixel_values: the tiles this rank encodes, `coordinates.tiles(num_tiles)`, normalised or as bytes.
         drop_path: names the draws of the pack.
         first_stage: whether this rank embeds and encodes.
 
     Raises:
         LayoutError: lengths, positions, labels, image tokens or tiles that do not agree; both numbers are printed.
     """
-    layout = placement.layout(tuple(seqlens))
-    rank, device = placement.context_parallel_rank, input_ids.device
-    tiles = placement.tiles(num_tiles)
+    layout = coordinates.layout(tuple(seqlens))
+    rank, device = coordinates.context_parallel_rank, input_ids.device
+    tiles = coordinates.tiles(num_tiles)
     if pixel_values is not None and first_stage and pixel_values.shape[0] != len(tiles):
         raise LayoutError(f"{pixel_values.shape[0]} tiles were given, this rank encodes {len(tiles)} of {num_tiles}")
     local_ids, local_ticks = layout.shard(input_ids, rank, PADDING_ID), layout.shard(position_ticks, rank, 0)
     routing = None
     if first_stage:
         image_tokens = (input_ids == image_token_id).nonzero().squeeze(1).cpu()
-        plan = TileRouting.plan(image_tokens, num_tiles, tokens_per_tile, layout, placement)
+        plan = ImageRouting.plan(image_tokens, num_tiles, tokens_per_tile, layout, coordinates)
         routing = plan.to(device) if num_tiles else None
     targets = None
     if labels is not None and weights is not None:
-        slices = placement.tensor_model_parallel_size if placement.sequence_parallel else 1
+        slices = coordinates.tensor_model_parallel_size if coordinates.sequence_parallel else 1
         shares = layout.shard(labels, rank, IGNORE_INDEX), layout.shard(weights, rank, 0.0)
         targets = Targets.from_labels(*shares, IGNORE_INDEX, slices)
     if drop_path is not None:

@@ -33,7 +33,7 @@ from megatron_v2pe.models.transformer_config import (
 )
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
-from megatron_v2pe.parallel.topology import placement_of, single_rank_group
+from megatron_v2pe.parallel.topology import coordinates_of, single_rank_group
 from megatron_v2pe.v2pe.rotary import RotaryEmbedding
 
 VISION_PARTS = ("vision_model.", "vision_projection.")
@@ -68,14 +68,14 @@ class InternVLModel(MegatronModule):
         self.internvl = model
         self.image_token_id = image_token_id
         self.pg_collection = pg_collection
-        self.placement = placement_of(parallel, pg_collection)
+        self.coordinates = coordinates_of(parallel, pg_collection)
         self.pre_process = pg_collection.pp.rank() == 0
         self.post_process = pg_collection.pp.rank() == pg_collection.pp.size() - 1
         self.share_embeddings_and_output_weights = model.llm.tie_word_embeddings
         self.rotary = rotary
         if self.pre_process:
             vision_config = vision_transformer_config(model, parallel, options)
-            vision_groups = _vision_groups(pg_collection, self.placement.replicated_vision)
+            vision_groups = _vision_groups(pg_collection, self.coordinates.replicated_vision)
             recomputed = options.tower_layers_recomputed(model.vision.num_layers)
             self.vision_model = InternViT(
                 vision_config, model.vision, model.select_layer, options.spec, recomputed, vision_groups
@@ -150,7 +150,7 @@ class InternVLModel(MegatronModule):
         Returns:
             [S, 1, hidden], under sequence parallelism this rank's slice of it.
         """
-        tensor_group, place = self.pg_collection.tp, self.placement
+        tensor_group, place = self.pg_collection.tp, self.coordinates
         hidden, features = self.language_model.embed(batch.input_ids), features.flatten(0, 1)
         if batch.routing is None:  # a pack of text: no features, through which the tower receives zero gradients
             return place_features(hidden, features, batch.input_ids[:0])
@@ -197,11 +197,11 @@ class InternVLModel(MegatronModule):
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return what a distributed checkpoint stores; of replicated towers, one copy counts."""
         state = super().sharded_state_dict(*args, **kwargs)
-        if self.placement.replicated_vision:
+        if self.coordinates.replicated_vision:
             for name, entry in state.items():
                 if name.startswith(VISION_PARTS):
                     pipeline, _, data = entry.replica_id
-                    entry.replica_id = (pipeline, self.placement.tensor_model_parallel_rank, data)
+                    entry.replica_id = (pipeline, self.coordinates.tensor_model_parallel_rank, data)
         return state
 
     def set_input_tensor(self, input_tensor: list[Tensor | None]) -> None:

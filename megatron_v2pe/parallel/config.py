@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from megatron_v2pe.base.config_tree import check_values
-from megatron_v2pe.device.before_start import how_to_start
+from megatron_v2pe.device.launch_checks import how_to_start
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
 

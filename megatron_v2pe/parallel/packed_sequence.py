@@ -13,7 +13,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from megatron_v2pe.device.transfer import to_device
-from megatron_v2pe.parallel.ring_attention import AttentionResult
+from megatron_v2pe.parallel.attention.block import AttentionResult
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 
 

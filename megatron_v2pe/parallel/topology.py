@@ -9,7 +9,7 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.parallel.placement import Placement
+from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
 
 _alone: dist.ProcessGroup | None = None
 _copy: dist.ProcessGroup | None = None
@@ -73,9 +73,9 @@ def model_copies(parallel: ParallelConfig, world_size: int) -> list[list[int]]:
     ]
 
 
-def placement_of(parallel: ParallelConfig, groups: ProcessGroupCollection) -> Placement:
+def coordinates_of(parallel: ParallelConfig, groups: ProcessGroupCollection) -> RankCoordinates:
     """Return where this rank stands."""
-    return Placement(
+    return RankCoordinates(
         context_parallel_rank=groups.cp.rank(),
         context_parallel_size=groups.cp.size(),
         tensor_model_parallel_rank=groups.tp.rank(),

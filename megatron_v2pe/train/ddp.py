@@ -85,8 +85,8 @@ def finalize_gradients(chunks: list[Any], num_tokens: Tensor | None = None, **se
     """
     finalize_model_grads(chunks, None, **settings)
     for chunk in chunks:
-        model: InternVLModel = get_attr_wrapped_model(chunk, "placement", return_model_obj=True)
-        if not (model.placement.replicated_vision and model.pre_process):
+        model: InternVLModel = get_attr_wrapped_model(chunk, "coordinates", return_model_obj=True)
+        if not (model.coordinates.replicated_vision and model.pre_process):
             continue
         parts = (model.vision_model, model.vision_projection)
         learning = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]

@@ -22,7 +22,7 @@ from megatron_v2pe.checkpoint import store
 from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest, offer_others
 from megatron_v2pe.checkpoint.resolve import hf_folder, resume_folder, start_config, start_folder
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
-from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.data.loader import PackLoader, build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch, watchdog

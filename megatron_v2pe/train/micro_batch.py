@@ -11,14 +11,14 @@ from megatron_v2pe.data.types import Batch
 from megatron_v2pe.kernels.tiles import normalise_tiles
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
-from megatron_v2pe.parallel.placement import Placement
+from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
 
 
 @dataclass(frozen=True)
 class Cutter:
     """What turns batches into this rank's micro-batches."""
 
-    placement: Placement
+    coordinates: RankCoordinates
     first_stage: bool
     image_token_id: int
     tokens_per_tile: int
@@ -39,7 +39,7 @@ class Cutter:
             batch.input_ids,
             batch.position_ticks,
             batch.seqlens,
-            self.placement,
+            self.coordinates,
             labels=batch.labels,
             weights=batch.loss_weights,
             image_token_id=self.image_token_id,

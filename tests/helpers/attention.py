@@ -18,12 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_v2pe.parallel import ring_attention as module
-from megatron_v2pe.parallel.all_to_all_attention import all_to_all_attention
-from megatron_v2pe.parallel.block_attention import Block, BlockKernel, Gradients, Reference, choose_kernel
-from megatron_v2pe.parallel.cudnn_attention import Mixed, Rule
-from megatron_v2pe.parallel.ring import Handover, Ring
-from megatron_v2pe.parallel.ring_attention import Chunks, ring_attention
+from megatron_v2pe.parallel.attention import ring as module
+from megatron_v2pe.parallel.attention.all_to_all import all_to_all_attention
+from megatron_v2pe.parallel.attention.block import AttentionBlock, BlockKernel, Gradients, Reference
+from megatron_v2pe.parallel.attention.cudnn import Mixed, Rule
+from megatron_v2pe.parallel.attention.kernel_choice import choose_kernel
+from megatron_v2pe.parallel.attention.ring import Chunks, ring_attention
+from megatron_v2pe.parallel.attention.ring_exchange import Handover, Ring
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 
 WIDTH = 16
@@ -42,7 +43,7 @@ def random_inputs(
     return [torch.randn(*shape, n, width, generator=generator, dtype=torch.float64).to(dtype) for n in counts]
 
 
-def dense(query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+def dense(query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
     """Softmax attention in float64, one document and one head after the other; autograd gives its gradients.
 
     Args:
@@ -74,7 +75,7 @@ def dense(query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tens
     return torch.cat(outputs), torch.cat(sums)
 
 
-def dense_results(inputs: Sequence[Tensor], block: Block) -> list[Tensor]:
+def dense_results(inputs: Sequence[Tensor], block: AttentionBlock) -> list[Tensor]:
     """Output, log-sum-exp, and gradients of query, key and value by `dense`, all float64."""
     query, key, value, outgoing = (tensor.detach().double() for tensor in inputs)
     leaves = query.requires_grad_(), key.requires_grad_(), value.requires_grad_()
@@ -90,13 +91,20 @@ class CountingKernel:
         self._kernel = kernel
         self.forwards = 0
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
         self.forwards += 1
         return self._kernel.forward(query, key, value, block)
 
     def backward(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        block: AttentionBlock,
     ) -> Gradients:
         """See `BlockKernel`."""
         return self._kernel.backward(gradient, query, key, value, output, lse, block)
@@ -105,13 +113,20 @@ class CountingKernel:
 class Cut:
     """Plain attention that takes tensors which go on behind the block's, as the dense kernel of `Mixed` does."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
         queries, keys = sum(block.query_lens), sum(block.key_lens)
         return Reference().forward(query[:queries], key[:keys], value[:keys], block)
 
     def backward(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        block: AttentionBlock,
     ) -> Gradients:
         """See `BlockKernel`."""
         queries, keys = sum(block.query_lens), sum(block.key_lens)

@@ -176,7 +176,7 @@ def read_by_steps(case: parity.Case, steps: int, planted: str | None = None) -> 
         wrapped = wrap(model, case.layout, groups, device)
         optimizer = build_optimizer(wrapped, settings, case.dtype, False, False, groups)
         cutter = Cutter(
-            placement=model.placement,
+            coordinates=model.coordinates,
             first_stage=model.pre_process,
             image_token_id=case.image_token_id,
             tokens_per_tile=model.internvl.tokens_per_tile,
@@ -188,7 +188,7 @@ def read_by_steps(case: parity.Case, steps: int, planted: str | None = None) -> 
             model=wrapped,
             optimizer=optimizer,
             scheduler=build_scheduler(optimizer, settings, steps),
-            feed=_Feed([_batch(pack, model.internvl, model.placement) for pack in case.packs]),  # type: ignore[arg-type]
+            feed=_Feed([_batch(pack, model.internvl, model.coordinates) for pack in case.packs]),  # type: ignore[arg-type]
             device=Device(case.device),
             cutter=cutter,
             num_micro_batches=len(case.packs),
@@ -254,10 +254,10 @@ def _arriving_on(reads: HostReads) -> Iterator[None]:
         yield
 
 
-def _batch(pack: parity.Pack, model: InternVLConfig, placement: Any) -> Batch:
+def _batch(pack: parity.Pack, model: InternVLConfig, coordinates: Any) -> Batch:
     """Return a pack as a feed gives it, with tiles of noise."""
     tiles, side = pack.pixel_values.shape[0], model.tile_size
-    mine = placement.tiles(tiles)
+    mine = coordinates.tiles(tiles)
     noise = torch.randint(0, 255, (tiles, side, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     return Batch(
         input_ids=pack.input_ids,

@@ -29,8 +29,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from megatron_v2pe.parallel.block_attention import Reference
-from megatron_v2pe.parallel.ring_attention import ring_attention
+from megatron_v2pe.parallel.attention.block import Reference
+from megatron_v2pe.parallel.attention.ring import ring_attention
 
 rank, size, store, seconds, end, direction = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 VICTIM, CALLS = size - 1, 3 * size + 1
@@ -67,7 +67,7 @@ TOOL = """
 import os, signal, sys
 
 from megatron_v2pe.base.command import run_tool
-from megatron_v2pe.parallel.ring import Ring
+from megatron_v2pe.parallel.attention.ring_exchange import Ring
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
 from megatron_v2pe.train.metrics import MetricsLog

@@ -10,7 +10,7 @@ import torch
 
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import StepCost
-from megatron_v2pe.parallel.placement import Placement
+from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -35,7 +35,7 @@ def test_both_learn_the_same_document(benchmark):
 
     task = small(benchmark)
     model = SimpleNamespace(
-        internvl=InternVLConfig.from_hf(task.shape.hf_config()), placement=Placement(), image_token_id=task.image_token
+        internvl=InternVLConfig.from_hf(task.shape.hf_config()), coordinates=RankCoordinates(), image_token_id=task.image_token
     )
     mine = micro_batch(task.step, model)
     ids, labels, pixels = benchmark.peer_batch(task)

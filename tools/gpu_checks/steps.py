@@ -20,14 +20,14 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from gpu_checks.model import ALONE, POLICY, Size, model_of, one_process, size_for
 from gpu_checks.outcome import Outcome
 from megatron_v2pe.data.config import DataConfig
-from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.data.types import Batch
 from megatron_v2pe.device.cards import peak_tflops
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import StepCost
-from megatron_v2pe.parallel.placement import Placement
+from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
 from megatron_v2pe.train.config import AdamWConfig, ExperimentConfig, TrainConfig
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.ddp import wrap
@@ -118,10 +118,10 @@ def _measure(outcome: Outcome, size: Size, device: Device, work: Work) -> None:
             model=wrapped,
             optimizer=optimizer,
             scheduler=build_scheduler(optimizer, config.optimizer, config.train.train_steps),
-            feed=DataFeed(_Again(_batch(size, model, work)), None, [0], Placement(), 0),
+            feed=DataFeed(_Again(_batch(size, model, work)), None, [0], RankCoordinates(), 0),
             device=device,
             cutter=Cutter(
-                placement=stage.placement,
+                coordinates=stage.coordinates,
                 first_stage=True,
                 image_token_id=size.image_token,
                 tokens_per_tile=model.tokens_per_tile,

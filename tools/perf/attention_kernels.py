@@ -1,6 +1,6 @@
 """How fast each attention kernel is on this device, forward and backward, and from which length a dense call pays.
 
-The numbers behind the rule in `megatron_v2pe/parallel/cudnn_attention.py`: each kernel of this machine on the shapes of
+The numbers behind the rule in `megatron_v2pe/parallel/attention/cudnn.py`: each kernel of this machine on the shapes of
 a step of InternVL2-2B (one long document, equal ones, a mixed pack, a block of a ring, the tower's tiles), and short
 documents by the dozen, dense and in one launch. On the CPU the same in small.
 """
@@ -18,16 +18,18 @@ import torch
 from torch import Tensor
 
 from megatron_v2pe.device.device import Device
-from megatron_v2pe.parallel.attention_backend import HALVES, candidates, probed, usable
-from megatron_v2pe.parallel.block_attention import Block, BlockKernel, batched_attention
-from megatron_v2pe.parallel.chunked_attention import Chunked
-from megatron_v2pe.parallel.cuda_attention import TorchFlash
-from megatron_v2pe.parallel.cudnn_attention import Cudnn, Mixed, Rule
+from megatron_v2pe.parallel.attention.attention_backend import usable
+from megatron_v2pe.parallel.attention.block import AttentionBlock, BlockKernel
+from megatron_v2pe.parallel.attention.chunked import Chunked
+from megatron_v2pe.parallel.attention.core import batched_attention
+from megatron_v2pe.parallel.attention.cudnn import Cudnn, Mixed, Rule
+from megatron_v2pe.parallel.attention.flash import TorchFlash
+from megatron_v2pe.parallel.attention.kernel_choice import HALVES, candidates, probed
 
 DESCRIPTION = "attention kernels of this device: forward and backward of a step's blocks, dense beside one launch"
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.004, torch.float32: 1e-4}
-"""Largest difference from plain attention in float32 over the largest entry; see `attention_backend.TOLERANCE`."""
+"""Largest difference from plain attention in float32 over the largest entry; see `kernel_choice.TOLERANCE`."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,10 @@ class Case:
     width: int = 128
 
     @property
-    def block(self) -> Block:
+    def block(self) -> AttentionBlock:
         """The block."""
         keys = self.query_lens if self.key_lens is None else self.key_lens
-        return Block(self.query_lens, keys, self.key_lens is None, self.width**-0.5)
+        return AttentionBlock(self.query_lens, keys, self.key_lens is None, self.width**-0.5)
 
     @property
     def flop(self) -> float:
@@ -209,7 +211,7 @@ def crossover(device: torch.device, dtype: torch.dtype, repeats: int) -> list[di
     return rows
 
 
-def _results(kernel: BlockKernel, inputs: Sequence[Tensor], block: Block) -> list[Tensor]:
+def _results(kernel: BlockKernel, inputs: Sequence[Tensor], block: AttentionBlock) -> list[Tensor]:
     query, key, value, outgoing = inputs
     output, lse = kernel.forward(query, key, value, block)
     return [output, *kernel.backward(outgoing, query, key, value, output, lse, block)]

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.parallel.all_to_all_attention import all_to_all_attention
-from megatron_v2pe.parallel.ring_attention import ring_attention
+from megatron_v2pe.parallel.attention.all_to_all import all_to_all_attention
+from megatron_v2pe.parallel.attention.ring import ring_attention
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 from perf._training import cores
 

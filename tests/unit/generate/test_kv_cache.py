@@ -10,7 +10,7 @@ from megatron_v2pe.generate import kv_cache
 from megatron_v2pe.generate.kv_cache import KVCache, owner
 from megatron_v2pe.generate.prefill_plan import plan_steps
 from megatron_v2pe.generate.slab_attention import side_by_side
-from megatron_v2pe.parallel.block_attention import Block
+from megatron_v2pe.parallel.attention.block import AttentionBlock
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_slab_attention_equals_dense():
         mask[row, ..., length:] = -torch.inf
     output, lse = side_by_side(query, keys, values, 7, mask, width**-0.5)
     for row, length in enumerate(lengths):
-        block = Block((1,), (length,), False, width**-0.5)
+        block = AttentionBlock((1,), (length,), False, width**-0.5)
         flat = query[row].flatten(0, 1).unsqueeze(0)
         expected, total = dense(flat, keys[row, :length], values[row, :length], block)
         assert (output[row].flatten(0, 1) - expected[0]).abs().max() < 1e-14

@@ -16,7 +16,7 @@ import torch
 from megatron_v2pe.kernels import choice
 from megatron_v2pe.kernels.decode_attention import FLOOR, decode_attention, enter_cache, rotate
 from megatron_v2pe.kernels.rotary import apply_rotary
-from megatron_v2pe.parallel.block_attention import Block, Reference
+from megatron_v2pe.parallel.attention.block import AttentionBlock, Reference
 
 CUDA = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu] if CUDA else []
@@ -50,7 +50,7 @@ def test_the_plain_form_equals_the_reference(heads, width):
         if length == 0:
             assert not output[row].any() and (lse[row] == FLOOR).all()
             continue
-        block = Block((1,), (length,), False, width**-0.5)
+        block = AttentionBlock((1,), (length,), False, width**-0.5)
         mine = slice(start, start + length)
         expected, total = Reference().forward(query[row].flatten(0, 1)[None], keys[mine], values[mine], block)
         assert largest_error(output[row].flatten(0, 1), expected[0]) < 1e-13

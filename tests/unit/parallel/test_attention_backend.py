@@ -11,23 +11,19 @@ import torch
 
 from helpers.attention import SCALE, WIDTH, dense_results, random_inputs
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.parallel import attention_backend, flash_attention
-from megatron_v2pe.parallel.attention_backend import (
-    BACKENDS,
+from megatron_v2pe.parallel.attention import flash, kernel_choice
+from megatron_v2pe.parallel.attention.attention_backend import ATTENTION_BACKENDS, check_backend, usable
+from megatron_v2pe.parallel.attention.block import AttentionBlock, CpuFlash, Reference
+from megatron_v2pe.parallel.attention.chunked import Chunked
+from megatron_v2pe.parallel.attention.cudnn import ALWAYS, DENSE, Cudnn, Mixed
+from megatron_v2pe.parallel.attention.flash import FlashAttn, FlashAttn3, FlashAttn4, TorchFlash
+from megatron_v2pe.parallel.attention.kernel_choice import (
     candidates,
-    check_backend,
-    cuda_kernel,
     first_that_passes,
-    in_order,
+    kernel_for,
     probed,
-    usable,
 )
-from megatron_v2pe.parallel.block_attention import Block, CpuFlash, Reference
-from megatron_v2pe.parallel.chunked_attention import Chunked
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.parallel.cuda_attention import TorchFlash
-from megatron_v2pe.parallel.cudnn_attention import ALWAYS, DENSE, Cudnn, Mixed
-from megatron_v2pe.parallel.flash_attention import FlashAttn, FlashAttn3, FlashAttn4
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -51,7 +47,7 @@ class Blind(Reference):
     """Forgets the mask."""
 
     def forward(self, query, key, value, block):
-        return super().forward(query, key, value, Block(block.query_lens, block.key_lens, False, block.scale))
+        return super().forward(query, key, value, AttentionBlock(block.query_lens, block.key_lens, False, block.scale))
 
 
 class Turned(Reference):
@@ -90,7 +86,7 @@ def test_a_kernel_that_forms_its_own_log_sum_exp_is_not_used_in_a_ring(kernel, d
     assert probed(kernel, CPU, dtype, 64, 2, merges=False) is None
     problem = probed(kernel, CPU, dtype, 64, 2, merges=True)
     assert "gradient of the query of one of two merged blocks differs from the reference by" in problem
-    assert float(problem.partition(" by ")[2].split()[0]) > 5 * attention_backend.TOLERANCE[dtype]
+    assert float(problem.partition(" by ")[2].split()[0]) > 5 * kernel_choice.TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize(
@@ -141,8 +137,8 @@ def card(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
         monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
-        monkeypatch.setattr(flash_attention, "package", lambda number: object() if number in generations else None)
-        monkeypatch.setattr(attention_backend, "_chosen", {})
+        monkeypatch.setattr(flash, "package", lambda number: object() if number in generations else None)
+        monkeypatch.setattr(kernel_choice, "_chosen", {})
 
     return make
 
@@ -150,7 +146,7 @@ def card(monkeypatch):
 def kinds(backend, dtype=torch.bfloat16):
     """Kernels in order; of a mixed one both and the rule."""
     found = []
-    for _, kernel in in_order(CARD, dtype, backend):
+    for _, kernel in ATTENTION_BACKENDS.get(backend).kernels(CARD, dtype):
         if isinstance(kernel, Mixed):
             found.append((type(kernel.dense), type(kernel.varlen), kernel.rule))
         else:
@@ -195,7 +191,7 @@ def test_what_can_be_used(card):
         "on cuda:0 usable are auto, cudnn, flash, reference"
     )
     card((9, 0), 3)
-    assert usable(CARD) == list(BACKENDS)
+    assert usable(CARD) == list(ATTENTION_BACKENDS.names())
     card((7, 0), 3)
     assert usable(CARD) == ["auto", "flash", "reference"]
     with pytest.raises(ConfigError, match=r"cuDNN's attention needs a card of compute capability 8\.0 or later"):
@@ -210,7 +206,7 @@ def test_what_can_be_used(card):
 
 
 def test_the_setting_has_the_backends_and_no_other():
-    for name in BACKENDS:
+    for name in ATTENTION_BACKENDS.names():
         ParallelConfig(attention_backend=name).validate()
     with pytest.raises(ConfigError, match="attention_backend is 'fast'"):
         ParallelConfig(attention_backend="fast").validate()
@@ -224,20 +220,20 @@ def test_a_kernel_is_tested_once(card, monkeypatch, caplog):
         tests.append((type(kernel), width, ratio, merges))
         return "it does not take this" if isinstance(kernel, Mixed) and merges else None
 
-    monkeypatch.setattr(attention_backend, "probed", test)
+    monkeypatch.setattr(kernel_choice, "probed", test)
     with caplog.at_level(logging.INFO, logger="megatron_v2pe"):
         for _ in range(3):
-            assert isinstance(cuda_kernel(CARD, torch.bfloat16, 128, 2), Mixed)
-            assert isinstance(cuda_kernel(CARD, torch.bfloat16, 128, 2, merges=True), TorchFlash)
-            assert isinstance(cuda_kernel(CARD, torch.float32, 128, 2), Chunked)
+            assert isinstance(kernel_for(CARD, torch.bfloat16, 128, 2), Mixed)
+            assert isinstance(kernel_for(CARD, torch.bfloat16, 128, 2, merges=True), TorchFlash)
+            assert isinstance(kernel_for(CARD, torch.float32, 128, 2), Chunked)
     assert tests == [(Mixed, 128, 2, False), (Mixed, 128, 2, True), (TorchFlash, 128, 2, True)]
     assert len([m for m in caplog.messages if "not used" in m]) == 1
     assert len([m for m in caplog.messages if m.startswith("attention on cuda:0, ")]) == 3
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert isinstance(cuda_kernel(CARD, torch.float16, 128, 2), Chunked)
+    assert isinstance(kernel_for(CARD, torch.float16, 128, 2), Chunked)
     assert len(tests) == 3
     with pytest.raises(ConfigError, match="flash_attn, but no flash-attn"):
-        cuda_kernel(CARD, torch.float16, 64, 2, "flash_attn")
+        kernel_for(CARD, torch.float16, 64, 2, "flash_attn")
 
 
 def test_candidates_of_the_cpu():
@@ -254,7 +250,7 @@ def played_package(generation, seen):
         lens = [tuple(borders.diff().tolist()) for borders in (queries, keys)]
         assert (longest_query, longest_key) == (max(lens[0]), max(lens[1]))
         assert queries.dtype == keys.dtype == torch.int32
-        return Block(*lens, causal, scale)
+        return AttentionBlock(*lens, causal, scale)
 
     def forward(q, k, v, *arguments):
         assert all(tensor.is_contiguous() for tensor in (q, k, v))
@@ -335,8 +331,8 @@ def played_package(generation, seen):
 
 
 BLOCKS = [
-    Block((5, 1, 1, 12), (5, 1, 1, 12), True, SCALE),
-    Block((3, 1, 40), (6, 2, 80), False, SCALE),
+    AttentionBlock((5, 1, 1, 12), (5, 1, 1, 12), True, SCALE),
+    AttentionBlock((3, 1, 40), (6, 2, 80), False, SCALE),
 ]
 
 
@@ -363,7 +359,7 @@ def test_the_packages_are_asked_in_their_words(generation, kernel, block, monkey
     """Signatures of flash-attn 2.7, 3 and 4 as their sources have them."""
     seen = []
     module = played_package(generation, seen)
-    monkeypatch.setattr(flash_attention, "package", lambda number: module if number == generation else None)
+    monkeypatch.setattr(flash, "package", lambda number: module if number == generation else None)
     is_the_reference(kernel, block)
     assert seen == ["forward", "backward"]
 
@@ -391,8 +387,8 @@ def test_pytorchs_flash_operator_is_asked_in_its_words(block, monkeypatch):
     is_the_reference(TorchFlash(), block)
 
 
-@pytest.mark.skipif(flash_attention.package(2) is not None, reason="flash-attn is installed")
+@pytest.mark.skipif(flash.package(2) is not None, reason="flash-attn is installed")
 def test_a_package_that_is_not_there():
-    assert flash_attention.installed(9) == [] or flash_attention.package(3) is not None
+    assert flash.installed(9) == [] or flash.package(3) is not None
     with pytest.raises(AssertionError, match="flash-attn 2 is not installed"):
-        FlashAttn().forward(*random_inputs((4,), 2, 2, torch.float32)[:3], Block((4,), (4,), True, SCALE))
+        FlashAttn().forward(*random_inputs((4,), 2, 2, torch.float32)[:3], AttentionBlock((4,), (4,), True, SCALE))

@@ -7,9 +7,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.attention import SCALE, WIDTH, dense_results, random_inputs
-from megatron_v2pe.parallel.block_attention import Block, CpuFlash, Reference, batched_attention, choose_kernel
-from megatron_v2pe.parallel.chunked_attention import Chunked
-from megatron_v2pe.parallel.ring_attention import ring_attention
+from megatron_v2pe.parallel.attention.block import AttentionBlock, CpuFlash, Reference
+from megatron_v2pe.parallel.attention.chunked import Chunked
+from megatron_v2pe.parallel.attention.core import batched_attention
+from megatron_v2pe.parallel.attention.kernel_choice import choose_kernel
+from megatron_v2pe.parallel.attention.ring import ring_attention
 
 HEADS, GROUPS = 4, 2
 TOLERANCE = {
@@ -24,7 +26,9 @@ KERNELS = pytest.mark.parametrize(
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 CAUSAL = [(1,), (17,), (1, 2, 3, 4, 5, 6, 7), (5, 1, 1, 12), (33, 31, 64, 1), (1, 1, 1)]
 RECTANGLES = [((1,), (1,)), ((4,), (9,)), ((9,), (4,)), ((3, 1, 40), (6, 2, 80)), ((6, 2, 80), (3, 1, 40))]
-BLOCKS = [Block(lens, lens, True, SCALE) for lens in CAUSAL] + [Block(*lens, False, SCALE) for lens in RECTANGLES]
+BLOCKS = [AttentionBlock(lens, lens, True, SCALE) for lens in CAUSAL] + [
+    AttentionBlock(*lens, False, SCALE) for lens in RECTANGLES
+]
 BY_BLOCK = pytest.mark.parametrize("block", BLOCKS, ids=lambda b: f"{b.query_lens}x{b.key_lens}")
 
 
@@ -59,7 +63,7 @@ def test_a_kernel_is_a_dense_softmax(block, kernel, dtype):
 @KERNELS
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1), (6, 2), (1, 1)])
 def test_any_number_of_heads_shares_a_group(heads, groups, kernel):
-    for block in (Block((7, 12), (7, 12), True, SCALE), Block((6, 5), (3, 20), False, SCALE)):
+    for block in (AttentionBlock((7, 12), (7, 12), True, SCALE), AttentionBlock((6, 5), (3, 20), False, SCALE)):
         inputs = inputs_of(block, torch.float64, heads, groups)
         assert worst(results(kernel, inputs, block), dense_results(inputs, block)) < TOLERANCE[torch.float64]
 
@@ -68,7 +72,7 @@ def test_any_number_of_heads_shares_a_group(heads, groups, kernel):
 @KERNELS
 def test_views_of_one_mixed_tensor_are_read_with_their_strides(kernel, dtype):
     """Query, key and value as a linear layer gives them: parts of every token's row, groups one behind the other."""
-    block = Block((5, 30), (5, 30), True, SCALE)
+    block = AttentionBlock((5, 30), (5, 30), True, SCALE)
     query, key, value, outgoing = inputs_of(block, dtype)
     per_group = [query.unflatten(1, (GROUPS, HEADS // GROUPS)), key.unsqueeze(2), value.unsqueeze(2)]
     mixed = torch.cat(per_group, dim=2)
@@ -83,7 +87,7 @@ def test_views_of_one_mixed_tensor_are_read_with_their_strides(kernel, dtype):
 
 @KERNELS
 def test_half_precision_gives_its_sums_in_float32(kernel):
-    block = Block((3, 1, 40), (6, 2, 80), False, SCALE)
+    block = AttentionBlock((3, 1, 40), (6, 2, 80), False, SCALE)
     inputs = inputs_of(block, torch.bfloat16)
     output, lse, *gradients = results(kernel, inputs, block)
     assert lse.dtype == torch.float32 and {t.dtype for t in (output, *gradients)} == {torch.bfloat16}
@@ -98,7 +102,7 @@ def test_half_precision_gives_its_sums_in_float32(kernel):
 def test_one_forgotten_border_is_seen(forgotten, kernel):
     lens = (5, 1, 1, 12)
     joined = (*lens[:forgotten], lens[forgotten] + lens[forgotten + 1], *lens[forgotten + 2 :])
-    block, broken = Block(lens, lens, True, SCALE), Block(joined, joined, True, SCALE)
+    block, broken = AttentionBlock(lens, lens, True, SCALE), AttentionBlock(joined, joined, True, SCALE)
     inputs = inputs_of(block, torch.float64)
     pairs = zip(results(kernel, inputs, broken), dense_results(inputs, block), strict=True)
     for ours, expected in pairs:  # output, log-sum-exp and every gradient
@@ -107,7 +111,7 @@ def test_one_forgotten_border_is_seen(forgotten, kernel):
 
 @KERNELS
 def test_a_forgotten_mask_is_seen(kernel):
-    block, broken = Block((5, 9), (5, 9), True, SCALE), Block((5, 9), (5, 9), False, SCALE)
+    block, broken = AttentionBlock((5, 9), (5, 9), True, SCALE), AttentionBlock((5, 9), (5, 9), False, SCALE)
     inputs = inputs_of(block, torch.float64)
     for ours, expected in zip(results(kernel, inputs, broken), dense_results(inputs, block), strict=True):
         assert (ours - expected).abs().max() > 0.1
@@ -115,7 +119,7 @@ def test_a_forgotten_mask_is_seen(kernel):
 
 @KERNELS
 def test_documents_do_not_see_each_other_or_the_future(kernel):
-    block = Block((4, 6, 3), (4, 6, 3), True, SCALE)
+    block = AttentionBlock((4, 6, 3), (4, 6, 3), True, SCALE)
     states = inputs_of(block, torch.float64)[:3]
     changed = [tensor.clone() for tensor in states]
     for tensor in changed:
@@ -130,9 +134,9 @@ def test_documents_do_not_see_each_other_or_the_future(kernel):
 def test_a_backward_pass_takes_what_was_merged(kernel):
     """Output and log-sum-exp over more keys than the block's, with the strides a transposed result has."""
     query, key, value, outgoing = random_inputs((80,), HEADS, GROUPS, torch.float64)
-    output, lse = Reference().forward(query, key, value, Block((80,), (80,), False, SCALE))
+    output, lse = Reference().forward(query, key, value, AttentionBlock((80,), (80,), False, SCALE))
     part = query, key[:33], value[:33]
-    block = Block((80,), (33,), False, SCALE)
+    block = AttentionBlock((80,), (33,), False, SCALE)
     exact = Reference().backward(outgoing, *part, output, lse, block)
     ours = kernel.backward(outgoing, *part, output, lse.t().contiguous().t(), block)
     assert worst(ours, exact) < TOLERANCE[torch.float64]
@@ -140,7 +144,7 @@ def test_a_backward_pass_takes_what_was_merged(kernel):
 
 def test_chunks_bound_what_is_held():
     """Scores of 1,500 x 1,500 in pieces: the largest tensor made is a chunk of them, forward and backward."""
-    block, rows = Block((1500,), (1500,), True, SCALE), 40
+    block, rows = AttentionBlock((1500,), (1500,), True, SCALE), 40
     inputs = inputs_of(block, torch.float32, 2, 1)
     kernel = Chunked(chunk_bytes=rows * 2 * 1500 * 4)
     with _Largest() as largest:
@@ -163,9 +167,9 @@ class _Largest(TorchDispatchMode):
 
 def test_a_causal_block_is_square():
     with pytest.raises(AssertionError, match=r"causal: \(3, 1\) and \(3, 2\)"):
-        Block((3, 1), (3, 2), True, SCALE)
+        AttentionBlock((3, 1), (3, 2), True, SCALE)
     with pytest.raises(AssertionError, match="2 and 1 documents"):
-        Block((3, 1), (4,), False, SCALE)
+        AttentionBlock((3, 1), (4,), False, SCALE)
 
 
 def test_document_lengths_must_fill_the_pack():
@@ -187,7 +191,7 @@ def test_batched_attention_is_dense_and_the_reference_in_every_tile(length, tile
     *leaves, outgoing = [tensor.clone().requires_grad_() for tensor in inputs]
     output = batched_attention(*leaves, SCALE)
     ours = [output.detach(), *torch.autograd.grad(output, leaves, outgoing.detach())]
-    block = Block((length,), (length,), False, SCALE)
+    block = AttentionBlock((length,), (length,), False, SCALE)
     for tile in range(tiles):
         of_tile = [tensor[:, tile] for tensor in inputs]
         for expected in (dense_results(of_tile, block), results(Reference(), of_tile, block)):

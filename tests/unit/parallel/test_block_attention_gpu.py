@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from helpers.attention import random_inputs
-from megatron_v2pe.parallel import attention_backend
-from megatron_v2pe.parallel.attention_backend import candidates, probed, usable
-from megatron_v2pe.parallel.block_attention import Block, Reference, batched_attention, choose_kernel
-from megatron_v2pe.parallel.chunked_attention import Chunked
-from megatron_v2pe.parallel.cuda_attention import TorchFlash
-from megatron_v2pe.parallel.cudnn_attention import ALWAYS, Cudnn, Mixed, Rule, lengthened
-from megatron_v2pe.parallel.flash_attention import FlashAttn, FlashAttn3, FlashAttn4, installed, package
-from megatron_v2pe.parallel.ring_attention import merge, ring_attention
+from megatron_v2pe.parallel.attention import kernel_choice
+from megatron_v2pe.parallel.attention.attention_backend import usable
+from megatron_v2pe.parallel.attention.block import AttentionBlock, Reference
+from megatron_v2pe.parallel.attention.chunked import Chunked
+from megatron_v2pe.parallel.attention.core import batched_attention
+from megatron_v2pe.parallel.attention.cudnn import ALWAYS, Cudnn, Mixed, Rule, lengthened
+from megatron_v2pe.parallel.attention.flash import FlashAttn, FlashAttn3, FlashAttn4, TorchFlash, installed, package
+from megatron_v2pe.parallel.attention.kernel_choice import candidates, choose_kernel, probed
+from megatron_v2pe.parallel.attention.ring import merge, ring_attention
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,7 +56,9 @@ KERNELS = pytest.mark.parametrize(
 )
 CAUSAL = [(1,), (300,), (5, 1, 1, 12), (257, 64, 128, 63), (128, 128, 128, 40)]
 RECTANGLES = [((40,), (80,)), ((80,), (40,)), ((3, 1, 150), (6, 2, 300)), ((6, 2, 300), (3, 1, 150))]
-BLOCKS = [Block(lens, lens, True, SCALE) for lens in CAUSAL] + [Block(*lens, False, SCALE) for lens in RECTANGLES]
+BLOCKS = [AttentionBlock(lens, lens, True, SCALE) for lens in CAUSAL] + [
+    AttentionBlock(*lens, False, SCALE) for lens in RECTANGLES
+]
 BY_BLOCK = pytest.mark.parametrize("block", BLOCKS, ids=lambda b: f"{b.query_lens}x{b.key_lens}")
 
 
@@ -96,7 +99,7 @@ def test_a_kernel_is_the_reference(block, kernel, dtype):
 @HALVES
 @KERNELS
 def test_views_of_one_mixed_tensor_are_read_with_their_strides(kernel, dtype):
-    block = Block((5, 30), (5, 30), True, SCALE)
+    block = AttentionBlock((5, 30), (5, 30), True, SCALE)
     *states, outgoing = inputs_of(block, dtype)
     views = torch.cat(states, dim=1).split([HEADS, GROUPS, GROUPS], dim=1)
     later = torch.cat([outgoing, outgoing], dim=2)[..., :WIDTH]
@@ -107,7 +110,7 @@ def test_views_of_one_mixed_tensor_are_read_with_their_strides(kernel, dtype):
 @KERNELS
 def test_a_backward_pass_takes_what_was_merged(kernel, dtype):
     """Output and log-sum-exp over more keys than the block's, with the strides `ring_attention` gives them."""
-    block, wide = Block((70,), (40,), False, SCALE), Block((70,), (80,), False, SCALE)
+    block, wide = AttentionBlock((70,), (40,), False, SCALE), AttentionBlock((70,), (80,), False, SCALE)
     query, key, value, outgoing = inputs_of(wide, dtype)
     output, lse = Reference().forward(query.double(), key.double(), value.double(), wide)
     part = query, key[:40], value[:40]
@@ -119,7 +122,7 @@ def test_a_backward_pass_takes_what_was_merged(kernel, dtype):
 @HALVES
 @KERNELS
 def test_a_forgotten_border_is_seen(kernel, dtype):
-    block, broken = (Block(lens, lens, True, SCALE) for lens in ((5, 1, 1, 12), (6, 1, 12)))
+    block, broken = (AttentionBlock(lens, lens, True, SCALE) for lens in ((5, 1, 1, 12), (6, 1, 12)))
     inputs = inputs_of(block, dtype)
     with pytest.raises(AssertionError):
         assert_close(results(kernel, inputs, broken), reference(inputs, block), dtype)
@@ -129,7 +132,7 @@ def test_a_forgotten_border_is_seen(kernel, dtype):
 @KERNELS
 @pytest.mark.parametrize(("width", "groups"), [(128, 1), (128, 4), (64, 1), (80, 2)])
 def test_heads_of_other_widths_and_groups(kernel, width, groups, dtype):
-    block = Block((300, 40), (300, 40), True, width**-0.5)
+    block = AttentionBlock((300, 40), (300, 40), True, width**-0.5)
     inputs = inputs_of(block, dtype, width, groups)
     assert_close(results(kernel, inputs, block), reference(inputs, block), dtype)
 
@@ -140,8 +143,11 @@ def test_heads_of_other_widths_and_groups(kernel, width, groups, dtype):
 def test_blocks_of_a_ring_merge_to_the_whole(kernel, rows, dtype):
     """A causal block and one of earlier keys, both directions, as a rank of a ring sees them."""
     queries, earlier = rows
-    query, key, value, outgoing = inputs_of(Block((queries,), (queries + earlier,), False, SCALE), dtype)
-    own, before = Block((queries,), (queries,), True, SCALE), Block((queries,), (earlier,), False, SCALE)
+    query, key, value, outgoing = inputs_of(AttentionBlock((queries,), (queries + earlier,), False, SCALE), dtype)
+    own, before = (
+        AttentionBlock((queries,), (queries,), True, SCALE),
+        AttentionBlock((queries,), (earlier,), False, SCALE),
+    )
     late, early = [t[earlier:] for t in (key, value)], [t[:earlier] for t in (key, value)]
     output, lse = kernel.forward(query, *late, own)
     output, lse = output.float(), lse.clone()
@@ -165,7 +171,7 @@ def test_blocks_of_a_ring_merge_to_the_whole(kernel, rows, dtype):
 def test_what_stands_behind_a_lengthened_document_is_not_seen(length, dtype):
     """The pack goes on behind it: nothing is copied, and nothing of what follows is found in what is returned."""
     assert lengthened(length) > length
-    block = Block((length, 200), (length, 200), True, SCALE)
+    block = AttentionBlock((length, 200), (length, 200), True, SCALE)
     inputs = inputs_of(block, dtype)
     kernel = Mixed(Cudnn(), TorchFlash(), Rule(causal=0.0, block=0.0))
     before = results(kernel, inputs, block)
@@ -190,7 +196,7 @@ def test_float32_is_attended_in_chunks(block):
 
 def test_float32_is_linear_in_memory():
     """12,000 tokens in one document: scores of all heads would be 2.3 GB, three times in backward."""
-    block = Block((12_000,), (12_000,), True, SCALE)
+    block = AttentionBlock((12_000,), (12_000,), True, SCALE)
     inputs = inputs_of(block, torch.float32)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -199,7 +205,7 @@ def test_float32_is_linear_in_memory():
 
 
 def test_the_choice_of_a_kernel(monkeypatch):
-    monkeypatch.setattr(attention_backend, "_chosen", {})
+    monkeypatch.setattr(kernel_choice, "_chosen", {})
     half = torch.empty(1, HEADS, 128, dtype=torch.bfloat16, device=DEVICE)
     assert isinstance(choose_kernel(half.float(), GROUPS), Chunked)
     assert isinstance(choose_kernel(half, GROUPS, "flash"), TorchFlash)
@@ -224,7 +230,7 @@ def test_every_kernel_of_this_machine_passes_its_test(width, ratio, dtype):
 @HALVES
 def test_attention_never_waits_for_the_device(dtype):
     """Documents of lengths not seen before, forward and backward: no synchronising call."""
-    block = Block((301, 77, 5), (301, 77, 5), True, SCALE)
+    block = AttentionBlock((301, 77, 5), (301, 77, 5), True, SCALE)
     inputs = inputs_of(block, dtype)
     kernel = choose_kernel(inputs[0], GROUPS)
     torch.cuda.set_sync_debug_mode("error")
@@ -237,7 +243,7 @@ def test_attention_never_waits_for_the_device(dtype):
 @HALVES
 def test_a_packs_attention_in_autograd(dtype):
     lens = (2500, 60, 700, 4)
-    block = Block(lens, lens, True, SCALE)
+    block = AttentionBlock(lens, lens, True, SCALE)
     inputs = inputs_of(block, dtype)
     *leaves, outgoing = [tensor.clone().requires_grad_() for tensor in inputs]
     output, lse = ring_attention(*leaves, lens, None, SCALE)
@@ -255,6 +261,6 @@ def test_batched_attention(length, tiles, dtype, backend):
     ours = [output.detach(), *torch.autograd.grad(output, leaves, outgoing.detach())]
     names = ("output", "query", "key", "value")
     for tile in range(tiles):
-        exact = reference([tensor[:, tile] for tensor in inputs], Block((length,), (length,), False, SCALE))
+        exact = reference([tensor[:, tile] for tensor in inputs], AttentionBlock((length,), (length,), False, SCALE))
         del exact[1]  # the log-sum-exp
         assert_close([tensor[:, tile] for tensor in ours], exact, dtype, names)

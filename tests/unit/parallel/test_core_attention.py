@@ -11,10 +11,11 @@ from helpers.attention import SCALE, WIDTH, CountingKernel, dense, random_inputs
 from megatron_v2pe.errors import ConfigError, LayoutError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.transformer_config import ModelOptions, language_transformer_config, vision_transformer_config
-from megatron_v2pe.parallel import core_attention, ring_attention
-from megatron_v2pe.parallel.block_attention import Block, CpuFlash
+from megatron_v2pe.parallel.attention import core as core_attention
+from megatron_v2pe.parallel.attention import ring as ring_attention
+from megatron_v2pe.parallel.attention.block import AttentionBlock, CpuFlash
+from megatron_v2pe.parallel.attention.core import FlashCoreAttention, refuse_inexact, rotated
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.parallel.core_attention import FlashCoreAttention, refuse_inexact, rotated
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
@@ -119,7 +120,7 @@ def turned(tensor):
 
 def test_a_pack_is_rotated_by_its_angles_and_attended_document_by_document():
     query, key, value = states()
-    block = Block(LENGTHS, LENGTHS, causal=True, scale=SCALE)
+    block = AttentionBlock(LENGTHS, LENGTHS, causal=True, scale=SCALE)
     output = attention()(query, key, value, None, packed_seq_params=pack_of(LENGTHS, 13))
     expected = dense(turned(query), turned(key), value, block)[0].flatten(1)
     assert (output - expected).abs().max() < 1e-6  # measured 7.4e-8: cosines are float32

@@ -12,16 +12,18 @@ import pytest
 import torch
 
 from helpers.attention import SCALE, WIDTH, CountingKernel, dense_results, random_inputs
-from megatron_v2pe.parallel import cudnn_attention
-from megatron_v2pe.parallel.block_attention import Block, Reference
-from megatron_v2pe.parallel.cudnn_attention import ALWAYS, DENSE, UNSEEN, Cudnn, Mixed, Part, Rule, lengthened, parts
+from megatron_v2pe.parallel.attention import cudnn as cudnn_attention
+from megatron_v2pe.parallel.attention.block import AttentionBlock, Reference
+from megatron_v2pe.parallel.attention.cudnn import ALWAYS, DENSE, UNSEEN, Cudnn, Mixed, Part, Rule, lengthened, parts
 
 HEADS, GROUPS = 4, 2
 TOLERANCE = 1e-5  # measured on values up to 6: 1.4e-6
 EVERYTHING = Rule(causal=0.0, block=0.0)
 CAUSAL = [(300,), (128,), (129,), (128, 128, 128), (5, 201, 1, 1, 128, 128, 40), (7, 130), (130, 7), (300, 300, 9)]
 RECTANGLES = [((40,), (80,)), ((80,), (40,)), ((3, 1, 150), (6, 2, 300)), ((70, 70, 70), (35, 35, 35))]
-BLOCKS = [Block(lens, lens, True, SCALE) for lens in CAUSAL] + [Block(*lens, False, SCALE) for lens in RECTANGLES]
+BLOCKS = [AttentionBlock(lens, lens, True, SCALE) for lens in CAUSAL] + [
+    AttentionBlock(*lens, False, SCALE) for lens in RECTANGLES
+]
 BY_BLOCK = pytest.mark.parametrize("block", BLOCKS, ids=lambda b: f"{b.query_lens}x{b.key_lens}")
 
 
@@ -67,7 +69,7 @@ class PlayedCudnn:
         for number in range(query.shape[0]):
             rows = [t[number].transpose(0, 1) for t in (grad_out, query, key, value, out)]
             lens = (query.shape[2],), (key.shape[2],)
-            found.append(Reference().backward(*rows, lse[number].t(), Block(*lens, is_causal, scale)))
+            found.append(Reference().backward(*rows, lse[number].t(), AttentionBlock(*lens, is_causal, scale)))
         results = []
         for tensor, parts_ in zip((query, key, value), zip(*found, strict=True), strict=True):
             result = torch.empty_like(tensor)
@@ -77,7 +79,7 @@ class PlayedCudnn:
 
     @staticmethod
     def _one(q, k, v, causal, scale):
-        block = Block((q.shape[1],), (k.shape[1],), causal, scale)
+        block = AttentionBlock((q.shape[1],), (k.shape[1],), causal, scale)
         output, lse = Reference().forward(*(t.transpose(0, 1) for t in (q, k, v)), block)
         return output.transpose(0, 1), lse.t()
 
@@ -132,7 +134,7 @@ def test_divided_documents_are_a_dense_softmax(block, rule, played):
 
 
 def test_log_sum_exps_of_either_shape_go_back_as_they_came(played):
-    block = Block((5, 201), (5, 201), True, SCALE)
+    block = AttentionBlock((5, 201), (5, 201), True, SCALE)
     inputs = inputs_of(block)
     for played.trailing_one in (False, True):
         ours = results(Mixed(Cudnn(), Reference(), EVERYTHING), inputs, block)
@@ -141,14 +143,14 @@ def test_log_sum_exps_of_either_shape_go_back_as_they_came(played):
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (4, 1), (6, 2)])
 def test_heads_of_a_group_are_not_repeated(heads, groups, played):
-    block = Block((130, 20), (130, 20), True, SCALE)
+    block = AttentionBlock((130, 20), (130, 20), True, SCALE)
     inputs = inputs_of(block, heads, groups)
     assert worst(results(Mixed(Cudnn(), Reference(), EVERYTHING), inputs, block), dense_results(inputs, block)) < 1e-5
     assert {(q[1], k[1]) for q, k, _ in played.shapes} == {(heads, groups)}
 
 
 def test_views_of_one_mixed_tensor(played):
-    block = Block((5, 201), (5, 201), True, SCALE)
+    block = AttentionBlock((5, 201), (5, 201), True, SCALE)
     query, key, value, outgoing = inputs_of(block)
     views = torch.cat([query, key, value], dim=1).split([HEADS, GROUPS, GROUPS], dim=1)
     later = torch.cat([outgoing, outgoing], dim=2)[..., :WIDTH]
@@ -162,8 +164,8 @@ def test_a_backward_pass_takes_what_was_merged(causal, played):
     queries, keys = 201, 201 if causal else 90
     query, key, value, outgoing = random_inputs((400,), HEADS, GROUPS, torch.float64)
     query, outgoing = query[:queries], outgoing[:queries]
-    output, lse = Reference().forward(query, key, value, Block((queries,), (400,), False, SCALE))
-    block = Block((queries,), (keys,), causal, SCALE)
+    output, lse = Reference().forward(query, key, value, AttentionBlock((queries,), (400,), False, SCALE))
+    block = AttentionBlock((queries,), (keys,), causal, SCALE)
     exact = Reference().backward(outgoing, query, key[:keys], value[:keys], output, lse, block)
     part = [t.float() for t in (query, key[:keys], value[:keys])]
     ours = Mixed(Cudnn(), Reference(), EVERYTHING).backward(outgoing.float(), *part, output.float(), lse.float(), block)
@@ -172,7 +174,7 @@ def test_a_backward_pass_takes_what_was_merged(causal, played):
 
 @pytest.mark.parametrize("broken", ["not finite", "wrong places", "seen keys", "weight in backward"])
 def test_a_planted_break_is_seen(broken, played, monkeypatch):
-    block = Block((5, 201, 3), (5, 201, 3), True, SCALE)
+    block = AttentionBlock((5, 201, 3), (5, 201, 3), True, SCALE)
     inputs = inputs_of(block)
     if broken == "not finite":
         monkeypatch.setattr(cudnn_attention, "UNSEEN", float("inf"))
@@ -181,7 +183,7 @@ def test_a_planted_break_is_seen(broken, played, monkeypatch):
     elif broken == "weight in backward":
         monkeypatch.setattr(cudnn_attention, "UNSEEN", 0.0)
     else:  # a block that is not causal, lengthened
-        block = Block((201,), (201,), False, SCALE)
+        block = AttentionBlock((201,), (201,), False, SCALE)
         inputs = inputs_of(block)
         shape = cudnn_attention._Shape(1, 201, 201, 224, 224)
         monkeypatch.setattr(cudnn_attention._Shape, "of", classmethod(lambda cls, block: shape))
@@ -196,7 +198,7 @@ def test_a_planted_break_is_seen(broken, played, monkeypatch):
 
 def test_what_follows_a_document_is_taken_for_what_is_added(monkeypatch, played):
     """No copy where the pack goes on: the operator reads the neighbour's tokens, and nothing of them is found."""
-    block = Block((201, 100), (201, 100), True, SCALE)
+    block = AttentionBlock((201, 100), (201, 100), True, SCALE)
     *states, outgoing = inputs_of(block)
     rule = Rule(causal=2e6, block=0)
     assert [part.dense for part in parts(block, HEADS * WIDTH, rule)] == [False, True]
@@ -232,7 +234,7 @@ def test_a_shape_that_is_refused_goes_to_the_other_kernel_from_then_on(direction
     kernel = Mixed(Cudnn(), Reference(), Rule(causal=1e6, block=1e6))
     with caplog.at_level(logging.WARNING, logger="megatron_v2pe"):
         for lens in ((5, 201, 3), (210, 3), (211, 201), (300,)):
-            block = Block(lens, lens, True, SCALE)
+            block = AttentionBlock(lens, lens, True, SCALE)
             inputs = inputs_of(block)
             assert worst(results(kernel, inputs, block), dense_results(inputs, block)) < TOLERANCE
     assert asked == [204, 212, 204, 304]  # 210 and 211 are one shape
@@ -248,7 +250,7 @@ def test_a_broken_device_is_no_refusal(error, played, monkeypatch):
         raise error("it is over")
 
     monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_cudnn_attention", failing)
-    block = Block((201,), (201,), True, SCALE)
+    block = AttentionBlock((201,), (201,), True, SCALE)
     with pytest.raises(error):
         Mixed(Cudnn(), Reference(), EVERYTHING).forward(*inputs_of(block)[:3], block)
 
@@ -267,14 +269,14 @@ def test_a_run_meets_few_shapes(played):
     """Packs of ever other lengths meet no more shapes than there are lengths."""
     kernel, met = Mixed(Cudnn(), Reference(), Rule(causal=1e6, block=1e6)), set()
     for tokens in range(257, 330, 3):
-        block = Block((3, tokens), (3, tokens), True, SCALE)
+        block = AttentionBlock((3, tokens), (3, tokens), True, SCALE)
         kernel.forward(*inputs_of(block)[:3], block)
         met.add(lengthened(tokens))
     assert len(played.shapes) == 25 and len(set(played.shapes)) == len(met) == 10
 
 
 def part_of(kind, lens, *runs):
-    block = Block(lens, lens, True, SCALE)
+    block = AttentionBlock(lens, lens, True, SCALE)
     return Part(kind, block, runs, runs)
 
 
@@ -288,23 +290,25 @@ def test_the_rule_at_full_size():
         part_of(True, (8192, 8192), (21600, 37984)),
         part_of(True, (1024,) * 4, (37984, 42080)),
     ]
-    assert list(parts(Block(lens, lens, True, SCALE), 2048, DENSE)) == [short, *long]
-    assert [part.dense for part in parts(Block((1900,), (1900,), True, SCALE), 2048, DENSE)] == [False]
-    assert [part.dense for part in parts(Block((2048,), (2048,), True, SCALE), 2048, DENSE)] == [True]
+    assert list(parts(AttentionBlock(lens, lens, True, SCALE), 2048, DENSE)) == [short, *long]
+    assert [part.dense for part in parts(AttentionBlock((1900,), (1900,), True, SCALE), 2048, DENSE)] == [False]
+    assert [part.dense for part in parts(AttentionBlock((2048,), (2048,), True, SCALE), 2048, DENSE)] == [True]
     for queries, keys, expected in [
         (16384, 16384, True),
         (16384, 8192, False),
         (32768, 16384, True),
         (1, 10**6, False),
     ]:
-        assert [part.dense for part in parts(Block((queries,), (keys,), False, SCALE), 2048, DENSE)] == [expected]
-    huge = Block((1 << 20,), (1 << 20,), True, SCALE)  # strides beyond 32 bits
+        assert [part.dense for part in parts(AttentionBlock((queries,), (keys,), False, SCALE), 2048, DENSE)] == [
+            expected
+        ]
+    huge = AttentionBlock((1 << 20,), (1 << 20,), True, SCALE)  # strides beyond 32 bits
     assert [part.dense for part in parts(huge, 2048, DENSE)] == [False]
 
 
 def test_one_launch_for_the_short_ones(played):
     lens = (5, 201, 1, 1, 129, 40)
-    block, rest = Block(lens, lens, True, SCALE), CountingKernel(Reference())
+    block, rest = AttentionBlock(lens, lens, True, SCALE), CountingKernel(Reference())
     inputs = inputs_of(block)
     ours = results(Mixed(Cudnn(), rest, Rule(causal=1e6, block=1e6)), inputs, block)
     assert rest.forwards == 1 and len(played.shapes) == 2
@@ -314,7 +318,7 @@ def test_one_launch_for_the_short_ones(played):
 def test_a_result_of_one_call_is_not_copied(played, monkeypatch):
     monkeypatch.setattr(torch, "cat", lambda *_, **__: pytest.fail("joined"))
     for lens in ((201,), (5, 3)):
-        block = Block(lens, lens, True, SCALE)
+        block = AttentionBlock(lens, lens, True, SCALE)
         states = inputs_of(block)[:3]
         Mixed(Cudnn(), Reference(), Rule(causal=1e6, block=1e6)).forward(*states, block)
 

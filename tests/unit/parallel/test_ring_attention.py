@@ -22,10 +22,10 @@ from helpers.attention import (
     random_inputs,
     saved_bytes,
 )
-from megatron_v2pe.parallel.all_to_all_attention import all_to_all_attention
-from megatron_v2pe.parallel.block_attention import Block, Reference
-from megatron_v2pe.parallel.cudnn_attention import parts
-from megatron_v2pe.parallel.ring_attention import Chunks, merge
+from megatron_v2pe.parallel.attention.all_to_all import all_to_all_attention
+from megatron_v2pe.parallel.attention.block import AttentionBlock, Reference
+from megatron_v2pe.parallel.attention.cudnn import parts
+from megatron_v2pe.parallel.attention.ring import Chunks, merge
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 
 POOL = 4
@@ -52,7 +52,7 @@ def errors(shares, lengths, heads, groups, dtype):
     layout = ZigzagLayout(lengths, len(shares))
     whole = [layout.unshard(parts) for parts in zip(*shares, strict=True)]
     expected = dense_results(
-        random_inputs((sum(lengths),), heads, groups, dtype), Block(lengths, lengths, causal=True, scale=SCALE)
+        random_inputs((sum(lengths),), heads, groups, dtype), AttentionBlock(lengths, lengths, causal=True, scale=SCALE)
     )
     if len(whole) == 4:
         del expected[1]
@@ -100,7 +100,10 @@ def test_a_ring_of_divided_blocks_is_a_dense_softmax(pools, size, dtype):
     """Long documents by one kernel, short ones by another, and blocks merged: as on a GPU with cuDNN."""
     case = {"lengths": (97, 5, 1, 190, 40), "heads": 4, "groups": 2, "dtype": dtype}
     lens, kernel = ZigzagLayout(case["lengths"], size).local_seqlens, divided()
-    for block in (Block(lens, lens, True, SCALE), Block(lens, tuple(length // 2 for length in lens), False, SCALE)):
+    for block in (
+        AttentionBlock(lens, lens, True, SCALE),
+        AttentionBlock(lens, tuple(length // 2 for length in lens), False, SCALE),
+    ):
         kinds = [part.dense for part in parts(block, 4 * WIDTH, kernel.rule)]
         assert kinds[0] is False and kinds[1:] == [True] * (len(kinds) - 1) and len(kinds) > 1
     assert worst(on(pools, size, attended, division=True, **case), *case.values()) < TOLERANCE[dtype]
@@ -193,8 +196,8 @@ def test_merged_blocks_are_the_joint_softmax_at_any_size_of_scores(levels, dtype
     query, key, value, _ = random_inputs((30,), 4, 2, torch.float64)
     query[..., 0], key[..., 0] = 100.0, torch.tensor(levels).repeat_interleave(10)[:, None] * 100.0
     query, key, value = (tensor.to(dtype) for tensor in (query, key, value))
-    output, lse = dense(query, key, value, Block((30,), (30,), causal=False, scale=1.0))
-    block = Block((30,), (10,), causal=False, scale=1.0)
+    output, lse = dense(query, key, value, AttentionBlock((30,), (30,), causal=False, scale=1.0))
+    block = AttentionBlock((30,), (10,), causal=False, scale=1.0)
     blocks = [Reference().forward(query, *part, block) for part in zip(key.split(10), value.split(10), strict=True)]
     for level, (_, total) in zip(levels, blocks, strict=True):
         assert (total - 1e4 * level).abs().max() < 30

@@ -11,7 +11,7 @@ import torch
 from megatron_v2pe.data.types import Batch
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.models.drop_path import DropPathKey
-from megatron_v2pe.parallel.placement import Placement
+from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.step_ahead import StepsAhead
@@ -75,7 +75,7 @@ def alone(monkeypatch):
 
 def cutter():
     return Cutter(
-        placement=Placement(),
+        coordinates=RankCoordinates(),
         first_stage=True,
         image_token_id=IMAGE,
         tokens_per_tile=PER_TILE,
@@ -86,7 +86,7 @@ def cutter():
 
 
 def opened(loader, micro_batches=2):
-    feed = DataFeed(loader, None, [0], Placement(), max_skipped_samples=10**6)
+    feed = DataFeed(loader, None, [0], RankCoordinates(), max_skipped_samples=10**6)
     return feed, StepsAhead(feed, cutter(), micro_batches, lambda step, index: DropPathKey(7, step * 10 + index))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from megatron_v2pe.parallel.block_attention import Batches, Block, Gradients
+from megatron_v2pe.parallel.attention.block import AttentionBlock, Batches, Gradients
 
 CHUNK_BYTES = 1 << 28
 """Scores of a chunk; some three times as much is held at once in backward."""
@@ -25,7 +25,7 @@ class Chunked:
         """Take the bytes that scores may fill."""
         self.chunk_bytes = chunk_bytes
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
         batches = Batches(block)
         outputs: list[Tensor] = []
@@ -44,7 +44,14 @@ class Chunked:
         return batches.tokens(outputs), batches.tokens(sums)
 
     def backward(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        block: AttentionBlock,
     ) -> Gradients:
         """See `BlockKernel`."""
         batches = Batches(block)

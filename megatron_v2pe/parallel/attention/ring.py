@@ -22,8 +22,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_v2pe.device.transfer import to_device
-from megatron_v2pe.parallel.block_attention import Block, BlockKernel, choose_kernel
-from megatron_v2pe.parallel.ring import Handover, Ring
+from megatron_v2pe.parallel.attention.block import AttentionBlock, AttentionResult, BlockKernel
+from megatron_v2pe.parallel.attention.kernel_choice import choose_kernel
+from megatron_v2pe.parallel.attention.ring_exchange import Handover, Ring
 
 
 def ring_attention(
@@ -63,10 +64,6 @@ def ring_attention(
     return _RingAttention.apply(query, key, value, lens, group, scale, kernel, kept)
 
 
-AttentionResult = tuple[Tensor, Tensor]
-"""Output [S, heads, d] and log-sum-exp [S, heads]."""
-
-
 class _RingAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -86,7 +83,7 @@ class _RingAttention(torch.autograd.Function):
         if kept is not None:
             output, lse = (tensor.detach() for tensor in kept)
         elif ring is None:
-            output, lse = kernel.forward(query, key, value, Block(lens, lens, True, scale))
+            output, lse = kernel.forward(query, key, value, AttentionBlock(lens, lens, True, scale))
         else:
             output, lse = _forward(ring, kernel, query, key, value, lens, scale)
         ctx.save_for_backward(query, key, value, output, lse)
@@ -100,7 +97,7 @@ class _RingAttention(torch.autograd.Function):
         query, key, value, output, lse = ctx.saved_tensors
         lens, ring, scale, kernel = ctx.settings
         if ring is None:
-            found = kernel.backward(gradient, query, key, value, output, lse, Block(lens, lens, True, scale))
+            found = kernel.backward(gradient, query, key, value, output, lse, AttentionBlock(lens, lens, True, scale))
         else:
             found = _backward(ring, kernel, gradient, query, key, value, output, lse, lens, scale)
         return (*found, None, None, None, None, None)
@@ -111,7 +108,7 @@ def _forward(
 ) -> AttentionResult:
     chunks = Chunks.of(lens, query.device)
     arriving = _send_block(ring, chunks, [key, value], 0)
-    output, lse = kernel.forward(query, key, value, Block(lens, lens, True, scale))
+    output, lse = kernel.forward(query, key, value, AttentionBlock(lens, lens, True, scale))
     output = output.to(lse.dtype)  # blocks of half precision are summed in float32
     late_query = chunks.second(query)
     for step in range(1, ring.size):
@@ -120,13 +117,13 @@ def _forward(
             arriving = _send_block(ring, chunks, block, step)
         held_key, held_value = block
         if _above(ring, step):  # the keys are all later than our first chunk, and earlier than our second
-            seen = kernel.forward(late_query, held_key, held_value, Block(chunks.lens, lens, False, scale))
+            seen = kernel.forward(late_query, held_key, held_value, AttentionBlock(chunks.lens, lens, False, scale))
             late_output, late_lse = chunks.second(output), chunks.second(lse)
             merge(late_output, late_lse, *seen)
             chunks.put_second(output, late_output)
             chunks.put_second(lse, late_lse)
         else:
-            seen = kernel.forward(query, held_key, held_value, Block(lens, chunks.lens, False, scale))
+            seen = kernel.forward(query, held_key, held_value, AttentionBlock(lens, chunks.lens, False, scale))
             merge(output, lse, *seen)
     return output.to(query.dtype), lse
 
@@ -145,7 +142,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     chunks = Chunks.of(lens, query.device)
     arriving = _send_block(ring, chunks, [key, value], 0)
-    own = kernel.backward(gradient, query, key, value, output, lse, Block(lens, lens, True, scale))
+    own = kernel.backward(gradient, query, key, value, output, lse, AttentionBlock(lens, lens, True, scale))
     query_gradient, *own_gradients = (tensor.to(lse.dtype) for tensor in own)
     late = [chunks.second(tensor) for tensor in (gradient, query, output, lse)] if _above(ring, 1) else []
     followers: Handover | None = None
@@ -156,11 +153,11 @@ def _backward(
         held_key, held_value = block
         if _above(ring, step):
             late_gradient, late_query, late_output, late_lse = late
-            block_shape = Block(chunks.lens, lens, False, scale)
+            block_shape = AttentionBlock(chunks.lens, lens, False, scale)
             found = kernel.backward(late_gradient, late_query, held_key, held_value, late_output, late_lse, block_shape)
             chunks.add_second(query_gradient, found[0])
         else:
-            block_shape = Block(lens, chunks.lens, False, scale)
+            block_shape = AttentionBlock(lens, chunks.lens, False, scale)
             found = kernel.backward(gradient, query, held_key, held_value, output, lse, block_shape)
             query_gradient += found[0]
         gradients = [tensor.to(lse.dtype).contiguous() for tensor in found[1:]]

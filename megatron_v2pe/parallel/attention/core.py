@@ -11,18 +11,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.attention import sdpa_kernel
 
 from megatron_v2pe.errors import ConfigError, LayoutError
 from megatron_v2pe.kernels.rotary import apply_rotary
-from megatron_v2pe.parallel.all_to_all_attention import all_to_all_attention
-from megatron_v2pe.parallel.block_attention import batched_attention
+from megatron_v2pe.parallel.attention.all_to_all import all_to_all_attention
+from megatron_v2pe.parallel.attention.attention_backend import ATTENTION_BACKENDS
+from megatron_v2pe.parallel.attention.ring import ring_attention
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
-from megatron_v2pe.parallel.ring_attention import ring_attention
 
 
 class FlashCoreAttention(MegatronModule):
@@ -187,6 +189,31 @@ def angles(pack: PackedSequence, tokens: int) -> tuple[Tensor, Tensor]:
             f"attention over {tokens} tokens, but the pack's documents cover {covered} and its positions {known}"
         )
     return pack.rotary_cos, pack.rotary_sin
+
+
+def batched_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, backend: str = "auto") -> Tensor:
+    """Bidirectional attention inside each element of a batch (the vision tower: one tile each).
+
+    On CUDA PyTorch's operator runs the first kernel that takes the tensors: cuDNN's, which was measured to be the
+    fastest for tiles (324 against 237 TFLOP/s forward, 303 against 185 backward), then flash, then the others.
+
+    Args:
+        query: [s, b, heads, d].
+        key: [s, b, groups, d].
+        value: [s, b, groups, d].
+        scale: factor on the scores.
+        backend: value of `parallel.attention_backend`.
+
+    Returns:
+        [s, b, heads, d].
+    """
+    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
+    if query.device.type == "cpu":
+        output = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, scale=scale)[0]
+    else:
+        with sdpa_kernel(ATTENTION_BACKENDS.get(backend).tile_kernels(), set_priority=True):
+            output = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    return output.permute(2, 0, 1, 3)
 
 
 def refuse_inexact(config: TransformerConfig, dropout: float) -> None:

@@ -2,7 +2,7 @@
 
 Blocks travel towards lower ranks: rank r sends to r - 1 and receives from r + 1. In that direction the ranks that need
 all of a zigzag block come first and those that need only its first chunk last, so half of it can be left behind on the
-way (`ring_attention.py`).
+way (`ring.py`).
 """
 
 from __future__ import annotations

@@ -1,23 +1,23 @@
-"""Block attention by the flash-attn packages 2, 3 and 4: all documents of a block in one launch.
+"""Flash attention on CUDA: all documents of a block in one launch, by PyTorch's operator or a flash-attn package.
 
-Three packages of one project, with three signatures: `flash_attn` (2, Ampere and later), `flash_attn_interface` (3,
-built from its `hopper` folder) and `flash_attn.cute` (4, compiled at first use). Called through their inner functions,
-which give and take the log-sum-exp. Written against the sources of 2.7, of 3 before and after its arguments got
-defaults, and of 4 as of early 2026; none of the three has been run by this project, for want of a machine that has
-them. What is asked of them is checked before they are used (`attention_backend.probed`).
+PyTorch's operator is FlashAttention-2 with cumulative lengths; the calls are written against the signatures of torch
+2.11 and 2.13. The three packages are of one project and have three signatures: `flash_attn` (2, Ampere and later),
+`flash_attn_interface` (3, built from its `hopper` folder) and `flash_attn.cute` (4, compiled at first use). They are
+called through their inner functions, which take and return the log-sum-exp. Written against the sources of 2.7, of 3
+before and after its arguments got defaults, and of 4 of early 2026; this project has run none of the three, for want of
+a machine that has them. They are tested before they are used (`kernel_choice.probed`).
 """
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_v2pe.parallel.block_attention import Block, BlockKernel, Gradients
-from megatron_v2pe.parallel.borders import borders
+from megatron_v2pe.parallel.attention.block import AttentionBlock, BlockKernel, Gradients, cumulative_lengths
 
 _MODULES = {
     2: ("flash_attn.flash_attn_interface",),
@@ -53,19 +53,70 @@ def flash_attn(generation: int) -> BlockKernel:
     return {2: FlashAttn, 3: FlashAttn3, 4: FlashAttn4}[generation]()
 
 
-class FlashAttn:
-    """flash-attn 2."""
+class TorchFlash:
+    """PyTorch's own flash operator."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        output, lse, *_ = _needed(2)._flash_attn_varlen_forward(
-            query, key, value, *borders(block, query.device), 0.0, block.scale, causal=block.causal
+        output, lse, *_ = torch.ops.aten._flash_attention_forward(
+            query, key, value, *cumulative_lengths(block, query.device), 0.0, block.causal, False, scale=block.scale
         )
         return output, lse.t()
 
     def backward(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        block: AttentionBlock,
+    ) -> Gradients:
+        """See `BlockKernel`."""
+        return torch.ops.aten._flash_attention_backward(
+            gradient.contiguous(),
+            query.contiguous(),
+            key.contiguous(),
+            value.contiguous(),
+            output.contiguous(),
+            lse.t().contiguous(),
+            *cumulative_lengths(block, query.device),
+            0.0,
+            block.causal,
+            *_no_dropout(query.device),
+            scale=block.scale,
+        )
+
+
+@lru_cache(maxsize=16)
+def _no_dropout(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Seed and offset of a dropout that is not there."""
+    state = torch.zeros(2, dtype=torch.uint64, device=device)
+    return state, state.new_empty(0)
+
+
+class FlashAttn:
+    """flash-attn 2."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
+        """See `BlockKernel`."""
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        output, lse, *_ = _needed(2)._flash_attn_varlen_forward(
+            query, key, value, *cumulative_lengths(block, query.device), 0.0, block.scale, causal=block.causal
+        )
+        return output, lse.t()
+
+    def backward(
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        block: AttentionBlock,
     ) -> Gradients:
         """See `BlockKernel`."""
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
@@ -78,7 +129,7 @@ class FlashAttn:
             output.contiguous(),
             lse.t().contiguous(),
             *found,
-            *borders(block, query.device),
+            *cumulative_lengths(block, query.device),
             0.0,
             block.scale,
             block.causal,
@@ -94,10 +145,10 @@ class FlashAttn:
 class FlashAttn3:
     """flash-attn 3. Arguments go by place: their names changed, the order of the first 25 and 17 did not."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        queries, keys, longest_query, longest_key = borders(block, query.device)
+        queries, keys, longest_query, longest_key = cumulative_lengths(block, query.device)
         output, lse, *_ = _needed(3)._flash_attn_forward(
             query,
             key,
@@ -115,11 +166,18 @@ class FlashAttn3:
         return output, lse.t()
 
     def backward(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        block: AttentionBlock,
     ) -> Gradients:
         """See `BlockKernel`."""
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        queries, keys, longest_query, longest_key = borders(block, query.device)
+        queries, keys, longest_query, longest_key = cumulative_lengths(block, query.device)
         found = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
         _needed(3)._flash_attn_backward(
             gradient.contiguous(),
@@ -144,16 +202,29 @@ class FlashAttn3:
 class FlashAttn4:
     """flash-attn 4. It compiles its kernels at the first call."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         output, lse, *_ = _needed(4)._flash_attn_fwd(
-            query, key, value, softmax_scale=block.scale, causal=block.causal, return_lse=True, **_borders(block, query)
+            query,
+            key,
+            value,
+            softmax_scale=block.scale,
+            causal=block.causal,
+            return_lse=True,
+            **_named_lengths(block, query),
         )
         return output, lse.t()
 
     def backward(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        block: AttentionBlock,
     ) -> Gradients:
         """See `BlockKernel`."""
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
@@ -166,13 +237,13 @@ class FlashAttn4:
             lse.t().contiguous(),
             softmax_scale=block.scale,
             causal=block.causal,
-            **_borders(block, query),
+            **_named_lengths(block, query),
         )
         return found[0], found[1], found[2]
 
 
-def _borders(block: Block, query: Tensor) -> dict[str, Any]:
-    queries, keys, longest_query, longest_key = borders(block, query.device)
+def _named_lengths(block: AttentionBlock, query: Tensor) -> dict[str, Any]:
+    queries, keys, longest_query, longest_key = cumulative_lengths(block, query.device)
     return {
         "cu_seqlens_q": queries,
         "cu_seqlens_k": keys,

@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_v2pe.parallel.ring_attention import AttentionResult, ring_attention
+from megatron_v2pe.parallel.attention.block import AttentionResult
+from megatron_v2pe.parallel.attention.ring import ring_attention
 
 
 def all_to_all_attention(

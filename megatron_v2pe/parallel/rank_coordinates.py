@@ -12,7 +12,7 @@ from megatron_v2pe.parallel.zigzag import ZigzagLayout
 
 
 @dataclass(frozen=True)
-class Placement:
+class RankCoordinates:
     """This rank's coordinates and the two named ways of spreading vision work."""
 
     context_parallel_rank: int = 0
@@ -49,7 +49,7 @@ class Placement:
             return self.context_parallel_rank
         return self.context_parallel_rank * self.tensor_model_parallel_size + self.tensor_model_parallel_rank
 
-    def neighbour(self, member: int) -> Placement:
+    def neighbour(self, member: int) -> RankCoordinates:
         """Return the place of a member of the tensor x context parallel group, tensor-parallel ranks first."""
         context, tensor = divmod(member, self.tensor_model_parallel_size)
         return replace(self, context_parallel_rank=context, tensor_model_parallel_rank=tensor)

@@ -1,29 +1,42 @@
-"""Softmax attention of one block of queries over one block of keys, forward and backward, on any device.
+"""Softmax attention of one block of queries over one block of keys, forward and backward: what a kernel must offer.
 
-A block gives its output and the logarithm of its softmax denominator. With both, blocks seen one after the other merge
-into exact attention (`ring_attention.py`), and the backward pass of a block needs only the merged pair. Several kernels
-stand behind one signature: PyTorch's CPU flash operator here; on CUDA cuDNN (`cudnn_attention.py`), PyTorch's flash
-operator (`cuda_attention.py`), the flash-attn packages (`flash_attention.py`) and plain attention in chunks
-(`chunked_attention.py`), among which `attention_backend.py` chooses; and a plain reference that the tests compare them
-with. Memory is linear in length everywhere but in the reference. Grouped-query heads are never expanded by us.
+A block returns its output and the logarithm of its softmax denominator (log-sum-exp). With both, blocks seen one after
+the other merge into exact attention (`ring.py`), and the backward pass of a block needs only the merged pair. Kernels
+with this signature (`BlockKernel`):
+
+| class | file | what it is |
+|---|---|---|
+| `CpuFlash` | here | PyTorch's flash operator for the CPU |
+| `Reference` | here | softmax written out, quadratic in memory: tests compare the others with it |
+| `TorchFlash`, `FlashAttn`, ... | `flash.py` | PyTorch's flash operator for CUDA, and the flash-attn packages |
+| `Cudnn`, `Mixed` | `cudnn.py` | cuDNN for long documents, another kernel for the others |
+| `Chunked` | `chunked.py` | softmax written out in chunks of queries: any type, linear in memory |
+
+`kernel_choice.py` chooses among them. Key and value heads of a group are never repeated for its query heads, but in the
+reference.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import lru_cache
+from itertools import accumulate
+from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_v2pe.device.transfer import to_device
+
 Gradients = tuple[Tensor, Tensor, Tensor]
+"""Gradients of query, key and value."""
+AttentionResult = tuple[Tensor, Tensor]
+"""Output [S, heads, d] and log-sum-exp [S, heads]."""
 
 
 @dataclass(frozen=True)
-class Block:
+class AttentionBlock:
     """Which queries see which keys: those of document i the keys of document i, documents one behind the other."""
 
     query_lens: tuple[int, ...]
@@ -44,12 +57,19 @@ class Block:
 class BlockKernel(Protocol):
     """Attention of a block; tensors are [tokens, heads, d], keys and values [tokens, groups, d]."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """Return the output [queries, heads, d] and its log-sum-exp [queries, heads], float32 or wider."""
         ...
 
     def backward(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        block: AttentionBlock,
     ) -> Gradients:
         """Return the gradients of query, key and value.
 
@@ -59,24 +79,18 @@ class BlockKernel(Protocol):
         ...
 
 
-def choose_kernel(query: Tensor, groups: int | None = None, backend: str = "auto", merges: bool = False) -> BlockKernel:
-    """Return the fastest kernel for these queries' device and type.
+@lru_cache(maxsize=256)
+def cumulative_lengths(block: AttentionBlock, device: torch.device) -> tuple[Tensor, Tensor, int, int]:
+    """Return where documents begin and end, as the kernels for documents of any lengths take it.
 
-    Args:
-        query: [queries, heads, d].
-        groups: key-value heads; as many as query heads by default.
-        backend: value of `parallel.attention_backend`.
-        merges: blocks are merged, as in a ring: backward is given what was merged.
+    The host does not wait for the device. What is returned is kept, as all layers ask for the same.
 
-    Raises:
-        ConfigError: a backend that cannot be used on CUDA here.
+    Returns:
+        Running sums of query and key lengths, int32 [documents + 1] each on the device; the longest of each.
     """
-    if not query.is_cuda:
-        return Reference() if backend == "reference" else CpuFlash()
-    from megatron_v2pe.parallel.attention_backend import cuda_kernel
-
-    ratio = 1 if groups is None else query.shape[-2] // groups
-    return cuda_kernel(query.device, query.dtype, query.shape[-1], ratio, backend, merges)
+    sums = (torch.tensor([0, *accumulate(lens)], dtype=torch.int32) for lens in (block.query_lens, block.key_lens))
+    queries, keys = (to_device(tensor, device) for tensor in sums)
+    return queries, keys, max(block.query_lens), max(block.key_lens)
 
 
 class CpuFlash:
@@ -86,7 +100,7 @@ class CpuFlash:
     of a hundred chat turns is a handful of calls.
     """
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
         operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         batches = Batches(block)
@@ -99,7 +113,14 @@ class CpuFlash:
         return batches.tokens(outputs), batches.tokens(sums)
 
     def backward(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        block: AttentionBlock,
     ) -> Gradients:
         """See `BlockKernel`."""
         operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -124,7 +145,7 @@ TOGETHER = 2048
 class Batches:
     """Which documents of a block are attended in one call, and how their tokens get there and back."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: AttentionBlock) -> None:
         """Find documents of one length."""
         groups: dict[tuple[int, int, int], list[int]] = {}
         for document, (queries, keys) in enumerate(zip(block.query_lens, block.key_lens, strict=True)):
@@ -164,7 +185,7 @@ class Batches:
 class Reference:
     """Softmax attention written out, quadratic in memory: what every kernel is compared with."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
         scores, wide_value = self._scores(query, key, value, block)
         lse = scores.logsumexp(-1)
@@ -172,7 +193,14 @@ class Reference:
         return output.to(query.dtype), lse.t()
 
     def backward(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        block: AttentionBlock,
     ) -> Gradients:
         """See `BlockKernel`."""
         scores, wide_value = self._scores(query, key, value, block)
@@ -187,7 +215,7 @@ class Reference:
         value_gradient = torch.einsum("hqk,qhd->khd", weights, gradient).unflatten(1, (groups, repeats)).sum(2)
         return query_gradient.to(query.dtype), key_gradient.to(key.dtype), value_gradient.to(value.dtype)
 
-    def _scores(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def _scores(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """Masked scores [heads, queries, keys] and values [keys, heads, d], in float32 or wider."""
         wide, repeats = torch.promote_types(query.dtype, torch.float32), query.shape[1] // key.shape[1]
         key, value = (tensor.to(wide).repeat_interleave(repeats, dim=1) for tensor in (key, value))
@@ -199,38 +227,3 @@ class Reference:
         )
         allowed = of_query[:, None] == of_key
         return scores.masked_fill(~(allowed.tril() if block.causal else allowed), -math.inf), value
-
-
-def batched_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, backend: str = "auto") -> Tensor:
-    """Bidirectional attention inside each element of a batch (the vision tower: one tile each).
-
-    On CUDA PyTorch's operator runs the first kernel that takes the tensors: cuDNN's, which was measured to be the
-    fastest for tiles (324 against 237 TFLOP/s forward, 303 against 185 backward), then flash, then the others.
-
-    Args:
-        query: [s, b, heads, d].
-        key: [s, b, groups, d].
-        value: [s, b, groups, d].
-        scale: factor on the scores.
-        backend: value of `parallel.attention_backend`.
-
-    Returns:
-        [s, b, heads, d].
-    """
-    q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
-    if query.device.type == "cpu":
-        output = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, scale=scale)[0]
-    else:
-        with _preferred(backend):
-            output = F.scaled_dot_product_attention(q, k, v, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-    return output.permute(2, 0, 1, 3)
-
-
-def _preferred(backend: str) -> AbstractContextManager[Any]:
-    """PyTorch's attention kernels in the order in which they are tried; each looks by itself at what it takes."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    plain, fused = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH], [SDPBackend.FLASH_ATTENTION]
-    if backend in ("auto", "cudnn"):
-        fused = [SDPBackend.CUDNN_ATTENTION, *fused]
-    return sdpa_kernel([SDPBackend.MATH] if backend == "reference" else [*fused, *plain], set_priority=True)

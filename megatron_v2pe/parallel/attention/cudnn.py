@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from megatron_v2pe.base.logging import get_logger
-from megatron_v2pe.parallel.block_attention import Block, BlockKernel, Gradients
+from megatron_v2pe.parallel.attention.block import AttentionBlock, BlockKernel, Gradients
 
 _log = get_logger(__name__)
 
@@ -86,7 +86,7 @@ class Cudnn:
     _trailing_one = True
     """Log-sum-exps are [b, heads, s, 1], as since PyTorch 2.9, or [b, heads, s]; backward takes what forward gave."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
         shape = _Shape.of(block)
         q, k, v = shape.queries(query), shape.keys(key), shape.keys(value)
@@ -100,7 +100,14 @@ class Cudnn:
         return shape.tokens(output, shape.query_len), shape.tokens(lse, shape.query_len)
 
     def backward(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        block: AttentionBlock,
     ) -> Gradients:
         """See `BlockKernel`."""
         shape = _Shape.of(block)
@@ -142,7 +149,7 @@ class _Shape:
     key_rows: int
 
     @classmethod
-    def of(cls, block: Block) -> _Shape:
+    def of(cls, block: AttentionBlock) -> _Shape:
         queries, keys, count = block.query_lens[0], block.key_lens[0], len(block.query_lens)
         assert count == 1 or set(zip(block.query_lens, block.key_lens, strict=True)) == {(queries, keys)}, block
         rows = lengthened(queries) if block.causal and count == 1 else None
@@ -201,7 +208,7 @@ class Mixed:
         self.dense, self.varlen, self.rule = dense, varlen, rule
         self._refused: set[str] = set()
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         outputs, sums = _Pieces(), _Pieces()
@@ -212,7 +219,14 @@ class Mixed:
         return outputs.joined(), sums.joined(heads_first=True)
 
     def backward(
-        self, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, lse: Tensor, block: Block
+        self,
+        gradient: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        lse: Tensor,
+        block: AttentionBlock,
     ) -> Gradients:
         """See `BlockKernel`."""
         gradient, query, output = gradient.contiguous(), query.contiguous(), output.contiguous()
@@ -225,7 +239,7 @@ class Mixed:
         query_gradient, key_gradient, value_gradient = (pieces.joined() for pieces in found)
         return query_gradient, key_gradient, value_gradient
 
-    def _parts(self, query: Tensor, block: Block) -> tuple[Part, ...]:
+    def _parts(self, query: Tensor, block: AttentionBlock) -> tuple[Part, ...]:
         return parts(block, query.shape[1] * query.shape[2], self.rule)
 
     def _found(
@@ -260,7 +274,7 @@ class Part:
     """Documents of a block that one call attends."""
 
     dense: bool
-    block: Block
+    block: AttentionBlock
     query_runs: tuple[Run, ...]
     """Where their queries stand among the block's: runs of neighbours."""
     key_runs: tuple[Run, ...]
@@ -295,7 +309,7 @@ def _taken(tokens: Tensor, runs: tuple[Run, ...], room: int) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def parts(block: Block, width: int, rule: Rule) -> tuple[Part, ...]:
+def parts(block: AttentionBlock, width: int, rule: Rule) -> tuple[Part, ...]:
     """Divide a block's documents among calls; kept, as all layers ask for the same.
 
     Args:
@@ -310,17 +324,19 @@ def parts(block: Block, width: int, rule: Rule) -> tuple[Part, ...]:
         count = len(documents)
         runs = ((query_start, query_start + count * queries),), ((key_start, key_start + count * keys),)
         if _is_dense(block.causal, count, queries, keys, width, rule):
-            dense.append(Part(True, Block((queries,) * count, (keys,) * count, block.causal, block.scale), *runs))
+            dense.append(
+                Part(True, AttentionBlock((queries,) * count, (keys,) * count, block.causal, block.scale), *runs)
+            )
         else:
             rest += documents
     if not rest:
         return tuple(dense)
-    others = Block(tuple(d[1] for d in rest), tuple(d[3] for d in rest), block.causal, block.scale)
+    others = AttentionBlock(tuple(d[1] for d in rest), tuple(d[3] for d in rest), block.causal, block.scale)
     query_runs, key_runs = (_runs([(d[at], d[at] + d[at + 1]) for d in rest]) for at in (0, 2))
     return (Part(False, others, query_runs, key_runs), *dense)
 
 
-def _neighbours(block: Block) -> Iterator[list[tuple[int, int, int, int]]]:
+def _neighbours(block: AttentionBlock) -> Iterator[list[tuple[int, int, int, int]]]:
     """Documents that can be a dense batch: neighbours of one length that need not be lengthened, else single ones."""
     queries, keys = ([0, *accumulate(lens)][:-1] for lens in (block.query_lens, block.key_lens))
     documents = zip(queries, block.query_lens, keys, block.key_lens, strict=True)

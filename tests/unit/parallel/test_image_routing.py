@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from megatron_v2pe.errors import LayoutError
 from megatron_v2pe.models.micro_batch import IGNORE_INDEX, cut_pack
-from megatron_v2pe.parallel import tile_routing
-from megatron_v2pe.parallel.placement import Placement, tiles_of
-from megatron_v2pe.parallel.tile_routing import TileRouting
+from megatron_v2pe.parallel import image_routing as tile_routing
+from megatron_v2pe.parallel.image_routing import ImageRouting
+from megatron_v2pe.parallel.rank_coordinates import RankCoordinates, tiles_of
 
 IMAGE, TEXT, TOKENS_PER_TILE = 7, 1, 4
 PLACEMENTS = [
-    Placement(
+    RankCoordinates(
         context_parallel_size=context,
         tensor_model_parallel_size=tensor,
         sequence_parallel=sequence_parallel,
@@ -43,12 +43,12 @@ PACKS = {
 """Documents: `t` is a token of text, `I` the tokens of a tile."""
 
 
-def name_of(placement):
-    sizes = f"cp{placement.context_parallel_size}-tp{placement.tensor_model_parallel_size}"
-    return f"{sizes}-{placement.vision_parallel}{'-sp' * placement.sequence_parallel}"
+def name_of(coordinates):
+    sizes = f"cp{coordinates.context_parallel_size}-tp{coordinates.tensor_model_parallel_size}"
+    return f"{sizes}-{coordinates.vision_parallel}{'-sp' * coordinates.sequence_parallel}"
 
 
-ALL_PLACEMENTS = pytest.mark.parametrize("placement", PLACEMENTS, ids=name_of)
+ALL_PLACEMENTS = pytest.mark.parametrize("coordinates", PLACEMENTS, ids=name_of)
 DOCUMENTS = st.lists(st.text("tI", min_size=1, max_size=12), max_size=5)
 
 
@@ -59,10 +59,11 @@ def pack_of(documents):
     return torch.tensor(sum(ids, []), dtype=torch.int64), lengths, "".join(documents).count("I")
 
 
-def members_of(placement):
+def members_of(coordinates):
     """Every rank that works on the pack."""
     return [
-        placement.neighbour(n) for n in range(placement.context_parallel_size * placement.tensor_model_parallel_size)
+        coordinates.neighbour(n)
+        for n in range(coordinates.context_parallel_size * coordinates.tensor_model_parallel_size)
     ]
 
 
@@ -74,16 +75,16 @@ def exchange_of(place):
     return [context * tensor + place.tensor_model_parallel_rank for context in range(place.context_parallel_size)]
 
 
-def check_exchange(documents, placement):
+def check_exchange(documents, coordinates):
     """Play the exchange through on all ranks."""
     ids, lengths, num_tiles = pack_of(documents)
-    layout = placement.layout(lengths)
+    layout = coordinates.layout(lengths)
     image_tokens = (ids == IMAGE).nonzero().squeeze(1)
     features = torch.arange(1, num_tiles * TOKENS_PER_TILE + 1)  # 0 stands for "no feature"
     in_place = torch.zeros_like(ids)
     in_place[image_tokens] = features
-    ranks = members_of(placement)
-    plans = [TileRouting.plan(image_tokens, num_tiles, TOKENS_PER_TILE, layout, place) for place in ranks]
+    ranks = members_of(coordinates)
+    plans = [ImageRouting.plan(image_tokens, num_tiles, TOKENS_PER_TILE, layout, place) for place in ranks]
     sent = []
     for place, plan in zip(ranks, plans, strict=True):
         tiles = place.tiles(num_tiles)
@@ -102,7 +103,7 @@ def check_exchange(documents, placement):
         hidden = torch.zeros_like(expected)
         hidden[plan.receive_rows] = arrived
         assert hidden.tolist() == expected.tolist()
-    copies = 1 if placement.split_rows else placement.tensor_model_parallel_size
+    copies = 1 if coordinates.split_rows else coordinates.tensor_model_parallel_size
     assert Counter(torch.cat([torch.cat(parts) for parts in sent]).tolist()) == dict.fromkeys(features.tolist(), copies)
 
 
@@ -115,39 +116,39 @@ def test_tiles_are_dealt_out_once_in_order_and_evenly(num_encoders, num_tiles):
 
 
 @ALL_PLACEMENTS
-def test_members_of_the_joint_group_stand_tensor_parallel_ranks_first(placement):
-    ranks = members_of(placement)
-    tensor = placement.tensor_model_parallel_size
+def test_members_of_the_joint_group_stand_tensor_parallel_ranks_first(coordinates):
+    ranks = members_of(coordinates)
+    tensor = coordinates.tensor_model_parallel_size
     assert [place.context_parallel_rank * tensor + place.tensor_model_parallel_rank for place in ranks] == list(
         range(len(ranks))
     )
-    assert ranks[-1].neighbour(0) == placement
+    assert ranks[-1].neighbour(0) == coordinates
     encoders = [place.encoder for place in ranks]
-    assert encoders == [number if placement.replicated_vision else number // tensor for number in range(len(ranks))]
-    assert placement.num_encoders == len(set(encoders))
+    assert encoders == [number if coordinates.replicated_vision else number // tensor for number in range(len(ranks))]
+    assert coordinates.num_encoders == len(set(encoders))
 
 
 def test_neighbours_written_out():
-    place = Placement(0, 2, 1, 3)
-    assert place.neighbour(4) == Placement(1, 2, 1, 3) and place.neighbour(2) == Placement(0, 2, 2, 3)
+    place = RankCoordinates(0, 2, 1, 3)
+    assert place.neighbour(4) == RankCoordinates(1, 2, 1, 3) and place.neighbour(2) == RankCoordinates(0, 2, 2, 3)
 
 
 @ALL_PLACEMENTS
 @pytest.mark.parametrize("pack", PACKS)
-def test_every_feature_arrives_on_its_token(pack, placement):
-    check_exchange(PACKS[pack], placement)
+def test_every_feature_arrives_on_its_token(pack, coordinates):
+    check_exchange(PACKS[pack], coordinates)
 
 
 @settings(deadline=None)
 @given(DOCUMENTS, st.sampled_from(PLACEMENTS))
-def test_every_feature_arrives_on_its_token_in_any_pack(documents, placement):
-    check_exchange(documents, placement)
+def test_every_feature_arrives_on_its_token_in_any_pack(documents, coordinates):
+    check_exchange(documents, coordinates)
 
 
 def test_the_cases_hold_what_they_promise():
     """A tile on two ranks, and ranks without tiles."""
     ids, lengths, num_tiles = pack_of(PACKS["one long document of one tile"])
-    context, _ = Placement(context_parallel_size=4).layout(lengths).find((ids == IMAGE).nonzero().squeeze(1))
+    context, _ = RankCoordinates(context_parallel_size=4).layout(lengths).find((ids == IMAGE).nonzero().squeeze(1))
     assert context.unique().numel() > 1
     assert [len(tiles_of(encoder, 4, num_tiles)) for encoder in range(4)] == [0, 0, 0, 1]
 
@@ -159,14 +160,14 @@ def test_planted_breaks_are_seen(monkeypatch, fault):
     elif fault == "order of sending":
         monkeypatch.setattr(torch.Tensor, "argsort", lambda tensor, stable: torch.arange(len(tensor)))
     else:  # tokens are looked for in runs, one per rank, instead of zigzag
-        layout = type(Placement().layout((1,)))
+        layout = type(RankCoordinates().layout((1,)))
         monkeypatch.setattr(
             layout,
             "find",
             lambda self, tokens: (tokens // self.num_local_tokens, tokens % self.num_local_tokens),
         )
     with pytest.raises(AssertionError):
-        check_exchange(PACKS["several documents"], Placement(context_parallel_size=2))
+        check_exchange(PACKS["several documents"], RankCoordinates(context_parallel_size=2))
 
 
 @pytest.mark.parametrize("num_tiles", [0, 1, 3])
@@ -174,16 +175,16 @@ def test_tiles_and_image_tokens_that_differ_are_told(num_tiles):
     ids, lengths, _ = pack_of(["tItIt"])
     message = f"8 image tokens in the input, but {num_tiles} tiles of 4 tokens give {num_tiles * 4} features"
     with pytest.raises(LayoutError, match=message):
-        cut(ids, lengths, Placement(context_parallel_size=2), num_tiles=num_tiles)
+        cut(ids, lengths, RankCoordinates(context_parallel_size=2), num_tiles=num_tiles)
 
 
-def cut(ids, lengths, placement, num_tiles, ticks=None, labels=None, weights=None):
+def cut(ids, lengths, coordinates, num_tiles, ticks=None, labels=None, weights=None):
     """A rank's share of a pack whose positions are 0, 1, 2, ..."""
     return cut_pack(
         ids,
         torch.arange(sum(lengths)) if ticks is None else ticks,
         lengths,
-        placement,
+        coordinates,
         labels=labels,
         weights=weights,
         image_token_id=IMAGE,
@@ -201,19 +202,19 @@ def test_tensors_that_do_not_cover_the_documents_are_refused(what, change, conte
     tensors = {name: torch.ones(tokens, dtype=torch.int64) for name in ("ticks", "labels", "weights")} | {"ids": ids}
     tensors[what] = torch.cat([tensors[what], torch.full((2,), IMAGE)])[: tokens + change]
     with pytest.raises(LayoutError, match=rf"{tokens + change} values to shard, but documents of {tokens} tokens"):
-        cut(lengths=lengths, placement=Placement(context_parallel_size=context), num_tiles=num_tiles, **tensors)
+        cut(lengths=lengths, coordinates=RankCoordinates(context_parallel_size=context), num_tiles=num_tiles, **tensors)
 
 
 @settings(deadline=None)
 @given(DOCUMENTS, st.sampled_from(PLACEMENTS), st.randoms(use_true_random=False))
-def test_targets_of_all_ranks_are_the_supervised_tokens(documents, placement, random):
+def test_targets_of_all_ranks_are_the_supervised_tokens(documents, coordinates, random):
     ids, lengths, num_tiles = pack_of(documents)
     chosen = [random.random() < 0.4 for _ in ids]
     labels = torch.tensor([100 + n if kept else IGNORE_INDEX for n, kept in enumerate(chosen)], dtype=torch.int64)
     weights = torch.arange(len(ids)) / 8 + 1
-    slices = placement.tensor_model_parallel_size if placement.sequence_parallel else 1
+    slices = coordinates.tensor_model_parallel_size if coordinates.sequence_parallel else 1
     found = []
-    for place in members_of(placement):
+    for place in members_of(coordinates):
         batch = cut(ids, lengths, place, num_tiles, labels=labels, weights=weights)
         targets = batch.targets
         held = batch.layout.tokens_of(place.context_parallel_rank)

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_v2pe.errors import LayoutError
-from megatron_v2pe.parallel.placement import Placement, tiles_of
+from megatron_v2pe.parallel.rank_coordinates import RankCoordinates, tiles_of
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 
 
 @dataclass(frozen=True)
-class TileRouting:
+class ImageRouting:
     """One micro-batch's exchange of features, as this rank sees it."""
 
     send_rows: Tensor
@@ -34,8 +34,13 @@ class TileRouting:
 
     @classmethod
     def plan(
-        cls, image_tokens: Tensor, num_tiles: int, tokens_per_tile: int, layout: ZigzagLayout, placement: Placement
-    ) -> TileRouting:
+        cls,
+        image_tokens: Tensor,
+        num_tiles: int,
+        tokens_per_tile: int,
+        layout: ZigzagLayout,
+        coordinates: RankCoordinates,
+    ) -> ImageRouting:
         """Work out the exchange of a micro-batch; every rank does so for itself, from the same numbers.
 
         The members are the context-parallel ranks where towers are sharded (each tensor-parallel rank then brings the
@@ -46,7 +51,7 @@ class TileRouting:
             num_tiles: tiles of the pack.
             tokens_per_tile: image tokens per tile.
             layout: who holds which tokens.
-            placement: where this rank stands.
+            coordinates: where this rank stands.
 
         Raises:
             LayoutError: image tokens and tiles differ in number; both are printed.
@@ -58,16 +63,16 @@ class TileRouting:
             )
         context, row = layout.find(image_tokens)
         tensor = torch.zeros_like(row)
-        if placement.split_rows:
-            rows_per_slice = layout.num_local_tokens // placement.tensor_model_parallel_size
+        if coordinates.split_rows:
+            rows_per_slice = layout.num_local_tokens // coordinates.tensor_model_parallel_size
             tensor, row = row // rows_per_slice, row % rows_per_slice
-        me, members, target = placement.context_parallel_rank, placement.context_parallel_size, context
+        me, members, target = coordinates.context_parallel_rank, coordinates.context_parallel_size, context
         mine = torch.ones_like(row, dtype=torch.bool)
-        if placement.replicated_vision:
-            me, members = placement.encoder, placement.num_encoders
-            target = context * placement.tensor_model_parallel_size + tensor
-        elif placement.split_rows:
-            mine = tensor == placement.tensor_model_parallel_rank
+        if coordinates.replicated_vision:
+            me, members = coordinates.encoder, coordinates.num_encoders
+            target = context * coordinates.tensor_model_parallel_size + tensor
+        elif coordinates.split_rows:
+            mine = tensor == coordinates.tensor_model_parallel_rank
         source = torch.empty_like(row)
         for encoder in range(members):
             tiles = tiles_of(encoder, members, num_tiles)
@@ -76,17 +81,17 @@ class TileRouting:
         sent = sent[target[sent].argsort(stable=True)]
         received = ((target == me) & mine).nonzero().squeeze(1)  # in the order of tiles, and so of their sources
         return cls(
-            send_rows=sent - placement.tiles(num_tiles).start * tokens_per_tile,
+            send_rows=sent - coordinates.tiles(num_tiles).start * tokens_per_tile,
             send_counts=tuple(torch.bincount(target[sent], minlength=members).tolist()),
             receive_rows=row[received],
             receive_counts=tuple(torch.bincount(source[received], minlength=members).tolist()),
         )
 
-    def to(self, device: torch.device) -> TileRouting:
+    def to(self, device: torch.device) -> ImageRouting:
         """Return a copy with its tensors on a device."""
         return self.mapped(lambda tensor: tensor.to(device))
 
-    def mapped(self, change: Callable[[Tensor], Tensor]) -> TileRouting:
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> ImageRouting:
         """Return a copy whose every tensor is what `change` made of it."""
         return replace(self, send_rows=change(self.send_rows), receive_rows=change(self.receive_rows))
 

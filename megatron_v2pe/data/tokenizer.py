@@ -225,13 +225,19 @@ class Tokenizer:
 
     @staticmethod
     def _pattern_of(special: Iterable[str]) -> re.Pattern[str]:
+        """Return a pattern that matches any of these tokens, the longest first, and a run of `<IMG_CONTEXT>` at once.
+
+        A first character that all of them share stands once before the alternatives: `<(?:img>|/img>|...)` fails at
+        once where there is no `<`.
+        """
         names = sorted(special, key=len, reverse=True)
-        first = re.escape(names[0][0]) if len({name[0] for name in names}) == 1 else ""
-        skipped = 1 if first else 0
-        alternatives = [re.escape(name[skipped:]) for name in names if name != IMG_CONTEXT]
-        rest = re.escape(IMG_CONTEXT[skipped:])
-        context = [f"(?P<context>{rest}(?:{re.escape(IMG_CONTEXT)})*)"] if IMG_CONTEXT in names else []
-        return re.compile(f"{first}(?:{'|'.join(context + alternatives)})")
+        shared = names[0][0] if len({name[0] for name in names}) == 1 else ""
+        alternatives: list[str] = []
+        if IMG_CONTEXT in names:
+            rest = re.escape(IMG_CONTEXT[len(shared) :])
+            alternatives.append(f"(?P<context>{rest}(?:{re.escape(IMG_CONTEXT)})*)")
+        alternatives += [re.escape(name[len(shared) :]) for name in names if name != IMG_CONTEXT]
+        return re.compile(f"{re.escape(shared)}(?:{'|'.join(alternatives)})")
 
     @cached_property
     def _remembered(self) -> Callable[[str], tuple[int, ...]]:

@@ -19,7 +19,7 @@ import importlib.util
 import os
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -34,14 +34,17 @@ GROUP = "megatron_v2pe.plugins"
 """Entry points of installed packages that are families."""
 VARIABLE = "MEGATRON_V2PE_PLUGINS"
 """Environment variable with folders that are families."""
+FAMILIES = "megatron_v2pe.families"
+"""Package in which this project's own language models, vision towers and conversation templates lie."""
 Member = TypeVar("Member")
 
 
 class Registry(Generic[Member]):
     """Members by name, which files of the families add.
 
-    Example: `TEMPLATES = Registry("conversation template", "megatron_v2pe.families", "template")`. A family's
-    `template.py` then says `TEMPLATES.add("my-chat", Template(...))`; a class is added by `@TEMPLATES.register(...)`.
+    Example: `TEMPLATES = Registry("conversation template", FAMILIES, "template")`. A family's `template.py` then says
+    `TEMPLATES.add("my-chat", Template(...))`; a class or a function is added by `@TEMPLATES.register("my-chat")`. A
+    registry is iterated over and asked with `in` as the names of its members.
     """
 
     def __init__(self, what: str, builtin: str, part: str) -> None:
@@ -54,7 +57,8 @@ class Registry(Generic[Member]):
         """
         self._what, self._builtin, self._part = what, builtin, part
         self._members: dict[str, Member] = {}
-        self._loaded: tuple[str, str] | None = None
+        self._loaded: str | None = None
+        """Value of `VARIABLE` the families were loaded with; None: not yet."""
 
     def add(self, name: str, member: Member) -> None:
         """Add a member.
@@ -80,6 +84,22 @@ class Registry(Generic[Member]):
         self._load()
         return tuple(self._members)
 
+    def __iter__(self) -> Iterator[str]:
+        """Return an iterator over the names of all members, in the order of their families."""
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        """Return the number of members."""
+        return len(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether a member has this name."""
+        return name in self.names()
+
+    def __getitem__(self, name: str) -> Member:
+        """Return the member of this name; see `get`."""
+        return self.get(name)
+
     def find(self, name: str) -> Member | None:
         """Return the member of this name, None where there is none."""
         self._load()
@@ -96,10 +116,15 @@ class Registry(Generic[Member]):
         return member
 
     def _load(self) -> None:
-        told = (os.environ.get(VARIABLE, ""), self._part)
-        if self._loaded != told:
-            self._loaded = told  # first: a family's file may ask the registry itself
+        folders = os.environ.get(VARIABLE, "")
+        if self._loaded == folders:
+            return
+        self._loaded = folders  # first: a family's file may ask the registry itself
+        try:
             family_modules(self._builtin, self._part)
+        except BaseException:
+            self._loaded = None  # so that the next one who asks is told of it too
+            raise
 
 
 def family_modules(builtin: str, part: str) -> list[ModuleType]:

@@ -1,15 +1,16 @@
 """Chat templates: a conversation as messages, each with the part a model is to learn.
 
-Every message begins with a special token, so that messages can be tokenised one by one with the result of tokenising
-the whole.
+The templates themselves lie with the families (`families/*/template.py`). Every message begins with a special token, so
+that messages can be tokenised one by one with the result of tokenising the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from megatron_v2pe.base.plugins import FAMILIES, Registry
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 
@@ -20,7 +21,10 @@ BEGUN = "begun"
 """Role of a turn behind the last question of a prompt: how its answer begins; the model goes on from there."""
 SYSTEM = "system"
 """Role of a turn before all others that stands in place of the template's own system prompt."""
-_SYSTEM = "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+INTERNVL_SYSTEM = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+"""System prompt of the published InternVL2 checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class Template:
     user: str
     assistant: str
     end: str
+    system_prompt: str = field(default=INTERNVL_SYSTEM, repr=False)
+    """The part of `system` that a conversation's own system turn replaces; no part of it: there is none to replace.
+    Indexed data sets know a template by its `repr`, in which this does not stand: it changes nothing without such a
+    turn."""
 
     def render(self, turns: Sequence[tuple[str, str]], *, prompt: bool = False) -> list[Message]:
         """Render turns of a conversation.
@@ -79,33 +87,34 @@ class Template:
         """Return the system turn: the template's own, or one that says `system` in its place."""
         if system is None:
             return Message(self.system, None, fixed=True)
-        if _SYSTEM not in self.system:
+        if not self.system_prompt or self.system_prompt not in self.system:
             raise DataError(f"a system turn, but the template {self.name!r} has none; leave it out")
-        return Message(self.system.replace(_SYSTEM, system.strip()), None)
+        return Message(self.system.replace(self.system_prompt, system.strip()), None)
 
 
-def _im_template(name: str) -> Template:
+def chatml_template(name: str, system_prompt: str = INTERNVL_SYSTEM) -> Template:
+    """Return a template whose turns stand between `<|im_start|>` and `<|im_end|>`, as those of many families do."""
     return Template(
         name,
-        system=f"<|im_start|>system\n{_SYSTEM}<|im_end|>",
+        system=f"<|im_start|>system\n{system_prompt}<|im_end|>",
         user="<|im_start|>user\n",
         assistant="<|im_start|>assistant\n",
         end="<|im_end|>",
+        system_prompt=system_prompt,
     )
 
 
-TEMPLATES = {
-    "internlm2-chat": _im_template("internlm2-chat"),
-    "Hermes-2": _im_template("Hermes-2"),
-    "phi3-chat": Template(
-        "phi3-chat",
-        system=f"<|system|>\n{_SYSTEM}<|end|>",
-        user="<|user|>\n",
-        assistant="<|assistant|>\n",
-        end="<|end|>",
-    ),
-}
+TEMPLATES: Registry[Template] = Registry("conversation template", FAMILIES, "template")
 """Templates by the name a checkpoint or a recipe gives them."""
+
+
+def add_template(template: Template) -> None:
+    """Register a family's template under its name.
+
+    Raises:
+        ConfigError: another one has this name.
+    """
+    TEMPLATES.add(template.name, template)
 
 
 def get_template(name: str) -> Template:
@@ -116,7 +125,7 @@ def get_template(name: str) -> Template:
     """
     if name not in TEMPLATES:
         raise ConfigError(f"conversation template {name!r} is none of {', '.join(TEMPLATES)}")
-    return TEMPLATES[name]
+    return TEMPLATES.get(name)
 
 
 def check_template(name: str, tokenizer: Tokenizer) -> Template:

@@ -1,6 +1,7 @@
 """What an InternVL2 checkpoint is: its `config.json` as typed, checked dataclasses.
 
-The HF `config.json` stays the one description of an architecture; it travels with every Megatron checkpoint.
+The HF `config.json` stays the one description of an architecture; it travels with every Megatron checkpoint. Its two
+sections are read by the families of the language model and of the vision tower (`config_sections.py`), the whole here.
 Nothing here knows about parallelism or tensors.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,82 +20,18 @@ from megatron_v2pe.foreign.files import check_links
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.foreign.text import read_json_object
-from megatron_v2pe.models.config_fields import GELU, SILU, check_language, check_null, check_top, check_vision
-from megatron_v2pe.models.config_kind import check_kind
-from megatron_v2pe.models.config_rope import RopeConfig, rope_config
+from megatron_v2pe.models.config_fields import LARGEST_SIDE, check_null, check_top
+from megatron_v2pe.models.config_kind import Kind, kind_of_model
+from megatron_v2pe.models.config_sections import LanguageConfig, VisionConfig
 from megatron_v2pe.v2pe.settings import V2PESettings
 
-VOCAB_PADDING_MULTIPLE = 128
-"""Vocabulary rows are padded to this multiple whatever the tensor parallel size, so that one shape serves all."""
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64", "auto")
 """What `torch_dtype` may say; the weights' own headers decide."""
 NORMALIZE_TYPES = ("imagenet", "clip", "siglip")
 """Normalisations of pixels by name; their numbers are `data.image_transform`'s."""
-_SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size")
-_NEEDED = {"vision_config": (*_SIZES, "patch_size", "image_size"), "llm_config": (*_SIZES, "vocab_size")}
-"""Fields of each section for which there is no default."""
 LARGEST_CONFIG = 1 << 24
 """Bytes of a `config.json`, at most."""
-_USUAL_TEMPLATE = "internlm2-chat"
 _log = get_logger(__name__)
-_told: set[str] = set()
-_MOST_LAYERS, _WIDEST, _LARGEST_VOCABULARY, _MOST_POSITIONS, _LARGEST_SIDE = 1000, 1 << 17, 1 << 24, 1 << 30, 1 << 14
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    """InternViT: the `vision_config` of the checkpoint."""
-
-    hidden_size: int
-    num_layers: int
-    num_attention_heads: int
-    ffn_hidden_size: int
-    image_size: int
-    """Side of the grid the stored position embedding was trained for, in pixels."""
-    patch_size: int
-    num_channels: int
-    qkv_bias: bool
-    qk_normalization: bool
-    norm_type: str
-    """`layer_norm` (300M) or `rms_norm` (6B)."""
-    norm_eps: float
-    drop_path_rate: float
-    initializer_factor: float
-    """Initial value of the layer scales."""
-    initializer_range: float
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
-
-
-@dataclass(frozen=True)
-class LanguageConfig:
-    """InternLM2: the `llm_config` of the checkpoint."""
-
-    architecture: str
-    hidden_size: int
-    num_layers: int
-    num_attention_heads: int
-    num_query_groups: int
-    ffn_hidden_size: int
-    vocab_size: int
-    max_position_embeddings: int
-    norm_eps: float
-    initializer_range: float
-    tie_word_embeddings: bool
-    rope: RopeConfig
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def padded_vocab_size(self) -> int:
-        """Vocabulary rows held in memory: `vocab_size` rounded up to a multiple of 128."""
-        return -(-self.vocab_size // VOCAB_PADDING_MULTIPLE) * VOCAB_PADDING_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -134,19 +72,18 @@ class InternVLConfig:
                 combination that cannot be built; names `source`, the field, what was found and what was expected.
         """
         top = Fields(config, source, ConfigError)
-        check_kind(top)
-        _check_present(top)
+        kind = kind_of_model(top)
+        _check_present(top, kind)
         for section in (top, top.section("vision_config"), top.section("llm_config")):
             for name in ("torch_dtype", "dtype"):
                 section.text(name, None, (*DTYPE_NAMES, *(f"torch.{dtype}" for dtype in DTYPE_NAMES)))
-        vision = _vision_config(top.section("vision_config"))
-        llm = _language_config(top.section("llm_config"))
+        vision, llm = kind.read_vision(), kind.read_language()
         check_null(top, "ps_version", "select_layer", "downsample_ratio")
         least, most = top.whole("min_dynamic_patch", 1, 1, 1000), top.whole("max_dynamic_patch", 6, 1, 1000)
         if least > most:
             raise ConfigError(f"{source}: min_dynamic_patch {least} is above max_dynamic_patch {most}")
         v2pe = V2PESettings.from_config(config, source)
-        tile_size = top.whole("force_image_size", vision.image_size, vision.patch_size, _LARGEST_SIDE)
+        tile_size = top.whole("force_image_size", vision.image_size, vision.patch_size, LARGEST_SIDE)
         result = cls(
             vision=vision,
             llm=llm,
@@ -161,7 +98,7 @@ class InternVLConfig:
             dynamic_max_patch=top.flag("dynamic_max_patch", False),
             pad2square=top.flag("pad2square", False),
             normalize_type=top.text("normalize_type", "imagenet", NORMALIZE_TYPES),
-            template=_template(top),
+            template=_template(top, kind),
             v2pe=v2pe,
         )
         check_top(top, select_layer=result.select_layer, tokens_per_tile=result.tokens_per_tile)
@@ -169,7 +106,7 @@ class InternVLConfig:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> InternVLConfig:
-        """Read `config.json` of an HF checkpoint folder; errors as of `read_config` and `from_hf`."""
+        """Read `config.json` of an HF checkpoint folder; it raises what `read_config` and `from_hf` raise."""
         return cls.from_hf(read_config(folder), printable(Path(folder) / "config.json"))
 
     def with_vision(self, **changes: Any) -> InternVLConfig:
@@ -200,29 +137,31 @@ def _of_hub(folder: Path) -> str:
     return f"; of a folder of the hub's cache, give the revision: {printable(found[-1])}" if found else ""
 
 
-def _check_present(top: Fields) -> None:
+def _check_present(top: Fields, kind: Kind) -> None:
     """Name all fields at once that have to be there and are not."""
-    missing = [
-        f"{section}.{name}"
-        for section, needed in _NEEDED.items()
-        for name in needed
-        if top.section(section).content.get(name) is None
-    ]
+    parts = {"vision_config": kind.vision, "llm_config": kind.language}
+    missing = [f"{section}.{name}" for section, part in parts.items() for name in part.missing]
     if len(missing) > 1:
         raise ConfigError(f"{top.source}: fields are missing: {', '.join(missing)}")
 
 
-def _template(top: Fields) -> str:
+def _template(top: Fields, kind: Kind) -> str:
     """Return the name of the conversation template; which names are known is `data.conversation`'s to say."""
     name = top.text("template", None) or ""
-    if not name:  # the published class has no default either; said once, for the file is read in several places
-        name = _USUAL_TEMPLATE
-        if top.source not in _told:
-            _told.add(top.source)
-            _log.warning("%s: no template is stated; conversations are taken to be of %s", top.source, name)
+    if not name:  # the published class has no default either
+        if (usual := kind.language.reader.template) is None:
+            raise ConfigError(f"{top.source}: field 'template' is missing: the name of the conversation template")
+        name = usual
+        _say_template(top.source, name)
     if len(name) > 100 or printable(name) != name:
         raise ConfigError(f"{top.source}: template: found {printable(name)[:40]!r}..., expected a name on one line")
     return name
+
+
+@cache
+def _say_template(source: str, name: str) -> None:
+    """Say which template is taken, once for a file that is read in several places."""
+    _log.warning("%s: no template is stated; conversations are taken to be of %s", source, name)
 
 
 def _downsample_ratio(top: Fields, tile_size: int, patch_size: int) -> float:
@@ -237,98 +176,3 @@ def _downsample_ratio(top: Fields, tile_size: int, patch_size: int) -> float:
             "patches of a tile's side"
         )
     return ratio
-
-
-def _heads(section: Fields, hidden_size: int) -> int:
-    heads = section.whole("num_attention_heads", least=1, most=_WIDEST)
-    if hidden_size % heads:
-        raise ConfigError(f"{section.source}: hidden_size {hidden_size} is not a multiple of {heads} heads")
-    return heads
-
-
-def _vision_config(section: Fields) -> VisionConfig:
-    where, hidden_size = section.source, section.whole("hidden_size", least=1, most=_WIDEST)
-    patch_size = section.whole("patch_size", least=1, most=1024)
-    check_null(section, "hidden_act", "layer_norm_eps")
-    section.text("hidden_act", "gelu", GELU)
-    for name in ("dropout", "attention_dropout"):
-        if rate := section.number(name, 0.0, 0, 1):
-            raise ConfigError(f"{where}: {name}: found {rate}, expected 0: dropout is not computed")
-    config = VisionConfig(
-        hidden_size=hidden_size,
-        num_layers=section.whole("num_hidden_layers", least=1, most=_MOST_LAYERS),
-        num_attention_heads=_heads(section, hidden_size),
-        ffn_hidden_size=section.whole("intermediate_size", least=1, most=8 * _WIDEST),
-        image_size=section.whole("image_size", least=patch_size, most=_LARGEST_SIDE),
-        patch_size=patch_size,
-        num_channels=section.whole("num_channels", 3),
-        qkv_bias=section.flag("qkv_bias", False),
-        qk_normalization=section.flag("qk_normalization", "qk_normalization" not in section.content),  # null: false
-        norm_type=section.text("norm_type", "rms_norm", ("layer_norm", "rms_norm")),
-        norm_eps=_norm_eps(section, "layer_norm_eps"),
-        drop_path_rate=section.number("drop_path_rate", 0.0, 0, 0.99),
-        initializer_factor=section.number("initializer_factor", 0.1, 0, 1000),
-        initializer_range=section.number("initializer_range", 0.02, 0, 100),
-    )
-    if config.num_channels != 3:
-        raise ConfigError(f"{where}: num_channels: found {config.num_channels}, expected 3: images are read as RGB")
-    if config.qk_normalization or config.norm_type == "rms_norm":
-        raise ConfigError(
-            f"{where}: qk_normalization={config.qk_normalization}, norm_type={config.norm_type}: the InternViT-6B "
-            "tower is not supported yet; supported is InternViT-300M (layer_norm, no q/k normalisation). Where "
-            "a field is missing, the published class takes qk_normalization true and norm_type rms_norm"
-        )
-    check_vision(
-        section,
-        qkv_bias=config.qkv_bias,
-        qk_normalization=config.qk_normalization,
-        norm_type=config.norm_type,
-        norm_eps=config.norm_eps,
-        head_dim=config.head_dim,
-    )
-    return config
-
-
-def _norm_eps(section: Fields, name: str) -> float:
-    return section.number(name, 1e-6, 1e-30, 0.1)
-
-
-def _language_config(section: Fields) -> LanguageConfig:
-    where, architecture = section.source, "InternLM2ForCausalLM"
-    check_null(section, "hidden_act", "rms_norm_eps", "max_position_embeddings")
-    if section.flag("bias", "bias" not in section.content):  # null is false to it
-        found = "found true" if section.content.get("bias") else "missing, for which the published class takes true"
-        raise ConfigError(
-            f"{where}: bias: {found}; supported is InternLM2 without biases (false), as InternVL2 checkpoints are"
-        )
-    section.text("hidden_act", "silu", SILU)
-    hidden_size = section.whole("hidden_size", least=1, most=_WIDEST)
-    heads = _heads(section, hidden_size)
-    positions = section.whole("max_position_embeddings", 2048, 1, _MOST_POSITIONS)
-    config = LanguageConfig(
-        architecture=architecture,
-        hidden_size=hidden_size,
-        num_layers=section.whole("num_hidden_layers", least=1, most=_MOST_LAYERS),
-        num_attention_heads=heads,
-        num_query_groups=section.whole("num_key_value_heads", heads, 1, heads),
-        ffn_hidden_size=section.whole("intermediate_size", least=1, most=8 * _WIDEST),
-        vocab_size=section.whole("vocab_size", least=1, most=_LARGEST_VOCABULARY),
-        max_position_embeddings=positions,
-        norm_eps=_norm_eps(section, "rms_norm_eps"),
-        initializer_range=section.number("initializer_range", 0.02, 0, 100),
-        tie_word_embeddings=section.flag("tie_word_embeddings", False),
-        rope=rope_config(section, positions),
-    )
-    if heads % config.num_query_groups:
-        raise ConfigError(
-            f"{where}: {heads} heads are not a multiple of {config.num_query_groups} key-value heads "
-            "(num_key_value_heads)"
-        )
-    if config.head_dim % 2:
-        raise ConfigError(
-            f"{where}: hidden_size {hidden_size} over {heads} heads is {config.head_dim}, expected an even number: "
-            "rotary embedding turns pairs"
-        )
-    scaled = config.rope.scaling_type != "none"
-    check_language(section, norm_eps=config.norm_eps, head_dim=config.head_dim, max_positions=positions, scaled=scaled)
-    return config

@@ -1,16 +1,17 @@
 """Which fields of a `config.json` change what a model computes, by every name: what is not computed here is refused.
 
 The published classes take any field and ignore those they do not know; a program that did the same would compute
-another model than the file describes. So fields fall into three groups. Those of the published classes are read by
-`config.py`. Other names for what they say (`hidden_activation`, `attention_bias`, ...) have to say what is computed.
-Anything else whose name speaks of rotary embedding, attention, norms, activations, dropout, biases or scales asks for
-something that is not computed, and is refused with its name. All other fields say nothing to a model and are let pass.
+another model than the file describes. So fields fall into three groups. Those of the published classes are read, by a
+family's `config.py` or by `models/config.py`. Other names for what they say (`hidden_activation`, `attention_bias`)
+have to say what is computed. Anything else whose name speaks of rotary embedding, attention, norms, activations,
+dropout, biases or scales asks for something that is not computed, and is refused with its name. All other fields say
+nothing to a model and are let pass.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from megatron_v2pe.foreign.printable import printable
@@ -21,10 +22,13 @@ SILU, GELU = ("silu", "swish"), ("gelu", "gelu_python")
 """Names of the activations that are computed; `gelu` is the exact one, by the error function."""
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 """Values that ask for nothing, whatever the field."""
-_ACTIVATION = ("hidden_act", "hidden_activation", "activation_function", "activation", "hidden_act_fn", "act_fn")
-_EPS = ("norm_eps", "norm_epsilon", "rms_norm_eps", "rms_norm_epsilon", "layer_norm_eps", "layer_norm_epsilon",
-        "layernorm_eps", "layernorm_epsilon", "rmsnorm_eps")  # fmt: skip
-_HEAD = ("head_dim", "head_size", "attention_head_size", "kv_channels")
+ACTIVATION = ("hidden_act", "hidden_activation", "activation_function", "activation", "hidden_act_fn", "act_fn")
+EPS = ("norm_eps", "norm_epsilon", "rms_norm_eps", "rms_norm_epsilon", "layer_norm_eps", "layer_norm_epsilon",
+       "layernorm_eps", "layernorm_epsilon", "rmsnorm_eps")  # fmt: skip
+HEAD_DIM = ("head_dim", "head_size", "attention_head_size", "kv_channels")
+"""Names under which sections state the activation, the epsilon of norms and the width of a head."""
+MOST_LAYERS, WIDEST, LARGEST_VOCABULARY, MOST_POSITIONS, LARGEST_SIDE = 1000, 1 << 17, 1 << 24, 1 << 30, 1 << 14
+"""Limits of sizes, far above any model's: a larger number is a mistake."""
 _SPEAKING = frozenset(
     "rope rotary alibi attn attention attentions norm normalization layernorm rmsnorm act activation dropout drop "
     "pdrop droppath bias window windows sliding swa scale scaling multiplier softcap softcapping scalar moe expert "
@@ -43,7 +47,7 @@ _EXPERTS = frozenset("moe expert experts".split())
 
 
 class Rest:
-    """The fields of a section that `config.py` does not read, against what it computes."""
+    """The fields of a section that its reader does not read, against what is computed."""
 
     def __init__(self, section: Fields, read: Iterable[str], kind: str) -> None:
         """Take a section.
@@ -74,8 +78,18 @@ class Rest:
                     f"{expected}; other checkpoints are not supported"
                 )
 
+    def unit_scales(self) -> None:
+        """Check that factors (`embedding_multiplier`, `logits_scaling`, ...) are 1, with which nothing changes.
+
+        Raises:
+            V2PEError: of the section's class: one is another number.
+        """
+        words, content = {"scale", "scaling", "multiplier", "scalar"}, self._section.content
+        names = [name for name in content if words & {*name.split("_")} and name not in ("rope_scaling",)]
+        self.same([name for name in names if name not in _QUIET and content[name] not in _NOTHING], 1)
+
     def nothing_else(self) -> None:
-        """Check that no further field asks for something that is computed.
+        """Check that no further field asks for something that is not computed.
 
         Raises:
             V2PEError: of the section's class: one does; names it and says what to do.
@@ -96,71 +110,6 @@ class Rest:
                 f"the published {self._kind} has no such field. Where the model was made without it, remove it from "
                 "config.json"
             )
-
-
-def check_vision(section: Fields, *, qkv_bias: bool, qk_normalization: bool, norm_type: str, norm_eps: float,
-                 head_dim: int) -> None:  # fmt: skip
-    """Check the fields of `vision_config` beyond those that are read.
-
-    Args:
-        section: the `vision_config`.
-        qkv_bias: of the tower, as all that follow.
-        qk_normalization: whether queries and keys are normalised.
-        norm_type: `layer_norm` or `rms_norm`.
-        norm_eps: of the norms.
-        head_dim: width of a head.
-
-    Raises:
-        V2PEError: of the section's class: a field asks for what is not computed.
-    """
-    rest = Rest(
-        section,
-        ("qkv_bias", "qk_normalization", "norm_type", "layer_norm_eps", "drop_path_rate", "hidden_act"),
-        "InternViT",
-    )
-    rest.same(("attention_bias", "bias", "use_bias"), qkv_bias)
-    rest.same(("use_qk_norm", "qk_norm", "qk_layernorm"), qk_normalization)
-    rest.same(("norm",), norm_type)
-    rest.same(_ACTIVATION, *GELU)
-    rest.same(_EPS, norm_eps)
-    rest.same(_HEAD, head_dim)
-    rest.same(("position_embedding_type", "pos_embed_type"), "absolute", "learned")
-    rest.nothing_else()
-
-
-def check_language(section: Fields, *, norm_eps: float, head_dim: int, max_positions: int, scaled: bool) -> None:
-    """Check the fields of `llm_config` beyond those that are read.
-
-    Args:
-        section: the `llm_config`.
-        norm_eps: of the norms.
-        head_dim: width of a head.
-        max_positions: `max_position_embeddings`.
-        scaled: whether the rotary embedding has a scaling.
-
-    Raises:
-        V2PEError: of the section's class: a field asks for what is not computed.
-    """
-    read = ("bias", "rope_theta", "rope_scaling", "rope_parameters", "rope_pos_id_version", "rope_pos_id_stride",
-            "rms_norm_eps", "hidden_act")  # fmt: skip
-    rest = Rest(section, read, "InternLM2")
-    rest.same(("norm_type", "norm"), "rms_norm", "rmsnorm", "RMSNorm")
-    rest.same(_ACTIVATION, *SILU)
-    rest.same(_EPS, norm_eps)
-    rest.same(_HEAD, head_dim)
-    rest.same(("partial_rotary_factor", "rotary_pct"), 1)
-    rest.same(("rotary_dim",), head_dim)
-    rest.same(("causal", "is_causal"), True)
-    rest.same(("position_embedding_type", "pos_embed_type"), "rope", "rotary")
-    rest.same(("use_parallel_residual", "parallel_residual"), False)
-    if scaled:  # newer transformers scales from there
-        rest.same(("original_max_position_embeddings",), max_positions)
-    if section.content.get("use_sliding_window") is False:
-        rest.same(("sliding_window",), section.content.get("sliding_window"))
-    if isinstance(kinds := section.content.get("layer_types"), list):
-        rest.same(("layer_types",), ["full_attention"] * len(kinds))
-    _scales(rest, section.content)
-    rest.nothing_else()
 
 
 def check_top(section: Fields, *, select_layer: int, tokens_per_tile: int) -> None:
@@ -196,6 +145,27 @@ def check_top(section: Fields, *, select_layer: int, tokens_per_tile: int) -> No
     rest.nothing_else()
 
 
+def read_heads(section: Fields, hidden_size: int | None) -> int:
+    """Read `num_attention_heads`.
+
+    Args:
+        section: of a `config.json`.
+        hidden_size: what the heads have to divide; None where they have a width of their own.
+
+    Raises:
+        V2PEError: of the section's class: they do not divide it; names both numbers.
+    """
+    heads = section.whole("num_attention_heads", least=1, most=WIDEST)
+    if hidden_size is not None and hidden_size % heads:
+        raise section.error(f"{section.source}: hidden_size {hidden_size} is not a multiple of {heads} heads")
+    return heads
+
+
+def read_norm_eps(section: Fields, name: str) -> float:
+    """Read the epsilon of norms from the field of this name."""
+    return section.number(name, 1e-6, 1e-30, 0.1)
+
+
 def check_null(section: Fields, *names: str) -> None:
     """Check that fields which may be missing are not null: the published class takes no default in place of null.
 
@@ -208,13 +178,6 @@ def check_null(section: Fields, *names: str) -> None:
                 f"{section.source}: {name}: found null, with which the published class computes something else or "
                 "nothing; state it, or copy config.json again"
             )
-
-
-def _scales(rest: Rest, content: Mapping[str, Any]) -> None:
-    """Factors of 1 change nothing."""
-    words = {"scale", "scaling", "multiplier", "scalar"}
-    names = [name for name in content if words & {*name.split("_")} and name not in ("rope_scaling",)]
-    rest.same([name for name in names if name not in _QUIET and content[name] not in _NOTHING], 1)
 
 
 def _equal(found: Any, value: Any) -> bool:

@@ -6,24 +6,60 @@ ones too; the only message that helps is which model it is and which ones are su
 
 from __future__ import annotations
 
-from typing import NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
+from megatron_v2pe.base.plugins import Registry
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
-
-SUPPORTED = (
-    "supported is InternVL2 with an InternLM2 language model (model_type internvl_chat, architectures "
-    "InternVLChatModel and InternLM2ForCausalLM), such as OpenGVLab/InternVL2-2B"
+from megatron_v2pe.models.config_sections import (
+    LANGUAGE_MODELS,
+    VISION_TOWERS,
+    LanguageConfig,
+    SectionReader,
+    VisionConfig,
 )
-LANGUAGE_MODEL = "InternLM2ForCausalLM"
+
 _KIND, _CLASS = "internvl_chat", "InternVLChatModel"
 
 
-def check_kind(top: Fields) -> None:
-    """Check that a `config.json` is that of an InternVL2 model with InternLM2.
+@dataclass(frozen=True)
+class Part:
+    """A section of a `config.json` with the family that reads it."""
+
+    section: Fields
+    architecture: str
+    reader: SectionReader[Any]
+
+    @property
+    def missing(self) -> list[str]:
+        """The fields that have to be there and are not."""
+        return [name for name in self.reader.needed if self.section.content.get(name) is None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The families of a model's parts."""
+
+    vision: Part
+    language: Part
+
+    def read_vision(self) -> VisionConfig:
+        """Read `vision_config`; errors are those of the family's reader."""
+        return self.vision.reader.read(self.vision.section)
+
+    def read_language(self) -> LanguageConfig:
+        """Read `llm_config`; errors are those of the family's reader and of `LanguageConfig.check`."""
+        config: LanguageConfig = self.language.reader.read(self.language.section)
+        config.check(self.language.section)
+        return config
+
+
+def kind_of_model(top: Fields) -> Kind:
+    """Return the families of an InternVL2 model's parts.
 
     Args:
-        top: its content.
+        top: the content of `config.json`.
 
     Raises:
         V2PEError: of the content's class: it is another model's, which is named with those that are supported, or does
@@ -34,7 +70,7 @@ def check_kind(top: Fields) -> None:
         known = ", ".join(printable(name)[:40] for name in list(top.content)[:5]) or "nothing"
         raise top.error(
             f"{top.source}: fields 'model_type' and 'architectures' are missing: it does not say which model it is of "
-            f"(it holds {known}); {SUPPORTED}"
+            f"(it holds {known}); {supported()}"
         )
     if kind is None and architecture == _CLASS:
         _missing(top, "model_type", f'"{_KIND}"', f"; architectures is {_CLASS}")
@@ -44,25 +80,51 @@ def check_kind(top: Fields) -> None:
         raise top.error(
             f"{top.source}: section 'llm_config' is missing; text_config is not read in its place, rename it"
         )
-    _check_part(top.section("llm_config"), "language model", LANGUAGE_MODEL, ("internlm2",))
-    _check_part(top.section("vision_config"), "vision tower", "InternVisionModel", ("intern_vit_6b",))
+    language = _part(top.section("llm_config"), "language model", LANGUAGE_MODELS)
+    vision = _part(top.section("vision_config"), "vision tower", VISION_TOWERS)
     if (other := top.content.get("text_config")) and other != top.content.get("llm_config"):
         raise top.error(f"{top.source}: llm_config and text_config differ; one of them is of another model: remove it")
+    return Kind(vision, language)
 
 
-def _check_part(section: Fields, what: str, expected: str, kinds: tuple[str, ...]) -> None:
+def supported() -> str:
+    """Return which models are supported, in words."""
+    readers = {name: reader for name in LANGUAGE_MODELS if (reader := LANGUAGE_MODELS.find(name)) is not None}
+    titles = " or ".join(dict.fromkeys(_with_article(reader.title) for reader in readers.values()))
+    examples = [reader.example for reader in readers.values() if reader.example is not None]
+    such = f", such as {examples[0]}" if examples else ""
+    return (
+        f"supported is InternVL2 with {titles} language model (model_type {_KIND}, architectures {_CLASS} and "
+        f"{' or '.join(readers)}){such}"
+    )
+
+
+def _with_article(title: str) -> str:
+    return f"{'an' if title[:1] in 'AEIOU' else 'a'} {title}"
+
+
+def _part(section: Fields, what: str, families: Registry[SectionReader[Any]]) -> Part:
+    """Return which family reads a section.
+
+    A tower need not be named, for the published class knows but one; a language model needs its `architectures`.
+    """
     architecture, kind = _architecture(section), section.text("model_type", None)
-    if architecture is None and kind is None and what == "vision tower":
-        return  # the published class knows but one
-    if architecture is None and kind in kinds and what == "vision tower":
-        return
-    if architecture is None and kind in (None, *kinds):
-        _missing(section, "architectures", f'["{expected}"]', "" if kind is None else f"; model_type is {kind}")
-    if architecture not in (None, expected):
-        raise section.error(f"{section.source}: {what} {printable(architecture)[:80]!r} is not supported; {SUPPORTED}")
-    if kind is not None and kind not in kinds:
+    readers = {name: reader for name in families if (reader := families.find(name)) is not None}
+    of_kind = {name: reader for name, reader in readers.items() if kind is None or kind in reader.model_types}
+    if architecture is None:
+        default = [(name, reader) for name, reader in of_kind.items() if reader.is_default]
+        if default:
+            return Part(section, *default[0])
+        if of_kind:
+            expected = " or ".join(f'["{name}"]' for name in of_kind)
+            _missing(section, "architectures", expected, "" if kind is None else f"; model_type is {kind}")
+    elif architecture not in readers:
+        shown = printable(architecture)[:80]
+        raise section.error(f"{section.source}: {what} {shown!r} is not supported; {supported()}")
+    if architecture not in of_kind:
         shown = printable(kind)[:80]
-        raise section.error(f"{section.source}: {what} of model_type {shown!r} is not supported; {SUPPORTED}")
+        raise section.error(f"{section.source}: {what} of model_type {shown!r} is not supported; {supported()}")
+    return Part(section, architecture, of_kind[architecture])
 
 
 def _refuse(top: Fields, kind: str | None, architecture: str | None) -> NoReturn:
@@ -71,7 +133,7 @@ def _refuse(top: Fields, kind: str | None, architecture: str | None) -> NoReturn
     hint = ""
     if kind == "internvl":
         hint = "; this is the form of transformers' own InternVL class: take the folder without -hf in its name"
-    raise top.error(f"{top.source}: architecture {shown!r}{of_kind} is not {_CLASS} ({_KIND}); {SUPPORTED}{hint}")
+    raise top.error(f"{top.source}: architecture {shown!r}{of_kind} is not {_CLASS} ({_KIND}); {supported()}{hint}")
 
 
 def _missing(section: Fields, name: str, expected: str, known: str) -> NoReturn:

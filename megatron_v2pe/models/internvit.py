@@ -23,7 +23,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
 from megatron_v2pe.kernels.residual import scaled_residual
-from megatron_v2pe.models.config import VisionConfig
+from megatron_v2pe.models.config_sections import VisionConfig
 from megatron_v2pe.models.drop_path import DropPathKey, keep_factors, layer_rates
 from megatron_v2pe.models.fusion import in_turn
 from megatron_v2pe.models.layer_specs import block_spec, layer_spec

@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from megatron_v2pe.models.config import LanguageConfig
+from megatron_v2pe.models.config_sections import LanguageConfig
 from megatron_v2pe.models.head import Targets, masked_logits, weighted_nll_sum
 from megatron_v2pe.models.layer_specs import block_spec, layer_spec
 from megatron_v2pe.parallel.packed_sequence import PackedSequence

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_v2pe.checkpoint.hf.mappings import SAME_ORDER, HeadByHead, MappingTable, RowOrder, TensorMapping
-from megatron_v2pe.models.config import InternVLConfig, LanguageConfig, VisionConfig
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.config_sections import LanguageConfig, VisionConfig
 
 
 def internvl2_table(model: InternVLConfig) -> MappingTable:

@@ -13,10 +13,10 @@ from functools import cached_property, lru_cache
 
 from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.config import DataConfig
-from megatron_v2pe.data.conversation import TEMPLATES
+from megatron_v2pe.data.conversation import TEMPLATES, get_template
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
+from megatron_v2pe.data.image_files import image_size
 from megatron_v2pe.data.image_plan import LineKey, TilingOptions, plan_video
-from megatron_v2pe.data.image_transform import image_size
 from megatron_v2pe.data.tokenizer import BOS, EOS, NEEDED, Tokenizer
 from megatron_v2pe.data.types import Clip, Sample
 from megatron_v2pe.errors import DataError
@@ -31,7 +31,7 @@ class Marks(Tokenizer):
 
     def __init__(self) -> None:
         """Know the marks of images and of all templates."""
-        texts = [text for entry in TEMPLATES.values() for text in (entry.user, entry.assistant, entry.end)]
+        texts = [text for entry in map(get_template, TEMPLATES) for text in (entry.user, entry.assistant, entry.end)]
         marks = [mark for text in texts for mark in re.findall(r"<\|\w+\|>", text)]
         self.special = {name: number for number, name in enumerate(dict.fromkeys([BOS, EOS, *NEEDED, *marks]))}
         self.model_file = "no tokenizer"

@@ -1,0 +1,111 @@
+"""The usual section of a language model: the fields that InternLM2, Llama, Qwen2 and many others share, read once.
+
+A family whose `llm_config` has these names reads it by `read_decoder` and adds what is its own. A family with other
+names reads its fields itself and makes a `LanguageConfig` of them (`docs/add_a_language_model.md` shows one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from megatron_v2pe.foreign.schema import Fields
+from megatron_v2pe.models.config_fields import (
+    ACTIVATION,
+    EPS,
+    HEAD_DIM,
+    LARGEST_VOCABULARY,
+    MOST_LAYERS,
+    MOST_POSITIONS,
+    SILU,
+    WIDEST,
+    Rest,
+    check_null,
+    read_heads,
+    read_norm_eps,
+)
+from megatron_v2pe.models.config_rope import rope_config
+from megatron_v2pe.models.config_sections import LanguageConfig
+
+SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size")
+"""Fields of a decoder for which there is no default."""
+_READ = (
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "rope_pos_id_version",
+    "rope_pos_id_stride",
+    "rms_norm_eps",
+    "hidden_act",
+)
+
+
+def read_decoder(
+    section: Fields,
+    architecture: str,
+    title: str,
+    *,
+    qkv_bias: bool = False,
+    states_head_dim: bool = False,
+    read: Iterable[str] = (),
+) -> LanguageConfig:
+    """Read an `llm_config` with the usual names of fields.
+
+    Args:
+        section: the `llm_config`.
+        architecture: name under which the family is registered.
+        title: name of the family in messages.
+        qkv_bias: whether the projections to queries, keys and values have biases.
+        states_head_dim: whether `head_dim` is a field of the family; without, heads share `hidden_size` evenly.
+        read: further fields with words such as `bias` or `norm` in their names, which the caller has read.
+
+    Raises:
+        V2PEError: of the section's class: a field is missing, of another type or out of range, sizes do not go
+            together, or a field asks for what is not computed.
+    """
+    check_null(section, "hidden_act", "rms_norm_eps", "max_position_embeddings")
+    section.text("hidden_act", "silu", SILU)
+    hidden_size = section.whole("hidden_size", least=1, most=WIDEST)
+    own = section.whole("head_dim", None, 1, WIDEST) if states_head_dim else None
+    heads = read_heads(section, hidden_size if own is None else None)
+    positions = section.whole("max_position_embeddings", 2048, 1, MOST_POSITIONS)
+    config = LanguageConfig(
+        architecture=architecture,
+        hidden_size=hidden_size,
+        num_layers=section.whole("num_hidden_layers", least=1, most=MOST_LAYERS),
+        num_attention_heads=heads,
+        num_query_groups=section.whole("num_key_value_heads", heads, 1, heads),
+        head_dim=hidden_size // heads if own is None else own,
+        ffn_hidden_size=section.whole("intermediate_size", least=1, most=8 * WIDEST),
+        vocab_size=section.whole("vocab_size", least=1, most=LARGEST_VOCABULARY),
+        max_position_embeddings=positions,
+        norm_eps=read_norm_eps(section, "rms_norm_eps"),
+        initializer_range=section.number("initializer_range", 0.02, 0, 100),
+        tie_word_embeddings=section.flag("tie_word_embeddings", False),
+        rope=rope_config(section, positions),
+        qkv_bias=qkv_bias,
+    )
+    config.check(section)
+    _check_rest(section, config, title, read)
+    return config
+
+
+def _check_rest(section: Fields, config: LanguageConfig, title: str, read: Iterable[str]) -> None:
+    """Check the fields beyond those that are read."""
+    rest = Rest(section, (*_READ, *read), title)
+    rest.same(("norm_type", "norm"), "rms_norm", "rmsnorm", "RMSNorm")
+    rest.same(ACTIVATION, *SILU)
+    rest.same(EPS, config.norm_eps)
+    rest.same(HEAD_DIM, config.head_dim)
+    rest.same(("partial_rotary_factor", "rotary_pct"), 1)
+    rest.same(("rotary_dim",), config.head_dim)
+    rest.same(("causal", "is_causal"), True)
+    rest.same(("position_embedding_type", "pos_embed_type"), "rope", "rotary")
+    rest.same(("use_parallel_residual", "parallel_residual"), False)
+    if config.rope.scaling_type != "none":  # newer transformers scales from there
+        rest.same(("original_max_position_embeddings",), config.max_position_embeddings)
+    if section.content.get("use_sliding_window") is False:
+        rest.same(("sliding_window",), section.content.get("sliding_window"))
+    if isinstance(kinds := section.content.get("layer_types"), list):
+        rest.same(("layer_types",), ["full_attention"] * len(kinds))
+    rest.unit_scales()
+    rest.nothing_else()

@@ -14,6 +14,7 @@ import torch
 
 import perf
 from megatron_v2pe.base.command import finished, run_tool
+from megatron_v2pe.base.whole_files import write_text
 from megatron_v2pe.errors import ConfigError
 
 EPILOG = """example:
@@ -63,9 +64,8 @@ def _run(name: str, argv: list[str], target: Path | None) -> None:
     machine = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count()}
     print("\n".join(lines({"benchmark": name, **machine, **result})))
     if target is not None:
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"benchmark": name, "machine": machine, "result": result}, indent=2) + "\n")
-        temporary.replace(target)
+        report = {"benchmark": name, "machine": machine, "result": result}
+        write_text(target, json.dumps(report, indent=2) + "\n", shared=True)
 
 
 def lines(result: dict[str, Any]) -> list[str]:

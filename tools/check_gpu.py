@@ -18,6 +18,7 @@ from typing import Any
 
 from gpu_checks.table import as_text
 from megatron_v2pe.base.command import finished, run_tool
+from megatron_v2pe.base.whole_files import write_text
 
 PARTS = {
     "tests": "the tests that need a GPU",
@@ -94,9 +95,7 @@ def _run_all(arguments: argparse.Namespace) -> bool:
         report["parts"][name] = part = _in_own_process(name, device.kind, limit)
         print("\n".join(as_text(f"{_letter(name)} {name}: {PARTS[name]}", part)), flush=True)
         if arguments.json is not None:
-            temporary = arguments.json.with_name(f"{arguments.json.name}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(report, indent=1) + "\n")
-            temporary.replace(arguments.json)
+            write_text(arguments.json, json.dumps(report, indent=1) + "\n", shared=True)
     wrong = [f"{name}: {sentence}" for name, part in report["parts"].items() for sentence in part["wrong"]]
     seconds = sum(part["seconds"] for part in report["parts"].values())
     print(f"\n{len(names)} parts, {seconds:.0f} s: " + ("all numbers hold" if not wrong else f"{len(wrong)} WRONG"))

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.base.whole_files import put_in_place
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.text import read_text
@@ -117,7 +118,7 @@ def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        _put_in_place(temporary, target)
+        put_in_place(temporary, target, replace=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -142,19 +143,3 @@ def _check_target(target: Path, overwrite: bool, marker: str) -> None:
         raise CheckpointError(f"{target}: exists and is not empty; use --overwrite to replace it")
     if not (target / marker).is_file():
         raise CheckpointError(f"{target}: not replaced, for it holds no {marker} and so is no checkpoint of this kind")
-
-
-def _put_in_place(temporary: Path, target: Path) -> None:
-    """Rename `temporary` to `target`; what was there before goes last, and comes back if the renaming fails."""
-    if not target.exists():
-        os.replace(temporary, target)
-        return
-    old = target.with_name(f".{target.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(target, old)
-    try:
-        os.replace(temporary, target)
-    except OSError:
-        os.replace(old, target)
-        raise
-    shutil.rmtree(old)

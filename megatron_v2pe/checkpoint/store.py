@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
 from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.base.whole_files import naming, put_in_place, write_text
 from megatron_v2pe.checkpoint import optimizer_state, sharded
 from megatron_v2pe.checkpoint.checksums import Checksums, FileSum, sums_of_files
 from megatron_v2pe.checkpoint.description import Written, write_description
@@ -38,7 +38,7 @@ from megatron_v2pe.checkpoint.folder import (
 )
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
-from megatron_v2pe.device.rank_errors import raise_on_all_ranks, run_on_first_rank, writing
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks, run_on_first_rank
 from megatron_v2pe.errors import CheckpointError, SpaceError
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.text import read_json
@@ -181,7 +181,7 @@ def _begin(temporary: Path, size: int) -> None:
 
 
 def _write_parts(temporary: Path, parts: list[Any]) -> Written:
-    with writing(temporary):
+    with naming(temporary):
         return sharded.write_parts(temporary, parts)
 
 
@@ -205,12 +205,12 @@ def _finish(
     files: Mapping[str, str] | None,
 ) -> None:
     """Write what lies beside the tensors, checksums last."""
-    with writing(temporary):
+    with naming(temporary):
         write_description(temporary, written, common)
         _copy(hf_source / HF_FOLDER, temporary / HF_FOLDER)
         _write_json(temporary / TRAINING_STATE, asdict(state))
         for name, content in (files or {}).items():
-            write_text(temporary / name, content)
+            write_text(temporary / name, content, durable=True)
         _write_json(temporary / DESCRIPTION, description)
         sums = sums_of_files(temporary, but=written.sizes)
         _check_copies(sums, hf_source, files or {})
@@ -226,7 +226,7 @@ def _copy(source: Path, target: Path) -> None:
             copy.mkdir()
         else:
             content = path.read_bytes()
-            with writing(copy):
+            with naming(copy):
                 copy.write_bytes(content)
 
 
@@ -240,8 +240,8 @@ def _check_copies(sums: Mapping[str, FileSum], hf_source: Path, changed: Mapping
 
 def _put_in_place(temporary: Path, folder: Path, root: Path, iteration: int, keep_latest: int | None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
-    write_text(root / LATEST, f"{iteration}\n")
+    put_in_place(temporary, folder)
+    write_text(root / LATEST, f"{iteration}\n", durable=True)
     _prune(root, iteration, keep_latest)
 
 
@@ -275,18 +275,4 @@ def _prune(root: Path, newest: int, keep_latest: int | None) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write through a temporary file and flush to disk, so that the file is never half there."""
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        with writing(path), temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable=True)

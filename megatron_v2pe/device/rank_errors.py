@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import TypeVar, cast
 
 import torch.distributed as dist
@@ -73,17 +71,6 @@ def share_from_first_rank(action: Callable[[], Result]) -> Result:
     found: list[Result | None] = [run_on_first_rank(action)]
     dist.broadcast_object_list(found, src=0)
     return cast(Result, found[0])
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Name a file or folder in a refused system call that names none: a write to an open file does not."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
 
 
 def as_error(error: OSError) -> V2PEError:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from megatron_v2pe.base.whole_files import write_text
 from megatron_v2pe.errors import CommunicationError, DataError, V2PEError
 from megatron_v2pe.foreign.files import read_bytes
 from megatron_v2pe.foreign.printable import printable
@@ -54,9 +55,7 @@ class AskingNote:
 
     def put(self, ids: Sequence[str]) -> None:
         """Note that these questions are being asked; none: that nothing is."""
-        temporary = self._path.with_suffix(".new")
-        temporary.write_text(json.dumps(seal({"asking": list(ids), "ended": self._ended})), encoding="utf-8")
-        temporary.replace(self._path)
+        write_text(self._path, json.dumps(seal({"asking": list(ids), "ended": self._ended})))
 
 
 def ended_runs(folder: Path) -> dict[str, int]:
@@ -90,13 +89,13 @@ def _read(content: bytes, source: str) -> _Note:
         ) from problem
 
 
-def blameless(error: BaseException) -> bool:
+def is_clean_exit(error: BaseException) -> bool:
     """Whether what ends a run in this process says nothing against the question: not where a neighbour has ended."""
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit, OSError, V2PEError))
     return stopped and not isinstance(error, CommunicationError)
 
 
-def forget(folder: Path) -> None:
+def remove_notes(folder: Path) -> None:
     """Remove all notes: a run has come to its end."""
     for path in folder.glob("asking-*"):
         path.unlink(missing_ok=True)

@@ -8,11 +8,10 @@ content, so nothing in the cache can be out of date and processes may fill it si
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
-from megatron_v2pe.data.image_opening import check_kind
+from megatron_v2pe.base.whole_files import write_bytes
+from megatron_v2pe.data.image_files import check_kind
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.images import open_image
 from megatron_v2pe.foreign.printable import printable
@@ -49,8 +48,5 @@ def store_image(content: bytes, cache: Path, where: str) -> str:
     path = cache / "images" / digest[:2] / f"{digest}.{suffix}"
     if not path.is_file() or path.stat().st_size != len(content):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        with open(handle, "wb") as stream:
-            stream.write(content)
-        os.replace(name, path)
+        write_bytes(path, content, shared=True)
     return str(path)

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.base.whole_files import write_text
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.files import Kind
 from megatron_v2pe.foreign.printable import printable
@@ -127,9 +128,7 @@ def settle(folder: Path, settings: dict[str, Any], device: str = "-", assumed: M
             )
         folder.mkdir(parents=True, exist_ok=True)
         origin = Origin(ours, code, device=device)
-    temporary = path.with_suffix(f".new-{os.getpid()}")
-    temporary.write_text(json.dumps(seal(asdict(origin)), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(seal(asdict(origin)), indent=1, ensure_ascii=False) + "\n", shared=True)
 
 
 def _with(later: tuple[str, ...], first: str, now: str) -> tuple[str, ...]:

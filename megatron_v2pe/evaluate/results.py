@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from megatron_v2pe.base.whole_files import write_text
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.evaluate.answers import Answer, AnswerLog
+from megatron_v2pe.evaluate.answers import AnswerLog
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
-from megatron_v2pe.evaluate.headline import headline, is_long
-from megatron_v2pe.evaluate.scorers import Item, Mode, Scorer, scorer_of
+from megatron_v2pe.evaluate.judging import JudgedAnswers
+from megatron_v2pe.evaluate.scorers import Mode, scorer_of
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.seal import seal, unseal
@@ -121,10 +122,8 @@ def score(
         limit: `questions` are only the first so many of the benchmark's; None: all of them.
     """
     log = AnswerLog(folder)
-    answered = [(question, log.answers.get(question.id)) for question in questions]
-    missing = [question.id for question, answer in answered if answer is None]
-    failed = [question.id for question, answer in answered if answer is not None and answer.error is not None]
-    pairs = [(question, _text(answer)) for question, answer in answered]
+    judged = JudgedAnswers(benchmark, questions, [log.answers.get(question.id) for question in questions])
+    missing, failed = judged.missing, judged.failed
     result: dict[str, Any] = {
         "benchmark": benchmark.name,
         "title": benchmark.title,
@@ -144,35 +143,27 @@ def score(
     if benchmark.own:
         result["file"] = os.path.abspath(root / benchmark.needed[0].path)
     if benchmark.scorer is not None:
-        scorer = scorer_of(benchmark.scorer)
-        items = [benchmark.item(question, text) for question, text in pairs]
-        result["scorer"] = scorer.name
-        try:
-            result |= {"score": _number(benchmark, scorer, items, mode), "summary": scorer.summary(items, mode)}
-        except DataError as error:  # the published rules stop where the corrected ones go on
-            result["unscored"] = str(error)
-        with suppress(DataError):
-            result["other_score"] = _number(benchmark, scorer, items, _OTHER[mode])
+        result["scorer"] = judged.scorer.name
+        result |= _scores(judged, mode)
+    pairs = list(zip(questions, judged.texts, strict=True))
     if not missing and (path := benchmark.submission(root, pairs, folder)) is not None:
         result["submission"] = str(path)
-    temporary = folder / f"{RESULTS}.new"
     plain = json.loads(json.dumps(result, default=str))
-    temporary.write_text(json.dumps(seal(plain), indent=1) + "\n", encoding="utf-8")
-    temporary.replace(folder / RESULTS)
+    write_text(folder / RESULTS, json.dumps(seal(plain), indent=1) + "\n")
     return result
 
 
-def _number(benchmark: Benchmark, scorer: Scorer, items: Sequence[Item], mode: Mode) -> float:
-    """Return a benchmark's number in percent; the published report of MM-NIAH stops at its long sets.
-
-    Raises:
-        DataError: there is none.
-    """
-    if not items:
-        raise DataError("there are no items to score")
-    if mode == "reference" and is_long(benchmark):
-        return scorer.headline(items, mode)
-    return headline(benchmark, scorer, items, [scorer.judge(item, mode) for item in items], mode)
+def _scores(judged: JudgedAnswers, mode: Mode) -> dict[str, Any]:
+    """Return the number and the summary of a mode, or why there are none, and the number of the other mode."""
+    found: dict[str, Any] = {}
+    _ = judged.items  # what is wrong with a question is no reason to go on without its score
+    try:
+        found = {"score": judged.published_percent(mode), "summary": judged.summary(mode)}
+    except DataError as error:  # the published rules stop where the corrected ones go on
+        found["unscored"] = str(error)
+    with suppress(DataError):
+        found["other_score"] = judged.published_percent(_OTHER[mode])
+    return found
 
 
 def as_line(result: dict[str, Any]) -> str:
@@ -209,7 +200,3 @@ def _shortened(error: str) -> str:
     """Return an error without its class, on one line."""
     text = " ".join(_CLASS.sub("", error).split())
     return text if len(text) <= _LONGEST_ERROR else f"{text[:_LONGEST_ERROR]}..."
-
-
-def _text(answer: Answer | None) -> str:
-    return "" if answer is None or answer.answer is None else answer.answer

@@ -30,7 +30,7 @@ def test_no_ranks_where_samples_and_positions_are_made(folder):
 
 
 def test_megatron_core_is_imported_in_the_layers_that_stand_on_it_only():
-    allowed = {"device", "parallel", "models", "checkpoint", "train", "generate", "workshop"}
+    allowed = {"device", "parallel", "models", "families", "checkpoint", "train", "generate", "workshop"}
     for path in MODULES:
         if path.relative_to(PACKAGE).parts[0] not in allowed:
             assert not [name for name in imported(path) if name.startswith("megatron.core")], path
@@ -108,3 +108,21 @@ def test_errors_of_one_rank_are_raised_on_all_in_one_place():
         name = path.relative_to(PACKAGE).as_posix()
         assert not calls or name in OBJECTS_BETWEEN_RANKS, f"{name}: {calls}; see megatron_v2pe/device/rank_errors.py"
         assert calls or name not in OBJECTS_BETWEEN_RANKS, f"{name} sends no objects any more: take it off the list"
+
+
+def _renames(node: ast.AST) -> bool:
+    """Tell whether a call gives a file another name: `os.replace`, `path.replace(target)` and their like."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    of_os = isinstance(node.func.value, ast.Name) and node.func.value.id in ("os", "shutil")
+    one_argument = len(node.args) == 1 and not node.keywords  # text has two: what is replaced, and by what
+    return node.func.attr in ("rename", "move", "renames") or (node.func.attr == "replace" and (of_os or one_argument))
+
+
+def test_files_are_put_in_place_in_one_module():
+    """Each copy of the idea forgets something else: another process that writes, a full disk, the flush."""
+    tools = sorted((PACKAGE.parent / "tools").rglob("*.py"))
+    for path in (*MODULES, *tools):
+        if path != PACKAGE / "base" / "whole_files.py":
+            calls = [ast.unparse(node) for node in ast.walk(ast.parse(path.read_text("utf-8"))) if _renames(node)]
+            assert not calls, f"{path}: {calls}: megatron_v2pe/base/whole_files.py writes a file whole or not at all"

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from megatron_v2pe.base.whole_files import write_text
+
 
 @dataclass
 class Outcome:
@@ -35,6 +37,4 @@ class Outcome:
     def keep(self) -> None:
         """Write what there is."""
         if Outcome.target is not None:
-            temporary = Outcome.target.with_suffix(".tmp")
-            temporary.write_text(json.dumps(asdict(self)))
-            temporary.replace(Outcome.target)
+            write_text(Outcome.target, json.dumps(asdict(self)))

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_v2pe.base.run_lock import LOCK, lock_folder
+from megatron_v2pe.base.whole_files import write_text
 from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.encode import DocumentEncoder
+from megatron_v2pe.data.image_operations import AS_PUBLISHED
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.files import LOOKUP
 from megatron_v2pe.data.indexed.finish import plan_digest, put_in_place, write_indexes, write_manifest
@@ -27,7 +29,6 @@ from megatron_v2pe.data.indexed.samples import settings_of, template_digest
 from megatron_v2pe.data.indexed.streams import JOURNAL, Streams, room
 from megatron_v2pe.data.indexed.verify import verify
 from megatron_v2pe.data.indexed.work import UNREADABLE, Pool, Worker
-from megatron_v2pe.data.types import AS_PUBLISHED
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
@@ -188,6 +189,8 @@ class _Job:
 def _settings(dataset: Dataset) -> dict[str, Any]:
     """Return an entry of the data list; how pictures are opened only where it is not usual, as older builds have it."""
     content = asdict(replace(dataset))
+    if not dataset.image_operations:
+        del content["image_operations"]
     return content if dataset.opening != AS_PUBLISHED else {k: v for k, v in content.items() if k not in _OPENING}
 
 
@@ -211,11 +214,7 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
     if not os.path.lexists(path):
         if (folder / JOURNAL).exists():
             raise DataError(f"{printable(path)}: is missing beside a {JOURNAL}: what was begun is not known; {anew}")
-        temporary = path.with_suffix(".new")
-        temporary.write_text(
-            json.dumps(seal({"format": _FORMAT, **plan}), indent=1, ensure_ascii=False), encoding="utf-8"
-        )
-        os.rename(temporary, path)
+        write_text(path, json.dumps(seal({"format": _FORMAT, **plan}), indent=1, ensure_ascii=False))
         return
     try:
         content = read_json_object(path, DataError, unique=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from megatron_v2pe.base import whole_files
 from megatron_v2pe.data.annotations import Dataset
+from megatron_v2pe.data.image_operations import AS_PUBLISHED
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.checksums import CHECKSUMS, write_checksums
 from megatron_v2pe.data.indexed.files import map_records
 from megatron_v2pe.data.indexed.megatron_format import write_index
 from megatron_v2pe.data.indexed.report import write_report
 from megatron_v2pe.data.indexed.streams import Streams
-from megatron_v2pe.data.types import AS_PUBLISHED
 from megatron_v2pe.errors import DataError
 
 
@@ -97,7 +97,7 @@ def write_manifest(
         checksums_xxh3=digest,
     )
     for name in names:  # not of the lock: to open it anew would give it up
-        _sync(folder / name)
+        whole_files.wait_for_disk(folder / name)
     manifest.write(folder)
     return manifest
 
@@ -106,9 +106,9 @@ def put_in_place(folder: Path, out: Path, leftovers: Sequence[str]) -> None:
     """Remove what only a build needs, and give the folder its name; can be done again after a kill."""
     for name in leftovers:
         (folder / name).unlink(missing_ok=True)
-    _sync(folder)
-    os.rename(folder, out)
-    _sync(out.parent)
+    whole_files.wait_for_disk(folder)
+    whole_files.put_in_place(folder, out)
+    whole_files.wait_for_disk(out.parent)
 
 
 def plan_digest(plan: dict[str, Any]) -> str:
@@ -147,6 +147,7 @@ def _sets(
                 repeat_time=dataset.repeat_time,
                 weight=dataset.weight,
                 opening=dataset.opening,
+                image_operations=dataset.image_operations,
             )
         )
         first += samples
@@ -158,14 +159,8 @@ def _lengths_digest(sets: Sequence[layout.IndexedSet], samples: np.ndarray) -> s
     digest = hashlib.sha256(json.dumps([[entry.name, entry.first, entry.samples] for entry in sets]).encode())
     if any(entry.opening != AS_PUBLISHED for entry in sets):
         digest.update(json.dumps([asdict(entry.opening) for entry in sets]).encode())
+    if any(entry.image_operations for entry in sets):
+        digest.update(json.dumps([entry.image_operations for entry in sets]).encode())
     for field in ("tokens", "tiles"):
         digest.update(np.ascontiguousarray(samples[field]).tobytes())
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

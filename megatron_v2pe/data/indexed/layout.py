@@ -18,7 +18,6 @@ All numbers are little-endian. Records of a sample or file end where those of th
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -27,8 +26,9 @@ from typing import Annotated, Any
 import numpy as np
 
 from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.base.whole_files import write_text
+from megatron_v2pe.data.image_operations import AS_PUBLISHED, Opening
 from megatron_v2pe.data.indexed.checksums import BLOCK, CHECKSUMS, REMEDY, CheckedFile, read_checksums
-from megatron_v2pe.data.types import AS_PUBLISHED, Opening
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.files import check_name, check_regular
 from megatron_v2pe.foreign.printable import printable
@@ -103,6 +103,8 @@ class IndexedSet:
     weight: _Positive | None = None
     opening: Opening = AS_PUBLISHED
     """How its image files become RGB; written only where it is not as published."""
+    image_operations: tuple[str, ...] = ()
+    """Names of its further image operations; written only where there are some."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -144,13 +146,10 @@ class Manifest:
         for entry, dataset in zip(content["datasets"], self.datasets, strict=True):
             if dataset.opening == AS_PUBLISHED:
                 del entry["opening"]
+            if not dataset.image_operations:
+                del entry["image_operations"]
         content = seal({"format": FORMAT, **content})
-        temporary = folder / f"{MANIFEST}.new"
-        with open(temporary, "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.rename(temporary, folder / MANIFEST)
+        write_text(folder / MANIFEST, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable=True)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

@@ -148,7 +148,7 @@ def test_ended_while_the_last_files_are_written(case, tmp_path, monkeypatch, mom
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", ending(os.rename))
+        patch.setattr(os, "replace", ending(os.replace))
         patch.setattr(Path, "unlink", ending(Path.unlink))
         patch.setattr(finish, "write_report", ending(finish.write_report))
         with pytest.raises(InterruptedError):

@@ -2,7 +2,8 @@
 
 Knows the field types used here: str, int, float, bool, None, Literal, optional values, tuples of one element
 type, and further dataclasses; `Annotated` with a `Range` for numbers, with `NUMBER_OR_TEXT` for text that may be
-written as a number. Leaves out interpolation, includes and every other YAML dialect.
+written as a number, with `OneOf` for names that plug-ins may add to. Leaves out interpolation, includes and every
+other YAML dialect.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import math
 import re
 import types
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -32,6 +33,13 @@ LARGEST_INTEGER = 2**63 - 1
 _LONGEST_TEXT = 4096
 _LONGEST_LIST = 1000
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,400}\.?[0-9]{0,400}|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,4})?")
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The names a text setting may have, in `Annotated[str, OneOf(REGISTRY.names)]`; asked when a value is checked."""
+
+    names: Callable[[], Sequence[str]]
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -103,6 +111,13 @@ def set_path(config: Config, path: str, value: Any, source: str) -> Config:
     return merge(config, nested, source)
 
 
+def get_path(config: Any, path: str) -> Any:
+    """Return the value of the field at a dotted path that exists."""
+    for part in path.split("."):
+        config = getattr(config, part)
+    return config
+
+
 def leaf_paths(config: Any, prefix: str = "") -> Iterator[str]:
     """Yield the dotted path of every field that is not itself a section."""
     for field in fields(config):
@@ -120,6 +135,11 @@ def leaf_type(config: Any, path: str) -> Any:
         config = getattr(config, section)
     kind = field_types(type(config))[name]
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def leaf_types(config: Any) -> dict[str, Any]:
+    """Return the declared type, without its range, of every field that is not itself a section, by dotted path."""
+    return {path: leaf_type(config, path) for path in leaf_paths(config)}
 
 
 @cache
@@ -141,9 +161,7 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _coerce_union(value, get_args(kind), where)
     if origin is Literal:
-        if isinstance(value, str) and value in get_args(kind):
-            return value
-        raise ConfigError(f"{where} is {_shown(value)}, expected one of {', '.join(map(str, get_args(kind)))}")
+        return _one_of(value, get_args(kind), where)
     if origin is tuple:
         element = get_args(kind)[0]
         items = value.split(",") if isinstance(value, str) else value
@@ -175,6 +193,9 @@ def _bare(kind: Any) -> Any:
 
 def _coerce_annotated(value: Any, kind: Any, where: str) -> Any:
     kind, *marks = get_args(kind)
+    for mark in marks:
+        if isinstance(mark, OneOf):
+            return _one_of(value, mark.names(), where)
     if NUMBER_OR_TEXT in marks and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = _shown(value)
     result = coerce(value, kind, where)
@@ -182,6 +203,12 @@ def _coerce_annotated(value: Any, kind: Any, where: str) -> Any:
         if isinstance(allowed, Range) and not allowed.holds(result):
             raise ConfigError(f"{where} is {_shown(result)}, expected {allowed}")
     return result
+
+
+def _one_of(value: Any, names: Sequence[str], where: str) -> str:
+    if isinstance(value, str) and value in names:
+        return value
+    raise ConfigError(f"{where} is {_shown(value)}, expected one of {', '.join(map(str, names))}")
 
 
 def _coerce_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:

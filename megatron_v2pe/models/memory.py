@@ -14,6 +14,7 @@ from math import ceil
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import Learning
 from megatron_v2pe.models.recompute import RecomputePlan
+from megatron_v2pe.parallel.attention.context_parallel import exchange_named
 from megatron_v2pe.parallel.config import ParallelConfig
 
 GIB = 2**30
@@ -253,8 +254,8 @@ def _decoder_layer(model: InternVLConfig, layout: ParallelConfig, tokens: int, n
     # The gradient of the MLP's input; under sequence parallelism of the gathered one, beside what was gathered for it.
     mlp = ceil(wide * SWIGLU_WORKING / chunks) + (3 * row * llm.hidden_size if share > 1 else hidden)
     again = mlp + ceil(2 * wide / chunks)  # a recomputed layer ends before its MLP, and backward forms the product
-    # Attention: what is its gradient's, gradients of its inputs, and sums of them in fp32; a ring has a second block.
-    blocks = 2 if layout.context_parallel_size > 1 else 1
+    # Attention: its output's gradient, gradients of its inputs, and sums of them in fp32, once for every block held.
+    blocks = exchange_named(layout.cp_comm_type).blocks_held(layout.context_parallel_size)
     attended = queries + (queries + 2 * keys) + blocks * (queries + 2 * keys) * 4 // size
     return _Layers(
         given=hidden,

@@ -31,6 +31,7 @@ from megatron_v2pe.models.transformer_config import (
     language_transformer_config,
     vision_transformer_config,
 )
+from megatron_v2pe.parallel.attention.context_parallel import exchange_named
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
 from megatron_v2pe.parallel.topology import coordinates_of, single_rank_group
@@ -169,7 +170,8 @@ class InternVLModel(MegatronModule):
     def _packed_sequence(self, batch: MicroBatch) -> PackedSequence:
         """Layout and rotary angles, made once for all layers."""
         cos, sin = self.rotary.cos_sin(batch.position_ticks, batch.layout.local_seqlens, batch.last_ticks)
-        return PackedSequence.build(batch.layout, cos, sin, all_to_all=self.config.cp_comm_type == "a2a")
+        in_order = exchange_named(self.config.cp_comm_type).needs_documents_in_order
+        return PackedSequence.build(batch.layout, cos, sin, in_order)
 
     def _first_stage(self, batch: MicroBatch) -> Tensor:
         """Text and images as one sequence, this rank's tokens of it."""

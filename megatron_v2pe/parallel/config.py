@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from megatron_v2pe.base.config_tree import check_values
+from megatron_v2pe.base.config_tree import OneOf, check_values
 from megatron_v2pe.device.launch_checks import how_to_start
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
+from megatron_v2pe.parallel.attention.attention_backend import ATTENTION_BACKENDS
+from megatron_v2pe.parallel.attention.context_parallel import CONTEXT_PARALLEL, exchange_named
 
 _Degree = Annotated[int, Range(1, 1 << 16)]
 _Layers = Annotated[int, Range(1, 1000)]
@@ -53,9 +55,9 @@ class ParallelConfig:
     """Decoder layers of the first stage, fewer to make room for the vision tower; unset: an even split."""
     num_layers_in_last_pipeline_stage: _Layers | None = None
     """Decoder layers of the last stage, fewer to make room for the head; unset: an even split."""
-    cp_comm_type: Literal["p2p", "a2a"] = "p2p"
+    cp_comm_type: Annotated[str, OneOf(CONTEXT_PARALLEL.names)] = "p2p"
     """How context parallel processes attend: `p2p` a ring of keys and values, `a2a` whole documents, a few heads."""
-    attention_backend: Literal["auto", "cudnn", "flash", "flash_attn", "reference"] = "auto"
+    attention_backend: Annotated[str, OneOf(ATTENTION_BACKENDS.names)] = "auto"
     """Attention kernels: `auto` the fastest that pass a small test, `cudnn`, `flash` (PyTorch's) or `flash_attn` (the
     packages) where they can, `reference` plain attention, quadratic in memory. The CPU has `flash` and `reference`."""
     vision_parallel: Literal["tensor", "replicated"] = "tensor"
@@ -127,7 +129,12 @@ class ParallelConfig:
         if sizes is not None:
             self.layers_per_stage(sizes.num_layers)
             self._validate_tensor_parallel(sizes)
-            self._validate_all_to_all(sizes)
+            exchange_named(self.cp_comm_type).check(
+                self.context_parallel_size,
+                sizes.num_attention_heads,
+                sizes.num_query_groups,
+                self.tensor_model_parallel_size,
+            )
 
     def _validate_degrees(self) -> None:
         check_values(self, "parallel")
@@ -167,18 +174,4 @@ class ParallelConfig:
                 raise ConfigError(
                     f"tensor_model_parallel_size {degree} does not divide the {count} {what}; "
                     "vision_parallel replicated does without"
-                )
-
-    def _validate_all_to_all(self, sizes: ModelSizes) -> None:
-        if self.cp_comm_type != "a2a":
-            return
-        degree, shared = self.context_parallel_size, self.tensor_model_parallel_size
-        for count, what in (
-            (sizes.num_attention_heads, "attention heads"),
-            (sizes.num_query_groups, "query groups (key-value heads)"),
-        ):
-            if count // shared % degree:
-                raise ConfigError(
-                    f"cp_comm_type a2a: context_parallel_size {degree} does not divide the {count // shared} {what} "
-                    f"each tensor parallel rank has ({count} over {shared}); use p2p"
                 )

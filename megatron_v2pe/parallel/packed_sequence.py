@@ -31,19 +31,19 @@ class PackedSequence(PackedSeqParams):
     rotary_sin: Tensor | None = None
     """float32 [S, head_dim // 2]."""
     documents_in_order: Tensor | None = None
-    """int64 [S x context_parallel_size]: see `ZigzagLayout.documents_in_order`; only for all-to-all."""
+    """int64 [S x context_parallel_size]: see `ZigzagLayout.documents_in_order`; None where it is not needed."""
     kept: dict[int, AttentionResult] = field(default_factory=dict)
     """Attention results by layer number, on their way from a layer's forward pass to its recompute."""
 
     @classmethod
-    def build(cls, layout: ZigzagLayout, cos: Tensor, sin: Tensor, all_to_all: bool = False) -> PackedSequence:
+    def build(cls, layout: ZigzagLayout, cos: Tensor, sin: Tensor, documents_in_order: bool = False) -> PackedSequence:
         """Describe a pack.
 
         Args:
             layout: documents and who holds their tokens.
             cos: float32 [S, head_dim // 2].
             sin: float32 [S, head_dim // 2].
-            all_to_all: whether attention trades tokens for heads, and so has to know the documents' order.
+            documents_in_order: whether the exchange of context-parallel ranks needs to know the documents' order.
         """
         assert cos.shape[0] == layout.num_local_tokens, f"{cos.shape[0]} angles, {layout.num_local_tokens} tokens"
         borders = to_device(torch.tensor(layout.cu_seqlens, dtype=torch.int32), cos.device)
@@ -59,5 +59,5 @@ class PackedSequence(PackedSeqParams):
             layout=layout,
             rotary_cos=cos,
             rotary_sin=sin,
-            documents_in_order=to_device(layout.documents_in_order(), cos.device) if all_to_all else None,
+            documents_in_order=to_device(layout.documents_in_order(), cos.device) if documents_in_order else None,
         )

@@ -10,6 +10,7 @@ from megatron_v2pe.data.loader import Plan
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import Learning
 from megatron_v2pe.models.memory import parameters
+from megatron_v2pe.parallel.attention.context_parallel import exchange_named
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.memory import Budget, in_words, packs_per_step
@@ -89,7 +90,7 @@ def positions(config: ExperimentConfig) -> str:
 
 def layout_words(layout: ParallelConfig, world: int) -> str:
     """Return how a world is divided, `4 data parallel x 8 context parallel (ring)`."""
-    kind = {"p2p": "ring", "a2a": "all-to-all"}[layout.cp_comm_type]
+    kind = exchange_named(layout.cp_comm_type).words
     degrees = [
         ("data parallel", layout.data_parallel_size(world)),
         (f"context parallel ({kind})", layout.context_parallel_size),

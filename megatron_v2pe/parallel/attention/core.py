@@ -21,9 +21,8 @@ from torch.nn.attention import sdpa_kernel
 
 from megatron_v2pe.errors import ConfigError, LayoutError
 from megatron_v2pe.kernels.rotary import apply_rotary
-from megatron_v2pe.parallel.attention.all_to_all import all_to_all_attention
 from megatron_v2pe.parallel.attention.attention_backend import ATTENTION_BACKENDS
-from megatron_v2pe.parallel.attention.ring import ring_attention
+from megatron_v2pe.parallel.attention.context_parallel import exchange_named
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
 
 
@@ -54,8 +53,7 @@ class FlashCoreAttention(MegatronModule):
         self.layer_number = layer_number
         self.attn_mask_type = attn_mask_type
         self.cp_comm_type = cp_comm_type or "p2p"
-        if self.cp_comm_type not in ("p2p", "a2a"):
-            raise ConfigError(f"cp_comm_type {self.cp_comm_type!r} is none of p2p, a2a")
+        self.exchange = exchange_named(self.cp_comm_type)
         self.cp_group = pg_collection.cp if config.context_parallel_size > 1 else None
         self.keep_result = keep_result
         """Carry results of a recomputed layer from its forward pass to its recompute (`PackedSequence.kept`)."""
@@ -110,18 +108,9 @@ class FlashCoreAttention(MegatronModule):
         """
         assert pack.layout is not None
         kept = pack.kept.pop(self.layer_number, None) if torch.is_grad_enabled() else None
-        if self.cp_group is not None and self.cp_comm_type == "a2a":
-            assert pack.documents_in_order is not None, "all-to-all needs a pack that knows the documents' order"
-            seqlens, order = pack.layout.seqlens, pack.documents_in_order
-            output, result = all_to_all_attention(
-                query, key, value, seqlens, order, self.cp_group, self.softmax_scale, kept, self.backend
-            )
-        else:
-            seqlens = pack.layout.local_seqlens
-            result = ring_attention(
-                query, key, value, seqlens, self.cp_group, self.softmax_scale, kept=kept, backend=self.backend
-            )
-            output = result[0]
+        output, result = self.exchange.attend(
+            query, key, value, pack, self.cp_group, self.softmax_scale, kept, self.backend
+        )
         if self.keep_result and self.training and not torch.is_grad_enabled():
             pack.kept[self.layer_number] = result
         return output

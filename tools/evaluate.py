@@ -126,7 +126,7 @@ def _look(
 ) -> tuple[Opening, list[Stride], Sequence[Benchmark]]:
     """Return what is to be asked of which checkpoint, all that can be checked without a model checked."""
     from megatron_v2pe.errors import ConfigError
-    from megatron_v2pe.evaluate.preflight import check_all
+    from megatron_v2pe.evaluate.benchmark import check_all
     from megatron_v2pe.evaluate.registry import create, expand
     from megatron_v2pe.generate.load import prepare
     from megatron_v2pe.v2pe.settings import parse_stride
@@ -167,7 +167,8 @@ def _run(arguments: argparse.Namespace) -> None:
 def _settle(arguments: argparse.Namespace, it: Opened, folders: Mapping[Any, Path]) -> None:
     """Note in each stride's folder what its answers depend on, or refuse a folder of another run."""
     from megatron_v2pe.checkpoint.folder import HF_FOLDER
-    from megatron_v2pe.data.types import AS_PUBLISHED
+    from megatron_v2pe.data.image_operations import AS_PUBLISHED
+    from megatron_v2pe.data.image_operations import Opening as PictureOpening
     from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
     from megatron_v2pe.generate.prompt import asked_with
     from megatron_v2pe.models.config import InternVLConfig
@@ -183,8 +184,8 @@ def _settle(arguments: argparse.Namespace, it: Opened, folders: Mapping[Any, Pat
         "window": arguments.window or "any",
         **asked_with(it.pretrained.config),
     }
-    if it.tiling.opening != AS_PUBLISHED:
-        settings["pictures"] = str(it.tiling.opening)
+    if (pictures := PictureOpening.of(it.tiling.operations)) != AS_PUBLISHED:
+        settings["pictures"] = str(pictures)
     for stride, out in folders.items():
         settle(out, {**settings, "rope_pos_id_stride": str(stride)}, it.device, assumed)
 

@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def check(argv: list[str], processes: int) -> None:
-    """Refuse what can be refused before so many processes are started, see `device/before_start.py`."""
+    """Refuse what can be refused before so many processes are started, see `device/launch_checks.py`."""
     from megatron_v2pe.device.launch import World
 
     _look(_read(argv), World(world_size=processes))
@@ -137,7 +137,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _questions(arguments: argparse.Namespace) -> list[Any]:
     """What is to be asked, read and checked before the model is loaded."""
-    from megatron_v2pe.data.image_transform import image_size
+    from megatron_v2pe.data.image_files import image_size
     from megatron_v2pe.errors import DataError
     from megatron_v2pe.generate.jsonl import answered, read_questions, unanswered
     from megatron_v2pe.generate.pretrained import Question

@@ -110,9 +110,8 @@ def _with_positions(config: ExperimentConfig) -> ExperimentConfig:
     from megatron_v2pe.base.logging import quiet_expected_warnings
 
     quiet_expected_warnings()
-    from megatron_v2pe.train.recorded import with_recorded_strides
 
-    return with_recorded_strides(config)
+    return config.with_recorded_strides()
 
 
 def _padded(arguments: argparse.Namespace, config: ExperimentConfig, found: Found) -> tuple[int, ...]:
@@ -130,7 +129,7 @@ def _padded(arguments: argparse.Namespace, config: ExperimentConfig, found: Foun
 def _draw(
     arguments: argparse.Namespace, config: ExperimentConfig, found: Found, view: PackView, tile_size: int
 ) -> None:
-    from megatron_v2pe.data.image_transform import NORMALISATION
+    from megatron_v2pe.data.image_operations import NORMALISATION
     from megatron_v2pe.workshop.inspection.contact_sheet import contact_sheet
 
     mean, _ = NORMALISATION[config.data.normalize_type]

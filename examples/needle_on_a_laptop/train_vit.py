@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from megatron_v2pe.base.progress import progress_bar
 from megatron_v2pe.checkpoint.hf.random_weights import write_checkpoint
 from megatron_v2pe.checkpoint.hf.registry import mapping_table
-from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.generate.pretrained import open_pretrained
 from megatron_v2pe.kernels.tiles import normalise_tiles
 from megatron_v2pe.workshop.full_state import gather_full

@@ -21,8 +21,9 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import xxhash
 
+from megatron_v2pe.data.image_operations import IMAGE_OPERATIONS, Opening
 from megatron_v2pe.data.turns import TURN_FIELDS, turns_of
-from megatron_v2pe.data.types import Opening, Sample, SampleId
+from megatron_v2pe.data.types import Sample, SampleId
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.media_fields import Media, is_path, media_of
@@ -84,6 +85,8 @@ class Dataset:
     """What is seen of transparent pixels: see `Opening`."""
     exif_rotation: bool = False
     """Turn pictures as their camera noted: see `Opening`."""
+    image_operations: tuple[str, ...] = ()
+    """Names of further image operations, applied in this order (`data.image_operations`)."""
 
     @property
     def opening(self) -> Opening:
@@ -268,6 +271,7 @@ class _Entry:
     dynamic_image_size: bool | None = None
     transparency: Literal["drop", "white", "black"] = "drop"
     exif_rotation: bool = False
+    image_operations: tuple[str, ...] = ()
     weight: Annotated[float, Range(0, _LARGEST_WEIGHT)] | None = None
     length: Any = None
     """Documents the number of lines and is compared with it nowhere."""
@@ -375,7 +379,18 @@ def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:
         dynamic_image_size=read.dynamic_image_size,
         transparency=read.transparency,
         exif_rotation=read.exif_rotation,
+        image_operations=_known_operations(read.image_operations, where),
     )
+
+
+def _known_operations(names: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """Return the names of further image operations, which all have to be known."""
+    for name in names:
+        try:
+            IMAGE_OPERATIONS.get(name)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: image_operations: {error}") from None
+    return names
 
 
 def read_shares(path: str | Path) -> dict[str, tuple[float, float | None]]:

@@ -12,11 +12,12 @@ from functools import cached_property
 from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import get_template
+from megatron_v2pe.data.image_files import image_size
+from megatron_v2pe.data.image_operations import operations_of
 from megatron_v2pe.data.image_plan import ClipOf, SizeOf, TilingOptions, draw_pictures, plan_images, plan_video
-from megatron_v2pe.data.image_transform import image_size
 from megatron_v2pe.data.tokenize import PLACEHOLDER, compact_conversation, expand, image_starts, with_placeholder
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.data.types import AS_PUBLISHED, Clip, Document, EncodedSample, Picture, Sample
+from megatron_v2pe.data.types import Clip, Document, EncodedSample, Picture, Sample
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe.position_ids import position_ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
@@ -118,10 +119,14 @@ class DocumentEncoder:
     def tiling(self, dataset: Dataset | None = None) -> TilingOptions:
         """Return how images become tiles, with a data set's own settings over the run's."""
         config = self.config
-        dynamic, max_num, augment = config.dynamic_image_size, config.max_dynamic_patch, False
+        dynamic, max_num = config.dynamic_image_size, config.max_dynamic_patch
+        operations = operations_of(pad_to_square=config.pad2square)
         if dataset is not None:
             dynamic = dynamic if dataset.dynamic_image_size is None else dataset.dynamic_image_size
-            max_num, augment = dataset.max_dynamic_patch or max_num, dataset.data_augment
+            max_num = dataset.max_dynamic_patch or max_num
+            operations = operations_of(
+                dataset.opening, config.pad2square, dataset.data_augment, dataset.image_operations
+            )
         return TilingOptions(
             tile_size=self.facts.tile_size,
             dynamic=dynamic,
@@ -129,9 +134,7 @@ class DocumentEncoder:
             max_num=max_num,
             share_max_num=config.dynamic_max_patch,
             thumbnail=config.use_thumbnail,
-            pad_to_square=config.pad2square,
-            augment=augment,
-            opening=AS_PUBLISHED if dataset is None else dataset.opening,
+            operations=operations,
         )
 
     def _check_tiles(self, tiles: int) -> None:

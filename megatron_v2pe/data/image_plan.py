@@ -1,67 +1,96 @@
-"""How the images and videos of a sample are cut, from their headers alone; and reading their tiles."""
+"""How the images and videos of a sample are cut into tiles, decided from their headers alone; no pixels are read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+from functools import cache, lru_cache
 
 from megatron_v2pe.base.keyed_random import seed_of, uniform
-from megatron_v2pe.data.image_transform import (
-    JPEG_QUALITIES,
-    cut_tiles,
-    image_size,
-    jpeg_augment,
-    open_image,
-    pad_to_square,
-)
-from megatron_v2pe.data.tile_cache import TileCache
-from megatron_v2pe.data.tiling import Grid, choose_grid
-from megatron_v2pe.data.types import AS_PUBLISHED, Clip, Opening, Picture
-from megatron_v2pe.data.video import draw_frames, frame_range, list_frames, read_frames
+from megatron_v2pe.data.image_files import image_size
+from megatron_v2pe.data.image_operations import Grid, Operations
+from megatron_v2pe.data.types import Clip, Picture
+from megatron_v2pe.data.video import draw_frames, frame_range, list_frames
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
 
 Key = tuple[int, ...]
 """Seed, epoch and number of a sample."""
 SizeOf = Callable[[str], tuple[int, int]]
-"""Gives width and height of the image of a path."""
+"""A function that gives width and height of the image of a path."""
 LineKey = tuple[int | str, ...]
 """Seed, data set and line of a sample."""
 
 
+@cache
+def candidate_grids(min_num: int, max_num: int) -> tuple[Grid, ...]:
+    """Return all grids of `min_num` to `max_num` tiles by (area, columns).
+
+    The reference orders grids of one area by a hash; the choice can only differ for an aspect ratio exactly midway
+    between two of them, which cannot happen from one tile on.
+    """
+    grids = [
+        (columns, area // columns)
+        for area in range(max(min_num, 1), max_num + 1)
+        for columns in range(1, area + 1)
+        if area % columns == 0
+    ]
+    return tuple(grids)
+
+
+@lru_cache(maxsize=1 << 14)
+def choose_grid(width: int, height: int, min_num: int, max_num: int, tile_size: int) -> Grid:
+    """Return the grid whose aspect ratio is nearest to the image's (InternVL's dynamic resolution).
+
+    Of grids equally near, the larger wins only if the image has more than half as many pixels as it.
+
+    Args:
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        min_num: fewest tiles, thumbnail not counted.
+        max_num: most tiles, thumbnail not counted.
+        tile_size: side of a tile in pixels.
+    """
+    aspect = width / height
+    best, best_difference = (1, 1), float("inf")
+    for columns, rows in candidate_grids(min_num, max_num):
+        difference = abs(aspect - columns / rows)
+        large_enough = width * height > 0.5 * tile_size * tile_size * columns * rows
+        if difference < best_difference or (difference == best_difference and large_enough):
+            best, best_difference = (columns, rows), difference
+    return best
+
+
+def count_tiles(grid: Grid, thumbnail: bool) -> int:
+    """Return the number of tiles of an image; the thumbnail is added only where there are several."""
+    tiles = grid[0] * grid[1]
+    return tiles + (1 if thumbnail and tiles > 1 else 0)
+
+
 @dataclass(frozen=True)
 class TilingOptions:
-    """How images become tiles, settled for one dataset."""
+    """How images become tiles, settled for one data set."""
 
     tile_size: int
     dynamic: bool = True
+    """Cut an image into a grid of tiles; otherwise it becomes one tile as a whole."""
     min_num: int = 1
     max_num: int = 12
     share_max_num: bool = False
     """Divide `max_num` among the images of a sample (`dynamic_max_patch`)."""
     thumbnail: bool = True
-    pad_to_square: bool = False
-    augment: bool = False
-    opening: Opening = AS_PUBLISHED
-    """How image files become RGB."""
+    operations: Operations = ()
+    """What is done to every image, in order."""
 
     def grid(self, width: int, height: int) -> Grid | None:
         """Return columns and rows an image of a size is cut into; None: it becomes one tile as a whole."""
         return choose_grid(width, height, self.min_num, self.max_num, self.tile_size) if self.dynamic else None
 
-    @property
-    def pads_images(self) -> bool:
-        """Whether images are padded to a square: only those that become one tile as a whole.
-
-        The published code pads what it has cut: the tiles of a grid are square already, and stay as they are.
-        """
-        return self.pad_to_square and not self.augment and not self.dynamic
+    def operations_for(self, grid: Grid | None) -> Operations:
+        """Return the operations that concern an image which is cut into this grid."""
+        if all(operation.applies_to(grid) for operation in self.operations):
+            return self.operations
+        return tuple(operation for operation in self.operations if operation.applies_to(grid))
 
     def shared_among(self, images: int) -> TilingOptions:
         """Return the options for each image of a sample that has so many."""
@@ -74,8 +103,8 @@ def plan_images(paths: Sequence[str], options: TilingOptions, size_of: SizeOf = 
     """Decide the tiles of each image.
 
     Args:
-        paths: of the images.
-        options: of tiling.
+        paths: files of the images.
+        options: how they become tiles.
         size_of: gives width and height of the image of a path.
 
     Raises:
@@ -85,17 +114,15 @@ def plan_images(paths: Sequence[str], options: TilingOptions, size_of: SizeOf = 
     pictures: list[Picture] = []
     for path in paths:
         width, height = size_of(path)
-        if options.opening.exif_rotation:  # sizes that are known already are those of the file
-            width, height = image_size(path, options.opening)
+        if any(operation.resizes for operation in options.operations):  # sizes known already are those of the file
+            width, height = image_size(path, options.operations)
         grid = options.grid(width, height)
         pictures.append(
             Picture(
                 path=path,
                 grid=grid,
                 thumbnail=options.thumbnail and grid is not None and grid != (1, 1),
-                pad_to_square=options.pads_images,
-                augment=options.augment,
-                opening=options.opening,
+                operations=options.operations_for(grid),
             )
         )
     return pictures
@@ -108,10 +135,10 @@ def plan_video(
 
     Args:
         path: a video file, or a folder of frames (ends with `/`).
-        clip: part of it in seconds.
+        clip: the part of it that is used, start and end in seconds.
         min_frames: fewest frames.
         max_frames: most frames.
-        options: of tiling.
+        options: how frames become tiles.
         key: seed, data set and line: the number is the same in every epoch.
 
     Raises:
@@ -123,12 +150,11 @@ def plan_video(
         number = min(number, last)
     else:
         first, last = frame_range(path, clip)
-    pad = options.pad_to_square and not options.augment
-    return Clip(path, number, first, last, pad_to_square=pad, augment=options.augment, opening=options.opening)
+    return Clip(path, number, first, last, operations=options.operations_for(None))
 
 
 ClipOf = Callable[[str, tuple[float, float] | None, int, int, TilingOptions, LineKey], Clip]
-"""Decides how many frames of a video are used: `plan_video`."""
+"""A function that decides how many frames of a video are used: `plan_video`."""
 
 
 def draw_pictures(media: Sequence[Picture | Clip], key: Key) -> tuple[Picture, ...]:
@@ -155,68 +181,8 @@ def _frames(clip: Clip, key: Key) -> list[Picture]:
             path=clip.path if files is None else files[frame],
             grid=None,
             frame=clip.first + frame if files is None else None,
-            pad_to_square=clip.pad_to_square,
-            augment=clip.augment,
             file=clip.file,
-            opening=clip.opening,
+            operations=clip.operations,
         )
         for frame in chosen
     ]
-
-
-def read_tiles(
-    pictures: Sequence[Picture],
-    tile_size: int,
-    mean: Sequence[float],
-    key: Key = (),
-    open_picture: Callable[[Picture], Image.Image] | None = None,
-    out: Tensor | None = None,
-    cache: TileCache | None = None,
-) -> Tensor:
-    """Read and cut pictures: uint8 [tiles, tile_size, tile_size, 3].
-
-    Args:
-        pictures: of one sample, all of them.
-        tile_size: side of a tile in pixels.
-        mean: colour of padding to a square, per channel.
-        key: of the augmentation's draws.
-        open_picture: reads an image other than from its path; frames of video files are always read from theirs.
-        out: where the tiles go; new memory by default.
-        cache: tiles of pictures read before by this reader.
-
-    Raises:
-        DataError: a file is missing or damaged.
-    """
-    open_picture = open_picture or (lambda picture: open_image(picture.path, opening=picture.opening))
-    if out is None:
-        total = sum(picture.num_tiles for picture in pictures)
-        out = torch.empty(total, tile_size, tile_size, 3, dtype=torch.uint8)
-    tiles, position, first = out.numpy(), 0, 0
-    for path, group in groupby(pictures, key=lambda picture: picture.path):
-        same = list(group)
-        if len(same) == 1 and cache is not None and (known := cache.get(same[0])) is not None:
-            last = first + same[0].num_tiles
-            tiles[first:last] = known
-            position, first = position + 1, last
-            continue
-        frames = [picture.frame for picture in same if picture.frame is not None]
-        images = read_frames(path, frames, same[0].opening) if frames else (open_picture(picture) for picture in same)
-        for picture, image in zip(same, images, strict=True):
-            last = first + picture.num_tiles
-            _cut(image, picture, tile_size, mean, (*key, position), tiles[first:last])
-            if cache is not None:
-                cache.offer(picture, tiles[first:last])
-            position, first = position + 1, last
-    return out
-
-
-def _cut(
-    image: Image.Image, picture: Picture, tile_size: int, mean: Sequence[float], key: Key, out: np.ndarray
-) -> None:
-    if picture.pad_to_square and picture.grid is None:  # older indexed sets mark others too
-        image = pad_to_square(image, mean)
-
-    def augment(tile: Image.Image, number: int) -> Image.Image:
-        return jpeg_augment(tile, JPEG_QUALITIES[uniform(len(JPEG_QUALITIES), *key, number, purpose="jpeg quality")])
-
-    cut_tiles(image, picture.grid, picture.thumbnail, tile_size, augment if picture.augment else None, out)

@@ -17,7 +17,7 @@ from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
-from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.data.indexed.plan import IndexedPlan, IndexedPlanState, IndexedReader
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.indexed.verify import warn_of_edits

@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from megatron_v2pe.data.collate import collate
-from megatron_v2pe.data.image_plan import read_tiles
-from megatron_v2pe.data.tile_cache import TileCache
+from megatron_v2pe.data.image_tiles import TileCache, read_tiles
 from megatron_v2pe.data.types import Batch, Document, Picture, SampleId
 from megatron_v2pe.errors import DataError
 

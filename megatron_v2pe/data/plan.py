@@ -52,7 +52,10 @@ class DataState:
     @classmethod
     def of(cls, dataset: Dataset) -> DataState:
         """Describe a data set as it is now."""
-        return cls(dataset.checksum, {name: getattr(dataset, name) for name in _SETTINGS})
+        settings = {name: getattr(dataset, name) for name in _SETTINGS}
+        if dataset.image_operations:
+            settings["image_operations"] = list(dataset.image_operations)
+        return cls(dataset.checksum, settings)
 
 
 @dataclass(frozen=True)

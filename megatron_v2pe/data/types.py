@@ -6,10 +6,11 @@ Nothing here computes; the shapes and units stated below are what the other modu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
+
+from megatron_v2pe.data.image_operations import Operations
 
 IGNORE_INDEX = -100
 """Label of a token nothing is learned from."""
@@ -51,23 +52,6 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Opening:
-    """How an image file becomes RGB, where the published code's way is not the only sensible one."""
-
-    transparency: Literal["drop", "white", "black"] = "drop"
-    """`drop`: the colours under transparent pixels are shown (published); else the ground they are laid on."""
-    exif_rotation: bool = False
-    """Turn a picture as its camera noted (EXIF); published: not."""
-
-    def __str__(self) -> str:
-        """Return it as an entry of a data list has it."""
-        return f"transparency {self.transparency!r}, exif_rotation {str(self.exif_rotation).lower()}"
-
-
-AS_PUBLISHED = Opening()
-
-
-@dataclass(frozen=True)
 class Picture:
     """One image to be read and cut: everything about it but its pixels."""
 
@@ -79,14 +63,10 @@ class Picture:
     """Whether the whole image follows as a last tile; never with a single one."""
     frame: int | None = None
     """Which frame of a video file or animation."""
-    pad_to_square: bool = False
-    """Pad with the mean colour before resizing."""
-    augment: bool = False
-    """Whether its tiles go through JPEG at a quality drawn anew in every epoch."""
     file: int | None = None
     """Number of the file in an indexed data set; None: `path` is read as it is found."""
-    opening: Opening = AS_PUBLISHED
-    """How it becomes RGB; of a frame of a video file nothing."""
+    operations: Operations = ()
+    """What is done to the image on its way to tiles; the stages `opened` and `rgb` do not concern frames of videos."""
 
     @property
     def num_tiles(self) -> int:
@@ -111,14 +91,10 @@ class Clip:
     """First frame of the part."""
     last: int
     """The one after its last."""
-    pad_to_square: bool = False
-    """As of a picture."""
-    augment: bool = False
-    """As of a picture."""
     file: int | None = None
-    """As of a picture."""
-    opening: Opening = AS_PUBLISHED
-    """As of a picture: of a folder of frames or a GIF."""
+    """Number of the file in an indexed data set, as for a picture."""
+    operations: Operations = ()
+    """What is done to each frame; the stages `opened` and `rgb` concern folders of frames and GIFs."""
 
     @property
     def tiles(self) -> tuple[int, ...]:

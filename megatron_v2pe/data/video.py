@@ -1,21 +1,27 @@
-"""Videos as frames: which frames are drawn, and reading them from animations and video files; folders: `frame_folder`.
+"""Videos as frames: which frames are drawn, and reading them from folders of frames, animations and video files.
 
 Video files need PyAV (the `video` extra); folders of frames and GIFs do not.
+
+The frames of a folder are the files whose names end as an image's do, and those of another name whose content is an
+image. They are ordered by number, as people and cameras count. Left out and counted are hidden files (`.DS_Store`,
+`._1.jpg`), what is no image (`Thumbs.db`, `times.txt`) and folders. A name that is an image's and leads nowhere (a
+broken link, a pipe) is refused: a frame is missing there.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import get_worker_info
 
-from megatron_v2pe.data.decoding import decoding
-from megatron_v2pe.data.frame_folder import list_frames
-from megatron_v2pe.data.image_transform import open_image, opened_image
-from megatron_v2pe.data.types import AS_PUBLISHED, Opening
+from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.data.image_files import decoding, open_image, opened_image
+from megatron_v2pe.data.image_operations import Operations
 from megatron_v2pe.errors import DataError, how_to_install
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
@@ -27,6 +33,15 @@ CONTAINERS = (
 """Formats of video files that are read. FFmpeg knows hundreds more; some are lists of other files and addresses."""
 # `file:` before a name keeps FFmpeg from taking it for an address.
 _OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .pfm .jp2 .j2k .jpx "
+    ".jpf .avif .avifs .tga .ico".split()
+)
+"""The endings of names of images, in small letters."""
+_DIGITS = re.compile(r"([0-9]+)")
+_log = get_logger(__name__)
+_warned = set[str]()
+"""What this process has warned of."""
 
 
 def draw_frames(length: int, number: int, seed: int) -> list[int]:
@@ -63,10 +78,10 @@ def frame_range(path: str, clip: tuple[float, float] | None) -> tuple[int, int]:
     return first, last
 
 
-def read_frames(path: str, frames: list[int], opening: Opening = AS_PUBLISHED) -> list[Image.Image]:
-    """Return frames of a video file or animation as RGB, in the order asked for; `opening` is an animation's."""
+def read_frames(path: str, frames: list[int], operations: Operations = ()) -> list[Image.Image]:
+    """Return frames of a video file or animation as RGB, in the order asked for; `operations` concern animations."""
     if path.lower().endswith(".gif"):
-        return [open_image(path, frame, opening) for frame in frames]
+        return [open_image(path, frame, operations) for frame in frames]
     wanted, found = set(frames), dict[int, Image.Image]()
     with _container(path) as container, decoding(path, "damaged video"):
         for number, frame in enumerate(container.decode(video=0)):
@@ -79,7 +94,7 @@ def read_frames(path: str, frames: list[int], opening: Opening = AS_PUBLISHED) -
     return [found[frame] for frame in frames]
 
 
-def check_frames(path: str, opening: Opening = AS_PUBLISHED) -> None:
+def check_frames(path: str, operations: Operations = ()) -> None:
     """Read every frame of a video file, an animation or a folder of frames (ends with `/`), as training may.
 
     Raises:
@@ -87,12 +102,12 @@ def check_frames(path: str, opening: Opening = AS_PUBLISHED) -> None:
     """
     if path.endswith("/"):
         for frame in list_frames(path):
-            open_image(frame, opening=opening)
+            open_image(frame, operations=operations)
         return
     length, _ = length_and_rate(path)
     if path.lower().endswith(".gif"):
         for frame in range(length):
-            open_image(path, frame, opening)
+            open_image(path, frame, operations)
         return
     number = 0
     with _container(path) as container, decoding(path, "damaged video"):
@@ -141,3 +156,84 @@ def _container(path: str) -> Any:
 
 def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+
+
+@dataclass(frozen=True)
+class FrameFolder:
+    """What is in a folder of frames."""
+
+    frames: tuple[str, ...]
+    """Paths, in order."""
+    left_out: tuple[str, ...]
+    """Names of what is no frame, in order."""
+
+
+def natural_key(name: str) -> tuple[tuple[str | int, ...], str]:
+    """Return the key that orders names: digits as numbers, other characters whatever their case, then the name itself.
+
+    So `clip_2.jpg` comes before `clip_10.jpg`, and of `f1.jpg` and `f01.jpg`, equal numbers, `f01.jpg` is the first.
+    """
+    stem, suffix = os.path.splitext(name)
+    parts = _DIGITS.split(stem if suffix.lower() in SUFFIXES else name)
+    return tuple(int(part) if number % 2 else part.casefold() for number, part in enumerate(parts)), name
+
+
+def look_into(folder: str) -> FrameFolder:
+    """Return the frames of a folder in natural order.
+
+    Raises:
+        DataError: no such folder, unreadable, or a frame that is no regular file.
+    """
+    if not os.path.isdir(folder):
+        raise DataError(f"{printable(folder)}: no such folder of frames")
+    frames, others = list[str](), list[str]()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                (frames if _is_frame(entry) else others).append(entry.name)
+    except OSError as error:
+        raise DataError(f"{printable(folder)}: cannot be read: {error}") from error
+    frames.sort(key=natural_key)
+    return FrameFolder(tuple(os.path.join(folder, name) for name in frames), tuple(sorted(others, key=natural_key)))
+
+
+def list_frames(folder: str) -> list[str]:
+    """Return the frames of a folder in natural order; what is left out is said once in a process.
+
+    Raises:
+        DataError: see `look_into`, or no frame in it.
+    """
+    found = look_into(folder)
+    if not found.frames:
+        raise DataError(f"{printable(folder)}: no frames in the folder{_besides(found.left_out)}")
+    if found.left_out and not _warned and ((reader := get_worker_info()) is None or reader.id == 0):
+        _warned.add("files that are no frames")
+        _log.warning(
+            "%s: %d frames%s; other folders with such files are not named, tools/check_data.py --full counts them",
+            *(printable(folder), len(found.frames), _besides(found.left_out)),
+        )
+    return list(found.frames)
+
+
+def _besides(names: tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(printable(name)[:40] for name in names[:3])
+    more = ", ..." if len(names) > 3 else ""
+    return f", {len(names)} other file{'' if len(names) == 1 else 's'} left out ({shown}{more})"
+
+
+def _is_frame(entry: os.DirEntry[str]) -> bool:
+    if entry.name.startswith(".") or entry.is_dir():
+        return False
+    if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+        if not entry.is_file():
+            raise DataError(f"{printable(entry.path)}: not a regular file; a frame is missing")
+        return True
+    if not entry.is_file():
+        return False
+    try:
+        opened_image(entry.path).close()
+    except DataError:
+        return False
+    return True

@@ -1,16 +1,23 @@
-"""A benchmark's question as what the model reads: its images tiled as the benchmark says."""
+"""How a benchmark's question becomes what the model reads: its text, and its images tiled as the benchmark says.
+
+An image is a file or a frame of a video; some benchmarks have it enlarged before it is cut into tiles.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from PIL import Image
+
+from megatron_v2pe.data.image_files import image_size, open_image
+from megatron_v2pe.data.image_operations import NORMALISATION, Operations
 from megatron_v2pe.data.image_plan import TilingOptions
-from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.data.types import Picture
+from megatron_v2pe.data.video import read_frames
+from megatron_v2pe.evaluate.answers import turns_text
 from megatron_v2pe.evaluate.benchmark import Benchmark, ImageRef, Question
-from megatron_v2pe.evaluate.images import open_enlarged, picture_of
-from megatron_v2pe.evaluate.words import told
 from megatron_v2pe.generate.prompt import Prompt, assemble
 from megatron_v2pe.generate.tiles import ImageTiles
 from megatron_v2pe.models.config import InternVLConfig
@@ -58,16 +65,71 @@ class Prompter:
         )
 
 
-def estimated_cost(question: Question, most_tiles: int, new_tokens: int, tokens_per_tile: int) -> tuple[int, int, int]:
+def estimated_size(question: Question, most_tiles: int, new_tokens: int, tokens_per_tile: int) -> tuple[int, int, int]:
     """Return prompt tokens, tiles and new tokens a question will take, guessed without opening its images."""
     characters = sum(len(text) for _, text in question.turns)
     tiles = sum(1 if image.frame is not None else image.max_tiles or most_tiles for image in question.images)
     return characters // 3 + tokens_per_tile * tiles, tiles, new_tokens
 
 
-def shown(turns: Sequence[tuple[str, str]], prompt: Prompt) -> str:
+def prompt_text(turns: Sequence[tuple[str, str]], prompt: Prompt) -> str:
     """Return a prompt as a reader wants to see it: each turn, and at each image its number of tiles."""
-    parts = told(turns).split("<image>")
+    parts = turns_text(turns).split("<image>")
     marks = [f"<image of {tiles} tiles>" for tiles in prompt.num_tiles]
     marks += ["<image>"] * (len(parts) - 1 - len(marks))
     return "".join(part + mark for part, mark in zip(parts, [*marks, ""], strict=False))
+
+
+@dataclass(frozen=True)
+class EnlargedPicture(Picture):
+    """A picture whose sides are multiplied before it is cut."""
+
+    enlarge: int = 1
+    """By how much; bilinear."""
+
+
+def picture_of(reference: ImageRef, options: TilingOptions) -> Picture:
+    """Decide an image's tiles; no more than its header is read, and not even that where it is one tile anyway.
+
+    Args:
+        reference: the image; frames of videos are not enlarged.
+        options: how it becomes tiles.
+
+    Raises:
+        DataError: a file is missing or not an image; names it.
+    """
+    assert reference.frame is None or reference.enlarge == 1
+    grid = options.grid(*size_of(reference, options.operations)) if options.dynamic else None
+    return EnlargedPicture(
+        path=reference.path,
+        grid=grid,
+        thumbnail=options.thumbnail and grid is not None and grid != (1, 1),
+        frame=reference.frame,
+        operations=options.operations_for(grid),
+        enlarge=reference.enlarge,
+    )
+
+
+def size_of(reference: ImageRef, operations: Operations = ()) -> tuple[int, int]:
+    """Return width and height of an image as it is cut.
+
+    Raises:
+        DataError: a file is missing or damaged; names it.
+    """
+    if reference.frame is not None:
+        return read_frames(reference.path, [reference.frame])[0].size
+    width, height = image_size(reference.path, operations)
+    return width * reference.enlarge, height * reference.enlarge
+
+
+def open_enlarged(picture: Picture) -> Image.Image:
+    """Read a picture that is no frame of a video as RGB, and enlarge it.
+
+    Raises:
+        DataError: the file is missing or damaged; names it.
+    """
+    image = open_image(picture.path, operations=picture.operations)
+    times = picture.enlarge if isinstance(picture, EnlargedPicture) else 1
+    if times == 1:
+        return image
+    return image.resize((image.width * times, image.height * times), Image.Resampling.BILINEAR)

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
+from megatron_v2pe.data.image_files import image_size
 from megatron_v2pe.data.image_places import REMEDY, image_lines
 from megatron_v2pe.data.image_plan import TilingOptions
-from megatron_v2pe.data.image_transform import image_size
 from megatron_v2pe.data.tokenize import PLACEHOLDER
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import DataError, V2PEError
@@ -76,7 +76,7 @@ class Chat:
     def _show(self, paths: Sequence[str], say: Write) -> None:
         """Keep images for the next question, all of them or none."""
         sizes = raise_on_all_ranks(
-            lambda: [image_size(path, self.tiling.opening) for path in paths], model_copy_group()
+            lambda: [image_size(path, self.tiling.operations) for path in paths], model_copy_group()
         )
         self.waiting += paths
         for path, (width, height) in zip(paths, sizes, strict=True):

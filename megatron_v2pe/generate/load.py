@@ -172,7 +172,7 @@ def opened(opening: Opening, before: Callable[[], None] | None = None) -> Iterat
     import torch
 
     from megatron_v2pe.checkpoint.resolve import start_folder
-    from megatron_v2pe.data.types import Opening as PictureOpening
+    from megatron_v2pe.data.image_operations import Opening as PictureOpening
     from megatron_v2pe.device import launch
     from megatron_v2pe.device.device import Device
     from megatron_v2pe.generate.policy import told_positions
@@ -202,7 +202,8 @@ def opened(opening: Opening, before: Callable[[], None] | None = None) -> Iterat
             verify=arguments.verify,
         ) as pretrained:
             pictures = PictureOpening(arguments.transparency, arguments.exif_rotation)
-            tiling = replace(checkpoint_tiling(pretrained.config, arguments.max_num), opening=pictures)
+            tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
+            tiling = replace(tiling, operations=(*pictures.operations, *tiling.operations))
             _tell(told_positions(pretrained.config, pretrained.policy, opening.stride))
             yield Opened(pretrained, folder, tiling, dtype, opening.world, device.describe())
 

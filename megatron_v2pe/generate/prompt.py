@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megatron_v2pe.data.conversation import get_template
+from megatron_v2pe.data.image_operations import NORMALISATION, operations_of
 from megatron_v2pe.data.image_places import with_images
 from megatron_v2pe.data.image_plan import TilingOptions, plan_images
-from megatron_v2pe.data.image_transform import NORMALISATION
 from megatron_v2pe.data.tokenize import encode_conversation
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.generate.tiles import ImageTiles
@@ -44,7 +44,7 @@ def checkpoint_tiling(model: InternVLConfig, max_num: int | None = None) -> Tili
         max_num=max_num,
         share_max_num=shared,
         thumbnail=model.use_thumbnail,
-        pad_to_square=model.pad2square,
+        operations=operations_of(pad_to_square=model.pad2square),
     )
 
 

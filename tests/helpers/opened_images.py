@@ -9,7 +9,7 @@ from PIL import Image
 from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.data.video import read_frames
 from megatron_v2pe.evaluate.benchmark import ImageRef
-from megatron_v2pe.evaluate.images import open_enlarged, picture_of
+from megatron_v2pe.evaluate.prompting import open_enlarged, picture_of
 
 
 def open_images(images: Sequence[ImageRef]) -> list[Image.Image]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpu_checks.outcome import Outcome
-from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.kernels import choice
 from megatron_v2pe.kernels.decode_attention import decode_attention

@@ -24,8 +24,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from megatron_v2pe.data.annotations import read_data_list
-from megatron_v2pe.data.image_plan import read_tiles
-from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.image_operations import NORMALISATION
+from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.indexed.build import BuildOptions, build
 from megatron_v2pe.kernels.tiles import normalise_tiles
 from perf._corpus import Corpus, write_corpus

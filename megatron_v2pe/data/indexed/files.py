@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from megatron_v2pe.data.decoding import decoding
-from megatron_v2pe.data.image_transform import as_rgb, opened_image
+from megatron_v2pe.data.image_files import as_rgb, decoding, opened_image
 from megatron_v2pe.data.indexed.checksums import REMEDY
 from megatron_v2pe.data.indexed.layout import FILE, FILES, IMAGES, PATHS, SetFiles
 from megatron_v2pe.data.indexed.megatron_format import Sequences
@@ -206,7 +205,7 @@ class FileStore:
         # Of a folder of frames the list alone is recorded.
         content = None if row.video else self._content(row)
         with opened_image(picture.path, content) as image:
-            return as_rgb(image, picture.path, picture.opening)
+            return as_rgb(image, picture.path, picture.operations)
 
     def content(self, number: int) -> bytes:
         """Return the bytes of an image file.

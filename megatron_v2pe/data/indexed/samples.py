@@ -7,6 +7,7 @@ import os
 import struct
 from bisect import bisect_right
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.encode import ModelFacts
+from megatron_v2pe.data.image_operations import Opening, Operations, PadToSquare, operations_of
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.checksums import REMEDY
 from megatron_v2pe.data.indexed.files import FileStore
 from megatron_v2pe.data.indexed.megatron_format import Sequences
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.data.types import Clip, CompactText, EncodedSample, Opening, Picture, SampleId
+from megatron_v2pe.data.types import Clip, CompactText, EncodedSample, Picture, SampleId
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 
@@ -145,8 +147,8 @@ class IndexedSamples:
         ranges = np.ndarray((end_range - first_range, 2), "<i4", self._ranges.buffer, first_range * _RANGE_BYTES)
         text = CompactText(ids, ranges, np.flatnonzero(ids == self._image_token))
         self._media.check(first * _MEDIUM.size, end * _MEDIUM.size)
-        opening = self._entry(number).opening
-        items = tuple(self._medium(place, count, opening) for place in range(first, end))
+        entry = self._entry(number)
+        items = tuple(self._medium(place, count, entry) for place in range(first, end))
         sample = EncodedSample(text, items, tokens, self._source(number, line))
         self._check_sample(number, sample, tiles, supervised, count)
         return sample
@@ -227,7 +229,7 @@ class IndexedSamples:
                 "the folder the set was built in, or build it with --images embed"
             )
 
-    def _medium(self, place: int, most: int, opening: Opening) -> Picture | Clip:
+    def _medium(self, place: int, most: int, entry: layout.IndexedSet) -> Picture | Clip:
         """Return an image or a video of at most so many frames."""
         (file, _, columns, rows, thumbnail, pad, augment, video, frames, first, last) = _MEDIUM.unpack_from(
             self._media.buffer, place * _MEDIUM.size
@@ -237,8 +239,15 @@ class IndexedSamples:
                 f"{printable(self._media.path)}: record {place}: a grid of {columns} x {rows}, {frames} frames of "
                 f"{first} to {last}: the data set is damaged or was built wrongly; {REMEDY}"
             )
-        path = self.files.table.path(file)
+        path, operations = self.files.table.path(file), _operations(entry.opening, pad, augment, entry.image_operations)
         if video:
-            return Clip(path, frames, first, last, pad_to_square=pad, augment=augment, file=file, opening=opening)
+            return Clip(path, frames, first, last, file=file, operations=operations)
         grid = (columns, rows) if columns else None
-        return Picture(path, grid, thumbnail, pad_to_square=pad, augment=augment, file=file, opening=opening)
+        return Picture(path, grid, thumbnail, file=file, operations=operations)
+
+
+@cache
+def _operations(opening: Opening, pads: bool, augments: bool, further: tuple[str, ...]) -> Operations:
+    """Return the operations that a record and its data set note; older sets may note both of the two flags."""
+    found = (PadToSquare(),) if pads else ()
+    return (*opening.operations, *found, *operations_of(augment=augments, further=further))

@@ -18,6 +18,7 @@ import numpy as np
 
 from megatron_v2pe.data.annotations import Dataset, LineBlock
 from megatron_v2pe.data.encode import DocumentEncoder
+from megatron_v2pe.data.image_operations import names_of
 from megatron_v2pe.data.indexed.files import FileTable, Measured, measure_image, measure_video
 from megatron_v2pe.data.indexed.layout import MEDIUM, SAMPLE, TOKEN_TYPE
 from megatron_v2pe.data.processes import Processes
@@ -169,10 +170,12 @@ class _Records:
 
 def _medium(item: Picture | Clip) -> tuple[object, ...]:
     """Return the fields of a `MEDIUM` record from `columns` on."""
+    names = names_of(item.operations)
+    flags = "pad_to_square" in names, "jpeg" in names
     if isinstance(item, Clip):
-        return 0, 0, False, item.pad_to_square, item.augment, True, item.frames, item.first, item.last
+        return 0, 0, False, *flags, True, item.frames, item.first, item.last
     columns, rows = item.grid or (0, 0)
-    return columns, rows, item.thumbnail, item.pad_to_square, item.augment, False, 0, 0, 0
+    return columns, rows, item.thumbnail, *flags, False, 0, 0, 0
 
 
 class Pool:

@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 from megatron_v2pe.base.progress import progress_bar
 from megatron_v2pe.data.annotations import Dataset, read_entries, read_entry
-from megatron_v2pe.data.image_transform import image_size, open_image
+from megatron_v2pe.data.image_files import image_size, open_image
+from megatron_v2pe.data.image_operations import Operations
 from megatron_v2pe.data.processes import Processes
-from megatron_v2pe.data.types import AS_PUBLISHED, Opening
 from megatron_v2pe.data.video import check_frames, frame_range, list_frames
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
@@ -174,7 +174,7 @@ class _Files:
     owner: int
     files: tuple[tuple[str, bool], ...]
     """Path, and whether it is a video."""
-    opening: Opening
+    operations: Operations
     full: bool
     """Read all of them, not the headers alone."""
 
@@ -183,7 +183,7 @@ def _some_files(tallies: Sequence[_Tally], datasets: Sequence[Dataset | None], f
     for owner, (tally, dataset) in enumerate(zip(tallies, datasets, strict=True)):
         files = tally.found()
         while some := tuple(islice(files, FILES_AT_ONCE)):
-            yield _Files(owner, some, AS_PUBLISHED if dataset is None else dataset.opening, full)
+            yield _Files(owner, some, () if dataset is None else dataset.opening.operations, full)
 
 
 def _look(some: _Files) -> list[str | None]:
@@ -192,11 +192,11 @@ def _look(some: _Files) -> list[str | None]:
     for path, video in some.files:
         try:
             if some.full:
-                check_frames(path, some.opening) if video else open_image(path, opening=some.opening)
+                check_frames(path, some.operations) if video else open_image(path, operations=some.operations)
             elif video:
                 list_frames(path) if path.endswith("/") else frame_range(path, None)
             else:
-                image_size(path, some.opening)
+                image_size(path, some.operations)
             reasons.append(None)
         except DataError as error:
             reasons.append(str(error))

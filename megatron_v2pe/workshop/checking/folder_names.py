@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from megatron_v2pe.data.frame_folder import look_into
+from megatron_v2pe.data.video import look_into
 from megatron_v2pe.errors import DataError
 
 

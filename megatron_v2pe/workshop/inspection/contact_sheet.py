@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from megatron_v2pe.base.logging import get_logger
-from megatron_v2pe.data.image_plan import read_tiles
+from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.types import Document, Picture
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.workshop.inspection.views import DocumentView, ImageView, PackView, as_tiling

@@ -16,6 +16,7 @@ import numpy as np
 
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import Template
+from megatron_v2pe.data.image_operations import names_of
 from megatron_v2pe.data.loss_weights import loss_weights
 from megatron_v2pe.data.tokenize import PLACEHOLDER
 from megatron_v2pe.data.tokenizer import Tokenizer
@@ -226,7 +227,7 @@ class Viewer:
             frame=picture.frame,
             grid=picture.grid,
             thumbnail=picture.thumbnail,
-            augment=picture.augment,
+            augment="jpeg" in names_of(picture.operations),
             tiles=picture.num_tiles,
             tokens=tokens,
             start=start,

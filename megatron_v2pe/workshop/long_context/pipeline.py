@@ -13,11 +13,12 @@ from pathlib import Path
 
 from megatron_v2pe.data.annotations import Dataset, read_data_list
 from megatron_v2pe.data.conversation import SYSTEM, get_template
+from megatron_v2pe.data.image_files import image_size, open_image
+from megatron_v2pe.data.image_operations import AS_PUBLISHED
 from megatron_v2pe.data.image_plan import TilingOptions, plan_images
-from megatron_v2pe.data.image_transform import image_size, open_image
 from megatron_v2pe.data.tokenize import PLACEHOLDER, encode_conversation
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.data.types import AS_PUBLISHED, Sample
+from megatron_v2pe.data.types import Sample
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable

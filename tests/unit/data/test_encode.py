@@ -11,8 +11,9 @@ from PIL import Image
 
 from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.encode import DocumentEncoder
-from megatron_v2pe.data.image_plan import TilingOptions, plan_images, read_tiles
-from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.image_operations import NORMALISATION, operations_of
+from megatron_v2pe.data.image_plan import TilingOptions, plan_images
+from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for
@@ -92,13 +93,13 @@ def test_unusable_samples(encode, row, settings, message):
 def test_augmentation_depends_on_its_key_alone(encode, tmp_path):
     noise = torch.randint(0, 255, (60, 90, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     Image.fromarray(noise.numpy()).save(tmp_path / "noise.png")
-    options = TilingOptions(tile_size=28, max_num=6, augment=True)
+    options = TilingOptions(tile_size=28, max_num=6, operations=operations_of(augment=True))
 
     def tiles(key):
         return read_tiles(plan_images([str(tmp_path / "noise.png")], options), 28, MEAN, key)
 
     assert torch.equal(tiles((0, 1, 2)), tiles((0, 1, 2)))
     assert not torch.equal(tiles((0, 1, 2)), tiles((0, 1, 3)))
-    plain = read_tiles(plan_images([str(tmp_path / "noise.png")], replace(options, augment=False)), 28, MEAN)
+    plain = read_tiles(plan_images([str(tmp_path / "noise.png")], replace(options, operations=())), 28, MEAN)
     assert plain.shape == tiles((0, 1, 2)).shape == (7, 28, 28, 3)
     assert 0 < (plain.int() - tiles((0, 1, 2)).int()).abs().float().mean() < 40

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from helpers.data_cases import Case, turns
-from megatron_v2pe.data import frame_folder
+from megatron_v2pe.data import video
 from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
-from megatron_v2pe.data.frame_folder import list_frames, look_into, natural_key
+from megatron_v2pe.data.video import list_frames, look_into, natural_key
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmarks.frames import video_images
 from megatron_v2pe.evaluate.benchmarks.mm_niah_long import MmNiahLong
@@ -58,7 +58,7 @@ def names_of(paths):
 
 
 def test_what_is_no_frame_is_left_out(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(frame_folder, "_told", set())
+    monkeypatch.setattr(video, "_warned", set())
     folder = frames(tmp_path / "v", ["f1.jpg", "f2.JPG", "f10.jpg", "without_suffix", "odd.frame"])
     for name in (
         ".DS_Store",

@@ -14,14 +14,15 @@ from PIL import Image, TiffImagePlugin
 from helpers.data_cases import Case, turns
 from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.encode import DocumentEncoder
-from megatron_v2pe.data.image_plan import TilingOptions, plan_images, read_tiles
-from megatron_v2pe.data.image_transform import image_size, open_image
+from megatron_v2pe.data.image_files import image_size, open_image
+from megatron_v2pe.data.image_operations import Opening
+from megatron_v2pe.data.image_plan import TilingOptions, plan_images
+from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.indexed.files import measure_image
-from megatron_v2pe.data.types import Opening
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef
 from megatron_v2pe.evaluate.embedded_images import store_image
-from megatron_v2pe.evaluate.images import open_enlarged, picture_of
+from megatron_v2pe.evaluate.prompting import open_enlarged, picture_of
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for
 
@@ -270,10 +271,10 @@ def test_a_turned_tiff_is_the_turned_picture(tmp_path, mode, orientation):
     exif[274] = orientation
     image.save(tmp_path / "a.tif", exif=exif)
     Image.fromarray(np.uint8(shades)).save(tmp_path / "a.png", exif=exif)
-    turned = open_image(str(tmp_path / "a.png"), opening=Opening(exif_rotation=True))
+    turned = open_image(str(tmp_path / "a.png"), operations=Opening(exif_rotation=True).operations)
     for opening in (Opening(), Opening(exif_rotation=True)):
-        found = open_image(str(tmp_path / "a.tif"), opening=opening)
-        assert found.size == image_size(str(tmp_path / "a.tif"), opening) == turned.size
+        found = open_image(str(tmp_path / "a.tif"), operations=opening.operations)
+        assert found.size == image_size(str(tmp_path / "a.tif"), opening.operations) == turned.size
         assert np.abs(np.asarray(found).astype(int) - np.asarray(turned)).max() <= 1
 
 
@@ -294,7 +295,7 @@ def test_questions_open_pictures_as_they_are_told(tmp_path, orientation):
     image.paste((200, 10, 10, 255), (0, 0, 28, 28))
     image.save(tmp_path / "a.png", exif=exif)
     opening = Opening("white", exif_rotation=True)
-    options = TilingOptions(tile_size=28, max_num=6, opening=opening)
+    options = TilingOptions(tile_size=28, max_num=6, operations=opening.operations)
     [trained] = plan_images([str(tmp_path / "a.png")], options)
     asked = picture_of(ImageRef(str(tmp_path / "a.png")), options)
     assert asked.grid == trained.grid == ((1, 4) if orientation >= 5 else (4, 1))

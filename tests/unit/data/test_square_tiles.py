@@ -12,12 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from megatron_v2pe.data.image_plan import TilingOptions, plan_images, read_tiles
-from megatron_v2pe.data.image_transform import NORMALISATION, open_image, pad_to_square
-from megatron_v2pe.data.tiling import choose_grid
+from megatron_v2pe.data.image_files import open_image
+from megatron_v2pe.data.image_operations import NORMALISATION, PadToSquare, operations_of, pad_to_square
+from megatron_v2pe.data.image_plan import TilingOptions, choose_grid, plan_images
+from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.types import Picture
 from megatron_v2pe.evaluate.benchmark import ImageRef
-from megatron_v2pe.evaluate.images import open_enlarged, picture_of
+from megatron_v2pe.evaluate.prompting import open_enlarged, picture_of
 
 SIDE, MEAN = 28, NORMALISATION["imagenet"][0]
 SIZES = ((90, 30), (30, 90), (56, 56), (28, 28), (84, 112), (20, 200))
@@ -42,7 +43,7 @@ def published_tiles(path: str, options: TilingOptions) -> torch.Tensor:
             parts.append(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
     else:
         parts = [image]
-    if options.pad_to_square:
+    if PadToSquare() in options.operations:
         parts = [pad_to_square(part, MEAN) for part in parts]
     parts = [part.resize((SIDE, SIDE), Image.Resampling.BICUBIC) for part in parts]
     return torch.stack([torch.frombuffer(bytearray(part.tobytes()), dtype=torch.uint8) for part in parts])
@@ -50,13 +51,15 @@ def published_tiles(path: str, options: TilingOptions) -> torch.Tensor:
 
 @pytest.mark.parametrize(("dynamic", "pad", "thumbnail"), list(itertools.product((False, True), repeat=3)))
 def test_training_evaluation_and_the_published_code_cut_alike(images, dynamic, pad, thumbnail):
-    options = TilingOptions(SIDE, dynamic=dynamic, max_num=6, thumbnail=thumbnail, pad_to_square=pad)
+    options = TilingOptions(
+        SIDE, dynamic=dynamic, max_num=6, thumbnail=thumbnail, operations=operations_of(pad_to_square=pad)
+    )
     for path in images.values():
         (trained,), asked = plan_images([path], options), picture_of(ImageRef(path), options)
-        assert (asked.grid, asked.thumbnail, asked.pad_to_square) == (
+        assert (asked.grid, asked.thumbnail, asked.operations) == (
             trained.grid,
             trained.thumbnail,
-            trained.pad_to_square,
+            trained.operations,
         )
         tiles = read_tiles([trained], SIDE, MEAN)
         assert torch.equal(tiles, read_tiles([asked], SIDE, MEAN, open_picture=open_enlarged))
@@ -64,17 +67,17 @@ def test_training_evaluation_and_the_published_code_cut_alike(images, dynamic, p
 
 
 def test_the_case_of_three_by_one(images):
-    options = TilingOptions(SIDE, max_num=6, pad_to_square=True)
+    options = TilingOptions(SIDE, max_num=6, operations=(PadToSquare(),))
     (picture,) = plan_images([images[90, 30]], options)
     assert picture.grid == (3, 1) == picture_of(ImageRef(images[90, 30]), options).grid
-    assert not picture.pad_to_square
+    assert PadToSquare() not in picture.operations
 
 
 def test_an_older_indexed_set_that_marks_tiles_as_padded_is_cut_the_same_way(images):
-    marked, plain = (Picture(images[90, 30], (3, 1), pad_to_square=pad) for pad in (True, False))
+    marked, plain = (Picture(images[90, 30], (3, 1), operations=found) for found in ((PadToSquare(),), ()))
     assert torch.equal(read_tiles([marked], SIDE, MEAN), read_tiles([plain], SIDE, MEAN))
 
 
 def test_augmented_images_are_not_padded(images):
-    options = TilingOptions(SIDE, dynamic=False, pad_to_square=True, augment=True)
-    assert not plan_images([images[90, 30]], options)[0].pad_to_square
+    options = TilingOptions(SIDE, dynamic=False, operations=operations_of(pad_to_square=True, augment=True))
+    assert PadToSquare() not in plan_images([images[90, 30]], options)[0].operations

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from megatron_v2pe.data.image_plan import read_tiles
-from megatron_v2pe.data.tile_cache import LARGEST, TileCache
+from megatron_v2pe.data.image_operations import JpegAugmentation, PadToSquare
+from megatron_v2pe.data.image_tiles import LARGEST, TileCache, read_tiles
 from megatron_v2pe.data.types import Picture
 
 
@@ -39,9 +39,9 @@ def test_a_picture_is_opened_once(opened):
     assert torch.equal(read(pictures, cache, opened), again)
 
 
-@pytest.mark.parametrize("change", [{"augment": True}, {"pad_to_square": True}])
+@pytest.mark.parametrize("change", [JpegAugmentation(), PadToSquare()])
 def test_what_differs_each_time_is_not_kept(change, opened):
-    picture = dataclasses.replace(Picture("5", None), **change)
+    picture = dataclasses.replace(Picture("5", None), operations=(change,))
     cache = TileCache()
     read([picture], cache, opened)
     read([picture], cache, opened)

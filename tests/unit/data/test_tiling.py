@@ -12,15 +12,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from megatron_v2pe.data.image_transform import (
-    NORMALISATION,
-    cut_tiles,
-    image_size,
-    jpeg_augment,
-    open_image,
-    pad_to_square,
-)
-from megatron_v2pe.data.tiling import candidate_grids, choose_grid, count_tiles
+from megatron_v2pe.data.image_files import image_size, open_image
+from megatron_v2pe.data.image_operations import NORMALISATION, jpeg_augment, pad_to_square
+from megatron_v2pe.data.image_plan import candidate_grids, choose_grid, count_tiles
+from megatron_v2pe.data.image_tiles import cut_tiles
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.kernels.tiles import normalise_tiles
 

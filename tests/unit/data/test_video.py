@@ -13,8 +13,8 @@ from PIL import Image
 from helpers.shared import shared_path
 from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.encode import DocumentEncoder
-from megatron_v2pe.data.image_plan import read_tiles
-from megatron_v2pe.data.image_transform import image_size
+from megatron_v2pe.data.image_files import image_size
+from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.indexed.files import measure_image, measure_video
 from megatron_v2pe.data.video import draw_frames, frame_range, list_frames, read_frames
 from megatron_v2pe.errors import DataError

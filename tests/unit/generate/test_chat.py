@@ -10,7 +10,6 @@ import pytest
 import torch.distributed as dist
 from PIL import Image
 
-from megatron_v2pe.data.types import AS_PUBLISHED
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.generate import chat as chat_module
 from megatron_v2pe.generate.chat import Chat
@@ -48,7 +47,7 @@ def talk(tmp_path, monkeypatch):
         model, said = model or Model(), []
         typed = iter([*lines, None])
         chat: Any = Chat
-        chat(model, SimpleNamespace(opening=AS_PUBLISHED), None, **changes).run(lambda: next(typed), said.append)
+        chat(model, SimpleNamespace(operations=()), None, **changes).run(lambda: next(typed), said.append)
         return model, "".join(said)
 
     return type_in

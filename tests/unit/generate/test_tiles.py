@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from megatron_v2pe.data.image_plan import TilingOptions, plan_images, read_tiles
-from megatron_v2pe.data.image_transform import open_image
+from megatron_v2pe.data.image_files import open_image
+from megatron_v2pe.data.image_plan import TilingOptions, plan_images
+from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.types import Picture
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.generate.tiles import ImageTiles, TileReader
@@ -68,11 +69,11 @@ def test_no_other_image_is_opened(run, pictures):
 
 
 def test_neighbouring_frames_are_decoded_together(tmp_path, monkeypatch):
-    from megatron_v2pe.data import image_plan as module
+    from megatron_v2pe.data import image_tiles as module
 
     calls = []
 
-    def read_frames(path, frames, opening):
+    def read_frames(path, frames, operations):
         calls.append((path, frames))
         return [Image.new("RGB", (28, 28), (frame, 0, 0)) for frame in frames]
 

@@ -19,7 +19,7 @@ from helpers.shared import shared_path
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
-from megatron_v2pe.data.image_plan import read_tiles
+from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.loader import build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import IGNORE_INDEX

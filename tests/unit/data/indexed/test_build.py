@@ -13,7 +13,7 @@ from PIL import Image
 
 from helpers.data_cases import assert_same_folders
 from megatron_v2pe.data.annotations import read_data_list
-from megatron_v2pe.data.image_plan import read_tiles
+from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.finish import plan_digest
 from megatron_v2pe.data.indexed.megatron_format import Sequences, write_index

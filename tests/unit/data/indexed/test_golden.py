@@ -14,8 +14,8 @@ from helpers.data_cases import POLICY, Case
 from helpers.shared import shared_path
 from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
-from megatron_v2pe.data.image_plan import read_tiles
-from megatron_v2pe.data.image_transform import NORMALISATION
+from megatron_v2pe.data.image_operations import NORMALISATION
+from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.kernels.tiles import normalise_tiles
 from megatron_v2pe.workshop.synthetic.small_data import config_for

@@ -10,9 +10,9 @@ import pytest
 from helpers.data_cases import Case
 from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.encode import DocumentEncoder
+from megatron_v2pe.data.image_operations import Opening
 from megatron_v2pe.data.indexed.layout import Manifest
 from megatron_v2pe.data.indexed.plan import IndexedPlan
-from megatron_v2pe.data.types import Opening
 from megatron_v2pe.errors import ConfigError
 
 
@@ -32,7 +32,7 @@ def test_a_set_says_how_pictures_are_opened_where_it_is_not_as_published(case, t
     assert not any("opening" in entry for entry in content["datasets"]), "sets are what they were"
     assert [entry.opening for entry in Manifest.read(tmp_path / "white").datasets] == [Opening(), Opening("white")]
     assert usual.manifest.lengths_sha256 != white.manifest.lengths_sha256, "a run cannot go on from one to the other"
-    openings = {item.opening for number in range(len(white)) for item in white[number].media}
+    openings = {Opening.of(item.operations) for number in range(len(white)) for item in white[number].media}
     assert openings == {Opening(), Opening("white")}
 
 

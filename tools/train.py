@@ -16,11 +16,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(argv: list[str], processes: int) -> None:
-    """Refuse what can be refused before so many processes are started, see `device/before_start.py`."""
+    """Refuse what can be refused before so many processes are started, see `device/launch_checks.py`."""
     from megatron_v2pe.recipes.registry import RECIPES
-    from megatron_v2pe.train import before_start
+    from megatron_v2pe.train import cli
 
-    before_start.check(argv, RECIPES, processes)
+    cli.check(argv, RECIPES, processes)
 
 
 if __name__ == "__main__":

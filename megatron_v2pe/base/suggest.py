@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _MOST_LISTED = 40
 _LONGEST = 100
@@ -25,7 +25,13 @@ def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
     return elsewhere[:most] or difflib.get_close_matches(word, names, n=most, cutoff=0.6)
 
 
-def did_you_mean(word: str, known: Iterable[str], prefix: str = "", otherwise: str | None = None) -> str:
+def did_you_mean(
+    word: str,
+    known: Iterable[str],
+    prefix: str = "",
+    otherwise: str | None = None,
+    spelt: Callable[[str], str] = str,
+) -> str:
     """Return the end of a message about an unknown word: `; did you mean ...?`, or what is known.
 
     Args:
@@ -33,10 +39,11 @@ def did_you_mean(word: str, known: Iterable[str], prefix: str = "", otherwise: s
         known: words that would be right.
         prefix: stands before each of them, such as `--`.
         otherwise: said where nothing is near; by default all known words where they are 40 or fewer.
+        spelt: returns a known word as it is to be written, where that differs.
     """
     names = list(known)
     if near := nearest(word, names):
-        return f"; did you mean {' or '.join(prefix + name for name in near)}?"
+        return f"; did you mean {' or '.join(prefix + spelt(name) for name in near)}?"
     if otherwise is not None:
         return f"; {otherwise}"
     return f"; known here: {', '.join(names)}" if len(names) <= _MOST_LISTED else ""

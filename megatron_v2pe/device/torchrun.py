@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from megatron_v2pe.base import exit_status
 from megatron_v2pe.base.command import run_tool
-from megatron_v2pe.device import before_start
+from megatron_v2pe.device import launch_checks
 from megatron_v2pe.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         CommunicationError: the machines did not meet.
     """
     arguments = _parser().parse_args(argv)
-    before_start.look(arguments.program, arguments.arguments, arguments.nnodes * arguments.nproc_per_node)
+    launch_checks.look(arguments.program, arguments.arguments, arguments.nnodes * arguments.nproc_per_node)
     if arguments.check:
         return exit_status.FINISHED
     from megatron_v2pe.device import agent, launch  # PyTorch takes a second to import; --help need not wait

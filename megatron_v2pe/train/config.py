@@ -16,7 +16,7 @@ from megatron_v2pe.base import config_tree
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
-from megatron_v2pe.parallel.config import ModelSizes, ParallelConfig
+from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.settings import V2PESettings
 
 CONFIG_FILE = "config.yaml"
@@ -266,8 +266,11 @@ class ExperimentConfig:
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Console, JSONL, TensorBoard."""
 
-    def validate(self, world_size: int | None = None, sizes: ModelSizes | None = None) -> None:
-        """Check all settings; with the world's and the model's sizes also that they fit.
+    def validate(self, world_size: int | None = None) -> None:
+        """Check all settings, and with the number of ranks also that the layout and the steps fit it.
+
+        `cli.read_command` does so for every command. Whether the layout divides a model is asked of `parallel` once
+        the model is known.
 
         Raises:
             ConfigError: naming the setting, and the two numbers where two disagree.
@@ -275,7 +278,7 @@ class ExperimentConfig:
         self.model.validate()
         self.v2pe.validate()
         self.data.validate()
-        self.parallel.validate(world_size, sizes)
+        self.parallel.validate(world_size)
         self.optimizer.validate()
         self.train.validate()
         self.checkpoint.validate()
@@ -326,6 +329,24 @@ class ExperimentConfig:
     def updated(self, values: Mapping[str, Any], source: str) -> ExperimentConfig:
         """Return a copy with nested values replaced; an unknown key is an error naming the nearest known."""
         return config_tree.merge(self, values, source)
+
+    def with_recorded_strides(self) -> ExperimentConfig:
+        """Return the settings with the positions an indexed data set was built with, where the run asks for those.
+
+        Raises:
+            ConfigError: it asks for them without an indexed data set.
+            DataError: the data set is damaged.
+        """
+        if self.v2pe.rope_pos_id_version != "recorded":
+            return self
+        if not self.data.indexed_path:
+            raise ConfigError("v2pe.rope_pos_id_version recorded needs data.indexed_path, which records positions")
+        from megatron_v2pe.data.indexed.layout import Manifest  # brings NumPy; few runs ask for it
+
+        recorded = Manifest.read(Path(self.data.indexed_path)).v2pe
+        settled = self.updated({"v2pe": recorded}, self.data.indexed_path)
+        settled.v2pe.validate()
+        return settled
 
     @classmethod
     def load(cls, path: str | Path) -> ExperimentConfig:

@@ -100,13 +100,12 @@ def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
     """Train as configured, resuming where the run's folder holds a checkpoint; return the exit status.
 
     Args:
-        config: of the run.
+        config: of the run, checked (`ExperimentConfig.validate`) for the ranks there are.
         notices: what was said of its command line, for the log that is kept.
     """
     world = launch.read_environment()
     setup_logging(world.rank)
     config = config.with_recorded_strides()
-    config.validate(world.world_size)
     check_wandb(config.logging)
     device = Device.choose(config.train.device, world.local_rank)
     if device.kind == "cuda":
@@ -167,7 +166,7 @@ def _prepare(config: ExperimentConfig, world: launch.World, device: Device) -> R
             _log.info("%s", line)
         for line in what_is_lost(config.data):
             _log.warning("%s", line)
-    config.validate(world.world_size, model_sizes(model))
+    config.parallel.validate(world.world_size, model_sizes(model))
     groups = topology.initialize(config.parallel, config.train.seed)
     tokenizer = Tokenizer.of_model(config.model.tokenizer_path or hf, model.llm.vocab_size)
     policy = config.v2pe.policy(config.train.seed)

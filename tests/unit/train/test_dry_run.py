@@ -13,8 +13,9 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.memory import GIB
 from megatron_v2pe.recipes.registry import RECIPES
-from megatron_v2pe.train import cli, dry_run
-from megatron_v2pe.train.look import Findings
+from megatron_v2pe.train import cli
+from megatron_v2pe.train.preflight import dry_run
+from megatron_v2pe.train.preflight.findings import Findings
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
 

@@ -11,7 +11,8 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
 from megatron_v2pe.train.config import ExperimentConfig
-from megatron_v2pe.train.published_flags import FLAGS, as_markdown, notices
+from megatron_v2pe.train.notices import of_published_flags
+from megatron_v2pe.train.published_flags import FLAGS, as_markdown
 
 PUBLISHED = """
 model_name_or_path vision_path llm_path mlp_path tokenizer_path freeze_llm freeze_backbone freeze_mlp
@@ -218,8 +219,8 @@ def test_what_is_asked_for_and_not_done_is_named_in_a_line_each():
     "row", [row for row in FLAGS.values() if row.kind == "ignored" and row.done], ids=lambda row: row.name
 )
 def test_a_value_that_is_what_is_done_is_not_named(row):
-    assert all(notices({row.name: value}, there=True) == [] for value in row.done)
-    (line,) = notices({row.name: "something else"}, there=True)
+    assert all(of_published_flags({row.name: value}, has_saved=True) == [] for value in row.done)
+    (line,) = of_published_flags({row.name: "something else"}, has_saved=True)
     assert line == f"--{row.name} something else has no effect here: {row.note}"
 
 

@@ -97,11 +97,18 @@ def test_misspelt_words_get_the_nearest_known_one(words, message):
         parse(*words)
 
 
-def test_a_dotted_flag_with_a_value_of_the_wrong_type_is_refused(capsys):
-    with pytest.raises(SystemExit) as raised:
-        parse("--optimizer.lr", "fast")
-    assert raised.value.code == 2
-    assert "--optimizer.lr" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--optimizer.lr fast", "--optimizer.lr: optimizer.lr is 'fast', expected a number"),
+        ("--train.precision bf17", "--train.precision: train.precision is 'bf17', expected one of bf16, fp32"),
+        ("--train.seed=1.5", "--train.seed: train.seed is '1.5', expected a whole number"),
+    ],
+)
+def test_a_flag_with_a_value_of_the_wrong_type_is_refused_in_one_line_as_all_else_is(words, message, capsys):
+    assert cli.main(["--recipe", RECIPE, "--dry-run", *words.split()], RECIPES) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err == f"error: {message}\n"
 
 
 def test_help_lists_settings_and_recipes(capsys):

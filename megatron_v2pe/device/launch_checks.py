@@ -59,7 +59,7 @@ def look(program: str, arguments: Sequence[str], processes: int) -> None:
         raise ConfigError(f"{printable(program)}: no such program{hint}")
     if path.suffix != ".py" or path.resolve().parent != TOOLS or not path.is_file():
         return
-    spec = importlib.util.spec_from_file_location(f"before_start_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"launch_checks_{path.stem}", path)
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
     global _launching

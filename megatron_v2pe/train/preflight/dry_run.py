@@ -17,8 +17,8 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.memory import GIB, RESERVE
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.train.header import layout_words, parameter_words, some
-from megatron_v2pe.train.look import Findings
 from megatron_v2pe.train.memory import Budget, in_words, least_packs, packs_per_step, shortage_foreseen
+from megatron_v2pe.train.preflight.findings import Findings
 
 ASSUMED_CARD = 80
 """GiB of the card that is planned for where nothing says which."""
@@ -42,7 +42,6 @@ def report(found: Findings, ranks: int | None, card: str | None) -> str:
     config = found.config
     memory, source = card_bytes(card, config.train.device)
     world = ranks or config.parallel.model_parallel_size
-    config.validate(world)
     lines = list(found.lines())
     try:
         if found.model is None:

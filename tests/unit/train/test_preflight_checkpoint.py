@@ -15,7 +15,7 @@ from megatron_v2pe.checkpoint.resolve import resume_folder
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
-from megatron_v2pe.train.against_checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
+from megatron_v2pe.train.preflight.checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
 from megatron_v2pe.workshop.synthetic.small_data import SPECIAL, write_checkpoint_copy
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from helpers.tool_runs import ROOT, command, free_port, run, settings
 from megatron_v2pe.base import last_words
-from megatron_v2pe.device import before_start
+from megatron_v2pe.device import launch_checks
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
@@ -89,8 +89,8 @@ def test_looking_starts_nothing(tiny, tmp_path):
 
 def test_a_program_of_somebody_else_is_not_looked_at(tmp_path):
     (tmp_path / "train.py").write_text("raise SystemExit(9)\n")
-    before_start.look(str(tmp_path / "train.py"), ["--help"], 2)
-    before_start.look("no_such_program", [], 2)
+    launch_checks.look(str(tmp_path / "train.py"), ["--help"], 2)
+    launch_checks.look("no_such_program", [], 2)
 
 
 def test_pytorchs_torchrun_shows_the_message_last(tiny, tmp_path):
@@ -124,4 +124,4 @@ def test_the_first_words_are_left(monkeypatch, tmp_path):
 
 def test_a_program_that_is_not_there_is_named_once_with_the_one_that_is():
     with pytest.raises(ConfigError, match=r"tools/trian.py: no such program; did you mean tools/train.py\?"):
-        before_start.look("tools/trian.py", [], 2)
+        launch_checks.look("tools/trian.py", [], 2)

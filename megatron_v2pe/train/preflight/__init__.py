@@ -1,0 +1,1 @@
+"""What is looked at before a run starts: its checkpoint, its data, its folders; and the report of a dry run."""

@@ -1,0 +1,217 @@
+"""What can be known of a run before it starts: its checkpoint, layout, folders and data, by what training itself uses.
+
+Nothing is written, converted or loaded. A dry run tells all that was found; a launcher refuses what training would
+refuse, before it starts any process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_v2pe.base.config_tree import get_path
+from megatron_v2pe.checkpoint.folder import newest
+from megatron_v2pe.checkpoint.place import find_checkpoint, has_weights, look_for_checkpoint
+from megatron_v2pe.checkpoint.resolve import resume_folder
+from megatron_v2pe.data.annotations import read_entries, read_entry, where_lists_are
+from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
+from megatron_v2pe.data.indexed.layout import Manifest
+from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.errors import ConfigError, V2PEError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.tokenizer_files import MODEL
+from megatron_v2pe.train.config import ExperimentConfig
+from megatron_v2pe.train.metrics import check_wandb
+from megatron_v2pe.train.preflight.checkpoint import (
+    SAID,
+    check_checkpoint,
+    check_model,
+    what_changes,
+    what_holds,
+    what_is_lost,
+)
+from megatron_v2pe.train.preflight.data import look_at_indexed, look_at_list
+from megatron_v2pe.train.preflight.findings import Findings
+
+NAMED = ("model.model_name_or_path", "model.tokenizer_path", "data.meta_path", "data.indexed_path", "checkpoint.load")
+"""Settings that name what has to be there."""
+MOST_BYTES = 256 << 20
+"""Annotations of a data list up to so large together are read before a launcher starts a run."""
+MOST_SAMPLES = 200_000
+"""An indexed data set of up to so many samples is planned before a launcher starts a run."""
+
+
+def look(config: ExperimentConfig, recipe: ExperimentConfig | None = None, ranks: int | None = None) -> Findings:
+    """Look at everything of a run that can be looked at before it is started.
+
+    Args:
+        config: of the run, checked by itself.
+        recipe: settings that a recipe gave; what these name may still be missing.
+        ranks: of the run, None where nobody has said.
+    """
+    found = Findings(config)
+    may_come = {name for name in NAMED if recipe is not None and get_path(config, name) == get_path(recipe, name)}
+    found.attempt(lambda: _positions(found, may_come))
+    config = found.config
+    if not _expected(found, "model.model_name_or_path", may_come, found.unseen, "the layout against the model"):
+        found.attempt(lambda: _checkpoint(found, ranks))
+    found.attempt(lambda: _run_folder(found, may_come))
+    if config.data.indexed_path:
+        if not _expected(found, "data.indexed_path", may_come, found.unseen, "the data"):
+            found.attempt(lambda: look_at_indexed(found))
+    elif not _expected(found, "data.meta_path", may_come, found.unseen, "the data"):
+        found.attempt(lambda: look_at_list(found))
+    found.attempt(lambda: check_wandb(config.logging))
+    return found
+
+
+def refuse(config: ExperimentConfig, processes: int) -> None:
+    """Refuse a run whose checkpoint, data, packages or folder would end it.
+
+    Args:
+        config: of the run, checked by itself.
+        processes: of the run.
+
+    Raises:
+        V2PEError: names what is missing and where it comes from; all that was found at once.
+        OSError: a file that may not be read.
+    """
+    problems = look(config, ranks=processes).problems if _small(config) else list(_missing(config))
+    if len(problems) > 1:
+        raise ConfigError("\n".join(str(problem) for problem in problems))
+    if problems:
+        raise problems[0]
+
+
+def _small(config: ExperimentConfig) -> bool:
+    """Tell whether data can be looked at without a wait: a list's lines are read to be counted, a set is planned."""
+    try:
+        if config.data.indexed_path:
+            return Manifest.read(Path(config.data.indexed_path)).counts["samples"] <= MOST_SAMPLES
+        entries = read_entries(config.data.meta_path).items()
+        lists = [read_entry(name, entry, config.data.meta_path) for name, entry in entries]
+        return sum(os.path.getsize(dataset.annotation) for dataset in lists) <= MOST_BYTES
+    except (V2PEError, OSError):
+        return True  # what is wrong is told by who looks
+
+
+def _missing(config: ExperimentConfig) -> Iterator[V2PEError | OSError]:
+    """Yield what is missing, told without reading the data."""
+    for work in (lambda: check_checkpoint(config), lambda: check_wandb(config.logging)):
+        try:
+            work()
+        except (V2PEError, OSError) as error:
+            yield error
+
+
+def _expected(found: Findings, name: str, may_come: set[str], unseen: list[str], what: str) -> bool:
+    """Take note of what a recipe names and is not there; tell whether it is such a path."""
+    path = get_path(found.config, name)
+    if name not in may_come:
+        return False
+    if name == SAID and (os.path.isdir(path) or not os.path.lexists(path)):  # a run's folder, before it has saved
+        if look_for_checkpoint(Path(path), SAID) is not None:
+            return False
+        try:
+            find_checkpoint(path, SAID)
+        except V2PEError as error:
+            found.absent.append(str(error))
+    elif os.path.lexists(path):
+        return False
+    else:
+        source = f"; {where_lists_are(Path(path))}" if name == "data.meta_path" else ""
+        found.absent.append(f"{name} {printable(path)}: no such file or folder{source}")
+    unseen.append(what)
+    return True
+
+
+def _positions(found: Findings, may_come: set[str]) -> None:
+    path = found.config.data.indexed_path
+    if not ("data.indexed_path" in may_come and not os.path.lexists(path)):
+        found.config = found.config.with_recorded_strides()
+
+
+def _checkpoint(found: Findings, ranks: int | None) -> None:
+    """Look at the checkpoint: architecture, what the run states of it, layout, tokenizer, template, weights."""
+    config = found.config
+    place, found.model = check_model(config)
+    kind = "an HF checkpoint" if place.is_hf else "a Megatron checkpoint"
+    found.right.append(f"model: {printable(place.folder)}, {kind} of a supported architecture")
+    found.attempt(lambda: _layout(found, ranks))
+    if config.model.tokenizer_path is None and not (place.hf / MODEL).is_file():
+        found.absent.append(f"{printable(place.hf / MODEL)}: the tokenizer's files")
+        found.unseen += ["tokenizer", "template"]
+    else:
+        found.attempt(lambda: _tokenizer(found, place.hf))
+    if not place.is_hf:
+        found.attempt(lambda: _vetted(found, place.folder))
+    elif not has_weights(place.folder):
+        found.absent.append(f"{printable(place.folder)}: the weights, *.safetensors")
+    else:
+        found.attempt(lambda: _weights(found, place.folder))
+
+
+def _layout(found: Findings, ranks: int | None) -> None:
+    from megatron_v2pe.models.build import model_sizes
+
+    assert found.model is not None
+    found.config.parallel.validate(ranks, model_sizes(found.model))
+    found.right.append("layout: it divides the model's heads, layers, widths and vocabulary")
+
+
+def _tokenizer(found: Findings, hf: Path) -> None:
+    config = found.config
+    model = check_checkpoint(config)
+    tokenizer = Tokenizer.of_model(config.model.tokenizer_path or hf, model.llm.vocab_size)
+    facts = ModelFacts(model.tile_size, model.tokens_per_tile)
+    seed = config.train.seed
+    found.encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.policy(seed), seed)
+    found.right.append(f"tokenizer of {len(tokenizer):,} tokens, template {config.data.template}")
+    found.doubts += [*what_holds(config), *what_is_lost(config.data)]
+
+
+def _vetted(found: Findings, folder: Path) -> None:
+    from megatron_v2pe.checkpoint.vet import vet_checkpoint
+
+    vet_checkpoint(folder, verify=False)
+    found.right.append("weights: their description, and the sizes of their files")
+
+
+def _weights(found: Findings, folder: Path) -> None:
+    from megatron_v2pe.checkpoint.hf.hf_to_mcore import check_folder
+
+    _, _, weights, _ = check_folder(folder)
+    count = len(weights.layout.places())
+    found.right.append(f"weights: names, shapes and types of {count} tensors")
+
+
+def _run_folder(found: Findings, may_come: set[str]) -> None:
+    """Look at where the run is saved, and what it would go on from."""
+    settings = found.config.checkpoint
+    save = Path(settings.save) if settings.save else None
+    if save is not None:
+        _check_writable(save)
+    if settings.load is not None and (save is None or newest(save) is None):
+        if _expected(found, "checkpoint.load", may_come, found.unseen, "what the run goes on from"):
+            return
+    latest = resume_folder(settings.save, settings.load, settings.resume)
+    if latest is None:
+        where = "nothing is saved" if save is None else f"{printable(save)}, new"
+        found.right.append(f"run: {where}; it starts from the checkpoint's weights")
+        return
+    from megatron_v2pe.checkpoint.store import read_training_state
+
+    state = read_training_state(latest)
+    found.iteration, found.loader_state = state.iteration, state.loader
+    found.right.append(f"run: goes on from {printable(latest)}, step {state.iteration:,}")
+    if found.model is not None:
+        found.doubts += what_changes(found.config, latest)
+
+
+def _check_writable(folder: Path) -> None:
+    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"checkpoint.save {printable(folder)}: {printable(nearest)} is a file, expected a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"checkpoint.save {printable(folder)}: {printable(nearest)} cannot be written to")

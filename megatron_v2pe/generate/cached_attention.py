@@ -19,8 +19,7 @@ from torch import Tensor
 from megatron_v2pe.generate.arena import ArenaCache
 from megatron_v2pe.generate.kv_cache import KVCache, Slab
 from megatron_v2pe.generate.prefill_plan import LocalPiece
-from megatron_v2pe.generate.slab_attention import nothing, side_by_side
-from megatron_v2pe.kernels.decode_attention import decode_attention
+from megatron_v2pe.kernels.decode_attention import FLOOR, decode_attention
 from megatron_v2pe.parallel.attention.block import AttentionBlock
 from megatron_v2pe.parallel.attention.kernel_choice import choose_kernel
 from megatron_v2pe.parallel.attention.ring import merge, ring_attention
@@ -253,3 +252,37 @@ def _joined(output: Tensor, lse: Tensor) -> Tensor:
 def _parted(joined: Tensor) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp again, contiguous."""
     return joined[..., :-1].contiguous(), joined[..., -1].contiguous()
+
+
+def side_by_side(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    used: int,
+    mask: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Attend over a slab in one call of PyTorch's CPU flash operator; queries of a group share its keys.
+
+    Args:
+        query: [n, groups, r, d].
+        keys: [n, room, groups, d].
+        values: as `keys`.
+        used: places looked at.
+        mask: [n, 1, 1, used], -inf where a place is not the sequence's; None where all are.
+        scale: factor on the scores.
+
+    Returns:
+        The output [n, groups, r, d] and its log-sum-exp [n, groups, r].
+    """
+    k, v = keys[:, :used].transpose(1, 2), values[:, :used].transpose(1, 2)
+    allowed = None if mask is None else mask.expand(*query.shape[:3], used)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, k, v, 0.0, False, attn_mask=allowed, scale=scale
+    )
+
+
+def nothing(query: Tensor) -> tuple[Tensor, Tensor]:
+    """Return output and log-sum-exp of attention over no keys, for queries [..., d]."""
+    wide = torch.promote_types(query.dtype, torch.float32)
+    return query.new_zeros(query.shape), torch.full(query.shape[:-1], FLOOR, dtype=wide, device=query.device)

@@ -17,8 +17,7 @@ from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.arena import LEAST_BYTES, Arena
-from megatron_v2pe.generate.lean_layers import lean_layers
-from megatron_v2pe.generate.lean_operations import lean_norm, linear
+from megatron_v2pe.generate.lean_layers import lean_layers, lean_norm, linear
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.stages import Stages, in_step
 from megatron_v2pe.generate.static_step import StaticStep

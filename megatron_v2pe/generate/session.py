@@ -27,8 +27,7 @@ from megatron_v2pe.generate.arena import ArenaCache
 from megatron_v2pe.generate.cached_attention import ArenaAttention, CachedAttention
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.kv_cache import CHUNK, KVCache, cache_bytes, owner, room_for
-from megatron_v2pe.generate.lean_layers import LeanLayer
-from megatron_v2pe.generate.lean_operations import rotation
+from megatron_v2pe.generate.lean_layers import LeanLayer, rotation
 from megatron_v2pe.generate.memory import Need, demand, return_large_blocks, shortage_told
 from megatron_v2pe.generate.prefill_plan import LocalPiece, Piece, local_steps, plan_steps
 from megatron_v2pe.generate.prompt import Prompt

@@ -66,7 +66,7 @@ class StaticStep:
         """int64 [1]: which of the factors is next; the step counts on."""
         shape = (WINDOW, count, 1, 1, width)
         self.same = torch.zeros(shape, dtype=torch.float32, device=device)
-        """float32 [WINDOW, count, 1, 1, d], see `lean_operations.rotation`."""
+        """float32 [WINDOW, count, 1, 1, d], see `lean_layers.rotation`."""
         self.other = torch.zeros(shape, dtype=torch.float32, device=device)
 
     def run(self) -> Tensor:

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from megatron_v2pe.generate import cached_attention, generation, kv_cache, slab_attention, static_step
+from megatron_v2pe.generate import cached_attention, generation, kv_cache, static_step
 from megatron_v2pe.generate import engine as engine_module
 from megatron_v2pe.generate import session as session_module
 from megatron_v2pe.generate.engine import Engine
@@ -199,7 +199,7 @@ def _cache_dropped() -> Any:
 
     def attend(self: Any, target: Any, query: Tensor, keys: Tensor, values: Tensor) -> Any:
         found = original(self, target, query, keys, values)
-        return found if self.group.rank() == 0 else slab_attention.nothing(query)
+        return found if self.group.rank() == 0 else cached_attention.nothing(query)
 
     return mock.patch.object(cached_attention.CachedAttention, "_attend", attend)
 

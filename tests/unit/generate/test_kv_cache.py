@@ -7,9 +7,9 @@ import torch
 
 from helpers.attention import dense
 from megatron_v2pe.generate import kv_cache
+from megatron_v2pe.generate.cached_attention import side_by_side
 from megatron_v2pe.generate.kv_cache import KVCache, owner
 from megatron_v2pe.generate.prefill_plan import plan_steps
-from megatron_v2pe.generate.slab_attention import side_by_side
 from megatron_v2pe.parallel.attention.block import AttentionBlock
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from megatron_v2pe.generate.lean_operations import lean_norm, linear, rotate, rotation
+from megatron_v2pe.generate.lean_layers import lean_norm, linear, rotate, rotation
 from megatron_v2pe.kernels.rotary import apply_rotary
 from megatron_v2pe.models.norms import LayerNorm, RMSNorm
 

@@ -229,8 +229,8 @@ def _check(layer: Any) -> None:
             raise ConfigError(f"generation knows no layer with {field} {getattr(config, field)}")
 
 
-# The arithmetic of a layer for a few tokens, in as few calls as PyTorch allows. Each function equals the plain operation
-# in exact arithmetic; which form is used depends on shapes and device alone.
+# The arithmetic of a layer for a few tokens, in as few calls as PyTorch allows. Each function equals the plain
+# operation in exact arithmetic; which form is used depends on shapes and device alone.
 
 
 def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

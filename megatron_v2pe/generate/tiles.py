@@ -1,9 +1,9 @@
 """Tiles of a prompt's images, read when they are encoded, by the rank that encodes them and by no other.
 
 How many there are follows from the images' headers, so that every rank can plan without pixels. A rank takes its run of
-tiles, as training deals them out (`parallel/rank_coordinates.py`), and goes through it: one image is held at a time, however
-many there are. Where a card waits for them, threads read images before they are asked for (`TileReader`), so many tiles
-ahead and no more.
+tiles, as training deals them out (`parallel/rank_coordinates.py`), and goes through it: one image is held at a time,
+however many there are. Where a card waits for them, threads read images before they are asked for (`TileReader`), so many
+tiles ahead and no more.
 """
 
 from __future__ import annotations

@@ -126,3 +126,52 @@ def test_files_are_put_in_place_in_one_module():
         if path != PACKAGE / "base" / "whole_files.py":
             calls = [ast.unparse(node) for node in ast.walk(ast.parse(path.read_text("utf-8"))) if _renames(node)]
             assert not calls, f"{path}: {calls}: megatron_v2pe/base/whole_files.py writes a file whole or not at all"
+
+
+CIRCLES_INSIDE_FUNCTIONS: dict[frozenset[str], str] = {}
+"""Files that import each other where a function's import closes the circle -> why it has to be so."""
+
+
+def imports_of_ours(in_functions: bool) -> dict[str, set[str]]:
+    """Return what every file imports of the package: while it is imported itself, or in its functions too."""
+    modules = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in MODULES}
+    found: dict[str, set[str]] = {name: set() for name in modules}
+
+    def visit(node: ast.AST, name: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and not in_functions:
+                continue
+            if isinstance(child, ast.Import):
+                named = [alias.name for alias in child.names]
+            elif isinstance(child, ast.ImportFrom) and child.module:
+                named = [one for alias in child.names for one in (f"{child.module}.{alias.name}", child.module)]
+            else:
+                named = []
+            found[name].update(one for one in named if one in modules and one != name)
+            visit(child, name)
+
+    for name, path in modules.items():
+        visit(ast.parse(path.read_text(encoding="utf-8")), name)
+    return found
+
+
+def circle(imports: dict[str, set[str]]) -> frozenset[str]:
+    """Return the files of all circles: what is left when files that import, or are imported by, none left are gone."""
+    left = {name: set(targets) for name, targets in imports.items()}
+    while True:
+        used = {target for targets in left.values() for target in targets}
+        gone = {name for name, targets in left.items() if not targets or name not in used}
+        if not gone:
+            return frozenset(left)
+        left = {name: targets - gone for name, targets in left.items() if name not in gone}
+
+
+def test_a_circle_is_found():
+    line = {"a": {"b"}, "b": {"c"}, "c": set(), "d": {"a", "c"}}
+    assert circle(line) == frozenset()
+    assert circle(line | {"c": {"b"}}) == {"b", "c"}
+
+
+def test_no_file_imports_one_that_imports_it():
+    assert circle(imports_of_ours(in_functions=False)) == frozenset()
+    assert circle(imports_of_ours(in_functions=True)) in (frozenset(), *CIRCLES_INSIDE_FUNCTIONS)

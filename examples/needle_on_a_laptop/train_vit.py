@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from megatron_v2pe.base.progress import progress_bar
 from megatron_v2pe.checkpoint.hf.random_weights import write_checkpoint
-from megatron_v2pe.checkpoint.hf.registry import mapping_table
+from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.generate.pretrained import open_pretrained
 from megatron_v2pe.kernels.tiles import normalise_tiles
@@ -72,13 +73,13 @@ def train(megatron: Path, hf: Path, steps: int, seed: int) -> float:
         ceiling = _read_right(tower, head)
         full = gather_full(model, lambda parameter: parameter.detach())
         tensors = mapping_table(pretrained.config).tensors
-        rows = {mapping.name: full[mapping.key][: mapping.key_rows] for mapping in tensors}
-        weights = {
-            mapping.name: mapping.order.to_hf(rows[mapping.name][mapping.first_row :][: mapping.shape[0]]).contiguous()
-            for mapping in tensors
-        }
+        weights = {mapping.name: mapping.to_hf(partial(_rows, full[mapping.key])).contiguous() for mapping in tensors}
     write_checkpoint(hf, json.loads((hf / "config.json").read_text(encoding="utf-8")), weights)
     return ceiling
+
+
+def _rows(tensor: Tensor, first_row: int, rows: int) -> Tensor:
+    return tensor[first_row : first_row + rows]
 
 
 def _tiles(grey: np.ndarray) -> Tensor:

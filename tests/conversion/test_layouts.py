@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers import parity, short_runs
-from helpers.conversion import load_whole
+from helpers.conversion import load_whole, swap_queries_and_keys
 from helpers.golden import read_checkpoint
 from helpers.hf_names import to_full_state
 from helpers.packs import random_packs
@@ -56,15 +56,8 @@ def test_a_converted_folder_loads_in_any_layout(pools, sources, converted, name)
 def test_a_swapped_permutation_is_seen_by_the_model(sources, pools, tmp_path, monkeypatch):
     """Planted break: q and k of the tower change places on the way there."""
     from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
-    from megatron_v2pe.checkpoint.hf.mappings import HeadByHead
 
-    right = HeadByHead.to_mcore
-
-    def swapped(self, tensor):
-        q, k, v = tensor.chunk(3)
-        return right(self, torch.cat([k, q, v]))
-
-    monkeypatch.setattr(HeadByHead, "to_mcore", swapped)
+    swap_queries_and_keys(monkeypatch)
     hf_to_mcore(sources["odd"], tmp_path / "mcore")
     config, expected = expected_of(sources["odd"])
     places = {"folder": str(tmp_path / "mcore"), "hf_config": config}

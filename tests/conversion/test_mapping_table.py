@@ -11,9 +11,9 @@ import torch
 
 from helpers.golden import read_checkpoint
 from helpers.hf_names import to_full_state
-from megatron_v2pe.checkpoint.hf.mappings import HeadByHead
-from megatron_v2pe.checkpoint.hf.registry import mapping_table
+from megatron_v2pe.checkpoint.hf.mappings import QueryGroups, mapped
 from megatron_v2pe.checkpoint.hf.safetensors_io import Header, SafetensorsFile, build_header
+from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.workshop.synthetic.checkpoint import INTERNVL2_2B_PARAMETERS, internvl2_2b_config
@@ -81,7 +81,8 @@ def test_every_published_name_and_shape_is_covered(full_size):
 def test_every_megatron_tensor_is_filled_exactly_once(full_size):
     filled: dict[str, list[tuple[int, int]]] = {}
     for mapping in full_size.tensors:
-        filled.setdefault(mapping.key, []).append((mapping.first_row, mapping.first_row + mapping.shape[0]))
+        for run in mapping.rows.runs(mapping.shape[0]):
+            filled.setdefault(mapping.key, []).append((run.key_row, run.key_row + run.rows))
     rows = {mapping.key: mapping.key_rows for mapping in full_size.tensors}
     for key, parts in filled.items():
         borders = [0, *(end for _, end in sorted(parts))]
@@ -95,9 +96,10 @@ def test_the_table_agrees_with_the_names_of_the_tests(golden):
     ours: dict[str, torch.Tensor] = {}
     for mapping in mapping_table(model).tensors:
         whole = ours.setdefault(mapping.key, torch.empty(mapping.key_shape))
-        rows = mapping.order.to_mcore(state[mapping.name])
-        whole[mapping.first_row : mapping.first_row + len(rows)] = rows
-        assert torch.equal(mapping.order.to_hf(rows), state[mapping.name]), mapping.name
+        for first_row, rows in mapping.to_mcore(state[mapping.name]):
+            whole[first_row : first_row + len(rows)] = rows
+        back = mapping.to_hf(lambda first_row, rows, whole=whole: whole[first_row : first_row + rows])
+        assert torch.equal(back, state[mapping.name]), mapping.name
     assert ours.keys() == expected.keys()
     for key, tensor in expected.items():
         assert torch.equal(tensor, ours[key]), key
@@ -105,9 +107,10 @@ def test_the_table_agrees_with_the_names_of_the_tests(golden):
 
 def test_heads_are_interleaved_and_back():
     rows = torch.arange(3 * 2 * 2)  # q0 q0 q1 q1 k0 k0 k1 k1 v0 v0 v1 v1
-    order = HeadByHead(heads=2)
-    assert order.to_mcore(rows).tolist() == [0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11]
-    assert torch.equal(order.to_hf(order.to_mcore(rows)), rows)
+    mapping = mapped("qkv", "linear_qkv", 12, rows=QueryGroups(heads=2, groups=2).part_by_part)
+    ((first_row, joint),) = mapping.to_mcore(rows)
+    assert first_row == 0 and joint.tolist() == [0, 1, 4, 5, 8, 9, 2, 3, 6, 7, 10, 11]
+    assert torch.equal(mapping.to_hf(lambda first_row, rows: joint[first_row : first_row + rows]), rows)
 
 
 def test_an_unknown_language_model_is_refused():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from helpers.conversion import swap_queries_and_keys
 from helpers.golden import read_checkpoint
 from megatron_v2pe.checkpoint.hf import hf_config
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
@@ -35,16 +36,8 @@ def test_every_file_comes_back_to_the_byte(sources, converted, tmp_path, name):
 
 def test_a_swapped_permutation_is_caught(sources, tmp_path, monkeypatch):
     """Planted break: q and k of the tower change places on the way back."""
-    from megatron_v2pe.checkpoint.hf.mappings import HeadByHead
-
-    right = HeadByHead.to_hf
-
-    def swapped(self, tensor):
-        q, k, v = right(self, tensor).chunk(3)
-        return torch.cat([k, q, v])
-
     hf_to_mcore(sources["reference"], tmp_path / "mcore")
-    monkeypatch.setattr(HeadByHead, "to_hf", swapped)
+    swap_queries_and_keys(monkeypatch)
     mcore_to_hf(tmp_path / "mcore", tmp_path / "hf")
     with pytest.raises(AssertionError, match="safetensors"):
         assert_same_files(sources["reference"], tmp_path / "hf")

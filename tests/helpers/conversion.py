@@ -1,13 +1,17 @@
-"""Whole tensors of a checkpoint folder as a model of any layout loads them; for use inside a `WorkerPool`."""
+"""Whole tensors of a checkpoint folder as a model of any layout loads them (inside a `WorkerPool`); a planted break."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from megatron_v2pe.checkpoint.hf.mappings import Interleaved, Run
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.settings import StridePolicy
@@ -34,3 +38,17 @@ def load_whole(
         load_model(Path(folder), model)
         whole = gather_full(model, lambda parameter: parameter.detach())
     return whole if rank is None or dist.get_rank() == rank else None
+
+
+def swap_queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted break: queries and keys of a tensor with all queries, all keys, all values change places in the table."""
+    right = Interleaved.runs
+
+    def swapped(self: Interleaved, rows: int) -> Iterator[Run]:
+        third, other = rows // 3, {0: 1, 1: 0, 2: 2}
+        for run in right(self, rows):
+            assert run.hf_row is not None
+            moved = other[run.hf_row // third] * third + run.hf_row % third
+            yield replace(run, hf_row=moved if len(self.parts) == 3 else run.hf_row)
+
+    monkeypatch.setattr(Interleaved, "runs", swapped)

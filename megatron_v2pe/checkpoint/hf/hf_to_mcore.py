@@ -20,9 +20,9 @@ from megatron_v2pe.checkpoint.hf.folder import HFWeights, copy_other_files
 from megatron_v2pe.checkpoint.hf.hub_digests import check_digest, known_digests
 from megatron_v2pe.checkpoint.hf.mappings import MappingTable
 from megatron_v2pe.checkpoint.hf.progress import byte_progress
-from megatron_v2pe.checkpoint.hf.registry import mapping_table
 from megatron_v2pe.checkpoint.hf.side_files import check_side_files
-from megatron_v2pe.checkpoint.place import instead_of_missing, look_for_checkpoint
+from megatron_v2pe.checkpoint.hf.table import mapping_table
+from megatron_v2pe.checkpoint.resolve import instead_of_missing, look_for_checkpoint
 from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
 from megatron_v2pe.checkpoint.trained import has_v2pe_scaling
 from megatron_v2pe.errors import CheckpointError
@@ -118,9 +118,10 @@ def _write_tensors(table: MappingTable, weights: HFWeights, folder: Path, number
         for path, digest in known_digests(weights.folder):
             checks.add(check_digest, path, digest)
         for mapping in table.tensors:
-            rows = mapping.order.to_mcore(weights.tensor(mapping.name))
-            writer.add_rows(mapping.key, mapping.key_shape, mapping.first_row, rows)
-            progress.update(rows.nbytes)
+            tensor = weights.tensor(mapping.name)
+            for first_row, rows in mapping.to_mcore(tensor):
+                writer.add_rows(mapping.key, mapping.key_shape, first_row, rows)
+            progress.update(tensor.nbytes)
             checks.look()
             if numbers.refused:  # what is left is looked at, and not written
                 break

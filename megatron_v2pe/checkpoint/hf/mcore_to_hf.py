@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from megatron_v2pe.checkpoint.hf.finite import NumbersOnly
 from megatron_v2pe.checkpoint.hf.folder import INDEX, Layout, copy_other_files
 from megatron_v2pe.checkpoint.hf.mappings import MappingTable
 from megatron_v2pe.checkpoint.hf.progress import byte_progress
-from megatron_v2pe.checkpoint.hf.registry import mapping_table
 from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace, write_file
 from megatron_v2pe.checkpoint.hf.side_files import check_side_files
-from megatron_v2pe.checkpoint.place import find_checkpoint
+from megatron_v2pe.checkpoint.hf.table import mapping_table
+from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.trained import loadable, trained_config, with_settings
 from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
@@ -125,9 +126,8 @@ def _write_tensors(
 
         def tensor(place: TensorPlace) -> Tensor:
             mapping = mappings[place.name]
-            rows = reader.read_rows(mapping.key, mapping.first_row, mapping.shape[0])
+            values = mapping.to_hf(partial(reader.read_rows, mapping.key)).to(place.dtype)
             progress.update(place.nbytes)
-            values = mapping.order.to_hf(rows).to(place.dtype)
             checks.add(numbers.look, values, place.name)
             checks.look()
             return values

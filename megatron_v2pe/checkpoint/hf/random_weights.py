@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_v2pe.checkpoint.hf.mappings import TensorMapping
-from megatron_v2pe.checkpoint.hf.registry import mapping_table
+from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.models.config import InternVLConfig
 
 DEVIATIONS: dict[str, float] = {

@@ -6,18 +6,17 @@ here: the tokenizer and the JSON files. Text that is empty or is no text is warn
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.hf.folder import other_files
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.foreign import tokenizer_files
 from megatron_v2pe.foreign.files import check_regular, read_bytes
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import check
 from megatron_v2pe.foreign.text import read_json, read_json_object
-from megatron_v2pe.foreign.tokenizer_files import ADDED, CONFIG, MODEL, check_rows, load_pieces, special_tokens
 
 OBJECTS = (
     "generation_config.json",
@@ -25,10 +24,9 @@ OBJECTS = (
     "processor_config.json",
     "configuration.json",
     "tokenizer.json",
-    CONFIG,
+    tokenizer_files.CONFIG,
 )
 """Files that hold a JSON object; other JSON files may hold anything."""
-_TOKENS_MAP = "special_tokens_map.json"
 _TEXTS = {".py", ".md", ".txt", ".jinja"}
 _LARGEST_TEXT = 1 << 24
 _log = get_logger(__name__)
@@ -49,25 +47,14 @@ def check_side_files(folder: Path, rows: int) -> None:
         path = folder / relative
         if relative.name in OBJECTS:
             read_json_object(path, CheckpointError)
-        elif relative.name == _TOKENS_MAP:
+        elif relative.name == tokenizer_files.TOKENS_MAP:
             content = read_json_object(path, CheckpointError)
             check(dict[str, str | dict[str, Any] | list[Any] | None], content, printable(path), CheckpointError)
         elif relative.suffix == ".json":
             read_json(path, CheckpointError, constants=True)
         elif relative.suffix in _TEXTS:
             _warn_of_text(path)
-    _check_tokenizer(folder, rows)
-
-
-def _check_tokenizer(folder: Path, rows: int) -> None:
-    """Check that the tokenizer loads, and that the model has a row for every id; a folder may have none."""
-    special = special_tokens(folder, CheckpointError)
-    size = 0
-    if os.path.lexists(folder / MODEL):
-        size = load_pieces(folder / MODEL, CheckpointError).get_piece_size()
-    elif beside := next((name for name in (ADDED, _TOKENS_MAP, CONFIG) if os.path.lexists(folder / name)), None):
-        raise CheckpointError(f"{printable(folder / MODEL)}: missing; {beside} beside it belongs to a tokenizer")
-    check_rows(size, special, rows, folder, CheckpointError)
+    tokenizer_files.check_folder(folder, rows, CheckpointError)
 
 
 def _warn_of_text(path: Path) -> None:

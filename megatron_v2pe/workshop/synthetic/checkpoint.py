@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_v2pe.checkpoint.hf.registry import mapping_table
+from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace, build_header, write_file
 from megatron_v2pe.models.config import InternVLConfig
 

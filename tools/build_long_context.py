@@ -214,18 +214,18 @@ def _build(arguments: argparse.Namespace) -> Summary:
 
 
 def _encoding(arguments: argparse.Namespace) -> Encoding:
-    from megatron_v2pe.checkpoint.place import find_checkpoint
+    from megatron_v2pe.checkpoint.resolve import find_checkpoint
     from megatron_v2pe.checkpoint.trained import trained_model
-    from megatron_v2pe.data.conversation import check_template
     from megatron_v2pe.data.tokenizer import Tokenizer
     from megatron_v2pe.workshop.long_context.pipeline import Encoding
 
     place = find_checkpoint(arguments.checkpoint, "--checkpoint")
     config = trained_model(place.folder)
-    tokenizer = Tokenizer.of_model(place.hf, config.llm.vocab_size)
+    template = arguments.template or config.template
+    tokenizer = Tokenizer.of_model(place.hf, config.llm.vocab_size, template)
     return Encoding(
         tokenizer,
-        template=check_template(arguments.template or config.template, tokenizer).name,
+        template=template,
         tile_size=config.tile_size,
         tokens_per_tile=config.tokens_per_tile,
         max_dynamic_patch=arguments.max_dynamic_patch,

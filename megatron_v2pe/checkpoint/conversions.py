@@ -19,7 +19,9 @@ from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.base.run_lock import FolderLock
 from megatron_v2pe.checkpoint.folder import DESCRIPTION
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
+from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.checkpoint.vet import verify_side_files
+from megatron_v2pe.device.rank_errors import run_on_first_rank, share_from_first_rank
 from megatron_v2pe.errors import CheckpointError, ConfigError, InUseError
 from megatron_v2pe.foreign.printable import printable
 
@@ -79,6 +81,37 @@ def converted(source: Path, place: Path, others: Sequence[Path] = ()) -> Path:
                 return folder
     _log.info("using %s, converted from %s before; remove it to have it converted again", known, source)
     return known
+
+
+def start_folder(
+    source: str,
+    cache: str | Path | None,
+    verify: bool = True,
+    others: Sequence[Path] = (),
+) -> Path:
+    """Return the Megatron checkpoint folder to start from, converting an HF folder on rank 0 where needed.
+
+    Every rank calls this; an error on rank 0 is raised on all. Its configuration and tokenizer may be read after this.
+
+    Args:
+        source: an HF InternVL2 folder, a Megatron checkpoint folder, or a training run's folder.
+        cache: where converted HF checkpoints are kept, see `conversions`.
+        verify: compare the checksums of the folder's small files; those of tensors are compared when they are loaded.
+        others: further folders in which a conversion may be found.
+
+    Raises:
+        ConfigError: `source` is neither.
+        CheckpointError: the conversion found something wrong, or a file is damaged.
+    """
+    folder = share_from_first_rank(lambda: _find(source, cache, others))
+    if verify:
+        run_on_first_rank(lambda: verify_side_files(folder))
+    return folder
+
+
+def _find(source: str, cache: str | Path | None, others: Sequence[Path]) -> Path:
+    place = find_checkpoint(source, "model.model_name_or_path")
+    return converted(place.folder, conversions(cache), others) if place.is_hf else place.folder
 
 
 @contextmanager

@@ -1,54 +1,101 @@
-"""Where a run starts from: a Megatron checkpoint, or an HF folder that is converted to one, once for all tools."""
+"""What a folder is that a user names: an HF checkpoint, a Megatron checkpoint, or a training run and which part of it.
+
+Every tool asks here, so that what one of them takes is taken by all. A run stands for its newest checkpoint, `hf/` of a
+Megatron checkpoint for that checkpoint. How a checkpoint was trained is answered by `trained`; an HF folder becomes a
+Megatron checkpoint in `conversions`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_v2pe.base.logging import get_logger
-from megatron_v2pe.checkpoint.conversions import conversions, converted
-from megatron_v2pe.checkpoint.folder import HF_FOLDER, TRAINING_STATE, newest
-from megatron_v2pe.checkpoint.hf.hf_config import to_text
-from megatron_v2pe.checkpoint.place import CONFIG, find_checkpoint
-from megatron_v2pe.checkpoint.trained import trained_config
-from megatron_v2pe.checkpoint.vet import verify_side_files
-from megatron_v2pe.device.rank_errors import run_on_first_rank, share_from_first_rank
+from megatron_v2pe.checkpoint.folder import (
+    DESCRIPTION,
+    HF_FOLDER,
+    HF_LAYOUT,
+    METADATA,
+    TRAINING_STATE,
+    iterations,
+    newest,
+)
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.models.config import read_config
 
 _log = get_logger(__name__)
+CONFIG = "config.json"
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin")
+_MOST_NAMED = 5
 
 
-def start_folder(
-    source: str,
-    cache: str | Path | None,
-    verify: bool = True,
-    others: Sequence[Path] = (),
-) -> Path:
-    """Return the Megatron checkpoint folder to start from, converting an HF folder on rank 0 where needed.
+@dataclass(frozen=True)
+class Place:
+    """A checkpoint that was found."""
 
-    Every rank calls this; an error on rank 0 is raised on all. Its configuration and tokenizer may be read after this.
+    folder: Path
+    """The HF folder, or the folder of one Megatron checkpoint."""
+    is_hf: bool
+    """Whether it is in the HF layout."""
+
+    @classmethod
+    def of(cls, folder: Path) -> Place:
+        """Return the place of a folder that is known to be one checkpoint."""
+        return cls(folder, is_hf=(folder / CONFIG).is_file() and not (folder / DESCRIPTION).is_file())
+
+    @property
+    def hf(self) -> Path:
+        """Folder of its `config.json` and tokenizer."""
+        return self.folder if self.is_hf else self.folder / HF_FOLDER
+
+
+def find_checkpoint(path: str | Path, said: str) -> Place:
+    """Return the checkpoint a user means by a folder; nothing of it is read but what names a run's newest one.
 
     Args:
-        source: an HF InternVL2 folder, a Megatron checkpoint folder, or a training run's folder.
-        cache: where converted HF checkpoints are kept, see `checkpoint.conversions.conversions`.
-        verify: compare the checksums of the folder's small files; those of tensors are compared when they are loaded.
-        others: further folders in which a conversion may be found.
+        path: an HF folder, a Megatron checkpoint (converted, or `iter_*` of a run), its `hf/`, or a training run.
+        said: how the user has named it, for messages: `--checkpoint`, `model.model_name_or_path`.
 
     Raises:
-        ConfigError: `source` is neither.
-        CheckpointError: the conversion found something wrong, or a file is damaged.
+        ConfigError: it is none of these, or two of them at once; says what it holds and what to name instead.
+        CheckpointError: a run that names a checkpoint which is not there.
     """
-    folder = share_from_first_rank(lambda: _find(source, cache, others))
-    if verify:
-        run_on_first_rank(lambda: verify_side_files(folder))
-    return folder
+    folder = Path(path)
+    found = look_for_checkpoint(folder, said)
+    if found is not None:
+        return found
+    shown = f"{said} {printable(folder)}"
+    if not folder.exists():
+        raise ConfigError(f"{shown}: no such folder{instead_of_missing(folder)}")
+    if not folder.is_dir():
+        raise ConfigError(f"{shown}: a file, expected the folder of a checkpoint: {printable(folder.parent)}?")
+    raise ConfigError(
+        f"{shown}: holds neither config.json (an HF checkpoint) nor {DESCRIPTION} (a Megatron checkpoint) nor iter_* "
+        f"(the checkpoints of a training run){_instead_of(folder)}"
+    )
 
 
-def _find(source: str, cache: str | Path | None, others: Sequence[Path]) -> Path:
-    place = find_checkpoint(source, "model.model_name_or_path")
-    return converted(place.folder, conversions(cache), others) if place.is_hf else place.folder
+def look_for_checkpoint(folder: Path, said: str) -> Place | None:
+    """Return what `find_checkpoint` does, but None where there is no checkpoint; all else is as there."""
+    if not folder.is_dir():
+        return None
+    whole = (folder / DESCRIPTION).is_file() or ((folder / METADATA).is_file() and (folder / HF_FOLDER).is_dir())
+    kinds = [DESCRIPTION] if whole else []  # without it, whoever vets the folder says what is missing
+    if not kinds and (there := iterations(folder)):
+        kinds = [f"iter_{there[-1]:07d}"]
+    if (folder / CONFIG).is_file():
+        if not kinds:
+            inside = (folder / HF_LAYOUT).is_file() and (folder.parent / DESCRIPTION).is_file()
+            return Place(folder.parent, is_hf=False) if inside else Place(folder, is_hf=True)
+        if has_weights(folder):
+            raise ConfigError(
+                f"{said} {printable(folder)}: holds both {CONFIG} with weights (an HF checkpoint) and {kinds[0]} (a "
+                "Megatron one); which of them is meant cannot be told: move one of the two into a folder of its own"
+            )
+    if DESCRIPTION in kinds:
+        return Place(folder, is_hf=False)
+    latest = newest(folder)  # also where there is none: a file that names one that is gone is an error
+    return None if latest is None else Place(latest, is_hf=False)
 
 
 def resume_folder(save: str | None, load: str | None, resume: str) -> Path | None:
@@ -80,23 +127,54 @@ def resume_folder(save: str | None, load: str | None, resume: str) -> Path | Non
     return place.folder
 
 
-def start_config(checkpoint: Path) -> dict[str, str]:
-    """Return the `config.json` for checkpoints of a run, where it is not that of the one the run starts from: a run's.
-
-    What a run does not say, its checkpoints are to say as the model it started from was trained.
-
-    Returns:
-        Name of the file -> content; nothing where the file is copied as it is.
-    """
-    stated = trained_config(checkpoint)
-    if stated == read_config(checkpoint / HF_FOLDER):
-        return {}
-    return {f"{HF_FOLDER}/{CONFIG}": to_text(stated)}
-
-
 def hf_folder(checkpoint: Path) -> Path:
     """Return the folder with config and tokenizer of a Megatron checkpoint."""
     folder = checkpoint / HF_FOLDER
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder / 'config.json'}: missing; {checkpoint} is not a checkpoint of this project")
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(f"{folder / CONFIG}: missing; {checkpoint} is not a checkpoint of this project")
     return folder
+
+
+def has_weights(folder: Path) -> bool:
+    """Tell whether an HF folder holds weights, or their index."""
+    return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
+
+
+def instead_of_missing(folder: Path) -> str:
+    """Return where a folder that is not there may come from, as the end of a message; "" where nothing is known."""
+    name = str(folder)
+    if folder.name.startswith("InternVL") and printable(name) == name:
+        return f"; to fetch it: huggingface-cli download OpenGVLab/{folder.name} --local-dir {name}"
+    if folder.parent.name == "work_dirs":  # where recipes save, and where later stages start
+        return "; a run's folder is there once it has saved: train that run first, or name another checkpoint"
+    parent = next((one for one in folder.parents if one.is_dir()), None)
+    there = "" if parent is None or parent == folder.parent else f"; there is no {printable(folder.parent)} either"
+    named = _named(parent) if parent is not None and parent == folder.parent else []
+    return f"{there}{_listed(folder.parent, named)}" or "; expected an HF checkpoint, a Megatron checkpoint, or a run"
+
+
+def _instead_of(folder: Path) -> str:
+    """Return which checkpoints lie in a folder that is none."""
+    if (folder / "logs").is_dir():
+        return "; a training run that has saved nothing yet (checkpoint.save_interval), or whose saving failed"
+    return _listed(folder, _named(folder))
+
+
+def _listed(folder: Path, named: list[str]) -> str:
+    if not named:
+        return ""
+    more = ", ..." if len(named) > _MOST_NAMED else ""
+    return f"; checkpoints in {printable(folder)}: {', '.join(named[:_MOST_NAMED])}{more}"
+
+
+def _named(folder: Path) -> list[str]:
+    """Return the checkpoints that lie in a folder, by name."""
+    try:
+        inner = sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return []
+    return [
+        printable(path.name)
+        for path in inner
+        if any((path / name).is_file() for name in (CONFIG, DESCRIPTION)) or iterations(path)
+    ]

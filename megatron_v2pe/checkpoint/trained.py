@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, TRAINING_STATE
+from megatron_v2pe.checkpoint.hf.hf_config import to_text
+from megatron_v2pe.checkpoint.resolve import CONFIG, Place
 from megatron_v2pe.checkpoint.vet import read_description
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
@@ -46,13 +48,12 @@ was trained with another than `imagenet`."""
 
 
 def trained_model(folder: Path) -> InternVLConfig:
-    """Return the model of a checkpoint and how it was trained; arguments and errors as of `trained_config`.
+    """Return the model of a checkpoint and how it was trained; for arguments and errors see `trained_config`.
 
     Raises:
         ConfigError: another architecture, or a field that is missing or wrong.
     """
-    path = folder if _is_hf(folder) else folder / HF_FOLDER
-    return InternVLConfig.from_hf(trained_config(folder), printable(path / "config.json"))
+    return InternVLConfig.from_hf(trained_config(folder), printable(Place.of(folder).hf / CONFIG))
 
 
 def trained_config(folder: Path) -> dict[str, Any]:
@@ -62,16 +63,17 @@ def trained_config(folder: Path) -> dict[str, Any]:
     run started from, with the settings it was trained with.
 
     Args:
-        folder: of an HF checkpoint or of one Megatron checkpoint, see `place.find_checkpoint`.
+        folder: of an HF checkpoint or of one Megatron checkpoint, see `resolve.find_checkpoint`.
 
     Raises:
         ConfigError: `config.json` cannot be read.
         CheckpointError: the state of the run is missing or damaged, so that it is not known how it was trained.
     """
-    if _is_hf(folder):
-        return read_config(folder)
-    config = read_config(folder / HF_FOLDER)
-    InternVLConfig.from_hf(config, printable(folder / HF_FOLDER / "config.json"))  # its sections are there
+    place = Place.of(folder)
+    config = read_config(place.hf)
+    if place.is_hf:
+        return config
+    InternVLConfig.from_hf(config, printable(place.hf / CONFIG))  # its sections are there
     if read_description(folder / DESCRIPTION).get("kind") == "converted":
         return config
     path = folder / TRAINING_STATE
@@ -85,6 +87,20 @@ def trained_config(folder: Path) -> dict[str, Any]:
             "again, or take an older one (its iter_* folder)"
         ) from error
     return as_trained(config, settings, data, vision)
+
+
+def start_config(checkpoint: Path) -> dict[str, str]:
+    """Return the `config.json` for checkpoints of a run, where it is not that of the one the run starts from: a run's.
+
+    What a run does not say, its checkpoints are to say as the model it started from was trained.
+
+    Returns:
+        Name of the file -> content; nothing where the file is copied as it is.
+    """
+    stated = trained_config(checkpoint)
+    if stated == read_config(checkpoint / HF_FOLDER):
+        return {}
+    return {f"{HF_FOLDER}/{CONFIG}": to_text(stated)}
 
 
 def as_trained(
@@ -124,10 +140,6 @@ def differing(config: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, A
 def _stated(config: Mapping[str, Any], name: str, default: Any) -> Any:
     value = config.get(name)
     return default if value is None else value
-
-
-def _is_hf(folder: Path) -> bool:
-    return (folder / "config.json").is_file() and not (folder / DESCRIPTION).is_file()
 
 
 def has_v2pe_scaling(config: Mapping[str, Any]) -> bool:

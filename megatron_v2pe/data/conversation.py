@@ -8,14 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from megatron_v2pe.base.plugins import FAMILIES, Registry
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.foreign.printable import printable
-
-if TYPE_CHECKING:
-    from megatron_v2pe.data.tokenizer import Tokenizer
 
 BEGUN = "begun"
 """Role of a turn behind the last question of a prompt: how its answer begins; the model goes on from there."""
@@ -126,18 +121,3 @@ def get_template(name: str) -> Template:
     if name not in TEMPLATES:
         raise ConfigError(f"conversation template {name!r} is none of {', '.join(TEMPLATES)}")
     return TEMPLATES.get(name)
-
-
-def check_template(name: str, tokenizer: Tokenizer) -> Template:
-    """Return a template that can be asked with: one that is known, and whose end the tokenizer has.
-
-    Raises:
-        ConfigError: an answer written in it would have no end, or it is unknown.
-    """
-    template = get_template(name)
-    if template.end not in tokenizer.special:
-        raise ConfigError(
-            f"{printable(tokenizer.model_file)}: the tokenizer has no token {template.end}, which ends an answer in "
-            f"conversation template {name!r}; name the template the checkpoint was made with"
-        )
-    return template

@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.word_pieces import WordPieces
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import read_bytes
@@ -65,15 +66,17 @@ class Tokenizer:
         return cls(model, special_tokens(path, ConfigError))
 
     @classmethod
-    def of_model(cls, folder: str | Path, rows: int | None) -> Tokenizer:
+    def of_model(cls, folder: str | Path, rows: int | None, template: str | None = None) -> Tokenizer:
         """Read the tokenizer of an InternVL2 model, and check that the two go together; every tool opens it by this.
 
         Args:
             folder: see `from_folder`.
             rows: vocabulary rows of the model; None where there is no model to compare with.
+            template: name of the conversation template in which it is used; None where there is none yet.
 
         Raises:
-            ConfigError: see `from_folder` and `check_rows`, or it lacks the tokens of images.
+            ConfigError: see `from_folder` and `check_rows`; it lacks the tokens of images, or the token that ends an
+                answer in `template`, or the template is unknown.
         """
         tokenizer = cls.from_folder(folder)
         if missing := tokenizer.missing():
@@ -82,7 +85,12 @@ class Tokenizer:
                 "copy tokenizer.model, tokenizer_config.json and added_tokens.json of the model's own folder"
             )
         if rows is not None:
-            tokenizer.check_rows(rows, folder)
+            check_rows(tokenizer._sp.get_piece_size(), tokenizer.special, rows, folder, ConfigError)
+        if template is not None and (end := get_template(template).end) not in tokenizer.special:
+            raise ConfigError(
+                f"{printable(tokenizer.model_file)}: the tokenizer has no token {end}, which ends an answer in "
+                f"conversation template {template!r}; name the template the checkpoint was made with"
+            )
         return tokenizer
 
     def __len__(self) -> int:
@@ -99,18 +107,6 @@ class Tokenizer:
         digest = hashlib.sha256(read_bytes(self.model_file, ConfigError))
         digest.update(json.dumps(sorted(self.special.items())).encode())
         return digest.hexdigest()
-
-    def check_rows(self, rows: int, source: str | Path) -> None:
-        """Check that a model has a row for every id.
-
-        Args:
-            rows: vocabulary rows of the model.
-            source: folder of the tokenizer, for the error.
-
-        Raises:
-            ConfigError: it has fewer; names both numbers and the first token without a row.
-        """
-        check_rows(self._sp.get_piece_size(), self.special, rows, source, ConfigError)
 
     def missing(self) -> list[str]:
         """Return the image tokens this tokenizer lacks."""

@@ -21,6 +21,7 @@ from megatron_v2pe.foreign.schema import Fields, Range, check, typed
 from megatron_v2pe.foreign.text import read_json_object
 
 MODEL, CONFIG, ADDED = "tokenizer.model", "tokenizer_config.json", "added_tokens.json"
+TOKENS_MAP = "special_tokens_map.json"
 WHOLE = "tokenizer.json"
 """The form of the fast tokenizers: where the other two files are not written any more, it alone has the tokens."""
 LARGEST_ID = 2**31 - 1
@@ -136,6 +137,27 @@ def check_rows(pieces: int, special: Mapping[str, int], rows: int, source: str |
     if pieces > rows:
         mend = f"{MODEL} alone has {pieces} pieces, it belongs to another model"
     raise error(f"{printable(source)}: {count} tokens in the tokenizer, {rows} rows in the model{first}; {mend}")
+
+
+def check_folder(folder: Path, rows: int, error: Kind) -> None:
+    """Check that the tokenizer of a folder loads, and that the model has a row for every id; a folder may have none.
+
+    Args:
+        folder: of an HF checkpoint.
+        rows: vocabulary rows of the model (`vocab_size`).
+        error: class of the error to raise.
+
+    Raises:
+        V2PEError: of class `error`: see `load_pieces`, `special_tokens` and `check_rows`, or the SentencePiece model is
+            missing and other files of a tokenizer are there; the file is named.
+    """
+    special = special_tokens(folder, error)
+    size = 0
+    if os.path.lexists(folder / MODEL):
+        size = load_pieces(folder / MODEL, error).get_piece_size()
+    elif beside := next((name for name in (ADDED, TOKENS_MAP, CONFIG) if os.path.lexists(folder / name)), None):
+        raise error(f"{printable(folder / MODEL)}: missing; {beside} beside it belongs to a tokenizer")
+    check_rows(size, special, rows, folder, error)
 
 
 def _from_config(path: Path, error: Kind) -> list[tuple[str, int, str]]:

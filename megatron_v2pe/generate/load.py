@@ -171,7 +171,7 @@ def opened(opening: Opening, before: Callable[[], None] | None = None) -> Iterat
     """
     import torch
 
-    from megatron_v2pe.checkpoint.resolve import start_folder
+    from megatron_v2pe.checkpoint.conversions import start_folder
     from megatron_v2pe.data.image_operations import Opening as PictureOpening
     from megatron_v2pe.device import launch
     from megatron_v2pe.device.device import Device
@@ -217,10 +217,9 @@ def _tell(line: str) -> None:
 
 def _check(arguments: argparse.Namespace, stride: Stride | None) -> InternVLConfig:
     """Refuse what cannot be asked before it is converted or loaded; return what the checkpoint was trained with."""
-    from megatron_v2pe.checkpoint.place import find_checkpoint
+    from megatron_v2pe.checkpoint.resolve import find_checkpoint
     from megatron_v2pe.checkpoint.trained import trained_model
     from megatron_v2pe.checkpoint.vet import verify_side_files
-    from megatron_v2pe.data.conversation import check_template
     from megatron_v2pe.data.tokenizer import Tokenizer
     from megatron_v2pe.generate.policy import inference_policy
 
@@ -228,6 +227,6 @@ def _check(arguments: argparse.Namespace, stride: Stride | None) -> InternVLConf
     if arguments.verify and not place.is_hf:
         verify_side_files(place.folder)
     model = trained_model(place.folder)  # before the tokenizer: another architecture has another one
-    check_template(model.template, Tokenizer.of_model(place.hf, model.llm.vocab_size))
+    Tokenizer.of_model(place.hf, model.llm.vocab_size, model.template)
     inference_policy(model, stride, arguments.rope_pos_id_version)
     return model

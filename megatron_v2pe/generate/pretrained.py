@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from megatron_v2pe.checkpoint import store
-from megatron_v2pe.checkpoint.place import find_checkpoint
+from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.checkpoint.trained import trained_model
 from megatron_v2pe.checkpoint.vet import verify_side_files
 from megatron_v2pe.data.conversation import get_template
@@ -179,7 +179,7 @@ def open_pretrained(
     if verify:
         verify_side_files(path)
     config = trained_model(path)
-    tokenizer = Tokenizer.of_model(hf, config.llm.vocab_size)
+    tokenizer = Tokenizer.of_model(hf, config.llm.vocab_size, config.template)
     policy = inference_policy(config, stride, version)
     world, layout = world or launch.World(), layout or ParallelConfig()
     layout.validate(world.world_size, model_sizes(config))

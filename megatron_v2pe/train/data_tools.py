@@ -60,10 +60,9 @@ def tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig)
         ConfigError: neither a checkpoint nor a tokenizer is named, or it is none of InternVL2's.
         CheckpointError: a run's newest checkpoint is missing.
     """
-    from megatron_v2pe.checkpoint.place import find_checkpoint, look_for_checkpoint
+    from megatron_v2pe.checkpoint.resolve import find_checkpoint, look_for_checkpoint
     from megatron_v2pe.checkpoint.trained import trained_model
     from megatron_v2pe.checkpoint.vet import verify_side_files
-    from megatron_v2pe.data.conversation import check_template
     from megatron_v2pe.data.encode import ModelFacts
     from megatron_v2pe.data.tokenizer import Tokenizer
     from megatron_v2pe.errors import ConfigError
@@ -83,6 +82,5 @@ def tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig)
         model = trained_model(found.folder)
         size, tokens = size or model.tile_size, tokens or model.tokens_per_tile
         rows = model.llm.vocab_size
-    tokenizer = Tokenizer.of_model(place, rows)
-    check_template(config.data.template, tokenizer)
+    tokenizer = Tokenizer.of_model(place, rows, config.data.template)
     return tokenizer, ModelFacts(size or DEFAULT_TILE_SIZE, tokens or DEFAULT_TOKENS_PER_TILE)

@@ -19,8 +19,10 @@ from megatron_v2pe.base.config_tree import to_dict
 from megatron_v2pe.base.logging import FILE_ONLY, get_logger, keep_log, setup_logging
 from megatron_v2pe.base.run_lock import FolderLock
 from megatron_v2pe.checkpoint import store
+from megatron_v2pe.checkpoint.conversions import start_folder
 from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest, offer_others
-from megatron_v2pe.checkpoint.resolve import hf_folder, resume_folder, start_config, start_folder
+from megatron_v2pe.checkpoint.resolve import hf_folder, resume_folder
+from megatron_v2pe.checkpoint.trained import start_config
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.data.loader import PackLoader, build_loader

@@ -14,12 +14,12 @@ import pytest
 
 from helpers.made_up_runs import make_run
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
-from megatron_v2pe.checkpoint.place import find_checkpoint
+from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
-from megatron_v2pe.train.against_checkpoint import check_checkpoint
 from megatron_v2pe.train.data_tools import tokenizer_and_facts
+from megatron_v2pe.train.preflight.checkpoint import check_checkpoint
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
 
 

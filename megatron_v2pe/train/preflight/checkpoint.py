@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.checkpoint.folder import iterations
-from megatron_v2pe.checkpoint.place import Place, find_checkpoint
+from megatron_v2pe.checkpoint.resolve import Place, find_checkpoint
 from megatron_v2pe.checkpoint.trained import CARRIED, differing, trained_config
 from megatron_v2pe.data.annotations import read_entries
 from megatron_v2pe.data.config import DataConfig
-from megatron_v2pe.data.conversation import TEMPLATES, check_template
+from megatron_v2pe.data.conversation import TEMPLATES
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
@@ -73,7 +73,7 @@ def check_checkpoint(config: ExperimentConfig) -> InternVLConfig:
             f"checkpoint could not be asked; to train it with data.template {config.data.template}, write that into "
             'the file ("template")'
         )
-    tokenizer = Tokenizer.of_model(place.hf, model.llm.vocab_size)
+    tokenizer = Tokenizer.of_model(place.hf, model.llm.vocab_size, config.data.template)
     if config.model.tokenizer_path is not None:
         given = Tokenizer.of_model(config.model.tokenizer_path, model.llm.vocab_size)
         if given.fingerprint != tokenizer.fingerprint:
@@ -82,7 +82,6 @@ def check_checkpoint(config: ExperimentConfig) -> InternVLConfig:
                 f"{printable(place.hf)}, which goes into every export and with which the model would be asked; put its "
                 "files into the checkpoint's folder, or leave the setting out"
             )
-    check_template(config.data.template, tokenizer)
     return model
 
 

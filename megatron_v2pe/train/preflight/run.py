@@ -12,8 +12,7 @@ from pathlib import Path
 
 from megatron_v2pe.base.config_tree import get_path
 from megatron_v2pe.checkpoint.folder import newest
-from megatron_v2pe.checkpoint.place import find_checkpoint, has_weights, look_for_checkpoint
-from megatron_v2pe.checkpoint.resolve import resume_folder
+from megatron_v2pe.checkpoint.resolve import find_checkpoint, has_weights, look_for_checkpoint, resume_folder
 from megatron_v2pe.data.annotations import read_entries, read_entry, where_lists_are
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.indexed.layout import Manifest

@@ -12,8 +12,8 @@ import pytest
 from helpers.made_up_runs import make_run
 from megatron_v2pe.checkpoint.checksums import sums_of_files
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
-from megatron_v2pe.checkpoint.resolve import start_config
 from megatron_v2pe.checkpoint.store import _check_copies
+from megatron_v2pe.checkpoint.trained import start_config
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
 

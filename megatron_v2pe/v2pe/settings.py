@@ -79,7 +79,7 @@ class V2PESettings:
     def written_into(self, config: dict[str, Any]) -> dict[str, Any]:
         """Return a `config.json` that states these settings; every other field stays as it is."""
         version, stride = self.rope_pos_id_version, self.stride
-        result = {**config, "rope_pos_id_version": version}
+        result: dict[str, Any] = {**config, "rope_pos_id_version": version}
         result.pop("rope_pos_id_stride", None)
         if stride is not None:
             result["rope_pos_id_stride"] = _as_json(stride)

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,7 +32,7 @@ from megatron_v2pe.foreign.seal import CHECK, checksum, one_bit_away, seal, unse
 from megatron_v2pe.foreign.text import json_line, kind_of, lines, parse_json
 
 KILLED: Literal["killed"] = "killed"
-"""`stopped` of a question that has ended its run too often to be asked once more, see `asking`."""
+"""`stopped` of a question that has ended its run too often to be asked once more, see `crash_notes`."""
 _QUESTION = "check_question"
 _EDITABLE = frozenset({"answer", "stopped", "error"})
 _LONGEST_EDIT = 10_000
@@ -43,6 +44,7 @@ _WEIGHTS = {"error": 0, KILLED: 1}
 Stopped = Literal["stop", "length", "error", "killed"]
 """Why generation ended."""
 _Count = Annotated[int, Range(0)]
+_IMAGES = re.compile(r"<image(?: of \d+ tiles)?>")
 _log = get_logger(__name__)
 
 
@@ -118,6 +120,19 @@ class AnswerLog:
             self.answers[answer.id] = answer
         elif _weight(answer) == _ANSWER:
             self.duplicates.append(answer.id)
+
+
+def turns_text(turns: Sequence[tuple[str, str]]) -> str:
+    """Return (role, text) turns as one text, a line for each turn."""
+    return "\n".join(f"{role}: {words}" for role, words in turns)
+
+
+def without_images(prompt: str) -> str:
+    """Return the text of turns, from `turns_text` or from an answer's `prompt`, without its images.
+
+    Two prompts ask the same question where these texts are equal, however their images were tiled.
+    """
+    return _IMAGES.sub("", prompt)
 
 
 def _read(path: Path) -> Iterator[tuple[Answer, bool]]:

@@ -1,16 +1,18 @@
-"""Which questions are asked together: those of like length, found a window at a time and, for a card, ahead of time.
+"""Which copy of the model answers which questions, and which of them it asks together.
 
-How long a prompt is, is known when the headers of its images are read; its tiles are guessed before that
-(`prompting.estimated_cost`). So the questions of a copy of the model, the dearest first, are encoded a window at a time
-and batched by length inside of it: neighbours alike, and no answer far from where its question stood. A question that
-cannot be encoded is alone, and costs no other a second try.
+First questions are shared among the copies by what they cost, not by how many they are (`share_out`). Then each copy
+forms batches of questions of like length, a window at a time. How long a prompt is, is known when the headers of its
+images are read; its tiles are guessed before that (`prompting.estimated_size`). So a copy encodes its questions, the
+dearest first, a window at a time, and batches them by length inside of the window: neighbours are alike, and no answer
+is far from where its question stood. A question that cannot be encoded is alone, and costs no other a second try.
 
-Where a card does the work, the next window is encoded and the images of the next batch are read by threads while it
-answers (`Ahead`). On the CPU threads would take the cores from the answers, and nothing is done ahead.
+Where a card does the work, threads encode the next window and read the images of the next batch while it answers
+(`Ahead`). On the CPU threads would take the cores from the answers, and nothing is done ahead.
 """
 
 from __future__ import annotations
 
+import heapq
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -48,6 +50,35 @@ class Prepared:
     def length(self) -> int:
         """Tokens of the prompt; -1 where there is none."""
         return -1 if self.prompt is None else len(self.prompt.input_ids)
+
+
+def share_out(costs: Sequence[float], replicas: int) -> list[list[int]]:
+    """Deal questions out, the dearest first, each to the replica with the least so far.
+
+    Args:
+        costs: of each question, in any unit.
+        replicas: copies of the model that work side by side.
+
+    Returns:
+        Of each replica the questions it answers, dearest first; ties by number. No replica carries more than 4/3 of
+        what the best deal would give the busiest (Graham, 1969).
+    """
+    shares: list[list[int]] = [[] for _ in range(replicas)]
+    loads = [(0.0, replica) for replica in range(replicas)]
+    for question in sorted(range(len(costs)), key=lambda number: (-costs[number], number)):
+        load, replica = heapq.heappop(loads)
+        shares[replica].append(question)
+        heapq.heappush(loads, (load + costs[question], replica))
+    return shares
+
+
+def cost_of(prompt_tokens: int, tiles: int, new_tokens: int, tokens_per_tile: int) -> float:
+    """Estimate what a question costs, in prompt tokens.
+
+    A tile's encoding weighs as much as its own tokens again, an answer's token as four of the prompt, and attention
+    grows with the square of the prompt.
+    """
+    return prompt_tokens + float(tokens_per_tile) * tiles + 4.0 * new_tokens + prompt_tokens**2 / 65536
 
 
 def default_workers(device: torch.device) -> int:

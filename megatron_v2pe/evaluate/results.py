@@ -20,7 +20,8 @@ from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.answers import AnswerLog
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
 from megatron_v2pe.evaluate.judging import JudgedAnswers
-from megatron_v2pe.evaluate.scorers import Mode, scorer_of
+from megatron_v2pe.evaluate.scorer_names import scorer_of
+from megatron_v2pe.evaluate.scorers import Mode
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.seal import seal, unseal

@@ -1,17 +1,18 @@
-"""Asks a model all questions of a benchmark, on any number of processes, and none that has been answered.
+"""Asks a model all questions of a benchmark that have no answer yet, on any number of processes.
 
-The questions without an answer are shared out among the copies of the model by what they cost; the first rank of each
-copy writes the answers (see `answers`). What goes wrong with one question is its answer's `error`, and the run goes on;
-the next run asks it again. That includes a prompt that needs more memory than there is, as far as it is known before
-ranks exchange anything; beyond that the run ends, and the next one knows what it was asking (see `asking`).
+Questions are shared among the copies of the model by what they cost; the first rank of each copy writes the answers
+(`answers`). What goes wrong with one question is its answer's `error`: the run goes on, and the next run asks it again.
+That includes a prompt that needs more memory than there is, as far as a process knows it before ranks exchange
+anything; beyond that the run ends, and the next one finds in a note what it was asking (`crash_notes`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Literal
 
 import torch.distributed as dist
@@ -19,25 +20,37 @@ import torch.distributed as dist
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.base.progress import progress_bar
 from megatron_v2pe.data.image_plan import TilingOptions
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks, share_from_first_rank
 from megatron_v2pe.errors import DataError, MemoryShortageError
-from megatron_v2pe.evaluate.answers import KILLED, Answer, AnswerLog, Stopped
-from megatron_v2pe.evaluate.batching import Ahead, Prepared, batches
+from megatron_v2pe.evaluate.answers import KILLED, Answer, AnswerLog, Stopped, turns_text, without_images
+from megatron_v2pe.evaluate.batching import Ahead, Prepared, batches, cost_of, share_out
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
-from megatron_v2pe.evaluate.crash_notes import MOST_ENDS, AskingNote, blameless, ended_runs, forget
-from megatron_v2pe.evaluate.load_balance import cost_of, share_out
-from megatron_v2pe.evaluate.prompting import Prompter, estimated_cost, shown
-from megatron_v2pe.evaluate.words import told, words_of
+from megatron_v2pe.evaluate.crash_notes import MOST_ENDS, AskingNote, ended_runs, is_clean_exit, remove_notes
+from megatron_v2pe.evaluate.prompting import Prompter, estimated_size, prompt_text
 from megatron_v2pe.generate.generation import Generated, GenerationOptions, check_prompt, generate
 from megatron_v2pe.generate.memory import is_out_of_memory
 from megatron_v2pe.generate.pretrained import Pretrained
 from megatron_v2pe.generate.prompt import Prompt
-from megatron_v2pe.generate.stages import agreed
 from megatron_v2pe.parallel import topology
 
 Retry = Literal["errors", "all", "none"]
 """Which questions without a proper answer are asked again: those that ended in an error, also those that have ended
 their run too often, or none."""
 _log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """The questions that have no answer yet, by how they are asked."""
+
+    together: list[Question]
+    """No run has ended over them: they are asked first, in batches."""
+    retry_alone: list[Question]
+    """A run has ended while they were asked: they come last, one by one, so that the culprit is known by name."""
+    given_up: list[Question]
+    """They have ended too many runs: they are recorded as failed."""
+    ended: Mapping[str, int]
+    """Id of a question -> runs that ended while it was asked."""
 
 
 @dataclass(frozen=True)
@@ -57,93 +70,74 @@ class Runner:
     """Threads that prepare the next questions meanwhile, see `batching`."""
 
     def run(self, benchmark: Benchmark, questions: Sequence[Question], folder: Path) -> None:
-        """Ask what has no answer yet; every rank calls this.
+        """Ask the questions that have no answer yet; every rank calls this.
+
+            all questions, and what the folder holds
+              answered, or failed and not to be retried      left alone
+              given up: they ended two runs                  recorded as failed
+              asked together: no run ended over them         shared among copies, in batches     } answers, and a note
+              retried alone: one run ended over them         shared among copies, one by one     } of what is being asked
 
         Args:
-            benchmark: whose questions they are.
-            questions: all of them, the same on every rank.
-            folder: of the benchmark's answers.
+            benchmark: the benchmark the questions belong to.
+            questions: all of its questions, the same on every rank.
+            folder: the folder of the benchmark's answers.
+
+        Raises:
+            DataError: the folder's answers are damaged, or belong to other questions.
         """
-        (copy, copies), group = topology.model_copy(), topology.model_copy_group()
-        settled, ended = self._state(benchmark, questions, folder)
-        todo = [question for question in questions if question.id not in settled]
-        most = max(ended.values(), default=0) + 1 if self.retry == "all" else MOST_ENDS
-        lethal = [one for one in todo if ended.get(one.id, 0) >= most]
-        suspects = [one for one in todo if 0 < ended.get(one.id, 0) < most]
-        others = [one for one in todo if one.id not in ended]
-        mine = [
-            (self._share(benchmark, others, copy, copies), self.batch_size, self.image_workers),
-            (self._share(benchmark, suspects, copy, copies), 1, 0),  # alone: what ends a run is to be known by name
-        ]
-        dist.barrier()  # everyone has read what is there before anyone writes
-        log, note = None, None
-        if group.rank() == 0:
-            log, note = AnswerLog(folder, copy), AskingNote(folder, copy, ended)
-        try:
-            if log is not None and copy == 0:
-                for question in lethal:
-                    log.add(_killed(question, ended[question.id]))
-            total = sum(len(share) for share, _, _ in mine)
+        todo = self._read_folder(benchmark, questions, folder)
+        copy, _ = topology.model_copy()
+        writes = topology.model_copy_group().rank() == 0
+        dist.barrier()  # every rank has read what is there before any rank writes
+        with _Records(folder, copy, todo.ended, writes) as records:
+            if copy == 0:
+                for question in todo.given_up:
+                    records.add(_given_up(question, todo.ended[question.id]))
+            together, alone = self._share(benchmark, todo.together), self._share(benchmark, todo.retry_alone)
+            total = len(together) + len(alone)
             beyond = 0
             with progress_bar(total=total, desc=benchmark.name, unit="questions", disable=dist.get_rank() > 0) as bar:
-                for batch in (one for part in mine for one in self._batches(benchmark, *part, note)):
-                    for answer in self._answers(benchmark, batch):
-                        beyond += (answer.positions or 0) > self.pretrained.window
-                        if log is not None:
-                            log.add(answer)
+                for batch in self._batches(benchmark, together, alone, records):
+                    answers = self._answers(benchmark, batch)
+                    for answer in answers:
+                        records.add(answer)
+                    beyond += sum((answer.positions or 0) > self.pretrained.window for answer in answers)
                     bar.update(len(batch))
-            if note is not None:
-                note.put([])
-                self._tell_beyond(benchmark, beyond, total)
-        except BaseException as error:
-            if note is not None and blameless(error):
-                note.put([])
-            raise
-        finally:
-            if log is not None:
-                log.close()
-        dist.barrier()
+        if writes:
+            self._warn_beyond(benchmark, beyond, total)
+        dist.barrier()  # every copy is done before the notes go
         if dist.get_rank() == 0:
-            forget(folder)
+            remove_notes(folder)
         dist.barrier()
 
-    def _tell_beyond(self, benchmark: Benchmark, beyond: int, total: int) -> None:
-        """Say how many prompts of this copy reached positions the checkpoint was not trained for."""
-        if beyond:
-            _log.warning(
-                "%s: %d of %d prompts reached beyond the %d positions of the checkpoint; they were asked all the same, "
-                "as published (--window refuses them)",
-                benchmark.name,
-                beyond,
-                total,
-                self.pretrained.window,
-            )
-
-    def _state(
-        self, benchmark: Benchmark, questions: Sequence[Question], folder: Path
-    ) -> tuple[set[str], dict[str, int]]:
-        """What rank 0 finds in the folder, on every rank: questions not to be asked, and how often one ended a run.
+    def _read_folder(self, benchmark: Benchmark, questions: Sequence[Question], folder: Path) -> _Todo:
+        """Return what is to be asked, as rank 0 finds it in the folder, on every rank.
 
         Raises:
             DataError: answers are damaged, or belong to other questions of the same ids.
         """
-        state: list[tuple[set[str], dict[str, int]]] = [({*()}, {})]
-        problem: list[str | None] = [None]
-        if dist.get_rank() == 0:
+
+        def read() -> tuple[set[str], dict[str, int]]:
             try:
                 log = AnswerLog(folder)
                 _check_questions(log, questions, folder)
-                state = [(self._settled(benchmark, log), ended_runs(folder))]
-            except (DataError, OSError) as error:
-                problem = [str(error)]
-        dist.broadcast_object_list(problem, src=0)
-        if problem[0] is not None:
-            raise DataError(problem[0])
-        dist.broadcast_object_list(state, src=0)
-        return state[0]
+                return self._settled(benchmark, log), ended_runs(folder)
+            except OSError as error:
+                raise DataError(str(error)) from error
+
+        settled, ended = share_from_first_rank(read)
+        most = max(ended.values(), default=0) + 1 if self.retry == "all" else MOST_ENDS
+        todo = [question for question in questions if question.id not in settled]
+        return _Todo(
+            together=[question for question in todo if question.id not in ended],
+            retry_alone=[question for question in todo if 0 < ended.get(question.id, 0) < most],
+            given_up=[question for question in todo if ended.get(question.id, 0) >= most],
+            ended=ended,
+        )
 
     def _settled(self, benchmark: Benchmark, log: AnswerLog) -> set[str]:
-        """Questions that are not asked again."""
+        """Return the ids of the questions that are not asked again."""
         errors = {one.id for one in log.answers.values() if one.error is not None}
         killed = {one.id for one in log.answers.values() if one.stopped == KILLED}
         again = {"errors": errors - killed, "all": errors, "none": set[str]()}[self.retry]
@@ -151,20 +145,21 @@ class Runner:
             _log.info("%s: %d questions that ended in an error are asked again", benchmark.name, len(again))
         return {*log.answers} - again
 
-    def _share(self, benchmark: Benchmark, questions: Sequence[Question], copy: int, copies: int) -> list[Question]:
-        """Questions of one copy of the model, the dearest first."""
+    def _share(self, benchmark: Benchmark, questions: Sequence[Question]) -> list[Question]:
+        """Return the questions of this copy of the model, the dearest first."""
+        copy, copies = topology.model_copy()
         most = self.max_num or benchmark.max_tiles or self.tiling.max_num
         tile = self.pretrained.config.tokens_per_tile
         costs = [
-            cost_of(*estimated_cost(question, most, _limit(question, benchmark), tile), tile) for question in questions
+            cost_of(*estimated_size(question, most, _limit(question, benchmark), tile), tile) for question in questions
         ]
         return [questions[number] for number in share_out(costs, copies)[copy]]
 
     def _batches(
-        self, benchmark: Benchmark, questions: Sequence[Question], size: int, workers: int, note: AskingNote | None
+        self, benchmark: Benchmark, together: Sequence[Question], alone: Sequence[Question], records: _Records
     ) -> Iterator[list[Prepared]]:
-        """Questions of this copy as batches, with a note of all that is worked on."""
-        pretrained, noted = self.pretrained, [""]
+        """Yield this copy's questions as batches, with a note of all that are worked on."""
+        pretrained = self.pretrained
         prompter = Prompter(pretrained.config, pretrained.tokenizer, pretrained.policy, self.tiling, self.max_num)
         denominator = pretrained.engine.model.rotary.denominator
         assert pretrained.policy.denominator(pretrained.config.tokens_per_tile) == denominator, "see at_stride"
@@ -177,18 +172,15 @@ class Runner:
             check_prompt(prompt, denominator, self.window, limit(question), question.id)
             return prompt
 
-        def tell(ids: Sequence[str]) -> None:
-            if note is not None and noted != [*ids]:
-                noted[:] = ids
-                note.put(ids)
-
-        ahead = Ahead(workers, self.tiling.tile_size)
-        try:
-            yield from batches(questions, limit, size, encode, ahead, pretrained.engine, tell)
-        finally:
-            ahead.close()
+        for questions, size, workers in ((together, self.batch_size, self.image_workers), (alone, 1, 0)):
+            ahead = Ahead(workers, self.tiling.tile_size)
+            try:
+                yield from batches(questions, limit, size, encode, ahead, pretrained.engine, records.asking)
+            finally:
+                ahead.close()
 
     def _answers(self, benchmark: Benchmark, batch: Sequence[Prepared]) -> list[Answer]:
+        """Ask a batch; where it fails for a reason a question can have, ask its halves, down to the one that fails."""
         try:
             return self._ask(benchmark, batch)
         except (DataError, MemoryShortageError) as error:  # the same kind on every rank of the copy
@@ -205,6 +197,12 @@ class Runner:
         return [_failed(batch[0].question, problem)]
 
     def _ask(self, benchmark: Benchmark, batch: Sequence[Prepared]) -> list[Answer]:
+        """Ask a batch and return its answers.
+
+        Raises:
+            DataError: a question could not be encoded, or an image cannot be read.
+            MemoryShortageError: the batch does not fit the memory.
+        """
         began = time.perf_counter()
         pretrained = self.pretrained
         longest = _limit(batch[0].question, benchmark)
@@ -216,7 +214,7 @@ class Runner:
                     raise one.problem
             return [one.prompt for one in batch if one.prompt is not None]
 
-        prompts = agreed(encoded, topology.model_copy_group())
+        prompts = raise_on_all_ranks(encoded, topology.model_copy_group())
         options = GenerationOptions(longest, min(benchmark.min_new_tokens, longest)).with_stop_ids(
             pretrained.stop_ids()
         )
@@ -228,6 +226,58 @@ class Runner:
             for one, prompt, answer in zip(batch, prompts, found, strict=True)
         ]
 
+    def _warn_beyond(self, benchmark: Benchmark, beyond: int, total: int) -> None:
+        """Warn of prompts of this copy that reached positions the checkpoint was not trained for."""
+        if beyond:
+            _log.warning(
+                "%s: %d of %d prompts reached beyond the %d positions of the checkpoint; they were asked all the same, "
+                "as published (--window refuses them)",
+                benchmark.name,
+                beyond,
+                total,
+                self.pretrained.window,
+            )
+
+
+class _Records:
+    """What the first rank of a copy writes while it asks: answers, and a note of what is being asked; others nothing.
+
+    A note that is left behind counts against its questions. It stays where the block ends in an error that a question
+    may have caused, and is emptied otherwise.
+    """
+
+    def __init__(self, folder: Path, copy: int, ended: Mapping[str, int], writes: bool) -> None:
+        """Open the files of this copy in the benchmark's folder, if this rank writes."""
+        self._log = AnswerLog(folder, copy) if writes else None
+        self._note = AskingNote(folder, copy, ended) if writes else None
+        self._asking: list[str] = []
+
+    def __enter__(self) -> _Records:
+        """Return the records themselves."""
+        return self
+
+    def add(self, answer: Answer) -> None:
+        """Write an answer; it is on the disk when this returns."""
+        if self._log is not None:
+            self._log.add(answer)
+
+    def asking(self, ids: Sequence[str]) -> None:
+        """Note the ids of the questions that are worked on from now on."""
+        if self._note is not None and self._asking != [*ids]:
+            self._asking = [*ids]
+            self._note.put(ids)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Empty the note unless a question may have caused the error, and close the file of answers."""
+        try:
+            if self._note is not None and (error is None or is_clean_exit(error)):
+                self._note.put([])
+        finally:
+            if self._log is not None:
+                self._log.close()
+
 
 def _check_questions(log: AnswerLog, questions: Sequence[Question], folder: Path) -> None:
     """Refuse answers to other questions: a file that was edited, or another one of the same name."""
@@ -235,7 +285,8 @@ def _check_questions(log: AnswerLog, questions: Sequence[Question], folder: Path
         answer = log.answers.get(question.id)
         if answer is None:
             continue
-        if (then := words_of(answer.prompt)) != (now := words_of(told(question.turns))):
+        then, now = without_images(answer.prompt), without_images(turns_text(question.turns))
+        if then != now:
             raise DataError(
                 f"{folder}: the answer to {question.id} belongs to another question: {then[:100]!r} then, "
                 f"{now[:100]!r} now. Choose another --out, or remove the folder"
@@ -243,7 +294,7 @@ def _check_questions(log: AnswerLog, questions: Sequence[Question], folder: Path
 
 
 def _limit(question: Question, benchmark: Benchmark) -> int:
-    """Most tokens of an answer."""
+    """Return the most tokens an answer may have."""
     return question.max_new_tokens or benchmark.max_new_tokens
 
 
@@ -251,7 +302,7 @@ def _answer(question: Question, prompt: Prompt, found: Generated, seconds: float
     return Answer(
         id=question.id,
         answer=found.text.strip(),
-        prompt=shown(question.turns, prompt),
+        prompt=prompt_text(question.turns, prompt),
         num_tokens=len(prompt.input_ids),
         num_tiles=sum(prompt.num_tiles),
         new_tokens=len(found.token_ids),
@@ -262,10 +313,10 @@ def _answer(question: Question, prompt: Prompt, found: Generated, seconds: float
 
 
 def _failed(question: Question, problem: str, stopped: Stopped = "error") -> Answer:
-    return Answer(question.id, None, told(question.turns), 0, 0, 0, 0.0, stopped, problem[:500])
+    return Answer(question.id, None, turns_text(question.turns), 0, 0, 0, 0.0, stopped, problem[:500])
 
 
-def _killed(question: Question, times: int) -> Answer:
+def _given_up(question: Question, times: int) -> Answer:
     problem = (
         f"the run ended {times} times while this question was asked: killed, perhaps for lack of memory; it is not "
         "asked again (--retry all does)"

@@ -6,25 +6,24 @@ that of the scorer alone. Where a benchmark's data cannot be read, the number is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from megatron_v2pe.base.progress import progress_bar
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.evaluate.answers import Answer, AnswerLog
-from megatron_v2pe.evaluate.benchmark import Benchmark, Question
+from megatron_v2pe.evaluate.answers import Answer, AnswerLog, turns_text, without_images
+from megatron_v2pe.evaluate.benchmark import Benchmark, Question, other_than_published
+from megatron_v2pe.evaluate.benchmark_names import create
+from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
 from megatron_v2pe.evaluate.embedded_images import CACHE
-from megatron_v2pe.evaluate.headline import headline, is_long, needles_of
-from megatron_v2pe.evaluate.published_counts import other_than_published
-from megatron_v2pe.evaluate.registry import BENCHMARKS, create
+from megatron_v2pe.evaluate.judging import JudgedAnswers
 from megatron_v2pe.evaluate.report.needles import Needle, grid_of
 from megatron_v2pe.evaluate.report.runs import Run
 from megatron_v2pe.evaluate.results import RESULTS, Results, read_results
-from megatron_v2pe.evaluate.scorers import Item, Judgement, Mode, Scorer, scorer_of
-from megatron_v2pe.evaluate.words import told, words_of
+from megatron_v2pe.evaluate.scorers import Judgement, Mode
 
 MODES: tuple[Mode, ...] = ("reference", "corrected")
 _MOST_OF_A_QUESTION = 1000
@@ -195,14 +194,16 @@ def _score_in_both(run: Run, read: Questions, name: str) -> dict[Mode, Score]:
         return {mode: _from_results(benchmark, results, mode, reason) for mode in MODES}
     limit = _limit(results, len(questions))
     asked = questions[:limit]
-    return {mode: _score(benchmark, asked, log, mode, limit, len(questions)) for mode in MODES}
+    judged = JudgedAnswers(benchmark, asked, [log.answers.get(question.id) for question in asked])
+    edited = len({question.id for question in asked} & {*log.edited})
+    return {mode: _score(judged, mode, edited, limit, len(questions)) for mode in MODES}
 
 
 def _changed(questions: Sequence[Question], log: AnswerLog) -> str | None:
     """Return the id of a question whose words are not those that were asked; None where all are."""
     for question in questions:
         answer = log.answers.get(question.id)
-        if answer is not None and words_of(answer.prompt) != words_of(told(question.turns)):
+        if answer is not None and without_images(answer.prompt) != without_images(turns_text(question.turns)):
             return question.id
     return None
 
@@ -215,34 +216,34 @@ def _limit(results: Results | None, total: int) -> int | None:
     return limit if limit is not None and limit < total else None
 
 
-def _score(
-    benchmark: Benchmark, questions: Sequence[Question], log: AnswerLog, mode: Mode, limit: int | None, of_all: int
-) -> Score:
-    answers = [log.answers.get(question.id) for question in questions]
-    missing = sum(answer is None for answer in answers)
-    failed = sum(answer is not None and answer.error is not None for answer in answers)
+def _score(judged: JudgedAnswers, mode: Mode, edited: int, limit: int | None, of_all: int) -> Score:
+    benchmark, questions = judged.benchmark, judged.questions
+    missing, failed = len(judged.missing), len(judged.failed)
     score = Score(
-        None, "answers", len(questions), missing, failed, limit, of_all, benchmark.published, own=benchmark.own
+        None,
+        "answers",
+        len(questions),
+        missing,
+        failed,
+        limit,
+        of_all,
+        benchmark.published,
+        own=benchmark.own,
+        edited=edited,
     )
-    score = replace(score, edited=len({question.id for question in questions} & {*log.edited}))
     if benchmark.scorer is None:
         return replace(score, source="server", problem="a server scores it: --server-score")
-    scorer = scorer_of(benchmark.scorer)
     try:
-        items = [benchmark.item(question, _text(answer)) for question, answer in zip(questions, answers, strict=True)]
-        judgements = [scorer.judge(item, mode) for item in items]
-        needles = needles_of(scorer, items, judgements)
+        judgements, needles = judged.judgements(mode), judged.needles(mode)
         score = replace(score, stopped=sum("error" in judgement for judgement in judgements), needles=needles)
         if benchmark.own:
-            score = replace(score, judged=tuple(map(_judged, questions, answers, judgements)))
-        score = replace(score, value=_value(benchmark, scorer, items, judgements, mode))
-        if mode == "reference" and needles and not is_long(benchmark) and not benchmark.own:
+            score = replace(score, judged=tuple(map(_judged, questions, judged.answers, judgements)))
+        score = replace(score, value=_value(judged, mode))
+        if mode == "reference" and needles and not benchmark.one_length and not benchmark.own:
             score = replace(score, empty_cells=sum(row.count(0) for row in grid_of(needles, mode).counts))
         if missing or failed:
-            kept = [number for number, answer in enumerate(answers) if answer is not None and answer.error is None]
-            known = [items[number] for number in kept], [judgements[number] for number in kept]
-            with _no_number():
-                score = replace(score, answered_value=_value(benchmark, scorer, *known, mode))
+            with suppress(DataError):  # there may be no number
+                score = replace(score, answered_value=_value(judged.answered(mode), mode))
     except DataError as error:
         return replace(score, problem=str(error))
     return score
@@ -260,31 +261,17 @@ def _judged(question: Question, answer: Answer | None, judgement: Judgement) -> 
     return Judged(question.id, asked[-_MOST_OF_A_QUESTION:], " | ".join(texts), *said, score)
 
 
-@contextmanager
-def _no_number() -> Iterator[None]:
-    """Pass over a number that does not exist."""
-    try:
-        yield
-    except DataError:
-        return
-
-
-def _value(
-    benchmark: Benchmark, scorer: Scorer, items: Sequence[Item], judgements: Sequence[Judgement], mode: Mode
-) -> float:
+def _value(judged: JudgedAnswers, mode: Mode) -> float:
     """Return the one number papers print, in percent.
 
     Raises:
         DataError: there is none.
     """
+    judgements = judged.judgements(mode)
     if not any("error" not in judgement for judgement in judgements):
         first = judgements[0]["error"] if judgements else "there are no answers"
         raise DataError(f"nothing could be scored: {first}")
-    return headline(benchmark, scorer, items, judgements, mode)
-
-
-def _text(answer: Answer | None) -> str:
-    return "" if answer is None or answer.answer is None else answer.answer
+    return judged.percent(mode)
 
 
 def _served(score: Score, percent: float) -> Score:

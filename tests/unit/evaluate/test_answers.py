@@ -10,7 +10,7 @@ import pytest
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate import provenance
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
-from megatron_v2pe.evaluate.load_balance import cost_of, share_out
+from megatron_v2pe.evaluate.batching import cost_of, share_out
 from megatron_v2pe.evaluate.provenance import checkpoint_digest, settle
 from megatron_v2pe.foreign.seal import seal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_v2pe.errors import CommunicationError, ConfigError
-from megatron_v2pe.evaluate.crash_notes import AskingNote, blameless, ended_runs, forget
+from megatron_v2pe.evaluate.crash_notes import AskingNote, ended_runs, is_clean_exit, remove_notes
 
 
 def test_each_end_counts_once(tmp_path):
@@ -34,7 +34,7 @@ def test_torn_notes_and_the_end_of_a_run(tmp_path):
     (tmp_path / "asking-00002.new").write_text("{")
     (tmp_path / "answers-00000.jsonl").write_text("")
     assert ended_runs(tmp_path) == {"a": 1}
-    forget(tmp_path)
+    remove_notes(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["answers-00000.jsonl"]
 
 
@@ -52,4 +52,4 @@ def test_torn_notes_and_the_end_of_a_run(tmp_path):
     ],
 )
 def test_what_speaks_against_a_question(error, expected):
-    assert blameless(error) == expected
+    assert is_clean_exit(error) == expected

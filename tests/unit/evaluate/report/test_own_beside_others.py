@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from megatron_v2pe.evaluate.answers import Answer, AnswerLog
+from megatron_v2pe.evaluate.answers import Answer, AnswerLog, turns_text
+from megatron_v2pe.evaluate.benchmark_names import create
 from megatron_v2pe.evaluate.provenance import settle
-from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.report.build import Report
 from megatron_v2pe.evaluate.report.document import Table
 from megatron_v2pe.evaluate.report.runs import open_runs
@@ -16,7 +16,6 @@ from megatron_v2pe.evaluate.report.scoring import score_runs
 from megatron_v2pe.evaluate.report.sections import series_section
 from megatron_v2pe.evaluate.report.series import Point
 from megatron_v2pe.evaluate.results import score
-from megatron_v2pe.evaluate.words import told
 
 
 def asked(folder, file, *said):
@@ -27,7 +26,7 @@ def asked(folder, file, *said):
     log = AnswerLog(folder / benchmark.name, 0)
     for question, text in zip(questions, said, strict=True):
         if text is not None:
-            log.add(Answer(question.id, text, told(question.turns), 9, 1, 2, 0.1, "stop"))
+            log.add(Answer(question.id, text, turns_text(question.turns), 9, 1, 2, 0.1, "stop"))
     log.close()
     score(benchmark, questions, folder / benchmark.name, file.parent, "corrected")
     return folder

@@ -8,14 +8,13 @@ import json
 import pytest
 
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.evaluate.answers import Answer, AnswerLog
+from megatron_v2pe.evaluate.answers import Answer, AnswerLog, turns_text
+from megatron_v2pe.evaluate.benchmark_names import create
 from megatron_v2pe.evaluate.provenance import settle
-from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.report.build import Report
 from megatron_v2pe.evaluate.report.runs import open_runs
 from megatron_v2pe.evaluate.report.scoring import score_runs
 from megatron_v2pe.evaluate.results import score
-from megatron_v2pe.evaluate.words import told
 
 ROWS = [
     {"question": "Which?", "answer": "a"},
@@ -44,7 +43,7 @@ def ask(tmp_path):
         questions = list(benchmark.questions(tmp_path))
         log = AnswerLog(out / benchmark.name, 0)
         for question, text in zip(questions, said, strict=True):
-            prompt = told(question.turns).replace("<image>", "<image of 3 tiles>")
+            prompt = turns_text(question.turns).replace("<image>", "<image of 3 tiles>")
             if isinstance(text, Exception):
                 log.add(Answer(question.id, None, prompt, 0, 0, 0, 0.1, "error", f"DataError: {text}"))
             elif text is not None:

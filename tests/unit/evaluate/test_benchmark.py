@@ -7,18 +7,20 @@ import importlib.util
 import pytest
 
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.evaluate import preflight
-from megatron_v2pe.evaluate.registry import create
+from megatron_v2pe.evaluate import benchmark as benchmark_module
+from megatron_v2pe.evaluate.benchmark_names import create
 
 
 def test_missing_packages_are_named_with_their_extra(monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr(preflight, "find_spec", lambda name: None if name in ("rouge", "openpyxl") else real(name))
+    monkeypatch.setattr(
+        benchmark_module, "find_spec", lambda name: None if name in ("rouge", "openpyxl") else real(name)
+    )
     with pytest.raises(ConfigError, match=r"needs rouge, openpyxl: .*setup_venv.sh eval.*\[eval\]"):
-        preflight.check_all([], None)
+        benchmark_module.check_all([], None)
 
 
 def test_data_of_every_benchmark_are_told_at_once(tmp_path):
     with pytest.raises(DataError) as caught:
-        preflight.check_all([create("pope"), create("seed")], tmp_path)
+        benchmark_module.check_all([create("pope"), create("seed")], tmp_path)
     assert "pope: data are missing" in str(caught.value) and "seed: data are missing" in str(caught.value)

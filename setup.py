@@ -90,7 +90,7 @@ setup(
     license="MIT",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["megatron_v2pe", "megatron_v2pe.*"]),
-    package_data={"megatron_v2pe": ["py.typed"], "megatron_v2pe.evaluate.scorers": ["tables/*"]},
+    package_data={"megatron_v2pe": ["py.typed"], "megatron_v2pe.evaluate.families.long_vqa": ["tables/*"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     classifiers=[

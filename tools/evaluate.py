@@ -112,13 +112,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _list(root: Path) -> None:
     """Print every benchmark with its published number of questions, and whether its data are below a folder."""
-    from megatron_v2pe.evaluate.registry import BENCHMARKS, GROUPS, create
+    from megatron_v2pe.evaluate.benchmark_names import create
+    from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
 
     for benchmark in map(create, BENCHMARKS):
         count = "-" if benchmark.published is None else f"{benchmark.published:,}"
         here = "  data here" if all((root / needed.path).exists() for needed in benchmark.needed) else ""
         print(f"{benchmark.name:<34}{count:>8}{here}")
-    print("\ngroups: " + ", ".join(GROUPS))
+    print("\ngroups: " + ", ".join(BENCHMARKS.groups()))
 
 
 def _look(
@@ -127,7 +128,7 @@ def _look(
     """Return what is to be asked of which checkpoint, all that can be checked without a model checked."""
     from megatron_v2pe.errors import ConfigError
     from megatron_v2pe.evaluate.benchmark import check_all
-    from megatron_v2pe.evaluate.registry import create, expand
+    from megatron_v2pe.evaluate.benchmark_names import create, expand
     from megatron_v2pe.generate.load import prepare
     from megatron_v2pe.v2pe.settings import parse_stride
 

@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _write(arguments: argparse.Namespace) -> int:
-    from megatron_v2pe.evaluate.registry import expand
+    from megatron_v2pe.evaluate.benchmark_names import expand
     from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
     names = expand(arguments.names)

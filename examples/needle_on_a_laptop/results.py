@@ -16,7 +16,7 @@ from steps import StepError, losses
 from task import CHANCE, UNBOUND
 
 from megatron_v2pe.evaluate.answers import AnswerLog
-from megatron_v2pe.evaluate.scorers import scorer_of
+from megatron_v2pe.evaluate.scorer_names import scorer_of
 
 DEPTHS = 5
 """Bins of the heat maps, from the beginning of a document to its end."""

@@ -13,9 +13,6 @@ from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import Benchmark
 from megatron_v2pe.evaluate.report.needles import Needle, mean_over_depths
 from megatron_v2pe.evaluate.scorers import Item, Judgement, Mode, Scorer
-from megatron_v2pe.evaluate.scorers.mm_niah_report import depth_of
-
-_LONG = "mmniah_long_"
 
 
 def headline(
@@ -33,7 +30,7 @@ def headline(
     Raises:
         DataError: there is none.
     """
-    if is_long(benchmark):
+    if benchmark.one_length:
         if not (needles := needles_of(scorer, items, judgements)):
             raise DataError("there are no answers to score")
         return mean_over_depths(needles)
@@ -41,17 +38,12 @@ def headline(
     return scorer.percent(summary, judgements)
 
 
-def is_long(benchmark: Benchmark) -> bool:
-    """Whether a benchmark is a set of MM-NIAH's long variant, at whose tasks the published report stops."""
-    return benchmark.name.startswith(_LONG) and not benchmark.own
-
-
 def needles_of(scorer: Scorer, items: Sequence[Item], judgements: Sequence[Judgement]) -> tuple[Needle, ...]:
-    """Return MM-NIAH's judged samples with length and depth; nothing of other scorers."""
-    if scorer.name != "mm_niah":
+    """Return the judged samples with length and depth, where a scorer's items hide needles; nothing of others."""
+    if scorer.needle is None:
         return ()
     return tuple(
-        Needle(float(item["context_length"]), depth_of(item), float(judgement["score"]))
+        Needle(*scorer.needle(item), float(judgement["score"]))
         for item, judgement in zip(items, judgements, strict=True)
         if "score" in judgement
     )

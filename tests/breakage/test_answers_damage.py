@@ -19,9 +19,9 @@ import pytest
 from megatron_v2pe.errors import ConfigError, DataError, V2PEError
 from megatron_v2pe.evaluate import provenance
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
+from megatron_v2pe.evaluate.benchmark_names import create
 from megatron_v2pe.evaluate.crash_notes import AskingNote, ended_runs
 from megatron_v2pe.evaluate.provenance import settle
-from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.report.runs import open_runs
 from megatron_v2pe.evaluate.report.scoring import score_runs
 from megatron_v2pe.evaluate.results import as_line, score

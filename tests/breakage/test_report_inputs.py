@@ -10,12 +10,12 @@ import random
 import pytest
 
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.evaluate.benchmarks.mmbench import _decoded
+from megatron_v2pe.evaluate.benchmark_names import create, expand
 from megatron_v2pe.evaluate.embedded_images import store_image
-from megatron_v2pe.evaluate.question_files import json_lines, literal_list, parquet_rows, read_json, tsv_rows
-from megatron_v2pe.evaluate.registry import create, expand
+from megatron_v2pe.evaluate.families.mmbench.questions import _decoded
+from megatron_v2pe.evaluate.questions.files import json_lines, literal_list, parquet_rows, read_json, tsv_rows
 from megatron_v2pe.evaluate.report.csv_files import _write, harmless
-from megatron_v2pe.evaluate.scorers.registry import SCORERS, scorer_of
+from megatron_v2pe.evaluate.scorer_names import SCORERS, scorer_of
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
 pytest.importorskip("rapidfuzz", reason="scorers need the eval extra")
@@ -195,7 +195,7 @@ def test_scorers_on_nasty_answers():
 
 def test_a_planted_break_would_be_seen(tmp_path, monkeypatch):
     """Without the types of elements a list of nothing reaches the code behind as a traceback."""
-    monkeypatch.setattr("megatron_v2pe.evaluate.question_files._fits", lambda value, kind: True)
+    monkeypatch.setattr("megatron_v2pe.evaluate.questions.files._fits", lambda value, kind: True)
     write_benchmark(tmp_path, "longvqa_32k_gqa", questions=3)
     (path,) = tmp_path.rglob("*.jsonl")
     row = json.loads(path.read_text().splitlines()[0])

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.tool_runs import ROOT, command, run
 from megatron_v2pe.base.run_lock import lock_folder
-from megatron_v2pe.evaluate.registry import BENCHMARKS
+from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
 

@@ -10,8 +10,8 @@ import pytest
 
 from helpers.shared import shared_path
 from helpers.tool_runs import command, run
-from megatron_v2pe.evaluate.registry import create
-from megatron_v2pe.evaluate.scorers import scorer_of
+from megatron_v2pe.evaluate.benchmark_names import create
+from megatron_v2pe.evaluate.scorer_names import scorer_of
 
 REAL = {
     "chartqa": "data/chartqa",

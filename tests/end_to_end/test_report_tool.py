@@ -9,8 +9,8 @@ import pytest
 
 from helpers.tool_runs import command, run
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
+from megatron_v2pe.evaluate.benchmark_names import create
 from megatron_v2pe.evaluate.provenance import settle
-from megatron_v2pe.evaluate.registry import create
 from megatron_v2pe.evaluate.results import score
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 

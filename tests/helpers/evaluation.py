@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron_v2pe.device import launch
 from megatron_v2pe.evaluate import runner as runner_module
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
-from megatron_v2pe.evaluate.registry import create
+from megatron_v2pe.evaluate.benchmark_names import create
 from megatron_v2pe.evaluate.runner import Retry, Runner
 from megatron_v2pe.generate import generation, memory, pretrained, tiles
 from megatron_v2pe.generate import session as session_module

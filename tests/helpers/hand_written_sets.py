@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.evaluate.benchmark import Question
-from megatron_v2pe.evaluate.registry import create
+from megatron_v2pe.evaluate.benchmark_names import create
 
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."

@@ -127,7 +127,7 @@ def test_published_commands_run_as_written(command, shell, tmp_path):
 
 
 def test_names_are_known_to_the_registry():
-    from megatron_v2pe.evaluate.registry import expand
+    from megatron_v2pe.evaluate.benchmark_names import expand
 
     for asked, _ in PUBLISHED.values():
         assert expand([asked])

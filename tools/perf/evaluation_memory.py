@@ -27,7 +27,7 @@ from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device.launch import World
 from megatron_v2pe.evaluate import runner
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
-from megatron_v2pe.evaluate.registry import create
+from megatron_v2pe.evaluate.benchmark_names import create
 from megatron_v2pe.generate import tiles
 from megatron_v2pe.generate.generation import Generated
 from megatron_v2pe.generate.pretrained import open_pretrained

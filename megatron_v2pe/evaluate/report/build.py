@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.evaluate.benchmarks import mm_niah_long
-from megatron_v2pe.evaluate.benchmarks.mm_niah import TASKS
-from megatron_v2pe.evaluate.registry import create
+from megatron_v2pe.evaluate.benchmark_names import create
+from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
+from megatron_v2pe.evaluate.families.mm_niah.questions import TASKS
 from megatron_v2pe.evaluate.report import csv_files, figures, sections
 from megatron_v2pe.evaluate.report.audit import check_averages, oddities
 from megatron_v2pe.evaluate.report.columns import LAYOUTS
@@ -110,7 +110,7 @@ class Report:
                 figures.draw_heat_maps(_panels({**grids, **means}), title, path)
                 pictures.append(Picture(path, title))
             if (grid := long_grid(mine, self.mode)) is not None:
-                marks = marks_of(mine[name] for name in mm_niah_long.BENCHMARKS if name in mine)
+                marks = marks_of(mine[name] for name in BENCHMARKS.groups()["mmniah_long"] if name in mine)
                 cells.append((run.name, "MM-NIAH long", "retrieval-image", marks, grid))
                 path = out / f"heat_map_{number}_long.png"
                 title = f"{run.name}: MM-NIAH long, retrieval-image{_told(marks)}"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_v2pe.evaluate.benchmarks.milebench import name_of
-from megatron_v2pe.evaluate.scorers.milebench import GROUPS
+from megatron_v2pe.evaluate.families.milebench.questions import name_of
+from megatron_v2pe.evaluate.families.milebench.scorer import GROUPS
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from megatron_v2pe.evaluate.families.mm_niah.summary import BINS, DEPTHS, LONG_BINS
 from megatron_v2pe.evaluate.scorers.base import Mode, mean
-from megatron_v2pe.evaluate.scorers.mm_niah_report import BINS, DEPTHS, LONG_BINS
 
 DEPTH_NAMES = tuple(f"{fifth / DEPTHS:g}-{(fifth + 1) / DEPTHS:g}" for fifth in range(DEPTHS))
 

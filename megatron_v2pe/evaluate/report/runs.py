@@ -11,11 +11,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from megatron_v2pe.data.frame_folder import natural_key
+from megatron_v2pe.data.video import natural_key
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.evaluate.benchmarks.own_questions import SUFFIX, OwnQuestions
+from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
+from megatron_v2pe.evaluate.families.own.questions import SUFFIX, OwnQuestions
 from megatron_v2pe.evaluate.provenance import RUN, read_origin
-from megatron_v2pe.evaluate.registry import BENCHMARKS
 from megatron_v2pe.evaluate.results import RESULTS, read_results
 from megatron_v2pe.evaluate.scorers import Mode
 from megatron_v2pe.foreign.printable import printable

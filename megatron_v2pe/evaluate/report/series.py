@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_v2pe.evaluate.benchmarks import long_vqa, mm_niah, mm_niah_long
+from megatron_v2pe.evaluate.families.long_vqa import questions as long_vqa
+from megatron_v2pe.evaluate.families.mm_niah import questions as mm_niah
 from megatron_v2pe.evaluate.report.needles import Grid, grid_of, grid_of_rows
 from megatron_v2pe.evaluate.report.runs import Run, stride_order
 from megatron_v2pe.evaluate.report.scoring import Score, Scores
@@ -59,7 +60,7 @@ def long_grid(scores: Mapping[str, Score], mode: Mode) -> Grid | None:
     """Return the scores of MM-NIAH's long variant by set and depth; None where there are none."""
     rows = {
         length: score.needles
-        for length in mm_niah_long.LENGTHS
+        for length in mm_niah.LENGTHS
         if (score := scores.get(f"mmniah_long_{length.lower()}")) is not None and score.needles
     }
     return grid_of_rows(dict(rows), mode) if rows else None
@@ -69,7 +70,7 @@ def points(runs: Sequence[Run], scores: Scores, mode: Mode) -> list[Point]:
     """Return every score by length, suite by suite, run by run."""
     found = [point for split in SPLITS for run in runs for point in _needle_points(run, scores, split, mode)]
     for run in runs:
-        for length in mm_niah_long.LENGTHS:
+        for length in mm_niah.LENGTHS:
             names = [f"mmniah_long_{length.lower()}"]
             found += _point("MM-NIAH long", run, length, names, scores[mode][run.name])
     for run in runs:

@@ -46,6 +46,8 @@ class Scorer:
     """Summary, judgements -> the one number papers print, in percent."""
     most: float = 100.0
     """The largest it can be."""
+    needle: Callable[[Item], tuple[float, float]] | None = None
+    """Item -> tokens of its context and depth of its needle, 0 to 1; None: its items hide no needle."""
 
     def judge(self, item: Item, mode: Mode = "reference") -> Judgement:
         """Return the score of an item beside what was read out of its prediction.

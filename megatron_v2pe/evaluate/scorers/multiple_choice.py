@@ -1,17 +1,19 @@
-"""Which share of multiple-choice questions is answered rightly: MMBench, CCBench and ScienceQA.
+"""Which share of multiple-choice questions is answered rightly: MMBench, CCBench, ScienceQA and Video-MME.
 
-Source: V2PE's evaluators; `option_letter` says how a letter is read. MMBench asks a question once for every rotation of
-its options, as index, index + 1,000,000, ...: CircularEval (Liu et al., 2023) counts a question only if all of its
-rotations are right. The published number of MMBench is circular; V2PE's code computes none and writes the table the
-official server reads.
+Source: V2PE's evaluators, which read a letter by the first-letter rule (also MMMU): the text is stripped; one character
+is the answer; else a first character that is an option's letter is; else the first option whose text stands in the
+prediction; else the whole prediction. MMBench asks a question once for every rotation of its options, as index,
+index + 1,000,000, ...: CircularEval (Liu et al., 2023) counts a question only if all of its rotations are right. The
+published number of MMBench is circular; V2PE's code computes none and writes the table the official server reads.
 
-Defects of the reference: those of the first-letter rule. The corrected form reads letters carefully and compares them
-in capitals.
+Defects of the reference: an empty prediction and an option that is no text stop the rule; any prediction that begins
+with an option's letter counts as that letter (`A dog`, `Both`); `cat` is found in `catalogue`. The corrected form reads
+letters carefully (`named_letter` of `stated_option`) and compares them in capitals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from megatron_v2pe.errors import DataError
@@ -26,13 +28,24 @@ from megatron_v2pe.evaluate.scorers.base import (
     first_error,
     judged,
     mean,
-    percent_of,
 )
-from megatron_v2pe.evaluate.scorers.option_letter import first_letter, named_letter
+from megatron_v2pe.evaluate.scorers.stated_option import named_letter
 
 ROTATION = 1_000_000
 """What separates the indices of a question's rotations."""
+Percent = Callable[[Summary, Sequence[Judgement]], float]
 _GROUPS = ("category", "l2-category")
+
+
+def first_letter(prediction: str, options: Mapping[str, str]) -> str:
+    """Return what the first-letter rule reads; raises what the published code raises."""
+    text = prediction.strip()
+    if len(text) == 1 or text[0] in options:
+        return text[0]
+    for letter, option in options.items():
+        if option in text:
+            return letter
+    return text
 
 
 def options_of(item: Item) -> Mapping[str, Any]:
@@ -90,7 +103,13 @@ def _percent(summary: Summary, judgements: Sequence[Judgement]) -> float:
     return 100.0 * summary["circular" if "circular" in summary else "accuracy"]
 
 
-MMBENCH = Scorer("mmbench", _reference, _corrected, _summarise, _percent)
-"""Items: `prediction`, `options`, `answer`, and where known `index`, `category`, `l2-category`."""
-SCIENCEQA = Scorer("scienceqa", _reference, _corrected, _summarise, percent_of("accuracy"))
-"""Items: `prediction`, `options`, `answer`."""
+def multiple_choice(name: str, percent: Percent = _percent) -> Scorer:
+    """Return a scorer of multiple choice.
+
+    Its items: `prediction`, `options`, `answer`, and where known `index`, `category`, `l2-category`.
+
+    Args:
+        name: of the scorer.
+        percent: reads the one number papers print out of a summary; by default the circular one where there is one.
+    """
+    return Scorer(name, _reference, _corrected, _summarise, percent)

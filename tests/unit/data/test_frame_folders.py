@@ -15,8 +15,8 @@ from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.video import list_frames, look_into, natural_key
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.evaluate.benchmarks.frames import video_images
-from megatron_v2pe.evaluate.benchmarks.mm_niah_long import MmNiahLong
+from megatron_v2pe.evaluate.families.mm_niah.questions import MmNiahLong
+from megatron_v2pe.evaluate.families.videos.frames import video_images
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.long_context.image_pool import folder_images
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for

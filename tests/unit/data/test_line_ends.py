@@ -13,8 +13,8 @@ import pytest
 from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.errors import ConfigError, DataError, V2PEError
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
-from megatron_v2pe.evaluate.question_files import json_lines as benchmark_lines
-from megatron_v2pe.evaluate.question_files import tsv_rows
+from megatron_v2pe.evaluate.questions.files import json_lines as benchmark_lines
+from megatron_v2pe.evaluate.questions.files import tsv_rows
 from megatron_v2pe.foreign.text import json_line, json_lines, parse_json, read_json_object, read_yaml
 from megatron_v2pe.generate.jsonl import answered, read_questions
 from megatron_v2pe.train.metrics_file import read_metrics

@@ -9,8 +9,9 @@ import pytest
 
 from megatron_v2pe.data.published_layout import LONG_VQA_IMAGE
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.evaluate.benchmarks import milebench
-from megatron_v2pe.evaluate.registry import BENCHMARKS, GROUPS, create, expand
+from megatron_v2pe.evaluate.benchmark_names import create, expand
+from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
+from megatron_v2pe.evaluate.families.milebench import questions as milebench
 from megatron_v2pe.workshop.synthetic.benchmark_sets import long_context
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
@@ -28,7 +29,7 @@ def test_names_are_those_of_the_constructors():
 
 
 def test_counts_of_the_families():
-    assert len(GROUPS["general"]) == 10  # nine tasks, ChartQA in two parts
+    assert len(BENCHMARKS.groups()["general"]) == 10  # nine tasks, ChartQA in two parts
     assert len(expand(["mmniah_val"])) == len(expand(["mmniah_test"])) == 6
     assert len(expand(["mmniah_long"])) == 4
     assert len(expand(["milebench"])) == 29
@@ -117,15 +118,19 @@ def test_lists_that_are_written_down_twice_agree():
 
 def test_sets_are_those_of_the_scorers():
     pytest.importorskip("rapidfuzz", reason="scorers need the eval extra")
-    from megatron_v2pe.evaluate.benchmarks import long_vqa, mmmu, mvbench
-    from megatron_v2pe.evaluate.scorers import SCORERS, longvqa, mmmu_report
-    from megatron_v2pe.evaluate.scorers import milebench as scored
-    from megatron_v2pe.evaluate.scorers import mvbench as videos
+    from megatron_v2pe.evaluate.families.long_vqa import questions as long_vqa
+    from megatron_v2pe.evaluate.families.long_vqa import scorer as longvqa
+    from megatron_v2pe.evaluate.families.milebench import scorer as scored
+    from megatron_v2pe.evaluate.families.mmmu import questions as mmmu
+    from megatron_v2pe.evaluate.families.mmmu import scorer as mmmu_report
+    from megatron_v2pe.evaluate.families.videos import questions as mvbench
+    from megatron_v2pe.evaluate.families.videos import scorer as videos
+    from megatron_v2pe.evaluate.scorer_names import SCORERS
 
     assert sorted(scored.SETS) == sorted(milebench.SETS)
     assert sorted(longvqa.TASKS) == sorted(long_vqa.TASKS)
     assert sorted(mmmu_report.SUBJECTS) == sorted(mmmu.SUBJECTS)
-    assert [task.title for task in mvbench.TASKS] == list(videos.TASKS)
+    assert [task.title for task in mvbench.MVBENCH_TASKS] == list(videos.TASKS)
     assert {create(name).scorer for name in BENCHMARKS} - {None} <= set(SCORERS)
 
 
@@ -157,4 +162,4 @@ def test_the_table_of_the_documentation_has_every_benchmark():
     missing = [name for name in BENCHMARKS if not name.startswith(families) and f"`{name}`" not in text]
     assert not missing
     assert all(f"`{family}" in text for family in families)
-    assert all(f"`{group}`" in text or group.startswith("longvqa_") for group in GROUPS)
+    assert all(f"`{group}`" in text or group.startswith("longvqa_") for group in BENCHMARKS.groups())

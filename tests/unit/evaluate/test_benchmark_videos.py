@@ -10,8 +10,8 @@ import pytest
 
 from helpers.opened_images import open_images
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.evaluate.benchmarks.frames import sample_frames, video_images
-from megatron_v2pe.evaluate.registry import create
+from megatron_v2pe.evaluate.benchmark_names import create
+from megatron_v2pe.evaluate.families.videos.frames import sample_frames, video_images
 from megatron_v2pe.workshop.synthetic.benchmark_sets.files import Maker
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 

@@ -14,7 +14,8 @@ import pytest
 from helpers.opened_images import open_images
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmark import Question
-from megatron_v2pe.evaluate.registry import BENCHMARKS, create
+from megatron_v2pe.evaluate.benchmark_names import create
+from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
 SCORED = [name for name in BENCHMARKS if create(name).scorer]
@@ -73,7 +74,7 @@ def test_questions(name, root, cache):
 @pytest.mark.parametrize("name", SCORED)
 def test_right_answers_score_full_and_wrong_ones_nothing(name, root, cache):
     pytest.importorskip("rapidfuzz", reason="scorers need the eval extra")
-    from megatron_v2pe.evaluate.scorers import scorer_of
+    from megatron_v2pe.evaluate.scorer_names import scorer_of
 
     benchmark = create(name, cache=cache)
     questions = list(benchmark.questions(root))

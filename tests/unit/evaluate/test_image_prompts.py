@@ -14,7 +14,7 @@ from helpers.hand_written_sets import LETTER, SHORT, ask, text_of, write_json, w
 from helpers.opened_images import open_images
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef
-from megatron_v2pe.evaluate.registry import create
+from megatron_v2pe.evaluate.benchmark_names import create
 
 
 def picture(path: Path, size: tuple[int, int] = (20, 10)) -> None:

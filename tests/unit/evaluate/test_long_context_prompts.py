@@ -10,7 +10,7 @@ import pytest
 from helpers.hand_written_sets import LETTER, SHORT, ask, text_of, write_json, write_lines
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef
-from megatron_v2pe.evaluate.registry import create
+from megatron_v2pe.evaluate.benchmark_names import create
 
 
 def _needle(root: Path, name: str, **changes: Any) -> None:

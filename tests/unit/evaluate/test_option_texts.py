@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_v2pe.evaluate.registry import create
-from megatron_v2pe.evaluate.scorers import scorer_of
+from megatron_v2pe.evaluate.benchmark_names import create
+from megatron_v2pe.evaluate.scorer_names import scorer_of
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
 pytest.importorskip("rapidfuzz", reason="scorers need the eval extra")

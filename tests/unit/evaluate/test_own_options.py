@@ -7,8 +7,9 @@ import json
 import pytest
 
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.evaluate.registry import create, expand
-from megatron_v2pe.evaluate.scorers import Mode, scorer_of
+from megatron_v2pe.evaluate.benchmark_names import create, expand
+from megatron_v2pe.evaluate.scorer_names import scorer_of
+from megatron_v2pe.evaluate.scorers import Mode
 
 ASKED = "What is it?\nA. a cat\nB. a dog\nAnswer with the option's letter from the given choices directly."
 PLAIN = {"question": "What is it?"}

@@ -9,9 +9,9 @@ import pytest
 from megatron_v2pe.data.conversation import BEGUN
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
-from megatron_v2pe.evaluate.registry import create, expand
+from megatron_v2pe.evaluate.benchmark_names import create, expand
 from megatron_v2pe.evaluate.runner import _check_questions
-from megatron_v2pe.evaluate.scorers import scorer_of
+from megatron_v2pe.evaluate.scorer_names import scorer_of
 
 
 def written(folder, *rows, name="mine.jsonl"):

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.evaluate.registry import create, expand
-from megatron_v2pe.evaluate.scorers import scorer_of
+from megatron_v2pe.evaluate.benchmark_names import create, expand
+from megatron_v2pe.evaluate.scorer_names import scorer_of
 
 
 def read(folder, *rows, name="mine.jsonl"):

@@ -8,8 +8,8 @@ import pytest
 
 from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.evaluate.benchmark import ImageRef
+from megatron_v2pe.evaluate.benchmark_names import create
 from megatron_v2pe.evaluate.prompting import Prompter
-from megatron_v2pe.evaluate.registry import create
 
 
 @pytest.mark.parametrize(

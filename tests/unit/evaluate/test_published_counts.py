@@ -7,32 +7,36 @@ from pathlib import Path
 import pytest
 
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
-from megatron_v2pe.evaluate.published_counts import COUNTS, NOT_STATED, questions_published
-from megatron_v2pe.evaluate.registry import BENCHMARKS, create
+from megatron_v2pe.evaluate.benchmark_names import create
+from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
 from megatron_v2pe.evaluate.results import as_line, score
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 
 ROOT = Path(__file__).parents[3]
 
 
-def test_every_benchmark_has_its_number_or_is_named_as_without():
-    assert set(COUNTS) <= set(BENCHMARKS)
-    without = {name for name in BENCHMARKS if questions_published(name) is None}
-    assert without == {name for name in BENCHMARKS if name.startswith(tuple(NOT_STATED))}
+COUNTS = {name: count for name in BENCHMARKS if (count := create(name).published_count) is not None}
+NOTES = {name: create(name).published_count_note for name in BENCHMARKS if name not in COUNTS}
+
+
+def test_every_benchmark_has_its_number_or_says_what_is_known():
+    starts = ("mmniah_val_", "mmniah_long_", "longvqa_", "ocrvqa_")
+    assert [*NOTES] == [name for name in BENCHMARKS if name.startswith(starts)]
+    assert all(NOTES.values()) and all(count.source for count in COUNTS.values())
 
 
 def test_numbers_add_up_to_what_the_papers_say():
     def total(start):
-        return sum(questions_published(name) or 0 for name in BENCHMARKS if name.startswith(start))
+        return sum(count.questions for name, count in COUNTS.items() if name.startswith(start))
 
     assert total("mmniah_test_") == 17_787 and total("milebench_") == 6_440
-    assert total("chartqa_") == 2_500 and questions_published("seed") == 17_990
+    assert total("chartqa_") == 2_500 and create("seed").published == 17_990
 
 
 def test_the_page_has_the_same_numbers():
     page = (ROOT / "docs" / "evaluation_data.md").read_text(encoding="utf-8")
-    missing = [name for name, (count, _) in COUNTS.items() if f"{count:,}" not in page]
-    assert not missing
+    assert not [name for name, count in COUNTS.items() if f"{count.questions:,}" not in page]
+    assert not [note for note in NOTES.values() if note not in page]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +56,7 @@ def test_a_made_up_set_is_marked_on_the_console(tmp_path, monkeypatch, name):
         log.add(Answer(question.id, "yes", "human: ?", 9, 1, 2, 0.1, "stop"))
     log.close()
     line = as_line(score(benchmark, questions, tmp_path / "out", tmp_path, "corrected"))
-    known = questions_published(name)
+    known = benchmark.published
     expected = "UNCHECKED: " if known is None else f"ANOTHER VERSION: {len(questions)} questions, {known} are published"
     assert expected in line and "mode corrected" in line
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate import embedded_images
-from megatron_v2pe.evaluate.question_files import (
+from megatron_v2pe.evaluate.questions.files import (
     json_lines,
     json_records,
     literal_list,

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
-from megatron_v2pe.evaluate.registry import BENCHMARKS, create
+from megatron_v2pe.evaluate.benchmark_names import create
+from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
 from megatron_v2pe.evaluate.results import as_line, score
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_v2pe.evaluate.families.mm_niah.summary import summarise
 from megatron_v2pe.evaluate.report.needles import Grid, Needle, grid_of, mean_of
 from megatron_v2pe.evaluate.report.runs import Run
 from megatron_v2pe.evaluate.report.scoring import Score
 from megatron_v2pe.evaluate.report.series import length_order, long_grid, points, stride_grids, task_grids
-from megatron_v2pe.evaluate.scorers.mm_niah_report import summarise
 
 TASK = "retrieval-image-test"
 

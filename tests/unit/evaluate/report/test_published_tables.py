@@ -10,7 +10,7 @@ from decimal import Decimal
 import pytest
 
 from helpers.shared import shared_path
-from megatron_v2pe.evaluate.registry import BENCHMARKS
+from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
 from megatron_v2pe.evaluate.report import audit
 from megatron_v2pe.evaluate.report.columns import GENERAL, LAYOUTS, LONG_CONTEXT, Average
 from megatron_v2pe.evaluate.report.published import LEADERBOARD, PUBLISHED, recomputed

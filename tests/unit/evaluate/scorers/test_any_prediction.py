@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import megatron_v2pe.evaluate.families as families
 import megatron_v2pe.evaluate.scorers as package
-from megatron_v2pe.evaluate.scorers import SCORERS
+from megatron_v2pe.evaluate.scorer_names import SCORERS
 
+OWN = "megatron_v2pe.evaluate.families."
+ROOT = Path(package.__path__[0]).parents[2]
 OPTIONS = {"A": "cat", "B": "the dog", "C": "3.5"}
 TRUTHS = {
     "textvqa": [{"answers": ["yes"] * 9 + ["no"]}],
@@ -167,7 +170,27 @@ def test_items_are_not_changed(name):
         assert repr(item) == before
 
 
-def test_scorers_import_nothing_but_errors_and_what_does_the_counting():
+def files_of_scorers() -> list[Path]:
+    """Return the common files, each family's `scorer.py`, and what these import."""
+    found = sorted(Path(package.__path__[0]).glob("*.py"))
+    found += [path for path in sorted(Path(families.__path__[0]).glob("*/scorer.py"))]
+    for path in found:
+        for name in imported(path):
+            if name.startswith(OWN) and (file := ROOT / f"{name.replace('.', '/')}.py").is_file() and file not in found:
+                found.append(file)
+    return found
+
+
+def imported(path: Path) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+    return names
+
+
+@pytest.mark.parametrize("path", files_of_scorers(), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_scorers_import_nothing_but_errors_and_what_does_the_counting(path):
     allowed = {
         "megatron_v2pe.errors",
         "rapidfuzz.distance",
@@ -175,15 +198,19 @@ def test_scorers_import_nothing_but_errors_and_what_does_the_counting():
         "english_words",
         "pycocoevalcap.meteor.meteor",
     }
-    for path in Path(package.__path__[0]).glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module] if isinstance(node, ast.ImportFrom) else []
-            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            strange = [
-                name
-                for name in names
-                if name not in allowed
-                and not name.startswith("megatron_v2pe.evaluate.scorers")
-                and name.split(".")[0] not in sys.stdlib_module_names
-            ]
-            assert strange == [], path.name
+    strange = [
+        name
+        for name in imported(path)
+        if name not in allowed
+        and not name.startswith("megatron_v2pe.evaluate.scorers")
+        and not (name.startswith(OWN) and name.split(".")[3] == path.parent.name)
+        and name.split(".")[0] not in sys.stdlib_module_names
+    ]
+    assert strange == []
+
+
+def test_every_family_with_a_scorer_is_among_them():
+    assert {path.parent.name for path in files_of_scorers()} == {
+        *("scorers", "documents", "scienceqa", "pope", "mmmu", "mmbench", "seed", "vqa", "videos", "mm_niah"),
+        *("milebench", "long_vqa"),
+    }

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.evaluate.scorers import SCORERS
-from megatron_v2pe.evaluate.scorers.longvqa import LENGTHS, TASKS, metric_of
-from megatron_v2pe.evaluate.scorers.milebench import GROUPS, SETS, group_means, image_level, kind_of
-from megatron_v2pe.evaluate.scorers.mmmu_report import DISCIPLINES, SUBJECTS, join_answers
-from megatron_v2pe.evaluate.scorers.mvbench import TASKS as VIDEO_TASKS
+from megatron_v2pe.evaluate.families.long_vqa.scorer import LENGTHS, TASKS, metric_of
+from megatron_v2pe.evaluate.families.milebench.scorer import GROUPS, SETS, group_means, image_level, kind_of
+from megatron_v2pe.evaluate.families.mmmu.scorer import DISCIPLINES, SUBJECTS, join_answers
+from megatron_v2pe.evaluate.families.videos.scorer import TASKS as VIDEO_TASKS
+from megatron_v2pe.evaluate.scorer_names import SCORERS
 
 
 def test_chartqa_is_the_mean_of_its_splits():

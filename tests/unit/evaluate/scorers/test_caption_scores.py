@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_v2pe.evaluate.scorers.captions import bleu, cider, rouge
-from megatron_v2pe.evaluate.scorers.ptb_words import ptb_words
+from megatron_v2pe.evaluate.families.long_vqa.captions import bleu, cider, rouge
+from megatron_v2pe.evaluate.families.long_vqa.ptb_words import ptb_words
 
 DROPPED = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
 VOCABULARY = (

@@ -9,8 +9,9 @@ from importlib.util import find_spec
 import pytest
 
 from helpers.shared import shared_path
-from megatron_v2pe.evaluate.scorers import SCORERS, meteor, scorer_of
-from megatron_v2pe.evaluate.scorers.mmmu_report import join_answers
+from megatron_v2pe.evaluate.families.long_vqa import meteor
+from megatron_v2pe.evaluate.families.mmmu.scorer import join_answers
+from megatron_v2pe.evaluate.scorer_names import SCORERS, scorer_of
 
 KINDS = [
     "anls",
@@ -109,24 +110,28 @@ def test_golden_meteor(golden):
 
 
 BREAKS = {
-    "textvqa": ("vqa_accuracy", "soft_accuracy", lambda prediction, answers: min(1.0, answers.count(prediction) / 3)),
-    "anls": ("anls", "single_spaced", lambda text: text.lower()),
-    "chartqa": ("relaxed_accuracy", "TOLERANCE", 0.03),
-    "pope": ("pope", "judge_reference", lambda text: "no" if "no" in text.lower() else "yes"),
-    "mm_niah": ("mm_niah", "_before_dot", str.lower),
-    "milebench": ("milebench_choice", "EMPTY", "A"),
-    "longvqa": ("rectify", "without_ing", lambda word: word),
-    "longvqa_rectify": ("rectify", "singular", str.lower),
-    "longvqa_metric": ("captions", "_SMALL", 1e-6),
-    "mmmu": ("mmmu", "SEED", 0),
-    "mmbench": ("multiple_choice", "first_letter", lambda prediction, options: prediction.strip()[:1]),
-    "mvbench": ("mvbench", "loose_match", lambda prediction, truth: prediction == truth),
-    "vqa_post_process": ("short_answer", "_LEADS", ("is ", "the ")),
+    "textvqa": (
+        "families.vqa.scorer",
+        "soft_accuracy",
+        lambda prediction, answers: min(1.0, answers.count(prediction) / 3),
+    ),
+    "anls": ("families.documents.scorer", "single_spaced", lambda text: text.lower()),
+    "chartqa": ("families.documents.scorer", "TOLERANCE", 0.03),
+    "pope": ("families.pope.scorer", "judge_reference", lambda text: "no" if "no" in text.lower() else "yes"),
+    "mm_niah": ("families.mm_niah.scorer", "_before_dot", str.lower),
+    "milebench": ("families.milebench.choice", "EMPTY", "A"),
+    "longvqa": ("families.long_vqa.rectify", "without_ing", lambda word: word),
+    "longvqa_rectify": ("families.long_vqa.rectify", "singular", str.lower),
+    "longvqa_metric": ("families.long_vqa.captions", "_SMALL", 1e-6),
+    "mmmu": ("families.mmmu.scorer", "SEED", 0),
+    "mmbench": ("scorers.multiple_choice", "first_letter", lambda prediction, options: prediction.strip()[:1]),
+    "mvbench": ("families.videos.scorer", "loose_match", lambda prediction, truth: prediction == truth),
+    "vqa_post_process": ("families.vqa.scorer", "_LEADS", ("is ", "the ")),
 }
 
 
 @pytest.mark.parametrize("kind", BREAKS)
 def test_a_planted_mistake_is_seen(golden, kind, monkeypatch):
     module, name, wrong = BREAKS[kind]
-    monkeypatch.setattr(f"megatron_v2pe.evaluate.scorers.{module}.{name}", wrong)
+    monkeypatch.setattr(f"megatron_v2pe.evaluate.{module}.{name}", wrong)
     assert disagreements(golden, kind) != []

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from megatron_v2pe.evaluate.scorers import scorer_of
+from megatron_v2pe.evaluate.scorer_names import scorer_of
 
 OPTIONS = {"A": "umbrella", "B": "kite", "C": "guitar", "D": "skateboard"}
 OPTION = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.evaluate.scorers import SCORERS
-from megatron_v2pe.evaluate.scorers.mm_niah_report import BINS, TASKS
+from megatron_v2pe.evaluate.families.mm_niah.summary import BINS, TASKS
+from megatron_v2pe.evaluate.scorer_names import SCORERS
 
 NIAH = SCORERS["mm_niah"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_v2pe.evaluate.scorers import SCORERS
-from megatron_v2pe.evaluate.scorers.milebench_choice import extract, option_letters
-from megatron_v2pe.evaluate.scorers.mmmu import last_letter
-from megatron_v2pe.evaluate.scorers.mmmu_open import is_right, parse_open
-from megatron_v2pe.evaluate.scorers.multiple_choice import circular_accuracy
-from megatron_v2pe.evaluate.scorers.option_letter import first_letter, named_letter
+from megatron_v2pe.evaluate.families.milebench.choice import extract, option_letters
+from megatron_v2pe.evaluate.families.mmmu.open_answers import is_right, parse_open
+from megatron_v2pe.evaluate.families.mmmu.scorer import last_letter
+from megatron_v2pe.evaluate.scorer_names import SCORERS
+from megatron_v2pe.evaluate.scorers.multiple_choice import circular_accuracy, first_letter
+from megatron_v2pe.evaluate.scorers.stated_option import named_letter
 
 OPTIONS = {"A": "a cat", "B": "a dog", "C": "a big dog", "D": "none of the above"}
 

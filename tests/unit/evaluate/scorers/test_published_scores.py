@@ -11,9 +11,9 @@ import pytest
 
 from helpers.shared import shared_path
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.evaluate.scorers import SCORERS
-from megatron_v2pe.evaluate.scorers.mmmu_report import exact_equality, join_answers
-from megatron_v2pe.evaluate.scorers.pope import check_labels
+from megatron_v2pe.evaluate.families.mmmu.scorer import exact_equality, join_answers
+from megatron_v2pe.evaluate.families.pope.scorer import check_labels
+from megatron_v2pe.evaluate.scorer_names import SCORERS
 
 SPREADSHEET = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 CATEGORIES = ("adversarial", "popular", "random")

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_v2pe.evaluate.scorers.lexicon import english_words, irregular_nouns, nouns, singular, without_ing
-from megatron_v2pe.evaluate.scorers.rectify import rectify, rectify_corrected
-from megatron_v2pe.evaluate.scorers.wtq import normalise, read, same_denotation
+from megatron_v2pe.evaluate.families.long_vqa.lexicon import (
+    english_words,
+    irregular_nouns,
+    nouns,
+    singular,
+    without_ing,
+)
+from megatron_v2pe.evaluate.families.long_vqa.rectify import rectify, rectify_corrected
+from megatron_v2pe.evaluate.families.long_vqa.wtq import normalise, read, same_denotation
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.evaluate.scorers import SCORERS, ReferenceStopsError, scorer_of
+from megatron_v2pe.evaluate.scorer_names import SCORERS, scorer_of
+from megatron_v2pe.evaluate.scorers import ReferenceStopsError
 
 STOPS = "stops"
 OPTIONS = {"A": "cat", "B": "dog", "C": "a very big horse"}

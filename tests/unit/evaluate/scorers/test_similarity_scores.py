@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_v2pe.evaluate.scorers import SCORERS
+from megatron_v2pe.evaluate.families.milebench.rouge_l import rouge_l, rouge_l_reference
+from megatron_v2pe.evaluate.scorer_names import SCORERS
 from megatron_v2pe.evaluate.scorers.answer_words import CONTRACTIONS, NEEDLE_WORDS, VQA_WORDS, processed
-from megatron_v2pe.evaluate.scorers.rouge_l import rouge_l, rouge_l_reference
-from megatron_v2pe.evaluate.scorers.vqa_accuracy import soft_accuracy
+from megatron_v2pe.evaluate.scorers.soft_accuracy import soft_accuracy
 
 short_text = st.text(alphabet="abAB ßİ.é\n", max_size=9)
 

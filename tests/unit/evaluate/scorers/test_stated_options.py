@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_v2pe.evaluate.scorers import SCORERS
-from megatron_v2pe.evaluate.scorers.option_letter import named_letter
+from megatron_v2pe.evaluate.scorer_names import SCORERS
+from megatron_v2pe.evaluate.scorers.stated_option import named_letter
 
 OPTIONS = {"A": "a blue square", "B": "a red circle", "C": "a green triangle", "D": "a yellow star"}
 LIST = "A. a blue square\nB. a red circle\nC. a green triangle\nD. a yellow star\n"

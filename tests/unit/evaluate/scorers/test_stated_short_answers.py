@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_v2pe.evaluate.scorers import SCORERS
+from megatron_v2pe.evaluate.scorer_names import SCORERS
 
 # (truth, answer, whether it is right)
 ANSWERS = [

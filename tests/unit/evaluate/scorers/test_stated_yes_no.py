@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_v2pe.evaluate.scorers import SCORERS
-from megatron_v2pe.evaluate.scorers.pope import judge_corrected
+from megatron_v2pe.evaluate.families.pope.scorer import judge_corrected
+from megatron_v2pe.evaluate.scorer_names import SCORERS
 
 ANSWERS = [
     ("Yes", "yes"),

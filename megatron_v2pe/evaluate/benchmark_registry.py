@@ -1,0 +1,110 @@
+"""Which benchmarks there are: families found by folder, the groups and other names they state.
+
+A family is a folder of `families/`, or one from outside (`base.plugins` says how it is found). Its `questions.py` adds
+
+- benchmarks: `@BENCHMARKS.register("docvqa_val", "vqa_docvqa_val")` above a class, where names behind the first are
+  other names users may type; `BENCHMARKS.add(name, constructor)` for those that one class makes many of;
+- groups, `BENCHMARKS.group("docvqa", "docvqa_val")`: names of benchmarks that are asked together, in this order;
+  several families may add to one group;
+- other names of a group, `BENCHMARKS.also("mmniah", "mm_niah")`.
+
+Lists have families in the order of `ORDER` of their packages; those that state none come last, in the order found.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from megatron_v2pe.base.plugins import Registry
+from megatron_v2pe.evaluate.benchmark import Benchmark, Mode
+
+FAMILIES = "megatron_v2pe.evaluate.families"
+"""Package of this project's own families."""
+ALL = "all"
+"""Group of every benchmark."""
+_LAST = 1 << 30
+_Class = TypeVar("_Class", bound=type[Benchmark])
+
+
+class Constructor(Protocol):
+    """Makes a benchmark: its class, or a function that knows which of many it is."""
+
+    def __call__(self, *, mode: Mode, cache: Path) -> Benchmark:
+        """Return the benchmark; see `Benchmark.__init__`."""
+        ...
+
+
+class BenchmarkRegistry(Registry[Constructor]):
+    """Benchmarks by name, with the groups and other names users may type."""
+
+    def __init__(self) -> None:
+        """Know no benchmark yet; families are loaded when one is first asked for."""
+        super().__init__("benchmark", FAMILIES, "questions")
+        self._groups: dict[str, dict[str, None]] = {}
+        self._other_names: dict[str, str] = {}
+
+    def register(self, *names: str) -> Callable[[_Class], _Class]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return a decorator that adds a class under the first of these names, and sets the class's `name`.
+
+        Args:
+            names: the benchmark's name, then other names users may type.
+        """
+
+        def decorated(benchmark: _Class) -> _Class:
+            benchmark.name = names[0]
+            self.add(names[0], benchmark)
+            self.also(*names)
+            return benchmark
+
+        return decorated
+
+    def group(self, name: str, *benchmarks: str) -> None:
+        """Add benchmarks to a group."""
+        self._groups.setdefault(name, {}).update(dict.fromkeys(benchmarks))
+
+    def also(self, name: str, *others: str) -> None:
+        """State other names of a benchmark or a group."""
+        self._other_names.update(dict.fromkeys(others, name))
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all benchmarks in the order of lists."""
+        return tuple(sorted(super().names(), key=self._place))
+
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """Return the benchmarks of each group; the group of all comes first."""
+        self._load()
+        members = {name: tuple(sorted(found, key=self._place)) for name, found in self._groups.items()}
+        ordered = sorted(members, key=lambda name: min(map(self._place, members[name])))
+        return {ALL: self.names(), **{name: members[name] for name in ordered}}
+
+    def other_names(self) -> dict[str, str]:
+        """Return the name of a benchmark or group that each other name stands for."""
+        self._load()
+        return self._other_names
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over `names`."""
+        return iter(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a benchmark of this name."""
+        return isinstance(name, str) and self.find(name) is not None
+
+    def __len__(self) -> int:
+        """Return how many benchmarks there are."""
+        return len(self.names())
+
+    def _place(self, name: str) -> int:
+        """Return where the family of a benchmark stands in lists."""
+        constructor = self.get(name)
+        function = constructor.func if isinstance(constructor, partial) else constructor
+        package = sys.modules[function.__module__.rpartition(".")[0]]
+        return getattr(package, "ORDER", _LAST)
+
+
+BENCHMARKS = BenchmarkRegistry()
+"""Every benchmark by name."""

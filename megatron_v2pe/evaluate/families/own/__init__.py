@@ -1,0 +1,1 @@
+"""Your own questions: a JSON lines file, named on the command line in place of a benchmark."""

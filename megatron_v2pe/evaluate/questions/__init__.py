@@ -1,0 +1,1 @@
+"""What the `questions.py` of several families share: reading question files, single images, wording, tables."""

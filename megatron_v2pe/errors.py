@@ -2,7 +2,7 @@
 
 
 def how_to_install(extra: str) -> str:
-    """Return the command that installs one of the extras of `setup.py`; for messages. The package is on no index."""
+    """Return, for a message, the command that installs one of the extras of `setup.py`; the package is on no index."""
     return f"sh scripts/setup_venv.sh {extra}, or pip install -e '.[{extra}]', in the checkout"
 
 

@@ -56,7 +56,7 @@ def finished(
 def run_tool(main: Callable[[], int]) -> NoReturn:
     """Run a tool and end this process with its status, whatever threads and readers are left."""
     _prepare_streams()
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in one line, by us
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # we say in one line that a connection is lost
     end_with_launcher(exit_status.TRY_AGAIN)
     status = exit_status.INTERNAL
     try:
@@ -93,7 +93,7 @@ def end_now(status: int) -> NoReturn:
 
 
 def tell(text: str) -> None:
-    """Say on standard error how this process ends; torchrun is told of an error too."""
+    """Say on standard error how this process ends; torchrun hears of an error too."""
     if text.startswith("error: "):
         last_words.leave(text)
     try:
@@ -122,7 +122,7 @@ def _flushed(status: int) -> int:
 
 
 def _forget_output() -> None:
-    """Send what is still to be written nowhere, so that nothing complains at the end."""
+    """Discard what is still to be written, so that nothing complains at the end."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""The statuses our programs end with, so that a scheduler can tell "try again" from "somebody must mend something".
+"""Exit statuses of our programs: a scheduler can distinguish "try again" from "somebody must mend something".
 
 The table for users is in docs/launching.md.
 """

@@ -1,6 +1,6 @@
 """What a process that ends for an error leaves where PyTorch's torchrun looks for it, and shows it last on the screen.
 
-Our own launcher needs none of it: it stays silent where a process has told what has to be mended.
+Our own launcher needs none of it: it stays silent where a process has said what has to be mended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def leave(text: str) -> None:
     """Leave an error for the launcher, once: what ended this process first is what counts.
 
     Args:
-        text: as it was told, `error: ...`.
+        text: the message as it was printed, `error: ...`.
     """
     path = os.environ.get(ERROR_FILE)
     if not path:

@@ -66,7 +66,7 @@ def setup_logging(rank: int = 0, level: int = logging.INFO) -> None:
 def keep_log(path: Path | None) -> Iterator[None]:
     """Append what is logged to a file as well, for as long as the block lasts.
 
-    A disk that fills up meanwhile is told once; the work goes on.
+    A disk that fills up meanwhile is reported once; the work goes on.
 
     Args:
         path: of the file, its folder made where it is not there; None: keep nothing.
@@ -86,7 +86,7 @@ def keep_log(path: Path | None) -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
-        with suppress(OSError, ValueError):  # what could not be written has been told
+        with suppress(OSError, ValueError):  # what could not be written has been reported
             handler.close()
 
 
@@ -109,7 +109,7 @@ class _KeptLog(logging.FileHandler):
     _told = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
-        """Say so once."""
+        """Report once that the file cannot be written."""
         if not self._told:
             self._told = True
             error = sys.exc_info()[1]

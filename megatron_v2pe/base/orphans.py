@@ -90,7 +90,7 @@ def end_with_launcher(status: int) -> None:
 
 
 def lost_reader(error: RuntimeError) -> LostProcessError:
-    """Return what to tell about a reader of training data that has ended or hangs; PyTorch has noticed."""
+    """Return the error for a reader of training data that has ended or hangs; PyTorch has noticed."""
     ours = LostProcessError(
         f"a reader process has ended without a word, killed for its memory perhaps ({str(error).splitlines()[0]}); "
         "the same command goes on; with a lower data.num_workers it needs less memory"

@@ -103,7 +103,7 @@ def progress_bar(
 def followed(
     items: Iterable[Item], *, desc: str, unit: str, total: float | None = None, delay: float = 1.0
 ) -> Iterator[Item]:
-    """Yield `items`, showing how many have been taken; arguments as of `progress_bar`."""
+    """Yield `items`, showing how many have been taken; the arguments are those of `progress_bar`."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # pyright: ignore[reportArgumentType]
     with progress_bar(total=total, desc=desc, unit=unit, delay=delay) as bar:
@@ -128,7 +128,7 @@ class Lines:
         """Start the clock.
 
         Args:
-            total: as of `progress_bar`, like all others.
+            total: see `progress_bar`, also for all other arguments.
             desc: what is done.
             unit: of `total`.
             initial: done before.
@@ -149,13 +149,13 @@ class Lines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; work that ended with an error is not told as done."""
+        """Close; work that ended with an error is not reported as done."""
         if kind is not None:
             self._closed = True
         self.close()
 
     def update(self, n: float = 1) -> None:
-        """Count `n` as done; a line where the last one is some time ago."""
+        """Count `n` as done, and print a line if the last one is some time ago."""
         self.n += n
         now = time.monotonic()
         if now - self._told >= min(max(_SOON, (now - self._began) / 10), _LATER) and not self._silent:

@@ -60,7 +60,7 @@ class Owner:
     host: str
     pid: int
     started: int
-    """Start of the process, in ticks since the machine started; 0 where the system does not tell."""
+    """When the process started, in clock ticks since the machine did; 0 where the system does not say."""
     machine: str
     """Start of the machine and space of process numbers, in which `pid` means something; empty where not known."""
     since: str
@@ -202,15 +202,15 @@ class FolderLock:
 
     def _watch(self, found: _Found, claim: int) -> None:
         """Wait until nobody has touched the file for long; raise as soon as somebody does."""
-        told = False
+        reported = False
         while True:
             os.utime(claim)  # both times come from the file system's clock
             silent = os.fstat(claim).st_mtime - found.touched
             if silent >= self._silent:
                 return
-            if not told and self._silent > 5:
+            if not reported and self._silent > 5:
                 _log.info("%s: held by %s; looking whether it is still there", self.folder, found.owner or "?")
-                told = True
+                reported = True
             time.sleep(min(self._beat / 4, 0.5))
             again = _look(self._path)
             if again is None:
@@ -239,7 +239,7 @@ class FolderLock:
                 continue
 
     def _is_ours(self) -> bool:
-        """Whether the file at the path is the one that was made here; it is not opened, which would end the lock."""
+        """Return whether the file at the path is ours; it is not opened, which would end the lock."""
         if self._handle is None:
             return False
         try:
@@ -263,7 +263,7 @@ class _Found:
     inode: int
     touched: float
     lives: bool | None
-    """Whether the owner lives; None: only further touches can tell."""
+    """Whether the owner lives; None: only further touches can show it."""
 
     def same_as(self, other: _Found) -> bool:
         """Tell whether both are of one owner."""
@@ -316,7 +316,7 @@ def _parse(content: bytes, path: Path) -> Owner | None:
 
 
 def _lives(owner: Owner) -> bool | None:
-    """Whether a process of this machine lives; None: of another machine, or another space of process numbers."""
+    """Return whether a process lives; None for one of another machine, or of another space of process numbers."""
     if not owner.machine or owner.machine != _machine():
         return None
     try:
@@ -358,7 +358,7 @@ def _machine() -> str:
 
 
 def _start_of(pid: int) -> int:
-    """Return when a process started, in ticks since the machine did; 0 where it has ended or nothing is told."""
+    """Return when a process started, in clock ticks since the machine did; 0 where it has ended or is not visible."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return 0 if state in "ZX" else int(fields[18])

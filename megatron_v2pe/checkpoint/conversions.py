@@ -129,15 +129,15 @@ def _held(place: Path, source: Path) -> Generator[None, None, None]:
             f"{printable(place)}: no folder that can be written to, but converted HF checkpoints are kept there; name "
             f"another one (--converted-dir, model.converted_dir, or {CONVERTED_VARIABLE} in the environment)"
         )
-    lock, told = FolderLock(place / _LOCK_FOLDER, "a conversion"), False
+    lock, reported = FolderLock(place / _LOCK_FOLDER, "a conversion"), False
     while True:
         try:
             lock.take()
             break
         except InUseError as error:
-            if not told:
+            if not reported:
                 _log.info("waiting to convert %s: %s", source, error)
-                told = True
+                reported = True
             time.sleep(_POLL_SECONDS)
     try:
         yield

@@ -58,7 +58,7 @@ def read_bytes(path: Path_, error: Kind, limit: int = LARGEST_TEXT) -> bytes:
             content = stream.read(limit + 1)
     except OSError as problem:
         raise error(f"{printable(path)}: cannot be read: {problem.strerror}") from problem
-    if len(content) > limit:  # it grew, or its file system does not tell sizes
+    if len(content) > limit:  # it grew, or its file system does not state sizes
         raise error(f"{printable(path)}: more than {limit} bytes, which is the most that is read")
     return content
 

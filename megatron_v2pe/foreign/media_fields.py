@@ -32,7 +32,7 @@ SPOKEN_OF = frozenset(
     "height_list image_num num_image num_images image_size meta metadata token_ids placement length source dataset "
     "dataset_name data_source type data_type task category split language lang model license url".split()
 )
-"""Fields that published data sets carry beside a conversation; nothing reads them, and nobody is told of them."""
+"""Fields that published data sets carry beside a conversation; nothing reads them, and no warning names them."""
 _IMAGE_STEMS = ("image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos")
 _VIDEO_STEMS = ("video", "videos", "movie", "movies")
 _TAILS = ("path paths file files filepath filepaths filename filenames list url urls uri").split()
@@ -54,7 +54,7 @@ _MADE_OF = frozenset("original originals orig origin raw old parent".split())
 """Words in a name of media beside which the line's own were made of it."""
 _FILMS = frozenset("video videos movie movies clip clips".split())
 _IDENTITIES = frozenset("id question_id sample_id data_id uid uuid key __key__ idx index".split())
-"""Fields that tell lines apart, be it by the name of a file."""
+"""Fields that distinguish lines, for example by the name of a file."""
 _NOTHING = frozenset("none null nan n/a na no false - 0".split())
 _SUFFIX = re.compile(
     r"(?<=[^\s/\\.])\.(?:png|jpe?g|jpe|jfif|gif|bmp|dib|webp|tiff?|ppm|pgm|jp2|avif|heic|heif|tga|ico|svg|"
@@ -268,7 +268,7 @@ def _speaks_of_media(name: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _names_files(name: str) -> bool:
-    """Whether a name that speaks of media names them, `left_image` or `image_2`, and does not describe them."""
+    """Return whether a name that speaks of media names them, `left_image` or `image_2`, and does not describe them."""
     last = _words(name)[-1]
     return last in _MEDIA_WORDS or last in _WORDS_OF_REFERENCES or last.isdigit() or len(last) == 1
 
@@ -280,7 +280,7 @@ def _speaks_of_files(name: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _is_origin(name: str) -> bool:
-    """Whether a name of media means what the line's own come from, or describes them."""
+    """Return whether a name of media means what the line's own come from, or describes them."""
     words = _words(name)
     return (
         words[-1] in _ORIGINS or any(word in _MADE_OF for word in words) or ("source" in words and _tells_film(words))
@@ -292,7 +292,7 @@ def _tells_film(words: tuple[str, ...]) -> bool:
 
 
 def _is_reference(name: str, text: str) -> bool:
-    """Whether a text ends as a file of media does, or holds one, and is no prose: of several words one has folders."""
+    """Return whether a text names a file of media and is no prose: of several words, one has folders."""
     if _HELD.match(text):
         return True
     if len(text) > _LONGEST_REFERENCE or "\n" in text or _SUFFIX.search(text) is None:

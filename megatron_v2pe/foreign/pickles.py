@@ -31,7 +31,7 @@ LARGEST_RECORD = 1 << 28
 DEEPEST = 64
 """Lists, tuples and dictionaries of an archive inside one another, at most."""
 MOST_VALUES = 1 << 20
-"""Of an archive, what stands in several places counted in each."""
+"""Values of an archive, at most; what stands in several places counts in each."""
 
 DTYPES: Mapping[Name, torch.dtype] = {
     ("torch", name): value for name, value in vars(torch).items() if isinstance(value, torch.dtype)
@@ -73,7 +73,7 @@ class Record:
 
     @property
     def fields(self) -> Mapping[str, Any]:
-        """The state where it is a dictionary of attributes, else nothing."""
+        """Return the state if it is a dictionary of attributes, else an empty dictionary."""
         return self.state if isinstance(self.state, dict) else {}
 
 

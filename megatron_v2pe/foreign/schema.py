@@ -137,21 +137,21 @@ class Fields:
         return _value(kind, value, f"{self.source}: {name}", self.error, False)
 
     def whole(self, name: str, default: Any = _REQUIRED, least: int | None = None, most: int | None = None) -> int:
-        """Return a whole number in a range; arguments and errors as of `get`."""
+        """Return a whole number in a range; for arguments and errors see `get`."""
         return self.get(name, Annotated[int, Range(least, most)], default)
 
     def number(
         self, name: str, default: Any = _REQUIRED, least: float | None = None, most: float | None = None
     ) -> float:
-        """Return a finite number in a range; arguments and errors as of `get`."""
+        """Return a finite number in a range; for arguments and errors see `get`."""
         return self.get(name, Annotated[float, Range(least, most)], default)
 
     def flag(self, name: str, default: Any = _REQUIRED) -> bool:
-        """Return true or false; arguments and errors as of `get`."""
+        """Return true or false; for arguments and errors see `get`."""
         return self.get(name, bool, default)
 
     def text(self, name: str, default: Any = _REQUIRED, among: Sequence[str] = ()) -> str:
-        """Return text, one of `among` where those are given; arguments and errors as of `get`."""
+        """Return text, one of `among` where those are given; for arguments and errors see `get`."""
         return self.get(name, Literal[tuple(among)] if among else str, default)
 
     def section(self, name: str) -> Fields:

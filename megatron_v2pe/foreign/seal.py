@@ -47,7 +47,7 @@ def checksum(content: Mapping[str, Any]) -> str:
 
 
 def one_bit_away(content: Mapping[str, Any], name: str) -> bool:
-    """Whether one flipped bit explains that a checksum does not match: in the text of a field, or in the checksum.
+    """Return whether one flipped bit, in the text of a field or in the checksum, explains why the two do not match.
 
     Args:
         content: with its checksum.

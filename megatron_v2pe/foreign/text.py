@@ -21,14 +21,14 @@ from megatron_v2pe.foreign.printable import printable
 DEEPEST = 64
 """Lists and objects inside one another, at most."""
 MOST_DIGITS = 400
-"""Of a number. A float has at most 309 digits before its point."""
+"""Digits of a number, at most. A float has at most 309 digits before its point."""
 LARGEST_LINE = 1 << 26
 """Bytes of a line, at most: 64 MiB."""
 MOST_VALUES = 100_000
-"""Of a YAML file, aliases written out."""
+"""Values of a YAML file, at most, with aliases written out."""
 _DIGIT, _LONG_NUMBER = re.compile(rb"[0-9]"), re.compile(rb"[0-9]{%d}" % (MOST_DIGITS + 1))
 _FEW_BYTES = 1 << 16
-"""Of a text that are looked at to tell its encoding."""
+"""Bytes of a text that are looked at to find its encoding."""
 _BOM = "\ufeff"
 _LINE_ENDS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 _MARKS = (
@@ -154,13 +154,13 @@ def parse_json(content: bytes | str, source: str, error: Kind, *, unique: bool =
 def read_json(
     path: Path_, error: Kind, limit: int = LARGEST_TEXT, *, unique: bool = False, constants: bool = False
 ) -> Any:
-    """Return the value of a JSON file; options as of `parse_json`, errors as of it and of `read_bytes`."""
+    """Return the value of a JSON file; for options see `parse_json`, for errors also `read_bytes`."""
     content = read_bytes(path, error, limit)
     return parse_json(content, printable(path), error, unique=unique, constants=constants)
 
 
 def read_json_object(path: Path_, error: Kind, limit: int = LARGEST_TEXT, *, unique: bool = False) -> dict[str, Any]:
-    """Return the object a JSON file holds; errors as of `read_json`, and where it holds something else."""
+    """Return the object a JSON file holds; errors are those of `read_json`, and one if the file holds something else."""
     content = read_json(path, error, limit, unique=unique)
     if not isinstance(content, dict):
         raise error(f"{printable(path)}: holds {kind_of(content)}, expected an object")

@@ -30,7 +30,8 @@ _USUAL_SHARE = 4
 LARGEST_STRIDE = 1 << 16
 """Positions a tile may span, at most, and the largest denominator of a stride. Published are 1 to 256."""
 LARGEST_DENOMINATOR = 1 << 24
-"""Of all strides of a run together. Positions are 64-bit numbers of ticks, and a position has so many of them."""
+"""Common denominator of all strides of a run, at most. A position is a 64-bit number of ticks of 1 / (that times the
+tokens of a tile)."""
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,12}(?:/[0-9]{1,12})?|[0-9]{0,12}\.?[0-9]{1,20}(?:[eE][+-]?[0-9]{1,2})?)")
 
 _StrideText = Annotated[str, config_tree.NUMBER_OR_TEXT]

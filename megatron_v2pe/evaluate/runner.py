@@ -72,11 +72,11 @@ class Runner:
     def run(self, benchmark: Benchmark, questions: Sequence[Question], folder: Path) -> None:
         """Ask the questions that have no answer yet; every rank calls this.
 
-            all questions, and what the folder holds
-              answered, or failed and not to be retried      left alone
-              given up: they ended two runs                  recorded as failed
-              asked together: no run ended over them         shared among copies, in batches     } answers, and a note
-              retried alone: one run ended over them         shared among copies, one by one     } of what is being asked
+            all questions, sorted by what the folder holds
+              answered, or failed and not retried      left alone
+              given up: they ended two runs            recorded as failed
+              asked together: they ended no run        shared among copies, in batches     } answers are written, with
+              retried alone: they ended one run        shared among copies, one by one     } a note of what is asked
 
         Args:
             benchmark: the benchmark the questions belong to.

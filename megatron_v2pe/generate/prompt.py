@@ -11,11 +11,11 @@ from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.image_operations import NORMALISATION, operations_of
 from megatron_v2pe.data.image_places import with_images
 from megatron_v2pe.data.image_plan import TilingOptions, plan_images
-from megatron_v2pe.data.tokenize import encode_conversation
+from megatron_v2pe.data.tokenize import compact_conversation, expand, image_starts
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.generate.tiles import ImageTiles
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.v2pe.position_ids import find_images, position_ticks
+from megatron_v2pe.v2pe.position_ids import position_ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 
 
@@ -101,7 +101,7 @@ def assemble(
     tokenizer: Tokenizer,
     policy: StridePolicy,
 ) -> Prompt:
-    """Put a conversation and its tiles together; arguments as of `encode_prompt`.
+    """Put a conversation and its tiles together; images stand where the text's placeholders are.
 
     Args:
         turns: with one placeholder for each image.
@@ -115,10 +115,9 @@ def assemble(
         DataError: placeholders and images differ in number.
     """
     per_tile = model.tokens_per_tile
-    ids, _ = encode_conversation(tokenizer, get_template(model.template), turns, num_tiles, per_tile, prompt=True)
-    found = find_images(
-        ids, num_tiles, per_tile, tokenizer.img_start_id, tokenizer.img_end_id, tokenizer.img_context_id
-    )
-    strides = policy.draw(len(found), per_tile, epoch=0, sample=0)
-    ticks, _ = position_ticks(len(ids), found, strides, per_tile, policy.denominator(per_tile))
+    text = compact_conversation(tokenizer, get_template(model.template), turns, len(num_tiles), prompt=True)
+    ids, _ = expand(text, num_tiles, per_tile)
+    images = list(zip(image_starts(text, num_tiles, per_tile), num_tiles, strict=True))
+    strides = policy.draw(len(images), per_tile, epoch=0, sample=0)
+    ticks, _ = position_ticks(len(ids), images, strides, per_tile, policy.denominator(per_tile))
     return Prompt(ids, ticks, tiles, tuple(num_tiles))

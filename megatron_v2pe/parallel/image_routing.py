@@ -2,6 +2,20 @@
 
 Every tile is encoded once. Its features are sent, by one all-to-all, only to the rank on whose tokens they stand, and
 their gradients come back the same way; a rank without tiles takes part with nothing to send.
+
+Three layouts, drawn for 2 context-parallel (c) x 2 tensor-parallel (t) ranks. A column is the rows of hidden states a
+rank puts features on, a letter a feature; members of one exchange are joined by dashes:
+
+    towers sharded over t,      towers sharded over t,        towers replicated: every
+    rows whole                  rows split over t             rank has a tower and a slice
+
+    c0t0 ---- c1t0              c0t0 ---- c1t0                c0t0 -- c0t1 -- c1t0 -- c1t1
+    a b c     d                 a         d                   a       b c     d       .
+    c0t1 ---- c1t1              c0t1 ---- c1t1
+    a b c     d                 b c       .
+
+In the first two a tower's ranks all know its features and the exchanges of t0 and t1 run beside each other: in the
+first both carry everything, in the second each carries what stands on its own slice.
 """
 
 from __future__ import annotations
@@ -43,14 +57,14 @@ class ImageRouting:
     ) -> ImageRouting:
         """Work out the exchange of a micro-batch; every rank does so for itself, from the same numbers.
 
-        The members are the context-parallel ranks where towers are sharded (each tensor-parallel rank then brings the
-        features of its own rows), all tensor x context parallel ranks where they are replicated.
+        Its members are the context-parallel ranks where towers are sharded, all context x tensor parallel ranks where
+        they are replicated (the drawing above).
 
         Args:
             image_tokens: int64 [n] on the host, indices into the unpadded pack of all image tokens, in order.
             num_tiles: tiles of the pack.
             tokens_per_tile: image tokens per tile.
-            layout: who holds which tokens.
+            layout: which context-parallel rank holds which tokens.
             coordinates: where this rank stands.
 
         Raises:
@@ -61,30 +75,26 @@ class ImageRouting:
                 f"{len(image_tokens)} image tokens in the input, but {num_tiles} tiles of {tokens_per_tile} tokens "
                 f"give {num_tiles * tokens_per_tile} features"
             )
-        context, row = layout.find(image_tokens)
-        tensor = torch.zeros_like(row)
+        context, row = layout.find(image_tokens)  # who holds the token of each feature, on which of its rows
+        carried = torch.ones_like(row, dtype=torch.bool)
+        holder = context  # number of the member on whose rows each feature stands
         if coordinates.split_rows:
             rows_per_slice = layout.num_local_tokens // coordinates.tensor_model_parallel_size
             tensor, row = row // rows_per_slice, row % rows_per_slice
-        me, members, target = coordinates.context_parallel_rank, coordinates.context_parallel_size, context
-        mine = torch.ones_like(row, dtype=torch.bool)
-        if coordinates.replicated_vision:
-            me, members = coordinates.encoder, coordinates.num_encoders
-            target = context * coordinates.tensor_model_parallel_size + tensor
-        elif coordinates.split_rows:
-            mine = tensor == coordinates.tensor_model_parallel_rank
-        source = torch.empty_like(row)
-        for encoder in range(members):
-            tiles = tiles_of(encoder, members, num_tiles)
-            source[tiles.start * tokens_per_tile : tiles.stop * tokens_per_tile] = encoder
-        sent = ((source == me) & mine).nonzero().squeeze(1)
-        sent = sent[target[sent].argsort(stable=True)]
-        received = ((target == me) & mine).nonzero().squeeze(1)  # in the order of tiles, and so of their sources
+            if coordinates.replicated_vision:
+                holder = context * coordinates.tensor_model_parallel_size + tensor
+            else:
+                carried = tensor == coordinates.tensor_model_parallel_rank
+        me, members = coordinates.encoder, coordinates.num_encoders
+        encoder = _encoder_of_each(members, num_tiles, tokens_per_tile)
+        sent = ((encoder == me) & carried).nonzero().squeeze(1)
+        sent = sent[holder[sent].argsort(stable=True)]  # by member, and for each in the order of tiles
+        received = ((holder == me) & carried).nonzero().squeeze(1)  # in the order of tiles, and so of their encoders
         return cls(
             send_rows=sent - coordinates.tiles(num_tiles).start * tokens_per_tile,
-            send_counts=tuple(torch.bincount(target[sent], minlength=members).tolist()),
+            send_counts=tuple(torch.bincount(holder[sent], minlength=members).tolist()),
             receive_rows=row[received],
-            receive_counts=tuple(torch.bincount(source[received], minlength=members).tolist()),
+            receive_counts=tuple(torch.bincount(encoder[received], minlength=members).tolist()),
         )
 
     def to(self, device: torch.device) -> ImageRouting:
@@ -107,6 +117,15 @@ class ImageRouting:
         """
         leaving = features.index_select(0, self.send_rows)
         return leaving if group.size() == 1 else _Exchange.apply(leaving, self.send_counts, self.receive_counts, group)
+
+
+def _encoder_of_each(members: int, num_tiles: int, tokens_per_tile: int) -> Tensor:
+    """Return for every feature of a pack which member encodes it: int64 [tiles x tokens per tile]."""
+    encoder = torch.empty(num_tiles * tokens_per_tile, dtype=torch.int64)
+    for member in range(members):
+        tiles = tiles_of(member, members, num_tiles)
+        encoder[tiles.start * tokens_per_tile : tiles.stop * tokens_per_tile] = member
+    return encoder
 
 
 class _Exchange(torch.autograd.Function):

@@ -1,10 +1,17 @@
 """Exact causal attention over packed documents whose tokens are spread over a ring of ranks, or held by one.
 
 Queries stay where they are; keys and values travel (Liu et al., arXiv 2310.01889), the next block in flight while the
-current one is computed. Under the zigzag order (`zigzag.py`) every block but a rank's own is seen whole or not at all:
-with the keys of rank j, rank r > j computes all its queries over their first chunk, rank r < j its second chunk of
-queries over both. So all ranks have the same work at every step, and no block needs a mask. Blocks are merged by
-their log-sum-exp in float32 or wider.
+current one is computed. Under the zigzag order (`zigzag.py`) every block but a rank's own is seen whole or not at all.
+Three ranks, a document of six chunks; at step s rank r holds the keys of rank r + s:
+
+    rank (its chunks)   step 0: its own, causal   step 1                      step 2
+    0    (0 5)          0 5 see 0 5               5   sees 1 4, of rank 1     5   sees 2 3, of rank 2
+    1    (1 4)          1 4 see 1 4               4   sees 2 3, of rank 2     1 4 see  0,   of rank 0
+    2    (2 3)          2 3 see 2 3               2 3 see  0,   of rank 0     2 3 see  1,   of rank 1
+
+So a rank's second chunk of queries sees all keys of a higher rank, and all its queries see the first chunk of a lower
+one: the same work on every rank at every step, and no block but a rank's own needs a mask. Blocks are merged by their
+log-sum-exp in float32 or wider.
 
 What a rank no longer needs does not travel: blocks move towards lower ranks, and once rank 0 has passed one on, all
 that are left need only its first chunk; a quarter of the bytes is saved. Only the rank's own keys and values are kept
@@ -13,7 +20,8 @@ for the backward pass, in which blocks travel again with the gradients of their 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_v2pe.device.transfer import to_device
-from megatron_v2pe.parallel.attention.block import AttentionBlock, AttentionResult, BlockKernel
+from megatron_v2pe.parallel.attention.block import AttentionBlock, AttentionResult, BlockKernel, Gradients
 from megatron_v2pe.parallel.attention.kernel_choice import choose_kernel
 from megatron_v2pe.parallel.attention.ring_exchange import Handover, Ring
 
@@ -85,7 +93,7 @@ class _RingAttention(torch.autograd.Function):
         elif ring is None:
             output, lse = kernel.forward(query, key, value, AttentionBlock(lens, lens, True, scale))
         else:
-            output, lse = _forward(ring, kernel, query, key, value, lens, scale)
+            output, lse = _forward(_Steps(ring, lens, scale, query.device), kernel, query, key, value)
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.mark_non_differentiable(lse)
         ctx.set_materialize_grads(False)
@@ -99,74 +107,129 @@ class _RingAttention(torch.autograd.Function):
         if ring is None:
             found = kernel.backward(gradient, query, key, value, output, lse, AttentionBlock(lens, lens, True, scale))
         else:
-            found = _backward(ring, kernel, gradient, query, key, value, output, lse, lens, scale)
+            queries = _Queries(gradient, query, output, lse)
+            found = _backward(_Steps(ring, lens, scale, query.device), kernel, queries, key, value)
         return (*found, None, None, None, None, None)
 
 
-def _forward(
-    ring: Ring, kernel: BlockKernel, query: Tensor, key: Tensor, value: Tensor, lens: tuple[int, ...], scale: float
-) -> AttentionResult:
-    chunks = Chunks.of(lens, query.device)
-    arriving = _send_block(ring, chunks, [key, value], 0)
-    output, lse = kernel.forward(query, key, value, AttentionBlock(lens, lens, True, scale))
+def _forward(steps: _Steps, kernel: BlockKernel, query: Tensor, key: Tensor, value: Tensor) -> AttentionResult:
+    chunks = steps.chunks
+    arriving = steps.others(key, value)
+    output, lse = kernel.forward(query, key, value, steps.own)
     output = output.to(lse.dtype)  # blocks of half precision are summed in float32
     late_query = chunks.second(query)
-    for step in range(1, ring.size):
-        block = arriving.wait()
-        if step + 1 < ring.size:
-            arriving = _send_block(ring, chunks, block, step)
-        held_key, held_value = block
-        if _above(ring, step):  # the keys are all later than our first chunk, and earlier than our second
-            seen = kernel.forward(late_query, held_key, held_value, AttentionBlock(chunks.lens, lens, False, scale))
+    for step, (held_key, held_value) in arriving:
+        if steps.is_of_higher_rank(step):
+            seen = kernel.forward(late_query, held_key, held_value, steps.of_higher)
             late_output, late_lse = chunks.second(output), chunks.second(lse)
             merge(late_output, late_lse, *seen)
             chunks.put_second(output, late_output)
             chunks.put_second(lse, late_lse)
         else:
-            seen = kernel.forward(query, held_key, held_value, AttentionBlock(lens, chunks.lens, False, scale))
+            seen = kernel.forward(query, held_key, held_value, steps.of_lower)
             merge(output, lse, *seen)
     return output.to(query.dtype), lse
 
 
-def _backward(
-    ring: Ring,
-    kernel: BlockKernel,
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    lse: Tensor,
-    lens: tuple[int, ...],
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    chunks = Chunks.of(lens, query.device)
-    arriving = _send_block(ring, chunks, [key, value], 0)
-    own = kernel.backward(gradient, query, key, value, output, lse, AttentionBlock(lens, lens, True, scale))
-    query_gradient, *own_gradients = (tensor.to(lse.dtype) for tensor in own)
-    late = [chunks.second(tensor) for tensor in (gradient, query, output, lse)] if _above(ring, 1) else []
-    followers: Handover | None = None
-    for step in range(1, ring.size):
-        block = arriving.wait()
-        if step + 1 < ring.size:
-            arriving = _send_block(ring, chunks, block, step)
-        held_key, held_value = block
-        if _above(ring, step):
-            late_gradient, late_query, late_output, late_lse = late
-            block_shape = AttentionBlock(chunks.lens, lens, False, scale)
-            found = kernel.backward(late_gradient, late_query, held_key, held_value, late_output, late_lse, block_shape)
+def _backward(steps: _Steps, kernel: BlockKernel, queries: _Queries, key: Tensor, value: Tensor) -> Gradients:
+    """Return the gradients of query, key and value.
+
+    The gradients of a block's keys and values follow it: what arrives from the rank above is summed over all ranks that
+    have held the block before; this rank adds its own and sends the sum on. At the end they are back at their owner.
+    """
+    chunks, wide = steps.chunks, queries.lse.dtype
+    arriving = steps.others(key, value)
+    query_gradient, *own_gradients = (found.to(wide) for found in queries.backward(kernel, key, value, steps.own))
+    late_queries = queries.second_chunks(chunks) if steps.is_of_higher_rank(1) else None
+    following: Handover | None = None
+    for step, (held_key, held_value) in arriving:
+        if steps.is_of_higher_rank(step):
+            assert late_queries is not None
+            found = late_queries.backward(kernel, held_key, held_value, steps.of_higher)
             chunks.add_second(query_gradient, found[0])
         else:
-            block_shape = AttentionBlock(lens, chunks.lens, False, scale)
-            found = kernel.backward(gradient, query, held_key, held_value, output, lse, block_shape)
+            found = queries.backward(kernel, held_key, held_value, steps.of_lower)
             query_gradient += found[0]
-        gradients = [tensor.to(lse.dtype).contiguous() for tensor in found[1:]]
-        if followers is not None:
-            gradients = _added(chunks, followers.wait(), gradients)
-        followers = _send_gradients(ring, chunks, gradients, step)
-    assert followers is not None
-    key_gradient, value_gradient = _added(chunks, own_gradients, followers.wait())
-    return query_gradient.to(query.dtype), key_gradient.to(key.dtype), value_gradient.to(value.dtype)
+        gradients = [gradient.to(wide).contiguous() for gradient in found[1:]]
+        if following is not None:
+            gradients = _added(chunks, following.wait(), gradients)
+        following = steps.send_gradients(gradients, step)
+    assert following is not None
+    key_gradient, value_gradient = _added(chunks, own_gradients, following.wait())
+    return query_gradient.to(queries.query.dtype), key_gradient.to(key.dtype), value_gradient.to(value.dtype)
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """What a kernel's backward pass is given of a rank's queries, all [S, heads, d] but `lse`."""
+
+    gradient: Tensor
+    """Gradient of the final output."""
+    query: Tensor
+    output: Tensor
+    lse: Tensor
+    """[S, heads], final as the output: merged over all blocks."""
+
+    def backward(self, kernel: BlockKernel, key: Tensor, value: Tensor, block: AttentionBlock) -> Gradients:
+        """Return the gradients of query, key and value of one block."""
+        return kernel.backward(self.gradient, self.query, key, value, self.output, self.lse, block)
+
+    def second_chunks(self, chunks: Chunks) -> _Queries:
+        """Return the same of the second chunk of every document alone."""
+        return _Queries(*(chunks.second(tensor) for tensor in (self.gradient, self.query, self.output, self.lse)))
+
+
+class _Steps:
+    """The steps of one rank: which blocks arrive, which queries see which of their keys, what is sent on."""
+
+    def __init__(self, ring: Ring, lens: tuple[int, ...], scale: float, device: torch.device) -> None:
+        """Describe the three kinds of blocks.
+
+        Args:
+            ring: this rank's place.
+            lens: this rank's tokens of each document.
+            scale: factor on the scores.
+            device: where the tensors lie.
+        """
+        self.ring, self.chunks = ring, Chunks.of(lens, device)
+        self.own = AttentionBlock(lens, lens, True, scale)
+        self.of_higher = AttentionBlock(self.chunks.lens, lens, False, scale)
+        """All keys of a higher rank: later than our first chunk, earlier than our second."""
+        self.of_lower = AttentionBlock(lens, self.chunks.lens, False, scale)
+        """First chunks of the keys of a lower rank: earlier than all our queries; its second chunks are later."""
+
+    def is_of_higher_rank(self, step: int) -> bool:
+        """Tell whether the block held at a step is that of a higher rank."""
+        return self.ring.rank + step < self.ring.size
+
+    def others(self, key: Tensor, value: Tensor) -> Iterator[tuple[int, list[Tensor]]]:
+        """Send this rank's keys and values off at once; return an iterator over the steps with what arrives in each.
+
+        The block of the next step is in flight while the caller works on one.
+        """
+        return self._received(self._send([key, value], 0))
+
+    def _received(self, arriving: Handover) -> Iterator[tuple[int, list[Tensor]]]:
+        for step in range(1, self.ring.size):
+            block = arriving.wait()
+            if step + 1 < self.ring.size:
+                arriving = self._send(block, step)
+            yield step, block
+
+    def _send(self, block: Sequence[Tensor], step: int) -> Handover:
+        """Hand on the keys and values held at a step: only their first chunks to a rank above their owner."""
+        ring, chunks = self.ring, self.chunks
+        owner, receiver = (ring.rank + step) % ring.size, (ring.rank - 1) % ring.size
+        if receiver > owner and block[0].shape[0] > chunks.rows:
+            block = [chunks.first(tensor) for tensor in block]
+        rows = 2 * chunks.rows if self.is_of_higher_rank(step + 1) else chunks.rows
+        return ring.pass_on(block, rows, step + 1)
+
+    def send_gradients(self, gradients: Sequence[Tensor], step: int) -> Handover:
+        """Hand on the gradients of the block held at a step; those of rank 0's have first chunks alone."""
+        ring, chunks = self.ring, self.chunks
+        rows = chunks.rows if (ring.rank + 1 + step) % ring.size == 0 else 2 * chunks.rows
+        return ring.pass_on(gradients, rows, step)
 
 
 def merge(output: Tensor, lse: Tensor, block_output: Tensor, block_lse: Tensor) -> None:
@@ -235,26 +298,6 @@ class Chunks:
             tensor[self.rows :] += values
         else:
             tensor.index_add_(0, self._second, values.to(tensor.dtype))
-
-
-def _above(ring: Ring, step: int) -> bool:
-    """Tell whether the block held at a step is that of a higher rank."""
-    return ring.rank + step < ring.size
-
-
-def _send_block(ring: Ring, chunks: Chunks, block: Sequence[Tensor], step: int) -> Handover:
-    """Hand on the keys and values held at a step: only their first chunks to a rank above their owner."""
-    owner, receiver = (ring.rank + step) % ring.size, (ring.rank - 1) % ring.size
-    if receiver > owner and block[0].shape[0] > chunks.rows:
-        block = [chunks.first(tensor) for tensor in block]
-    rows = chunks.rows if not _above(ring, step + 1) else 2 * chunks.rows
-    return ring.pass_on(block, rows, step + 1)
-
-
-def _send_gradients(ring: Ring, chunks: Chunks, gradients: Sequence[Tensor], step: int) -> Handover:
-    """Hand on the gradients of the block held at a step; those of rank 0's have first chunks alone."""
-    rows = chunks.rows if (ring.rank + 1 + step) % ring.size == 0 else 2 * chunks.rows
-    return ring.pass_on(gradients, rows, step)
 
 
 def _added(chunks: Chunks, sums: Sequence[Tensor], more: Sequence[Tensor]) -> list[Tensor]:

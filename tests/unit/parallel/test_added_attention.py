@@ -1,4 +1,4 @@
-"""A further attention backend and a further exchange of context-parallel ranks, added by a folder outside the package."""
+"""A further attention backend and a further exchange of context-parallel ranks, from a folder outside the package."""
 
 from __future__ import annotations
 

@@ -9,8 +9,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from helpers.attention import SCALE, WIDTH, CountingKernel, dense, random_inputs
 from megatron_v2pe.errors import ConfigError, LayoutError
+from megatron_v2pe.families.internvit.tower import tower_config
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.transformer_config import ModelOptions, language_transformer_config, vision_transformer_config
+from megatron_v2pe.models.language_model import decoder_config
+from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.attention import core as core_attention
 from megatron_v2pe.parallel.attention import ring as ring_attention
 from megatron_v2pe.parallel.attention.block import AttentionBlock, CpuFlash
@@ -168,7 +170,7 @@ def test_the_setting_reaches_the_choice_of_a_kernel(backend, monkeypatch):
 
 def test_the_models_configurations_carry_the_setting():
     model = InternVLConfig.from_hf(internvl2_2b_config())
-    for make in (language_transformer_config, vision_transformer_config):
+    for make in (decoder_config, tower_config):
         for backend in ("auto", "flash"):
             config = make(model, ParallelConfig(attention_backend=backend), ModelOptions())
             assert config.attention_kernels == backend

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_v2pe.errors import LayoutError
-from megatron_v2pe.models.micro_batch import IGNORE_INDEX, cut_pack
-from megatron_v2pe.parallel import image_routing as tile_routing
+from megatron_v2pe.models.micro_batch import IGNORE_INDEX, PackCutter, TensorPack
+from megatron_v2pe.parallel import image_routing
 from megatron_v2pe.parallel.image_routing import ImageRouting
 from megatron_v2pe.parallel.rank_coordinates import RankCoordinates, tiles_of
 
@@ -156,7 +156,7 @@ def test_the_cases_hold_what_they_promise():
 @pytest.mark.parametrize("fault", ["tiles dealt out anew", "order of sending", "runs instead of zigzag"])
 def test_planted_breaks_are_seen(monkeypatch, fault):
     if fault == "tiles dealt out anew":  # the plan takes other tiles than the encoders
-        monkeypatch.setattr(tile_routing, "tiles_of", lambda encoder, of, tiles: tiles_of(of - 1 - encoder, of, tiles))
+        monkeypatch.setattr(image_routing, "tiles_of", lambda encoder, of, tiles: tiles_of(of - 1 - encoder, of, tiles))
     elif fault == "order of sending":
         monkeypatch.setattr(torch.Tensor, "argsort", lambda tensor, stable: torch.arange(len(tensor)))
     else:  # tokens are looked for in runs, one per rank, instead of zigzag
@@ -180,17 +180,9 @@ def test_tiles_and_image_tokens_that_differ_are_told(num_tiles):
 
 def cut(ids, lengths, coordinates, num_tiles, ticks=None, labels=None, weights=None):
     """A rank's share of a pack whose positions are 0, 1, 2, ..."""
-    return cut_pack(
-        ids,
-        torch.arange(sum(lengths)) if ticks is None else ticks,
-        lengths,
-        coordinates,
-        labels=labels,
-        weights=weights,
-        image_token_id=IMAGE,
-        num_tiles=num_tiles,
-        tokens_per_tile=TOKENS_PER_TILE,
-    )
+    ticks = torch.arange(sum(lengths)) if ticks is None else ticks
+    pack = TensorPack(ids, ticks, lengths, labels, weights, num_tiles=[num_tiles])
+    return PackCutter(coordinates, IMAGE, TOKENS_PER_TILE).cut(pack)
 
 
 @pytest.mark.parametrize("context", [1, 2])

@@ -6,20 +6,90 @@ object, so `GPTModel` is built without position embedding of its own. Names of p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
+import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megatron_v2pe.base.plugins import FAMILIES, Registry
+from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_sections import LanguageConfig
 from megatron_v2pe.models.head import Targets, masked_logits, weighted_nll_sum
 from megatron_v2pe.models.layer_specs import block_spec, layer_spec
+from megatron_v2pe.models.transformer_config import LayerConfig, ModelOptions, common_settings
+from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
+
+
+@dataclass(frozen=True)
+class DecoderParts:
+    """What the layers of a family's decoder are made of, where they are not the usual ones."""
+
+    layer: Callable[[str, bool], ModuleSpec]
+    """Spec of a layer, of the kind of spec (`local` or `te`) and whether a recompute finds attention's result kept."""
+    settings: Callable[[LanguageConfig], Mapping[str, Any]]
+    """Fields of Megatron-Core's configuration: norms, activation, biases."""
+
+
+def usual_layer(spec: str, keep_attention: bool) -> ModuleSpec:
+    """Return the spec of a layer that attends to what came before."""
+    return layer_spec(spec, AttnMaskType.causal, keep_attention=keep_attention)
+
+
+def usual_settings(llm: LanguageConfig) -> dict[str, Any]:
+    """Return the settings of RMSNorm, SwiGLU and linears without biases, but for those of queries, keys and values."""
+    return {
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "add_bias_linear": False,
+        "add_qkv_bias": llm.qkv_bias,
+    }
+
+
+USUAL = DecoderParts(usual_layer, usual_settings)
+DECODERS: Registry[DecoderParts] = Registry("decoder", FAMILIES, "layers")
+"""Parts of decoders that are not the usual ones, by what `llm_config.architectures` states."""
+
+
+def decoder_parts(llm: LanguageConfig) -> DecoderParts:
+    """Return what the layers of a model are made of."""
+    return DECODERS.find(llm.architecture) or USUAL
+
+
+def decoder_config(model: InternVLConfig, parallel: ParallelConfig, options: ModelOptions) -> LayerConfig:
+    """Return the decoder's configuration."""
+    llm = model.llm
+    return LayerConfig(
+        num_layers=llm.num_layers,
+        hidden_size=llm.hidden_size,
+        num_attention_heads=llm.num_attention_heads,
+        num_query_groups=llm.num_query_groups,
+        kv_channels=llm.head_dim,
+        ffn_hidden_size=llm.ffn_hidden_size,
+        layernorm_epsilon=llm.norm_eps,
+        init_method_std=llm.initializer_range,
+        sequence_parallel=parallel.sequence_parallel,
+        context_parallel_size=parallel.context_parallel_size,
+        cp_comm_type=parallel.cp_comm_type,
+        attention_kernels=parallel.attention_backend,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
+        num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
+        variable_seq_lengths=True,
+        **decoder_parts(llm).settings(llm),
+        **options.decoder_recompute(),
+        **common_settings(parallel.tensor_model_parallel_size, options),
+    )
 
 
 class LanguageModel(GPTModel):
@@ -43,13 +113,13 @@ class LanguageModel(GPTModel):
             llm: the checkpoint's decoder.
             spec: `local` or `te`.
             head_chunk_size: supervised tokens projected to the vocabulary at a time.
-            keeps_attention: tells of each of so many layers whether a recompute finds attention's result kept.
+            keeps_attention: says of each of so many layers whether a recompute finds attention's result kept.
             pre_process: this is the first stage.
             post_process: this is the last stage.
             pg_collection: process groups.
         """
         kept = keeps_attention(get_num_layers_to_build(config, None, pg_collection.pp.rank()))
-        layers = [layer_spec(spec, AttnMaskType.causal, keep_attention=keep) for keep in kept]
+        layers = [decoder_parts(llm).layer(spec, keep) for keep in kept]
         super().__init__(
             config,
             block_spec(layers, final_norm=True),

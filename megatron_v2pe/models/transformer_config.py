@@ -1,4 +1,4 @@
-"""From a checkpoint's configuration to Megatron-Core's `TransformerConfig`, for the decoder and for the tower."""
+"""How a model is built and run, and what decoder and tower have in common of Megatron-Core's `TransformerConfig`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.recompute import RecomputePlan
-from megatron_v2pe.parallel.config import ParallelConfig
 
 
 @dataclass(frozen=True)
@@ -77,61 +74,8 @@ class LayerConfig(TransformerConfig):
     """Rows the MLP works on at a time, see `mlp.run_mlp`; None: all."""
 
 
-def language_transformer_config(
-    config: InternVLConfig, parallel: ParallelConfig, options: ModelOptions
-) -> TransformerConfig:
-    """Configuration of the InternLM2 decoder: RMSNorm, SwiGLU, grouped heads, no biases, no dropout."""
-    llm = config.llm
-    return LayerConfig(
-        num_layers=llm.num_layers,
-        hidden_size=llm.hidden_size,
-        num_attention_heads=llm.num_attention_heads,
-        num_query_groups=llm.num_query_groups,
-        kv_channels=llm.head_dim,
-        ffn_hidden_size=llm.ffn_hidden_size,
-        normalization="RMSNorm",
-        layernorm_epsilon=llm.norm_eps,
-        gated_linear_unit=True,
-        activation_func=F.silu,
-        add_bias_linear=False,
-        init_method_std=llm.initializer_range,
-        sequence_parallel=parallel.sequence_parallel,
-        context_parallel_size=parallel.context_parallel_size,
-        cp_comm_type=parallel.cp_comm_type,
-        attention_kernels=parallel.attention_backend,
-        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
-        num_layers_in_first_pipeline_stage=parallel.num_layers_in_first_pipeline_stage,
-        num_layers_in_last_pipeline_stage=parallel.num_layers_in_last_pipeline_stage,
-        variable_seq_lengths=True,
-        **options.decoder_recompute(),
-        **_common(parallel.tensor_model_parallel_size, options),
-    )
-
-
-def vision_transformer_config(
-    config: InternVLConfig, parallel: ParallelConfig, options: ModelOptions
-) -> TransformerConfig:
-    """Configuration of InternViT: whole on the first pipeline stage, sequences not split, tensor parallel or alone."""
-    vision = config.vision
-    tensor_parallel = 1 if parallel.vision_parallel == "replicated" else parallel.tensor_model_parallel_size
-    return LayerConfig(
-        num_layers=vision.num_layers,
-        hidden_size=vision.hidden_size,
-        num_attention_heads=vision.num_attention_heads,
-        kv_channels=vision.head_dim,
-        ffn_hidden_size=vision.ffn_hidden_size,
-        normalization="LayerNorm",
-        layernorm_epsilon=vision.norm_eps,
-        activation_func=F.gelu,
-        add_bias_linear=True,
-        add_qkv_bias=vision.qkv_bias,
-        attention_kernels=parallel.attention_backend,
-        init_method_std=vision.initializer_range,
-        **_common(tensor_parallel, options),
-    )
-
-
-def _common(tensor_model_parallel_size: int, options: ModelOptions) -> dict[str, Any]:
+def common_settings(tensor_model_parallel_size: int, options: ModelOptions) -> dict[str, Any]:
+    """Return the settings of Megatron-Core that decoder and tower share: no dropout, none of its fusions."""
     return {
         "mlp_chunk_tokens": options.mlp_chunk_tokens,
         "tensor_model_parallel_size": tensor_model_parallel_size,

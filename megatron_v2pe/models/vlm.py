@@ -21,16 +21,12 @@ from torch import Tensor, nn
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.fusion import fire_forward_hooks, place_features, touch
-from megatron_v2pe.models.internvit import InternViT
-from megatron_v2pe.models.language_model import LanguageModel
+from megatron_v2pe.models.language_model import LanguageModel, decoder_config
 from megatron_v2pe.models.micro_batch import MicroBatch
 from megatron_v2pe.models.projector import Projector, pixel_shuffle
 from megatron_v2pe.models.tile_recompute import encode_in_parts
-from megatron_v2pe.models.transformer_config import (
-    ModelOptions,
-    language_transformer_config,
-    vision_transformer_config,
-)
+from megatron_v2pe.models.transformer_config import ModelOptions
+from megatron_v2pe.models.vision_tower import TOWERS
 from megatron_v2pe.parallel.attention.context_parallel import exchange_named
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
@@ -63,7 +59,7 @@ class InternVLModel(MegatronModule):
             image_token_id: id of `<IMG_CONTEXT>`.
             pg_collection: process groups.
         """
-        config = language_transformer_config(model, parallel, options)
+        config = decoder_config(model, parallel, options)
         super().__init__(config)
         self.model_type = ModelType.encoder_or_decoder
         self.internvl = model
@@ -75,15 +71,11 @@ class InternVLModel(MegatronModule):
         self.share_embeddings_and_output_weights = model.llm.tie_word_embeddings
         self.rotary = rotary
         if self.pre_process:
-            vision_config = vision_transformer_config(model, parallel, options)
             vision_groups = _vision_groups(pg_collection, self.coordinates.replicated_vision)
-            recomputed = options.tower_layers_recomputed(model.vision.num_layers)
-            self.vision_model = InternViT(
-                vision_config, model.vision, model.select_layer, options.spec, recomputed, vision_groups
-            )
+            self.vision_model = TOWERS.get(model.vision.architecture)(model, parallel, options, vision_groups)
             self.tower_tiles = options.tower_tiles
             shuffled = model.vision.hidden_size * round(1 / model.downsample_ratio) ** 2
-            self.vision_projection = Projector(vision_config, shuffled, model.llm.hidden_size, vision_groups)
+            self.vision_projection = Projector(self.vision_model.config, shuffled, model.llm.hidden_size, vision_groups)
         self.language_model = LanguageModel(
             config,
             model.llm,

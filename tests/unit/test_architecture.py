@@ -59,7 +59,7 @@ JSON_OF_OUR_OWN = {
     "device/watchdog.py": "the same",
     "evaluate/provenance.py": "settings made here, as JSON has them",
     "evaluate/results.py": "a result made here, as JSON has it",
-    "evaluate/scorers/mm_niah.py": "a model's answer: scorers stand on nothing of the project",
+    "evaluate/families/mm_niah/scorer.py": "a model's answer: scorers stand on nothing of the project",
     "evaluate/scorers/undressed.py": "the same",
     "workshop/synthetic/small_data.py": "a config.json of a test",
     "workshop/synthetic/tokenizer.py": "annotations an example has written",

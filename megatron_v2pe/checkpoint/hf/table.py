@@ -13,11 +13,11 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_sections import LanguageConfig, VisionConfig
 
-TOWER_TABLES: Registry[Callable[[VisionConfig], Iterable[TensorMapping]]]
-TOWER_TABLES = Registry("table of a vision tower", FAMILIES, "hf_table")
+TowerRows = Callable[[VisionConfig], Iterable[TensorMapping]]
+LanguageRows = Callable[[LanguageConfig], Iterable[TensorMapping]]
+TOWER_TABLES: Registry[TowerRows] = Registry("table of a vision tower", FAMILIES, "hf_table")
 """Rows of a tower by what `vision_config.architectures` states."""
-LANGUAGE_TABLES: Registry[Callable[[LanguageConfig], Iterable[TensorMapping]]]
-LANGUAGE_TABLES = Registry("table of a language model", FAMILIES, "hf_table")
+LANGUAGE_TABLES: Registry[LanguageRows] = Registry("table of a language model", FAMILIES, "hf_table")
 """Rows of a language model by what `llm_config.architectures` states."""
 
 

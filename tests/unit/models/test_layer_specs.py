@@ -8,8 +8,8 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from helpers import oracles
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.families.internvit.tower import InternViTLayer
 from megatron_v2pe.models import layer_specs
-from megatron_v2pe.models.internvit import InternViTLayer
 from megatron_v2pe.models.layer_specs import FUSED_NORM_NAMES, block_spec, choose_spec, layer_spec
 from megatron_v2pe.models.norms import Norm
 

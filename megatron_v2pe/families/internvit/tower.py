@@ -16,19 +16,22 @@ from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor, nn
 
+from megatron_v2pe.families.internvit.config import ARCHITECTURE
 from megatron_v2pe.kernels.residual import scaled_residual
+from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_sections import VisionConfig
 from megatron_v2pe.models.drop_path import DropPathKey, keep_factors, layer_rates
 from megatron_v2pe.models.fusion import in_turn
 from megatron_v2pe.models.layer_specs import block_spec, layer_spec
 from megatron_v2pe.models.mlp import run_mlp
-from megatron_v2pe.models.transformer_config import LayerConfig
+from megatron_v2pe.models.transformer_config import LayerConfig, ModelOptions, common_settings
+from megatron_v2pe.models.vision_tower import TOWERS, VisionTower
+from megatron_v2pe.parallel.config import ParallelConfig
 
 BiasDropoutAdd = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
 
@@ -102,7 +105,7 @@ def _runner(layer: nn.Module, factors: Tensor | None) -> Callable[[Tensor], Tens
     return run
 
 
-class InternViT(MegatronModule):
+class InternViT(VisionTower):
     """Tiles to patch features."""
 
     def __init__(
@@ -173,13 +176,44 @@ class InternViT(MegatronModule):
         return [keep_factors(key, i, r, tiles, hidden) if r > 0 else None for i, r in enumerate(self.rates)]
 
     def parameters_in_order_of_use(self) -> list[nn.Parameter]:
-        """All parameters in the order a forward pass meets them, which is not the order they are registered in."""
+        """Return all parameters in the order a forward pass meets them, which is not the order of registration."""
         first = [*self.patch_embedding.parameters(), self.class_token, self.position_embedding]
         return first + [p for layer in self.decoder.layers for p in _in_order_of_use(layer)]
 
     def unused_parameters(self) -> list[nn.Parameter]:
-        """Parameters of layers beyond the selected one: they take part in no forward pass."""
+        """Return the parameters of layers beyond the selected one: they take part in no forward pass."""
         return [p for layer in self.decoder.layers[self.num_layers_run :] for p in _in_order_of_use(layer)]
+
+
+@TOWERS.register(ARCHITECTURE)
+def build_tower(
+    model: InternVLConfig, parallel: ParallelConfig, options: ModelOptions, pg_collection: ProcessGroupCollection
+) -> InternViT:
+    """Build the tower of a checkpoint; see `InternViT` for what it is made of."""
+    config = tower_config(model, parallel, options)
+    recomputed = options.tower_layers_recomputed(model.vision.num_layers)
+    return InternViT(config, model.vision, model.select_layer, options.spec, recomputed, pg_collection)
+
+
+def tower_config(model: InternVLConfig, parallel: ParallelConfig, options: ModelOptions) -> LayerConfig:
+    """Return the tower's configuration: whole on the first stage, sequences not split, tensor parallel or alone."""
+    vision = model.vision
+    tensor_parallel_size = 1 if parallel.vision_parallel == "replicated" else parallel.tensor_model_parallel_size
+    return LayerConfig(
+        num_layers=vision.num_layers,
+        hidden_size=vision.hidden_size,
+        num_attention_heads=vision.num_attention_heads,
+        kv_channels=vision.head_dim,
+        ffn_hidden_size=vision.ffn_hidden_size,
+        normalization="LayerNorm",
+        layernorm_epsilon=vision.norm_eps,
+        activation_func=F.gelu,
+        add_bias_linear=True,
+        add_qkv_bias=vision.qkv_bias,
+        attention_kernels=parallel.attention_backend,
+        init_method_std=vision.initializer_range,
+        **common_settings(tensor_parallel_size, options),
+    )
 
 
 def _in_order_of_use(layer: nn.Module) -> list[nn.Parameter]:

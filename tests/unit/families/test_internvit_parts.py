@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from helpers import oracles
+from megatron_v2pe.families.internvit.tower import resize_position_embedding
 from megatron_v2pe.models.drop_path import DropPathKey, keep_factors, layer_rates
-from megatron_v2pe.models.internvit import resize_position_embedding
 
 LIKE = torch.zeros(1, dtype=torch.float64)
 MANY = 200_000

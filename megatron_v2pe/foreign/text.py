@@ -160,7 +160,7 @@ def read_json(
 
 
 def read_json_object(path: Path_, error: Kind, limit: int = LARGEST_TEXT, *, unique: bool = False) -> dict[str, Any]:
-    """Return the object a JSON file holds; errors are those of `read_json`, and one if the file holds something else."""
+    """Return the object a JSON file holds; errors are those of `read_json`, and one if it holds something else."""
     content = read_json(path, error, limit, unique=unique)
     if not isinstance(content, dict):
         raise error(f"{printable(path)}: holds {kind_of(content)}, expected an object")

@@ -10,7 +10,7 @@ import pytest
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.v2pe.position_ids import position_ticks
-from megatron_v2pe.v2pe.settings import PUBLISHED_STRIDES, StridePolicy, parse_stride
+from megatron_v2pe.v2pe.settings import PUBLISHED_STRIDES, StridePolicy, V2PESettings, parse_stride
 
 RANDOM = StridePolicy("v2pe_rnd", seed=5)
 
@@ -119,3 +119,59 @@ def test_what_is_no_stride_is_refused(text):
 def test_strides_are_positive(text):
     with pytest.raises(ConfigError, match=f"rope_pos_id_stride {text} is not positive"):
         parse_stride(text)
+
+
+@pytest.mark.parametrize(
+    ("version", "stride", "written"),
+    [
+        ("default", None, {}),
+        ("v2pe_rnd", None, {}),
+        ("v2pe_fix", 64, {"rope_pos_id_stride": 64}),
+        ("v2pe_fix", "0.5", {"rope_pos_id_stride": 0.5}),
+        ("v2pe_fix", "1/3", {"rope_pos_id_stride": "1/3"}),
+    ],
+)
+def test_settings_go_into_a_configuration_and_come_back(version, stride, written):
+    """What a run was set to is what a `config.json` states, and what it is read back as."""
+    settings = V2PESettings.stated(version, stride)
+    before = {"a": 1, "rope_pos_id_stride": 7, "llm_config": {"b": 2}}
+    config = settings.written_into(before)
+    fields = {"rope_pos_id_version": version}
+    assert config == {"a": 1, **fields, **written, "llm_config": {"b": 2, **fields}}
+    assert V2PESettings.from_config(config) == settings
+    assert before == {"a": 1, "rope_pos_id_stride": 7, "llm_config": {"b": 2}}
+
+
+def test_the_version_may_stand_in_either_place():
+    inner = {"llm_config": {"rope_pos_id_version": "v2pe_fix"}, "rope_pos_id_stride": "2/4"}
+    assert V2PESettings.from_config(inner) == V2PESettings("v2pe_fix", "1/2")
+    top = {"rope_pos_id_version": "v2pe_rnd", **inner, "rope_pos_id_stride": None}
+    assert V2PESettings.from_config(top) == V2PESettings("v2pe_rnd")
+    assert V2PESettings.from_config({"rope_pos_id_stride": 64, "llm_config": {}}) == V2PESettings()  # left over
+
+
+def test_policies_are_made_of_settings():
+    text = V2PESettings("v2pe_rnd", strides=("1/2", "4"))
+    assert text.policy(5) == StridePolicy("v2pe_rnd", strides=(Fraction(1, 2), 4), seed=5)
+    assert V2PESettings("v2pe_fix", "0.5").policy() == StridePolicy("v2pe_fix", Fraction(1, 2))
+    assert V2PESettings("v2pe_fix", "0.5").in_config == V2PESettings.stated("v2pe_fix", 0.5)
+    assert tuple(map(parse_stride, V2PESettings().strides)) == PUBLISHED_STRIDES
+
+
+def test_another_version_drops_the_stride():
+    fixed = V2PESettings("v2pe_fix", "64")
+    assert fixed.overridden(None, None) == fixed and fixed.overridden("v2pe_fix", None) == fixed
+    assert fixed.overridden("v2pe_rnd", None) == V2PESettings("v2pe_rnd")
+    assert fixed.overridden(None, 0.25) == V2PESettings("v2pe_fix", "1/4")
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (V2PESettings("v2pe_fix"), "v2pe_fix needs rope_pos_id_stride"),
+        (V2PESettings("default", "4"), "rope_pos_id_stride 4 has no meaning with rope_pos_id_version default"),
+    ],
+)
+def test_what_a_configuration_may_not_state(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        settings.check_in_config()

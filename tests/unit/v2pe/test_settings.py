@@ -147,7 +147,7 @@ def test_the_version_may_stand_in_either_place():
     assert V2PESettings.from_config(inner) == V2PESettings("v2pe_fix", "1/2")
     top = {"rope_pos_id_version": "v2pe_rnd", **inner, "rope_pos_id_stride": None}
     assert V2PESettings.from_config(top) == V2PESettings("v2pe_rnd")
-    assert V2PESettings.from_config({"rope_pos_id_stride": 64, "llm_config": {}}) == V2PESettings()  # left over
+    assert V2PESettings.from_config({"rope_pos_id_stride": 64, "llm_config": {"b": 2}}) == V2PESettings()  # left over
 
 
 def test_policies_are_made_of_settings():

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import re
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -40,6 +41,24 @@ class OneOf:
     """The names a text setting may have, in `Annotated[str, OneOf(REGISTRY.names)]`; asked when a value is checked."""
 
     names: Callable[[], Sequence[str]]
+
+
+class Variant(ABC):
+    """A section of settings of several kinds, of which its field `name` chooses one; dataclasses derive from it."""
+
+    name: str
+
+    @classmethod
+    @abstractmethod
+    def variants(cls) -> Mapping[str, type]:
+        """Return the dataclass of every kind by its name."""
+
+    def as_named(self, name: str) -> Any:
+        """Return the settings of another kind, with what is set here and is not at its default, if that kind has it."""
+        kind, own = self.variants()[name], cast(Any, self)
+        defaults, known = {field.name: field.default for field in fields(own)}, {field.name for field in fields(kind)}
+        kept = {key: getattr(self, key) for key in defaults if key in known and getattr(self, key) != defaults[key]}
+        return kind(**{**kept, "name": name})
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -93,6 +112,9 @@ def merge(config: Config, values: Mapping[str, Any], source: str, prefix: str = 
         if is_dataclass(current):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{source}: {path} is a section of settings, got {_shown(value)}")
+            if isinstance(current, Variant) and "name" in value:
+                name = coerce(value["name"], field_types(type(current))["name"], f"{source}: {path}.name")
+                current = current.as_named(name) if name != current.name else current
             changes[key] = merge(current, value, source, f"{path}.")
         else:
             changes[key] = coerce(value, known[key], f"{source}: {path}")
@@ -138,8 +160,17 @@ def leaf_type(config: Any, path: str) -> Any:
 
 
 def leaf_types(config: Any) -> dict[str, Any]:
-    """Return the declared type, without its range, of every field that is not itself a section, by dotted path."""
-    return {path: leaf_type(config, path) for path in leaf_paths(config)}
+    """Return the declared type, without its range, of every field that is not itself a section, by dotted path.
+
+    A section of several kinds has the fields of all of them.
+    """
+    found = {path: leaf_type(config, path) for path in leaf_paths(config)}
+    for field in fields(config):
+        section = getattr(config, field.name)
+        if isinstance(section, Variant):
+            for kind in section.variants().values():
+                found |= {f"{field.name}.{path}": leaf_type(kind(), path) for path in leaf_paths(kind())}
+    return found
 
 
 @cache

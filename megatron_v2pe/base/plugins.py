@@ -47,15 +47,16 @@ class Registry(Generic[Member]):
     registry is iterated over and asked with `in` as the names of its members.
     """
 
-    def __init__(self, what: str, builtin: str, part: str) -> None:
+    def __init__(self, what: str, builtin: str, part: str, one_file_each: bool = False) -> None:
         """Describe a registry.
 
         Args:
             what: a member, in words, for messages.
-            builtin: package in which this project's own families lie.
+            builtin: package in which this project's own families lie; or a module that adds them itself.
             part: name of the file, without `.py`, that adds a family's members.
+            one_file_each: a family of ours is not a folder in that package but a file, which adds its members.
         """
-        self._what, self._builtin, self._part = what, builtin, part
+        self._what, self._builtin, self._part, self._one_file_each = what, builtin, part, one_file_each
         self._members: dict[str, Member] = {}
         self._loaded: str | None = None
         """Value of `VARIABLE` the families were loaded with; None: not yet."""
@@ -121,25 +122,29 @@ class Registry(Generic[Member]):
             return
         self._loaded = folders  # first: a family's file may ask the registry itself
         try:
-            family_modules(self._builtin, self._part)
+            family_modules(self._builtin, self._part, self._one_file_each)
         except BaseException:
             self._loaded = None  # so that the next one who asks is told of it too
             raise
 
 
-def family_modules(builtin: str, part: str) -> list[ModuleType]:
+def family_modules(builtin: str, part: str, one_file_each: bool = False) -> list[ModuleType]:
     """Import one file of every family that has it.
 
     Args:
-        builtin: package in which this project's own families lie.
+        builtin: package in which this project's own families lie; or a module, which is then all of them.
         part: name of the file, without `.py`.
+        one_file_each: import every file of that package; its folders are no families.
 
     Raises:
         ConfigError: a folder or an entry point that is named is no family, or its code fails.
     """
     own = importlib.import_module(builtin)
-    names = [f"{builtin}.{module.name}" for module in pkgutil.iter_modules(own.__path__) if module.ispkg]
-    return [
+    inside = [module for module in pkgutil.iter_modules(getattr(own, "__path__", ())) if module.ispkg != one_file_each]
+    members = [f"{builtin}.{module.name}" for module in inside]
+    files = [importlib.import_module(name) for name in members] if one_file_each else []
+    names = [] if one_file_each else members
+    return files + [
         module
         for package in (*names, *_installed(), *_named(os.environ.get(VARIABLE, "")))
         if (module := _part(package, part, package in names)) is not None

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
@@ -58,8 +57,8 @@ class Arguments:
     """Settings given as `--section.key value`."""
 
 
-@cache
 def _settings() -> dict[str, Any]:
+    """Return the type of every setting by its dotted path; those of further optimizers among them."""
     return config_tree.leaf_types(ExperimentConfig())
 
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass, make_dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from megatron_v2pe.base import config_tree, exit_status, last_words
 from megatron_v2pe.base.command import tell
@@ -188,7 +189,21 @@ def _print_help(recipes: Recipes) -> None:
     import tyro
 
     description = DESCRIPTION.format(recipes=", ".join(recipes))
-    tyro.cli(ExperimentConfig, prog="tools/train.py", description=description, args=["--help"])
+    tyro.cli(_with_choices(ExperimentConfig()), prog="tools/train.py", description=description, args=["--help"])
+
+
+def _with_choices(section: Any) -> type:
+    """Return a section's class with the names that settings take from a registry spelled out, for tyro to list."""
+    changed: list[tuple[str, Any, Any]] = []
+    for name, kind in config_tree.field_types(type(section)).items():
+        value = getattr(section, name)
+        if is_dataclass(value):
+            inner = _with_choices(value)
+            changed.append((name, inner, field(default_factory=inner)))
+        for mark in get_args(kind) if get_origin(kind) is Annotated else ():
+            if isinstance(mark, config_tree.OneOf):
+                changed.append((name, Literal[tuple(mark.names())], field(default=value)))
+    return make_dataclass(type(section).__name__, changed, bases=(type(section),), frozen=True)
 
 
 def _recipe(own: Mapping[str, str], recipes: Recipes) -> ExperimentConfig:

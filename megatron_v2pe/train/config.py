@@ -6,7 +6,6 @@ What needs the world's or the model's size is checked once those are known.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,13 +16,14 @@ from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.train.optimizers.adamw import AdamWConfig
+from megatron_v2pe.train.optimizers.settings import OptimizerSettings
 from megatron_v2pe.v2pe.settings import V2PESettings
 
 CONFIG_FILE = "config.yaml"
 """Name of the resolved configuration beside every training checkpoint."""
 _Steps = Annotated[int, Range(1, 10**9)]
 _Layer = Annotated[int, Range(-1001, 1001)]
-_Beta = Annotated[float, Range(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -69,49 +69,6 @@ class ModelConfig:
             raise ConfigError("model.freeze_llm, freeze_backbone and freeze_mlp are all set: nothing would learn")
         if self.unfreeze_vit_layers and not self.freeze_backbone:
             raise ConfigError(f"model.unfreeze_vit_layers is {self.unfreeze_vit_layers} without model.freeze_backbone")
-
-
-@dataclass(frozen=True)
-class AdamWConfig:
-    """AdamW, its learning rate over the run, and clipping."""
-
-    lr: Annotated[float, Range(1e-30, 10)] = 5e-6
-    """Highest learning rate, reached after warm-up."""
-    min_lr: Annotated[float, Range(0, 10)] = 0.0
-    """Learning rate at the end of the decay."""
-    lr_decay_style: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape of the decay from the end of warm-up to the last step."""
-    warmup_ratio: Annotated[float, Range(0, 1)] = 0.03
-    """Share of the steps with a linearly rising learning rate, rounded up to whole steps."""
-    weight_decay: Annotated[float, Range(0, 100)] = 0.05
-    """Decoupled weight decay."""
-    weight_decay_on_all: bool = True
-    """Decay every trainable tensor, as the published runs did; off: not norms, biases and layer scales."""
-    adam_beta1: _Beta = 0.9
-    """Decay of the first moment."""
-    adam_beta2: _Beta = 0.999
-    """Decay of the second moment."""
-    adam_eps: Annotated[float, Range(1e-30, 1)] = 1e-8
-    """Added to the root of the second moment."""
-    clip_grad: Annotated[float, Range(0, 10**6)] = 1.0
-    """Largest global gradient norm; 0: no clipping."""
-    optimizer_cpu_offload: bool = False
-    """Keep master weights and moments in host memory and update them there (Megatron-Core's, bf16 on CUDA with the
-    distributed optimizer): 12 bytes of a parameter less on the card, a slower step. Not run on a GPU yet."""
-
-    def validate(self) -> None:
-        """Check ranges."""
-        config_tree.check_values(self, "optimizer")
-        if not 0 <= self.min_lr <= self.lr:
-            raise ConfigError(f"optimizer.min_lr is {self.min_lr}, expected between 0 and lr {self.lr}")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not getattr(self, name) < 1:
-                raise ConfigError(f"optimizer.{name} is {getattr(self, name)}, expected 0 or more and below 1")
-
-    def warmup_steps(self, train_steps: int) -> int:
-        """Return the steps of warm-up in a run of `train_steps`: the ratio, rounded up."""
-        # 0.03 * 20000 must be 600, not 601 for a product that comes out a hair above.
-        return math.ceil(round(self.warmup_ratio * train_steps, 6))
 
 
 @dataclass(frozen=True)
@@ -257,8 +214,8 @@ class ExperimentConfig:
     """Annotations, images, packing."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """Layout over processes."""
-    optimizer: AdamWConfig = field(default_factory=AdamWConfig)
-    """AdamW and the learning rate."""
+    optimizer: OptimizerSettings = field(default_factory=AdamWConfig)
+    """The optimizer, by its name, and the learning rate."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The loop."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -289,15 +246,16 @@ class ExperimentConfig:
             self.train.micro_batches(self.parallel.data_parallel_size(world_size))
 
     def _validate_offload(self) -> None:
-        if not self.optimizer.optimizer_cpu_offload:
+        if not self.optimizer.keeps_state_on_host:
             return
+        switch = f"optimizer.{self.optimizer.host_state_setting}"
         if self.train.precision != "bf16" or not self.parallel.use_distributed_optimizer:
             raise ConfigError(
-                "optimizer.optimizer_cpu_offload needs train.precision bf16 and parallel.use_distributed_optimizer, "
+                f"{switch} needs train.precision bf16 and parallel.use_distributed_optimizer, "
                 f"they are {self.train.precision} and {self.parallel.use_distributed_optimizer}"
             )
         if self.train.device == "cpu":
-            raise ConfigError("optimizer.optimizer_cpu_offload moves state off a GPU, but train.device is cpu")
+            raise ConfigError(f"{switch} moves state off a GPU, but train.device is cpu")
 
     def _validate_padding(self) -> None:
         """Check that the longest document still fits a pack when it is padded for context parallelism."""

@@ -20,6 +20,7 @@ from megatron_v2pe.models.flops import Learning
 from megatron_v2pe.models.memory import GIB, RESERVE, TOWER_TILES, Footprint, Load, Numbers
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.train.config import ExperimentConfig
+from megatron_v2pe.train.optimizers.settings import OptimizerSettings
 
 MOST_LAYERS = 1000
 """More than any stage has: a plan with as many means all."""
@@ -57,7 +58,7 @@ class Budget:
             head_chunk=config.model.head_chunk_size,
             mlp_chunk=config.model.mlp_chunk_tokens,
             norm_copies=2 if config.train.device == "cpu" else 1,
-            offloaded=1.0 if config.optimizer.optimizer_cpu_offload else 0.0,
+            offloaded=1.0 if config.optimizer.keeps_state_on_host else 0.0,
         )
 
     @property
@@ -142,10 +143,9 @@ class Budget:
         than they do: they fill a GPU less.
         """
         llm, load, vision = self.model.llm, self.load, self.model.vision
-        keys = llm.num_query_groups * llm.head_dim
         width = llm.hidden_size
-        products = 2 * load.tokens * (width * (2 * width + 2 * keys) + 3 * width * llm.ffn_hidden_size)
-        attention = 2 * width * load.tokens * min(self.config.data.max_seq_length, load.tokens)
+        products = 2 * load.tokens * (width * (llm.qkv_size + llm.query_size) + 3 * width * llm.ffn_hidden_size)
+        attention = 2 * llm.query_size * load.tokens * min(self.config.data.max_seq_length, load.tokens)
         layers = plan.decoder_layers * (products + attention) - plan.attention_kept * attention
         tokens = (self.model.tile_size // vision.patch_size) ** 2 + 1
         v = vision.hidden_size
@@ -215,8 +215,8 @@ def _more_room(budget: Budget) -> str:
     """Return the settings that make room for parameters and optimizer."""
     settings = ["more ranks share it with parallel.use_distributed_optimizer"]
     settings += ["parallel.tensor_model_parallel_size and pipeline_model_parallel_size cut the model"]
-    if not budget.config.optimizer.optimizer_cpu_offload:
-        settings.append("optimizer.optimizer_cpu_offload moves the optimizer's state to the host")
+    if switch := _host_state_switch(budget.config.optimizer):
+        settings.append(f"{switch} moves the optimizer's state to the host")
     return "; ".join(settings)
 
 
@@ -254,9 +254,15 @@ def advice(budget: Budget) -> str:
         settings.append("train.recompute full")
     settings.append(f"data.max_packed_tokens below {config.data.max_packed_tokens}")
     settings.append(f"parallel.context_parallel_size above {config.parallel.context_parallel_size}")
-    if not config.optimizer.optimizer_cpu_offload:
-        settings.append("optimizer.optimizer_cpu_offload")
+    if switch := _host_state_switch(config.optimizer):
+        settings.append(switch)
     return ", ".join(settings)
+
+
+def _host_state_switch(settings: OptimizerSettings) -> str | None:
+    """Return the setting that would move the optimizer's state to the host, None where there is none or it is on."""
+    switch = settings.host_state_setting
+    return None if switch is None or settings.keeps_state_on_host else f"optimizer.{switch}"
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""AdamW and its schedule, built by Megatron-Core, with the published recipe's conventions.
+"""The optimizer of a run and its learning rate, built by Megatron-Core with the published recipe's conventions.
+
+Which optimizers and schedules there are stands in `optimizers/`; here is what all of them share, and the step.
 
 The reference decays every trainable tensor, norms, biases and embeddings included; that stays the default and has a
 switch. The learning rate of step s (0-based) is `lr * s / warmup` while s < warmup, then a cosine down to `min_lr`.
@@ -12,13 +14,13 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from megatron_v2pe.train.config import AdamWConfig
+from megatron_v2pe.train.optimizers.settings import SCHEDULES, OptimizerSettings
 
 FUSED_ON = ("cuda",)
 """Devices on which AdamW is one kernel."""
@@ -26,42 +28,36 @@ FUSED_ON = ("cuda",)
 
 def build_optimizer(
     model: DistributedDataParallel,
-    settings: AdamWConfig,
+    settings: OptimizerSettings,
     params_dtype: torch.dtype,
     use_distributed_optimizer: bool,
     overlap_param_gather: bool,
     groups: ProcessGroupCollection,
 ) -> MegatronOptimizer:
-    """Build AdamW over the trainable parameters of a wrapped stage, with float32 master weights under bf16.
+    """Build the optimizer of a run over the trainable parameters of a wrapped stage.
 
-    With `optimizer_cpu_offload` Megatron-Core's `HybridDeviceOptimizer` keeps masters and moments in pinned memory of
-    the host and updates them there with PyTorch's fused AdamW; gradients come and weights go on streams of their own.
-    It needs what Megatron-Core calls the precision-aware optimizer, or a second copy of the masters stays on the card.
-    That is set after the configuration's checks: they ask for the version of a Transformer Engine that need not be
-    there.
+    Under bf16 it has float32 master weights.
+
+    Args:
+        model: this rank's wrapped stage.
+        settings: which optimizer, and its settings.
+        params_dtype: type of the parameters.
+        use_distributed_optimizer: shard its state over the data parallel ranks.
+        overlap_param_gather: gather parameters while the next forward pass runs.
+        groups: process groups.
     """
-    offload = settings.optimizer_cpu_offload
     config = OptimizerConfig(
-        optimizer="adam",
+        **settings.megatron_settings(),
         lr=settings.lr,
         min_lr=settings.min_lr,
         weight_decay=settings.weight_decay,
-        adam_beta1=settings.adam_beta1,
-        adam_beta2=settings.adam_beta2,
-        adam_eps=settings.adam_eps,
         clip_grad=settings.clip_grad,
         bf16=params_dtype == torch.bfloat16,
         params_dtype=params_dtype,
         use_distributed_optimizer=use_distributed_optimizer,
         overlap_param_gather=overlap_param_gather,
-        optimizer_cpu_offload=offload,
-        optimizer_offload_fraction=1.0 if offload else 0.0,
-        overlap_cpu_optimizer_d2h_h2d=offload,
     )
-    if offload:
-        config.use_precision_aware_optimizer = config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
-    overrides = _weight_decay_overrides(settings)
-    made = get_megatron_optimizer(config, [model], overrides, use_gloo_process_groups=False, pg_collection=groups)
+    made = settings.build(config, model, _weight_decay_overrides(settings), groups)
     _fuse(made)
     return made
 
@@ -80,7 +76,7 @@ def _fuse(optimizer: MegatronOptimizer) -> None:
                     group["fused"] = True
 
 
-def _weight_decay_overrides(settings: AdamWConfig) -> dict[ParamKey, ParamGroupOverride]:
+def _weight_decay_overrides(settings: OptimizerSettings) -> dict[ParamKey, ParamGroupOverride]:
     if settings.weight_decay_on_all:
         return {}
     one_dimensional = ParamPredicate(name="one_dimensional", fn=lambda parameter: parameter.dim() <= 1)
@@ -146,13 +142,15 @@ def gradient_norm(optimizers: Sequence[MegatronOptimizer]) -> Tensor:
     return torch.cat(list(squares.values())).to(torch.float64).sum().sqrt()
 
 
-def apply_settings(optimizer: MegatronOptimizer, settings: AdamWConfig) -> None:
+def apply_settings(optimizer: MegatronOptimizer, settings: OptimizerSettings) -> None:
     """Let the run's learning rates win over those a loaded checkpoint was trained with."""
     for group in optimizer.param_groups:
         group["max_lr"], group["min_lr"] = settings.lr, settings.min_lr
 
 
-def build_scheduler(optimizer: MegatronOptimizer, settings: AdamWConfig, train_steps: int) -> OptimizerParamScheduler:
+def build_scheduler(
+    optimizer: MegatronOptimizer, settings: OptimizerSettings, train_steps: int
+) -> OptimizerParamScheduler:
     """Build the learning-rate schedule over `train_steps` steps."""
     return OptimizerParamScheduler(
         optimizer,
@@ -160,8 +158,7 @@ def build_scheduler(optimizer: MegatronOptimizer, settings: AdamWConfig, train_s
         max_lr=settings.lr,
         min_lr=settings.min_lr,
         lr_warmup_steps=min(settings.warmup_steps(train_steps), train_steps - 1),
-        lr_decay_steps=train_steps,
-        lr_decay_style=settings.lr_decay_style,
+        **{"lr_decay_steps": train_steps, **SCHEDULES.get(settings.lr_decay_style)(settings, train_steps)},
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,
         wd_incr_steps=train_steps,

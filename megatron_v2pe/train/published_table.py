@@ -115,8 +115,10 @@ def _scheduler(value: str) -> Settings:
 
 
 def _keep(value: str) -> Settings:
-    """Read how many checkpoints are kept; 0 and -1 mean all."""
-    every = value.lower() in ("", "none") or (value.lstrip("-").isdecimal() and int(value) <= 0)
+    """Read how many checkpoints are kept; 0 and numbers below it mean all."""
+    number = value.removeprefix("-")
+    is_whole = number.isascii() and number.isdecimal()
+    every = value.lower() in ("", "none") or (is_whole and (number != value or not number.strip("0")))
     return {"checkpoint.keep_latest": None if every else value}
 
 

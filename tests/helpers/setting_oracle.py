@@ -96,6 +96,7 @@ SETTINGS: dict[str, Row] = {
     **_choice("parallel.cp_comm_type", "p2p a2a"),
     **_choice("parallel.attention_backend", "auto cudnn flash flash_attn reference"),
     **_choice("parallel.vision_parallel", "tensor replicated"),
+    **_choice("optimizer.name", "adamw"),
     **_choice("optimizer.lr_decay_style", "cosine linear constant"),
     **_choice("train.precision", "bf16 fp32"),
     **_choice("train.device", "auto cpu cuda"),
@@ -130,6 +131,8 @@ def is_text(value: Any) -> bool:
 
 def verdict(row: Row, value: Any) -> bool | None:
     """Tell whether a setting may have a value: True, False, or None where it depends on how the value is written."""
+    if row.kind == "choice" and isinstance(value, str) and value in row.choices:  # "none" may be one
+        return True
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and row.kind != "text"):
         return row.optional
     if row.kind == "flag":
@@ -139,7 +142,7 @@ def verdict(row: Row, value: Any) -> bool | None:
     if row.kind in ("whole", "number"):
         return _number_verdict(row, value)
     if row.kind == "choice":
-        return isinstance(value, str) and value in row.choices
+        return False
     if row.kind == "text":
         return None if row.optional and value in ("none", "None", "null") else is_text(value)
     if row.kind == "stride":

@@ -131,7 +131,7 @@ def test_a_document_that_cannot_be_padded_within_a_pack_is_refused():
 
 def test_every_setting_is_documented():
     def walk(config):
-        source = getsource(type(config))
+        source = "".join(getsource(kind) for kind in type(config).__mro__ if is_dataclass(kind))
         for item in fields(config):
             after = source.split(f"    {item.name}: ", 1)[1].split("\n", 1)[1].lstrip()
             assert after.startswith('"""'), f"{type(config).__name__}.{item.name} has no docstring"

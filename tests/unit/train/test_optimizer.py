@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import pytest
 import torch
+import yaml
 
-from megatron_v2pe.errors import TrainingError
+from megatron_v2pe.errors import ConfigError, TrainingError
+from megatron_v2pe.foreign.schema import Range
 from megatron_v2pe.recipes.internvl2_2b import internvl2_2b_v2pe_32k
-from megatron_v2pe.train.config import AdamWConfig
+from megatron_v2pe.recipes.registry import RECIPES
+from megatron_v2pe.train import cli
+from megatron_v2pe.train.config import AdamWConfig, ExperimentConfig
 from megatron_v2pe.train.optimizer import _weight_decay_overrides, apply_settings, build_scheduler
+from megatron_v2pe.train.optimizers.settings import OPTIMIZERS, SCHEDULES, OptimizerSettings
 
 
 class Fake:
@@ -90,3 +97,58 @@ def test_weight_decay_on_everything_and_its_switch():
     assert not key.matches(matrix, "decoder.layers.0.mlp.linear_fc1.weight")
     for name in ("decoder.final_layernorm.weight", "decoder.layers.0.ls1", "decoder.layers.0.mlp.linear_fc1.bias"):
         assert key.matches(vector, name)
+
+
+@dataclass(frozen=True)
+class Sgd(OptimizerSettings):
+    """An optimizer from outside: one class."""
+
+    name: str = "sgd"
+    momentum: Annotated[float, Range(0, 1)] = 0.9
+    """Of the gradients."""
+
+    def megatron_settings(self) -> dict[str, Any]:
+        return {"optimizer": "sgd", "sgd_momentum": self.momentum}
+
+
+def half(settings, steps):
+    return {"lr_decay_style": "linear", "lr_decay_steps": steps // 2}
+
+
+@pytest.fixture
+def sgd(monkeypatch):
+    OPTIMIZERS.names()
+    monkeypatch.setitem(OPTIMIZERS._members, "sgd", Sgd)
+    monkeypatch.setitem(SCHEDULES._members, "half", half)
+
+
+def test_a_further_optimizer_has_flags_of_its_own_and_is_read_back_from_what_a_run_saves(sgd):
+    words = ["--recipe", "quickstart", "--optimizer.momentum", "0.5", "--optimizer.name", "sgd", "--weight_decay", "0"]
+    settings = cli.parse(words, RECIPES).optimizer
+    assert settings == Sgd(lr=1e-3, min_lr=5e-5, warmup_ratio=0.05, weight_decay=0.0, momentum=0.5)
+    saved = cli.parse(words, RECIPES).to_yaml()
+    assert ExperimentConfig().updated(yaml.safe_load(saved), "saved").optimizer == settings
+    settings.validate()
+    with pytest.raises(ConfigError, match="optimizer.name is 'sgd', but these are settings of AdamWConfig"):
+        AdamWConfig(name="sgd").validate()
+    with pytest.raises(ConfigError, match=r"unknown setting 'optimizer.adam_beta1'"):
+        cli.parse([*words, "--optimizer.adam-beta1", "0.9"], RECIPES)
+    with pytest.raises(ConfigError, match=r"unknown setting 'optimizer.momentum'"):
+        cli.parse(["--optimizer.momentum", "0.9"], RECIPES)
+
+
+def test_a_further_schedule_is_chosen_by_its_name(sgd):
+    settings = cli.parse(["--optimizer.lr-decay-style", "half", "--warmup_ratio", "0", "--optimizer.lr=1"], RECIPES)
+    assert rates(settings.optimizer, 100, (25,))[25] == 0.5
+
+
+def test_optimizers_and_schedules_that_are_none_are_refused():
+    with pytest.raises(ConfigError, match="optimizer.name is 'adamv', expected one of adamw"):
+        cli.parse(["optimizer.name=adamv"], RECIPES)
+    with pytest.raises(ConfigError, match="lr_decay_style is 'square', expected one of cosine, linear, constant"):
+        cli.parse(["optimizer.lr_decay_style=square"], RECIPES)
+
+
+def test_settings_saved_before_there_was_a_choice_are_adamws():
+    saved = {"optimizer": {"lr": 1e-4, "adam_beta2": 0.95, "optimizer_cpu_offload": False}}
+    assert ExperimentConfig().updated(saved, "saved").optimizer == AdamWConfig(lr=1e-4, adam_beta2=0.95)

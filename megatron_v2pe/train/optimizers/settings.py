@@ -1,0 +1,129 @@
+"""What all optimizers have in common: learning rate, weight decay, clipping; how one is added, and a schedule.
+
+An optimizer is a frozen dataclass that derives from `OptimizerSettings` and adds settings of its own:
+
+    @OPTIMIZERS.register("muon")
+    @dataclass(frozen=True)
+    class Muon(OptimizerSettings):
+        momentum: Annotated[float, Range(0, 1)] = 0.95
+
+        def megatron_settings(self) -> dict[str, Any]: ...
+
+`optimizer.name` chooses one: `--optimizer.name muon --optimizer.momentum 0.9`. Its file lies in this folder, or is the
+`optimizer.py` of a plug-in (`base/plugins`). A schedule is a function, see `SCHEDULES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from megatron_v2pe.base import config_tree
+from megatron_v2pe.base.plugins import Registry
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.schema import Range
+
+if TYPE_CHECKING:
+    from megatron.core.distributed import DistributedDataParallel
+    from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+OPTIMIZERS: Registry[type[OptimizerSettings]] = Registry(
+    "optimizer", "megatron_v2pe.train.optimizers", "optimizer", one_file_each=True
+)
+"""Optimizers by the name that `optimizer.name` takes."""
+
+Schedule = Callable[["OptimizerSettings", int], Mapping[str, Any]]
+"""Takes the settings and the steps of the run; returns the arguments of Megatron-Core's `OptimizerParamScheduler` that
+are this schedule's own: `lr_decay_style`, and what that style needs."""
+SCHEDULES: Registry[Schedule] = Registry(
+    "learning-rate schedule", "megatron_v2pe.train.optimizers", "schedule", one_file_each=True
+)
+"""Learning-rate schedules by the name that `optimizer.lr_decay_style` takes."""
+
+
+@dataclass(frozen=True)
+class OptimizerSettings(config_tree.Variant):
+    """Settings of every optimizer: which one, its learning rate over the run, weight decay, clipping."""
+
+    name: Annotated[str, config_tree.OneOf(OPTIMIZERS.names)] = "adamw"
+    """Which optimizer; another has settings of its own, which a dry run with its name prints."""
+    lr: Annotated[float, Range(1e-30, 10)] = 5e-6
+    """Highest learning rate, reached after warm-up."""
+    min_lr: Annotated[float, Range(0, 10)] = 0.0
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Annotated[str, config_tree.OneOf(SCHEDULES.names)] = "cosine"
+    """Shape of the decay from the end of warm-up to the last step."""
+    warmup_ratio: Annotated[float, Range(0, 1)] = 0.03
+    """Share of the steps with a linearly rising learning rate, rounded up to whole steps."""
+    weight_decay: Annotated[float, Range(0, 100)] = 0.05
+    """Decoupled weight decay."""
+    weight_decay_on_all: bool = True
+    """Decay every trainable tensor, as the published runs did; off: not norms, biases and layer scales."""
+    clip_grad: Annotated[float, Range(0, 10**6)] = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+
+    @classmethod
+    def variants(cls) -> Mapping[str, type[OptimizerSettings]]:
+        """Return every optimizer's settings by name."""
+        return {name: OPTIMIZERS.get(name) for name in OPTIMIZERS.names()}
+
+    host_state_setting: ClassVar[str | None] = None
+    """Name of the switch that moves master weights and moments to host memory; None: this optimizer cannot."""
+
+    @property
+    def keeps_state_on_host(self) -> bool:
+        """Whether master weights and moments lie in host memory, not on the card."""
+        return self.host_state_setting is not None and getattr(self, self.host_state_setting)
+
+    def validate(self) -> None:
+        """Check ranges, and that the lowest learning rate is not above the highest.
+
+        Raises:
+            ConfigError: names the setting.
+        """
+        config_tree.check_values(self, "optimizer")
+        if type(self) is not OPTIMIZERS.get(self.name):
+            raise ConfigError(f"optimizer.name is {self.name!r}, but these are settings of {type(self).__name__}")
+        if not 0 <= self.min_lr <= self.lr:
+            raise ConfigError(f"optimizer.min_lr is {self.min_lr}, expected between 0 and lr {self.lr}")
+
+    def warmup_steps(self, train_steps: int) -> int:
+        """Return the steps of warm-up in a run of `train_steps`: the ratio, rounded up."""
+        # 0.03 * 20000 must be 600, not 601 for a product that comes out a hair above.
+        return math.ceil(round(self.warmup_ratio * train_steps, 6))
+
+    def megatron_settings(self) -> dict[str, Any]:
+        """Return the fields of Megatron-Core's `OptimizerConfig` that are this optimizer's own, `optimizer` first."""
+        raise NotImplementedError
+
+    def build(
+        self,
+        config: OptimizerConfig,
+        model: DistributedDataParallel,
+        overrides: dict[Any, Any],
+        groups: ProcessGroupCollection,
+    ) -> MegatronOptimizer:
+        """Build the optimizer; one that Megatron-Core builds with a function of its own has another `build`.
+
+        Args:
+            config: Megatron-Core's settings, with those of `megatron_settings`.
+            model: this rank's wrapped stage.
+            overrides: weight decay of some parameters, as Megatron-Core takes it.
+            groups: process groups.
+        """
+        from megatron.core.optimizer import get_megatron_optimizer
+
+        return get_megatron_optimizer(config, [model], overrides, use_gloo_process_groups=False, pg_collection=groups)
+
+
+def of_megatron_core(style: str, settings: OptimizerSettings, train_steps: int) -> Mapping[str, Any]:
+    """Return the arguments of a schedule that Megatron-Core knows by name and that needs nothing else."""
+    return {"lr_decay_style": style}
+
+
+for _style in ("cosine", "linear", "constant"):
+    SCHEDULES.add(_style, partial(of_megatron_core, _style))

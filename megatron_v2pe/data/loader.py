@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from megatron_v2pe.base.orphans import lost_reader
 from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.data.bad_samples import SkipLog
+from megatron_v2pe.data.batch import PackReader
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_operations import NORMALISATION
@@ -22,7 +23,6 @@ from megatron_v2pe.data.indexed.plan import IndexedPlan, IndexedPlanState, Index
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.indexed.verify import warn_of_edits
 from megatron_v2pe.data.mixture import Mixture
-from megatron_v2pe.data.pack_reader import PackReader, ReadPack
 from megatron_v2pe.data.plan import PackPlan, PackPlanState
 from megatron_v2pe.data.prefetch import prefetch
 from megatron_v2pe.data.reader_processes import Patience, Readers, hide_lost_connections, leave_signals_to_the_run
@@ -43,13 +43,8 @@ class Plan(Protocol):
     """Where packs come from."""
 
     @property
-    def epoch_length(self) -> int:
-        """Samples of an epoch."""
-        ...
-
-    @property
-    def num_sets(self) -> int:
-        """Data sets."""
+    def mixture(self) -> Mixture[Any]:
+        """The order of samples: data sets, and samples of an epoch."""
         ...
 
     def step(self, packs: int) -> Sequence[Any]:
@@ -71,7 +66,7 @@ class PackLoader:
     def __init__(
         self,
         plan: Plan,
-        reader: Dataset[ReadPack],
+        reader: Dataset[Batch],
         skipped: SkipLog,
         *,
         workers: int,
@@ -117,13 +112,13 @@ class PackLoader:
             DataError: more samples had to be skipped than the run allows.
             LostProcessError: a reader was killed, or no longer answers.
         """
-        for read in self._read():
-            for source, message in read.unreadable:
+        for batch in self._read():
+            for source, message in batch.unreadable:
                 self._unreadable.skip(source, DataError(message))
             self._state = self._planned.state_of_next()
-            yield read.batch
+            yield batch
 
-    def _read(self) -> Iterator[ReadPack]:
+    def _read(self) -> Iterator[Batch]:
         """Yield what the readers have read; an error of theirs that only means a lost process is named as that."""
         batches: Any = iter(self._loader)
         if not self._loader.num_workers:
@@ -135,8 +130,8 @@ class PackLoader:
         try:
             while True:
                 with patience:
-                    read = next(batches)
-                yield read
+                    batch = next(batches)
+                yield batch
         except StopIteration:
             return
         except (RuntimeError, EOFError, OSError) as error:

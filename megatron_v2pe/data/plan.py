@@ -91,24 +91,6 @@ class PackPlanState:
         return state
 
 
-@dataclass(frozen=True)
-class Placed:
-    """A document and where it stood in the stream."""
-
-    position: int
-    document: Document
-
-    @property
-    def num_tokens(self) -> int:
-        """Length in tokens."""
-        return self.document.num_tokens
-
-    @property
-    def num_tiles(self) -> int:
-        """Tiles of all images."""
-        return self.document.num_tiles
-
-
 class PackPlan:
     """An iterator over packs: endless, or of so many epochs and empty packs after them."""
 
@@ -134,8 +116,10 @@ class PackPlan:
             ConfigError: the state belongs to other data or another seed.
         """
         config = encoder.config
-        self._mixture, self._encoder, self._skipped = mixture, encoder, skipped
-        self._packer: BestFitPacker[Placed] = BestFitPacker(
+        self.mixture = mixture
+        """The stream of samples."""
+        self._encoder, self._skipped = encoder, skipped
+        self._packer: BestFitPacker[Document] = BestFitPacker(
             config.max_packed_tokens, config.num_images_expected, config.max_buffer_size
         )
         self._unread: dict[str, set[str]] = {}
@@ -148,16 +132,6 @@ class PackPlan:
         """Yield packs without end."""
         while True:
             yield self.next()
-
-    @property
-    def epoch_length(self) -> int:
-        """Samples of an epoch."""
-        return self._mixture.epoch_length
-
-    @property
-    def num_sets(self) -> int:
-        """Data sets."""
-        return len(self._mixture.datasets)
 
     def step(self, packs: int) -> list[tuple[Document, ...]]:
         """Return the packs of the next step; errors as of `next`."""
@@ -175,41 +149,47 @@ class PackPlan:
         """
         barren = 0
         while self._end is None or self._position < self._end:
-            placed = self._encode(self._position)
+            document = self._encode(self._position)
             self._position += 1
-            barren = 0 if placed else barren + 1
-            if barren > self._mixture.epoch_length:
-                raise DataError(f"none of the {self._mixture.epoch_length} samples of an epoch can be used")
-            if placed and (pack := self._packer.add(placed)):
-                return tuple(item.document for item in pack.items)
+            barren = 0 if document else barren + 1
+            if barren > self.mixture.epoch_length:
+                raise DataError(f"none of the {self.mixture.epoch_length} samples of an epoch can be used")
+            if document and (pack := self._packer.add(document)):
+                return tuple(pack.items)
         pack = self._packer.last()
-        return () if pack is None else tuple(item.document for item in pack.items)
+        return () if pack is None else tuple(pack.items)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state after the last pack; plain JSON."""
         return {
             "position": self._position,
-            "open": [[item.position for item in pack.items] for pack in self._packer.open],
+            "open": [[self._position_of(document) for document in pack.items] for pack in self._packer.open],
             "skipped": dict(self._skipped.counts),
-            "mixture": self._mixture.fingerprint(),
+            "mixture": self.mixture.fingerprint(),
             "data": self._described,
         }
 
     @cached_property
     def _described(self) -> dict[str, Any]:
-        return {dataset.name: asdict(DataState.of(dataset)) for dataset in self._mixture.datasets}
+        return {dataset.name: asdict(DataState.of(dataset)) for dataset in self.mixture.datasets}
 
-    def _encode(self, position: int) -> Placed | None:
-        dataset, line, epoch, number = self._mixture.locate(position)
+    def _position_of(self, document: Document) -> int:
+        """Return where a document stands in the stream of samples; its draws are keyed by that."""
+        _, epoch, number = document.key
+        return epoch * self.mixture.epoch_length + number
+
+    def _encode(self, position: int) -> Document | None:
+        """Return the document at a position of the stream, None for a sample that cannot be used."""
+        dataset, line, epoch, number = self.mixture.locate(position)
         try:
-            return Placed(position, self._encoder.document(dataset, line, epoch, number))
+            return self._encoder.document(dataset, line, epoch, number)
         except DataError as error:
             self._skipped.skip(dataset.id_of(line), error)
             return None
         finally:
-            self._tell_unread(dataset, line)
+            self._name_unread(dataset, line)
 
-    def _tell_unread(self, dataset: Dataset, line: int) -> None:
+    def _name_unread(self, dataset: Dataset, line: int) -> None:
         """Name each field that nobody reads once, where it is met first."""
         known = self._unread.setdefault(dataset.name, set())
         if len(dataset.unread) > len(known):
@@ -220,52 +200,92 @@ class PackPlan:
                 _log.warning("%s: not read, of this line and others perhaps: %s", dataset.id_of(line), fields)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        there, ours = PackPlanState.read(state), self._mixture.fingerprint()
-        if ours != there.mixture:
-            raise ConfigError(
-                "the checkpoint was trained on other data, and cannot go on with this: "
-                f"{self._differences(there.data)}it had {there.mixture}, now {ours}. {_GO_ON}"
-            )
-        self._compare(there.data)
+        there = PackPlanState.read(state)
+        self._compare(there)
         self._position = there.position
         for positions in there.open:
-            pack: Pack[Placed] = Pack()
+            pack: Pack[Document] = Pack()
             for position in positions:
-                if (placed := self._encode(position)) is not None:
-                    pack.add(placed)
+                if (document := self._encode(position)) is not None:
+                    pack.add(document)
             if pack.items:
                 self._packer.open.append(pack)
 
-    def _differences(self, before: dict[str, DataState]) -> str:
-        """Say which data sets another order comes from, as far as the state tells."""
-        found, now = list[str](), {dataset.name: dataset for dataset in self._mixture.datasets}
-        for name in (name for name in {**before, **now} if before and (name not in before or name not in now)):
-            found.append(f"data set {name!r} {'is new' if name in now else 'is gone'}")
+    def _compare(self, there: PackPlanState) -> None:
+        """Compare the data of a run that goes on with what it had.
+
+        Raises:
+            ConfigError: another order of samples, or an annotation file that was edited.
+        """
+        changes, ours = self._changes(there.data), self.mixture.fingerprint()
+        if ours != there.mixture:
+            listed = [what for change in changes for what in change.of_order()]
+            why = f"{_first_of(listed)}; " if listed else ""
+            raise ConfigError(
+                "the checkpoint was trained on other data, and cannot go on with this: "
+                f"{why}it had {there.mixture}, now {ours}. {_GO_ON}"
+            )
+        for change in changes:
+            for name, (before, now) in change.settings.items():
+                if not self._skipped.quiet:
+                    _log.warning("data set %r: %s was %s, is now %s", change.dataset, name, before, now)
+        if edited := [change.edited for change in changes if change.edited]:
+            raise ConfigError(
+                f"changed since the checkpoint was saved, though it has as many lines: {_first_of(edited)}. {_GO_ON}"
+            )
+
+    def _changes(self, before: dict[str, DataState]) -> list[_Change]:
+        """Return the data sets that are not what they were, as far as the state of an earlier run says."""
+        now = {dataset.name: dataset for dataset in self.mixture.datasets}
+        if not before:  # a state of an older version
+            return []
+        found = [
+            _Change(name, "is new" if name in now else "is gone")
+            for name in {**before, **now}
+            if name not in before or name not in now
+        ]
         for name, dataset in now.items():
             if (then := before.get(name)) is None:
                 continue
-            if then.annotation != dataset.checksum:
-                found.append(f"{printable(dataset.annotation)} (data set {name!r}) was edited")
-            for share in _SHARES:
-                if share in then.settings and then.settings[share] != (value := getattr(dataset, share)):
-                    found.append(f"data set {name!r}: {share} was {then.settings[share]}, is now {value}")
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-        return f"{', '.join(found[:_SHOWN])}{more}; " if found else ""
-
-    def _compare(self, before: dict[str, DataState]) -> None:
-        """Compare the annotations and the data list with those of an earlier run."""
-        edited = list[str]()
-        for dataset in self._mixture.datasets:
-            if (then := before.get(dataset.name)) is None:
-                continue
-            now = DataState.of(dataset)
-            if then.annotation != now.annotation:
-                edited.append(f"{printable(dataset.annotation)} (data set {dataset.name!r})")
-            for name, value in now.settings.items():
-                if name in then.settings and then.settings[name] != value and not self._skipped.quiet:
-                    _log.warning("data set %r: %s was %s, is now %s", dataset.name, name, then.settings[name], value)
-        if edited:
-            raise ConfigError(
-                f"changed since the checkpoint was saved, though it has as many lines: {', '.join(edited[:_SHOWN])}"
-                f"{f' and {len(edited) - _SHOWN} more' if len(edited) > _SHOWN else ''}. {_GO_ON}"
+            state = DataState.of(dataset)
+            was, is_now = ({"image_operations": [], **which.settings} for which in (then, state))
+            changed = {
+                setting: (was[setting], value)
+                for setting, value in is_now.items()
+                if setting in was and was[setting] != value
+            }
+            edited = (
+                f"{printable(dataset.annotation)} (data set {name!r})" if then.annotation != state.annotation else ""
             )
+            if edited or changed:
+                found.append(_Change(name, edited=edited, settings=changed))
+        return found
+
+
+@dataclass(frozen=True)
+class _Change:
+    """How a data set differs from the one of an earlier run."""
+
+    dataset: str
+    presence: str = ""
+    """`is new` or `is gone`; empty for one that is in both data lists."""
+    edited: str = ""
+    """The annotation file and its data set, where the file was edited."""
+    settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    """Fields of its entry that have another value: before, now."""
+
+    def of_order(self) -> Iterator[str]:
+        """Yield what of it changes the order of samples, in words."""
+        if self.presence:
+            yield f"data set {self.dataset!r} {self.presence}"
+        if self.edited:
+            yield f"{self.edited} was edited"
+        for name, (before, now) in self.settings.items():
+            if name in _SHARES:
+                yield f"data set {self.dataset!r}: {name} was {before}, is now {now}"
+
+
+def _first_of(found: Sequence[str]) -> str:
+    """Return the first of several findings, and how many more there are."""
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"{', '.join(found[:_SHOWN])}{more}"

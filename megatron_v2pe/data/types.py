@@ -179,4 +179,6 @@ class Batch:
     num_tiles: tuple[int, ...]
     """Tiles of each image of the pack, in order."""
     sources: tuple[SampleId, ...]
-    """Of each document."""
+    """Where each document comes from."""
+    unreadable: tuple[tuple[SampleId, str], ...] = ()
+    """Samples of the pack that had to be left out, and why; known to the rank that reads them."""

@@ -31,7 +31,7 @@ from megatron_v2pe.generate.lean_layers import LeanLayer, rotation
 from megatron_v2pe.generate.memory import Need, demand, return_large_blocks, shortage_told
 from megatron_v2pe.generate.prefill_plan import LocalPiece, Piece, local_steps, plan_steps
 from megatron_v2pe.generate.prompt import Prompt
-from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
+from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.v2pe.position_ids import continue_positions
 
@@ -98,16 +98,14 @@ class Session:
     def _cut(self, pieces: Sequence[Piece]) -> MicroBatch:
         """This rank's share of all pieces, with the routing of image features to their tokens."""
         model, device = self.engine.model, self.engine.device
-        batch = cut_pack(  # on the host: what is planned from it would wait for the device
+        pack = TensorPack(  # on the host: what is planned from it would wait for the device
             torch.cat([prompt.input_ids for prompt in self._prompts]),
             torch.cat([prompt.position_ticks for prompt in self._prompts]),
             [piece.length for piece in pieces],
-            self._place,
-            image_token_id=model.image_token_id,
-            num_tiles=sum(len(prompt.tiles) for prompt in self._prompts),
-            tokens_per_tile=model.internvl.tokens_per_tile,
-            first_stage=model.pre_process,
+            num_tiles=[len(prompt.tiles) for prompt in self._prompts],
         )
+        facts = model.image_token_id, model.internvl.tokens_per_tile, model.pre_process
+        batch = PackCutter(self._place, *facts).cut(pack)
         ends = [self._last_ticks[piece.sequence] for piece in pieces]  # a piece is scaled as its whole prompt
         batch = replace(batch, last_ticks=(*ends, *[0] * (len(batch.layout.seqlens) - len(ends))))
         return batch.mapped(lambda tensor: to_device(tensor, device))

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from megatron_v2pe.errors import LayoutError
+from megatron_v2pe.kernels.tiles import normalise_tiles
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.head import Targets
 from megatron_v2pe.parallel.image_routing import ImageRouting
@@ -58,66 +61,141 @@ class MicroBatch:
         )
 
 
-def cut_pack(
-    input_ids: Tensor,
-    position_ticks: Tensor,
-    seqlens: Sequence[int],
-    coordinates: RankCoordinates,
-    *,
-    labels: Tensor | None = None,
-    weights: Tensor | None = None,
-    image_token_id: int,
-    num_tiles: int = 0,
-    tokens_per_tile: int,
-    pixel_values: Tensor | None = None,
-    drop_path: DropPathKey | None = None,
-    first_stage: bool = True,
-) -> MicroBatch:
-    """Cut a pack of S tokens for this rank; tensors lie where they are given, on the host in every step of training.
+class WholePack(Protocol):
+    """A pack that has not been cut: a batch as it was read (`data.types.Batch`), or tensors at hand (`TensorPack`).
 
-    Args:
-        input_ids: int64 [S], documents one behind the other, without padding.
-        position_ticks: int64 [S].
-        seqlens: document lengths, Python integers summing to S.
-        coordinates: where this rank stands.
-        labels: int64 [S], shifted, -100 where nothing is learned; None: no targets, the model returns logits.
-        weights: [S], shifted like the labels.
-        image_token_id: id of `<IMG_CONTEXT>`.
-        num_tiles: tiles of the whole pack.
-        tokens_per_tile: image tokens per tile.
-        pixel_values: the tiles this rank encodes, `coordinates.tiles(num_tiles)`, normalised or as bytes.
-        drop_path: names the draws of the pack.
-        first_stage: whether this rank embeds and encodes.
-
-    Raises:
-        LayoutError: lengths, positions, labels, image tokens or tiles that do not agree; both numbers are printed.
+    S tokens, documents one behind the other, without padding.
     """
-    layout = coordinates.layout(tuple(seqlens))
-    rank, device = coordinates.context_parallel_rank, input_ids.device
-    tiles = coordinates.tiles(num_tiles)
-    if pixel_values is not None and first_stage and pixel_values.shape[0] != len(tiles):
-        raise LayoutError(f"{pixel_values.shape[0]} tiles were given, this rank encodes {len(tiles)} of {num_tiles}")
-    local_ids, local_ticks = layout.shard(input_ids, rank, PADDING_ID), layout.shard(position_ticks, rank, 0)
-    routing = None
-    if first_stage:
-        image_tokens = (input_ids == image_token_id).nonzero().squeeze(1).cpu()
-        plan = ImageRouting.plan(image_tokens, num_tiles, tokens_per_tile, layout, coordinates)
-        routing = plan.to(device) if num_tiles else None
-    targets = None
-    if labels is not None and weights is not None:
-        slices = coordinates.tensor_model_parallel_size if coordinates.sequence_parallel else 1
-        shares = layout.shard(labels, rank, IGNORE_INDEX), layout.shard(weights, rank, 0.0)
-        targets = Targets.from_labels(*shares, IGNORE_INDEX, slices)
-    if drop_path is not None:
-        drop_path = replace(drop_path, first_tile=tiles.start, num_tiles=num_tiles)
-    ends = [int(part.max()) for part in position_ticks.split(list(seqlens))] if len(seqlens) else []
-    return MicroBatch(
-        input_ids=local_ids,
-        position_ticks=local_ticks,
-        layout=layout,
-        last_ticks=(*ends, *[0] * (len(layout.seqlens) - len(ends))),
-        pixel_values=pixel_values if pixel_values is not None and pixel_values.shape[0] else None,
-        routing=routing,
-        targets=targets,
-        drop_path=drop_path,
-    )
+
+    @property
+    def input_ids(self) -> Tensor:
+        """int64 [S]."""
+        ...
+
+    @property
+    def position_ticks(self) -> Tensor:
+        """int64 [S], positions times the lattice's denominator."""
+        ...
+
+    @property
+    def seqlens(self) -> Sequence[int]:
+        """Lengths of the documents, Python integers; their sum is S."""
+        ...
+
+    @property
+    def labels(self) -> Tensor | None:
+        """int64 [S], shifted, -100 where nothing is learned; None: no targets, the model returns logits."""
+        ...
+
+    @property
+    def loss_weights(self) -> Tensor | None:
+        """[S], shifted like the labels."""
+        ...
+
+    @property
+    def num_tiles(self) -> Sequence[int]:
+        """Tiles of each image of the whole pack."""
+        ...
+
+    @property
+    def tiles(self) -> Tensor | None:
+        """The tiles that this rank encodes (`RankCoordinates.tiles`), normalised or bytes; None or empty: no tiles."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorPack:
+    """A whole pack of tensors at hand: of prompts, or made up for a test. The fields are those of `WholePack`."""
+
+    input_ids: Tensor
+    position_ticks: Tensor
+    seqlens: Sequence[int]
+    labels: Tensor | None = None
+    loss_weights: Tensor | None = None
+    num_tiles: Sequence[int] = ()
+    tiles: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PackCutter:
+    """Cuts packs for one rank. Tensors stay where they are, on the host in every step of training."""
+
+    coordinates: RankCoordinates
+    """Where the rank stands."""
+    image_token_id: int
+    """Id of `<IMG_CONTEXT>`."""
+    tokens_per_tile: int
+    """Image tokens of a tile."""
+    first_stage: bool = True
+    """Whether the rank embeds tokens and encodes tiles."""
+
+    def cut(self, pack: WholePack, drop_path: DropPathKey | None = None) -> MicroBatch:
+        """Return this rank's share of a pack, its tiles as they were given.
+
+        Args:
+            pack: the whole pack, with the tiles this rank encodes.
+            drop_path: names the stochastic-depth draws of the pack.
+
+        Raises:
+            LayoutError: lengths, positions, labels, image tokens or tiles that do not agree; both numbers are printed.
+        """
+        layout = self.coordinates.layout(tuple(pack.seqlens))
+        rank, num_tiles = self.coordinates.context_parallel_rank, sum(pack.num_tiles)
+        own_tiles = self.coordinates.tiles(num_tiles)
+        tiles = pack.tiles
+        if tiles is not None and self.first_stage and tiles.shape[0] != len(own_tiles):
+            raise LayoutError(f"{tiles.shape[0]} tiles were given, this rank encodes {len(own_tiles)} of {num_tiles}")
+        if drop_path is not None:
+            drop_path = replace(drop_path, first_tile=own_tiles.start, num_tiles=num_tiles)
+        return MicroBatch(
+            input_ids=layout.shard(pack.input_ids, rank, PADDING_ID),
+            position_ticks=layout.shard(pack.position_ticks, rank, 0),
+            layout=layout,
+            last_ticks=_last_ticks(pack, layout),
+            pixel_values=tiles if tiles is not None and tiles.shape[0] else None,
+            routing=self._routing(pack, num_tiles, layout),
+            targets=self._targets(pack, layout),
+            drop_path=drop_path,
+        )
+
+    def _routing(self, pack: WholePack, num_tiles: int, layout: ZigzagLayout) -> ImageRouting | None:
+        """Plan which feature goes to which token; a pack that holds no tiles is only checked."""
+        if not self.first_stage:
+            return None
+        image_tokens = (pack.input_ids == self.image_token_id).nonzero().squeeze(1).cpu()
+        plan = ImageRouting.plan(image_tokens, num_tiles, self.tokens_per_tile, layout, self.coordinates)
+        return plan.to(pack.input_ids.device) if num_tiles else None
+
+    def _targets(self, pack: WholePack, layout: ZigzagLayout) -> Targets | None:
+        """Find the supervised rows among this rank's tokens."""
+        if pack.labels is None or pack.loss_weights is None:
+            return None
+        rank = self.coordinates.context_parallel_rank
+        slices = self.coordinates.tensor_model_parallel_size if self.coordinates.sequence_parallel else 1
+        labels, weights = layout.shard(pack.labels, rank, IGNORE_INDEX), layout.shard(pack.loss_weights, rank, 0.0)
+        return Targets.from_labels(labels, weights, IGNORE_INDEX, slices)
+
+
+def _last_ticks(pack: WholePack, layout: ZigzagLayout) -> tuple[int, ...]:
+    """Return the largest tick of each whole document, 0 for a document of padding."""
+    documents = pack.position_ticks.split(list(pack.seqlens)) if len(pack.seqlens) else ()
+    ends = [int(part.max()) for part in documents]
+    return (*ends, *[0] * (len(layout.seqlens) - len(ends)))
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """What tiles become on the model's device before a step uses them."""
+
+    device: torch.device
+    """Device of the model."""
+    dtype: torch.dtype
+    """dtype of the pixel tensor."""
+    mean_std: tuple[Sequence[float], Sequence[float]]
+    """Mean and standard deviation of each channel."""
+
+    def ready(self, batch: MicroBatch) -> MicroBatch:
+        """Normalise the tiles of a batch that has been cut and moved; on CUDA the host does not wait for it."""
+        if batch.pixel_values is None:
+            return batch
+        return replace(batch, pixel_values=normalise_tiles(batch.pixel_values, *self.mean_std, self.dtype))

@@ -179,6 +179,6 @@ def packs_of_epoch(
         if not config.indexed_path:
             return packs_of_list(config, 1, encoder, most=most or MOST_UNASKED, tell=look_at_the_clock)
         plan = IndexedPlan(IndexedSamples(config.indexed_path), config, encoder.seed, SkipLog(0, quiet=True))
-        return sum(1 for _ in plan.epoch(0)) if plan.epoch_length <= (most or MOST_PLANNED) else None
+        return sum(1 for _ in plan.epoch(0)) if plan.mixture.epoch_length <= (most or MOST_PLANNED) else None
     except (ConfigError, DataError, _TooLong):
         return None  # where it matters, training says what is wrong

@@ -102,8 +102,9 @@ def layout_words(layout: ParallelConfig, world: int) -> str:
 
 def _data(config: ExperimentConfig, model: InternVLConfig, plan: Plan, packs: int | None) -> str:
     data = config.data
-    sets = some(plan.num_sets, "set")
-    epoch = f"{some(plan.epoch_length, 'sample')} an epoch" + ("" if packs is None else f" in {some(packs, 'pack')}")
+    sets = some(len(plan.mixture.datasets), "set")
+    epoch = f"{some(plan.mixture.epoch_length, 'sample')} an epoch"
+    epoch += "" if packs is None else f" in {some(packs, 'pack')}"
     tiles = "one" if not data.dynamic_image_size else f"{data.min_dynamic_patch} to {data.max_dynamic_patch}"
     return (
         f"data: {data.indexed_path or data.meta_path}, {sets}, {epoch}; {tiles} tiles an image, of {model.tile_size} "

@@ -24,12 +24,11 @@ from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import CheckpointError, DataError, TrainingError
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.flops import StepCost
-from megatron_v2pe.models.micro_batch import MicroBatch
+from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, PixelSettings
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.ddp import gather_parameters
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.metrics import MetricsLog, StepMetrics
-from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import take_step
 from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.train.step import Conclusion, conclude, run_micro_batches
@@ -47,7 +46,8 @@ class Trainer:
     scheduler: OptimizerParamScheduler
     feed: DataFeed
     device: Device
-    cutter: Cutter
+    cutter: PackCutter
+    pixels: PixelSettings
     num_micro_batches: int
     seed: int
     cost: StepCost
@@ -65,7 +65,7 @@ class Trainer:
         last = min(train_steps, exit_step or train_steps)
         iteration, saved, ended_well = start, start, False
         self.model.train()
-        steps = StepsAhead(self.feed, self.cutter, self.num_micro_batches, self._key)
+        steps = StepsAhead(self.feed, self.cutter, self.pixels, self.num_micro_batches, self._key)
         try:
             while iteration < last:
                 began = time.perf_counter()

@@ -37,6 +37,7 @@ from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.models.layer_specs import choose_spec
+from megatron_v2pe.models.micro_batch import PackCutter, PixelSettings
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
@@ -49,7 +50,6 @@ from megatron_v2pe.train.header import Start, header
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import Budget, packs_per_step, plan_of_stage, shortage_explained, shortage_foreseen
 from megatron_v2pe.train.metrics import MetricsLog, check_wandb
-from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
 from megatron_v2pe.train.preflight.checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
 from megatron_v2pe.train.signals import StopRequest
@@ -112,8 +112,10 @@ def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
     device = Device.choose(config.train.device, world.local_rank)
     if device.kind == "cuda":
         check_precision(config.train.precision, device.index)
-    elif config.optimizer.optimizer_cpu_offload:
-        raise ConfigError("optimizer.optimizer_cpu_offload moves state off a GPU, but this run is on the CPU")
+    elif config.optimizer.keeps_state_on_host:
+        raise ConfigError(
+            f"optimizer.{config.optimizer.host_state_setting} moves state off a GPU, but this run is on the CPU"
+        )
     check_backend(config.parallel.attention_backend, device.torch_device)
     minutes = config.parallel.distributed_timeout_minutes
     logs = _log_folder(config)
@@ -225,6 +227,7 @@ def _train(run: Run) -> int:
         feed=feed,
         device=run.device,
         cutter=_cutter(run),
+        pixels=PixelSettings(run.device.torch_device, run.dtype, NORMALISATION[run.config.data.normalize_type]),
         num_micro_batches=config.train.micro_batches(parallel_state.get_data_parallel_world_size()),
         seed=config.train.seed,
         cost=_cost(run),
@@ -288,15 +291,12 @@ def _peak(run: Run) -> float | None:
     return peak_tflops(torch.cuda.get_device_name(run.device.index))
 
 
-def _cutter(run: Run) -> Cutter:
-    return Cutter(
+def _cutter(run: Run) -> PackCutter:
+    return PackCutter(
         coordinates=topology.coordinates_of(run.config.parallel, run.groups),
         first_stage=run.groups.pp.rank() == 0,
         image_token_id=run.tokenizer.img_context_id,
         tokens_per_tile=run.model.tokens_per_tile,
-        device=run.device.torch_device,
-        dtype=run.dtype,
-        mean_std=NORMALISATION[run.config.data.normalize_type],
     )
 
 

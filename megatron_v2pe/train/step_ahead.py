@@ -17,9 +17,8 @@ import torch
 
 from megatron_v2pe.device.transfer import Arriving, Copies
 from megatron_v2pe.models.drop_path import DropPathKey
-from megatron_v2pe.models.micro_batch import MicroBatch
+from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, PixelSettings
 from megatron_v2pe.train.data_feed import DataFeed, Fed
-from megatron_v2pe.train.micro_batch import Cutter
 
 _PATIENCE_SECONDS = 10.0
 """For a read that nobody will use, at the end of a run: it takes part in an exchange others wait in."""
@@ -37,29 +36,35 @@ class StepData:
     """One; nothing is held longer than it is used."""
     _others: deque[MicroBatch]
     _copies: Copies
-    _cutter: Cutter
+    _pixels: PixelSettings
 
     def micro_batches(self) -> Iterator[MicroBatch]:
         """Return them one by one, ready for the model; while one is used the next is copied. To be called once."""
-        return map(self._cutter.ready, self._copies.one_ahead(self._first.popleft(), _popped(self._others)))
+        return map(self._pixels.ready, self._copies.one_ahead(self._first.popleft(), _popped(self._others)))
 
 
 class StepsAhead:
     """Reads steps in order, one ahead of the one that is used."""
 
     def __init__(
-        self, feed: DataFeed, cutter: Cutter, micro_batches: int, key: Callable[[int, int], DropPathKey]
+        self,
+        feed: DataFeed,
+        cutter: PackCutter,
+        pixels: PixelSettings,
+        micro_batches: int,
+        key: Callable[[int, int], DropPathKey],
     ) -> None:
         """Remember where steps come from; nothing is read yet.
 
         Args:
             feed: of whole batches.
             cutter: makes this rank's shares of them.
+            pixels: what their tiles become on the device.
             micro_batches: of a step and rank.
             key: names the draws of a micro-batch by the step's and its own number.
         """
-        self._feed, self._cutter, self._count, self._key = feed, cutter, micro_batches, key
-        self._copies = Copies(cutter.device)
+        self._feed, self._cutter, self._pixels, self._count, self._key = feed, cutter, pixels, micro_batches, key
+        self._copies = Copies(pixels.device)
         self._thread = ThreadPoolExecutor(1, "next step", self._enter)
         self._next: tuple[int, Future[StepData]] | None = None
 
@@ -92,8 +97,8 @@ class StepsAhead:
         self._next = None
 
     def _enter(self) -> None:
-        if self._cutter.device.type == "cuda":
-            torch.cuda.set_device(self._cutter.device)
+        if self._pixels.device.type == "cuda":
+            torch.cuda.set_device(self._pixels.device)
 
     def _read(self, step: int) -> StepData:
         fed = self._feed.step(self._count)
@@ -102,7 +107,7 @@ class StepsAhead:
         for index in range(self._count):
             cut.append(self._copies.pinned(self._cutter.cut(fed.batches[index], self._key(step, index))))
         first = deque([self._copies.start(cut.popleft())])
-        return StepData(replace(fed, batches=[]), largest, first, cut, self._copies, self._cutter)
+        return StepData(replace(fed, batches=[]), largest, first, cut, self._copies, self._pixels)
 
 
 def _popped(batches: deque[MicroBatch]) -> Iterator[MicroBatch]:

@@ -14,6 +14,7 @@ import pytest
 from helpers.damage import SEED, damaged_copies, outcome
 from helpers.data_cases import assert_same_folders, every_kind
 from megatron_v2pe.data.bad_samples import SkipLog
+from megatron_v2pe.data.batch import PackReader
 from megatron_v2pe.data.indexed import build, pieces, report
 from megatron_v2pe.data.indexed.checksums import CHECKSUMS, CheckedFile
 from megatron_v2pe.data.indexed.layout import MANIFEST
@@ -21,7 +22,6 @@ from megatron_v2pe.data.indexed.plan import IndexedPlan, IndexedReader
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.indexed.streams import Streams
 from megatron_v2pe.data.indexed.verify import verify
-from megatron_v2pe.data.pack_reader import PackReader
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.workshop.synthetic.small_data import FACTS
 
@@ -56,10 +56,9 @@ def contents(case, folder):
     reader = IndexedReader(samples, case.encoder, PackReader(FACTS.tile_size, (0.5,) * 3, "token"))
     digest = hashlib.sha256()
     for pack in plan.epoch(0):
-        read = reader[pack]
-        for source, message in read.unreadable:
+        batch = reader[pack]
+        for source, message in batch.unreadable:
             raise DataError(f"{source}: {message}")
-        batch = read.batch
         digest.update(repr((batch.seqlens, batch.num_tiles, batch.sources)).encode())
         for name in ("input_ids", "labels", "loss_weights", "position_ticks", "tiles"):
             digest.update(getattr(batch, name).numpy().tobytes())

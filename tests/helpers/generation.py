@@ -23,7 +23,7 @@ from megatron_v2pe.generate.generation import GenerationOptions, generate
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.session import Session
 from megatron_v2pe.generate.vision_cache import VisionCache
-from megatron_v2pe.models.micro_batch import cut_pack
+from megatron_v2pe.models.micro_batch import PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.position_ids import continue_positions
@@ -164,15 +164,8 @@ def recompute(model: Any, prompt: Prompt, answer: Sequence[int]) -> Tensor:
     for count in range(len(answer)):
         ids = torch.cat([prompt.input_ids, prompt.input_ids.new_tensor(answer[:count])])
         ticks = torch.cat([prompt.position_ticks, continue_positions(last, count, model.rotary.denominator)])
-        batch = cut_pack(
-            ids,
-            ticks,
-            [len(ids)],
-            model.coordinates,
-            image_token_id=model.image_token_id,
-            num_tiles=prompt.tiles.shape[0],
-            tokens_per_tile=model.internvl.tokens_per_tile,
-        )
+        cutter = PackCutter(model.coordinates, model.image_token_id, model.internvl.tokens_per_tile)
+        batch = cutter.cut(TensorPack(ids, ticks, [len(ids)], num_tiles=[prompt.tiles.shape[0]]))
         steps.append(model.logits_of_last(replace(batch, last_ticks=(last,)), features))
     return torch.stack(steps)
 

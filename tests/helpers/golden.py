@@ -14,7 +14,7 @@ from torch import Tensor
 
 from helpers.hf_names import to_full_state
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
+from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.position_ids import find_images, position_ticks
@@ -90,18 +90,16 @@ def run_case(checkpoint: str, case: str, inputs: str) -> dict[str, Any]:
     with built(hf_config, ParallelConfig(), options, policy, special["img_context_id"]) as model:
         load_full(model, to_full_state(hf_state, model_config.vision.num_attention_heads))
         tiles = pixels[flags]
-        batch = cut_pack(
+        pack = TensorPack(
             ids,
             ticks,
             seqlens,
-            model.coordinates,
             labels=_shift(labels, -100),
-            weights=_shift(weights, 0.0),
-            image_token_id=special["img_context_id"],
-            num_tiles=len(tiles),
-            tokens_per_tile=model_config.tokens_per_tile,
-            pixel_values=tiles,
+            loss_weights=_shift(weights, 0.0),
+            num_tiles=[len(tiles)],
+            tiles=tiles,
         )
+        batch = PackCutter(model.coordinates, special["img_context_id"], model_config.tokens_per_tile).cut(pack)
         loss_sum = model(batch)
         loss = loss_sum / weights.sum()
         loss.backward()

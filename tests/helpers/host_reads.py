@@ -29,7 +29,7 @@ from megatron_v2pe.data.types import Batch
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import StepCost
-from megatron_v2pe.models.micro_batch import MicroBatch
+from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, PixelSettings
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.train.config import AdamWConfig
 from megatron_v2pe.workshop.built_model import built
@@ -163,7 +163,6 @@ def read_by_steps(case: parity.Case, steps: int, planted: str | None = None) -> 
 
     from megatron_v2pe.train.ddp import wrap
     from megatron_v2pe.train.loop import Trainer
-    from megatron_v2pe.train.micro_batch import Cutter
     from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler
 
     options = ModelOptions(params_dtype=case.dtype, **case.options)
@@ -175,15 +174,8 @@ def read_by_steps(case: parity.Case, steps: int, planted: str | None = None) -> 
         device = torch.device(case.device, 0) if case.device == "cuda" else torch.device("cpu")
         wrapped = wrap(model, case.layout, groups, device)
         optimizer = build_optimizer(wrapped, settings, case.dtype, False, False, groups)
-        cutter = Cutter(
-            coordinates=model.coordinates,
-            first_stage=model.pre_process,
-            image_token_id=case.image_token_id,
-            tokens_per_tile=model.internvl.tokens_per_tile,
-            device=device,
-            dtype=case.dtype,
-            mean_std=((0.5,) * 3, (0.5,) * 3),
-        )
+        per_tile, first_stage = model.internvl.tokens_per_tile, model.pre_process
+        cutter = PackCutter(model.coordinates, case.image_token_id, per_tile, first_stage)
         trainer = Trainer(
             model=wrapped,
             optimizer=optimizer,
@@ -191,6 +183,7 @@ def read_by_steps(case: parity.Case, steps: int, planted: str | None = None) -> 
             feed=_Feed([_batch(pack, model.internvl, model.coordinates) for pack in case.packs]),  # type: ignore[arg-type]
             device=Device(case.device),
             cutter=cutter,
+            pixels=PixelSettings(device, case.dtype, ((0.5,) * 3, (0.5,) * 3)),
             num_micro_batches=len(case.packs),
             seed=case.drop_path_seed or 0,
             cost=StepCost.of(model.internvl),
@@ -241,16 +234,14 @@ def _waits(_: torch.nn.Module) -> Iterator[list[str]]:
 @contextmanager
 def _arriving_on(reads: HostReads) -> Iterator[None]:
     """Let a batch that is moved to the device lie there."""
-    from megatron_v2pe.train.micro_batch import Cutter
+    original = PixelSettings.ready
 
-    original = Cutter.ready
-
-    def ready(cutter: Cutter, batch: MicroBatch) -> MicroBatch:
+    def ready(pixels: PixelSettings, batch: MicroBatch) -> MicroBatch:
         copied = batch.mapped(torch.clone)
         copied.mapped(lambda tensor: (reads.put([tensor]), tensor)[1])
-        return original(cutter, copied)
+        return original(pixels, copied)
 
-    with mock.patch.object(Cutter, "ready", ready):
+    with mock.patch.object(PixelSettings, "ready", ready):
         yield
 
 
@@ -346,16 +337,14 @@ def _read_of_the_loss() -> AbstractContextManager[Any]:
 
 def _targets_on_the_device() -> AbstractContextManager[Any]:
     """Look for supervised rows after the batch was moved."""
-    from megatron_v2pe.train.micro_batch import Cutter
+    original = PixelSettings.ready
 
-    original = Cutter.ready
-
-    def ready(cutter: Cutter, batch: MicroBatch) -> MicroBatch:
+    def ready(pixels: PixelSettings, batch: MicroBatch) -> MicroBatch:
         assert batch.targets is not None
         rows = (batch.targets.weights > -1).nonzero().squeeze(1)
-        return original(cutter, replace(batch, targets=replace(batch.targets, rows=batch.targets.rows[rows])))
+        return original(pixels, replace(batch, targets=replace(batch.targets, rows=batch.targets.rows[rows])))
 
-    return mock.patch.object(Cutter, "ready", ready)
+    return mock.patch.object(PixelSettings, "ready", ready)
 
 
 def _norm_of_megatron_core() -> AbstractContextManager[Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from helpers.golden import read_checkpoint
 from helpers.hf_names import to_full_state
-from megatron_v2pe.models.micro_batch import cut_pack
+from megatron_v2pe.models.micro_batch import PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.settings import StridePolicy
@@ -58,8 +58,8 @@ def decoder(checkpoint: str, weights: dict[str, Tensor], ids: Tensor, seqlens: S
     with _with_weights(checkpoint, weights, "language_model.") as (model, policy):
         denominator = policy.denominator(model.internvl.tokens_per_tile)
         ticks = torch.cat([torch.arange(length) * denominator for length in seqlens])
-        per_tile = model.internvl.tokens_per_tile
-        batch = cut_pack(ids, ticks, seqlens, model.coordinates, image_token_id=NO_IMAGES, tokens_per_tile=per_tile)
+        cutter = PackCutter(model.coordinates, NO_IMAGES, model.internvl.tokens_per_tile)
+        batch = cutter.cut(TensorPack(ids, ticks, seqlens))
         return _outcome(model, model(batch))
 
 

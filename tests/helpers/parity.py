@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from megatron_v2pe.kernels import choice
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.head import Targets
-from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
+from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack, WholePack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
@@ -166,20 +166,19 @@ def micro_batch(case: Case, index: int, model: Any) -> MicroBatch:
     pack = case.packs[index]
     tiles = model.coordinates.tiles(pack.pixel_values.shape[0])
     pixels = pack.pixel_values[tiles.start : tiles.stop].to(case.dtype) if model.pre_process else None
-    return cut_pack(
+    whole = TensorPack(
         pack.input_ids,
         pack.position_ticks,
         pack.seqlens,
-        model.coordinates,
         labels=pack.labels,
-        weights=pack.weights,
-        image_token_id=case.image_token_id,
-        num_tiles=pack.pixel_values.shape[0],
-        tokens_per_tile=model.internvl.tokens_per_tile,
-        pixel_values=pixels,
-        drop_path=None if case.drop_path_seed is None else DropPathKey(case.drop_path_seed, index),
-        first_stage=model.pre_process,
+        loss_weights=pack.weights,
+        num_tiles=[pack.pixel_values.shape[0]],
+        tiles=pixels,
     )
+    cutter = PackCutter(
+        model.coordinates, case.image_token_id, model.internvl.tokens_per_tile, first_stage=model.pre_process
+    )
+    return cutter.cut(whole, None if case.drop_path_seed is None else DropPathKey(case.drop_path_seed, index))
 
 
 def _logits(wrapped: nn.Module, batches: Sequence[MicroBatch]) -> list[Tensor]:
@@ -297,16 +296,17 @@ def _forget_documents_order(model: Any) -> Any:
 
 def _shift_after_the_cut(model: Any) -> Any:
     """Let each rank take its targets from the tokens it holds: wrong or lost at the ends of its chunks."""
-    original = cut_pack
+    original = PackCutter.cut
 
-    def cut(*args: Any, labels: Tensor, weights: Tensor, **kwargs: Any) -> MicroBatch:
-        batch = original(*args, labels=labels, weights=weights, **kwargs)
+    def cut(cutter: PackCutter, pack: WholePack, drop_path: DropPathKey | None = None) -> MicroBatch:
+        batch, labels, weights = original(cutter, pack, drop_path), pack.labels, pack.loss_weights
+        assert labels is not None and weights is not None
         rank = model.coordinates.context_parallel_rank
         in_place = batch.layout.shard(labels.roll(1), rank, -100), batch.layout.shard(weights.roll(1), rank, 0.0)
         shifted = [torch.cat([values[1:], values.new_full((1,), -100)]) for values in in_place]
         return replace(batch, targets=Targets.from_labels(*shifted))
 
-    return mock.patch(f"{__name__}.cut_pack", cut)
+    return mock.patch.object(PackCutter, "cut", cut)
 
 
 def _forget_feature_reduction(model: Any) -> Any:

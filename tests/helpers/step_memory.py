@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
+from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.settings import StridePolicy
@@ -73,19 +73,16 @@ def run(
 
         def batches() -> Iterator[MicroBatch]:
             for _ in range(micro_batches):
-                yield cut_pack(
+                pack = TensorPack(
                     ids,
                     torch.arange(tokens) * policy.denominator(config.tokens_per_tile),
                     [tokens],
-                    model.coordinates,
                     labels=labels,
-                    weights=torch.ones(tokens),
-                    image_token_id=image_token,
-                    num_tiles=tiles,
-                    tokens_per_tile=config.tokens_per_tile,
-                    pixel_values=torch.zeros(len(mine), 3, size, size, dtype=options.params_dtype) if mine else None,
-                    first_stage=model.pre_process,
+                    loss_weights=torch.ones(tokens),
+                    num_tiles=[tiles],
+                    tiles=torch.zeros(len(mine), 3, size, size, dtype=options.params_dtype) if mine else None,
                 )
+                yield PackCutter(model.coordinates, image_token, config.tokens_per_tile, model.pre_process).cut(pack)
 
         with memory:
             forward_backward(wrapped, batches(), micro_batches, float(supervised))

@@ -27,6 +27,7 @@ from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import StepCost
+from megatron_v2pe.models.micro_batch import PackCutter, PixelSettings
 from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
 from megatron_v2pe.train.config import AdamWConfig, ExperimentConfig, TrainConfig
 from megatron_v2pe.train.data_feed import DataFeed
@@ -34,7 +35,6 @@ from megatron_v2pe.train.ddp import wrap
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import Budget, in_words, plan_of_stage
 from megatron_v2pe.train.metrics import MetricsLog, StepMetrics
-from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler
 from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.v2pe.position_ids import position_ticks
@@ -120,15 +120,8 @@ def _measure(outcome: Outcome, size: Size, device: Device, work: Work) -> None:
             scheduler=build_scheduler(optimizer, config.optimizer, config.train.train_steps),
             feed=DataFeed(_Again(_batch(size, model, work)), None, [0], RankCoordinates(), 0),
             device=device,
-            cutter=Cutter(
-                coordinates=stage.coordinates,
-                first_stage=True,
-                image_token_id=size.image_token,
-                tokens_per_tile=model.tokens_per_tile,
-                device=device.torch_device,
-                dtype=size.dtype,
-                mean_std=NORMALISATION["imagenet"],
-            ),
+            cutter=PackCutter(stage.coordinates, size.image_token, model.tokens_per_tile),
+            pixels=PixelSettings(device.torch_device, size.dtype, NORMALISATION["imagenet"]),
             num_micro_batches=1,
             seed=0,
             cost=StepCost.of(model),

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.micro_batch import MicroBatch, cut_pack
+from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.train.config import AdamWConfig
@@ -147,18 +147,16 @@ def micro_batch(step: Step, model: Any) -> MicroBatch:
     tiles = sum(tiles for _, tiles in step.documents)
     mine = model.coordinates.tiles(tiles)
     pixels = [torch.randn(3, 448, 448, generator=torch.Generator().manual_seed(tile)) for tile in mine]
-    return cut_pack(
+    pack = TensorPack(
         ids,
         ticks,
         [tokens for tokens, _ in step.documents],
-        model.coordinates,
         labels=labels,
-        weights=(labels != -100).float(),
-        image_token_id=model.image_token_id,
-        num_tiles=tiles,
-        tokens_per_tile=per_tile,
-        pixel_values=torch.stack(pixels) if pixels else None,
+        loss_weights=(labels != -100).float(),
+        num_tiles=[tiles],
+        tiles=torch.stack(pixels) if pixels else None,
     )
+    return PackCutter(model.coordinates, model.image_token_id, per_tile).cut(pack)
 
 
 def run(step: Step) -> Measured:

@@ -20,16 +20,16 @@ from torch.utils.data import Dataset
 
 from megatron_v2pe.data.annotations import read_openings, read_shares
 from megatron_v2pe.data.bad_samples import SkipLog
+from megatron_v2pe.data.batch import PackReader
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.layout import IndexedSet
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
-from megatron_v2pe.data.pack_reader import PackReader, ReadPack
 from megatron_v2pe.data.packing.balance import deal, round_robin
 from megatron_v2pe.data.packing.planner import PackBudgets, plan_window
 from megatron_v2pe.data.plan import LOADER_STATE
-from megatron_v2pe.data.types import Clip, Document, SampleId
+from megatron_v2pe.data.types import Batch, Clip, Document, SampleId
 from megatron_v2pe.errors import CheckpointError, ConfigError, DataError
 from megatron_v2pe.foreign.schema import Range, typed
 
@@ -91,7 +91,8 @@ class IndexedPlan:
         self._samples, self._config, self._skipped = samples, config, skipped
         sets = [entry for entry in _shares(samples.manifest.datasets, config.meta_path) if entry.samples]
         self._first = np.array([entry.first for entry in sets])
-        self._mixture: Mixture[IndexedSet] = Mixture(sets, seed, config.use_data_resampling)
+        self.mixture: Mixture[IndexedSet] = Mixture(sets, seed, config.use_data_resampling)
+        """The order of the samples of each epoch."""
         self._budgets = PackBudgets(
             config.max_packed_tokens,
             config.num_images_expected,
@@ -122,19 +123,9 @@ class IndexedPlan:
             return round_robin(len(packs), ranks)
         return deal([pack.cost for pack in packs], ranks)
 
-    @property
-    def epoch_length(self) -> int:
-        """Samples of an epoch."""
-        return self._mixture.epoch_length
-
-    @property
-    def num_sets(self) -> int:
-        """Data sets."""
-        return len(self._mixture.datasets)
-
     def epoch(self, epoch: int, start: int = 0) -> Iterator[IndexedPack]:
         """Yield the packs of an epoch from its pack `start` on; as many windows as needed are packed."""
-        datasets, lines = self._mixture.order(epoch)
+        datasets, lines = self.mixture.order(epoch)
         order = self._first[datasets] + lines
         window = self._config.packing_window or len(order)
         passed = 0
@@ -163,7 +154,7 @@ class IndexedPlan:
         budgets = self._budgets
         return {
             "lengths": self._samples.manifest.lengths_sha256[:16],
-            "mixture": self._mixture.fingerprint(),
+            "mixture": self.mixture.fingerprint(),
             "max_packed_tokens": budgets.max_tokens,
             "num_images_expected": budgets.max_tiles,
             "pack_padding_multiple": budgets.padding_multiple,
@@ -208,7 +199,7 @@ def _shares(sets: Sequence[IndexedSet], meta_path: str) -> list[IndexedSet]:
 
 
 @dataclass(frozen=True)
-class IndexedReader(Dataset[ReadPack]):
+class IndexedReader(Dataset[Batch]):
     """Reads packs of an indexed data set."""
 
     samples: IndexedSamples
@@ -216,7 +207,7 @@ class IndexedReader(Dataset[ReadPack]):
     """Gives strides and what else an epoch draws."""
     reader: PackReader
 
-    def __getitem__(self, pack: IndexedPack) -> ReadPack:
+    def __getitem__(self, pack: IndexedPack) -> Batch:
         """Read one pack; a sample whose images have changed or are damaged is left out and reported."""
         documents: list[Document] = []
         unreadable: list[tuple[SampleId, str]] = []

@@ -78,7 +78,8 @@ def look_at_indexed(found: Findings) -> None:
                 draw_document(samples, encoder, number, 0, number)
         except DataError as error:
             bad.append(f"{samples.source(number)}: {error}")
-    _tell_data(found, config.data.indexed_path, plan.num_sets, plan.epoch_length, len(numbers), bad)
+    sets, samples_of_epoch = len(plan.mixture.datasets), plan.mixture.epoch_length
+    _tell_data(found, config.data.indexed_path, sets, samples_of_epoch, len(numbers), bad)
 
 
 def _spread(count: int, most: int) -> list[int]:

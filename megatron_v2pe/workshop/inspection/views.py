@@ -14,10 +14,10 @@ from itertools import groupby
 
 import numpy as np
 
+from megatron_v2pe.data.batch import loss_weights
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import Template
 from megatron_v2pe.data.image_operations import names_of
-from megatron_v2pe.data.loss_weights import loss_weights
 from megatron_v2pe.data.tokenize import PLACEHOLDER
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import IGNORE_INDEX, Document, Picture

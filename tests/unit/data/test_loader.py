@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from helpers.data_cases import assert_same_batches
+from megatron_v2pe.data.batch import PackReader
 from megatron_v2pe.data.loader import build_loader
-from megatron_v2pe.data.pack_reader import PackReader
 from megatron_v2pe.errors import ConfigError, DataError, LostProcessError
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for, write_dataset

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_v2pe.data.collate import collate
-from megatron_v2pe.data.loss_weights import loss_weights
+from megatron_v2pe.data.batch import collate, loss_weights
 from megatron_v2pe.data.packing.online import BestFitPacker
 from megatron_v2pe.data.types import Document, Picture, SampleId
 

@@ -11,9 +11,9 @@ import torch
 from megatron_v2pe.data.types import Batch
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.models.drop_path import DropPathKey
+from megatron_v2pe.models.micro_batch import PackCutter, PixelSettings
 from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
 from megatron_v2pe.train.data_feed import DataFeed
-from megatron_v2pe.train.micro_batch import Cutter
 from megatron_v2pe.train.step_ahead import StepsAhead
 
 PER_TILE, IMAGE, SIDE = 4, 9, 28
@@ -73,21 +73,11 @@ def alone(monkeypatch):
     )
 
 
-def cutter():
-    return Cutter(
-        coordinates=RankCoordinates(),
-        first_stage=True,
-        image_token_id=IMAGE,
-        tokens_per_tile=PER_TILE,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        mean_std=((0.0,) * 3, (1.0,) * 3),
-    )
-
-
 def opened(loader, micro_batches=2):
     feed = DataFeed(loader, None, [0], RankCoordinates(), max_skipped_samples=10**6)
-    return feed, StepsAhead(feed, cutter(), micro_batches, lambda step, index: DropPathKey(7, step * 10 + index))
+    cutter = PackCutter(RankCoordinates(), IMAGE, PER_TILE)
+    pixels = PixelSettings(torch.device("cpu"), torch.float32, ((0.0,) * 3, (1.0,) * 3))
+    return feed, StepsAhead(feed, cutter, pixels, micro_batches, lambda step, index: DropPathKey(7, step * 10 + index))
 
 
 def lengths(data):

@@ -18,7 +18,7 @@ from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.build import BuildOptions, build
 from megatron_v2pe.data.indexed.plan import IndexedPack, IndexedReader
 from megatron_v2pe.data.indexed.samples import IndexedSamples
-from megatron_v2pe.data.pack_reader import PackReader
+from megatron_v2pe.data.batch import PackReader
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.checking.check import check_data_list
@@ -279,7 +279,7 @@ def test_a_set_that_was_built_with_a_full_check_is_read_to_the_end(world, refuse
     for number in range(len(samples)):
         for epoch in range(EPOCHS):
             read = reader[IndexedPack(epoch, (number,), (number,))]
-            assert not read.unreadable and len(read.batch.sources) == 1
+            assert not read.unreadable and len(read.sources) == 1
 
 
 def test_what_looks_less_closely_refuses_no_more(world, refused):

@@ -19,6 +19,7 @@ from helpers.shared import shared_path
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
+from megatron_v2pe.data.image_operations import names_of
 from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.loader import build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
@@ -269,7 +270,7 @@ def test_the_sheet_shows_the_tiles(indexed):
     (document,) = found.documents
     (picture,) = document.pictures
     columns, rows = picture.grid
-    assert picture.thumbnail and picture.augment
+    assert picture.thumbnail and names_of(picture.operations) == ("jpeg",)
     view = view_of(indexed, found)
     sheet = np.asarray(contact_sheet(view, found.documents, 28, MEAN, found.open_picture))
     tiles = read_tiles(document.pictures, 28, MEAN, document.key, found.open_picture).numpy()

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_v2pe.data.published_layout import LONG_VQA_IMAGE
+from megatron_v2pe.data.published_layout import LONG_VQA_IMAGE, LONG_VQA_PASTE
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmark_names import create, expand
 from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
+from megatron_v2pe.evaluate.families.long_vqa import synthetic as long_vqa_sets
 from megatron_v2pe.evaluate.families.milebench import questions as milebench
-from megatron_v2pe.workshop.synthetic.benchmark_sets import long_context
-from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
+from megatron_v2pe.evaluate.families.milebench import synthetic as milebench_sets
+from megatron_v2pe.workshop.synthetic.benchmarks import SETS, write_benchmark
 
 PUBLISHED_TASKS = """
 vqa-okvqa-val vqa-textvqa-val vqa-textvqa-val-ocr vqa-vizwiz-val vqa-vizwiz-test vqa-vqav2-testdev vqa-vqav2-val
@@ -111,9 +112,10 @@ def test_settings_of_the_published_scripts(name, tiles, dynamic, thumbnail, new_
 
 
 def test_lists_that_are_written_down_twice_agree():
-    assert set(long_context.LONG_VQA_IMAGE) == set(LONG_VQA_IMAGE)
-    written = (*long_context.MILEBENCH_OPEN, *long_context.MILEBENCH_CHOICE)
-    assert sorted(written) == sorted(milebench.SETS)
+    assert set(long_vqa_sets.IMAGE_TASKS) == set(LONG_VQA_IMAGE)
+    assert set(long_vqa_sets.PASTE_TASKS) == set(LONG_VQA_PASTE)
+    assert sorted((*milebench_sets.OPEN, *milebench_sets.CHOICE)) == sorted(milebench.SETS)
+    assert sorted(SETS.names()) == sorted(BENCHMARKS)
 
 
 def test_sets_are_those_of_the_scorers():

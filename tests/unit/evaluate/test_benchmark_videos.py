@@ -12,8 +12,7 @@ from helpers.opened_images import open_images
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark_names import create
 from megatron_v2pe.evaluate.families.videos.frames import sample_frames, video_images
-from megatron_v2pe.workshop.synthetic.benchmark_sets.files import Maker
-from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.benchmarks import Maker, write_benchmark
 
 INSTRUCTION = (
     "Carefully watch the video and pay attention to the cause and sequence of events, the detail and movement of "

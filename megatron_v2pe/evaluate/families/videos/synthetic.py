@@ -1,8 +1,8 @@
-"""Made-up sets of benchmarks that ask about videos: MVBench and Video-MME."""
+"""Made-up sets of MVBench and Video-MME, in their published form."""
 
 from __future__ import annotations
 
-from megatron_v2pe.workshop.synthetic.benchmark_sets.files import Maker, Writer
+from megatron_v2pe.workshop.synthetic.benchmarks import SETS, Maker
 
 _MVBENCH = {
     "action_sequence": "star/Charades_v1_480",
@@ -29,6 +29,7 @@ _MVBENCH = {
 _CLIPS = ("action_sequence", "action_prediction", "object_interaction", "action_localization", "episodic_reasoning")
 
 
+@SETS.register("mvbench")
 def _mvbench(make: Maker) -> None:
     root = "dataset/benchmark/MVBench"
     for folder in dict.fromkeys(_MVBENCH.values()):
@@ -48,6 +49,7 @@ def _mvbench(make: Maker) -> None:
         make.json(f"{root}/json/{task}.json", rows)
 
 
+@SETS.register("videomme")
 def _videomme(make: Maker) -> None:
     rows = []
     for number, duration in enumerate(("short", "medium", "long")):
@@ -70,7 +72,3 @@ def _videomme(make: Maker) -> None:
         make.table("data/Video-MME/videomme/test-00000-of-00001.parquet", rows)
     else:
         make.lines("data/Video-MME/videomme/test.jsonl", rows)
-
-
-WRITERS: dict[str, Writer] = {"mvbench": _mvbench, "videomme": _videomme}
-"""By name."""

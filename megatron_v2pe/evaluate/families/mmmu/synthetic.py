@@ -1,0 +1,47 @@
+"""Made-up sets of MMMU, in its published form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_v2pe.workshop.synthetic.benchmarks import LETTERS, SETS, Maker, png
+
+
+@SETS.register("mmmu_dev", "mmmu_val", "mmmu_test")
+def _mmmu(make: Maker) -> None:
+    split = {"mmmu_dev": "dev", "mmmu_val": "validation", "mmmu_test": "test"}[make.name]
+    for subject in ("Art", "Basic_Medical_Science", "Math"):
+        folder, rows = f"data/MMMU/{subject}", []
+        for number in range(1, 4):
+            drawn = [make.draw() for _ in range(1 + 3 * (number == 2))]
+            key = f"{split}_{subject}_{number}"
+            if number == 3:
+                options, answer = [], str([drawn[0].colour, f"{drawn[0].colour} paint"])
+            else:
+                options = ["<image 2>", "<image 3>", "<image 4>"] if number == 2 else make.choices(drawn[0].colour)
+                answer = "B" if number == 2 else LETTERS[options.index(drawn[0].colour)]
+            row: dict[str, Any] = {
+                "id": key,
+                "question": f" What colour is the {drawn[0].shape} of <image 1>? ",
+                "options": repr(options),
+                "explanation": "",
+                **{f"image_{place}": None for place in range(1, 8)},
+                "img_type": "['Drawings']",
+                "answer": "?" if split == "test" else answer,
+                "topic_difficulty": "Easy",
+                "question_type": "multiple-choice" if options else "open",
+                "subfield": subject,
+            }
+            for place, picture in enumerate(drawn, 1):
+                name = f"{key}_{place}.png"
+                if make.parquet:
+                    row[f"image_{place}"] = {"bytes": png(picture.image), "path": name}
+                else:
+                    picture.image.save(make.file(f"{folder}/images/{name}"))
+                    row[f"image_{place}"] = f"images/{name}"
+            rows.append(row)
+        if make.parquet:
+            images = [f"image_{place}" for place in range(1, 8)]
+            make.table(f"{folder}/{split}-00000-of-00001.parquet", rows, images)
+        else:
+            make.lines(f"{folder}/{split}.jsonl", rows)

@@ -29,8 +29,8 @@ from megatron.core.dist_checkpointing.mapping import (
 from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess, save_preprocess
 from megatron.core.dist_checkpointing.utils import extract_sharded_base
 
-from megatron_v2pe.checkpoint.description import Written, read_common
-from megatron_v2pe.checkpoint.torch_dist import TorchDistReader, TorchDistWriter
+from megatron_v2pe.checkpoint.description import read_common
+from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import CheckpointError, V2PEError
 
@@ -54,22 +54,6 @@ def bytes_of(parts: list[ShardedTensor], device: torch.device) -> int:
     total = torch.tensor(sum(part.data.nbytes for part in parts if part.data is not None), device=device)
     dist.all_reduce(total)
     return int(total.item())
-
-
-def write_parts(folder: Path, parts: list[ShardedTensor]) -> Written:
-    """Write this rank's parts to a file of its own; return what is in it.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written to.
-    """
-    if not parts:
-        return Written()
-    with TorchDistWriter(folder, dist.get_rank()) as writer:
-        for part in parts:
-            assert part.data is not None, part.key
-            values = part.data[(None,) * part.prepend_axis_num]
-            writer.add(part.key, tuple(part.global_shape), tuple(part.global_offset), values)
-    return writer.written
 
 
 def load(state: State, reader: TorchDistReader, folder: Path) -> State:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +39,7 @@ from megatron_v2pe.checkpoint.folder import (
 )
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
+from megatron_v2pe.checkpoint.writer import CheckpointWriter, SynchronousWriter
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks, run_on_first_rank
 from megatron_v2pe.errors import CheckpointError, SpaceError
 from megatron_v2pe.foreign.schema import Range, typed
@@ -70,7 +72,7 @@ def save(
     keep_latest: int | None = None,
     files: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write a checkpoint; every rank calls this.
+    """Write a checkpoint and wait until it is in place; every rank calls this.
 
     Args:
         root: folder of the run's checkpoints.
@@ -84,6 +86,25 @@ def save(
     Returns:
         The folder written.
     """
+    return begin_save(root, model, optimizer, state, hf_source, keep_latest, files, SynchronousWriter()).commit()
+
+
+def begin_save(
+    root: Path,
+    model: nn.Module,
+    optimizer: MegatronOptimizer,
+    state: TrainingState,
+    hf_source: Path,
+    keep_latest: int | None,
+    files: Mapping[str, str] | None,
+    writer: CheckpointWriter,
+) -> SaveInProgress:
+    """Hand the tensors of model and optimizer to a writer; every rank calls this, and later `commit`.
+
+    Args:
+        root, model, optimizer, state, hf_source, keep_latest, files: see `save`.
+        writer: takes this rank's parts of the tensors.
+    """
     folder = iteration_folder(root, state.iteration)
     temporary = root / f".{folder.name}.writing"
     metadata = _metadata()
@@ -92,17 +113,53 @@ def save(
     parts, common = sharded.parts_to_save(tensors)
     size = sharded.bytes_of(parts, next(model.parameters()).device)
     run_on_first_rank(lambda: _begin(temporary, size + _BESIDE))
+    with _removed_on_error(temporary):
+        raise_on_all_ranks(lambda: _hand_over(writer, temporary, parts))
+    description = _description(state.iteration, model)
+    return SaveInProgress(
+        writer,
+        temporary,
+        folder,
+        lambda written: _finish(temporary, written, common, state, description, hf_source, files),
+        keep_latest,
+    )
+
+
+@dataclass(frozen=True)
+class SaveInProgress:
+    """A checkpoint whose tensors a writer has taken; it counts only when `commit` has returned."""
+
+    writer: CheckpointWriter
+    temporary: Path
+    """Folder it is written to."""
+    folder: Path
+    """Folder it becomes."""
+    finish: Callable[[Written], None]
+    """Writes what lies beside the tensors, on the first rank."""
+    keep_latest: int | None
+
+    def commit(self) -> Path:
+        """Wait until the tensors are on the disk, then put the checkpoint in place; every rank calls this.
+
+        Returns:
+            The folder written.
+        """
+        with _removed_on_error(self.temporary):
+            written = _gathered(raise_on_all_ranks(lambda: _written(self.writer, self.temporary)))
+            run_on_first_rank(lambda: self.finish(written))
+        run_on_first_rank(lambda: _put_in_place(self.temporary, self.folder, self.keep_latest))
+        return self.folder
+
+
+@contextmanager
+def _removed_on_error(temporary: Path) -> Generator[None, None, None]:
+    """Remove a half-written checkpoint when something fails: it would keep the disk full."""
     try:
-        written = _gathered(raise_on_all_ranks(lambda: _write_parts(temporary, parts)))
-        run_on_first_rank(
-            lambda: _finish(temporary, written, common, state, _description(state.iteration, model), hf_source, files)
-        )
+        yield
     except BaseException:
         if dist.get_rank() == 0:
-            shutil.rmtree(temporary, ignore_errors=True)  # it would keep the disk full
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
-    run_on_first_rank(lambda: _put_in_place(temporary, folder, root, state.iteration, keep_latest))
-    return folder
 
 
 def load_training(folder: Path, model: nn.Module, optimizer: MegatronOptimizer, verify: bool = True) -> TrainingState:
@@ -180,9 +237,14 @@ def _begin(temporary: Path, size: int) -> None:
     temporary.mkdir()
 
 
-def _write_parts(temporary: Path, parts: list[Any]) -> Written:
+def _hand_over(writer: CheckpointWriter, temporary: Path, parts: list[Any]) -> None:
     with naming(temporary):
-        return sharded.write_parts(temporary, parts)
+        writer.begin(temporary, parts)
+
+
+def _written(writer: CheckpointWriter, temporary: Path) -> Written:
+    with naming(temporary):
+        return writer.wait()
 
 
 def _gathered(written: Written) -> Written:
@@ -238,7 +300,9 @@ def _check_copies(sums: Mapping[str, FileSum], hf_source: Path, changed: Mapping
             raise CheckpointError(f"{hf_source / name}: damaged since the run began; copy the checkpoint again")
 
 
-def _put_in_place(temporary: Path, folder: Path, root: Path, iteration: int, keep_latest: int | None) -> None:
+def _put_in_place(temporary: Path, folder: Path, keep_latest: int | None) -> None:
+    root, iteration = folder.parent, iteration_of(folder)
+    assert iteration is not None, folder
     shutil.rmtree(folder, ignore_errors=True)
     put_in_place(temporary, folder)
     write_text(root / LATEST, f"{iteration}\n", durable=True)

@@ -77,7 +77,7 @@ def _check(arguments: argparse.Namespace, words: list[str]) -> int:
     from megatron_v2pe.data.published_layout import look_for_folders
     from megatron_v2pe.errors import ConfigError
     from megatron_v2pe.workshop.checking.check import check_data_list
-    from megatron_v2pe.workshop.checking.text import as_text, downloads, folders_as_text
+    from megatron_v2pe.workshop.checking.report import as_text, downloads, folders_as_text
 
     if arguments.indexed is not None:
         return _check_set(arguments, words)

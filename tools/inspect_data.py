@@ -14,7 +14,7 @@ from megatron_v2pe.train.data_tools import add_model_arguments, read_settings, t
 
 if TYPE_CHECKING:
     from megatron_v2pe.train.config import ExperimentConfig
-    from megatron_v2pe.workshop.inspection.source import Found
+    from megatron_v2pe.workshop.inspection.find import Found
     from megatron_v2pe.workshop.inspection.views import PackView
 
 EXAMPLES = """The settings are those of training (`tools/train.py --help`), so the same recipe shows what it trains on:
@@ -79,8 +79,8 @@ def _inspect(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     from megatron_v2pe.data.conversation import get_template
     from megatron_v2pe.data.encode import DocumentEncoder
     from megatron_v2pe.recipes.registry import RECIPES
-    from megatron_v2pe.workshop.inspection.source import find_pack, find_sample
-    from megatron_v2pe.workshop.inspection.text import as_text
+    from megatron_v2pe.workshop.inspection.find import find_pack, find_sample
+    from megatron_v2pe.workshop.inspection.listing import as_text
     from megatron_v2pe.workshop.inspection.views import Viewer
 
     config = _with_positions(read_settings(settings, RECIPES))

@@ -90,7 +90,7 @@ def _make(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
 
 def _build(arguments: argparse.Namespace, settings: Sequence[str]) -> Manifest:
     from megatron_v2pe.base.config_tree import to_dict
-    from megatron_v2pe.data.annotations import read_data_list
+    from megatron_v2pe.data.data_list import read_data_list
     from megatron_v2pe.data.encode import DocumentEncoder
     from megatron_v2pe.data.indexed.build import BuildOptions, build
     from megatron_v2pe.recipes.registry import RECIPES

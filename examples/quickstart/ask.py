@@ -19,7 +19,8 @@ from megatron_v2pe.base.command import run_tool
 from megatron_v2pe.base.progress import progress_bar
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
 from megatron_v2pe.checkpoint.resolve import find_checkpoint
-from megatron_v2pe.data.annotations import Dataset, read_data_list
+from megatron_v2pe.data.annotations import Dataset
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.types import Sample
 from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.generate.pretrained import Pretrained, open_pretrained

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from megatron_v2pe.data.image_tiles import TileCache, read_tiles
 from megatron_v2pe.data.types import IGNORE_INDEX, Batch, Document, Picture, SampleId
 from megatron_v2pe.errors import DataError
+from megatron_v2pe.v2pe.position_ids import Ticks
 
 
 def loss_weights(labels: Tensor, reduction: str) -> Tensor:
@@ -47,6 +48,7 @@ def collate(
     documents: Sequence[Document],
     tiles: Tensor,
     reduction: str,
+    denominator: int,
     unreadable: Sequence[tuple[SampleId, str]] = (),
 ) -> Batch:
     """Join documents to a micro-batch.
@@ -55,6 +57,7 @@ def collate(
         documents: in order; none gives a micro-batch without tokens.
         tiles: uint8 [T, H, W, 3], of all documents in order.
         reduction: `token`, `sample` or `square`.
+        denominator: ticks of one position, the same for all documents of a run.
         unreadable: samples of the pack that are left out, and why.
     """
     weights = [loss_weights(document.labels, reduction) for document in documents]
@@ -62,7 +65,7 @@ def collate(
         input_ids=_joined([document.input_ids for document in documents], torch.int64),
         labels=_joined([_shifted(document.labels, IGNORE_INDEX) for document in documents], torch.int64),
         loss_weights=_joined([_shifted(of_document, 0.0) for of_document in weights], torch.float32),
-        position_ticks=_joined([document.position_ticks for document in documents], torch.int64),
+        position_ticks=Ticks.joined([document.position_ticks for document in documents], denominator),
         seqlens=tuple(document.num_tokens for document in documents),
         tiles=tiles,
         num_tiles=tuple(count for document in documents for _, count in document.images),
@@ -91,6 +94,8 @@ class PackReader(Dataset[Batch]):
     """Mean colour of the normalisation, for operations that pad."""
     reduction: str
     """How tokens are weighted, see `loss_weights`."""
+    denominator: int
+    """Ticks of one position, the same for all documents of a run."""
     cache: TileCache = field(default_factory=TileCache, compare=False)
 
     def __getitem__(self, documents: Sequence[Document]) -> Batch:
@@ -125,4 +130,4 @@ class PackReader(Dataset[Batch]):
                 parts.append(part)
         if len(kept) < len(documents):
             tiles = torch.cat([tiles[:0], *parts])
-        return collate(kept, tiles, self.reduction, lost)
+        return collate(kept, tiles, self.reduction, self.denominator, lost)

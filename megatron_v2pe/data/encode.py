@@ -96,7 +96,7 @@ class DocumentEncoder:
         ids, labels = expand(sample.text, tiles, per_tile)
         images = list(zip(image_starts(sample.text, tiles, per_tile), tiles, strict=True))
         strides = self.policy.draw(len(images), per_tile, epoch=epoch, sample=number)
-        ticks, _ = position_ticks(len(ids), images, strides, per_tile, self.denominator)
+        ticks = position_ticks(len(ids), images, strides, per_tile, self.denominator)
         return Document(ids, labels, ticks, tuple(images), pictures, sample.source, key)
 
     def _media(

@@ -13,17 +13,17 @@ from typing import Any, Protocol
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from megatron_v2pe.base.orphans import lost_reader
-from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.batch import PackReader
 from megatron_v2pe.data.config import DataConfig
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.data.indexed.plan import IndexedPlan, IndexedPlanState, IndexedReader
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.indexed.verify import warn_of_edits
 from megatron_v2pe.data.mixture import Mixture
-from megatron_v2pe.data.plan import PackPlan, PackPlanState
+from megatron_v2pe.data.pack_plan import PackPlan, PackPlanState
 from megatron_v2pe.data.prefetch import prefetch
 from megatron_v2pe.data.reader_processes import Patience, Readers, hide_lost_connections, leave_signals_to_the_run
 from megatron_v2pe.data.tokenizer import Tokenizer
@@ -255,7 +255,7 @@ def build_loader(
     counts = _skipped(state, bool(config.indexed_path))
     skipped = SkipLog(config.max_skipped_samples, counts, quiet=dp_rank > 0)
     mean, _ = NORMALISATION[config.normalize_type]
-    reader = PackReader(tile_size=facts.tile_size, mean=mean, reduction=config.loss_reduction)
+    reader = PackReader(facts.tile_size, mean, config.loss_reduction, encoder.denominator)
     if config.indexed_path:
         samples = IndexedSamples(config.indexed_path)
         samples.check(config, tokenizer, facts)

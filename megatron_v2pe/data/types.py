@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from megatron_v2pe.data.image_operations import Operations
+from megatron_v2pe.v2pe.position_ids import Ticks
 
 IGNORE_INDEX = -100
 """Label of a token nothing is learned from."""
@@ -139,8 +140,8 @@ class Document:
     """int64 [L]."""
     labels: Tensor
     """int64 [L], in place (label t is token t), -100 where nothing is learned."""
-    position_ticks: Tensor
-    """int64 [L], positions times the run's denominator."""
+    position_ticks: Ticks
+    """Positions of the L tokens."""
     images: tuple[tuple[int, int], ...]
     """Per image: index of its first image token, number of tiles."""
     pictures: tuple[Picture, ...]
@@ -170,8 +171,8 @@ class Batch:
     """int64 [S], shifted: label t is what token t predicts, -100 for nothing; never another document's."""
     loss_weights: Tensor
     """float32 [S], shifted like the labels, 0 where a label is -100."""
-    position_ticks: Tensor
-    """int64 [S], each document from 0."""
+    position_ticks: Ticks
+    """Positions of the S tokens, each document's from 0."""
     seqlens: tuple[int, ...]
     """Length of each document; S in all."""
     tiles: Tensor

@@ -2,7 +2,7 @@
 
 Only the first rank reads and writes; what it reads is told to every rank, and all of them answer. An image belongs to
 the question it came with, however late in the conversation that is: its place is written there
-(`data.image_places`), and no earlier turn is changed. A question that cannot be answered is told and forgotten with its
+(`data.tokenize`), and no earlier turn is changed. A question that cannot be answered is told and forgotten with its
 images, so that the
 conversation goes on as if it had not been asked. So it is, but for its images, where Ctrl-C stops an answer: on one
 process, for several are interrupted in different places.
@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 import torch.distributed as dist
 
 from megatron_v2pe.data.image_files import image_size
-from megatron_v2pe.data.image_places import REMEDY, image_lines
 from megatron_v2pe.data.image_plan import TilingOptions
-from megatron_v2pe.data.tokenize import PLACEHOLDER
+from megatron_v2pe.data.tokenize import PLACEHOLDER, REMEDY, image_lines
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import DataError, V2PEError
 from megatron_v2pe.generate.generation import GenerationOptions

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.image_operations import NORMALISATION, operations_of
-from megatron_v2pe.data.image_places import with_images
 from megatron_v2pe.data.image_plan import TilingOptions, plan_images
-from megatron_v2pe.data.tokenize import compact_conversation, expand, image_starts
+from megatron_v2pe.data.tokenize import compact_conversation, expand, image_starts, with_images
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.generate.tiles import ImageTiles
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.v2pe.position_ids import position_ticks
+from megatron_v2pe.v2pe.position_ids import Ticks, position_ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 
 
@@ -25,8 +24,8 @@ class Prompt:
 
     input_ids: Tensor
     """int64 [L]."""
-    position_ticks: Tensor
-    """int64 [L]."""
+    position_ticks: Ticks
+    """Positions of the L tokens."""
     tiles: Tensor | ImageTiles
     """T of them, uint8 [H, W, 3] each; where tiles are normalised already, [3, H, W] of a floating type."""
     num_tiles: tuple[int, ...]
@@ -76,7 +75,7 @@ def encode_prompt(
 
     Args:
         turns: (role, text), roles `human` and `gpt` in turn, see `Template.render`. Images without placeholders go
-            before the first question, see `data.image_places`.
+            before the first question, see `data.tokenize`.
         images: paths, in the order of the placeholders.
         model: the checkpoint's configuration.
         tokenizer: the checkpoint's tokenizer.
@@ -119,5 +118,5 @@ def assemble(
     ids, _ = expand(text, num_tiles, per_tile)
     images = list(zip(image_starts(text, num_tiles, per_tile), num_tiles, strict=True))
     strides = policy.draw(len(images), per_tile, epoch=0, sample=0)
-    ticks, _ = position_ticks(len(ids), images, strides, per_tile, policy.denominator(per_tile))
+    ticks = position_ticks(len(ids), images, strides, per_tile, policy.denominator(per_tile))
     return Prompt(ids, ticks, tiles, tuple(num_tiles))

@@ -14,14 +14,15 @@ from math import ceil
 from typing import Any, cast
 
 from megatron_v2pe.base.progress import progress_bar
-from megatron_v2pe.data.annotations import Dataset, read_data_list
+from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.config import DataConfig
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.plan import IndexedPlan
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
-from megatron_v2pe.data.plan import PackPlan
+from megatron_v2pe.data.pack_plan import PackPlan
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from helpers.damage import SEED
 from helpers.data_cases import every_kind
-from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.image_files import image_size, open_image
 from megatron_v2pe.data.indexed.files import measure_image
 from megatron_v2pe.data.turns import LONGEST_WORD

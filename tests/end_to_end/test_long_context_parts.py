@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import IGNORE_INDEX, Document

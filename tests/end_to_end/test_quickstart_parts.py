@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from helpers.golden import read_checkpoint
-from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Document

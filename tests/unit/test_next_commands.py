@@ -12,16 +12,17 @@ import pytest
 
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
 from megatron_v2pe.checkpoint.resolve import find_checkpoint
-from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.errors import V2PEError, how_to_install
 from megatron_v2pe.evaluate import benchmark as benchmark_module
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.train.config import LoggingConfig, TrainConfig
-from megatron_v2pe.train.metrics import check_wandb
+from megatron_v2pe.train.writers import check_writers
 
 ROOT = Path(__file__).parents[2]
 LIST = "dataset/annotation_train_32k.json"
 DOWNLOAD = r"huggingface-cli download OpenGVLab/InternVL2-2B --local-dir pretrained/InternVL2-2B$"
+WANDB = r"setup_venv\.sh wandb, or pip install -e '\.\[wandb\]'"
 REFUSALS = {
     "a checkpoint to train": (lambda: find_checkpoint("pretrained/InternVL2-2B", "model"), DOWNLOAD),
     "a checkpoint to convert": (lambda: hf_to_mcore(Path("pretrained/InternVL2-2B"), Path("out")), DOWNLOAD),
@@ -36,7 +37,7 @@ REFUSALS = {
     "another data list": (lambda: read_data_list("my.json"), r"docs/data\.md$"),
     "processes": (lambda: ParallelConfig(context_parallel_size=2).data_parallel_size(1), "--nproc-per-node 2"),
     "a batch": (lambda: TrainConfig(global_batch_size=3).micro_batches(2), "take 4"),
-    "wandb": (lambda: check_wandb(LoggingConfig(wandb=True)), r"setup_venv\.sh wandb, or pip install -e '\.\[wandb\]'"),
+    "wandb": (lambda: check_writers(LoggingConfig(wandb=True)), WANDB),
 }
 
 
@@ -44,7 +45,7 @@ REFUSALS = {
 def test_what_to_type_next_is_said(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("megatron_v2pe.train.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("megatron_v2pe.train.writers.find_spec", lambda name: None)
     work, said = REFUSALS[kind]
     with pytest.raises(V2PEError) as refused:
         work()

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.indexed.build import BuildOptions, build

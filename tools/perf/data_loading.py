@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.data.bad_samples import SkipLog
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.data.indexed.build import BuildOptions, build
 from megatron_v2pe.data.indexed.plan import IndexedPlan

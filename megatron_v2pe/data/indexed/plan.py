@@ -18,17 +18,17 @@ from typing import Annotated, Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from megatron_v2pe.data.annotations import read_openings, read_shares
 from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.batch import PackReader
 from megatron_v2pe.data.config import DataConfig
+from megatron_v2pe.data.data_list import read_openings, read_shares
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.layout import IndexedSet
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
+from megatron_v2pe.data.pack_plan import LOADER_STATE
 from megatron_v2pe.data.packing.balance import deal, round_robin
 from megatron_v2pe.data.packing.planner import PackBudgets, plan_window
-from megatron_v2pe.data.plan import LOADER_STATE
 from megatron_v2pe.data.types import Batch, Clip, Document, SampleId
 from megatron_v2pe.errors import CheckpointError, ConfigError, DataError
 from megatron_v2pe.foreign.schema import Range, typed

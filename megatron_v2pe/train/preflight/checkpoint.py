@@ -15,9 +15,9 @@ from typing import Any
 from megatron_v2pe.checkpoint.folder import iterations
 from megatron_v2pe.checkpoint.resolve import Place, find_checkpoint
 from megatron_v2pe.checkpoint.trained import CARRIED, differing, trained_config
-from megatron_v2pe.data.annotations import read_entries
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import TEMPLATES
+from megatron_v2pe.data.data_list import read_entries
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from megatron_v2pe.data.annotations import Dataset, read_data_list
+from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.bad_samples import SkipLog
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.plan import IndexedPlan, draw_document
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
-from megatron_v2pe.data.plan import PackPlan
+from megatron_v2pe.data.pack_plan import PackPlan
 from megatron_v2pe.data.types import Clip, Picture
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable

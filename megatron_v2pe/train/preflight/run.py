@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_v2pe.base.config_tree import get_path
 from megatron_v2pe.checkpoint.folder import newest
 from megatron_v2pe.checkpoint.resolve import find_checkpoint, has_weights, look_for_checkpoint, resume_folder
-from megatron_v2pe.data.annotations import read_entries, read_entry, where_lists_are
+from megatron_v2pe.data.data_list import read_entries, read_entry, where_lists_are
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.indexed.layout import Manifest
 from megatron_v2pe.data.tokenizer import Tokenizer
@@ -21,7 +21,6 @@ from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.tokenizer_files import MODEL
 from megatron_v2pe.train.config import ExperimentConfig
-from megatron_v2pe.train.metrics import check_wandb
 from megatron_v2pe.train.preflight.checkpoint import (
     SAID,
     check_checkpoint,
@@ -32,6 +31,7 @@ from megatron_v2pe.train.preflight.checkpoint import (
 )
 from megatron_v2pe.train.preflight.data import look_at_indexed, look_at_list
 from megatron_v2pe.train.preflight.findings import Findings
+from megatron_v2pe.train.writers import check_writers
 
 NAMED = ("model.model_name_or_path", "model.tokenizer_path", "data.meta_path", "data.indexed_path", "checkpoint.load")
 """Settings that name what has to be there."""
@@ -61,7 +61,7 @@ def look(config: ExperimentConfig, recipe: ExperimentConfig | None = None, ranks
             found.attempt(lambda: look_at_indexed(found))
     elif not _expected(found, "data.meta_path", may_come, found.unseen, "the data"):
         found.attempt(lambda: look_at_list(found))
-    found.attempt(lambda: check_wandb(config.logging))
+    found.attempt(lambda: check_writers(config.logging))
     return found
 
 
@@ -97,7 +97,7 @@ def _small(config: ExperimentConfig) -> bool:
 
 def _missing(config: ExperimentConfig) -> Iterator[V2PEError | OSError]:
     """Yield what is missing, told without reading the data."""
-    for work in (lambda: check_checkpoint(config), lambda: check_wandb(config.logging)):
+    for work in (lambda: check_checkpoint(config), lambda: check_writers(config.logging)):
         try:
             work()
         except (V2PEError, OSError) as error:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_v2pe.base.progress import progress_bar
-from megatron_v2pe.data.annotations import Dataset, read_entries, read_entry
+from megatron_v2pe.data.annotations import Dataset
+from megatron_v2pe.data.data_list import read_entries, read_entry
 from megatron_v2pe.data.image_files import image_size, open_image
 from megatron_v2pe.data.image_operations import Operations
 from megatron_v2pe.data.processes import Processes

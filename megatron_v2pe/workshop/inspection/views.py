@@ -183,14 +183,14 @@ class Viewer:
             tiles=document.num_tiles,
             learned=int((document.labels != IGNORE_INDEX).sum()),
             weight=float(weights.max()),
-            last_ticks=int(document.position_ticks.max()),
+            last_ticks=int(document.position_ticks.values.max()),
             exchanges=tuple(self._exchanges(runs)),
             runs=runs,
         )
 
     def _runs(self, document: Document) -> Iterator[RunView]:
         ids, learned = document.input_ids.numpy(), (document.labels != IGNORE_INDEX).numpy()
-        ticks = document.position_ticks
+        ticks = document.position_ticks.values
         openings = np.isin(ids, self._openings)
         message = np.cumsum(openings)
         images = {
@@ -219,7 +219,7 @@ class Viewer:
         return start + picture.num_tiles * self.tokens_per_tile + 1
 
     def _image(self, document: Document, number: int, start: int, picture: Picture) -> ImageView:
-        ticks, tokens = document.position_ticks, picture.num_tiles * self.tokens_per_tile
+        ticks, tokens = document.position_ticks.values, picture.num_tiles * self.tokens_per_tile
         step = int(ticks[start] - ticks[start - 1])
         return ImageView(
             number=number,

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from megatron_v2pe.data.annotations import Dataset, read_data_list
+from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.conversation import SYSTEM, get_template
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.image_files import image_size, open_image
 from megatron_v2pe.data.image_operations import AS_PUBLISHED
 from megatron_v2pe.data.image_plan import TilingOptions, plan_images

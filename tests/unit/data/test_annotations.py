@@ -10,7 +10,8 @@ import tracemalloc
 
 import pytest
 
-from megatron_v2pe.data.annotations import Dataset, read_data_list
+from megatron_v2pe.data.annotations import Dataset
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.turns import LONGEST_WORD
 from megatron_v2pe.errors import ConfigError, DataError
 

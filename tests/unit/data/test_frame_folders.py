@@ -11,7 +11,7 @@ from PIL import Image
 
 from helpers.data_cases import Case, turns
 from megatron_v2pe.data import video
-from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.video import list_frames, look_into, natural_key
 from megatron_v2pe.errors import DataError

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_v2pe.data.conversation import SYSTEM
-from megatron_v2pe.data.image_places import image_lines, with_images
-from megatron_v2pe.data.tokenize import with_placeholder
+from megatron_v2pe.data.tokenize import image_lines, with_images, with_placeholder
 
 ASKED = [("human", "Hello"), ("gpt", "Yes?"), ("human", "What is this?")]
 

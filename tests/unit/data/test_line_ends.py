@@ -10,7 +10,7 @@ import json
 
 import pytest
 
-from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.errors import ConfigError, DataError, V2PEError
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog
 from megatron_v2pe.evaluate.questions.files import json_lines as benchmark_lines

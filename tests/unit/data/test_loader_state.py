@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from megatron_v2pe.data.indexed.plan import IndexedPlanState
-from megatron_v2pe.data.plan import PackPlanState
+from megatron_v2pe.data.pack_plan import PackPlanState
 from megatron_v2pe.errors import CheckpointError, ConfigError
 
 LIST = {"position": 7, "open": [[3, 5], [6]], "skipped": {"no such image": 2}, "mixture": {"seed": 1}}

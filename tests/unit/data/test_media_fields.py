@@ -6,11 +6,12 @@ import json
 
 import pytest
 
-from megatron_v2pe.data.annotations import Dataset, read_data_list
+from megatron_v2pe.data.annotations import Dataset
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.media_fields import Media, may_name_media, media_of
 from megatron_v2pe.workshop.checking.check import check_data_list
-from megatron_v2pe.workshop.checking.text import as_text
+from megatron_v2pe.workshop.checking.report import as_text
 
 READ = ("conversations", "clip")
 TURNS = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A cat."}]

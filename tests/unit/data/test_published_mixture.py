@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from helpers.shared import shared_path
-from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.mixture import repeated_length
 from megatron_v2pe.data.published_layout import published_folder
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.workshop.checking.check import check_data_list
-from megatron_v2pe.workshop.checking.text import as_text, downloads
+from megatron_v2pe.workshop.checking.report import as_text, downloads
 
 LIST = Path(__file__).parents[3] / "examples" / "internvl2_2b_v2pe_32k" / "annotation_train_32k.json"
 PLACE = "dataset/annotation_train_32k.json"

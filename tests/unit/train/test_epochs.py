@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.indexed.build import BuildOptions, build
 from megatron_v2pe.data.loader import build_loader

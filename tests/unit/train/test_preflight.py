@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
-from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.indexed.build import BuildOptions, build
 from megatron_v2pe.data.mixture import Mixture
@@ -131,7 +131,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_training_would_refuse_is_refused(name, folder, dry_run, monkeypatch):
     damage, words, message = WRONG[name]
-    monkeypatch.setattr("megatron_v2pe.train.metrics.find_spec", lambda name: None)
+    monkeypatch.setattr("megatron_v2pe.train.writers.find_spec", lambda name: None)
     if damage is not None:
         damage(folder)
     status, comments, error = dry_run(*words)

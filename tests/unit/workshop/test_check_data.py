@@ -16,7 +16,7 @@ from helpers.shared import shared_path
 from megatron_v2pe.data.published_layout import FOLDERS, look_for_folders, published_folder
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.workshop.checking.check import check_data_list
-from megatron_v2pe.workshop.checking.text import as_text, downloads
+from megatron_v2pe.workshop.checking.report import as_text, downloads
 
 TOOLS = Path(__file__).parents[3] / "tools"
 

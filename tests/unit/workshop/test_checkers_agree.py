@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from helpers.data_cases import turns
-from megatron_v2pe.data.annotations import read_data_list
+from megatron_v2pe.data.batch import PackReader
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.build import BuildOptions, build
 from megatron_v2pe.data.indexed.plan import IndexedPack, IndexedReader
 from megatron_v2pe.data.indexed.samples import IndexedSamples
-from megatron_v2pe.data.batch import PackReader
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.checking.check import check_data_list
@@ -211,7 +211,7 @@ def world(tmp_path_factory, tokenizer):
 
 
 def refused_by_training(encoder, names):
-    reader = PackReader(tile_size=FACTS.tile_size, mean=(0.5, 0.5, 0.5), reduction="token")
+    reader = PackReader(tile_size=FACTS.tile_size, mean=(0.5, 0.5, 0.5), reduction="token", denominator=encoder.denominator)
     refused = {}
     for dataset in read_data_list(encoder.config.meta_path):
         for index in range(len(dataset)):
@@ -274,7 +274,7 @@ def test_a_set_that_was_built_with_a_full_check_is_read_to_the_end(world, refuse
     lost = refused_by_a_build(out, encoder, names, images=images)
     assert lost.keys() == refused["training"].keys()
     samples = IndexedSamples(out)
-    reader = IndexedReader(samples, encoder, PackReader(FACTS.tile_size, (0.5, 0.5, 0.5), "token"))
+    reader = IndexedReader(samples, encoder, PackReader(FACTS.tile_size, (0.5, 0.5, 0.5), "token", encoder.denominator))
     assert len(samples) + len(lost) == len(names)
     for number in range(len(samples)):
         for epoch in range(EPOCHS):

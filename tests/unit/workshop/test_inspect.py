@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.data_cases import POLICY, every_kind
+from helpers.data_cases import POLICY, assert_same_ticks, every_kind
 from helpers.shared import shared_path
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import get_template
@@ -26,10 +26,11 @@ from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import IGNORE_INDEX
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
+from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.inspection.contact_sheet import contact_sheet
-from megatron_v2pe.workshop.inspection.source import find_pack, find_sample
-from megatron_v2pe.workshop.inspection.text import as_text
+from megatron_v2pe.workshop.inspection.find import find_pack, find_sample
+from megatron_v2pe.workshop.inspection.listing import as_text
 from megatron_v2pe.workshop.inspection.views import Viewer, as_position
 from megatron_v2pe.workshop.synthetic.small_data import FACTS
 
@@ -97,7 +98,7 @@ def assert_printed_as_it_is(encoder, found):
     for part, document in zip(parts, found.documents, strict=True):
         header, counts, _, *lines = part.splitlines()
         positions, learned, images = read_back(lines, encoder.facts.tokens_per_tile)
-        assert [position * encoder.denominator for position in positions] == document.position_ticks.tolist()
+        assert [position * encoder.denominator for position in positions] == document.position_ticks.values.tolist()
         assert learned == (document.labels != IGNORE_INDEX).tolist()
         assert [image[:2] for image in images] == list(document.images)
         for (_, tiles, cut, file), picture in zip(images, document.pictures, strict=True):
@@ -106,7 +107,7 @@ def assert_printed_as_it_is(encoder, found):
         assert f"{document.source.file}:{document.source.line} ({document.source.dataset})" in header
         assert f"sample {document.key[2]} of epoch {document.key[1]}" in header
         assert counts.startswith(f"{document.num_tokens:,} token") and f" {document.num_tiles:,} tile" in counts
-        assert counts.endswith(f"positions up to {as_position(int(document.position_ticks[-1]), encoder.denominator)}")
+        assert counts.endswith(f"positions up to {as_position(document.position_ticks.last, encoder.denominator)}")
 
 
 @pytest.mark.parametrize(
@@ -183,8 +184,9 @@ def _packs(encoder, epoch):
 
 def assert_same(encoder, found, batch):
     """Compare documents, their totals and their tiles with a micro-batch of training."""
-    for name in ("input_ids", "position_ticks"):
-        assert torch.equal(torch.cat([getattr(document, name) for document in found.documents]), getattr(batch, name))
+    assert torch.equal(torch.cat([document.input_ids for document in found.documents]), batch.input_ids)
+    ticks = Ticks.joined([document.position_ticks for document in found.documents], encoder.denominator)
+    assert_same_ticks(ticks, batch.position_ticks)
     assert tuple(document.source for document in found.documents) == batch.sources
     tiles = [read_tiles(d.pictures, 28, MEAN, d.key, found.open_picture) for d in found.documents]
     assert torch.equal(torch.cat(tiles), batch.tiles)
@@ -203,7 +205,9 @@ def test_a_sample_by_line_and_by_number(indexed, case):
     for found in (by_line, online):
         (one,), (other,) = found.documents, by_number.documents
         assert one.source == other.source and one.key == other.key and one.source.line == 3
-        assert torch.equal(one.position_ticks, other.position_ticks) and torch.equal(one.input_ids, other.input_ids)
+        assert torch.equal(one.position_ticks.values, other.position_ticks.values) and torch.equal(
+            one.input_ids, other.input_ids
+        )
     numbers = [
         d.key[2] for pack in _packs(indexed, 0) for d in pack.documents if d.source == by_line.documents[0].source
     ]

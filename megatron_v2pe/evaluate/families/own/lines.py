@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.data.conversation import BEGUN
-from megatron_v2pe.data.image_places import REMEDY, with_images
+from megatron_v2pe.data.tokenize import REMEDY, with_images
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import IMAGE, ImageRef, Question
 from megatron_v2pe.evaluate.families.own.options import FIELDS as OPTIONS

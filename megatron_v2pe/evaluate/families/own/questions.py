@@ -5,7 +5,7 @@ and if wanted
 
 - images: `image` or `images`, a path or a list of paths relative to the file's folder or, where they are not there, to
   the root of the data (`--root`), also under the other names that training reads (`foreign.media_fields`); `<image>`
-  in the question says where each stands, and where none does, they stand before it (`data.image_places`);
+  in the question says where each stands, and where none does, they stand before it (`data.tokenize`);
 - `context`: text before the question, a line break between them;
 - `options` or `choices`: shown beneath the question, the answer is a letter or the text of one (`own_options`);
 - `id` (or `question_id`; else the line's number), `max_new_tokens`, `answer_begins` (text the model is given as the

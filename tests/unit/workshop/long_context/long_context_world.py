@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_v2pe.data.annotations import Dataset, read_data_list
+from megatron_v2pe.data.annotations import Dataset
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.long_context.budget import Budget

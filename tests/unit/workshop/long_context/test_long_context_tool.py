@@ -10,8 +10,8 @@ import pytest
 from long_context_world import write_text
 
 from helpers.shared import shared_path
-from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.data.config import DataConfig
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.v2pe.settings import StridePolicy

@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 
 from megatron_v2pe.base.progress import followed
-from megatron_v2pe.data.annotations import read_data_list
 from megatron_v2pe.data.bad_samples import SkipLog
+from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.plan import IndexedPlan, draw_document
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture, SourceType
-from megatron_v2pe.data.plan import PackPlan
+from megatron_v2pe.data.pack_plan import PackPlan
 from megatron_v2pe.data.types import Document, Picture, SampleId
 from megatron_v2pe.errors import ConfigError, DataError
 

@@ -1,4 +1,4 @@
-"""Bad samples: counted by cause, reported, and never more of them than a run allows."""
+"""Bad samples: a run counts them by cause, reports them, and stops when there are more than it allows."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from megatron_v2pe.errors import DataError
 
 _log = get_logger(__name__)
 _SHOWN = 5
+FIND_ALL = "tools/check_data.py --full with the same settings names all of them"
+"""What a user can do next."""
 
 
 class SkipLog:
-    """Samples a run did without."""
+    """The samples that a run had to leave out."""
 
     def __init__(
         self, limit: int, counts: dict[str, int] | None = None, besides: SkipLog | None = None, quiet: bool = False
@@ -22,10 +24,10 @@ class SkipLog:
         """Start a count.
 
         Args:
-            limit: samples allowed in all.
-            counts: those of the run so far, by cause.
+            limit: how many samples may be left out in all.
+            counts: how many the run has left out so far, by cause.
             besides: another log whose samples count towards the same limit.
-            quiet: count without a word, where another rank reports the same samples.
+            quiet: log nothing, because another rank reports the same samples.
         """
         self.limit = limit
         self.counts = Counter(counts or {})
@@ -34,21 +36,22 @@ class SkipLog:
 
     @property
     def total(self) -> int:
-        """Samples skipped so far."""
+        """Return how many samples have been left out so far."""
         return sum(self.counts.values()) + (self._besides.total if self._besides else 0)
 
     def skip(self, source: SampleId, error: DataError) -> None:
-        """Count a bad sample.
+        """Count a bad sample, and log it unless there were several of its kind.
 
         Raises:
-            DataError: more were skipped than the run allows; names this one and the causes so far.
+            DataError: more samples were left out than the run allows; names this one, the causes, and what to do.
         """
         cause = cause_of(str(error))
         self.counts[cause] += 1
         if self.total > self.limit:
             causes = "; ".join(f"{count} x {name}" for name, count in self.counts.most_common(_SHOWN))
             raise DataError(
-                f"{source}: {error}\n{self.total} bad samples, data.max_skipped_samples allows {self.limit} ({causes})"
+                f"{source}: {error}\n{self.total} bad samples, data.max_skipped_samples allows {self.limit} "
+                f"({causes}); {FIND_ALL}"
             ) from error
         if self.counts[cause] <= _SHOWN and not self.quiet:
             more = ", further ones of this kind are only counted" if self.counts[cause] == _SHOWN else ""
@@ -56,6 +59,6 @@ class SkipLog:
 
 
 def cause_of(message: str) -> str:
-    """Return the kind of an error: its text without paths and numbers."""
+    """Return the kind of an error: the first line of its text without paths and numbers."""
     text = re.sub(r"[^\s:]*[/\\][^:\n]*|\S+\.\w{3,4}(?=[\s:])", "FILE", message.split("\n")[0])
     return re.sub(r"\d+", "N", text)[:80]

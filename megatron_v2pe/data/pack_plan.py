@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.data.annotations import Dataset
-from megatron_v2pe.data.bad_samples import SkipLog
+from megatron_v2pe.data.bad_samples import FIND_ALL, SkipLog
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.packing.balance import round_robin
@@ -153,7 +153,7 @@ class PackPlan:
             self._position += 1
             barren = 0 if document else barren + 1
             if barren > self.mixture.epoch_length:
-                raise DataError(f"none of the {self.mixture.epoch_length} samples of an epoch can be used")
+                raise DataError(f"none of the {self.mixture.epoch_length} samples of an epoch can be used; {FIND_ALL}")
             if document and (pack := self._packer.add(document)):
                 return tuple(pack.items)
         pack = self._packer.last()

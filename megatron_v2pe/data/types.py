@@ -1,5 +1,16 @@
-"""What travels through the data pipeline: a line as read, a sample as encoded, a micro-batch as trained on.
+"""The forms that a sample takes on its way from an annotation line to the loss.
 
+| form | what it adds | made by | taken by |
+|---|---|---|---|
+| a line (JSONL) | | | `annotations` |
+| `Sample` | fields checked, turns named, paths resolved | `annotations` | `encode` |
+| `EncodedSample` | tokens (`CompactText`), image tiles (`Picture`, `Clip`) | `encode`, `indexed.samples` | `encode` |
+| `Document` | what one pass draws: strides, so positions; frames of videos | `encode` | `pack_plan` |
+| pack: `tuple[Document, ...]` | which documents are trained on together | `pack_plan`, `indexed.plan` | `batch` |
+| `Batch` | pixels, shifted labels, loss weights, everything joined | `batch`, in reader processes | `train.data_feed` |
+| `MicroBatch` | the share of one rank: its tokens, its tiles | `models.micro_batch` | `models.vlm`: the loss |
+
+`EncodedSample` is what an indexed data set stores; its packs are numbers of samples until a reader draws the documents.
 Nothing here computes; the shapes and units stated below are what the other modules keep to.
 """
 
@@ -14,7 +25,7 @@ from megatron_v2pe.data.image_operations import Operations
 from megatron_v2pe.v2pe.position_ids import Ticks
 
 IGNORE_INDEX = -100
-"""Label of a token nothing is learned from."""
+"""The label of a token that nothing is learned from."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +33,11 @@ class SampleId:
     """Where a sample comes from, for logs and errors."""
 
     dataset: str
-    """Name in the data list."""
+    """Name of the data set in the data list."""
     line: int
-    """Line of the annotation file, from 1."""
+    """Line of the annotation file, counted from 1."""
     file: str
-    """The annotation file."""
+    """Path of the annotation file."""
 
     def __str__(self) -> str:
         """Return `file:line (dataset)`."""
@@ -35,11 +46,11 @@ class SampleId:
 
 @dataclass(frozen=True)
 class Sample:
-    """One annotated conversation, read but not interpreted; without images it is text or a video."""
+    """One annotated conversation, read but not yet interpreted; without images it is a text or shows a video."""
 
     id: SampleId
     conversations: tuple[tuple[str, str], ...]
-    """(role, text) in turn; roles `human` and `gpt`, a human first, before it perhaps one of the role `system`."""
+    """(role, text) of each turn; roles are `human` and `gpt` by turns, a human first, perhaps `system` before it."""
     images: tuple[str, ...] = ()
     """Paths of the images, in the order the text refers to them."""
     multi_image: bool = False
@@ -47,23 +58,23 @@ class Sample:
     video: str | None = None
     """Path of a video file or of a folder of frames."""
     clip: tuple[float, float] | None = None
-    """Part of the video to use, start and end in seconds."""
+    """The part of the video that is used, start and end in seconds."""
     unknown: tuple[str, ...] = ()
-    """Fields of the line that nobody reads and that are not usual either."""
+    """Fields of the line that no code reads and that are not usual either."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One image to be read and cut: everything about it but its pixels."""
+    """One image that will be read and cut into tiles: everything about it but its pixels."""
 
     path: str
     """An image file, or a video file."""
     grid: tuple[int, int] | None
     """Columns and rows of tiles; None: the whole image as one tile."""
     thumbnail: bool = False
-    """Whether the whole image follows as a last tile; never with a single one."""
+    """Whether the whole image follows as a last tile; only where the grid has several tiles."""
     frame: int | None = None
-    """Which frame of a video file or animation."""
+    """Number of the frame in a video file or animation; None: a still image."""
     file: int | None = None
     """Number of the file in an indexed data set; None: `path` is read as it is found."""
     operations: Operations = ()
@@ -71,27 +82,27 @@ class Picture:
 
     @property
     def num_tiles(self) -> int:
-        """Tiles this image becomes."""
+        """Return how many tiles this image becomes."""
         return 1 if self.grid is None else self.grid[0] * self.grid[1] + int(self.thumbnail)
 
     @property
     def tiles(self) -> tuple[int, ...]:
-        """Tiles of each image it stands for: of itself."""
+        """Return the numbers of tiles of the images it stands for: of itself."""
         return (self.num_tiles,)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Part of a video, of which some frames are drawn anew in every epoch; how many is settled."""
+    """A part of a video, of which some frames are drawn anew in every epoch; how many is settled."""
 
     path: str
     """A video file, or a folder of frames (ends with `/`)."""
     frames: int
-    """How many are drawn, one tile each."""
+    """How many frames are drawn; each is one tile."""
     first: int
-    """First frame of the part."""
+    """Number of the first frame of the part."""
     last: int
-    """The one after its last."""
+    """Number of the frame behind the last of the part."""
     file: int | None = None
     """Number of the file in an indexed data set, as for a picture."""
     operations: Operations = ()
@@ -99,65 +110,65 @@ class Clip:
 
     @property
     def tiles(self) -> tuple[int, ...]:
-        """Tiles of each image it stands for: one of each frame drawn."""
+        """Return the numbers of tiles of the images it stands for: one for each frame drawn."""
         return (1,) * self.frames
 
 
 @dataclass(frozen=True)
 class CompactText:
-    """A conversation as tokens, each image as a single one: what does not depend on tiles, epochs or strides."""
+    """A conversation as tokens, each image as a single one: the part that is the same for all tiles and strides."""
 
     ids: np.ndarray
-    """int32 [C]."""
+    """int32 [C], C tokens."""
     supervised: np.ndarray
-    """int32 [n, 2]: ranges of `ids` a model learns to write, from and up to, in order, apart from one another."""
+    """int32 [n, 2]: first and last + 1 of each range of `ids` that a model learns to write; in order, apart."""
     images: np.ndarray
-    """int64 [images]: where in `ids` the images stand."""
+    """int64 [images]: the index in `ids` of each image."""
 
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """A sample as far as it is the same in every epoch and under every stride."""
+    """The part of a sample that is the same in every epoch and under every stride; an indexed data set stores it."""
 
     text: CompactText
     media: tuple[Picture | Clip, ...]
     """Its images, or its video."""
     num_tokens: int
-    """Length with every image at its number of tiles."""
+    """Number of tokens once every image has the tokens of all its tiles."""
     source: SampleId
 
     @property
     def num_tiles(self) -> int:
-        """Tiles of all images."""
+        """Return the number of tiles of all images."""
         return sum(sum(item.tiles) for item in self.media)
 
 
 @dataclass(frozen=True)
 class Document:
-    """One sample as tokens, ready to be packed; its tiles are still on disk."""
+    """One sample as one pass over the data sees it, ready to be packed; its tiles are still on disk."""
 
     input_ids: Tensor
     """int64 [L]."""
     labels: Tensor
-    """int64 [L], in place (label t is token t), -100 where nothing is learned."""
+    """int64 [L], in place: label t is token t, or -100 where nothing is learned."""
     position_ticks: Ticks
     """Positions of the L tokens."""
     images: tuple[tuple[int, int], ...]
-    """Per image: index of its first image token, number of tiles."""
+    """For each image: the index of its first image token, and its number of tiles."""
     pictures: tuple[Picture, ...]
-    """Per image: where its tiles come from."""
+    """For each image: where its tiles come from."""
     source: SampleId
     key: tuple[int, ...] = ()
-    """What the draws of its augmentation are keyed by: seed, epoch and number of the sample."""
+    """Seed, epoch and number of the sample in the epoch: random draws are keyed by them."""
 
     @property
     def num_tokens(self) -> int:
-        """Length in tokens."""
+        """Return the length in tokens."""
         return self.input_ids.shape[0]
 
     @property
     def num_tiles(self) -> int:
-        """Tiles of all images."""
+        """Return the number of tiles of all images."""
         return sum(picture.num_tiles for picture in self.pictures)
 
 
@@ -168,15 +179,16 @@ class Batch:
     input_ids: Tensor
     """int64 [S]."""
     labels: Tensor
-    """int64 [S], shifted: label t is what token t predicts, -100 for nothing; never another document's."""
+    """int64 [S], shifted: label t is what token t predicts, never a token of another document; -100 for nothing."""
     loss_weights: Tensor
     """float32 [S], shifted like the labels, 0 where a label is -100."""
     position_ticks: Ticks
     """Positions of the S tokens, each document's from 0."""
     seqlens: tuple[int, ...]
-    """Length of each document; S in all."""
+    """Length of each document; their sum is S."""
     tiles: Tensor
-    """uint8 [T, H, W, 3], tiles in the order of their image tokens: all where they were read, then those of a rank."""
+    """uint8 [T, H, W, 3], in the order of their image tokens: all tiles of the pack where it was read, on other ranks
+    those that the rank encodes."""
     num_tiles: tuple[int, ...]
     """Tiles of each image of the pack, in order."""
     sources: tuple[SampleId, ...]

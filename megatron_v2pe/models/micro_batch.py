@@ -22,6 +22,7 @@ from megatron_v2pe.models.head import Targets
 from megatron_v2pe.parallel.image_routing import ImageRouting
 from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
+from megatron_v2pe.v2pe.position_ids import Ticks
 
 PADDING_ID = 0
 IGNORE_INDEX = -100
@@ -33,8 +34,8 @@ class MicroBatch:
 
     input_ids: Tensor
     """int64 [S]."""
-    position_ticks: Tensor
-    """int64 [S], positions times the lattice's denominator."""
+    position_ticks: Ticks
+    """Positions of the S tokens."""
     layout: ZigzagLayout
     """Documents of the whole pack, and who holds which of their tokens."""
     last_ticks: tuple[int, ...]
@@ -54,7 +55,7 @@ class MicroBatch:
         return replace(
             self,
             input_ids=change(self.input_ids),
-            position_ticks=change(self.position_ticks),
+            position_ticks=self.position_ticks.mapped(change),
             pixel_values=None if self.pixel_values is None else change(self.pixel_values),
             routing=None if self.routing is None else self.routing.mapped(change),
             targets=None if self.targets is None else self.targets.mapped(change),
@@ -73,8 +74,8 @@ class WholePack(Protocol):
         ...
 
     @property
-    def position_ticks(self) -> Tensor:
-        """int64 [S], positions times the lattice's denominator."""
+    def position_ticks(self) -> Ticks:
+        """Positions of the S tokens."""
         ...
 
     @property
@@ -108,7 +109,7 @@ class TensorPack:
     """A whole pack of tensors at hand: of prompts, or made up for a test. The fields are those of `WholePack`."""
 
     input_ids: Tensor
-    position_ticks: Tensor
+    position_ticks: Ticks
     seqlens: Sequence[int]
     labels: Tensor | None = None
     loss_weights: Tensor | None = None
@@ -149,7 +150,7 @@ class PackCutter:
             drop_path = replace(drop_path, first_tile=own_tiles.start, num_tiles=num_tiles)
         return MicroBatch(
             input_ids=layout.shard(pack.input_ids, rank, PADDING_ID),
-            position_ticks=layout.shard(pack.position_ticks, rank, 0),
+            position_ticks=pack.position_ticks.mapped(lambda ticks: layout.shard(ticks, rank, 0)),
             layout=layout,
             last_ticks=_last_ticks(pack, layout),
             pixel_values=tiles if tiles is not None and tiles.shape[0] else None,
@@ -178,7 +179,7 @@ class PackCutter:
 
 def _last_ticks(pack: WholePack, layout: ZigzagLayout) -> tuple[int, ...]:
     """Return the largest tick of each whole document, 0 for a document of padding."""
-    documents = pack.position_ticks.split(list(pack.seqlens)) if len(pack.seqlens) else ()
+    documents = pack.position_ticks.values.split(list(pack.seqlens)) if len(pack.seqlens) else ()
     ends = [int(part.max()) for part in documents]
     return (*ends, *[0] * (len(layout.seqlens) - len(ends)))
 

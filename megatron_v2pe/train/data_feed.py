@@ -18,13 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_v2pe.data.bad_samples import FIND_ALL
 from megatron_v2pe.data.types import Batch
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.models.micro_batch import IGNORE_INDEX
 from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
+from megatron_v2pe.v2pe.position_ids import Ticks
 
-_TEXT = ("input_ids", "labels", "loss_weights", "position_ticks")
+_TEXT = ("input_ids", "labels", "loss_weights")
 
 
 class Loader(Protocol):
@@ -79,27 +81,34 @@ class HostGroups:
 
 @dataclass(frozen=True)
 class Totals:
-    """What the packs of a step hold, over all copies of the model; known before the step begins."""
+    """What the packs of a step hold, over all copies of the model; known before the step begins.
+
+    The loss of a step is normalised once. `data/batch.loss_weights` gives each token of a document its weight; the sum
+    of the weights of all packs of all copies is the `denominator`; `train/step.py` divides by it the weighted sum of
+    token losses that each rank computes, so that the shares of all ranks add up to the loss.
+    """
 
     weight: float = 0.0
-    """Sum of loss weights."""
+    """Sum of the loss weights."""
     packs: int = 0
+    """Number of packs."""
     tokens: int = 0
-    """Padding not counted."""
+    """Number of tokens, padding not counted."""
     squares: int = 0
-    """Sum of the squared lengths of documents: what causal attention costs."""
+    """Sum of the squared lengths of the documents: what causal attention costs."""
     tiles: int = 0
+    """Number of tiles."""
     supervised: int = 0
-    """Tokens whose successor is learned."""
+    """Number of tokens whose successor is learned."""
 
     @property
     def denominator(self) -> float:
-        """The one denominator of the loss; a step that supervises nothing has loss zero, and 1 here."""
+        """Return the one denominator of the loss; 1 in a step that supervises nothing, whose loss is zero."""
         return self.weight or 1.0
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> Totals:
-        """Count a rank's micro-batches."""
+        """Count the micro-batches of one reader."""
         return cls(
             weight=sum(batch.loss_weights.double().sum().item() for batch in batches),
             packs=len(batches),
@@ -111,15 +120,23 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Fed:
-    """The micro-batches of a step, and what has been consumed once it is done."""
+class Consumed:
+    """What a run has consumed of the data by the end of a step, as the reader of a copy of the model knows it."""
+
+    loader_state: dict[str, Any] = field(default_factory=dict)
+    """State of the loader; empty on a rank that has none."""
+    unreadable: Counter[str] = field(default_factory=Counter)
+    """Samples that the loader had to leave out by then, by cause."""
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """The micro-batches of a step, whole."""
 
     batches: list[Batch]
     totals: Totals
-    state: dict[str, Any] = field(default_factory=dict)
-    """Of the loader, after these; empty on a rank that has none."""
-    unreadable: Counter[str] = field(default_factory=Counter)
-    """Samples the loader had to do without by then."""
+    consumed: Consumed = field(default_factory=Consumed)
+    """What counts as consumed once the step is done."""
 
 
 class DataFeed:
@@ -151,9 +168,9 @@ class DataFeed:
         self._tile_ranks, self._coordinates = tile_ranks, coordinates
         self._source = dist.get_rank() if self._copy is None else dist.get_process_group_ranks(self._copy)[0]
         self._limit = max_skipped_samples
-        self._committed = Fed([], Totals(), loader.state_dict() if loader is not None else {})
+        self._committed = Consumed() if loader is None else Consumed(loader.state_dict())
 
-    def step(self, count: int) -> Fed:
+    def step(self, count: int) -> StepBatches:
         """Return the micro-batches of a step; every rank of the world calls this, from one thread at a time.
 
         Raises:
@@ -167,20 +184,20 @@ class DataFeed:
             problem = error
         totals = self._agree(problem, Totals() if self.loader is None else Totals.of(batches))
         if self.loader is None:
-            return Fed(batches, totals)
-        return Fed(batches, totals, self.loader.state_dict(), Counter(self.loader.unreadable))
+            return StepBatches(batches, totals)
+        return StepBatches(batches, totals, Consumed(self.loader.state_dict(), Counter(self.loader.unreadable)))
 
-    def commit(self, fed: Fed) -> None:
-        """Take note that a step is done: what a checkpoint counts as consumed."""
-        self._committed = Fed([], fed.totals, fed.state, fed.unreadable)
+    def commit(self, consumed: Consumed) -> None:
+        """Note that a step is done; from now on a checkpoint counts its data as consumed."""
+        self._committed = consumed
 
     def state_dict(self) -> dict[str, Any]:
         """Return what finished steps have consumed, with the bad samples of all ranks; every rank calls this."""
         others = Counter[str]() if dist.get_rank() == 0 else self._committed.unreadable
         counters: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(counters, others)
-        skipped = sum(counters, Counter(self._committed.state.get("skipped", {})))
-        return {**self._committed.state, "skipped": dict(skipped)}
+        state = self._committed.loader_state
+        return {**state, "skipped": dict(sum(counters, Counter(state.get("skipped", {}))))}
 
     def _agree(self, problem: DataError | None, mine: Totals) -> Totals:
         """Add up what the ranks have read; an error of one of them is one of all."""
@@ -195,37 +212,55 @@ class DataFeed:
         if skipped > self._limit:
             raise DataError(
                 f"{skipped:.0f} bad samples over all ranks, data.max_skipped_samples allows {self._limit}; "
-                "they are named in the output of the ranks that met them"
+                f"the ranks that met them name them in their output; {FIND_ALL}"
             )
         return Totals(weight, *(int(count) for count in whole))
 
     def _next(self) -> Batch:
-        """Return the next micro-batch: the whole text, and the tiles this rank encodes."""
+        """Return the next micro-batch: the whole text, and the tiles this rank encodes.
+
+        The reader of a copy sends a header, then the tensors of the text, then to each rank its tiles.
+        """
         batch, problem = None, None
         if self._batches is not None:
             try:
                 batch = next(self._batches)
             except DataError as error:
                 problem = str(error)
+        if self._copy is None:
+            if batch is None:
+                raise DataError(problem)
+            return batch
+        return self._exchanged(batch, self._header(batch, problem))
+
+    def _header(self, batch: Batch | None, problem: str | None) -> Any:
+        """Send what has to be known before tensors are sent, and return it.
+
+        Raises:
+            DataError: the reader met one; it travels in place of the header.
+        """
         header: list[Any] = [problem]
         if batch is not None:
-            shapes = {name: (tuple(getattr(batch, name).shape), getattr(batch, name).dtype) for name in _TEXT}
-            header = [(shapes, tuple(batch.tiles.shape), batch.seqlens, batch.num_tiles, batch.sources)]
-        if self._copy is not None:
-            dist.broadcast_object_list(header, src=self._source, group=self._copy, device=torch.device("cpu"))
+            dtypes = {name: getattr(batch, name).dtype for name in _TEXT}
+            tile_shape, denominator = tuple(batch.tiles.shape), batch.position_ticks.denominator
+            header = [(dtypes, tile_shape, denominator, batch.seqlens, batch.num_tiles, batch.sources)]
+        dist.broadcast_object_list(header, src=self._source, group=self._copy, device=torch.device("cpu"))
         if isinstance(header[0], str):
             raise DataError(header[0])
-        if self._copy is None:
-            assert batch is not None
-            return batch
-        shapes, tile_shape, seqlens, num_tiles, sources = header[0]
-        tensors = {
-            name: self._share(getattr(batch, name, None), shape, dtype) for name, (shape, dtype) in shapes.items()
-        }
+        return header[0]
+
+    def _exchanged(self, batch: Batch | None, header: Any) -> Batch:
+        """Send the batch of the reader, and return what of it is for this rank."""
+        dtypes, tile_shape, denominator, seqlens, num_tiles, sources = header
+        count = sum(seqlens)
+        text = {name: self._share(getattr(batch, name, None), (count,), dtype) for name, dtype in dtypes.items()}
+        values = None if batch is None else batch.position_ticks.values
+        ticks = Ticks(self._share(values, (count,), torch.int64), denominator)
         tiles = self._deal_out(None if batch is None else batch.tiles, tile_shape)
-        return Batch(**tensors, tiles=tiles, seqlens=seqlens, num_tiles=num_tiles, sources=sources)
+        return Batch(**text, position_ticks=ticks, tiles=tiles, seqlens=seqlens, num_tiles=num_tiles, sources=sources)
 
     def _share(self, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Send a tensor of the reader to all ranks of the copy."""
         tensor = torch.empty(shape, dtype=dtype) if tensor is None else tensor.contiguous()
         if tensor.numel():
             dist.broadcast(tensor, src=self._source, group=self._copy)

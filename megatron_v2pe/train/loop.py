@@ -28,11 +28,12 @@ from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, PixelSettin
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.ddp import gather_parameters
 from megatron_v2pe.train.memory import shortage_explained
-from megatron_v2pe.train.metrics import MetricsLog, StepMetrics
+from megatron_v2pe.train.metrics import StepMetrics
 from megatron_v2pe.train.optimizer import take_step
 from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.train.step import Conclusion, conclude, run_micro_batches
 from megatron_v2pe.train.step_ahead import StepData, StepsAhead
+from megatron_v2pe.train.writers import MetricsLog
 
 _log = get_logger(__name__)
 
@@ -117,7 +118,7 @@ class Trainer:
         Raises:
             TrainingError: loss or gradients are not finite; nothing is saved after that.
         """
-        totals = data.fed.totals
+        totals = data.totals
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         batches = self._told(iteration, data.micro_batches())
@@ -128,7 +129,7 @@ class Trainer:
         _check_finite("loss", end.loss, iteration + 1)
         _check_finite("norm of the gradients", end.grad_norm, iteration + 1)
         self.scheduler.step(increment=1)
-        self.feed.commit(data.fed)
+        self.feed.commit(data.consumed)
         return self._measured(iteration + 1, data, end, learning_rate, time.perf_counter() - began), end
 
     def _key(self, iteration: int, index: int) -> DropPathKey:
@@ -151,7 +152,7 @@ class Trainer:
     def _measured(
         self, iteration: int, data: StepData, end: Conclusion, learning_rate: float, seconds: float
     ) -> StepMetrics:
-        totals = data.fed.totals
+        totals = data.totals
         flop = self.cost.flop(totals.tokens, totals.squares, totals.tiles, totals.supervised)
         tflops = flop / seconds / dist.get_world_size() / 1e12
         return StepMetrics(

@@ -2,7 +2,7 @@
 
 One thread reads one step ahead and no further, in the same order on every rank, and uses no group but the feed's own.
 The first step is read by the caller itself, whose children the readers of the loader become: they end with the thread
-that started them. What has been consumed is told with each step (`Fed`), not by the loader, which is a step further.
+started them. What has been consumed is noted with each step (`Consumed`), not by the loader, which is a step ahead.
 An error comes where its step would have come.
 """
 
@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from megatron_v2pe.device.transfer import Arriving, Copies
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, PixelSettings
-from megatron_v2pe.train.data_feed import DataFeed, Fed
+from megatron_v2pe.train.data_feed import Consumed, DataFeed, Totals
 
 _PATIENCE_SECONDS = 10.0
 """For a read that nobody will use, at the end of a run: it takes part in an exchange others wait in."""
@@ -26,25 +26,30 @@ _PATIENCE_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class StepData:
-    """This rank's micro-batches of a step."""
+    """A step of training: this rank's micro-batches, and what all ranks know of the step."""
 
-    fed: Fed
-    """Without its batches."""
+    totals: Totals
+    """What the step holds, over all copies of the model."""
+    consumed: Consumed
+    """What counts as consumed once the step is done."""
     largest: tuple[int, int]
     """Tokens and tiles of the longest of this rank's packs."""
     _first: deque[Arriving[MicroBatch]]
-    """One; nothing is held longer than it is used."""
+    """The first micro-batch, on its way to the device; a deque, so that it can be given away."""
     _others: deque[MicroBatch]
     _copies: Copies
     _pixels: PixelSettings
 
     def micro_batches(self) -> Iterator[MicroBatch]:
-        """Return them one by one, ready for the model; while one is used the next is copied. To be called once."""
+        """Return the micro-batches one by one, ready for the model; while one is used the next is copied.
+
+        Call it once: nothing is held longer than it is used.
+        """
         return map(self._pixels.ready, self._copies.one_ahead(self._first.popleft(), _popped(self._others)))
 
 
 class StepsAhead:
-    """Reads steps in order, one ahead of the one that is used."""
+    """Reads the data of steps in order, one step ahead of the one that is used."""
 
     def __init__(
         self,
@@ -57,10 +62,10 @@ class StepsAhead:
         """Remember where steps come from; nothing is read yet.
 
         Args:
-            feed: of whole batches.
+            feed: gives whole batches.
             cutter: makes this rank's shares of them.
             pixels: what their tiles become on the device.
-            micro_batches: of a step and rank.
+            micro_batches: how many this rank takes in a step.
             key: names the draws of a micro-batch by the step's and its own number.
         """
         self._feed, self._cutter, self._pixels, self._count, self._key = feed, cutter, pixels, micro_batches, key
@@ -76,7 +81,7 @@ class StepsAhead:
             more: whether another step follows.
 
         Raises:
-            DataError: as of `DataFeed.step`.
+            DataError: see `DataFeed.step`.
         """
         if self._next is None:
             data = self._read(step)
@@ -101,13 +106,13 @@ class StepsAhead:
             torch.cuda.set_device(self._pixels.device)
 
     def _read(self, step: int) -> StepData:
-        fed = self._feed.step(self._count)
-        largest = max((batch.input_ids.shape[0], sum(batch.num_tiles)) for batch in fed.batches)
+        read = self._feed.step(self._count)
+        largest = max((batch.input_ids.shape[0], sum(batch.num_tiles)) for batch in read.batches)
         cut: deque[MicroBatch] = deque()
         for index in range(self._count):
-            cut.append(self._copies.pinned(self._cutter.cut(fed.batches[index], self._key(step, index))))
+            cut.append(self._copies.pinned(self._cutter.cut(read.batches[index], self._key(step, index))))
         first = deque([self._copies.start(cut.popleft())])
-        return StepData(replace(fed, batches=[]), largest, first, cut, self._copies, self._pixels)
+        return StepData(read.totals, read.consumed, largest, first, cut, self._copies, self._pixels)
 
 
 def _popped(batches: deque[MicroBatch]) -> Iterator[MicroBatch]:

@@ -126,12 +126,12 @@ class _Feed:
         self._batches = batches
 
     def step(self, count: int) -> Any:
-        from megatron_v2pe.train.data_feed import Fed, Totals
+        from megatron_v2pe.train.data_feed import StepBatches, Totals
 
         assert count == len(self._batches)
-        return Fed(list(self._batches), Totals.of(self._batches))
+        return StepBatches(list(self._batches), Totals.of(self._batches))
 
-    def commit(self, fed: Any) -> None:
+    def commit(self, consumed: Any) -> None:
         """Nothing is saved."""
 
 

@@ -147,7 +147,8 @@ def test_a_state_of_other_data_is_refused(meta, open_loader, tmp_path):
 
 def test_bad_samples_stop_the_run_with_file_line_and_cause(meta, open_loader):
     (meta.parent / "image" / "3.png").unlink()
-    with pytest.raises(DataError, match=r"all.jsonl:\d+ \(all\): .*3.png: no such image\n1 bad samples, .* allows 0"):
+    message = r"all.jsonl:\d+ \(all\): .*3.png: no such image\n1 bad samples, .* allows 0 .*tools/check_data.py --full"
+    with pytest.raises(DataError, match=message):
         take(open_loader(meta), 8)
 
 
@@ -187,5 +188,5 @@ def test_an_image_damaged_inside_leaves_the_pack(meta, open_loader, workers):
 
 
 def test_nothing_usable_is_an_error_not_an_endless_loop(meta, open_loader):
-    with pytest.raises(DataError, match="none of the 23 samples"):
+    with pytest.raises(DataError, match="none of the 23 samples .*tools/check_data.py --full"):
         take(open_loader(meta, max_seq_length=10, max_skipped_samples=10**6), 1)

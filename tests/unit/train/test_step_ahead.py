@@ -15,6 +15,7 @@ from megatron_v2pe.models.micro_batch import PackCutter, PixelSettings
 from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.step_ahead import StepsAhead
+from megatron_v2pe.v2pe.position_ids import Ticks
 
 PER_TILE, IMAGE, SIDE = 4, 9, 28
 
@@ -27,7 +28,7 @@ def batch(number, tiles=0):
         input_ids=ids,
         labels=labels,
         loss_weights=(labels != -100).float() / 2,
-        position_ticks=torch.arange(len(ids)),
+        position_ticks=Ticks(torch.arange(len(ids)), 1),
         seqlens=(len(ids),),
         tiles=torch.full((tiles, SIDE, SIDE, 3), number, dtype=torch.uint8),
         num_tiles=(tiles,) if tiles else (),
@@ -115,9 +116,9 @@ def test_what_is_consumed_is_what_was_used():
     assert steps._next is not None
     steps._next[1].result(10)
     assert loader.taken == 4 and feed.state_dict() == {"taken": 0, "skipped": {}}
-    feed.commit(first.fed)
+    feed.commit(first.consumed)
     assert feed.state_dict() == {"taken": 2, "skipped": {"damaged": 2}}
-    feed.commit(steps.take(1, more=False).fed)
+    feed.commit(steps.take(1, more=False).consumed)
     assert feed.state_dict()["taken"] == 4
     steps.close(True)
 
@@ -134,7 +135,7 @@ def test_an_error_comes_where_its_step_would_have_come():
 
 def test_totals_are_those_of_whole_packs():
     _, steps = opened(Loader())
-    totals = steps.take(0, more=False).fed.totals
+    totals = steps.take(0, more=False).totals
     packs = [batch(10, 1), batch(11, 0)]
     assert (totals.packs, totals.tiles, totals.tokens) == (2, 1, 14 + 11)
     assert totals.squares == 14**2 + 11**2

@@ -17,93 +17,23 @@ if TYPE_CHECKING:
     from megatron_v2pe.generate.load import Opened, Opening
     from megatron_v2pe.v2pe.settings import Stride
 
-EXAMPLES = """examples, from the folder that holds `data/` and `dataset/` as the published README lays them out:
-  python tools/evaluate.py --checkpoint work_dirs/run --benchmarks chartqa,docvqa --out work_dirs/evaluate/run
-  python -m megatron_v2pe.device.torchrun --nproc-per-node 8 tools/evaluate.py --benchmarks general \\
-      --checkpoint pretrained/InternVL2-2B --out OUT
-  python -m megatron_v2pe.device.torchrun --nproc-per-node 8 tools/evaluate.py --benchmarks mmniah_long_1m \\
-      --checkpoint work_dirs/run --out OUT --context-parallel-size 8 --rope_pos_id_stride 64
-  python tools/evaluate.py --checkpoint work_dirs/run --benchmarks my_questions.jsonl --strides 16 64 256 --out OUT
-  python tools/make_synthetic_benchmarks.py --help     tiny sets in every benchmark's format, to try it
-
-A line of my_questions.jsonl: {"question": "What is this?", "image": "a.png", "answer": "A cat."}; paths are relative to
-the file's folder (docs/evaluation.md, Your own questions).
-
-Answers are kept in OUT/BENCHMARK/answers-*.jsonl, one by one; the same command goes on where it was stopped, also on
-another number of processes. Processes beyond one copy of the model are further copies that share the questions.
-A question that ended in an error (an image that was missing, too little memory) is asked again by the same command.
-OUT/BENCHMARK/results.json has the scores; --list names all benchmarks and groups."""
-
-
-def _parser() -> argparse.ArgumentParser:
-    from megatron_v2pe.generate.load import add_checkpoint_arguments
-
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=formatter, allow_abbrev=False
-    )
-    add = parser.add_argument
-    add("--checkpoint", type=Path, metavar="FOLDER", help="HF folder, Megatron checkpoint, or run")
-    add("--benchmarks", nargs="+", default=[], metavar="NAME", help="benchmarks or groups of them")
-    add("--out", type=Path, metavar="FOLDER", help="where answers and scores are kept")
-    add("--root", type=Path, default=Path(), metavar="FOLDER", help="what data paths are relative to (default: here)")
-    add("--list", action="store_true", help="name all benchmarks and groups, and which have data here")
-    add("--limit", type=int, metavar="N", help="only the first N questions of each; the result says so")
-    add("--batch-size", type=int, default=1, help="most questions answered together (default: %(default)s)")
-    add(
-        "--image-workers",
-        type=int,
-        metavar="N",
-        help="threads that prepare the next questions while one is answered (default: up to 8 on CUDA, 0 on the CPU)",
-    )
-    add("--mode", choices=("corrected", "reference"), default="corrected", help="of prompts and scores")
-    add(
-        "--retry",
-        choices=("errors", "all", "none"),
-        default="errors",
-        help="questions to be asked again: those that ended in an error, also those that ended the run twice, or none "
-        "(default: %(default)s)",
-    )
-    add(
-        "--strides",
-        nargs="+",
-        metavar="STRIDE",
-        help="several strides, one after the other, in place of --rope_pos_id_stride; answers go to OUT/stride_STRIDE",
-    )
-    add_checkpoint_arguments(parser, window="any, as published", max_num="each benchmark's own, or the checkpoint's")
-    return parser
-
 
 def check(argv: list[str], processes: int) -> None:
     """Refuse what can be refused before so many processes are started, see `device/launch_checks.py`."""
     from megatron_v2pe.device.launch import World
+    from megatron_v2pe.evaluate.cli import read
 
-    arguments = _read(argv)
+    arguments = read(argv)
     if not arguments.list:
         _look(arguments, World(world_size=processes))
 
 
-def _read(argv: list[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.list:
-        return arguments
-    if arguments.checkpoint is None or arguments.out is None or not arguments.benchmarks:
-        parser.error("--checkpoint, --benchmarks and --out are needed")
-    for name in ("--limit", "--batch-size", "--max-num", "--window"):
-        value = getattr(arguments, name[2:].replace("-", "_"))
-        if value is not None and value < 1:
-            parser.error(f"{name} is {value}, expected 1 or more")
-    if arguments.image_workers is not None and arguments.image_workers < 0:
-        parser.error(f"--image-workers is {arguments.image_workers}, expected 0 or more")
-    return arguments
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (`exit_status`)."""
-    arguments = _read(argv)
     from megatron_v2pe.base.logging import quiet_expected_warnings
+    from megatron_v2pe.evaluate.cli import read
 
+    arguments = read(argv)
     quiet_expected_warnings()
     if arguments.list:
         return finished(lambda: _list(arguments.root))
@@ -139,7 +69,7 @@ def _look(
     for stride in [*strides, *strides[:1]]:  # each is looked at; it is opened at the first
         opening = opening.at_stride(stride)
     benchmarks = [create(name, arguments.mode) for name in expand(arguments.benchmarks, arguments.root)]
-    check_all(benchmarks, arguments.root)  # what is missing is told before the model is loaded
+    check_all(benchmarks, arguments.root)  # what is missing is said before the model is loaded
     return opening, strides, benchmarks
 
 

@@ -247,17 +247,30 @@ def test_with_a_partition_srun_starts_them(shell, tmp_path):
         "PARTITION='my part' GPUS=4 GPUS_PER_NODE=2 CPUS_PER_TASK=5 QUOTA_TYPE=spot SRUN_ARGS='--time=1:00 --exclusive'"
     )
     command = f"{settings} STRIDE=64 GROUP=40 GPUS_PER_TASK=2 sh scripts/evaluate_longvqa.sh <checkpoint> {FLAGS}"
-    status, output = scripts(command, PYTHON="/bin/true")
+    status, output = scripts(command)
     assert status == 0, output
     [call] = [json.loads(line) for line in scripts.srun_log.read_text().splitlines()]
     out = "work_dirs/evaluate/InternVL2-V2PE/stride_64"
     assert call == [
         *("--nodes=2", "--ntasks=4", "--ntasks-per-node=2", "--cpus-per-task=5", "--partition=my part"),
         *("--quotatype=spot", "--job-name=megatron-v2pe-evaluate", "--gres=gpu:2", "--kill-on-bad-exit=1"),
-        *("--time=1:00", "--exclusive", "/bin/true", "-u", str(ROOT / "tools/evaluate.py")),
+        *("--time=1:00", "--exclusive", str(BIN / "echo_python"), "-u", str(ROOT / "tools/evaluate.py")),
         *("--checkpoint", str(scripts.checkpoint), "--benchmarks", "longvqa_40k", "--out", out),
         *("--context-parallel-size", "2", *FLAGS.split()),
     ]
+
+
+def test_the_interpreter_may_be_on_the_nodes_alone(scripts):
+    status, _ = scripts(f"PARTITION=p GPUS=1 {AUTO}", PYTHON="/on/the/nodes/python")
+    assert status != 0  # the stand-in for srun finds none either
+    [call] = [json.loads(line) for line in scripts.srun_log.read_text().splitlines()]
+    assert "/on/the/nodes/python" in call and str(ROOT / "tools/evaluate.py") in call
+
+
+def test_a_flag_that_is_none_is_refused_before_anything_is_started(scripts):
+    status, output = scripts(f"GPUS=2 {AUTO} --rope_pos_id_strid 64")
+    assert status == 2 and "error: unrecognized arguments: --rope_pos_id_strid 64" in output
+    assert scripts.started() == []
 
 
 def test_as_a_batch_script_it_finds_the_checkout(scripts):

@@ -169,7 +169,7 @@ class Runner:
 
         def encode(question: Question) -> Prompt:
             prompt = prompter.prompt(benchmark, question)
-            check_prompt(prompt, denominator, self.window, limit(question), question.id)
+            check_prompt(prompt, self.window, limit(question), question.id)
             return prompt
 
         for questions, size, workers in ((together, self.batch_size, self.image_workers), (alone, 1, 0)):
@@ -206,7 +206,6 @@ class Runner:
         began = time.perf_counter()
         pretrained = self.pretrained
         longest = _limit(batch[0].question, benchmark)
-        denominator = pretrained.engine.model.rotary.denominator
 
         def encoded() -> list[Prompt]:
             for one in batch:
@@ -222,7 +221,7 @@ class Runner:
         found = generate(pretrained.engine, prompts, options, pretrained.tokenizer.decode, names)
         seconds = (time.perf_counter() - began) / len(batch)
         return [
-            _answer(one.question, prompt, answer, seconds, int(prompt.position_ticks[-1]) // denominator + 1)
+            _answer(one.question, prompt, answer, seconds, prompt.position_ticks.reach)
             for one, prompt, answer in zip(batch, prompts, found, strict=True)
         ]
 

@@ -48,7 +48,7 @@ def explain(engine: Engine, prompt: Prompt, tokens: list[int], run: Run) -> str:
     with torch.inference_mode(), _watched(engine) as found:
         failed = None
         try:
-            run(engine, _with_tokens(prompt, tokens, engine.model.rotary.denominator))
+            run(engine, _with_tokens(prompt, tokens))
         except (V2PEError, RuntimeError, MemoryError) as error:
             if not isinstance(error, V2PEError) and not is_out_of_memory(error):
                 raise
@@ -103,15 +103,16 @@ def _told(mine: Any) -> list[Any]:
     return everyone
 
 
-def _with_tokens(prompt: Prompt, tokens: list[int], denominator: int) -> Prompt:
+def _with_tokens(prompt: Prompt, tokens: list[int]) -> Prompt:
     """The prompt, with the beginning of its answer as part of it."""
     if not tokens:
         return prompt
-    more = continue_positions(int(prompt.position_ticks[-1]), len(tokens), denominator)
+    ticks = prompt.position_ticks
+    more = continue_positions(ticks.last, len(tokens), ticks.denominator)
     return replace(
         prompt,
         input_ids=torch.cat([prompt.input_ids, torch.tensor(tokens, dtype=prompt.input_ids.dtype)]),
-        position_ticks=torch.cat([prompt.position_ticks, more.to(prompt.position_ticks)]),
+        position_ticks=ticks.mapped(lambda values: torch.cat([values, more.to(values)])),
     )
 
 

@@ -83,12 +83,11 @@ class Generated:
     """Per token [vocab_size], where asked for, on the last pipeline stage."""
 
 
-def check_prompt(prompt: Prompt, denominator: int, window: int | None, max_new_tokens: int, name: str) -> None:
+def check_prompt(prompt: Prompt, window: int | None, max_new_tokens: int, name: str) -> None:
     """Refuse a prompt that cannot be answered, before anything is computed.
 
     Args:
         prompt: to check.
-        denominator: of its position lattice.
         window: positions the model may reach; None: any.
         max_new_tokens: most tokens of an answer.
         name: of the prompt, for messages.
@@ -99,7 +98,7 @@ def check_prompt(prompt: Prompt, denominator: int, window: int | None, max_new_t
     length = len(prompt.input_ids)
     if length == 0:
         raise DataError(f"{name}: the prompt is empty")
-    positions = int(prompt.position_ticks[-1]) // denominator + 1
+    positions = prompt.position_ticks.reach
     if window is not None and positions + max_new_tokens > window:
         raise DataError(
             f"{name}: the prompt has {length} tokens ({sum(prompt.num_tiles)} tiles) and takes {positions} positions; "

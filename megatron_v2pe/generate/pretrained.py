@@ -102,7 +102,7 @@ class Pretrained:
             prompt = encode_prompt(question.turns, question.images, self.config, self.tokenizer, self.policy, tiling)
         except DataError as error:
             raise DataError(f"{question.name}: {error}") from error
-        check_prompt(prompt, self.engine.model.rotary.denominator, self.window, max_new_tokens, question.name)
+        check_prompt(prompt, self.window, max_new_tokens, question.name)
         return prompt
 
     def ask(

@@ -33,7 +33,7 @@ from megatron_v2pe.generate.prefill_plan import LocalPiece, Piece, local_steps, 
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack
 from megatron_v2pe.parallel import topology
-from megatron_v2pe.v2pe.position_ids import continue_positions
+from megatron_v2pe.v2pe.position_ids import Ticks, continue_positions
 
 Result = TypeVar("Result")
 _STEPS_AHEAD = 64
@@ -56,7 +56,8 @@ class Session:
         """
         self.engine, self._place = engine, engine.coordinates
         self._prompts = list(prompts)
-        self._last_ticks = [int(prompt.position_ticks[-1]) for prompt in prompts]
+        self._last_ticks = [prompt.position_ticks.last for prompt in prompts]
+        self._denominator = prompts[0].position_ticks.denominator
         self._names = list(range(len(prompts)))
         self._generated = 0
         self._ahead: tuple[Tensor, Tensor] | None = None
@@ -100,7 +101,7 @@ class Session:
         model, device = self.engine.model, self.engine.device
         pack = TensorPack(  # on the host: what is planned from it would wait for the device
             torch.cat([prompt.input_ids for prompt in self._prompts]),
-            torch.cat([prompt.position_ticks for prompt in self._prompts]),
+            Ticks.joined([prompt.position_ticks for prompt in self._prompts], self._denominator),
             [piece.length for piece in pieces],
             num_tiles=[len(prompt.tiles) for prompt in self._prompts],
         )
@@ -186,7 +187,7 @@ class Session:
             top: the layer, whose keys and values of all tokens are cached.
             last: what comes into it, [sequences, hidden], the same on all context-parallel ranks.
         """
-        ticks = torch.tensor(self._last_ticks, device=self.engine.device)
+        ticks = Ticks(torch.tensor(self._last_ticks, device=self.engine.device), self._denominator)
         same, other = rotation(*self.engine.model.rotary.cos_sin(ticks, [1] * len(self), self._last_ticks))
         self._attention.begin_decode([False] * len(self))
         return top(last, same, other, self._attention.decode)
@@ -243,10 +244,9 @@ class Session:
         """Factors [sequences, count, 1, 1, d] that rotate `count` generated tokens of each sequence from `first` on."""
         rotary = self.engine.model.rotary
         ticks = [
-            continue_positions(last + first * rotary.denominator, count, rotary.denominator)
-            for last in self._last_ticks
+            continue_positions(last + first * self._denominator, count, self._denominator) for last in self._last_ticks
         ]
-        everyone = to_device(torch.cat(ticks), self.engine.device)
+        everyone = Ticks(to_device(torch.cat(ticks), self.engine.device), self._denominator)
         same, other = rotation(*rotary.cos_sin(everyone, [count] * len(self), self._last_ticks))
         shape = (len(self), count, 1, 1, -1)
         return same.view(shape), other.view(shape)

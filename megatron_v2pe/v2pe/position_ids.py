@@ -8,15 +8,66 @@ of elements or equal positions for distant tokens beyond 65,536; integers do nei
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_v2pe.errors import DataError
+from megatron_v2pe.errors import DataError, LayoutError
 from megatron_v2pe.v2pe.settings import Stride, smallest_denominator
+
+
+@dataclass(frozen=True, eq=False)
+class Ticks:
+    """Positions of tokens, exactly: position = tick / denominator. The denominator goes wherever the ticks go."""
+
+    values: Tensor
+    """int64 [S], the ticks."""
+    denominator: int
+    """Ticks of one position."""
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return self.values.shape[0]
+
+    @property
+    def last(self) -> int:
+        """Tick of the last token."""
+        return int(self.values[-1])
+
+    @property
+    def reach(self) -> int:
+        """Whole positions from 0 up to that of the last token."""
+        return self.last // self.denominator + 1
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Ticks:
+        """Return what `change` makes of the ticks, for example a part of them, or a copy on a device."""
+        return Ticks(change(self.values), self.denominator)
+
+    def over(self, denominator: int) -> Tensor:
+        """Return the ticks as int64 [S] to whoever counts positions by `denominator`.
+
+        Raises:
+            LayoutError: these ticks are counted by another one; both are printed.
+        """
+        if self.denominator != denominator:
+            raise LayoutError(
+                f"{len(self)} positions are counted in ticks of 1/{self.denominator}, expected ticks of 1/{denominator}"
+            )
+        return self.values
+
+    @staticmethod
+    def joined(parts: Sequence[Ticks], denominator: int) -> Ticks:
+        """Return the ticks of several documents one behind the other; no documents give none.
+
+        Raises:
+            LayoutError: one of them is counted by another denominator; both are printed.
+        """
+        none = torch.empty(0, dtype=torch.int64)
+        return Ticks(torch.cat([none, *(part.over(denominator) for part in parts)]), denominator)
 
 
 def position_ticks(
@@ -26,7 +77,7 @@ def position_ticks(
     tokens_per_tile: int,
     denominator: int | None = None,
     mask: Tensor | None = None,
-) -> tuple[Tensor, int]:
+) -> Ticks:
     """Compute the positions of one document.
 
     Args:
@@ -38,7 +89,7 @@ def position_ticks(
         mask: [length], 1 for real tokens. A masked token gets position 1 and does not advance.
 
     Returns:
-        int64 ticks [length], and the denominator.
+        Ticks of all its tokens, [length].
 
     Raises:
         DataError: images and strides differ in number, an image is empty, overlaps another or leaves the document, or
@@ -70,7 +121,7 @@ def position_ticks(
     ticks -= denominator
     if real is not None:
         ticks = np.where(real, ticks, denominator)
-    return torch.from_numpy(ticks), denominator
+    return Ticks(torch.from_numpy(ticks), denominator)
 
 
 def to_float32(ticks: Tensor, denominator: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.v2pe.position_ids import Ticks
 
 _CHUNK = 65536
 
@@ -49,7 +50,7 @@ class RotaryEmbedding:
         Args:
             head_dim: width of an attention head, even.
             base: `rope_theta`.
-            denominator: of the position lattice.
+            denominator: ticks of one position; ticks of another denominator are refused.
             scaling: none by default.
         """
         if head_dim % 2:
@@ -73,24 +74,27 @@ class RotaryEmbedding:
         return 1.0 / base**exponents
 
     def cos_sin(
-        self, ticks: Tensor, seqlens: Sequence[int] | None = None, last_ticks: Sequence[int] | None = None
+        self, ticks: Ticks, seqlens: Sequence[int] | None = None, last_ticks: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Compute cosines and sines for a pack, or for one rank's part of it.
 
         Args:
-            ticks: int64 [S].
+            ticks: of S tokens.
             seqlens: tokens of each document, summing to S; dynamic scaling is decided for each. One by default.
             last_ticks: largest tick of each whole document, where `ticks` does not show it: on a rank that holds a
                 part of it, or for a prompt that has been continued.
 
         Returns:
             float32 [S, head_dim // 2] twice.
+
+        Raises:
+            LayoutError: the ticks are counted by another denominator than this module's; both are printed.
         """
-        half = self.head_dim // 2
-        cos = torch.empty(ticks.shape[0], half, dtype=torch.float32, device=ticks.device)
+        values, half = ticks.over(self.denominator), self.head_dim // 2
+        cos = torch.empty(values.shape[0], half, dtype=torch.float32, device=values.device)
         sin = torch.empty_like(cos)
         start = 0
-        for document, frequencies in self._by_frequencies(ticks, seqlens, last_ticks):
+        for document, frequencies in self._by_frequencies(values, seqlens, last_ticks):
             for part in document.split(_CHUNK):
                 angles = part.to(torch.float64).unsqueeze(1) * frequencies
                 torch.cos(angles, out=(wide := torch.empty_like(angles)))

@@ -53,15 +53,18 @@ def contents(case, folder):
     samples = IndexedSamples(folder)
     samples.check(case.encoder.config, case.encoder.tokenizer, FACTS)
     plan = IndexedPlan(samples, replace(case.encoder.config, meta_path=""), 5, SkipLog(0))
-    reader = IndexedReader(samples, case.encoder, PackReader(FACTS.tile_size, (0.5,) * 3, "token"))
+    reader = IndexedReader(
+        samples, case.encoder, PackReader(FACTS.tile_size, (0.5,) * 3, "token", case.encoder.denominator)
+    )
     digest = hashlib.sha256()
     for pack in plan.epoch(0):
         batch = reader[pack]
         for source, message in batch.unreadable:
             raise DataError(f"{source}: {message}")
         digest.update(repr((batch.seqlens, batch.num_tiles, batch.sources)).encode())
-        for name in ("input_ids", "labels", "loss_weights", "position_ticks", "tiles"):
-            digest.update(getattr(batch, name).numpy().tobytes())
+        tensors = batch.input_ids, batch.labels, batch.loss_weights, batch.position_ticks.values, batch.tiles
+        for tensor in tensors:
+            digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
 
 

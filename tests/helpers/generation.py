@@ -26,7 +26,7 @@ from megatron_v2pe.generate.vision_cache import VisionCache
 from megatron_v2pe.models.micro_batch import PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.position_ids import continue_positions
+from megatron_v2pe.v2pe.position_ids import Ticks, continue_positions
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import load_full
@@ -159,13 +159,14 @@ def recompute(model: Any, prompt: Prompt, answer: Sequence[int]) -> Tensor:
     """
     assert isinstance(prompt.tiles, Tensor), "normalised tiles are a tensor"
     features = model.encode_images(prompt.tiles) if prompt.tiles.shape[0] else None
-    last = int(prompt.position_ticks[-1])
+    ticks, last = prompt.position_ticks, prompt.position_ticks.last
     steps: list[Tensor] = []
     for count in range(len(answer)):
         ids = torch.cat([prompt.input_ids, prompt.input_ids.new_tensor(answer[:count])])
-        ticks = torch.cat([prompt.position_ticks, continue_positions(last, count, model.rotary.denominator)])
+        more = continue_positions(last, count, ticks.denominator)
+        reached = Ticks(torch.cat([ticks.values, more]), ticks.denominator)
         cutter = PackCutter(model.coordinates, model.image_token_id, model.internvl.tokens_per_tile)
-        batch = cutter.cut(TensorPack(ids, ticks, [len(ids)], num_tiles=[prompt.tiles.shape[0]]))
+        batch = cutter.cut(TensorPack(ids, reached, [len(ids)], num_tiles=[prompt.tiles.shape[0]]))
         steps.append(model.logits_of_last(replace(batch, last_ticks=(last,)), features))
     return torch.stack(steps)
 

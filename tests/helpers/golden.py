@@ -17,7 +17,7 @@ from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.position_ids import find_images, position_ticks
+from megatron_v2pe.v2pe.position_ids import Ticks, find_images, position_ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import gather_full, load_full
@@ -52,7 +52,7 @@ def ticks_of(
     model: InternVLConfig,
     policy: StridePolicy,
     special: dict[str, int],
-) -> Tensor:
+) -> Ticks:
     """Compute position ticks of a pack of documents, images dealt out in order."""
     tiles, parts = list(num_tiles), []
     denominator = policy.denominator(model.tokens_per_tile)
@@ -61,8 +61,8 @@ def ticks_of(
         here, tiles = tiles[:count], tiles[count:]
         images = find_images(document, here, model.tokens_per_tile, **special)
         strides = policy.draw(len(images), model.tokens_per_tile, epoch=0, sample=0)
-        parts.append(position_ticks(len(document), images, strides, model.tokens_per_tile, denominator)[0])
-    return torch.cat(parts)
+        parts.append(position_ticks(len(document), images, strides, model.tokens_per_tile, denominator))
+    return Ticks.joined(parts, denominator)
 
 
 def run_case(checkpoint: str, case: str, inputs: str) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def run_case(checkpoint: str, case: str, inputs: str) -> dict[str, Any]:
         **stages,
         "logits": logits,
         "loss": loss.item(),
-        "positions": ticks.double() / policy.denominator(model_config.tokens_per_tile),
+        "positions": ticks.values.double() / ticks.denominator,
         "gradients": gradients,
         "gold_gradients": {k[5:]: v for k, v in gold.items() if k.startswith("grad.")},
     }
@@ -169,6 +169,6 @@ def run_generation(checkpoint: str, case: str, inputs: str) -> dict[str, Any]:
         options = GenerationOptions(max_new_tokens=len(gold["generated_ids"]), keep_logits=True)
         answer = generate(Engine(model.eval()), [prompt], options)[0]
         again = recompute(model, prompt, answer.token_ids)
-    positions = ticks.double() / policy.denominator(model_config.tokens_per_tile)
+    positions = ticks.values.double() / ticks.denominator
     logits = torch.stack(answer.logits).clone()
     return {"ids": answer.token_ids, "logits": logits, "recomputed": again, "positions": positions}

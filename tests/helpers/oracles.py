@@ -19,6 +19,7 @@ from helpers.hf_names import to_full_state
 from megatron_v2pe.models.micro_batch import PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import gather_full, load_full, sharded_pieces
@@ -57,7 +58,7 @@ def decoder(checkpoint: str, weights: dict[str, Tensor], ids: Tensor, seqlens: S
     """
     with _with_weights(checkpoint, weights, "language_model.") as (model, policy):
         denominator = policy.denominator(model.internvl.tokens_per_tile)
-        ticks = torch.cat([torch.arange(length) * denominator for length in seqlens])
+        ticks = Ticks(torch.cat([torch.arange(length) * denominator for length in seqlens]), denominator)
         cutter = PackCutter(model.coordinates, NO_IMAGES, model.internvl.tokens_per_tile)
         batch = cutter.cut(TensorPack(ids, ticks, seqlens))
         return _outcome(model, model(batch))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from helpers.parity import Pack
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.v2pe.position_ids import position_ticks
+from megatron_v2pe.v2pe.position_ids import Ticks, position_ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 
 IMG_START, IMG_END, IMG_CONTEXT = 503, 504, 505
@@ -59,14 +59,15 @@ def _pack(config: InternVLConfig, policy: StridePolicy, documents: list[Document
     parts = [_document(config, policy, document, generator) for document in documents]
     tiles = sum(-part for document in documents for part in document if part < 0)
     shape = (tiles, config.vision.num_channels, config.tile_size, config.tile_size)
-    ids, ticks, labels, weights = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    ids, labels, weights = (torch.cat([part[place] for part in parts]) for place in (0, 2, 3))
+    ticks = Ticks.joined([part[1] for part in parts], policy.denominator(config.tokens_per_tile))
     pixels = torch.randn(shape, generator=generator, dtype=torch.float64)
     return Pack(ids, ticks, tuple(len(part[0]) for part in parts), labels, weights, pixels)
 
 
 def _document(
     config: InternVLConfig, policy: StridePolicy, document: Document, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Ticks, Tensor, Tensor]:
     """Return ids, ticks, shifted labels and weights; about two thirds of the text tokens are supervised."""
     ids: list[int] = []
     images: list[tuple[int, int]] = []
@@ -79,7 +80,7 @@ def _document(
     tokens = torch.tensor(ids)
     strides = policy.draw(len(images), config.tokens_per_tile, epoch=0, sample=len(ids))
     denominator = policy.denominator(config.tokens_per_tile)
-    ticks, _ = position_ticks(len(ids), images, strides, config.tokens_per_tile, denominator)
+    ticks = position_ticks(len(ids), images, strides, config.tokens_per_tile, denominator)
     labels = torch.where(tokens < 500, tokens, -100)
     labels[torch.rand(len(ids), generator=generator) < 0.33] = -100
     labels = torch.cat([labels[1:], torch.tensor([-100])])

@@ -23,6 +23,7 @@ from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack,
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
+from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import gather_full, load_full
@@ -36,7 +37,7 @@ class Pack:
     """One micro-batch in plain lists and tensors."""
 
     input_ids: Tensor
-    position_ticks: Tensor
+    position_ticks: Ticks
     seqlens: tuple[int, ...]
     labels: Tensor
     """Already shifted."""
@@ -265,8 +266,8 @@ def _positions_from_zero(model: Any) -> None:
         return
     original = model.rotary.cos_sin
 
-    def cos_sin(ticks: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-        return original(torch.arange(ticks.shape[0]) * model.rotary.denominator, *others)
+    def cos_sin(ticks: Ticks, *others: Any) -> tuple[Tensor, Tensor]:
+        return original(ticks.mapped(lambda values: torch.arange(len(values)) * ticks.denominator), *others)
 
     model.rotary.cos_sin = cos_sin
 

@@ -11,6 +11,7 @@ import torch
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.measuring.tensor_memory import TensorMemory
@@ -69,13 +70,13 @@ def run(
         mine = model.coordinates.tiles(tiles) if model.pre_process else range(0)
         wrapped.train()
         wrapped.zero_grad_buffer()
-        size = config.tile_size
+        size, denominator = config.tile_size, policy.denominator(config.tokens_per_tile)
 
         def batches() -> Iterator[MicroBatch]:
             for _ in range(micro_batches):
                 pack = TensorPack(
                     ids,
-                    torch.arange(tokens) * policy.denominator(config.tokens_per_tile),
+                    Ticks(torch.arange(tokens) * denominator, denominator),
                     [tokens],
                     labels=labels,
                     loss_weights=torch.ones(tokens),

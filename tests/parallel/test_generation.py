@@ -20,6 +20,7 @@ from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import Sampling
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 
 # Largest errors of any step's logits, relative to the largest logit, measured over all cases below:
@@ -76,11 +77,11 @@ def case(hf_config, weights):
 def _prompt(pack, dtype, denominator):
     """A pack's documents as one prompt: positions go on from one to the next."""
     offset, parts = 0, []
-    for ticks in pack.position_ticks.split(pack.seqlens):
+    for ticks in pack.position_ticks.values.split(pack.seqlens):
         parts.append(ticks + offset)
         offset += int(ticks[-1]) + denominator
     tiles = pack.pixel_values.to(dtype)
-    return Prompt(pack.input_ids, torch.cat(parts), tiles, (tiles.shape[0],))
+    return Prompt(pack.input_ids, Ticks(torch.cat(parts), denominator), tiles, (tiles.shape[0],))
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import NOT_FINITE, Sampling, choose, marked
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 
 POLICY = StridePolicy("v2pe_fix", 1)
@@ -37,12 +38,12 @@ def case(pools, hf_config):
     weights = pools[1].run(parity.random_weights, hf_config=hf_config)[0]
     pack = random_packs(hf_config, POLICY, "image_only")[0]
     ticks, end = [], 0
-    for part in pack.position_ticks.split(pack.seqlens):
+    for part in pack.position_ticks.values.split(pack.seqlens):
         ticks.append(part + end)
         end += int(part[-1]) + 4
     tiles = pack.pixel_values.float()
-    picture = Prompt(pack.input_ids, torch.cat(ticks), tiles, (tiles.shape[0],))
-    text = Prompt(torch.tensor([1, 5, 9]), 4 * torch.arange(3), tiles[:0], ())
+    picture = Prompt(pack.input_ids, Ticks(torch.cat(ticks), 4), tiles, (tiles.shape[0],))
+    text = Prompt(torch.tensor([1, 5, 9]), Ticks(4 * torch.arange(3), 4), tiles[:0], ())
     options = GenerationOptions(max_new_tokens=4)
     made = generation.Case(hf_config, weights, [text, picture], IMG_CONTEXT, policy=POLICY, options=options)
     return replace(made, dtype=torch.float32)

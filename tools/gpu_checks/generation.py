@@ -94,7 +94,7 @@ def prompt_of(engine: Engine, size: Size, tokens: int, tiles: int, seed: int = 0
     ids = torch.randint(3, size.image_token - 10, (tokens,), generator=generator)
     ids[1 : 1 + tiles * model.tokens_per_tile] = size.image_token
     images = [(1, tiles)] if tiles else []
-    ticks, _ = position_ticks(tokens, images, [64] * len(images), model.tokens_per_tile)
+    ticks = position_ticks(tokens, images, [64] * len(images), model.tokens_per_tile)
     side = model.tile_size
     pixels = torch.randint(0, 256, (tiles, side, side, 3), dtype=torch.uint8, generator=generator)
     return Prompt(ids, ticks, pixels, (tiles,) if tiles else ())

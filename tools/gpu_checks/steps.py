@@ -34,10 +34,11 @@ from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.ddp import wrap
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import Budget, in_words, plan_of_stage
-from megatron_v2pe.train.metrics import MetricsLog, StepMetrics
+from megatron_v2pe.train.metrics import StepMetrics
 from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler
 from megatron_v2pe.train.signals import StopRequest
-from megatron_v2pe.v2pe.position_ids import position_ticks
+from megatron_v2pe.train.writers import MetricsLog
+from megatron_v2pe.v2pe.position_ids import Ticks, position_ticks
 
 SUPERVISED = 100
 """Tokens learned at the end of every document."""
@@ -173,13 +174,15 @@ def _batch(size: Size, model: InternVLConfig, work: Work) -> Batch:
         ids = torch.randint(3, size.image_token - 10, (tokens,), generator=generator)
         ids[1 : 1 + tiles * model.tokens_per_tile] = size.image_token
         images = [(1, tiles)] if tiles else []
-        ticks, _ = position_ticks(tokens, images, [POLICY.stride or 1] * len(images), model.tokens_per_tile)
+        ticks = position_ticks(tokens, images, [POLICY.stride or 1] * len(images), model.tokens_per_tile)
         labels = torch.full((tokens,), -100)
         learned = min(SUPERVISED, tokens - 1 - tiles * model.tokens_per_tile - 1)
         assert learned > 0, f"a document of {tokens} tokens has no room for {tiles} tiles and text"
         labels[-learned - 1 : -1] = ids[-learned:]
         parts.append((ids, labels, ticks))
-    ids, labels, ticks = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    every_id, every_label, every_tick = zip(*parts, strict=True)
+    ids, labels = torch.cat(every_id), torch.cat(every_label)
+    ticks = Ticks.joined(every_tick, every_tick[0].denominator)
     side = model.tile_size
     return Batch(
         input_ids=ids,

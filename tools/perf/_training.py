@@ -21,7 +21,7 @@ from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.train.config import AdamWConfig
-from megatron_v2pe.v2pe.position_ids import position_ticks
+from megatron_v2pe.v2pe.position_ids import Ticks, position_ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.measuring.tensor_memory import TensorMemory
@@ -139,11 +139,13 @@ def micro_batch(step: Step, model: Any) -> MicroBatch:
         images = [(number * room + (room - per_tile) // 2, 1) for number in range(tiles)]
         for start, _ in images:
             ids[start : start + per_tile] = model.image_token_id
-        ticks, _ = position_ticks(tokens, images, [POLICY.stride or 1] * tiles, per_tile)
+        ticks = position_ticks(tokens, images, [POLICY.stride or 1] * tiles, per_tile)
         labels = torch.full((tokens,), -100)
         labels[-step.supervised - 1 : -1] = ids[-step.supervised :]
         parts.append((ids, ticks, labels))
-    ids, ticks, labels = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    every_id, every_tick, every_label = zip(*parts, strict=True)
+    ids, labels = torch.cat(every_id), torch.cat(every_label)
+    ticks = Ticks.joined(every_tick, every_tick[0].denominator)
     tiles = sum(tiles for _, tiles in step.documents)
     mine = model.coordinates.tiles(tiles)
     pixels = [torch.randn(3, 448, 448, generator=torch.Generator().manual_seed(tile)) for tile in mine]

@@ -21,6 +21,7 @@ from megatron_v2pe.generate.generation import GenerationOptions, generate
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from perf._training import Shape, cores
@@ -75,7 +76,7 @@ def run(argv: list[str]) -> dict[str, Any]:
 
 def _prompts(batch: int, tokens: int, denominator: int, vocab: int) -> list[Prompt]:
     generator = torch.Generator().manual_seed(tokens)
-    ticks, nothing = torch.arange(tokens) * denominator, torch.empty(0, 3, 448, 448)
+    ticks, nothing = Ticks(torch.arange(tokens) * denominator, denominator), torch.empty(0, 3, 448, 448)
     draws = torch.randint(3, vocab - 10, (batch, tokens), generator=generator)
     return [Prompt(row, ticks, nothing, ()) for row in draws]
 

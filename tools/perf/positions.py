@@ -82,7 +82,8 @@ def _measure(word: str, images: list[Image], arguments: argparse.Namespace) -> d
     )
     denominator = policy.denominator(per_tile) if word == "random" else None
     floats = [float(stride) for stride in strides]
-    ticks, used = position_ticks(length, images, strides, per_tile, denominator)
+    made = position_ticks(length, images, strides, per_tile, denominator)
+    ticks, used = made.values, made.denominator
     theirs = float_construction(length, images, floats, per_tile)
     ours_ms, theirs_ms = _medians(
         arguments.repeats,

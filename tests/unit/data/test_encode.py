@@ -46,13 +46,13 @@ def test_single_image(encode, tokenizer):
     assert [picture.grid for picture in document.pictures] == [(3, 1)] and document.num_tiles == 4
     ((start, tiles),) = document.images
     assert (document.input_ids[start : start + 16] == tokenizer.img_context_id).all() and tiles == 4
-    assert document.position_ticks[start + 16] - document.position_ticks[start - 1] == (2 * 4 + 1) * 4
-    assert document.position_ticks[-1] % 4 == 0
+    assert document.position_ticks.values[start + 16] - document.position_ticks.values[start - 1] == (2 * 4 + 1) * 4
+    assert document.position_ticks.last % 4 == 0
 
 
 def test_text_has_ordinary_positions(encode):
     document = encode(ask("what"))
-    assert document.position_ticks.tolist() == [4 * i for i in range(document.num_tokens)]
+    assert document.position_ticks.values.tolist() == [4 * i for i in range(document.num_tokens)]
     assert document.num_tiles == 0 and document.pictures == ()
 
 
@@ -68,9 +68,9 @@ def test_data_set_settings_win(encode):
 def test_strides_are_drawn_per_sample_and_epoch(encode):
     row = ask("<image><image><image>", image=["square.png"] * 3)
     policy = StridePolicy("v2pe_rnd", strides=(1, 2, 4, 8), seed=3)
-    ends = {(e, n): encode(row, policy, e, n).position_ticks[-1].item() for e in range(3) for n in range(3)}
+    ends = {(e, n): encode(row, policy, e, n).position_ticks.last for e in range(3) for n in range(3)}
     assert len(set(ends.values())) > 3
-    assert ends[1, 1] == encode(row, policy, 1, 1).position_ticks[-1].item()
+    assert ends[1, 1] == encode(row, policy, 1, 1).position_ticks.last
 
 
 @pytest.mark.parametrize(

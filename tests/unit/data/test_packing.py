@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from megatron_v2pe.data.batch import collate, loss_weights
 from megatron_v2pe.data.packing.online import BestFitPacker
 from megatron_v2pe.data.types import Document, Picture, SampleId
+from megatron_v2pe.v2pe.position_ids import Ticks
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def document(start, labels, tiles=0):
     return Document(
         torch.arange(start, start + length),
         torch.tensor(labels),
-        torch.arange(length) * 4,
+        Ticks(torch.arange(length) * 4, 4),
         ((1, tiles),) if tiles else (),
         pictures,
         SampleId("d", start, "f"),
@@ -89,18 +90,18 @@ def document(start, labels, tiles=0):
 
 def test_collate():
     documents = [document(10, [-100, 11, 12], tiles=2), document(20, [-100, -100, 22, -100])]
-    batch = collate(documents, torch.zeros(2, 2, 2, 3, dtype=torch.uint8), "square")
+    batch = collate(documents, torch.zeros(2, 2, 2, 3, dtype=torch.uint8), "square", 4)
     assert batch.input_ids.tolist() == [10, 11, 12, 20, 21, 22, 23]
     assert batch.labels.tolist() == [11, 12, -100, -100, 22, -100, -100]
     weights = [0.5**0.5, 0.5**0.5, 0, 0, 1, 0, 0]
     assert torch.allclose(batch.loss_weights, torch.tensor(weights))
-    assert batch.position_ticks.tolist() == [0, 4, 8, 0, 4, 8, 12]
+    assert batch.position_ticks.values.tolist() == [0, 4, 8, 0, 4, 8, 12]
     assert (batch.seqlens, batch.num_tiles) == ((3, 4), (2,))
     assert [source.line for source in batch.sources] == [10, 20]
 
 
 def test_no_document_gives_an_empty_batch():
-    batch = collate([], torch.zeros(0, 2, 2, 3, dtype=torch.uint8), "token")
+    batch = collate([], torch.zeros(0, 2, 2, 3, dtype=torch.uint8), "token", 4)
     assert batch.seqlens == () and batch.sources == ()
     assert all(len(values) == 0 for values in (batch.input_ids, batch.labels, batch.loss_weights, batch.position_ticks))
     assert batch.input_ids.dtype == torch.int64 and batch.loss_weights.dtype == torch.float32

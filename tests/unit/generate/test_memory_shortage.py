@@ -11,11 +11,12 @@ from megatron_v2pe.errors import MemoryShortageError
 from megatron_v2pe.generate import generation
 from megatron_v2pe.generate.generation import GenerationOptions, generate
 from megatron_v2pe.generate.prompt import Prompt
+from megatron_v2pe.v2pe.position_ids import Ticks
 
 
 def prompts():
     return [
-        Prompt(torch.zeros(n, dtype=torch.long), torch.arange(n), torch.zeros(t, 3, 8, 8), (t,))
+        Prompt(torch.zeros(n, dtype=torch.long), Ticks(torch.arange(n), 1), torch.zeros(t, 3, 8, 8), (t,))
         for n, t in ((30, 2), (12, 1))
     ]
 

@@ -8,27 +8,28 @@ import torch
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.generate.generation import GenerationOptions, check_prompt
 from megatron_v2pe.generate.prompt import Prompt
+from megatron_v2pe.v2pe.position_ids import Ticks
 
 
 def prompt(*ticks):
     positions = torch.tensor(ticks, dtype=torch.int64)
-    return Prompt(torch.ones_like(positions), positions, torch.empty(0), (2, 1))
+    return Prompt(torch.ones_like(positions), Ticks(positions, 4), torch.empty(0), (2, 1))
 
 
 def test_a_prompt_must_leave_room_for_its_answer():
-    check_prompt(prompt(0, 4, 5, 6, 8), 4, window=13, max_new_tokens=10, name="q")  # positions 0, 1, 1.25, 1.5, 2
-    check_prompt(prompt(0, 4, 8), 4, window=None, max_new_tokens=10**9, name="q")
+    check_prompt(prompt(0, 4, 5, 6, 8), window=13, max_new_tokens=10, name="q")  # positions 0, 1, 1.25, 1.5, 2
+    check_prompt(prompt(0, 4, 8), window=None, max_new_tokens=10**9, name="q")
     text = (
         r"q: the prompt has 5 tokens \(3 tiles\) and takes 3 positions; with 10 new tokens that is 13, "
         "more than the window of 12"
     )
     with pytest.raises(DataError, match=text):
-        check_prompt(prompt(0, 4, 5, 6, 8), 4, window=12, max_new_tokens=10, name="q")
+        check_prompt(prompt(0, 4, 5, 6, 8), window=12, max_new_tokens=10, name="q")
 
 
 def test_an_empty_prompt_is_refused():
     with pytest.raises(DataError, match="q: the prompt is empty"):
-        check_prompt(prompt(), 4, window=None, max_new_tokens=1, name="q")
+        check_prompt(prompt(), window=None, max_new_tokens=1, name="q")
 
 
 @pytest.mark.parametrize(

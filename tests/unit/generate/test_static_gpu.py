@@ -14,6 +14,7 @@ from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import Sampling, choose
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.worker_pool import WorkerPool
 
@@ -43,11 +44,11 @@ def case(golden, pools):
 
     def prompt(pack):
         offset, parts = 0, []
-        for ticks in pack.position_ticks.split(pack.seqlens):
+        for ticks in pack.position_ticks.values.split(pack.seqlens):
             parts.append(ticks + offset)
             offset += int(ticks[-1]) + denominator
         tiles = pack.pixel_values.float()
-        return Prompt(pack.input_ids, torch.cat(parts), tiles, (tiles.shape[0],))
+        return Prompt(pack.input_ids, Ticks(torch.cat(parts), denominator), tiles, (tiles.shape[0],))
 
     def make(dtype, **options):
         settings = GenerationOptions(**{"max_new_tokens": 24, **options})

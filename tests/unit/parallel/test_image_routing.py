@@ -18,6 +18,7 @@ from megatron_v2pe.models.micro_batch import IGNORE_INDEX, PackCutter, TensorPac
 from megatron_v2pe.parallel import image_routing
 from megatron_v2pe.parallel.image_routing import ImageRouting
 from megatron_v2pe.parallel.rank_coordinates import RankCoordinates, tiles_of
+from megatron_v2pe.v2pe.position_ids import Ticks
 
 IMAGE, TEXT, TOKENS_PER_TILE = 7, 1, 4
 PLACEMENTS = [
@@ -181,7 +182,7 @@ def test_tiles_and_image_tokens_that_differ_are_told(num_tiles):
 def cut(ids, lengths, coordinates, num_tiles, ticks=None, labels=None, weights=None):
     """A rank's share of a pack whose positions are 0, 1, 2, ..."""
     ticks = torch.arange(sum(lengths)) if ticks is None else ticks
-    pack = TensorPack(ids, ticks, lengths, labels, weights, num_tiles=[num_tiles])
+    pack = TensorPack(ids, Ticks(ticks, 1), lengths, labels, weights, num_tiles=[num_tiles])
     return PackCutter(coordinates, IMAGE, TOKENS_PER_TILE).cut(pack)
 
 

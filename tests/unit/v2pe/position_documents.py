@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
 
+from torch import Tensor
+
+from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import Stride
 
 
@@ -39,3 +42,8 @@ def by_definition(
         positions += [last + k * Fraction(stride) / tokens_per_tile for k in range(1, count + 1)]
         last, index = ceil(positions[-1]), start + count
     return positions + [Fraction(last + k) for k in range(1, length - index + 1)]
+
+
+def counted(ticks: Ticks) -> tuple[Tensor, int]:
+    """Return the ticks as a tensor, and their denominator."""
+    return ticks.values, ticks.denominator

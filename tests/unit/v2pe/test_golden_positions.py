@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from position_documents import counted
 from safetensors import safe_open
 
 from megatron_v2pe.v2pe import position_ids
@@ -49,7 +50,7 @@ def differing(recorded) -> list[str]:
     tensors, metadata = recorded
     wrong = []
     for case in json.loads(metadata["cases"]):
-        ours = to_float32(*position_ticks(*inputs_of(case, recorded)))
+        ours = to_float32(*counted(position_ticks(*inputs_of(case, recorded))))
         if not torch.equal(ours, tensors[case["key"]].to(torch.float32)):
             wrong.append(case["key"])
     return wrong
@@ -65,7 +66,7 @@ def test_default_positions_are_whole_numbers_equal_as_integers(recorded):
     tensors, metadata = recorded
     for case in json.loads(metadata["cases"]):
         if case["version"] == "default":
-            ticks, denominator = position_ticks(*inputs_of(case, recorded))
+            ticks, denominator = counted(position_ticks(*inputs_of(case, recorded)))
             assert not (ticks % denominator).any()
             assert torch.equal(ticks // denominator, tensors[case["key"]])
 
@@ -92,6 +93,6 @@ def test_the_float_construction_here_is_the_reference_s(recorded):
         length = images[0][0] + tiles * tokens + 3
         theirs = float_construction(length, images, [limit["stride"]], tokens)
         assert (miscounted(theirs, images, tokens) == 0) == (limit["original"] == "ok"), limit
-        ticks, denominator = position_ticks(length, images, [limit["stride"]], tokens)
+        ticks, denominator = counted(position_ticks(length, images, [limit["stride"]], tokens))
         assert len(ticks) == length
         assert Fraction(int(ticks[-4]), denominator) == limit["text_before"] + limit["stride"] * tiles

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from position_documents import document
+from position_documents import counted, document
 
 from megatron_v2pe.v2pe.position_ids import continue_positions, position_ticks, to_float32
 from megatron_v2pe.v2pe.settings import PUBLISHED_STRIDES
@@ -15,7 +15,7 @@ E2 = document([2, (3,), 5, (1,), 2], N)
 
 def positions(layout, *strides, mask=None):
     """Float32 positions of a document, one stride per image."""
-    return to_float32(*position_ticks(*layout, strides, N, mask=mask))
+    return to_float32(*counted(position_ticks(*layout, strides, N, mask=mask)))
 
 
 def visual(begin: float, delta: float, count: int) -> list[float]:
@@ -69,14 +69,14 @@ def test_e6_right_padding():
 
 
 def test_e7_packed_documents_restart():
-    first, denominator = position_ticks(*E1, [64], N)
-    second, _ = position_ticks(3, [], [], N, denominator)
+    first, denominator = counted(position_ticks(*E1, [64], N))
+    second, _ = counted(position_ticks(3, [], [], N, denominator))
     packed = to_float32(torch.cat([first, second]), denominator)
     assert len(packed) == 268 and packed[260:].tolist() == [68, 69, 70, 71, 72, 0, 1, 2]
 
 
 def test_e8_decoding_advances_by_one():
-    ticks, denominator = position_ticks(*E1, [64], N)
+    ticks, denominator = counted(position_ticks(*E1, [64], N))
     assert to_float32(continue_positions(int(ticks[-1]), 3, denominator), denominator).tolist() == [73, 74, 75]
 
 
@@ -93,5 +93,5 @@ def test_prompt_ending_in_an_image():
 def test_a_full_stride_is_the_ordinary_position_for_every_published_stride_below_it():
     for tokens_per_tile in PUBLISHED_STRIDES:
         length, images = document([3, (2,), 1, (1,), 2], tokens_per_tile)
-        ticks, denominator = position_ticks(length, images, [tokens_per_tile] * 2, tokens_per_tile)
+        ticks, denominator = counted(position_ticks(length, images, [tokens_per_tile] * 2, tokens_per_tile))
         assert torch.equal(ticks, torch.arange(length) * denominator)

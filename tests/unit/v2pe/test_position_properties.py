@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from position_documents import by_definition, document
+from position_documents import by_definition, counted, document
 
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe import position_ids
@@ -36,7 +36,7 @@ def documents(draw):
 
 
 def exactly_right(function, length, images, strides, tokens_per_tile) -> bool:
-    ticks, denominator = function(length, images, strides, tokens_per_tile)
+    ticks, denominator = counted(function(length, images, strides, tokens_per_tile))
     expected = [position * denominator for position in by_definition(length, images, strides, tokens_per_tile)]
     return ticks.tolist() == expected
 
@@ -51,7 +51,7 @@ def test_equal_to_the_definition_in_exact_fractions(case):
 @given(documents())
 def test_order_spans_and_text_steps(case):
     length, images, strides, tokens_per_tile = case
-    ticks, denominator = position_ticks(*case)
+    ticks, denominator = counted(position_ticks(*case))
     steps = ticks.diff()
     assert len(ticks) == length and bool((steps > 0).all())  # rising, so no two tokens share a position
     text = torch.ones(length, dtype=torch.bool)
@@ -71,10 +71,10 @@ def test_order_spans_and_text_steps(case):
 @given(documents(), documents())
 def test_a_pack_is_its_documents_on_one_lattice(one, two):
     """The finer lattice of a pack changes the ticks of a document, not its positions."""
-    alone, denominator = position_ticks(*one)
+    alone, denominator = counted(position_ticks(*one))
     tokens_per_tile = one[3]
     common = smallest_denominator([*one[2], *two[2]], tokens_per_tile) * 3
-    packed, finer = position_ticks(*one, common)
+    packed, finer = counted(position_ticks(*one, common))
     assert finer == common and torch.equal(packed * denominator, alone * finer)
 
 
@@ -85,15 +85,15 @@ def test_masked_tokens_get_position_one_and_do_not_advance(case, data):
     removed = data.draw(st.integers(0, length - images[-1][0] - images[-1][1] * tokens_per_tile if images else length))
     mask = torch.ones(length)
     mask[length - removed :] = 0
-    ticks, denominator = position_ticks(*case, mask=mask)
-    kept, _ = position_ticks(length - removed, images, strides, tokens_per_tile)
+    ticks, denominator = counted(position_ticks(*case, mask=mask))
+    kept, _ = counted(position_ticks(length - removed, images, strides, tokens_per_tile))
     assert torch.equal(ticks[: length - removed], kept)
     assert bool((ticks[length - removed :] == denominator).all())
 
 
 def test_text_is_whole_after_a_masked_token_behind_a_fractional_image():
     mask = torch.tensor([1, 1, 1, 1, 1, 0, 1, 1])
-    ticks, denominator = position_ticks(8, [(1, 1)], [Fraction(1, 2)], 4, mask=mask)
+    ticks, denominator = counted(position_ticks(8, [(1, 1)], [Fraction(1, 2)], 4, mask=mask))
     assert (ticks / denominator).tolist() == [0, 0.125, 0.25, 0.375, 0.5, 1, 2, 3]
 
 
@@ -103,7 +103,7 @@ def test_exact_to_four_million_tokens(tokens_per_tile):
     for stride in STRIDES:
         start = FOUR_MILLION - 2 * tokens_per_tile
         length = FOUR_MILLION + 4
-        ticks, denominator = position_ticks(length, [(start, 2)], [stride], tokens_per_tile)
+        ticks, denominator = counted(position_ticks(length, [(start, 2)], [stride], tokens_per_tile))
         assert len(ticks) == length and Fraction(int(ticks[start - 1]), denominator) == start - 1
         image = ticks[start - 1 : FOUR_MILLION]
         step = Fraction(stride) * denominator / tokens_per_tile
@@ -119,8 +119,8 @@ def test_offsets_do_not_change_an_image(offset):
         length, images = document([1, (2,), 2], tokens_per_tile)
         moved = [(start + offset, tiles) for start, tiles in images]
         for stride in STRIDES:
-            near, denominator = position_ticks(length, images, [stride], tokens_per_tile)
-            far, _ = position_ticks(length + offset, moved, [stride], tokens_per_tile)
+            near, denominator = counted(position_ticks(length, images, [stride], tokens_per_tile))
+            far, _ = counted(position_ticks(length + offset, moved, [stride], tokens_per_tile))
             assert torch.equal(far[offset:], near + offset * denominator)
 
 
@@ -129,7 +129,7 @@ def test_why_a_lattice_float_positions_collapse():
     for offset, distinct in ((65_536, 129), (131_072, 65), (262_144, 33), (524_288, 17)):
         images = [(offset + 1, 1)]
         length = offset + 300
-        ticks, denominator = position_ticks(length, images, [1], 256)
+        ticks, denominator = counted(position_ticks(length, images, [1], 256))
         tile = slice(offset + 1, offset + 257)
         assert len(ticks[tile].unique()) == 256
         # One float32 rounding of the exact positions is the best a float construction can do.
@@ -147,7 +147,7 @@ def test_why_a_lattice_float_positions_miscount(stride, first):
         length = begin + 260
         theirs = float_construction(length, images, [stride], 256)
         assert miscounted(theirs, images, 256) == wrong, theirs.counts
-        ticks, denominator = position_ticks(length, images, [stride], 256)
+        ticks, denominator = counted(position_ticks(length, images, [stride], 256))
         assert len(ticks) == length
         assert ticks[begin + 257] == (begin + stride + 1) * denominator
 
@@ -215,7 +215,7 @@ def test_a_stride_off_the_lattice_is_refused():
 
 
 def test_decoding_continues_a_fraction_by_whole_positions():
-    ticks, denominator = position_ticks(5, [(1, 1)], [Fraction(1, 2)], 4)
+    ticks, denominator = counted(position_ticks(5, [(1, 1)], [Fraction(1, 2)], 4))
     assert Fraction(int(ticks[-1]), denominator) == Fraction(1, 2)
     following = continue_positions(int(ticks[-1]), 2, denominator).tolist()
     assert [Fraction(tick, denominator) for tick in following] == [Fraction(3, 2), Fraction(5, 2)]

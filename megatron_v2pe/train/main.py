@@ -49,10 +49,10 @@ from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.train.header import Start, header
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import Budget, packs_per_step, plan_of_stage, shortage_explained, shortage_foreseen
-from megatron_v2pe.train.metrics import MetricsLog, check_wandb
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
 from megatron_v2pe.train.preflight.checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
 from megatron_v2pe.train.signals import StopRequest
+from megatron_v2pe.train.writers import MetricsLog, check_writers
 from megatron_v2pe.v2pe.settings import StridePolicy
 
 LOG = "train.log"
@@ -108,7 +108,7 @@ def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
     world = launch.read_environment()
     setup_logging(world.rank)
     config = config.with_recorded_strides()
-    check_wandb(config.logging)
+    check_writers(config.logging)
     device = Device.choose(config.train.device, world.local_rank)
     if device.kind == "cuda":
         check_precision(config.train.precision, device.index)

@@ -106,6 +106,7 @@ SETTINGS: dict[str, Row] = {
     **_choice("checkpoint.resume", "auto never"),
     "v2pe.rope_pos_id_stride": Row("stride", optional=True),
     "v2pe.strides": Row("strides"),
+    "logging.writers": Row("strides"),
 }
 
 ODD_VALUES: tuple[Any, ...] = (

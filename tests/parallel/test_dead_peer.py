@@ -70,7 +70,7 @@ from megatron_v2pe.base.command import run_tool
 from megatron_v2pe.parallel.attention.ring_exchange import Ring
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
-from megatron_v2pe.train.metrics import MetricsLog
+from megatron_v2pe.train.writers import MetricsLog
 
 victim, written = os.environ["RANK"] == "1", []
 

@@ -6,12 +6,15 @@ import io
 import json
 import logging
 import sys
+from typing import ClassVar
 
 import pytest
 
 from megatron_v2pe.base.logging import keep_log, setup_logging
+from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.train.config import LoggingConfig
-from megatron_v2pe.train.metrics import MetricsLog, Rates, StepMetrics
+from megatron_v2pe.train.metrics import LoggedStep, Rates, StepMetrics
+from megatron_v2pe.train.writers import WRITERS, MetricsLog, MetricsWriter, check_writers
 
 
 def step(number, seconds, tflops=50.0, mfu: float | None = 0.25):
@@ -134,7 +137,7 @@ def test_before_there_is_a_rate_and_without_a_peak():
 
 
 def test_tensorboard_has_no_rates_of_the_first_step(tmp_path):
-    log = MetricsLog(LoggingConfig(jsonl=False, tensorboard=False), tmp_path, 0, 0, 2)
+    log = MetricsLog(LoggingConfig(jsonl=False), tmp_path, 0, 0, 2)
     added = []
 
     class Board:
@@ -144,9 +147,85 @@ def test_tensorboard_has_no_rates_of_the_first_step(tmp_path):
         def close(self):
             """Nothing is open."""
 
-    log._board = Board()  # pyright: ignore[reportAttributeAccessIssue]
+    log._writers[-1]._board = Board()  # pyright: ignore[reportAttributeAccessIssue]
     for number in (1, 2):
         log.write(step(number, 1.0))
     log.close()
     assert ("train/loss", 1) in added and ("train/mfu", 1) not in added and ("train/tokens_per_second", 1) not in added
     assert {("train/mfu", 2), ("train/tflops_per_device", 2), ("train/tokens_per_second", 2)} <= set(added)
+
+
+class ListWriter(MetricsWriter):
+    """A writer from outside."""
+
+    opened: ClassVar[list[ListWriter]] = []
+
+    def __init__(self, place):
+        self.place, self.steps, self.done, self.is_closed = place, [], [], False
+        self.opened.append(self)
+
+    @classmethod
+    def check(cls):
+        cls.opened.clear()
+
+    def advance(self, iteration):
+        self.done.append(iteration)
+
+    def write(self, step):
+        self.steps.append(step)
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_a_writer_from_outside_gets_what_ours_get(tmp_path, monkeypatch):
+    WRITERS.names()
+    monkeypatch.setitem(WRITERS._members, "list", ListWriter)
+    config = LoggingConfig(tensorboard=False, log_interval=2, writers=("list", "jsonl"))
+    check_writers(config)
+    log = MetricsLog(config, tmp_path, 0, 3, 6)
+    for number in (4, 5, 6):
+        log.write(step(number, 1.0))
+    log.close()
+    (writer,) = ListWriter.opened
+    assert (writer.place.folder, writer.place.start, writer.place.last) == (tmp_path, 3, 6)
+    assert writer.done == [4, 5, 6] and [one.iteration for one in writer.steps] == [4, 6] and writer.is_closed
+    assert [one.row["iteration"] for one in writer.steps] == [row["iteration"] for row in rows(tmp_path)]
+    last = writer.steps[1]
+    assert isinstance(last, LoggedStep) and (last.recent.steps, last.whole.steps) == (2, 2)
+
+
+def test_a_writer_that_is_none_is_refused_before_a_run_starts():
+    with pytest.raises(ConfigError, match="no log writer 'tensorbord'; did you mean tensorboard"):
+        check_writers(LoggingConfig(writers=("tensorbord",)))
+
+
+def test_a_plug_in_adds_a_writer_by_a_file_of_its_own(tmp_path, monkeypatch):
+    folder = tmp_path / "my_writers_of_a_test"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "writer.py").write_text(PLUG_IN)
+    monkeypatch.setenv("MEGATRON_V2PE_PLUGINS", str(folder))
+    monkeypatch.setattr(WRITERS, "_members", dict(WRITERS._members))
+    log = MetricsLog(LoggingConfig(tensorboard=False, jsonl=False, writers=("losses",)), tmp_path, 0, 0, 2)
+    for number in (1, 2):
+        log.write(step(number, 1.0))
+    log.close()
+    assert (tmp_path / "losses.txt").read_text() == "1 1.0\n2 1.0\n"
+
+
+PLUG_IN = """
+from megatron_v2pe.train.writers import WRITERS, MetricsLog, MetricsWriter, check_writers
+
+
+@WRITERS.register("losses")
+class Losses(MetricsWriter):
+    def __init__(self, place):
+        self.file = (place.folder / "losses.txt").open("a")
+
+    def write(self, step):
+        self.file.write(f"{step.iteration} {step.row['loss']}\\n")
+
+    def close(self):
+        self.file.close()
+"""

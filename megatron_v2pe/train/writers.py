@@ -1,0 +1,284 @@
+"""Where the steps of a run are logged: the console, `metrics.jsonl`, TensorBoard, Weights & Biases, and what is added.
+
+Each is a `MetricsWriter` that registers itself by name. `logging.jsonl`, `logging.tensorboard` and `logging.wandb`
+switch ours on; others, from the `writer.py` of a plug-in (`base/plugins`), are named by `logging.writers`:
+
+    @WRITERS.register("csv")
+    class CsvWriter(MetricsWriter):
+        def __init__(self, place: Place) -> None: ...
+        def write(self, step: LoggedStep) -> None: ...
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from megatron_v2pe.base.logging import FILE_ONLY, get_logger
+from megatron_v2pe.base.plugins import Registry
+from megatron_v2pe.base.progress import Progress, duration, on_terminal, progress_bar
+from megatron_v2pe.errors import ConfigError, how_to_install
+from megatron_v2pe.train.config import LoggingConfig
+from megatron_v2pe.train.metrics import LoggedStep, Rates, StepMetrics
+from megatron_v2pe.train.metrics_file import METRICS, MetricsFile
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a writer is opened with."""
+
+    config: LoggingConfig
+    folder: Path | None
+    """Folder of the run's logs, which exists; None where nothing is kept."""
+    start: int
+    """Steps already done."""
+    last: int
+    """Step at which this process ends, if nothing stops it before."""
+
+
+class MetricsWriter:
+    """Takes the steps of a run, on rank 0 alone; made with a `Place` when the run begins."""
+
+    @classmethod
+    def check(cls) -> None:
+        """Look, before a run starts, for what this writer needs, such as a package.
+
+        Raises:
+            ConfigError: it is missing; says how to get it, and how to do without.
+        """
+
+    def __init__(self, place: Place) -> None:
+        """Open what is written to."""
+
+    def advance(self, iteration: int) -> None:
+        """Take note that a step is done, whether it is logged or not."""
+
+    def write(self, step: LoggedStep) -> None:
+        """Write a logged step.
+
+        Raises:
+            OSError: it cannot be written; the run goes on and says so once.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Flush and close what is written to."""
+
+
+WRITERS: Registry[type[MetricsWriter]] = Registry("log writer", "megatron_v2pe.train.writers", "writer")
+"""Writers by name."""
+
+
+@WRITERS.register("console")
+class ConsoleWriter(MetricsWriter):
+    """A line of the log for each step; on a terminal a bar in its place, and the lines go to the kept log alone."""
+
+    def __init__(self, place: Place) -> None:
+        """Open the bar, where there is a terminal."""
+        self._bar: Progress | None = None
+        if on_terminal():
+            self._bar = progress_bar(total=place.last, initial=place.start, desc="train", unit="steps")
+
+    def advance(self, iteration: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(iteration - self._bar.n)
+
+    def write(self, step: LoggedStep) -> None:
+        """Write a line, or beside the bar."""
+        row = step.row
+        learned = (f"loss {row['loss']:.4f}", f"lr {row['lr']:.2e}", f"grad norm {row['grad_norm']:.2f}")
+        words = [*learned, step.recent.words(), f"{row['memory_gib']:.1f} GiB"]
+        if self._bar is not None:
+            self._bar.set_postfix_str(", ".join(words))
+        if step.whole.steps:
+            left = (step.last - step.iteration) * step.whole.seconds / step.whole.steps
+            words.append(f"ETA {duration(left)}")
+        text = "  ".join([f"step {step.iteration}/{step.last}", *words])
+        _log.info("%s", text, extra=FILE_ONLY if self._bar is not None else None)
+
+    def close(self) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@WRITERS.register("jsonl")
+class JsonlWriter(MetricsWriter):
+    """A row of `metrics.jsonl` for each step."""
+
+    def __init__(self, place: Place) -> None:
+        """Open the file, which is made or appended to."""
+        assert place.folder is not None
+        self._file = MetricsFile(place.folder / METRICS, place.start)
+
+    def write(self, step: LoggedStep) -> None:
+        """Append a row."""
+        self._file.write(step.row)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@WRITERS.register("tensorboard")
+class TensorBoardWriter(MetricsWriter):
+    """Event files for TensorBoard; the step that warms up has no rates there."""
+
+    scalars = ("loss", "lr", "grad_norm", "memory_gib")
+    rates = ("tokens_per_second", "tiles_per_second", "tflops_per_device", "mfu")
+
+    def __init__(self, place: Place) -> None:
+        """Open a new event file; events of later steps that an interrupted run has left are hidden."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        assert place.folder is not None
+        self._board: Any = SummaryWriter(str(place.folder / "tensorboard"), purge_step=place.start + 1)
+
+    def write(self, step: LoggedStep) -> None:
+        """Add the step's scalars."""
+        for name in self.scalars if step.row["warm_up"] else (*self.scalars, *self.rates):
+            if step.row[name] is not None:
+                self._board.add_scalar(f"train/{name}", step.row[name], step.iteration)
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._board.close()
+
+
+@WRITERS.register("wandb")
+class WandbWriter(MetricsWriter):
+    """A run of Weights & Biases."""
+
+    @classmethod
+    def check(cls) -> None:
+        """Look for the package.
+
+        Raises:
+            ConfigError: it is not installed.
+        """
+        if find_spec("wandb") is None:
+            raise ConfigError(
+                f"logging.wandb is set, but the package wandb is not installed: {how_to_install('wandb')}; "
+                "--logging.no-wandb does without"
+            )
+
+    def __init__(self, place: Place) -> None:
+        """Begin the run."""
+        self.check()
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self._run = wandb.init(project=place.config.wandb_project)
+
+    def write(self, step: LoggedStep) -> None:
+        """Send the row."""
+        self._run.log(step.row, step=step.iteration)
+
+    def close(self) -> None:
+        """End the run, once all is sent."""
+        self._run.finish()
+
+
+def chosen_writers(config: LoggingConfig, keeps_files: bool) -> list[type[MetricsWriter]]:
+    """Return the writers of a run, the console first.
+
+    Args:
+        config: which writers are on.
+        keeps_files: there is a folder for logs.
+
+    Raises:
+        ConfigError: `logging.writers` names one that is none; names the nearest.
+    """
+    switches = {
+        "console": True,
+        "jsonl": config.jsonl and keeps_files,
+        "tensorboard": config.tensorboard and keeps_files,
+        "wandb": config.wandb,
+    }
+    names = [*(name for name, is_on in switches.items() if is_on), *config.writers]
+    return [WRITERS.get(name) for name in dict.fromkeys(names)]
+
+
+def check_writers(config: LoggingConfig) -> None:
+    """Refuse, before it starts, a run one of whose writers could not be opened.
+
+    Raises:
+        ConfigError: a writer that is none, or one that needs a package that is missing.
+    """
+    for writer in chosen_writers(config, keeps_files=True):
+        writer.check()
+
+
+class MetricsLog:
+    """Averages the steps of a run and hands those that are logged to its writers, on rank 0 alone."""
+
+    def __init__(
+        self,
+        config: LoggingConfig,
+        folder: Path | None,
+        rank: int,
+        start: int,
+        total: int,
+        device: str = "",
+    ) -> None:
+        """Open the writers.
+
+        Args:
+            config: which writers.
+            folder: where files go, None for none.
+            rank: only 0 writes.
+            start: steps already done; the first row says so.
+            total: the step at which this process ends, if nothing stops it before.
+            device: what the run runs on, in words; the first row says so.
+        """
+        self._is_silent, self._interval, self._total = rank != 0, config.log_interval, total
+        self._device = device
+        self._has_warmed_up = self._has_complained = False
+        self._recent, self._whole = Rates(), Rates()
+        self._writers: list[MetricsWriter] = []
+        if self._is_silent:
+            return
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+        place = Place(config, folder, start, total)
+        for writer in chosen_writers(config, keeps_files=folder is not None):
+            self._writers.append(writer(place))
+
+    def write(self, metrics: StepMetrics) -> None:
+        """Take a step, and log it where its turn has come."""
+        if self._is_silent:
+            return
+        warm_up, self._has_warmed_up = not self._has_warmed_up, True
+        if not warm_up:
+            self._recent.add(metrics)
+            self._whole.add(metrics)
+        for writer in self._writers:
+            writer.advance(metrics.iteration)
+        if metrics.iteration % self._interval and metrics.iteration != self._total:
+            return
+        device = {"device": self._device} if self._device else {}
+        row = {**asdict(metrics), "warm_up": warm_up, **device, "time": time.time()}
+        step, self._recent = LoggedStep(row, self._recent, self._whole, self._total), Rates()
+        try:
+            for writer in self._writers:
+                writer.write(step)
+            self._device = ""
+        except OSError as error:  # a full disk does not end a run; its checkpoints do not depend on this
+            if not self._has_complained:
+                _log.error("metrics of step %d are not written, training goes on: %s", metrics.iteration, error)
+            self._has_complained = True
+
+    def rates(self) -> str:
+        """Return the averages of all steps but the first of this process, in words; "" where there are none."""
+        steps = self._whole.steps
+        return f"{self._whole.words()} over {steps} step{'s' * (steps > 1)}" if steps else ""
+
+    def close(self) -> None:
+        """Flush and close every writer."""
+        for writer in self._writers:
+            writer.close()

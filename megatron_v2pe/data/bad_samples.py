@@ -11,7 +11,7 @@ from megatron_v2pe.errors import DataError
 
 _log = get_logger(__name__)
 _SHOWN = 5
-FIND_ALL = "tools/check_data.py --full with the same settings names all of them"
+FIND_ALL = "tools/check_data.py --full with the same settings finds all of them"
 """What a user can do next."""
 
 

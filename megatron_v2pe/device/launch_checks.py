@@ -6,7 +6,6 @@ message of one process, in place of one of each, and nothing has been started. O
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import shlex
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from megatron_v2pe.base.logging import quiet_expected_warnings
 from megatron_v2pe.base.orphans import under_launcher
+from megatron_v2pe.base.suggest import nearest
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
 
@@ -54,8 +54,8 @@ def look(program: str, arguments: Sequence[str], processes: int) -> None:
     """
     path = Path(program)
     if path.suffix == ".py" and not path.exists():
-        near = difflib.get_close_matches(path.name, [one.name for one in TOOLS.glob("*.py")], 1)
-        hint = f"; did you mean {printable(str(path.with_name(near[0])))}?" if near else ""
+        near = nearest(path.stem, [one.stem for one in TOOLS.glob("*.py")], 1)
+        hint = f"; did you mean {printable(str(path.with_name(f'{near[0]}.py')))}?" if near else ""
         raise ConfigError(f"{printable(program)}: no such program{hint}")
     if path.suffix != ".py" or path.resolve().parent != TOOLS or not path.is_file():
         return

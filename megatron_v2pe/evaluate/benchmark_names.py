@@ -7,11 +7,11 @@ stands beside them, see `families/own`.
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.evaluate.benchmark import Benchmark, Mode
 from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
@@ -49,9 +49,8 @@ def expand(words: Sequence[str], root: Path | None = None) -> list[str]:
                 raise ConfigError(
                     f"{word.strip()}: questions of one's own are a JSON lines file, whose name ends in {SUFFIX}"
                 )
-            near = difflib.get_close_matches(name, (*BENCHMARKS, *groups, *other_names), n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"groups are {', '.join(groups)}; --list names all"
-            raise ConfigError(f"{word.strip()}: no such benchmark; {hint}")
+            known, others = (*BENCHMARKS, *groups, *other_names), f"groups are {', '.join(groups)}; --list names all"
+            raise ConfigError(f"{word.strip()}: no such benchmark{did_you_mean(name, known, otherwise=others)}")
         names |= dict.fromkeys(groups.get(name, (name,)))
     _check_folders(names)
     return list(names)

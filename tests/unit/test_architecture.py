@@ -175,3 +175,11 @@ def test_a_circle_is_found():
 def test_no_file_imports_one_that_imports_it():
     assert circle(imports_of_ours(in_functions=False)) == frozenset()
     assert circle(imports_of_ours(in_functions=True)) in (frozenset(), *CIRCLES_INSIDE_FUNCTIONS)
+
+
+def test_one_module_finds_near_words():
+    """Each copy words the same hint otherwise."""
+    tools = sorted((PACKAGE.parent / "tools").rglob("*.py"))
+    for path in (*MODULES, *tools):
+        if path != PACKAGE / "base" / "suggest.py":
+            assert not [name for name in imported(path) if name.startswith("difflib")], f"{path}: see base/suggest.py"

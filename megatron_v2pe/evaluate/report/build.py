@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.evaluate.benchmark_names import create
 from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
@@ -166,9 +166,8 @@ def check_against(model: str) -> None:
     """
     models = list(dict.fromkeys(row.model for rows in PUBLISHED.values() for row in rows))
     if model not in models:
-        near = difflib.get_close_matches(model, models, n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(models)}"
-        raise ConfigError(f"--against {model}: no such published row; {hint}")
+        hint = did_you_mean(model, models, otherwise=f"there are {', '.join(models)}")
+        raise ConfigError(f"--against {model}: no such published row{hint}")
 
 
 def _means(grids: Mapping[str, Grid]) -> dict[str, Grid]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.data.video import natural_key
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
@@ -163,8 +163,7 @@ def read_server_scores(words: Sequence[str], runs: Sequence[Run]) -> dict[tuple[
         if run is None:
             raise ConfigError(f"--server-score {word}: no run {name!r}, only {', '.join(run.name for run in runs)}")
         if benchmark not in run.benchmarks:
-            near = difflib.get_close_matches(benchmark, run.benchmarks, n=3)
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            hint = did_you_mean(benchmark, run.benchmarks)
             raise ConfigError(f"--server-score {word}: run {name} has no answers of {benchmark!r}{hint}")
         scores[name, benchmark] = value
     return scores

@@ -40,6 +40,8 @@ REQUIREMENTS = [
     "tqdm>=4.66,<5",
     "tensorboard>=2.18,<3",
     "matplotlib>=3.9,<4",
+    # The report's page. PyTorch brings it along.
+    "jinja2>=3.1,<4",
     "pyyaml>=6,<7",
 ]
 
@@ -90,7 +92,11 @@ setup(
     license="MIT",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["megatron_v2pe", "megatron_v2pe.*"]),
-    package_data={"megatron_v2pe": ["py.typed"], "megatron_v2pe.evaluate.families.long_vqa": ["tables/*"]},
+    package_data={
+        "megatron_v2pe": ["py.typed"],
+        "megatron_v2pe.evaluate.families.long_vqa": ["tables/*"],
+        "megatron_v2pe.evaluate.report": ["*.j2"],
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     classifiers=[

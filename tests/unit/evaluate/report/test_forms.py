@@ -60,6 +60,16 @@ def test_both_forms(tmp_path):
     assert len(reader.loaded) == 1 and reader.loaded[0].startswith("data:image/png;base64,")
 
 
+def test_no_text_is_markup_or_an_instruction_to_the_template(tmp_path):
+    hostile = """<script>alert('x')</script> {{ 7 * 7 }} {% raw %} {# gone #} "onload=" </td>"""
+    (tmp_path / "p.png").write_bytes(b"")
+    table = Table((hostile,), (Line((Entry(hostile, hostile, strong=True),)),))
+    blocks = [hostile, table, Points((hostile,)), Picture(tmp_path / "p.png", hostile)]
+    page = to_html(Document(hostile, [Section(hostile, blocks), Section(hostile, [], folded=True)]))
+    assert "<script" not in page and page.count("&lt;script&gt;") == 11
+    assert "49" not in page and page.count("{{ 7 * 7 }} {% raw %} {# gone #}") == 11
+
+
 def test_pictures_are_drawn(tmp_path):
     grid = grid_of([Needle(1000, 0.1, 1.0), Needle(64000, 1.0, 0.0)], "reference")
     draw_heat_maps([[("a", grid), ("b", None)], [("c", grid)]], "title", tmp_path / "h.png")

@@ -100,6 +100,11 @@ def progress_bar(
     )
 
 
+def byte_progress(total: int, what: str) -> Progress:
+    """Return what shows progress over `total` bytes; work that takes less than a second is done without a word."""
+    return progress_bar(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1024, delay=1.0)
+
+
 def followed(
     items: Iterable[Item], *, desc: str, unit: str, total: float | None = None, delay: float = 1.0
 ) -> Iterator[Item]:

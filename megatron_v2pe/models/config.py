@@ -28,7 +28,7 @@ from megatron_v2pe.v2pe.settings import V2PESettings
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64", "auto")
 """What `torch_dtype` may say; the weights' own headers decide."""
 NORMALIZE_TYPES = ("imagenet", "clip", "siglip")
-"""Normalisations of pixels by name; their numbers are `data.image_transform`'s."""
+"""Normalisations of pixels by name; their numbers are those of `data.image_operations`."""
 LARGEST_CONFIG = 1 << 24
 """Bytes of a `config.json`, at most."""
 _log = get_logger(__name__)

@@ -56,12 +56,12 @@ class StepCost:
             learning: which parts learn; all by default.
         """
         learning, llm = learning or Learning(), model.llm
-        width, groups = llm.hidden_size, llm.num_query_groups * llm.head_dim
-        layer = width * (width + 2 * groups) + width * width + 3 * width * llm.ffn_hidden_size
+        width = llm.hidden_size
+        layer = width * (llm.qkv_size + llm.query_size + 3 * llm.ffn_hidden_size)
         passes = 3 if learning.llm else 2  # without gradients of weights; those of hidden states reach what learns
         return cls(
             per_token=2 * passes * llm.num_layers * layer,
-            per_square=3 * 2 * width * llm.num_layers,
+            per_square=3 * 2 * llm.query_size * llm.num_layers,
             per_tile=_tile(model, learning),
             per_supervised=2 * passes * width * llm.vocab_size,
         )

@@ -110,8 +110,8 @@ def parameters(model: InternVLConfig, layout: ParallelConfig, stage: int, learni
     """Count the parameters of one rank of a pipeline stage."""
     llm, degree = model.llm, layout.tensor_model_parallel_size
     stages = layout.pipeline_model_parallel_size
-    width, keys = llm.hidden_size, llm.num_query_groups * llm.head_dim
-    layer = (width * (width + 2 * keys) + width * width + 3 * width * llm.ffn_hidden_size) // degree + 2 * width
+    width, biases = llm.hidden_size, llm.qkv_bias * llm.qkv_size
+    layer = (width * (llm.qkv_size + llm.query_size + 3 * llm.ffn_hidden_size) + biases) // degree + 2 * width
     decoder = layout.layers_per_stage(llm.num_layers)[stage] * layer
     vocabulary = llm.padded_vocab_size * width // degree
     first, last = stage == 0, stage == stages - 1
@@ -244,8 +244,8 @@ def _decoder_layer(model: InternVLConfig, layout: ParallelConfig, tokens: int, n
     share = degree if layout.sequence_parallel else 1
     row = tokens * size
     hidden = row * llm.hidden_size // share
-    queries = row * llm.hidden_size // degree
-    keys = row * llm.num_query_groups * llm.head_dim // degree
+    queries = row * llm.query_size // degree
+    keys = row * llm.key_size // degree
     sums = tokens * 4 * llm.num_attention_heads // degree
     wide = row * llm.ffn_hidden_size // degree
     attention = queries + sums

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.base.progress import byte_progress
 from megatron_v2pe.checkpoint.checksums import Checksums, sums_of_files
 from megatron_v2pe.checkpoint.description import Written, write_description
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLDER, HF_LAYOUT, new_folder
@@ -18,10 +19,8 @@ from megatron_v2pe.checkpoint.hf.checks_beside import ChecksBeside
 from megatron_v2pe.checkpoint.hf.finite import NumbersOnly
 from megatron_v2pe.checkpoint.hf.folder import HFWeights, copy_other_files
 from megatron_v2pe.checkpoint.hf.hub_digests import check_digest, known_digests
-from megatron_v2pe.checkpoint.hf.mappings import MappingTable
-from megatron_v2pe.checkpoint.hf.progress import byte_progress
 from megatron_v2pe.checkpoint.hf.side_files import check_side_files
-from megatron_v2pe.checkpoint.hf.table import mapping_table
+from megatron_v2pe.checkpoint.hf.table import MappingTable, mapping_table
 from megatron_v2pe.checkpoint.resolve import instead_of_missing, look_for_checkpoint
 from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
 from megatron_v2pe.checkpoint.trained import has_v2pe_scaling
@@ -33,8 +32,22 @@ from megatron_v2pe.version import __version__
 _log = get_logger(__name__)
 
 
-def convert(source: Path, folder: Path, overwrite: bool, refuse_non_finite: bool = True) -> None:
-    """Convert `source` (HF) to `folder` (Megatron-Core); see `api.hf_to_mcore`."""
+def hf_to_mcore(source: Path, folder: Path, overwrite: bool = False, *, refuse_non_finite: bool = True) -> None:
+    """Convert an HF InternVL2 folder to a Megatron-Core checkpoint that any tensor and pipeline layout loads.
+
+    Tensors go over one at a time and types stay as they are. Config, tokenizer and every other file travel in `hf/`,
+    with a record of how the weights were cut into files. `folder` appears when it is complete, or not at all.
+
+    Args:
+        source: HF folder with `config.json` and safetensors.
+        folder: checkpoint folder to create.
+        overwrite: replace a checkpoint that is there.
+        refuse_non_finite: refuse weights that are NaN or infinite; otherwise they are counted in a warning.
+
+    Raises:
+        ConfigError: another architecture, or a `config.json` that cannot be used.
+        CheckpointError: weights missing, left over, damaged, a pickle, or of another shape; file or tensor is named.
+    """
     model, table, weights, dtypes = check_folder(source)
     check_side_files(source, model.llm.vocab_size)
     with new_folder(folder, overwrite, DESCRIPTION) as temporary:

@@ -20,10 +20,8 @@ Every kind can be undone to the bit: it moves rows, it never computes. Tensors g
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Protocol
 
 import torch
@@ -204,7 +202,7 @@ class TensorMapping:
         Runs that are neighbours on both sides are one run.
         """
         result: list[list[Run]] = []
-        for run in sorted(self.rows.runs(self.shape[0]), key=_key_row):
+        for run in sorted(self.rows.runs(self.shape[0]), key=lambda run: run.key_row):
             last = result[-1][-1] if result else None
             if last is None or last.key_row + last.rows != run.key_row:
                 result.append([run])
@@ -264,92 +262,6 @@ class TensorMapping:
             )
 
 
-@dataclass(frozen=True)
-class MappingTable:
-    """All tensors of an architecture."""
-
-    tensors: tuple[TensorMapping, ...]
-
-    def by_name(self) -> dict[str, TensorMapping]:
-        """Return the mappings by HF name."""
-        return {mapping.name: mapping for mapping in self.tensors}
-
-    def renamed(self, rules: Mapping[str, str]) -> MappingTable:
-        r"""Return the table of a checkpoint that holds the same tensors under other names.
-
-        Args:
-            rules: regular expression -> what stands in its place, as in `re.sub`; all are applied to every HF name, in
-                their order: `{r"^language_model\.model\.": "model.language_model."}`.
-
-        Raises:
-            ConfigError: two tensors would have one name.
-        """
-        names: dict[str, str] = {}
-        for mapping in self.tensors:
-            name = mapping.name
-            for pattern, replacement in rules.items():
-                name = re.sub(pattern, replacement, name)
-            if name in names:
-                raise ConfigError(f"names of tensors: {names[name]} and {mapping.name} would both be {name}")
-            names[name] = mapping.name
-        renamed = zip(self.tensors, names, strict=True)
-        return MappingTable(tuple(replace(mapping, name=name) for mapping, name in renamed))
-
-    def check(self, source: str) -> MappingTable:
-        """Return the table if it fills every row of every Megatron-Core tensor exactly once.
-
-        Raises:
-            ConfigError: it does not, or a name stands in it twice; the tensors are named after `source`.
-        """
-        if len(self.by_name()) != len(self.tensors):
-            names = [mapping.name for mapping in self.tensors]
-            raise ConfigError(f"{source}: {next(name for name in names if names.count(name) > 1)} stands there twice")
-        of_key: dict[str, list[TensorMapping]] = {}
-        for mapping in self.tensors:
-            of_key.setdefault(mapping.key, []).append(mapping)
-        for key, mappings in of_key.items():
-            if problem := _fault(mappings):
-                names = ", ".join(mapping.name for mapping in mappings)
-                raise ConfigError(f"{source}: {key}: {problem}; it is filled from {names}")
-        return self
-
-    def check_names(self, found: Iterable[str], source: str) -> None:
-        """Check that the tensors of an HF checkpoint are exactly those of the table.
-
-        Raises:
-            CheckpointError: tensors are missing or left over; they are named.
-        """
-        _check_sets({mapping.name for mapping in self.tensors}, set(found), source)
-
-    def check_shape(self, mapping: TensorMapping, shape: Sequence[int], source: str) -> None:
-        """Check the shape of an HF tensor.
-
-        Raises:
-            CheckpointError: names the tensor and both shapes.
-        """
-        if tuple(shape) != mapping.shape:
-            raise CheckpointError(
-                f"{source}: {mapping.name} has shape {_text(shape)}, config.json asks for {_text(mapping.shape)}"
-            )
-
-    def check_keys(self, found: Mapping[str, Sequence[int]], source: str) -> None:
-        """Check that the tensors of a Megatron-Core checkpoint are exactly those of the table, by key and shape.
-
-        Raises:
-            CheckpointError: tensors are missing, left over or of another shape; they are named.
-        """
-        _check_sets({mapping.key for mapping in self.tensors}, set(found), source)
-        for mapping in self.tensors:
-            shape, expected = tuple(found[mapping.key]), mapping.key_shape
-            padded = mapping.may_be_padded and len(shape) == len(expected) and shape[0] >= expected[0]
-            if shape != expected and not (padded and shape[1:] == expected[1:]):
-                at_least = "at least " if mapping.may_be_padded else ""
-                raise CheckpointError(
-                    f"{source}: {mapping.key} has shape {_text(shape)}, hf/config.json asks for "
-                    f"{at_least}{_text(expected)}"
-                )
-
-
 def mapped(name: str, key: str, *shape: int, rows: RowKind = DIRECT, columns: int | None = None) -> TensorMapping:
     """Return the mapping of a tensor: its HF name, the key it goes to, its HF shape and its row kind."""
     return TensorMapping(name, shape, key, rows, columns)
@@ -358,42 +270,3 @@ def mapped(name: str, key: str, *shape: int, rows: RowKind = DIRECT, columns: in
 def vocabulary(name: str, key: str, rows: int, width: int) -> TensorMapping:
     """Return the mapping of an embedding or an output projection, whose rows are padded in training."""
     return TensorMapping(name, (rows, width), key, may_be_padded=True)
-
-
-def _fault(mappings: Sequence[TensorMapping]) -> str | None:
-    """Say what is wrong with the tensors that fill one Megatron-Core tensor, None where nothing is."""
-    shapes = {mapping.key_shape for mapping in mappings}
-    if len(shapes) > 1:
-        return f"its shape would be {' and '.join(map(_text, sorted(shapes)))}"
-    filled = 0
-    for run in sorted(chain.from_iterable(mapping.rows.runs(mapping.shape[0]) for mapping in mappings), key=_key_row):
-        if run.key_row < filled:
-            return f"row {run.key_row} is filled twice"
-        if run.key_row > filled:
-            break
-        filled += run.rows
-    rows = mappings[0].key_rows
-    return None if filled == rows else f"row {filled} of {rows} is filled from nowhere"
-
-
-def _key_row(run: Run) -> int:
-    return run.key_row
-
-
-def _check_sets(expected: set[str], found: set[str], source: str) -> None:
-    problems = [
-        f"{len(names)} tensors {what}: {_some(names)}"
-        for what, names in (("are missing", expected - found), ("are not part of this architecture", found - expected))
-        if names
-    ]
-    if problems:
-        raise CheckpointError(f"{source}: {len(found)} tensors, expected {len(expected)}; {'; '.join(problems)}")
-
-
-def _some(names: set[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
-
-
-def _text(shape: Sequence[int]) -> str:
-    return "[" + ", ".join(str(n) for n in shape) + "]"

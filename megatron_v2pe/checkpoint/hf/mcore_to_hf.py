@@ -14,17 +14,16 @@ import xxhash
 from torch import Tensor
 
 from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.base.progress import byte_progress
 from megatron_v2pe.checkpoint.checksums import Checksums, FileSum, sums_of_files
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT, new_folder
 from megatron_v2pe.checkpoint.hf import hf_config
 from megatron_v2pe.checkpoint.hf.checks_beside import ChecksBeside
 from megatron_v2pe.checkpoint.hf.finite import NumbersOnly
 from megatron_v2pe.checkpoint.hf.folder import INDEX, Layout, copy_other_files
-from megatron_v2pe.checkpoint.hf.mappings import MappingTable
-from megatron_v2pe.checkpoint.hf.progress import byte_progress
 from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace, write_file
 from megatron_v2pe.checkpoint.hf.side_files import check_side_files
-from megatron_v2pe.checkpoint.hf.table import mapping_table
+from megatron_v2pe.checkpoint.hf.table import MappingTable, mapping_table
 from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.trained import loadable, trained_config, with_settings
@@ -50,10 +49,39 @@ class Export:
     """`bf16`, `fp32` or `fp16`; None: every tensor as the original HF checkpoint had it."""
 
 
-def convert(
-    folder: Path, target: Path, overwrite: bool, export: Export, verify: bool = True, refuse_non_finite: bool = True
+def mcore_to_hf(
+    folder: Path,
+    target: Path,
+    *,
+    rope_pos_id_version: str | None = None,
+    rope_pos_id_stride: str | int | float | Fraction | None = None,
+    overwrite: bool = False,
+    dtype: str | None = None,
+    verify: bool = True,
+    refuse_non_finite: bool = True,
 ) -> None:
-    """Convert `folder` (Megatron-Core) to `target` (HF); see `api.mcore_to_hf`."""
+    """Convert a Megatron-Core checkpoint, converted or trained in any layout, to an HF folder.
+
+    Without options, what `hf_to_mcore` made goes back byte for byte, but for a `config.json` with the scaling `v2pe`:
+    the published code saves it and refuses to load it, so it comes back in a form that loads. A training
+    checkpoint also writes into `config.json` what it was trained with: V2PE settings, conversation template, how images
+    are cut into tiles. Its optimizer state stays behind.
+
+    Args:
+        folder: a checkpoint folder, or that of a training run, whose newest checkpoint is taken.
+        target: HF folder to create.
+        rope_pos_id_version: write this version instead.
+        rope_pos_id_stride: write this stride instead: `64`, `1/2`, `0.5`.
+        overwrite: replace an HF folder that is there.
+        dtype: `bf16`, `fp32` or `fp16`; by default every tensor as the original HF checkpoint had it.
+        verify: compare what is read with the folder's checksums.
+        refuse_non_finite: as in `hf_to_mcore`; a type that is too small for a value makes it infinite.
+
+    Raises:
+        ConfigError: V2PE settings that do not go together, or an unknown `dtype`.
+        CheckpointError: the checkpoint is incomplete, damaged, refused or of another model; nothing is written.
+    """
+    export = Export(rope_pos_id_version, rope_pos_id_stride, dtype)
     if export.dtype is not None and export.dtype not in DTYPES:
         raise ConfigError(f"dtype {export.dtype!r} is none of {', '.join(DTYPES)}")
     place = find_checkpoint(folder, "checkpoint")
@@ -72,8 +100,8 @@ def convert(
     trained = read_description(folder / DESCRIPTION).get("kind") != "converted"
     config = _new_config(folder, original, export)
     if export.dtype is not None:
-        dtype = DTYPES[export.dtype]
-        layout = Layout(tuple((name, header.with_dtype(dtype)) for name, header in layout.shards))
+        wanted = DTYPES[export.dtype]
+        layout = Layout(tuple((name, header.with_dtype(wanted)) for name, header in layout.shards))
     new = trained or export != Export()  # else it is what was converted, to the byte, and nothing is added
     with new_folder(target, overwrite, _CONFIG) as temporary:
         numbers = NumbersOnly(printable(folder), refuse_non_finite)

@@ -19,12 +19,12 @@ from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.models.config import InternVLConfig
 
 DEVIATIONS: dict[str, float] = {
-    "class_embedding": 0.1,
+    "class_token": 0.1,
     "position_embedding": 0.3,
-    "tok_embeddings.weight": 0.5,
-    "language_model.output.weight": 0.02,
+    "word_embeddings.weight": 0.5,
+    "output_layer.weight": 0.02,
 }
-"""Ending of a name -> standard deviation; other matrices take 1 / sqrt(inputs)."""
+"""Ending of a tensor's name in Megatron-Core -> standard deviation; other matrices take 1 / sqrt(inputs)."""
 
 
 def random_weights(
@@ -35,7 +35,7 @@ def random_weights(
     Args:
         config: content of `config.json`.
         seed: of the draws; a tensor's values depend on nothing but it, the order and shapes of the tensors before.
-        deviations: overrides and additions to `DEVIATIONS`.
+        deviations: ending of an HF name -> standard deviation, for what `DEVIATIONS` does not say or says otherwise.
 
     Returns:
         HF name -> float32 tensor, in the order of the conversion table.
@@ -44,9 +44,8 @@ def random_weights(
         ConfigError: see `InternVLConfig.from_hf` and `mapping_table`.
     """
     generator = torch.Generator().manual_seed(seed)
-    chosen = {**DEVIATIONS, **(deviations or {})}
     tensors = mapping_table(InternVLConfig.from_hf(config)).tensors
-    return {mapping.name: _drawn(mapping, generator, chosen) for mapping in tensors}
+    return {mapping.name: _drawn(mapping, generator, deviations or {}) for mapping in tensors}
 
 
 def _drawn(mapping: TensorMapping, generator: torch.Generator, deviations: Mapping[str, float]) -> Tensor:
@@ -55,8 +54,9 @@ def _drawn(mapping: TensorMapping, generator: torch.Generator, deviations: Mappi
         return torch.zeros(shape)
     if len(shape) == 1:  # norms and layer scales
         return torch.ones(shape)
-    known = (value for ending, value in deviations.items() if name.endswith(ending))
-    return torch.randn(shape, generator=generator) * next(known, torch.Size(shape[1:]).numel() ** -0.5)
+    stated = [value for ending, value in deviations.items() if name.endswith(ending)]
+    stated += [value for ending, value in DEVIATIONS.items() if mapping.key.endswith(ending)]
+    return torch.randn(shape, generator=generator) * (stated[0] if stated else torch.Size(shape[1:]).numel() ** -0.5)
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], shards: int = 1) -> int:

@@ -24,7 +24,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.errors import ConfigError
@@ -37,6 +37,7 @@ VARIABLE = "MEGATRON_V2PE_PLUGINS"
 FAMILIES = "megatron_v2pe.families"
 """Package in which this project's own language models, vision towers and conversation templates lie."""
 Member = TypeVar("Member")
+Added = TypeVar("Added")
 
 
 class Registry(Generic[Member]):
@@ -70,12 +71,12 @@ class Registry(Generic[Member]):
         if self._members.setdefault(name, member) is not member:
             raise ConfigError(f"{self._what} {printable(name)!r} stands in two families; rename one of them")
 
-    def register(self, *names: str) -> Callable[[Member], Member]:
-        """Return a decorator that adds a class or a function under these names."""
+    def register(self, *names: str) -> Callable[[Added], Added]:
+        """Return a decorator that adds a class or a function under these names, and leaves it as it is."""
 
-        def decorated(member: Member) -> Member:
+        def decorated(member: Added) -> Added:
             for name in names:
-                self.add(name, member)
+                self.add(name, cast(Any, member))
             return member
 
         return decorated

@@ -34,7 +34,8 @@ def freeze(model: InternVLModel, *, backbone: bool, llm: bool, projector: bool, 
         if frozen and hasattr(model, name):
             getattr(model, name).requires_grad_(False)
     if unfreeze_vit_layers and hasattr(model, "vision_model"):
-        for layer in model.vision_model.decoder.layers[unfreeze_vit_layers:]:
+        tower: Any = model.vision_model
+        for layer in tower.decoder.layers[unfreeze_vit_layers:]:
             layer.requires_grad_(True)
 
 

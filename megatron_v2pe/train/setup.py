@@ -1,0 +1,306 @@
+"""The parts a run is made of: its checkpoint, process groups, model stage and data, each built from what is before it.
+
+`train/main.py` calls these functions in their order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+
+from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.checkpoint.conversions import start_folder
+from megatron_v2pe.checkpoint.resolve import hf_folder
+from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
+from megatron_v2pe.data.loader import PackLoader, build_loader
+from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.device import launch, watchdog
+from megatron_v2pe.device.cards import peak_tflops
+from megatron_v2pe.device.cuda_start import check_precision
+from megatron_v2pe.device.device import Device
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks, share_from_first_rank
+from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.models.build import build_model, model_sizes
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.layer_specs import choose_spec
+from megatron_v2pe.models.micro_batch import PackCutter
+from megatron_v2pe.models.recompute import RecomputePlan
+from megatron_v2pe.models.transformer_config import ModelOptions
+from megatron_v2pe.models.vlm import InternVLModel
+from megatron_v2pe.parallel import topology
+from megatron_v2pe.parallel.attention.attention_backend import check_backend
+from megatron_v2pe.train.config import ExperimentConfig
+from megatron_v2pe.train.data_feed import DataFeed, HostGroups
+from megatron_v2pe.train.ddp import freeze
+from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
+from megatron_v2pe.train.header import Start, header
+from megatron_v2pe.train.memory import Budget, packs_per_step, plan_of_stage, shortage_foreseen
+from megatron_v2pe.train.preflight.checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
+from megatron_v2pe.v2pe.settings import StridePolicy
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all parts of a run share; every rank has the same but for `device` and `groups`."""
+
+    config: ExperimentConfig
+    world: launch.World
+    device: Device
+    groups: ProcessGroupCollection
+    start: Path
+    """Megatron checkpoint folder the weights come from."""
+    model: InternVLConfig
+    policy: StridePolicy
+    tokenizer: Tokenizer
+    budget: Budget
+    """What decides about memory."""
+
+    @property
+    def logs(self) -> Path | None:
+        """Folder of log and metrics; None where nothing is kept."""
+        return log_folder(self.config)
+
+    @property
+    def where(self) -> str:
+        """What the run runs on, in words."""
+        return where(self.device, self.world)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of parameters and activations."""
+        return _DTYPES[self.config.train.precision]
+
+    @property
+    def packs_per_step(self) -> int:
+        """Packs of a step, over all ranks."""
+        return packs_per_step(self.budget)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What the data pipeline has to know of the model."""
+        return ModelFacts(self.model.tile_size, self.model.tokens_per_tile)
+
+    @property
+    def encoder(self) -> DocumentEncoder:
+        """What makes documents of samples."""
+        return DocumentEncoder(self.config.data, self.tokenizer, self.facts, self.policy, self.config.train.seed)
+
+
+def choose_device(config: ExperimentConfig, local_rank: int) -> Device:
+    """Return the device of this rank, on which the run's precision and kernels have been tried.
+
+    Raises:
+        ConfigError: there is no such device, or it cannot do what the run asks for.
+    """
+    device = Device.choose(config.train.device, local_rank)
+    if device.kind == "cuda":
+        check_precision(config.train.precision, device.index)
+    elif config.optimizer.keeps_state_on_host:
+        switch = config.optimizer.host_state_setting
+        raise ConfigError(f"optimizer.{switch} moves state off a GPU, but this run is on the CPU")
+    check_backend(config.parallel.attention_backend, device.torch_device)
+    return device
+
+
+def log_folder(config: ExperimentConfig) -> Path | None:
+    """Return the folder of log and metrics; None where nothing is kept."""
+    if config.logging.dir:
+        return Path(config.logging.dir)
+    return Path(config.checkpoint.save) / "logs" if config.checkpoint.save else None
+
+
+def where(device: Device, world: launch.World) -> str:
+    """Return what a run runs on, in words."""
+    return f"{device.describe()}; {world.world_size} rank{'s' if world.world_size > 1 else ''}"
+
+
+def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Run:
+    """Find the checkpoint, check the layout against it, create the process groups; every rank calls this.
+
+    Args:
+        config: of the run, checked, its positions known.
+        world: this rank and how many there are.
+        device: of this rank.
+
+    Raises:
+        ConfigError: there is no checkpoint, or something is stated of it, or a layout asked for, that is not so.
+        CheckpointError: the checkpoint is damaged.
+    """
+    _log.info("device: %s", where(device, world))
+    watchdog.progress("looking for the checkpoint")
+    model = check_checkpoint(config)
+    save = config.checkpoint.save
+    older = [Path(save) / "converted"] if save else []  # where earlier versions kept what a run converted
+    name, cache = config.model.model_name_or_path, config.model.converted_dir
+    start = start_folder(name, cache, config.checkpoint.verify, older)
+    hf = hf_folder(start)
+    if world.rank == 0:
+        for line in what_holds(config):
+            _log.info("%s", line)
+        for line in what_is_lost(config.data):
+            _log.warning("%s", line)
+    config.parallel.validate(world.world_size, model_sizes(model))
+    groups = topology.initialize(config.parallel, config.train.seed)
+    tokenizer = Tokenizer.of_model(config.model.tokenizer_path or hf, model.llm.vocab_size)
+    policy = config.v2pe.policy(config.train.seed)
+    budget = Budget(config, model, world.world_size, _smallest_card(device))
+    return Run(config, world, device, groups, start, model, policy, tokenizer, budget)
+
+
+def _smallest_card(device: Device) -> int | None:
+    """Return the bytes of memory of the smallest card of all ranks; None on the CPU."""
+    mine = device.memory_bytes()
+    if mine is None:
+        return None
+    smallest = torch.tensor(mine, device=device.torch_device)
+    dist.all_reduce(smallest, op=dist.ReduceOp.MIN)
+    return int(smallest.item())
+
+
+def build_stage(run: Run) -> InternVLModel:
+    """Build this rank's stage of the model, weights not set, the parts frozen that are not to learn.
+
+    Raises:
+        ConfigError: parameters and optimizer alone are more than the card has.
+    """
+    settings = run.config.model
+    plan = plan_of_stage(run.budget, run.groups.pp.rank())
+    for stage in range(run.budget.stages):
+        if (warning := shortage_foreseen(run.budget, stage)) is not None and run.world.rank == 0:
+            _log.warning("%s", warning)
+    options = _model_options(run, plan)
+    image_token = run.tokenizer.img_context_id
+    model = build_model(run.model, run.config.parallel, options, run.policy, image_token, run.groups)
+    freeze(
+        model,
+        backbone=settings.freeze_backbone,
+        llm=settings.freeze_llm,
+        projector=settings.freeze_mlp,
+        unfreeze_vit_layers=settings.unfreeze_vit_layers,
+    )
+    return model
+
+
+def _model_options(run: Run, plan: RecomputePlan | None) -> ModelOptions:
+    train, settings = run.config.train, run.config.model
+    return ModelOptions(
+        params_dtype=run.dtype,
+        spec=choose_spec(settings.spec, run.device.kind == "cuda"),
+        recompute_granularity=train.recompute_granularity,
+        recompute_method=train.recompute_method if train.recompute_granularity == "full" else None,
+        recompute_num_layers=train.recompute_num_layers if train.recompute_granularity == "full" else None,
+        keep_attention=not train.recompute_attention,
+        recompute_vision=train.recompute_vision,
+        recompute_plan=plan,
+        drop_path_rate=settings.drop_path_rate,
+        head_chunk_size=settings.head_chunk_size,
+        mlp_chunk_tokens=settings.mlp_chunk_tokens,
+        perform_initialization=False,
+    )
+
+
+def with_counted_steps(run: Run, state: dict[str, Any] | None, iteration: int) -> Run:
+    """Return the run with the steps that its epochs take, counted on rank 0; every rank calls this.
+
+    Args:
+        run: unchanged where its length is given in steps.
+        state: of the loader, where a run goes on.
+        iteration: steps done.
+
+    Raises:
+        ConfigError: the data are too many to be counted.
+        DataError: none of them can be used.
+    """
+    epochs = run.config.train.epochs
+    if epochs is None:
+        return run
+
+    def count() -> int:
+        watchdog.progress("counting the packs of the run's epochs")
+        tell = partial(watchdog.progress, "counting the packs of the run's epochs")
+        return steps_left(run.config.data, epochs, run.encoder, run.packs_per_step, state, tell)
+
+    left = share_from_first_rank(count)
+    if not iteration + left:
+        raise DataError(f"train.epochs {epochs:g}: not one sample of the data can be used")
+    config = run.config.updated({"train": {"train_steps": iteration + left}}, "train.epochs")
+    return replace(run, config=config, budget=replace(run.budget, config=config))
+
+
+def open_feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
+    """Open the data on the first rank of each copy of the model, and what carries them to the others.
+
+    Tiles go to the first pipeline stage only.
+
+    Args:
+        run: to be trained, its steps counted.
+        state: of the loader, where a run goes on.
+
+    Raises:
+        DataError: the data cannot be used, on every rank.
+    """
+    model_group, ranks = topology.model_copy_group(), parallel_state.get_data_parallel_world_size()
+
+    def open_loader() -> PackLoader | None:
+        if model_group.rank() > 0:
+            return None
+        return build_loader(
+            run.config.data,
+            run.tokenizer,
+            run.facts,
+            run.policy,
+            seed=run.config.train.seed,
+            dp_rank=parallel_state.get_data_parallel_rank(),
+            dp_size=ranks,
+            packs_per_step=run.packs_per_step,
+            state=state,
+            epochs=run.config.train.epochs,
+            read_seconds=60 * run.config.parallel.distributed_timeout_minutes,
+        )
+
+    loader = raise_on_all_ranks(open_loader)
+    parallel = run.config.parallel
+    copies = topology.model_copies(parallel, run.world.world_size)
+    groups = HostGroups.open(copies, parallel.distributed_timeout_minutes)
+    tile_ranks = dist.get_process_group_ranks(run.groups.tp_cp) if run.groups.pp.rank() == 0 else None
+    limit = run.config.data.max_skipped_samples
+    return DataFeed(loader, groups, tile_ranks, topology.coordinates_of(parallel, run.groups), limit)
+
+
+def cutter_of(run: Run) -> PackCutter:
+    """Return what cuts this rank's share out of a pack."""
+    return PackCutter(
+        coordinates=topology.coordinates_of(run.config.parallel, run.groups),
+        first_stage=run.groups.pp.rank() == 0,
+        image_token_id=run.tokenizer.img_context_id,
+        tokens_per_tile=run.model.tokens_per_tile,
+    )
+
+
+def peak_of_device(run: Run) -> float | None:
+    """Return the peak that MFU is a share of, 10^12 operations a second: stated, or the card's; None on the CPU."""
+    if run.config.logging.peak_tflops is not None or run.device.kind != "cuda":
+        return run.config.logging.peak_tflops
+    return peak_tflops(torch.cuda.get_device_name(run.device.index))
+
+
+def introduce(run: Run, feed: DataFeed, start: Start) -> None:
+    """Log what is about to be trained, and how, on rank 0, which knows the data."""
+    loader = feed.loader
+    if run.world.rank or not isinstance(loader, PackLoader):
+        return
+    packs = packs_of_epoch(run.config.data, run.encoder)
+    for line in header(run.budget, loader.plan, packs, start):
+        _log.info("%s", line)
+    for line in what_changes(run.config, start.resumed) if start.resumed is not None else ():
+        _log.warning("%s", line)

@@ -175,7 +175,7 @@ def opened(opening: Opening, before: Callable[[], None] | None = None) -> Iterat
     from megatron_v2pe.data.image_operations import Opening as PictureOpening
     from megatron_v2pe.device import launch
     from megatron_v2pe.device.device import Device
-    from megatron_v2pe.generate.policy import told_positions
+    from megatron_v2pe.generate.policy import describe_positions
     from megatron_v2pe.generate.pretrained import open_pretrained
     from megatron_v2pe.generate.prompt import checkpoint_tiling
 
@@ -204,7 +204,7 @@ def opened(opening: Opening, before: Callable[[], None] | None = None) -> Iterat
             pictures = PictureOpening(arguments.transparency, arguments.exif_rotation)
             tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
             tiling = replace(tiling, operations=(*pictures.operations, *tiling.operations))
-            _tell(told_positions(pretrained.config, pretrained.policy, opening.stride))
+            _tell(describe_positions(pretrained.config, pretrained.policy, opening.stride))
             yield Opened(pretrained, folder, tiling, dtype, opening.world, device.describe())
 
 

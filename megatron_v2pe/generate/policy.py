@@ -37,7 +37,7 @@ def inference_policy(config: InternVLConfig, stride: Stride | None = None, versi
     return StridePolicy("v2pe_fix", stride if stride is not None else usual)
 
 
-def told_positions(config: InternVLConfig, policy: StridePolicy, asked: Stride | None = None) -> str:
+def describe_positions(config: InternVLConfig, policy: StridePolicy, asked: Stride | None = None) -> str:
     """Return in a line which positions a checkpoint is asked with, and who chose the stride.
 
     Args:

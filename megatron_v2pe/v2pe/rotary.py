@@ -42,10 +42,10 @@ class RopeScaling:
 
 
 class RotaryEmbedding:
-    """Ticks to cosines and sines. Holds no parameters; inverse frequencies are `base^(-2 i / head_dim)`."""
+    """Turns ticks into cosines and sines. It holds no parameters; inverse frequencies are `base^(-2 i / head_dim)`."""
 
     def __init__(self, head_dim: int, base: float, denominator: int, scaling: RopeScaling | None = None) -> None:
-        """Remember the geometry.
+        """Set the width of the heads, the base and the lattice.
 
         Args:
             head_dim: width of an attention head, even.
@@ -61,7 +61,7 @@ class RotaryEmbedding:
         self.scaling = scaling or RopeScaling()
 
     def scaled_base(self, length: float) -> float:
-        """Base for a document of L positions: beyond max, `base * (factor L / max - (factor - 1))^(d / (d - 2))`."""
+        """Return the base for a document of L positions: beyond max, `base * (factor L / max - (factor - 1))^(d / (d - 2))`."""
         scaling = self.scaling
         if scaling.kind != "dynamic" or length <= scaling.max_position_embeddings:
             return self.base
@@ -107,7 +107,7 @@ class RotaryEmbedding:
     def _by_frequencies(
         self, ticks: Tensor, seqlens: Sequence[int] | None, last_ticks: Sequence[int] | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Runs of tokens that share their angles per tick, float64 [head_dim // 2]: the pack, or each document."""
+        """Yield runs of tokens with the angles they have per tick, float64 [head_dim // 2]: the pack, or each document."""
         if self.scaling.kind != "dynamic":
             divisor = self.denominator * (self.scaling.factor if self.scaling.kind == "linear" else 1.0)
             yield ticks, self.inverse_frequencies(self.base, ticks.device) / divisor

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from megatron_v2pe.generate.policy import inference_policy, told_positions
+from megatron_v2pe.generate.policy import inference_policy, describe_positions
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.v2pe.settings import V2PESettings
 
@@ -29,5 +29,5 @@ from megatron_v2pe.v2pe.settings import V2PESettings
 def test_positions_are_told_with_who_chose_them(golden, trained, own, asked, told):
     config = InternVLConfig.from_folder(golden / "reference_checkpoint")
     config = replace(config, v2pe=V2PESettings.stated(trained, own))
-    line = told_positions(config, inference_policy(config, asked), asked)
+    line = describe_positions(config, inference_policy(config, asked), asked)
     assert line == told.format(tile=config.tokens_per_tile, usual=max(1, config.tokens_per_tile // 4))

@@ -101,9 +101,7 @@ def begin_save(
 ) -> SaveInProgress:
     """Hand the tensors of model and optimizer to a writer; every rank calls this, and later `commit`.
 
-    Args:
-        root, model, optimizer, state, hf_source, keep_latest, files: see `save`.
-        writer: takes this rank's parts of the tensors.
+    `writer` takes this rank's parts of the tensors. The other arguments are those of `save`.
     """
     folder = iteration_folder(root, state.iteration)
     temporary = root / f".{folder.name}.writing"

@@ -61,7 +61,10 @@ class RotaryEmbedding:
         self.scaling = scaling or RopeScaling()
 
     def scaled_base(self, length: float) -> float:
-        """Return the base for a document of L positions: beyond max, `base * (factor L / max - (factor - 1))^(d / (d - 2))`."""
+        """Return the base for a document of L positions.
+
+        Beyond the trained length it is `base * (factor L / max - (factor - 1))^(d / (d - 2))`.
+        """
         scaling = self.scaling
         if scaling.kind != "dynamic" or length <= scaling.max_position_embeddings:
             return self.base
@@ -107,7 +110,7 @@ class RotaryEmbedding:
     def _by_frequencies(
         self, ticks: Tensor, seqlens: Sequence[int] | None, last_ticks: Sequence[int] | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield runs of tokens with the angles they have per tick, float64 [head_dim // 2]: the pack, or each document."""
+        """Yield tokens with their angles per tick, float64 [head_dim // 2]: the whole pack, or each document."""
         if self.scaling.kind != "dynamic":
             divisor = self.denominator * (self.scaling.factor if self.scaling.kind == "linear" else 1.0)
             yield ticks, self.inverse_frequencies(self.base, ticks.device) / divisor

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from megatron_v2pe.generate.policy import inference_policy, describe_positions
+from megatron_v2pe.generate.policy import describe_positions, inference_policy
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.v2pe.settings import V2PESettings
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Everything a change must pass: ruff, import linter, type checker, pytest. Sets up .venv by itself.
+# Everything a change must pass: ruff, import linter, type checker, documentation, pytest. Sets up .venv by itself.
 #
 #   bash scripts/test.sh [PYTEST ARGUMENTS]      e.g. bash scripts/test.sh tests/unit -k positions
 #
@@ -11,7 +11,7 @@ root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 . "$root/scripts/usage.sh"
 if asked_for_help "$@"; then show_usage "$0"; exit 0; fi
 cd "$root" || exit 1
-sh scripts/setup_venv.sh test,dev,video || exit 1
+sh scripts/setup_venv.sh test,dev,docs,video || exit 1
 bin="$root/.venv/bin"
 # One thread per process: tests start several processes on few cores.
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
@@ -38,6 +38,10 @@ run "ruff check" "$bin/ruff" check .
 run "ruff format" "$bin/ruff" format --check --quiet .
 run "import linter" "$bin/lint-imports" --no-cache
 run "pyright" "$bin/pyright" --pythonpath "$bin/python"
+site=$(mktemp -d)
+trap 'rm -rf -- "$site"' EXIT
+# A link, heading or name that is not there fails. The variable silences an announcement of the theme's.
+run "documentation" env NO_MKDOCS_2_WARNING=1 "$bin/mkdocs" build --strict --site-dir "$site"
 if [ "$#" -gt 0 ]; then
     run "pytest" "$bin/python" -m pytest -q --durations=15 "$@"
 else

@@ -30,7 +30,7 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.text import LARGEST_LINE, kind_of, marked, parse_json
 
 FIELDS = (*TURN_FIELDS, "clip")
-"""What is read of a line besides its media."""
+"""Fields of a line that are read besides those that name images and videos."""
 _LONGEST_VIDEO = 1e9
 """Seconds of a video, at most."""
 _READ_BYTES = 1 << 16
@@ -57,46 +57,46 @@ _BLANK[list(b" \t\n\r\x0b\x0c")] = True
 
 @dataclass(frozen=True)
 class Dataset:
-    """One entry of the data list."""
+    """One data set: an entry of the data list, and the samples of its annotation file."""
 
     name: str
     annotation: str
     root: str = ""
-    """Put before image paths."""
+    """This is put before image paths."""
     root2: str | None = None
-    """Put before the paths of multi-image samples instead."""
+    """This is put before the paths of samples with several images instead."""
     http_root: str | None = None
-    """Folder of images from the web, named by the SHA-256 of their address."""
+    """Folder of images from the web; each file is named by the SHA-256 of its address."""
     data_augment: bool = False
-    """Apply the JPEG augmentation."""
+    """Whether the JPEG augmentation is applied."""
     repeat_time: float = 1.0
     """How often each line is seen per epoch; a fraction takes a random part of the lines."""
     weight: float | None = None
-    """Share of an epoch relative to the other data sets', in place of its size; all have one or none."""
+    """Its share of an epoch relative to the other data sets, in place of its size; all data sets have one, or none."""
     max_dynamic_patch: int | None = None
-    """Overrides the run's setting."""
+    """Overrides the setting of the run."""
     dynamic_image_size: bool | None = None
-    """Overrides the run's setting."""
+    """Overrides the setting of the run."""
     transparency: Literal["drop", "white", "black"] = "drop"
-    """What is seen of transparent pixels: see `Opening`."""
+    """What is seen where a picture is transparent: see `Opening`."""
     exif_rotation: bool = False
-    """Turn pictures as their camera noted: see `Opening`."""
+    """Whether pictures are turned as their camera noted: see `Opening`."""
     image_operations: tuple[str, ...] = ()
     """Names of further image operations, applied in this order (`data.image_operations`)."""
 
     @property
     def opening(self) -> Opening:
-        """How its image files become RGB."""
+        """Return how its image files become RGB."""
         return Opening(self.transparency, self.exif_rotation)
 
     @property
     def _offsets(self) -> np.ndarray:
-        """Start of each non-empty line and its number from 1: int64 [lines, 2]."""
+        """Return the start of each non-empty line, and its number from 1: int64 [lines, 2]."""
         return self._scanned[0]
 
     @property
     def checksum(self) -> str:
-        """XXH3-128 of every byte of the annotation file, as it was when it was opened."""
+        """Return the XXH3-128 of every byte of the annotation file, as it was when it was opened."""
         return self._scanned[1]
 
     @cached_property
@@ -104,7 +104,7 @@ class Dataset:
         """Read the annotation file once: where its lines are, and its checksum."""
         check_regular(self.annotation, DataError)
         rows, digest = array("q"), xxhash.xxh3_128()  # 16 bytes a line; tuples in a list took 150
-        # Of the line that is being read: where it begins, its number, whether there is something in it.
+        # About the line that is being read: where it begins, its number, whether it holds more than blanks.
         start, number, filled, position = 0, 1, False, 0
         with open(self.annotation, "rb") as stream:
             if what := marked(stream.read(4)):
@@ -135,7 +135,7 @@ class Dataset:
         return found[1:] if len(found) and self._is_mark(found[0]) else found, digest.hexdigest()
 
     def _is_mark(self, row: np.ndarray) -> bool:
-        """Whether a line holds a byte order mark and nothing else."""
+        """Return whether a line holds a byte order mark and nothing else."""
         with open(self.annotation, "rb") as stream:
             stream.seek(int(row[0]))
             line = stream.readline(_READ_BYTES)
@@ -165,7 +165,7 @@ class Dataset:
 
     @cached_property
     def unread(self) -> Counter[str]:
-        """Fields of the lines read so far that nobody reads and that are not usual either, with how many have each."""
+        """Count, over the lines read so far, the fields that no code reads and that are not usual either."""
         return Counter()
 
     def block(self, first: int, count: int) -> LineBlock:
@@ -173,7 +173,7 @@ class Dataset:
         return LineBlock(self._offsets[first : first + count])
 
     def blocks(self, lines: int, size: int) -> Iterator[LineBlock]:
-        """Yield where samples stand in the annotation file: `lines` of them at most, of about `size` bytes at most."""
+        """Yield blocks of samples: at most `lines` of them, and at most about `size` bytes, at a time."""
         starts, first = self._offsets[:, 0], 0
         while first < len(starts):
             last = min(first + lines, max(int(np.searchsorted(starts, starts[first] + size)), first + 1))
@@ -181,7 +181,11 @@ class Dataset:
             first = last
 
     def parse(self, line: bytes, number: int) -> Sample:
-        """Parse a line of the annotation file, its number counted from 1; errors as of `read`."""
+        """Parse a line of the annotation file, its number counted from 1.
+
+        Raises:
+            DataError: see `read`.
+        """
         content = _json(line)
         media = media_of(content, FIELDS, DataError)
         images, video = self._files(media)
@@ -215,7 +219,7 @@ class Dataset:
         return [(path, False) for path in images] if video is None else [(video, True)]
 
     def _files(self, media: Media) -> tuple[tuple[str, ...], str | None]:
-        """Paths of a sample's images, and that of its video if it has none."""
+        """Return the paths of a sample's images, and the path of its video if it has no images."""
         images = tuple(self.resolve(name, media.listed) for name in media.images)
         return images, None if media.video is None else as_folder(self.resolve(media.video, False))
 
@@ -235,7 +239,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class LineBlock:
-    """Consecutive samples of an annotation file, to be read in one go, also by a process that never counted lines."""
+    """Consecutive samples of an annotation file, which any process can read in one go without counting lines."""
 
     rows: np.ndarray
     """int64 [n, 2]: start of each line, its number from 1."""

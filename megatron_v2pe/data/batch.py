@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from megatron_v2pe.data.image_tiles import TileCache, read_tiles
-from megatron_v2pe.data.types import IGNORE_INDEX, Batch, Document, Picture, SampleId
+from megatron_v2pe.data.types import IGNORE_INDEX, Batch, Picture, SampleId, TrainingDocument
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe.position_ids import Ticks
 
@@ -45,7 +45,7 @@ def loss_weights(labels: Tensor, reduction: str) -> Tensor:
 
 
 def collate(
-    documents: Sequence[Document],
+    documents: Sequence[TrainingDocument],
     tiles: Tensor,
     reduction: str,
     denominator: int,
@@ -98,13 +98,13 @@ class PackReader(Dataset[Batch]):
     """Ticks of one position, the same for all documents of a run."""
     cache: TileCache = field(default_factory=TileCache, compare=False)
 
-    def __getitem__(self, documents: Sequence[Document]) -> Batch:
+    def __getitem__(self, documents: Sequence[TrainingDocument]) -> Batch:
         """Read one pack of documents."""
         return self.read(documents)
 
     def read(
         self,
-        documents: Sequence[Document],
+        documents: Sequence[TrainingDocument],
         unreadable: Sequence[tuple[SampleId, str]] = (),
         open_picture: Callable[[Picture], Image.Image] | None = None,
     ) -> Batch:
@@ -115,7 +115,7 @@ class PackReader(Dataset[Batch]):
             unreadable: samples of the pack that are left out already, and why.
             open_picture: reads an image other than from its path, see `read_tiles`.
         """
-        kept, lost, parts = list[Document](), list(unreadable), list[Tensor]()
+        kept, lost, parts = list[TrainingDocument](), list(unreadable), list[Tensor]()
         total = sum(document.num_tiles for document in documents)
         tiles, first = torch.empty(total, self.tile_size, self.tile_size, 3, dtype=torch.uint8), 0
         for document in documents:

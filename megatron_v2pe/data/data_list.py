@@ -27,7 +27,7 @@ _SHOWN = 20
 
 @dataclass(frozen=True)
 class _Entry:
-    """An entry of the data list as it is written; what the fields mean is said in `Dataset`."""
+    """An entry of the data list as it is written; `Dataset` says what the fields mean."""
 
     annotation: str
     data_augment: bool
@@ -42,11 +42,11 @@ class _Entry:
     image_operations: tuple[str, ...] = ()
     weight: Annotated[float, Range(0, _LARGEST_WEIGHT)] | None = None
     length: Any = None
-    """Documents the number of lines and is compared with it nowhere."""
+    """A note for people; it is compared with nothing."""
 
 
 _USUAL = {"data_augment": "false", "repeat_time": "1"}
-"""Required fields and what most published lists say."""
+"""Fields that must be given, as in the published code, and what most published lists give."""
 
 
 def read_data_list(path: str | Path) -> list[Dataset]:
@@ -82,7 +82,7 @@ def _with_samples(dataset: Dataset, path: str | Path) -> Dataset:
 
 
 def read_entries(path: str | Path) -> dict[str, Any]:
-    """Read a data list, its entries unread; their names can be shown.
+    """Read a data list without looking at its entries; their names are safe to print.
 
     Raises:
         ConfigError: no such file, not an object of entries by name, or a name that stands twice.
@@ -103,7 +103,7 @@ def read_entries(path: str | Path) -> dict[str, Any]:
 
 
 def where_lists_are(path: Path) -> str:
-    """Say where a data list that is not there comes from: the published one lies among the examples."""
+    """Return how to get a data list that is not there: the published one lies among the examples."""
     ready = next((Path(__file__).resolve().parents[2] / "examples").glob(f"*/{path.name}"), None)
     if ready is None:
         return "a data list is a JSON file that names annotations, see docs/data.md"

@@ -17,7 +17,7 @@ from megatron_v2pe.data.image_operations import operations_of
 from megatron_v2pe.data.image_plan import ClipOf, SizeOf, TilingOptions, draw_pictures, plan_images, plan_video
 from megatron_v2pe.data.tokenize import PLACEHOLDER, compact_conversation, expand, image_starts, with_placeholder
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.data.types import Clip, Document, EncodedSample, Picture, Sample
+from megatron_v2pe.data.types import Clip, EncodedSample, Picture, Sample, TrainingDocument
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe.position_ids import position_ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
@@ -27,7 +27,7 @@ VIDEO_PLACEHOLDER = "<video>"
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the data pipeline has to know of the checkpoint."""
+    """What the data pipeline has to know about the checkpoint."""
 
     tile_size: int
     """Side of a tile in pixels."""
@@ -37,7 +37,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class DocumentEncoder:
-    """Settings under which samples become documents. One depends on them, its line, epoch and number alone."""
+    """Makes documents of samples. A document depends on them, its line, epoch and number, and nothing else."""
 
     config: DataConfig
     tokenizer: Tokenizer
@@ -47,10 +47,10 @@ class DocumentEncoder:
 
     @cached_property
     def denominator(self) -> int:
-        """The position lattice's."""
+        """Return the denominator of the position lattice."""
         return self.policy.denominator(self.facts.tokens_per_tile)
 
-    def document(self, dataset: Dataset, line: int, epoch: int, number: int) -> Document:
+    def document(self, dataset: Dataset, line: int, epoch: int, number: int) -> TrainingDocument:
         """Encode one sample for one pass over it: `encode` and `draw`."""
         return self.draw(self.encode(dataset, line), epoch, number)
 
@@ -70,7 +70,17 @@ class DocumentEncoder:
     def encode_sample(
         self, sample: Sample, dataset: Dataset, size_of: SizeOf = image_size, clip_of: ClipOf = plan_video
     ) -> EncodedSample:
-        """Encode a sample of `dataset` that is read already; `clip_of` measures its video, the rest as of `encode`."""
+        """Encode a sample that has been read already.
+
+        Args:
+            sample: a sample of `dataset`.
+            dataset: where it comes from.
+            size_of: gives width and height of the image of a path.
+            clip_of: measures its video.
+
+        Raises:
+            DataError: see `encode`.
+        """
         media, turns = self._media(sample, dataset, size_of, clip_of)
         tiles = [count for item in media for count in item.tiles]
         self._check_tiles(sum(tiles))
@@ -79,12 +89,12 @@ class DocumentEncoder:
         self._check_length(num_tokens)
         return EncodedSample(text, tuple(media), num_tokens, sample.id)
 
-    def draw(self, sample: EncodedSample, epoch: int, number: int) -> Document:
+    def draw(self, sample: EncodedSample, epoch: int, number: int) -> TrainingDocument:
         """Settle one pass over a sample: strides of its images, frames of its video, keys of augmentation.
 
         Args:
-            sample: as encoded.
-            epoch: pass over the data.
+            sample: what `encode` returned.
+            epoch: number of the pass over the data.
             number: the sample's number in the epoch; draws are keyed by it.
 
         Raises:
@@ -97,12 +107,12 @@ class DocumentEncoder:
         images = list(zip(image_starts(sample.text, tiles, per_tile), tiles, strict=True))
         strides = self.policy.draw(len(images), per_tile, epoch=epoch, sample=number)
         ticks = position_ticks(len(ids), images, strides, per_tile, self.denominator)
-        return Document(ids, labels, ticks, tuple(images), pictures, sample.source, key)
+        return TrainingDocument(ids, labels, ticks, tuple(images), pictures, sample.source, key)
 
     def _media(
         self, sample: Sample, dataset: Dataset, size_of: SizeOf, clip_of: ClipOf
     ) -> tuple[list[Picture | Clip], list[tuple[str, str]]]:
-        """The images or the video of a sample, and its turns with one placeholder for each image or frame."""
+        """Return the images or the video of a sample, and its turns with one placeholder for each image or frame."""
         turns = list(sample.conversations)
         options = self.tiling(dataset)
         if sample.images:

@@ -50,7 +50,7 @@ it takes its final size. Frames of video files arrive as RGB, so that the first 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What an operation may use besides the pixels; each stage knows what is said of it."""
+    """What an operation may use besides the pixels; each field says at which stages it is known."""
 
     orientation: int = 1
     """EXIF orientation of the file, 1 to 8. Stage `rgb`, and `size_after`."""
@@ -68,7 +68,8 @@ class ImageFacts:
 class ImageOperation(Protocol):
     """One thing that is done to an image. Two operations that compare equal do the same."""
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
+    """Name in a data list; the decorator `image_operation` sets it."""
     stage: ClassVar[Stage]
     resizes: ClassVar[bool] = False
     """Whether `size_after` may return another size than it is given; operations of the stages `opened` and `rgb`."""
@@ -267,8 +268,11 @@ class Opening:
     @classmethod
     def of(cls, operations: Operations) -> Opening:
         """Return the settings that ask for what opens files among these operations."""
-        ground = next((item.ground for item in operations if isinstance(item, OnGround)), "drop")
-        return cls(ground, any(isinstance(item, ExifRotation) for item in operations))
+        turned = any(isinstance(item, ExifRotation) for item in operations)
+        for item in operations:
+            if isinstance(item, OnGround):
+                return cls(item.ground, turned)
+        return cls(exif_rotation=turned)
 
 
 AS_PUBLISHED = Opening()

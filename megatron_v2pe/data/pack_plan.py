@@ -19,7 +19,7 @@ from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.packing.balance import round_robin
 from megatron_v2pe.data.packing.online import BestFitPacker, Pack
-from megatron_v2pe.data.types import Document
+from megatron_v2pe.data.types import TrainingDocument
 from megatron_v2pe.errors import CheckpointError, ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Range, typed
@@ -42,12 +42,12 @@ _Position = Annotated[int, Range(0)]
 
 @dataclass(frozen=True)
 class DataState:
-    """What a run has read of one data set, to be compared when it goes on."""
+    """One data set as a run has read it, to be compared when the run goes on."""
 
     annotation: str
     """XXH3-128 of all bytes of its annotation file: 32 hexadecimal digits."""
     settings: dict[str, Any]
-    """How its entry of the data list has samples read; where its files lie is no matter."""
+    """Fields of its entry that decide how samples are read; where its files lie does not matter."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> DataState:
@@ -63,7 +63,7 @@ class PackPlanState:
     """State of a plan, as a checkpoint holds it."""
 
     position: _Position
-    """In the stream of samples."""
+    """Position in the stream of samples."""
     open: tuple[tuple[_Position, ...], ...]
     """Positions of the documents of packs that are not full yet."""
     skipped: dict[str, _Position]
@@ -108,7 +108,7 @@ class PackPlan:
             mixture: the stream of samples.
             encoder: makes documents of them.
             skipped: counts those that cannot be used.
-            state: of an earlier run.
+            state: what `state_dict` returned in an earlier run.
             epochs: after so many the packs still open are given out, then empty ones without end: each sample is seen
                 as often as that says. None: the stream goes on, and packs hold samples of two epochs where one ends.
 
@@ -119,7 +119,7 @@ class PackPlan:
         self.mixture = mixture
         """The stream of samples."""
         self._encoder, self._skipped = encoder, skipped
-        self._packer: BestFitPacker[Document] = BestFitPacker(
+        self._packer: BestFitPacker[TrainingDocument] = BestFitPacker(
             config.max_packed_tokens, config.num_images_expected, config.max_buffer_size
         )
         self._unread: dict[str, set[str]] = {}
@@ -128,20 +128,24 @@ class PackPlan:
         if state is not None:
             self._restore(state)
 
-    def __iter__(self) -> Iterator[tuple[Document, ...]]:
+    def __iter__(self) -> Iterator[tuple[TrainingDocument, ...]]:
         """Yield packs without end."""
         while True:
             yield self.next()
 
-    def step(self, packs: int) -> list[tuple[Document, ...]]:
-        """Return the packs of the next step; errors as of `next`."""
+    def step(self, packs: int) -> list[tuple[TrainingDocument, ...]]:
+        """Return the packs of the next step.
+
+        Raises:
+            DataError: see `next`.
+        """
         return [self.next() for _ in range(packs)]
 
-    def deal(self, packs: Sequence[tuple[Document, ...]], ranks: int) -> list[list[int]]:
+    def deal(self, packs: Sequence[tuple[TrainingDocument, ...]], ranks: int) -> list[list[int]]:
         """Deal the packs of a step out to ranks in turn."""
         return round_robin(len(packs), ranks)
 
-    def next(self) -> tuple[Document, ...]:
+    def next(self) -> tuple[TrainingDocument, ...]:
         """Return the documents of the next pack; none after the last epoch.
 
         Raises:
@@ -173,12 +177,12 @@ class PackPlan:
     def _described(self) -> dict[str, Any]:
         return {dataset.name: asdict(DataState.of(dataset)) for dataset in self.mixture.datasets}
 
-    def _position_of(self, document: Document) -> int:
+    def _position_of(self, document: TrainingDocument) -> int:
         """Return where a document stands in the stream of samples; its draws are keyed by that."""
         _, epoch, number = document.key
         return epoch * self.mixture.epoch_length + number
 
-    def _encode(self, position: int) -> Document | None:
+    def _encode(self, position: int) -> TrainingDocument | None:
         """Return the document at a position of the stream, None for a sample that cannot be used."""
         dataset, line, epoch, number = self.mixture.locate(position)
         try:
@@ -190,7 +194,7 @@ class PackPlan:
             self._name_unread(dataset, line)
 
     def _name_unread(self, dataset: Dataset, line: int) -> None:
-        """Name each field that nobody reads once, where it is met first."""
+        """Log each field that no code reads once, where it is met first."""
         known = self._unread.setdefault(dataset.name, set())
         if len(dataset.unread) > len(known):
             new = [name for name in dataset.unread if name not in known]
@@ -204,7 +208,7 @@ class PackPlan:
         self._compare(there)
         self._position = there.position
         for positions in there.open:
-            pack: Pack[Document] = Pack()
+            pack: Pack[TrainingDocument] = Pack()
             for position in positions:
                 if (document := self._encode(position)) is not None:
                     pack.add(document)
@@ -275,7 +279,7 @@ class _Change:
     """Fields of its entry that have another value: before, now."""
 
     def of_order(self) -> Iterator[str]:
-        """Yield what of it changes the order of samples, in words."""
+        """Yield, in words, the changes that alter the order of samples."""
         if self.presence:
             yield f"data set {self.dataset!r} {self.presence}"
         if self.edited:

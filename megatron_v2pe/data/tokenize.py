@@ -35,7 +35,7 @@ def encode_conversation(
     """Tokenise a conversation; answers and their closing tokens are labelled.
 
     Args:
-        tokenizer: of the checkpoint.
+        tokenizer: tokenizer of the checkpoint.
         template: conversation template.
         turns: (role, text), see `Template.render`; the k-th `<image>` in them stands for the k-th image.
         num_tiles: tiles of each image.
@@ -54,9 +54,18 @@ def encode_conversation(
 def compact_conversation(
     tokenizer: Tokenizer, template: Template, turns: Turns, num_images: int, prompt: bool = False
 ) -> CompactText:
-    """Tokenise a conversation with one token per image; arguments and errors as of `encode_conversation`.
+    """Tokenise a conversation with one token per image.
 
-    Also raises where the text itself spells a token of an image, which would then be taken for one.
+    Args:
+        tokenizer: tokenizer of the checkpoint.
+        template: conversation template.
+        turns: (role, text), see `Template.render`; the k-th `<image>` in them stands for the k-th image.
+        num_images: how many images there are.
+        prompt: end with an opened answer, for generation.
+
+    Raises:
+        DataError: see `encode_conversation`; also where the text itself spells a token of an image, which would then be
+            taken for an image.
     """
     turns = _with_image_tokens(turns, num_images)
     ids, learned = [tokenizer.bos_id], list[tuple[int, int]]()
@@ -153,8 +162,8 @@ def image_lines(count: int, before: int = 0) -> str:
     """Return the lines that show images, each ending in a line break.
 
     Args:
-        count: images to be shown.
-        before: images the conversation has shown already; the numbers go on behind them.
+        count: how many images there are.
+        before: how many images the conversation has shown already; the numbers go on behind them.
     """
     if count == 1:
         return f"{PLACEHOLDER}\n"
@@ -166,7 +175,7 @@ def with_images(turns: Sequence[tuple[str, str]], count: int) -> list[tuple[str,
 
     Args:
         turns: (role, text).
-        count: images there are.
+        count: how many images there are.
     """
     if count == 0 or any(PLACEHOLDER in text for _, text in turns):
         return list(turns)

@@ -22,17 +22,17 @@ LISTS = ("conversations", "conversation", "messages")
 TURN_FIELDS = (*LISTS, SYSTEM)
 """Fields of a line that are read here."""
 LONGEST_WORD = 1 << 20
-"""Characters without a space or another blank between them, at most: three times a context of a million tokens takes
-a second to tokenise, fifty times more than a minute."""
+"""The most characters in a row without a blank. A word of a million characters is tokenised in about a second; one that
+is fifty times as long takes more than a minute."""
 _ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", SYSTEM: SYSTEM}
 _PAIRS = (("from", "value"), ("role", "content"))
 _SWITCHES = ("loss", "train", "weight", "loss_scale", "loss_weight", "learn", "trainable")
-"""Fields of a turn by which other programs leave an answer out of what is learned."""
+"""Fields of a turn by which other programs exclude an answer from what is learned."""
 _MARKS_OF_OTHERS = re.compile(
     r"<\|(?:image|video|vision|audio|media)(?:_?(?:pad|start|end|bos|eos|placeholder|\d+))?\|>|<ImageHere>"
     r"|<image[-_](?:placeholder|pad|soft_token)>|<start_of_image>"
 )
-"""By which other programs say where an image or a video stands."""
+"""Marks by which other programs say where an image or a video stands."""
 Turn = tuple[str, str]
 
 
@@ -80,7 +80,7 @@ def turns_of(row: Mapping[str, Any], error: Kind, where: str = "") -> tuple[Turn
 
 
 def _refuse_marks(turns: list[Turn], error: Kind, where: str) -> None:
-    """Refuse a question that says where its image stands in words of another program, and in none of ours."""
+    """Refuse a question that marks its image as another program does, and not by a placeholder of ours."""
     found = None
     for role, text in turns:
         if "<image>" in text or "<video>" in text:

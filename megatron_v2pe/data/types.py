@@ -5,8 +5,8 @@
 | a line (JSONL) | | | `annotations` |
 | `Sample` | fields checked, turns named, paths resolved | `annotations` | `encode` |
 | `EncodedSample` | tokens (`CompactText`), image tiles (`Picture`, `Clip`) | `encode`, `indexed.samples` | `encode` |
-| `Document` | what one pass draws: strides, so positions; frames of videos | `encode` | `pack_plan` |
-| pack: `tuple[Document, ...]` | which documents are trained on together | `pack_plan`, `indexed.plan` | `batch` |
+| `TrainingDocument` | what one pass draws: strides, so positions; frames of videos | `encode` | `pack_plan` |
+| pack: `tuple[TrainingDocument, ...]` | which documents are trained together | `pack_plan`, `indexed.plan` | `batch` |
 | `Batch` | pixels, shifted labels, loss weights, everything joined | `batch`, in reader processes | `train.data_feed` |
 | `MicroBatch` | the share of one rank: its tokens, its tiles | `models.micro_batch` | `models.vlm`: the loss |
 
@@ -87,7 +87,7 @@ class Picture:
 
     @property
     def tiles(self) -> tuple[int, ...]:
-        """Return the numbers of tiles of the images it stands for: of itself."""
+        """Return the numbers of tiles of the images it stands for, which is one image."""
         return (self.num_tiles,)
 
 
@@ -144,7 +144,7 @@ class EncodedSample:
 
 
 @dataclass(frozen=True)
-class Document:
+class TrainingDocument:
     """One sample as one pass over the data sees it, ready to be packed; its tiles are still on disk."""
 
     input_ids: Tensor

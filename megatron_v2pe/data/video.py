@@ -205,17 +205,17 @@ def list_frames(folder: str) -> list[str]:
     """
     found = look_into(folder)
     if not found.frames:
-        raise DataError(f"{printable(folder)}: no frames in the folder{_besides(found.left_out)}")
+        raise DataError(f"{printable(folder)}: no frames in the folder{_left_out_words(found.left_out)}")
     if found.left_out and not _warned and ((reader := get_worker_info()) is None or reader.id == 0):
         _warned.add("files that are no frames")
         _log.warning(
             "%s: %d frames%s; other folders with such files are not named, tools/check_data.py --full counts them",
-            *(printable(folder), len(found.frames), _besides(found.left_out)),
+            *(printable(folder), len(found.frames), _left_out_words(found.left_out)),
         )
     return list(found.frames)
 
 
-def _besides(names: tuple[str, ...]) -> str:
+def _left_out_words(names: tuple[str, ...]) -> str:
     if not names:
         return ""
     shown = ", ".join(printable(name)[:40] for name in names[:3])

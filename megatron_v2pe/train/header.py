@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step: model, data, layout, length, and where it is saved."""
+"""The lines that a run prints before its first step: model, data, layout, length, and where it is saved."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def header(budget: Budget, plan: Plan, packs: int | None, start: Start) -> Itera
 
     Args:
         budget: settings, model and ranks of the run, its steps counted.
-        plan: of its packs.
-        packs: of an epoch, None where nobody has counted.
+        plan: plan of its packs.
+        packs: packs of an epoch; None: they were not counted.
         start: where it begins.
     """
     config = budget.config

@@ -21,7 +21,7 @@ from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, PixelSettin
 from megatron_v2pe.train.data_feed import Consumed, DataFeed, Totals
 
 _PATIENCE_SECONDS = 10.0
-"""For a read that nobody will use, at the end of a run: it takes part in an exchange others wait in."""
+"""How long the end of a run waits for a step that was read in vain: other ranks wait in its exchange."""
 
 
 @dataclass(frozen=True)

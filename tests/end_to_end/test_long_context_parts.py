@@ -14,7 +14,7 @@ import pytest
 from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.data.types import IGNORE_INDEX, Document
+from megatron_v2pe.data.types import IGNORE_INDEX, TrainingDocument
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.recipes.long_context import long_context
@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def documents(made: Path) -> list[Document]:
+def documents(made: Path) -> list[TrainingDocument]:
     """Every document as training encodes it."""
     recipe = long_context()
     model = InternVLConfig.from_folder(made / "hf")

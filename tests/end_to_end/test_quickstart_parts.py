@@ -17,7 +17,7 @@ from helpers.golden import read_checkpoint
 from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.data.types import Document
+from megatron_v2pe.data.types import TrainingDocument
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.pretrained import inference_policy
 from megatron_v2pe.generate.prompt import checkpoint_tiling, encode_prompt
@@ -45,7 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def documents(made: Path) -> list[Document]:
+def documents(made: Path) -> list[TrainingDocument]:
     """Every sample as training encodes it."""
     recipe = quickstart()
     model = InternVLConfig.from_folder(made / "hf")

@@ -29,7 +29,7 @@ from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.pack_plan import LOADER_STATE
 from megatron_v2pe.data.packing.balance import deal, round_robin
 from megatron_v2pe.data.packing.planner import PackBudgets, plan_window
-from megatron_v2pe.data.types import Batch, Clip, Document, SampleId
+from megatron_v2pe.data.types import Batch, Clip, SampleId, TrainingDocument
 from megatron_v2pe.errors import CheckpointError, ConfigError, DataError
 from megatron_v2pe.foreign.schema import Range, typed
 
@@ -209,7 +209,7 @@ class IndexedReader(Dataset[Batch]):
 
     def __getitem__(self, pack: IndexedPack) -> Batch:
         """Read one pack; a sample whose images have changed or are damaged is left out and reported."""
-        documents: list[Document] = []
+        documents: list[TrainingDocument] = []
         unreadable: list[tuple[SampleId, str]] = []
         for sample, number in zip(pack.samples, pack.numbers, strict=True):
             try:
@@ -226,7 +226,9 @@ class IndexedReader(Dataset[Batch]):
             return SampleId(f"sample {sample}", 0, str(self.samples.folder))
 
 
-def draw_document(samples: IndexedSamples, encoder: DocumentEncoder, sample: int, epoch: int, number: int) -> Document:
+def draw_document(
+    samples: IndexedSamples, encoder: DocumentEncoder, sample: int, epoch: int, number: int
+) -> TrainingDocument:
     """Return a sample of an indexed set as one pass over it sees it; arguments as of `DocumentEncoder.draw`.
 
     Raises:

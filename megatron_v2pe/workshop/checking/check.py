@@ -31,7 +31,7 @@ from megatron_v2pe.workshop.checking.samples import SampleChecker, start
 FILES_AT_ONCE = 64
 """Files a process reads before it reports."""
 Look = Literal["names", "headers", "full"]
-"""How closely files are looked at: whether they are there, their headers, all of their pixels."""
+"""What is looked at: whether files are there (`names`), also their headers, or also all of their pixels."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Fault:
 
 @dataclass
 class DatasetCheck:
-    """What was found of one data set. Of faults the first are kept, all are counted."""
+    """What was found in one data set. The first faults of each kind are kept, all are counted."""
 
     name: str
     annotation: str
@@ -59,13 +59,13 @@ class DatasetCheck:
     images: int = 0
     """Images and videos the lines name, each as often as it is named."""
     files: int = 0
-    """Different ones."""
+    """How many different ones."""
     num_missing: int = 0
     num_bad_lines: int = 0
     num_damaged: int | None = None
-    """Files that cannot be read; None: not looked for."""
+    """Files that cannot be read; None: files were not read."""
     unread: dict[str, int] = field(default_factory=dict)
-    """Fields of lines that nobody reads and that are not usual either, with how many lines have each."""
+    """Fields that no code reads and that are not usual either, with how many lines have each."""
     left_out: int = 0
     """Files in folders of frames that are no frames: hidden ones, and what is no image."""
     missing: list[Fault] = field(default_factory=list)
@@ -76,7 +76,7 @@ class DatasetCheck:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing was found to be wrong."""
+        """Return whether nothing was found to be wrong."""
         faults = self.num_missing + self.num_bad_lines + (self.num_damaged or 0)
         return self.problem is None and not self.annotation_missing and not faults
 
@@ -85,29 +85,29 @@ def check_data_list(
     path: str | Path,
     workers: int = 0,
     full: bool = False,
-    shown: int = 5,
+    most_kept: int = 5,
     headers: bool = False,
     checker: SampleChecker | None = None,
 ) -> list[DatasetCheck]:
     """Check everything a data list names; paths are relative to the current folder, as in training.
 
     Args:
-        path: of the data list.
+        path: path of the data list.
         workers: processes that parse lines and read headers; 0: this one alone.
-        full: read every image and video to the last pixel, too.
-        shown: faults of a kind that are kept of each data set.
-        headers: read no more than the header of every image and video.
-        checker: of samples; by default one without a tokenizer.
+        full: also read every image and video to the last pixel.
+        most_kept: how many faults of a kind are kept for each data set; all are counted.
+        headers: also read the header of every image and video.
+        checker: looks at each sample; by default without a tokenizer.
 
     Raises:
-        ConfigError: the list itself cannot be read; what is wrong with an entry is told in its check.
+        ConfigError: the list itself cannot be read; what is wrong with an entry stands in its check.
         DataError: a worker process was killed.
     """
     look: Look = "full" if full else "headers" if headers else "names"
     checker = checker or SampleChecker.of_text(reads_files=look != "names")
     opened = [_open(name, entry, path) for name, entry in read_entries(path).items()]
     _check_weights([check for check, _ in opened], [dataset for _, dataset in opened])
-    tallies = [_Tally(check, shown) for check, _ in opened]
+    tallies = [_Tally(check, most_kept) for check, _ in opened]
     datasets = [dataset for _, dataset in opened]
     folders = FolderNames()
     find = named_files if workers else partial(named_files, checker=checker)
@@ -205,7 +205,7 @@ def _look(some: _Files) -> list[str | None]:
 
 
 class _Use:
-    """The files of one data set in one use."""
+    """The files that one data set uses as images, or as videos."""
 
     def __init__(self, video: bool) -> None:
         self.video, self.count = video, 0
@@ -214,7 +214,7 @@ class _Use:
         self.missing: dict[str, set[str]] = {}
 
     def add(self, named: Folders, folders: FolderNames) -> Iterator[tuple[int, str, str]]:
-        """Take note of files; yield line, folder and name of those that are not there."""
+        """Add named files; yield line, folder and name of those that are not there."""
         for folder, names in named.items():
             known = self.lines.setdefault(folder, {})
             new = names.keys() - known.keys()
@@ -235,14 +235,14 @@ class _Use:
 
 
 class _Tally:
-    """Adds up what is found of one data set."""
+    """Adds up what is found in one data set."""
 
-    def __init__(self, check: DatasetCheck, shown: int) -> None:
-        self.check, self._shown = check, shown
+    def __init__(self, check: DatasetCheck, most_kept: int) -> None:
+        self.check, self._most_kept = check, most_kept
         self._images, self._videos = _Use(video=False), _Use(video=True)
 
     def add(self, named: NamedFiles, folders: FolderNames) -> None:
-        """Take note of the files the next lines name."""
+        """Add the files that the next lines name."""
         check = self.check
         check.images += named.mentions
         check.num_bad_lines += len(named.bad)
@@ -259,7 +259,7 @@ class _Tally:
         for line, folder, name in sorted(gone):
             check.missing_folders[folder] = check.missing_folders.get(folder, 0) + 1
             check.num_missing += 1
-            if len(check.missing) < self._shown:
+            if len(check.missing) < self._most_kept:
                 check.missing.append(Fault(os.path.join(folder, name), line, _why_missing(folder, name, folders)))
 
     def found(self) -> Iterator[tuple[str, bool]]:
@@ -268,7 +268,7 @@ class _Tally:
             yield from ((path, use.video) for path in use.found())
 
     def add_damaged(self, some: _Files, reasons: Sequence[str | None]) -> None:
-        """Take note of files that were read."""
+        """Add files that were read, and what is wrong with each."""
         check, damaged = self.check, 0
         for (path, video), reason in zip(some.files, reasons, strict=True):
             if reason is not None:
@@ -279,7 +279,7 @@ class _Tally:
         check.num_damaged = (check.num_damaged or 0) + damaged
 
     def _keep(self, kept: list[Fault], faults: Iterable[Fault]) -> None:
-        kept.extend(islice(faults, self._shown - len(kept)))
+        kept.extend(islice(faults, self._most_kept - len(kept)))
 
 
 def _why_missing(folder: str, name: str, folders: FolderNames) -> str:

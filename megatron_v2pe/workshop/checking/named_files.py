@@ -14,7 +14,7 @@ from megatron_v2pe.workshop.checking import samples
 from megatron_v2pe.workshop.checking.samples import SampleChecker
 
 LINES_AT_ONCE, BYTES_AT_ONCE = 128, 1 << 23
-"""Of a block, about."""
+"""Size of a block, about."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class NamedFiles:
     bad: tuple[tuple[int, str], ...]
     """Number of each line that cannot be used, and why."""
     unread: dict[str, int] = field(default_factory=dict)
-    """Fields nobody reads that are not usual either, with how many lines have each."""
+    """Fields that no code reads and that are not usual either, with how many lines have each."""
 
 
 def blocks_of(owner: int, dataset: Dataset) -> Iterator[Lines]:

@@ -41,8 +41,8 @@ def as_text(path: str, checks: Sequence[DatasetCheck], unseen: Sequence[str] = (
     """Return the findings of a data list.
 
     Args:
-        path: of the data list.
-        checks: of its data sets.
+        path: path of the data list.
+        checks: what was found in each of its data sets.
         unseen: what was not looked at, and how it would be.
     """
     lines = [f"{path}: {_count(len(checks), 'data set')}", *_table(checks)]

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.data.image_tiles import read_tiles
-from megatron_v2pe.data.types import Document, Picture
+from megatron_v2pe.data.types import Picture, TrainingDocument
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.workshop.inspection.views import DocumentView, ImageView, PackView, as_tiling
 
@@ -21,7 +21,7 @@ _log = get_logger(__name__)
 TILE = 112
 """Most pixels a side of a tile is drawn at."""
 WIDTH = 1600
-"""Of the sheet, in pixels."""
+"""Width of the sheet in pixels."""
 _GAP, _APART, _MARGIN, _LEAST_BLOCK, _LEAST_SECTION = 2, 10, 16, 190, 510
 _INNER = WIDTH - 2 * _MARGIN
 _LINE, _TITLE_LINE = 16, 20
@@ -36,7 +36,7 @@ _Label = tuple[str, int, str]
 
 def contact_sheet(
     view: PackView,
-    documents: Sequence[Document],
+    documents: Sequence[TrainingDocument],
     tile_size: int,
     mean: Sequence[float],
     open_picture: Callable[[Picture], Image.Image] | None = None,
@@ -46,29 +46,29 @@ def contact_sheet(
 
     Args:
         view: the pack.
-        documents: those of the view.
+        documents: the documents of the view.
         tile_size: side of a tile in pixels; drawn at `TILE` at most.
-        mean: as of `read_tiles`.
-        open_picture: as of `read_tiles`.
+        mean: mean colour of the normalisation, see `read_tiles`.
+        open_picture: reads an image other than from its path, see `read_tiles`.
         max_tiles: most tiles drawn; whole images are left away beyond, and counted in the last line.
 
     Returns:
-        RGB, `WIDTH` wide. An image that cannot be read is told in the place of its document's tiles, and in the log.
+        RGB, `WIDTH` wide. Where an image cannot be read, the error stands in place of its document's tiles.
     """
     parts = [_text([(view.title, _TITLE_LINE, _INK)], _INNER)]
     room, undrawn = max_tiles, 0
-    for number, (shown, document) in enumerate(zip(view.documents, documents, strict=True), 1):
+    for number, (described, document) in enumerate(zip(view.documents, documents, strict=True), 1):
         pictures = _fitting(document.pictures, room)
         drawn = sum(picture.num_tiles for picture in pictures)
-        room, undrawn = room - drawn, undrawn + shown.tiles - drawn
+        room, undrawn = room - drawn, undrawn + described.tiles - drawn
         if not pictures:
             continue
-        labels = list(_labels(shown, number))
+        labels = list(_labels(described, number))
         try:
             tiles = read_tiles(pictures, tile_size, mean, document.key, open_picture).numpy()
-            images = _flow(list(_blocks(shown.images, tiles)), _MARGIN)
+            images = _flow(list(_blocks(described.images, tiles)), _MARGIN)
         except DataError as error:
-            _log.warning("document %d, %s:%d, cannot be used: %s", number, shown.dataset, shown.line, error)
+            _log.warning("document %d, %s:%d, cannot be used: %s", number, described.dataset, described.line, error)
             images, undrawn = _text([(str(error), _LINE, _ALARM)], _INNER), undrawn + drawn
         parts.append(_column([_text(labels, max(images.width, _LEAST_SECTION)), images]))
     parts.append(_text([(_closing(view, undrawn), _LINE, _FAINT)], _INNER))
@@ -132,10 +132,10 @@ def _fitting(pictures: Sequence[Picture], room: int) -> list[Picture]:
     return kept
 
 
-def _labels(shown: DocumentView, number: int) -> Iterator[_Label]:
-    yield f"document {number}: {shown.dataset}:{shown.line}", _TITLE_LINE, _INK
-    for question, answer in shown.exchanges[:1]:
-        first = f" first of {len(shown.exchanges)}" if len(shown.exchanges) > 1 else ""
+def _labels(view: DocumentView, number: int) -> Iterator[_Label]:
+    yield f"document {number}: {view.dataset}:{view.line}", _TITLE_LINE, _INK
+    for question, answer in view.exchanges[:1]:
+        first = f" first of {len(view.exchanges)}" if len(view.exchanges) > 1 else ""
         yield f"asked{first}: {question}", _LINE, _INK
         yield f"learned: {answer}", _LINE, _LEARNED
 

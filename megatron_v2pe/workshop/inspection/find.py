@@ -19,7 +19,7 @@ from megatron_v2pe.data.indexed.plan import IndexedPlan, draw_document
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture, SourceType
 from megatron_v2pe.data.pack_plan import PackPlan
-from megatron_v2pe.data.types import Document, Picture, SampleId
+from megatron_v2pe.data.types import Picture, SampleId, TrainingDocument
 from megatron_v2pe.errors import ConfigError, DataError
 
 
@@ -28,11 +28,11 @@ class Found:
     """Documents to be looked at."""
 
     title: str
-    documents: tuple[Document, ...]
+    documents: tuple[TrainingDocument, ...]
     left_out: tuple[str, ...] = ()
     """Samples that cannot be used: source and reason, or number and kind of reason."""
     open_picture: Callable[[Picture], Image.Image] | None = None
-    """As of `read_tiles`."""
+    """Reads an image other than from its path, see `read_tiles`."""
 
 
 def find_pack(encoder: DocumentEncoder, pack: int, epoch: int = 0) -> Found:
@@ -41,7 +41,7 @@ def find_pack(encoder: DocumentEncoder, pack: int, epoch: int = 0) -> Found:
     Args:
         encoder: its settings name an indexed data set or a data list.
         pack: number in the epoch, from 0; the packs of a data list count from the start of the run.
-        epoch: of an indexed data set; the packs of a data list flow from one epoch into the next.
+        epoch: epoch of an indexed data set; the packs of a data list flow from one epoch into the next.
 
     Raises:
         ConfigError: there is no such pack, the data list is wrong, or a set was built with other settings.
@@ -65,7 +65,7 @@ def find_sample(encoder: DocumentEncoder, name: str, epoch: int = 0) -> Found:
     Args:
         encoder: its settings name an indexed data set or a data list.
         name: `DATASET:LINE`, the line counted from 1; of an indexed data set also the number of a sample, from 0.
-        epoch: whose draws are shown.
+        epoch: the epoch whose random draws are shown.
 
     Raises:
         ConfigError: there is no such sample, the data list is wrong, or a set was built with other settings.
@@ -97,7 +97,7 @@ def _pack_of_set(encoder: DocumentEncoder, pack: int, epoch: int) -> Found:
     if found is None:
         count = sum(1 for _ in plan.epoch(epoch))
         raise ConfigError(f"--pack {pack}: epoch {epoch} has packs 0 to {count - 1}")
-    documents, left_out = list[Document](), list[str]()
+    documents, left_out = list[TrainingDocument](), list[str]()
     for sample, number in zip(found.samples, found.numbers, strict=True):
         try:
             documents.append(draw_document(samples, encoder, sample, epoch, number))

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from megatron_v2pe.workshop.inspection.views import (
     DocumentView,
     ImageView,
+    PackTotals,
     PackView,
     RunView,
-    Totals,
     as_position,
     as_tiling,
 )
@@ -25,7 +25,7 @@ def as_text(view: PackView, colour: bool = False, shorten: int | None = None) ->
     Args:
         view: the pack.
         colour: with the codes of a terminal: learned text green, images cyan.
-        shorten: characters of a run's text that are shown; None: all.
+        shorten: how many characters of a run's text are printed; None: all.
     """
     lines = [_painted(_printable(view.title), _BOLD, colour), LEGEND]
     for number, document in enumerate(view.documents, 1):
@@ -69,8 +69,8 @@ def _lines_of(run: RunView, denominator: int, shorten: int | None) -> list[str]:
     if shorten is not None and len(text) > shorten:
         text = f"{text[:shorten]}... ({len(text) - shorten:,} characters more)"
     parts = text.split("\n")
-    shown = [_printable(part) + "\\n" for part in parts[:-1]]
-    return shown + ([_printable(parts[-1])] if parts[-1] or not shown else [])
+    whole = [_printable(part) + "\\n" for part in parts[:-1]]
+    return whole + ([_printable(parts[-1])] if parts[-1] or not whole else [])
 
 
 def _image(image: ImageView, denominator: int) -> str:
@@ -83,7 +83,7 @@ def _image(image: ImageView, denominator: int) -> str:
     )
 
 
-def _totals(totals: Totals) -> Iterator[str]:
+def _totals(totals: PackTotals) -> Iterator[str]:
     learned = f"{_count(totals.learned, 'token')} learned ({_share(totals.learned, totals.tokens)} of them)"
     yield (
         f"total: {_count(totals.documents, 'document')}, {totals.tokens:,} of {totals.max_tokens:,} tokens "

@@ -20,7 +20,7 @@ from megatron_v2pe.data.conversation import Template
 from megatron_v2pe.data.image_operations import names_of
 from megatron_v2pe.data.tokenize import PLACEHOLDER
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.data.types import IGNORE_INDEX, Document, Picture
+from megatron_v2pe.data.types import IGNORE_INDEX, Picture, TrainingDocument
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ImageView:
     """In the document, from 1."""
     path: str
     frame: int | None
-    """Of a video file or animation."""
+    """Number of the frame in a video file or animation."""
     grid: tuple[int, int] | None
     """Columns and rows; None: the whole image as one tile."""
     thumbnail: bool
@@ -85,7 +85,7 @@ class DocumentView:
     learned: int
     """Tokens the model learns to write."""
     weight: float
-    """Of each of those in the loss."""
+    """Weight of each of those tokens in the loss."""
     last_ticks: int
     """Largest position reached, times the denominator."""
     exchanges: tuple[tuple[str, str], ...]
@@ -99,7 +99,7 @@ class DocumentView:
 
 
 @dataclass(frozen=True)
-class Totals:
+class PackTotals:
     """A pack as a whole."""
 
     documents: int
@@ -128,7 +128,7 @@ class PackView:
     documents: tuple[DocumentView, ...]
     left_out: tuple[str, ...]
     """Samples that cannot be used: source and reason, or number and kind of reason."""
-    totals: Totals
+    totals: PackTotals
 
 
 @dataclass(frozen=True)
@@ -140,22 +140,22 @@ class Viewer:
     template: Template
     tokens_per_tile: int
     denominator: int
-    """Of the position lattice."""
+    """Denominator of the position lattice."""
 
     def pack(
-        self, title: str, documents: Sequence[Document], left_out: Sequence[str], padded_lengths: Sequence[int]
+        self, title: str, documents: Sequence[TrainingDocument], left_out: Sequence[str], padded_lengths: Sequence[int]
     ) -> PackView:
         """Describe a pack.
 
         Args:
             title: what it is.
             documents: in order.
-            left_out: what is to be told of samples it goes without.
+            left_out: what to say about samples that are left out.
             padded_lengths: tokens of each document under the parallel layout.
         """
         views = tuple(self.document(document) for document in documents)
         tokens = sum(view.tokens for view in views)
-        totals = Totals(
+        totals = PackTotals(
             documents=len(views),
             tokens=tokens,
             max_tokens=self.config.max_packed_tokens,
@@ -168,7 +168,7 @@ class Viewer:
         )
         return PackView(title, self.denominator, views, tuple(left_out), totals)
 
-    def document(self, document: Document) -> DocumentView:
+    def document(self, document: TrainingDocument) -> DocumentView:
         """Describe a document, as `DocumentEncoder.draw` gives it."""
         runs = tuple(self._runs(document))
         weights = loss_weights(document.labels, self.config.loss_reduction)
@@ -188,7 +188,7 @@ class Viewer:
             runs=runs,
         )
 
-    def _runs(self, document: Document) -> Iterator[RunView]:
+    def _runs(self, document: TrainingDocument) -> Iterator[RunView]:
         ids, learned = document.input_ids.numpy(), (document.labels != IGNORE_INDEX).numpy()
         ticks = document.position_ticks.values
         openings = np.isin(ids, self._openings)
@@ -218,7 +218,7 @@ class Viewer:
         _, start, picture = image
         return start + picture.num_tiles * self.tokens_per_tile + 1
 
-    def _image(self, document: Document, number: int, start: int, picture: Picture) -> ImageView:
+    def _image(self, document: TrainingDocument, number: int, start: int, picture: Picture) -> ImageView:
         ticks, tokens = document.position_ticks.values, picture.num_tiles * self.tokens_per_tile
         step = int(ticks[start] - ticks[start - 1])
         return ImageView(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from megatron_v2pe.data.batch import collate, loss_weights
 from megatron_v2pe.data.packing.online import BestFitPacker
-from megatron_v2pe.data.types import Document, Picture, SampleId
+from megatron_v2pe.data.types import Picture, SampleId, TrainingDocument
 from megatron_v2pe.v2pe.position_ids import Ticks
 
 
@@ -78,7 +78,7 @@ def test_weights(reduction, weight):
 def document(start, labels, tiles=0):
     length = len(labels)
     pictures = (Picture("x", (tiles, 1)),) if tiles else ()
-    return Document(
+    return TrainingDocument(
         torch.arange(start, start + length),
         torch.tensor(labels),
         Ticks(torch.arange(length) * 4, 4),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatron_v2pe.data.batch import collate
-from megatron_v2pe.data.types import Document, SampleId
+from megatron_v2pe.data.types import SampleId, TrainingDocument
 from megatron_v2pe.errors import LayoutError
 from megatron_v2pe.models.micro_batch import PackCutter
 from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
@@ -27,7 +27,7 @@ def document(text, number, denominator=DENOMINATOR):
     ids = torch.tensor([5] * text + [IMAGE] * PER_TILE + [6] * text)
     (stride,) = POLICY.draw(1, PER_TILE, epoch=0, sample=number)
     ticks = position_ticks(len(ids), [(text, 1)], [stride], PER_TILE, denominator)
-    return Document(ids, torch.full_like(ids, -100), ticks, ((text, 1),), (), SampleId("d", number, "f"))
+    return TrainingDocument(ids, torch.full_like(ids, -100), ticks, ((text, 1),), (), SampleId("d", number, "f"))
 
 
 def batch_of(*documents):

@@ -71,7 +71,7 @@ def test_missing_files_are_named_with_their_first_line_and_counted_once(case):
 
 def test_folders_that_are_missing(tmp_path):
     names = [{"image": f"a/{number}.png"} for number in range(8)]
-    (check,) = check_data_list(write(tmp_path / "data", *names, root="dataset/image/long_mr/train"), shown=3)
+    (check,) = check_data_list(write(tmp_path / "data", *names, root="dataset/image/long_mr/train"), most_kept=3)
     assert check.num_missing == 8 and len(check.missing) == 3
     assert {fault.reason for fault in check.missing} == {"no such folder"}
     assert downloads([check]).published == {"dataset/image/long_mr/train": 8}

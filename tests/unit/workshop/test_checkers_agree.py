@@ -211,7 +211,9 @@ def world(tmp_path_factory, tokenizer):
 
 
 def refused_by_training(encoder, names):
-    reader = PackReader(tile_size=FACTS.tile_size, mean=(0.5, 0.5, 0.5), reduction="token", denominator=encoder.denominator)
+    reader = PackReader(
+        tile_size=FACTS.tile_size, mean=(0.5, 0.5, 0.5), reduction="token", denominator=encoder.denominator
+    )
     refused = {}
     for dataset in read_data_list(encoder.config.meta_path):
         for index in range(len(dataset)):
@@ -238,7 +240,7 @@ def refused_by_a_build(folder, encoder, names, **options):
 
 
 def refused_by_the_checker(encoder, names, **options):
-    checks = check_data_list(encoder.config.meta_path, shown=1000, **options)
+    checks = check_data_list(encoder.config.meta_path, most_kept=1000, **options)
     return {
         names[check.name, fault.line]: fault.reason
         for check in checks

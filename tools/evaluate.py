@@ -14,7 +14,7 @@ from megatron_v2pe.base.command import finished, run_tool
 if TYPE_CHECKING:
     from megatron_v2pe.device.launch import World
     from megatron_v2pe.evaluate.benchmark import Benchmark, Question
-    from megatron_v2pe.generate.load import Opened, Opening
+    from megatron_v2pe.generate.load import LoadedModel, LoadRequest
     from megatron_v2pe.v2pe.settings import Stride
 
 
@@ -54,48 +54,52 @@ def _list(root: Path) -> None:
 
 def _look(
     arguments: argparse.Namespace, world: World | None = None
-) -> tuple[Opening, list[Stride], Sequence[Benchmark]]:
+) -> tuple[LoadRequest, list[Stride], Sequence[Benchmark]]:
     """Return what is to be asked of which checkpoint, all that can be checked without a model checked."""
     from megatron_v2pe.errors import ConfigError
     from megatron_v2pe.evaluate.benchmark import check_all
     from megatron_v2pe.evaluate.benchmark_names import create, expand
-    from megatron_v2pe.generate.load import prepare
+    from megatron_v2pe.generate.load import load_request
     from megatron_v2pe.v2pe.settings import parse_stride
 
     if arguments.strides and arguments.rope_pos_id_stride is not None:
         raise ConfigError("--strides takes the place of --rope_pos_id_stride; give one of them")
     strides = [parse_stride(text) for text in arguments.strides or ()]
-    opening = prepare(arguments, world)
+    request = load_request(arguments, world)
     for stride in [*strides, *strides[:1]]:  # each is looked at; it is opened at the first
-        opening = opening.at_stride(stride)
+        request = request.at_stride(stride)
     benchmarks = [create(name, arguments.mode) for name in expand(arguments.benchmarks, arguments.root)]
     check_all(benchmarks, arguments.root)  # what is missing is said before the model is loaded
-    return opening, strides, benchmarks
+    return request, strides, benchmarks
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from megatron_v2pe.base.run_lock import FolderLock
     from megatron_v2pe.device.rank_errors import run_on_first_rank
-    from megatron_v2pe.generate.load import opened
+    from megatron_v2pe.generate.load import load_model
 
-    opening, strides, benchmarks = _look(arguments)
+    request, strides, benchmarks = _look(arguments)
     questions = [(benchmark, list(benchmark.questions(arguments.root))) for benchmark in benchmarks]
     lock = FolderLock(arguments.out, "this evaluation")
 
     with ExitStack() as stack:
         stack.callback(lock.release)
-        it = stack.enter_context(opened(opening, lambda: run_on_first_rank(lock.take)))
+        loaded = stack.enter_context(load_model(request, lambda: run_on_first_rank(lock.take)))
         folders = {stride: arguments.out / f"stride_{str(stride).replace('/', '-')}" for stride in strides}
-        folders = folders or {it.pretrained.policy.stride: arguments.out}
-        run_on_first_rank(lambda: _settle(arguments, it, folders))  # all of them before the first question
+        folders = folders or {loaded.pretrained.policy.stride: arguments.out}
+        run_on_first_rank(lambda: _settle(arguments, loaded, folders))  # all of them before the first question
         for stride, out in folders.items():
-            asked = replace(it, pretrained=it.pretrained.at_stride(stride)) if strides and stride is not None else it
-            if strides and opening.world.rank == 0:
+            asked = (
+                replace(loaded, pretrained=loaded.pretrained.at_stride(stride))
+                if strides and stride is not None
+                else loaded
+            )
+            if strides and request.world.rank == 0:
                 print(f"stride {stride}")
             _ask(arguments, asked, questions, out)
 
 
-def _settle(arguments: argparse.Namespace, it: Opened, folders: Mapping[Any, Path]) -> None:
+def _settle(arguments: argparse.Namespace, loaded: LoadedModel, folders: Mapping[Any, Path]) -> None:
     """Note in each stride's folder what its answers depend on, or refuse a folder of another run."""
     from megatron_v2pe.checkpoint.folder import HF_FOLDER
     from megatron_v2pe.data.image_operations import AS_PUBLISHED
@@ -105,24 +109,24 @@ def _settle(arguments: argparse.Namespace, it: Opened, folders: Mapping[Any, Pat
     from megatron_v2pe.models.config import InternVLConfig
 
     # Older versions asked a run as the checkpoint it started from, and noted nothing of it.
-    assumed = {**asked_with(InternVLConfig.from_folder(it.folder / HF_FOLDER)), "normalize_type": "imagenet"}
+    assumed = {**asked_with(InternVLConfig.from_folder(loaded.folder / HF_FOLDER)), "normalize_type": "imagenet"}
     settings: dict[str, Any] = {
-        "checkpoint": checkpoint_digest(it.folder),
-        "rope_pos_id_version": it.pretrained.policy.version,
+        "checkpoint": checkpoint_digest(loaded.folder),
+        "rope_pos_id_version": loaded.pretrained.policy.version,
         "max_num": arguments.max_num or "each benchmark's own",
         "mode": arguments.mode,
-        "dtype": it.dtype,
+        "dtype": loaded.dtype,
         "window": arguments.window or "any",
-        **asked_with(it.pretrained.config),
+        **asked_with(loaded.pretrained.config),
     }
-    if (pictures := PictureOpening.of(it.tiling.operations)) != AS_PUBLISHED:
+    if (pictures := PictureOpening.of(loaded.tiling.operations)) != AS_PUBLISHED:
         settings["pictures"] = str(pictures)
     for stride, out in folders.items():
-        settle(out, {**settings, "rope_pos_id_stride": str(stride)}, it.device, assumed)
+        settle(out, {**settings, "rope_pos_id_stride": str(stride)}, loaded.device, assumed)
 
 
 def _ask(
-    arguments: argparse.Namespace, it: Opened, questions: Sequence[tuple[Benchmark, list[Question]]], out: Path
+    arguments: argparse.Namespace, loaded: LoadedModel, questions: Sequence[tuple[Benchmark, list[Question]]], out: Path
 ) -> None:
     """Ask all questions at one stride."""
     from megatron_v2pe.evaluate.batching import default_workers
@@ -132,13 +136,13 @@ def _ask(
 
     workers = arguments.image_workers
     if workers is None:
-        workers = default_workers(it.pretrained.device.torch_device)
+        workers = default_workers(loaded.pretrained.device.torch_device)
     limits = {"max_num": arguments.max_num, "window": arguments.window, "image_workers": workers}
-    runner = Runner(it.pretrained, it.tiling, arguments.batch_size, arguments.retry, **limits)
+    runner = Runner(loaded.pretrained, loaded.tiling, arguments.batch_size, arguments.retry, **limits)
     for benchmark, everything in questions:
         mine, folder = everything[: arguments.limit], out / benchmark.name
         runner.run(benchmark, mine, folder)
-        if it.world.rank == 0:
+        if loaded.world.rank == 0:
             limit = len(mine) if len(mine) < len(everything) else None
             print(printable(as_line(score(benchmark, mine, folder, arguments.root, arguments.mode, limit))))
 

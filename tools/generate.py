@@ -14,7 +14,7 @@ from megatron_v2pe.base.command import finished, run_tool
 if TYPE_CHECKING:
     from megatron_v2pe.device.launch import World
     from megatron_v2pe.generate.generation import GenerationOptions
-    from megatron_v2pe.generate.load import Opening
+    from megatron_v2pe.generate.load import LoadRequest
 
 EXAMPLES = """examples, from the top of the repository; the first two make a tiny checkpoint that answers nonsense:
   python examples/quickstart/make_data.py work_dirs/quickstart/data
@@ -100,19 +100,21 @@ def main(argv: list[str] | None = None) -> int:
     return finished(lambda: _run(arguments), "interrupted")
 
 
-def _look(arguments: argparse.Namespace, world: World | None = None) -> tuple[Opening, GenerationOptions, list[Any]]:
+def _look(
+    arguments: argparse.Namespace, world: World | None = None
+) -> tuple[LoadRequest, GenerationOptions, list[Any]]:
     """Return what is to be asked of which checkpoint and how, all that can be checked without a model checked."""
     from megatron_v2pe.errors import ConfigError, DataError
     from megatron_v2pe.generate.generation import GenerationOptions
-    from megatron_v2pe.generate.load import prepare
+    from megatron_v2pe.generate.load import load_request
     from megatron_v2pe.generate.sampling import Sampling
 
-    opening = prepare(arguments, world)
-    copy = opening.layout.model_parallel_size
-    if opening.world.world_size != copy:
+    request = load_request(arguments, world)
+    copy = request.layout.model_parallel_size
+    if request.world.world_size != copy:
         raise ConfigError(
-            f"{opening.world.world_size} processes, but one copy of the model takes {copy}: start {copy}, or lay it "
-            f"out over all, for example with --context-parallel-size {opening.world.world_size}"
+            f"{request.world.world_size} processes, but one copy of the model takes {copy}: start {copy}, or lay it "
+            f"out over all, for example with --context-parallel-size {request.world.world_size}"
         )
     options = GenerationOptions(
         max_new_tokens=arguments.max_new_tokens,
@@ -124,15 +126,15 @@ def _look(arguments: argparse.Namespace, world: World | None = None) -> tuple[Op
         raise DataError("--prompt: the prompt is empty")
     if arguments.prompt is not None and any("\ud800" <= letter <= "\udfff" for letter in arguments.prompt):
         raise DataError("--prompt: the prompt is not in the encoding of this terminal, see LC_ALL")
-    return opening, options, _questions(arguments)
+    return request, options, _questions(arguments)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from megatron_v2pe.generate.load import opened
+    from megatron_v2pe.generate.load import load_model
 
-    opening, options, questions = _look(arguments)
-    with opened(opening) as it:
-        _answer(arguments, it.pretrained, questions, it.tiling, options, opening.world.rank == 0)
+    request, options, questions = _look(arguments)
+    with load_model(request) as loaded:
+        _answer(arguments, loaded.pretrained, questions, loaded.tiling, options, request.world.rank == 0)
 
 
 def _questions(arguments: argparse.Namespace) -> list[Any]:

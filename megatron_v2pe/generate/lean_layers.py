@@ -197,7 +197,7 @@ def lean_layers(layers: Sequence[nn.Module], group: dist.ProcessGroup) -> list[L
 
 
 def _weights(module: Any) -> tuple[Tensor, Tensor | None]:
-    return module.weight, module.bias
+    return module.forward_weight(), module.bias
 
 
 def _norm(module: nn.Module | None) -> Norm | None:

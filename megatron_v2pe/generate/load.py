@@ -1,4 +1,4 @@
-"""What tools that ask a checkpoint share: its flags, what is refused before anything starts, and opening it."""
+"""What tools that ask a checkpoint share: its flags, what is refused before anything starts, and loading it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Opening:
-    """A checkpoint to be opened, its settings checked."""
+class LoadRequest:
+    """Which checkpoint to load, how and where, all that can be checked without a model checked."""
 
     arguments: argparse.Namespace
     world: World
@@ -29,7 +29,7 @@ class Opening:
     model: InternVLConfig
     """What the checkpoint was trained with."""
 
-    def at_stride(self, stride: Stride) -> Opening:
+    def at_stride(self, stride: Stride) -> LoadRequest:
         """Return the same, to be asked at another stride.
 
         Raises:
@@ -42,8 +42,8 @@ class Opening:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A checkpoint that can be asked."""
+class LoadedModel:
+    """A model that can be asked, as `load_model` gives it."""
 
     pretrained: Pretrained
     folder: Path
@@ -125,7 +125,7 @@ def add_checkpoint_arguments(
     )
 
 
-def prepare(arguments: argparse.Namespace, world: World | None = None) -> Opening:
+def load_request(arguments: argparse.Namespace, world: World | None = None) -> LoadRequest:
     """Read the launcher's variables and check what can be checked without a model.
 
     Args:
@@ -154,15 +154,15 @@ def prepare(arguments: argparse.Namespace, world: World | None = None) -> Openin
     )
     layout.validate(world.world_size)
     stride = None if arguments.rope_pos_id_stride is None else parse_stride(arguments.rope_pos_id_stride)
-    return Opening(arguments, world, layout, stride, _check(arguments, stride))
+    return LoadRequest(arguments, world, layout, stride, _check(arguments, stride))
 
 
 @contextmanager
-def opened(opening: Opening, before: Callable[[], None] | None = None) -> Iterator[Opened]:
+def load_model(request: LoadRequest, before: Callable[[], None] | None = None) -> Iterator[LoadedModel]:
     """Join the process group, convert the checkpoint where needed, load it; leave the group at the end.
 
     Args:
-        opening: what `prepare` gave.
+        request: what `load_request` gave.
         before: run once the processes know one another and before anything takes long, such as taking a lock.
 
     Raises:
@@ -179,23 +179,23 @@ def opened(opening: Opening, before: Callable[[], None] | None = None) -> Iterat
     from megatron_v2pe.generate.pretrained import open_pretrained
     from megatron_v2pe.generate.prompt import checkpoint_tiling
 
-    arguments = opening.arguments
-    device = Device.choose(arguments.device, opening.world.local_rank)
-    count = opening.world.world_size
-    _tell(f"device: {device.describe()}" + (f"; {count} processes, {device.kind} each" if count > 1 else ""))
-    with launch.joined(opening.world, device, opening.layout.distributed_timeout_minutes):
+    arguments = request.arguments
+    device = Device.choose(arguments.device, request.world.local_rank)
+    count = request.world.world_size
+    _say(f"device: {device.describe()}" + (f"; {count} processes, {device.kind} each" if count > 1 else ""))
+    with launch.joined(request.world, device, request.layout.distributed_timeout_minutes):
         if before is not None:
             before()
         folder = start_folder(str(arguments.checkpoint), arguments.converted_dir, arguments.verify)
         dtype = arguments.dtype or ("bf16" if device.torch_device.type == "cuda" else "fp32")
         with open_pretrained(
             folder,
-            opening.stride,
+            request.stride,
             arguments.device,
             {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
             version=arguments.rope_pos_id_version,
-            layout=opening.layout,
-            world=opening.world,
+            layout=request.layout,
+            world=request.world,
             window=arguments.window,
             prefill_tokens=arguments.prefill_tokens,
             vision_cache_bytes=arguments.vision_cache_mb << 20,
@@ -204,11 +204,11 @@ def opened(opening: Opening, before: Callable[[], None] | None = None) -> Iterat
             pictures = PictureOpening(arguments.transparency, arguments.exif_rotation)
             tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
             tiling = replace(tiling, operations=(*pictures.operations, *tiling.operations))
-            _tell(describe_positions(pretrained.config, pretrained.policy, opening.stride))
-            yield Opened(pretrained, folder, tiling, dtype, opening.world, device.describe())
+            _say(describe_positions(pretrained.config, pretrained.policy, request.stride))
+            yield LoadedModel(pretrained, folder, tiling, dtype, request.world, device.describe())
 
 
-def _tell(line: str) -> None:
+def _say(line: str) -> None:
     """Say something on the first rank's stderr."""
     from megatron_v2pe.base.logging import get_logger
 

@@ -2,8 +2,8 @@
 
 How many there are follows from the images' headers, so that every rank can plan without pixels. A rank takes its run of
 tiles, as training deals them out (`parallel/rank_coordinates.py`), and goes through it: one image is held at a time,
-however many there are. Where a card waits for them, threads read images before they are asked for (`TileReader`), so many
-tiles ahead and no more.
+however many there are. Where a card waits for them, threads read images before they are asked for (`TileReader`), a
+limited number of tiles ahead.
 """
 
 from __future__ import annotations

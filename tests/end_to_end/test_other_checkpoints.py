@@ -17,7 +17,7 @@ import pytest
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import V2PEError
-from megatron_v2pe.generate.load import add_checkpoint_arguments, prepare
+from megatron_v2pe.generate.load import add_checkpoint_arguments, load_request
 from megatron_v2pe.generate.pretrained import open_pretrained
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train.config import ExperimentConfig
@@ -54,7 +54,7 @@ def asked(folder, tmp_path):
     add_checkpoint_arguments(parser)
     arguments = parser.parse_args(["--converted-dir", str(tmp_path / "converted"), "--no-verify"])
     arguments.checkpoint = Path(folder)
-    prepare(arguments)
+    load_request(arguments)
 
 
 def preprocessed(folder, tmp_path):

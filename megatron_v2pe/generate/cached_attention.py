@@ -93,7 +93,7 @@ class CachedAttention:
         return output
 
     def store(self, layer: int, key: Tensor, value: Tensor, pieces: Sequence[LocalPiece]) -> None:
-        """Store keys and values of the pieces of a step; arguments as of `prefill`."""
+        """Store keys and values of the pieces of a step; arguments are those of `prefill`."""
         lengths = self.cache.lengths
         for piece, rows in _rows(pieces):
             whole = len(piece.kept) == piece.tokens
@@ -118,7 +118,7 @@ class CachedAttention:
             merge(output, lse, *_parted(part))
 
     def _whole_block(self, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention of queries [q, heads, d] over all keys [k, groups, d]; k may be 0."""
+        """Attend with queries [q, heads, d] over all keys [k, groups, d]; k may be 0."""
         if keys.shape[0] == 0:
             return nothing(query)
         block = AttentionBlock((query.shape[0],), (keys.shape[0],), False, self.scale)

@@ -1,8 +1,8 @@
 """A conversation in the terminal: questions and commands in, answers out as they come.
 
-Only the first rank reads and writes; what it reads is told to every rank, and all of them answer. An image belongs to
+Only the first rank reads and writes; what it reads is sent to every rank, and all of them answer. An image belongs to
 the question it came with, however late in the conversation that is: its place is written there
-(`data.tokenize`), and no earlier turn is changed. A question that cannot be answered is told and forgotten with its
+(`data.tokenize`), and no earlier turn is changed. A question that cannot be answered is reported and forgotten with its
 images, so that the
 conversation goes on as if it had not been asked. So it is, but for its images, where Ctrl-C stops an answer: on one
 process, for several are interrupted in different places.

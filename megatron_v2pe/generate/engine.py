@@ -98,7 +98,7 @@ class Engine:
         return self.vision_cache.encode(tiles, count, self._encode)
 
     def own_tiles(self, prompts: Sequence[Prompt]) -> list[Tensor | ImageTiles]:
-        """Of each prompt the run of tiles this rank encodes when they are asked together, in this order."""
+        """Return for each prompt the run of tiles this rank encodes when they are asked together, in this order."""
         mine = self.coordinates.tiles(sum(len(prompt.tiles) for prompt in prompts))
         parts, start = [], 0
         for prompt in prompts:

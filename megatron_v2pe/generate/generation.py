@@ -17,7 +17,7 @@ from megatron_v2pe.errors import ConfigError, DataError, MemoryShortageError, No
 from megatron_v2pe.generate.diagnosis import explain
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.kv_cache import CHUNK
-from megatron_v2pe.generate.memory import shortage_told
+from megatron_v2pe.generate.memory import shortage_as_error
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.sampling import NOT_FINITE, Sampling, choose
 from megatron_v2pe.generate.session import Session
@@ -153,7 +153,7 @@ def generate(
 
     batch = [prompts[number] for number in alive]
     try:
-        with _shortage_told_by(batch) if engine.stages.alone else nullcontext():
+        with _shortage_as_error_by(batch) if engine.stages.alone else nullcontext():
             if engine.static:
                 _answer_ahead(engine, batch, options, alive, keys, add)
             else:
@@ -253,10 +253,10 @@ def _prefill(engine: Engine, prompt: Prompt) -> None:
 
 
 @contextmanager
-def _shortage_told_by(batch: Sequence[Prompt]) -> Iterator[None]:
+def _shortage_as_error_by(batch: Sequence[Prompt]) -> Iterator[None]:
     """Have every lack of memory name what was asked together; for a process alone, which no other waits for."""
     try:
-        with shortage_told():
+        with shortage_as_error():
             yield
     except MemoryShortageError as error:
         tokens = sum(len(prompt.input_ids) for prompt in batch)

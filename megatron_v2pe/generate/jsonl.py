@@ -90,7 +90,7 @@ def unanswered(questions: Sequence[Question], path: Path) -> list[Question]:
 
 
 def answered(path: Path) -> set[str]:
-    """Return the ids an output file has answers for; effects and errors as of `unanswered`."""
+    """Return the ids an output file has answers for; it does and raises what `unanswered` does and raises."""
     return set(_answers(path))
 
 

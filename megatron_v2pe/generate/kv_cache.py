@@ -148,7 +148,7 @@ class KVCache:
 
 
 def cache_bytes(capacities: Sequence[int], num_layers: int, groups: int, head_dim: int, dtype: torch.dtype) -> int:
-    """Return the bytes a `KVCache` takes at first; arguments as of its constructor."""
+    """Return the bytes a `KVCache` takes at first; arguments are those of its constructor."""
     return 2 * num_layers * groups * head_dim * dtype.itemsize * sum(map(room_for, capacities))
 
 

@@ -166,7 +166,7 @@ class LeanLayer:
         return rotate(key, same, other).squeeze(2), joint[:, :, 1]
 
     def _last_two(self, rows: Tensor) -> Tensor:
-        """Of a weight or bias of the joint projection the rows of keys and values."""
+        """Return the rows of keys and values of a weight or bias of the joint projection."""
         parts = rows.view(self.groups, self.heads_per_group + 2, self.head_dim, *rows.shape[1:])
         return parts[:, -2:].flatten(0, 2)
 

@@ -33,7 +33,7 @@ class Need:
     """Sizes on one rank."""
 
     cache_bytes: int
-    """Of the key-value cache."""
+    """Bytes of the key-value cache."""
     tokens: int
     """Prompt tokens, padding included."""
     step_tokens: int
@@ -106,7 +106,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def shortage_told() -> Iterator[None]:
+def shortage_as_error() -> Iterator[None]:
     """Raise what says that memory has run out as MemoryShortageError; keep only what exchanges nothing inside."""
     try:
         yield

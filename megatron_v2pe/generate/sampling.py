@@ -33,7 +33,7 @@ class Sampling:
     top_p: float = 1.0
     """Draw among the fewest tokens that together reach this probability (after top-k)."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
 
     def __post_init__(self) -> None:
         """Check the numbers.

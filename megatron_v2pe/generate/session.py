@@ -28,7 +28,7 @@ from megatron_v2pe.generate.cached_attention import ArenaAttention, CachedAttent
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.kv_cache import CHUNK, KVCache, cache_bytes, owner, room_for
 from megatron_v2pe.generate.lean_layers import LeanLayer, rotation
-from megatron_v2pe.generate.memory import Need, demand, return_large_blocks, shortage_told
+from megatron_v2pe.generate.memory import Need, demand, return_large_blocks, shortage_as_error
 from megatron_v2pe.generate.prefill_plan import LocalPiece, Piece, local_steps, plan_steps
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack
@@ -73,7 +73,7 @@ class Session:
             self.cache = self._in_arena(capacities)
         else:
             demand(self._needed(cache_bytes(capacities, *shape)), engine.device, topology.model_copy_group())
-            self.cache = _together(lambda: KVCache(capacities, *shape, engine.device))
+            self.cache = _raise_in_copy(lambda: KVCache(capacities, *shape, engine.device))
         attention = ArenaAttention if engine.static else CachedAttention
         self._attention = attention(self.cache, engine.groups.cp, layer.head_dim**-0.5)
 
@@ -94,7 +94,7 @@ class Session:
                 raise
             arena.release()
             demand(self._needed(arena.bytes_to_take(places)), device, group)
-        return _together(lambda: ArenaCache(arena, capacities))
+        return _raise_in_copy(lambda: ArenaCache(arena, capacities))
 
     def _cut(self, pieces: Sequence[Piece]) -> MicroBatch:
         """This rank's share of all pieces, with the routing of image features to their tokens."""
@@ -136,7 +136,7 @@ class Session:
         if place.tensor_model_parallel_size > 1 and not place.replicated_vision:
             # Ranks that share a tower exchange activations: one without memory cannot say so in between.
             return raise_on_all_ranks(lambda: engine.features(self._prompts), topology.model_copy_group())
-        return _together(lambda: engine.features(self._prompts))
+        return _raise_in_copy(lambda: engine.features(self._prompts))
 
     @torch.inference_mode()
     def prefill(self) -> Tensor | None:
@@ -252,20 +252,20 @@ class Session:
         return same.view(shape), other.view(shape)
 
 
-def _together(action: Callable[[], Result]) -> Result:
-    """Do what exchanges nothing with other ranks; an error of one rank of the copy, too little memory included, is one
-    of all.
+def _raise_in_copy(action: Callable[[], Result]) -> Result:
+    """Do what exchanges nothing with other ranks; an error of one rank, too little memory included, is raised by all
+    ranks of this copy of the model.
     """
 
-    def told() -> Result:
-        with shortage_told():
+    def watched() -> Result:
+        with shortage_as_error():
             return action()
 
-    return raise_on_all_ranks(told, topology.model_copy_group())
+    return raise_on_all_ranks(watched, topology.model_copy_group())
 
 
 def _kept(pieces: Sequence[LocalPiece], sequences: int) -> list[int]:
-    """Tokens of each sequence that pieces leave in this rank's cache."""
+    """Count the tokens of each sequence that pieces leave in this rank's cache."""
     counts = [0] * sequences
     for piece in pieces:
         counts[piece.sequence] += len(piece.kept)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.generate.arena import ArenaCache
-from megatron_v2pe.generate.memory import shortage_told
+from megatron_v2pe.generate.memory import shortage_as_error
 from megatron_v2pe.generate.sampling import Sampling, chosen, marked, points
 from megatron_v2pe.generate.session import Session
 from megatron_v2pe.generate.static_step import WINDOW, StaticStep
@@ -126,7 +126,7 @@ class StepsAhead:
         launched = self._chosen - 1
         if self._cache.full:
             self._leave_out()
-            with shortage_told():
+            with shortage_as_error():
                 self._cache.grow()
             self._step = None
         if self._step is None:
@@ -190,11 +190,11 @@ class StepsAhead:
         self._chosen += 1
         if self._step is not None:
             self._step.tokens.copy_(self._tokens)
-        told, event = marked(self._tokens, logits), None  # the step goes on with tokens that exist
-        here = told
-        if told.is_cuda:
-            here = torch.empty(told.shape, dtype=torch.int64, pin_memory=True)
-            here.copy_(told, non_blocking=True)
+        choice_marked, event = marked(self._tokens, logits), None  # the step goes on with tokens that exist
+        here = choice_marked
+        if choice_marked.is_cuda:
+            here = torch.empty(choice_marked.shape, dtype=torch.int64, pin_memory=True)
+            here.copy_(choice_marked, non_blocking=True)
             event = torch.cuda.Event()
             event.record()
         kept = logits.clone() if choice.keep_logits else None

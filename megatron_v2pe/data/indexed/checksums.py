@@ -144,7 +144,7 @@ class CheckedFile:
             self._compare(start >> _SHIFT, (stop + BLOCK - 1) >> _SHIFT)
 
     def check_all(self) -> None:
-        """Check the whole file; errors as of `check`."""
+        """Check the whole file; raises what `check` raises."""
         self.check(0, self.size)
 
     def _compare(self, first: int, last: int) -> None:

@@ -155,7 +155,7 @@ class FileTable:
         return FileRow(path, size, copy, video, sha256)
 
     def path(self, number: int) -> str:
-        """Return a file's path; errors as of `row`."""
+        """Return a file's path; raises what `row` raises."""
         return self.row(number).path
 
     def find(self, path: str, video: bool) -> int:
@@ -189,7 +189,7 @@ class FileStore:
     """Images of an indexed data set, embedded or from their paths, never other than when it was built."""
 
     def __init__(self, folder: Path, embedded: bool, files: SetFiles | None = None) -> None:
-        """Open the files of a set; arguments and errors as of `FileTable`."""
+        """Open the files of a set; arguments and errors are those of `FileTable`."""
         self.table = FileTable(folder, files)
         self._copies = Sequences(folder / IMAGES, files) if embedded else None
         self._images = printable(folder / f"{IMAGES}.bin")

@@ -138,7 +138,7 @@ class Manifest:
     block: int = BLOCK
     """Bytes a checksum stands for."""
     checksums_xxh3: str = ""
-    """Of `checksums.bin`; 128 bits in hexadecimal digits."""
+    """Checksum of `checksums.bin`, 128 bits in hexadecimal digits."""
 
     def write(self, folder: Path) -> None:
         """Write the manifest as JSON; it is there whole or not at all."""

@@ -44,7 +44,7 @@ class IndexedPack:
     numbers: tuple[int, ...] = ()
     """Numbers in the epoch, which draws are keyed by."""
     cost: int = 0
-    """Of attention: the sum of the squares of their lengths."""
+    """Cost of attention: the sum of the squares of the lengths of its documents."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class IndexedPlanState:
 
     epoch: Annotated[int, Range(0)]
     packs: Annotated[int, Range(0)]
-    """Of the epoch, done."""
+    """How many packs of the epoch are done."""
     skipped: dict[str, Annotated[int, Range(0)]]
     """Samples refused so far, by cause."""
     plan: dict[str, Any]
@@ -229,7 +229,7 @@ class IndexedReader(Dataset[Batch]):
 def draw_document(
     samples: IndexedSamples, encoder: DocumentEncoder, sample: int, epoch: int, number: int
 ) -> TrainingDocument:
-    """Return a sample of an indexed set as one pass over it sees it; arguments as of `DocumentEncoder.draw`.
+    """Return a sample of an indexed set as one pass over it sees it; `epoch` and `number` are those of `DocumentEncoder.draw`.
 
     Raises:
         DataError: its video has changed since the set was built.

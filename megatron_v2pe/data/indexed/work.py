@@ -58,7 +58,7 @@ class Worker:
     datasets: tuple[Dataset, ...]
     encoder: DocumentEncoder
     folder: Path
-    """Of the set being built."""
+    """Folder of the set that is being built."""
     whole_images: bool
 
     def __reduce__(self) -> tuple[type[Worker], tuple[object, ...]]:

@@ -16,7 +16,7 @@ from megatron_v2pe.data.packing.first_fit import fill_packs
 from megatron_v2pe.errors import ConfigError, DataError
 
 LARGEST = 1 << 31
-"""Of a budget: products of two of them are compared in int64."""
+"""The largest budget: products of two budgets are compared in int64."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def plan_packs(tokens: np.ndarray, tiles: np.ndarray, budgets: PackBudgets, wind
 
 
 def plan_window(tokens: np.ndarray, tiles: np.ndarray, budgets: PackBudgets) -> PackTable:
-    """Return the packs of some documents; arguments and errors as of `plan_packs`, indices from the window's begin."""
+    """Return the packs of some documents; arguments and errors are those of `plan_packs`; indices count from
+    the beginning of the window."""
     _check(tokens, tiles, budgets)
     tokens, tiles = tokens.astype(np.int64), tiles.astype(np.int64)
     padding = -tokens % budgets.padding_multiple

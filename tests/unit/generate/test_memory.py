@@ -11,7 +11,7 @@ import torch
 from megatron_v2pe.errors import MemoryShortageError
 from megatron_v2pe.generate import memory
 from megatron_v2pe.generate.kv_cache import KVCache, cache_bytes
-from megatron_v2pe.generate.memory import Need, demand, free_bytes, is_out_of_memory, shortage_told
+from megatron_v2pe.generate.memory import Need, demand, free_bytes, is_out_of_memory, shortage_as_error
 
 ALONE = SimpleNamespace(size=lambda: 1)
 CPU = torch.device("cpu")
@@ -75,5 +75,5 @@ def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
 )
 def test_words_for_no_memory(error, expected):
     assert is_out_of_memory(error) == expected
-    with pytest.raises(MemoryShortageError if expected else RuntimeError), shortage_told():
+    with pytest.raises(MemoryShortageError if expected else RuntimeError), shortage_as_error():
         raise error

@@ -273,7 +273,7 @@ def as_folder(path: str) -> str:
 
 
 def _asks_of_video(turn: tuple[str, str]) -> bool:
-    """Whether a question begins with the mark of a video, alone in its line: not HTML that is asked about."""
+    """Return whether a question begins with `<video>` alone in its line, which is no HTML that is asked about."""
     return turn[0] == "human" and turn[1].lstrip().partition("\n")[0].rstrip() == "<video>"
 
 

@@ -18,7 +18,7 @@ from megatron_v2pe.base.keyed_random import seed_of
 
 
 class Source(Protocol):
-    """What can be mixed."""
+    """A data set that can be mixed with others."""
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -26,17 +26,17 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in the data list."""
+        """Return its name in the data list."""
         ...
 
     @property
     def repeat_time(self) -> float:
-        """How often each sample is seen per epoch."""
+        """Return how often each sample is seen per epoch."""
         ...
 
     @property
     def weight(self) -> float | None:
-        """Share of an epoch relative to the other data sets'."""
+        """Return its share of an epoch relative to the other data sets; None: by its size."""
         ...
 
 
@@ -80,14 +80,14 @@ class Mixture(Generic[SourceType]):
         return {"seed": self.seed, "samples": sizes, "digest": digest}
 
     def _shuffled(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Number of the data set and index in it of each sample of an epoch, int [epoch_length] each."""
+        """Return the data set's number and the index in it for each sample of an epoch: int [epoch_length] each."""
         lines = [self._lines(index, epoch) for index in range(len(self.datasets))]
         owner = np.repeat(np.arange(len(lines), dtype=np.int32), [len(part) for part in lines])
         order = self._generator(epoch, "order").permutation(self.epoch_length)
         return owner[order], np.concatenate(lines)[order]
 
     def _lines(self, index: int, epoch: int) -> np.ndarray:
-        """Line indices one data set gives to an epoch, not shuffled."""
+        """Return the indices of the lines that one data set gives to an epoch, not shuffled."""
         dataset, size, share = self.datasets[index], self._sizes[index], self._shares[index]
         whole, part = divmod(size, len(dataset))
         generator = self._generator(epoch, "lines", index)

@@ -46,7 +46,7 @@ class FolderState:
     """One published folder on this machine."""
 
     folder: str
-    """Relative to the root."""
+    """Path relative to the root."""
     state: Literal["there", "empty", "missing"]
 
 

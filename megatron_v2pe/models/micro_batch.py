@@ -70,37 +70,37 @@ class WholePack(Protocol):
 
     @property
     def input_ids(self) -> Tensor:
-        """int64 [S]."""
+        """Return the token ids, int64 [S]."""
         ...
 
     @property
     def position_ticks(self) -> Ticks:
-        """Positions of the S tokens."""
+        """Return the positions of the S tokens."""
         ...
 
     @property
     def seqlens(self) -> Sequence[int]:
-        """Lengths of the documents, Python integers; their sum is S."""
+        """Return the lengths of the documents, Python integers; their sum is S."""
         ...
 
     @property
     def labels(self) -> Tensor | None:
-        """int64 [S], shifted, -100 where nothing is learned; None: no targets, the model returns logits."""
+        """Return the shifted labels, int64 [S], -100 where nothing is learned; None: the model returns logits."""
         ...
 
     @property
     def loss_weights(self) -> Tensor | None:
-        """[S], shifted like the labels."""
+        """Return the weights of the loss, [S], shifted like the labels."""
         ...
 
     @property
     def num_tiles(self) -> Sequence[int]:
-        """Tiles of each image of the whole pack."""
+        """Return the numbers of tiles of all images of the pack."""
         ...
 
     @property
     def tiles(self) -> Tensor | None:
-        """The tiles that this rank encodes (`RankCoordinates.tiles`), normalised or bytes; None or empty: no tiles."""
+        """Return the tiles that this rank encodes (`RankCoordinates.tiles`), normalised or bytes; None: no tiles."""
         ...
 
 

@@ -42,12 +42,12 @@ class Loader(Protocol):
 
     @property
     def unusable(self) -> int:
-        """Samples every rank refused."""
+        """Return how many samples were refused when packs were planned, the same on every rank."""
         ...
 
     @property
     def unreadable(self) -> Counter[str]:
-        """Samples this rank alone had to do without, by cause."""
+        """Return the samples that this rank alone had to leave out, by cause."""
         ...
 
 

@@ -26,7 +26,7 @@ class Lines:
     dataset: Dataset
     block: LineBlock
     size: int
-    """Bytes, empty lines before and between included."""
+    """Size in bytes, empty lines before and between included."""
 
 
 Folders = dict[str, dict[str, int]]
@@ -35,14 +35,14 @@ Folders = dict[str, dict[str, int]]
 
 @dataclass(frozen=True)
 class NamedFiles:
-    """The files some lines name."""
+    """The files that some lines name."""
 
     mentions: int
-    """Each as often as it is named."""
+    """How many files are named; one that is named twice counts twice."""
     images: Folders
     """Files used as images."""
     videos: Folders
-    """Those used as videos; the same file may be both."""
+    """Files used as videos; the same file may be both."""
     bad: tuple[tuple[int, str], ...]
     """Number of each line that cannot be used, and why."""
     unread: dict[str, int] = field(default_factory=dict)
@@ -64,8 +64,8 @@ def named_files(lines: Lines, checker: SampleChecker | None = None) -> NamedFile
     """Parse lines and return the files they name.
 
     Args:
-        lines: of one data set.
-        checker: of samples; by default the one this process was started with.
+        lines: lines of one data set.
+        checker: looks at each sample; by default the one this process was started with.
     """
     checker = checker or samples.current()
     mentions, images, videos, bad = 0, Folders(), Folders(), list[tuple[int, str]]()

@@ -85,7 +85,7 @@ def _table(checks: Sequence[DatasetCheck]) -> Iterator[str]:
 
 
 def _cell(numbers: Sequence[int | None]) -> str:
-    """Sum of what is known, `-` where nothing is."""
+    """Return the sum of the numbers that are known, `-` where none is."""
     known = [number for number in numbers if number is not None]
     return f"{sum(known):,}" if known else "-"
 

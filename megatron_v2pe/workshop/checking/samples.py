@@ -1,7 +1,7 @@
 """Whether training could use a sample: the very steps of training up to its tokens, as far as what is known allows.
 
 Without a tokenizer, stretches of text stand in for tokens: placeholders, turns and marks are checked, lengths are not.
-Where files are not looked at, or cannot be read (which is told of the file itself), images count as none for the
+Where files are not looked at, or cannot be read (which is reported for the file itself), images do not count for the
 budgets.
 """
 
@@ -27,10 +27,10 @@ _ANY_LENGTH, _ANY_TILES = 1 << 62, 1 << 62
 
 
 class Marks(Tokenizer):
-    """Stands in where no tokenizer is at hand: marks are tokens as always, all text between two of them is one."""
+    """Stands in where no tokenizer is at hand: each mark is a token, all text between two marks is another."""
 
     def __init__(self) -> None:
-        """Know the marks of images and of all templates."""
+        """Collect the marks of images and of all templates."""
         texts = [text for entry in map(get_template, TEMPLATES) for text in (entry.user, entry.assistant, entry.end)]
         marks = [mark for text in texts for mark in re.findall(r"<\|\w+\|>", text)]
         self.special = {name: number for number, name in enumerate(dict.fromkeys([BOS, EOS, *NEEDED, *marks]))}
@@ -38,7 +38,7 @@ class Marks(Tokenizer):
         self.bos_id, self.eos_id = self.special[BOS], self.special[EOS]
 
     def __reduce__(self) -> tuple[type[Marks], tuple[()]]:
-        """Make it anew in another process."""
+        """Make another one in another process."""
         return Marks, ()
 
     def _pieces(self, text: str) -> list[int]:
@@ -47,7 +47,7 @@ class Marks(Tokenizer):
 
 @dataclass(frozen=True)
 class SampleChecker:
-    """Finds what training would refuse a sample for, other than for its files."""
+    """Finds why training would refuse a sample, apart from faults of its files."""
 
     encoder: DocumentEncoder
     lengths: bool
@@ -57,7 +57,7 @@ class SampleChecker:
 
     @classmethod
     def of_text(cls, config: DataConfig | None = None, reads_files: bool = False) -> SampleChecker:
-        """Return one that knows no tokenizer: lengths are not checked."""
+        """Return a checker without a tokenizer, which does not check lengths."""
         config = config or DataConfig()
         facts = ModelFacts(config.force_image_size or _TILE_SIZE, _TOKENS_PER_TILE)
         return cls(DocumentEncoder(config, Marks(), facts, StridePolicy("default"), 0), False, reads_files)
@@ -72,7 +72,8 @@ class SampleChecker:
         except DataError as error:
             if not files.guessed:
                 return str(error)
-        dataset = replace(dataset, exif_rotation=False) if dataset.exif_rotation else dataset  # reads files
+        if any(operation.resizes for operation in self.encoder.tiling(dataset).operations):  # would read files
+            dataset = replace(dataset, exif_rotation=False, image_operations=())
         try:
             self._unbounded.encode_sample(sample, dataset, files.size_of, files.clip_of)
         except DataError as error:

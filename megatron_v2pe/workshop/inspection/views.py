@@ -28,7 +28,7 @@ class ImageView:
     """One image of a document."""
 
     number: int
-    """In the document, from 1."""
+    """Number of the image in the document, from 1."""
     path: str
     frame: int | None
     """Number of the frame in a video file or animation."""
@@ -94,7 +94,7 @@ class DocumentView:
 
     @property
     def images(self) -> tuple[ImageView, ...]:
-        """Its images in order."""
+        """Return its images in order."""
         return tuple(run.image for run in self.runs if run.image is not None)
 
 
@@ -209,12 +209,12 @@ class Viewer:
                 last_ticks=int(ticks[end - 1]),
                 learned=bool(learned[start]),
                 message=int(message[start]),
-                text="" if image else self._spelt(ids[start:end].tolist()),
+                text="" if image else self._text_of(ids[start:end].tolist()),
                 image=self._image(document, *image) if image else None,
             )
 
     def _after(self, image: tuple[int, int, Picture]) -> int:
-        """Index behind an image's closing mark."""
+        """Return the index behind an image's closing mark."""
         _, start, picture = image
         return start + picture.num_tiles * self.tokens_per_tile + 1
 
@@ -238,7 +238,7 @@ class Viewer:
 
     @cached_property
     def _openings(self) -> list[int]:
-        """Special tokens a message begins with."""
+        """Return the special tokens that a message begins with."""
         begins = [self.tokenizer.encode(text)[0] for text in (self.template.user, self.template.assistant)]
         return [number for number in begins if number in self._names]
 
@@ -246,8 +246,8 @@ class Viewer:
     def _names(self) -> dict[int, str]:
         return {number: name for name, number in self.tokenizer.special.items()}
 
-    def _spelt(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens by their names."""
+    def _text_of(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, with special tokens by their names."""
         names = self._names
         parts = [
             "".join(names[number] for number in group) if special else self.tokenizer.decode(group)

@@ -31,7 +31,7 @@ _LAYER = re.compile(r"language_model\.decoder\.layers\.(\d+)\.")
 
 
 def explain(engine: Engine, prompt: Prompt, tokens: list[int], run: Run) -> str:
-    """Say which tensor, or which layer, gives what is not finite; every rank of the copy calls this and gets the same answer.
+    """Say which tensor or which layer gives what is not finite; every rank of the copy calls this, all get one answer.
 
     Args:
         engine: of the model.

@@ -229,7 +229,7 @@ class IndexedReader(Dataset[Batch]):
 def draw_document(
     samples: IndexedSamples, encoder: DocumentEncoder, sample: int, epoch: int, number: int
 ) -> TrainingDocument:
-    """Return a sample of an indexed set as one pass over it sees it; `epoch` and `number` are those of `DocumentEncoder.draw`.
+    """Return a sample of an indexed set as one pass over it sees it; the last two are those of `DocumentEncoder.draw`.
 
     Raises:
         DataError: its video has changed since the set was built.

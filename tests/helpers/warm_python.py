@@ -7,6 +7,10 @@ command whose client is killed is killed with all it has started, and a server w
 it as PYTHON, torchrun's workers as PYTHON_EXEC. `shared_warm_python()` is one for all tests of a process.
 
 The client's half of this file is run without site-packages and imports nothing slow.
+
+A command that imports the trainer and the evaluation starts in 0.09 s in place of 2.5 s, and the tests start several
+hundred; `multiprocessing`'s fork server does not run a command as `python` would (its arguments, signals, open files,
+status). Measured on two cores: the median of eight times `PYTHON -c "import megatron_v2pe.train.main"` with each PYTHON.
 """
 
 from __future__ import annotations

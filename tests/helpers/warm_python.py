@@ -10,7 +10,7 @@ The client's half of this file is run without site-packages and imports nothing 
 
 A command that imports the trainer and the evaluation starts in 0.09 s in place of 2.5 s, and the tests start several
 hundred; `multiprocessing`'s fork server does not run a command as `python` would (its arguments, signals, open files,
-status). Measured on two cores: the median of eight times `PYTHON -c "import megatron_v2pe.train.main"` with each PYTHON.
+status). The median of eight runs of `PYTHON -c "import megatron_v2pe.train.main"` with each PYTHON, two cores.
 """
 
 from __future__ import annotations

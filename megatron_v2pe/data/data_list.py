@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from megatron_v2pe.data.annotations import Dataset
-from megatron_v2pe.data.image_operations import IMAGE_OPERATIONS, Opening
+from megatron_v2pe.data.image_operations import Opening, checked_names
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.media_fields import is_path
@@ -147,18 +147,8 @@ def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:
         dynamic_image_size=read.dynamic_image_size,
         transparency=read.transparency,
         exif_rotation=read.exif_rotation,
-        image_operations=_known_operations(read.image_operations, where),
+        image_operations=checked_names(read.image_operations, where),
     )
-
-
-def _known_operations(names: tuple[str, ...], where: str) -> tuple[str, ...]:
-    """Return the names of further image operations, which all have to be known."""
-    for name in names:
-        try:
-            IMAGE_OPERATIONS.get(name)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: image_operations: {error}") from None
-    return names
 
 
 def read_shares(path: str | Path) -> dict[str, tuple[float, float | None]]:
@@ -181,6 +171,20 @@ def read_openings(path: str | Path) -> dict[str, Opening]:
         fields = {key: value for key, value in entry.items() if key in ("transparency", "exif_rotation")}
         openings[name] = typed(Opening, fields, f"{printable(path)}: dataset {name!r}", ConfigError)
     return openings
+
+
+def read_image_operations(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Return the names of further image operations of each data set of a data list.
+
+    Raises:
+        ConfigError: the list cannot be read, or `image_operations` is not a list of names that are known.
+    """
+    found = dict[str, tuple[str, ...]]()
+    for name, entry in read_entries(path).items():
+        where = f"{printable(path)}: dataset {name!r}"
+        names = Fields(entry, where, ConfigError).get("image_operations", tuple[str, ...], ())
+        found[name] = checked_names(names, where)
+    return found
 
 
 def _share(where: str, entry: Any) -> tuple[float, float | None]:

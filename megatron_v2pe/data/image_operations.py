@@ -29,7 +29,7 @@ from PIL import Image
 
 from megatron_v2pe.base.keyed_random import uniform
 from megatron_v2pe.base.plugins import Registry
-from megatron_v2pe.errors import DataError
+from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign import images as foreign
 
 NORMALISATION: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
@@ -101,6 +101,20 @@ def image_operation(name: str) -> Callable[[AnyOperation], AnyOperation]:
         return kind
 
     return add
+
+
+def checked_names(names: tuple[str, ...], where: str) -> tuple[str, ...]:
+    """Return the names of further operations, all of which have to be known.
+
+    Raises:
+        ConfigError: begins with `where`, and names the nearest.
+    """
+    for name in names:
+        try:
+            IMAGE_OPERATIONS.get(name)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: image_operations: {error}") from None
+    return names
 
 
 def operations_of(

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.batch import PackReader
 from megatron_v2pe.data.config import DataConfig
-from megatron_v2pe.data.data_list import read_openings, read_shares
+from megatron_v2pe.data.data_list import read_image_operations, read_openings, read_shares
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.data.indexed.layout import IndexedSet
 from megatron_v2pe.data.indexed.samples import IndexedSamples
@@ -188,13 +188,17 @@ def _shares(sets: Sequence[IndexedSet], meta_path: str) -> list[IndexedSet]:
             f"{', '.join(differing[:5])} in one alone; build again, or leave data.meta_path empty to take repeats and "
             "weights from the build"
         )
-    for name, opening in read_openings(meta_path).items():
-        built = next(entry.opening for entry in sets if entry.name == name)
-        if opening != built:
-            raise ConfigError(
-                f"data.meta_path {meta_path}: data set {name!r}: {opening}; data.indexed_path was built with "
-                f"{built}; build it again"
-            )
+    openings, operations = read_openings(meta_path), read_image_operations(meta_path)
+    for entry in sets:
+        for listed, built in (
+            (openings[entry.name], entry.opening),
+            (f"image_operations {list(operations[entry.name])}", f"image_operations {list(entry.image_operations)}"),
+        ):
+            if listed != built:
+                raise ConfigError(
+                    f"data.meta_path {meta_path}: data set {entry.name!r}: {listed}; data.indexed_path was built with "
+                    f"{built}; build it again"
+                )
     return [replace(entry, repeat_time=shares[entry.name][0], weight=shares[entry.name][1]) for entry in sets]
 
 

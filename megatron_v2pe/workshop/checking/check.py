@@ -24,8 +24,7 @@ from megatron_v2pe.data.processes import Processes
 from megatron_v2pe.data.video import check_frames, frame_range, list_frames
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.workshop.checking.folder_names import FolderNames
-from megatron_v2pe.workshop.checking.named_files import Folders, Lines, NamedFiles, blocks_of, named_files
+from megatron_v2pe.workshop.checking.named_files import FolderNames, Folders, Lines, NamedFiles, blocks_of, named_files
 from megatron_v2pe.workshop.checking.samples import SampleChecker, start
 
 FILES_AT_ONCE = 64

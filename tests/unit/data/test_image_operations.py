@@ -23,6 +23,8 @@ from megatron_v2pe.data.image_operations import (
 )
 from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.indexed.layout import Manifest
+from megatron_v2pe.data.indexed.plan import IndexedPlan
+from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
 from megatron_v2pe.data.pack_plan import PackPlan
 from megatron_v2pe.errors import ConfigError
@@ -102,13 +104,27 @@ def test_a_further_operation_reaches_the_tiles_online_and_indexed(darken, tmp_pa
         assert torch.equal(online, indexed)
 
 
-def test_a_set_and_a_run_note_further_operations_only_where_there_are_some(darken, tmp_path, tokenizer):
+def test_a_set_notes_further_operations_only_where_there_are_some(darken, tmp_path, tokenizer):
     plain = every_kind(tmp_path / "data", tokenizer)
     case = with_operations(plain, "darken")
     usual, other = plain.build(tmp_path / "usual").manifest, case.build(tmp_path / "other").manifest
     assert "image_operations" not in (tmp_path / "usual" / "manifest.json").read_text()
     assert [entry.image_operations for entry in Manifest.read(tmp_path / "other").datasets] == [("darken",)] * 2
     assert usual.lengths_sha256 != other.lengths_sha256 and usual.plan_sha256 != other.plan_sha256
+
+    with pytest.raises(ConfigError, match=r"image_operations \['darken'\]; .* was built with image_operations \[\]"):
+        IndexedPlan(IndexedSamples(tmp_path / "usual"), case.encoder.config, 0, SkipLog(0))
+    samples = IndexedSamples(tmp_path / "other")
+    IndexedPlan(samples, case.encoder.config, 0, SkipLog(0))
+    samples.check(case.encoder.config, tokenizer, case.encoder.facts)
+    del IMAGE_OPERATIONS._members["darken"]
+    with pytest.raises(ConfigError, match=r"other: data set 'all': image_operations: no image operation 'darken'"):
+        samples.check(case.encoder.config, tokenizer, case.encoder.facts)
+
+
+def test_the_state_of_a_run_notes_further_operations_only_where_there_are_some(darken, tmp_path, tokenizer):
+    plain = every_kind(tmp_path / "data", tokenizer)
+    case = with_operations(plain, "darken")
 
     def plan(one, state=None):
         return PackPlan(Mixture(read_data_list(one.meta), 5), one.encoder, SkipLog(99), state)

@@ -4,9 +4,9 @@ A safetensors file is eight bytes of header length, a JSON header that gives eac
 the data. Reading by mapping keeps weights out of anonymous memory; writing from a recorded header reproduces a file
 exactly, with its order, metadata and padding.
 
-The library's `safe_open` reads the data as fast (1 GB: 2.1 GB/s both), and tests compare the two. It is not used because
-the header has to be read here in any case: its very text is what makes the way back byte-exact, and names that stand
-twice, holes and overlaps are refused with both numbers. It also gives no way to read a tensor in blocks.
+The library's `safe_open` reads the data as fast (1 GB: 2.1 GB/s both), and tests compare the two. It is not used
+because the header has to be read here in any case: its very text is what makes the way back byte-exact, and names that
+stand twice, holes and overlaps are refused with both numbers. It also gives no way to read a tensor in blocks.
 """
 
 from __future__ import annotations

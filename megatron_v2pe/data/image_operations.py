@@ -6,6 +6,7 @@
 | `exif_rotation` | `rgb` | the field `exif_rotation` of a data list, `--exif-rotation` |
 | `pad_to_square` | `whole` | the setting `data.pad2square` |
 | `jpeg` | `tile` | the field `data_augment` of a data list |
+| `enlarge` | `rgb` | a question of a benchmark (`evaluate/prompting.py`) |
 | every other one | its own | its name in the field `image_operations` of a data list |
 
 The list of a data set's operations is built once (`operations_of`) and travels with every picture

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from PIL import Image
 
-from megatron_v2pe.data.image_files import image_size, open_image
-from megatron_v2pe.data.image_operations import NORMALISATION, Operations
+from megatron_v2pe.data.image_files import image_size
+from megatron_v2pe.data.image_operations import NORMALISATION, ImageFacts, ImageOperation, Operations, Stage
 from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Picture
@@ -48,7 +49,7 @@ class Prompter:
         if question.joined and counts:
             counts = [sum(counts)]
         mean, _ = NORMALISATION[self.model.normalize_type]
-        tiles = ImageTiles(pictures, self.tiling.tile_size, mean, open_enlarged)
+        tiles = ImageTiles(pictures, self.tiling.tile_size, mean)
         return assemble(question.turns, counts, tiles, self.model, self.tokenizer, self.policy)
 
     def _options(self, benchmark: Benchmark, reference: ImageRef, images: int = 1) -> TilingOptions:
@@ -81,11 +82,21 @@ def prompt_text(turns: Sequence[tuple[str, str]], prompt: Prompt) -> str:
 
 
 @dataclass(frozen=True)
-class EnlargedPicture(Picture):
-    """A picture whose sides are multiplied before it is cut."""
+class Enlarge(ImageOperation):
+    """Multiply the sides of an image before it is cut, bilinear, as a benchmark asks for."""
 
-    enlarge: int = 1
-    """By how much; bilinear."""
+    name: ClassVar[str] = "enlarge"
+    stage: ClassVar[Stage] = "rgb"
+    resizes: ClassVar[bool] = True
+    times: int = 2
+
+    def size_after(self, size: tuple[int, int], facts: ImageFacts) -> tuple[int, int]:
+        """Return width and height, multiplied."""
+        return size[0] * self.times, size[1] * self.times
+
+    def apply(self, image: Image.Image, facts: ImageFacts) -> Image.Image:
+        """Return the enlarged image."""
+        return image.resize((image.width * self.times, image.height * self.times), Image.Resampling.BILINEAR)
 
 
 def picture_of(reference: ImageRef, options: TilingOptions) -> Picture:
@@ -99,37 +110,24 @@ def picture_of(reference: ImageRef, options: TilingOptions) -> Picture:
         DataError: a file is missing or not an image; names it.
     """
     assert reference.frame is None or reference.enlarge == 1
+    enlarged = (Enlarge(reference.enlarge),) if reference.enlarge != 1 else ()
+    options = replace(options, operations=(*options.operations, *enlarged))
     grid = options.grid(*size_of(reference, options.operations)) if options.dynamic else None
-    return EnlargedPicture(
+    return Picture(
         path=reference.path,
         grid=grid,
         thumbnail=options.thumbnail and grid is not None and grid != (1, 1),
         frame=reference.frame,
         operations=options.operations_for(grid),
-        enlarge=reference.enlarge,
     )
 
 
 def size_of(reference: ImageRef, operations: Operations = ()) -> tuple[int, int]:
-    """Return width and height of an image as it is cut.
+    """Return width and height of an image as it is cut, after these operations.
 
     Raises:
         DataError: a file is missing or damaged; names it.
     """
     if reference.frame is not None:
         return read_frames(reference.path, [reference.frame])[0].size
-    width, height = image_size(reference.path, operations)
-    return width * reference.enlarge, height * reference.enlarge
-
-
-def open_enlarged(picture: Picture) -> Image.Image:
-    """Read a picture that is no frame of a video as RGB, and enlarge it.
-
-    Raises:
-        DataError: the file is missing or damaged; names it.
-    """
-    image = open_image(picture.path, operations=picture.operations)
-    times = picture.enlarge if isinstance(picture, EnlargedPicture) else 1
-    if times == 1:
-        return image
-    return image.resize((image.width * times, image.height * times), Image.Resampling.BILINEAR)
+    return image_size(reference.path, operations)

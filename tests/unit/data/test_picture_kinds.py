@@ -22,7 +22,7 @@ from megatron_v2pe.data.indexed.files import measure_image
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import ImageRef
 from megatron_v2pe.evaluate.embedded_images import store_image
-from megatron_v2pe.evaluate.prompting import open_enlarged, picture_of
+from megatron_v2pe.evaluate.prompting import picture_of
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for
 
@@ -185,7 +185,7 @@ def test_the_rule_holds_wherever_a_picture_is_opened(places, tmp_path, name):
         "inside a table": store_image(content, tmp_path, "x"),
     }.items():
         picture = picture_of(ImageRef(path), case.encoder.tiling())
-        found[kind] = read_tiles([picture], 28, (0, 0, 0), open_picture=open_enlarged)
+        found[kind] = read_tiles([picture], 28, (0, 0, 0))
     first = found.pop("online, image")
     assert first[0, 0, 0, 0] < 10 and first[0, 0, -1, 0] > 245 and 100 < first.float().mean() < 155
     assert all((tiles == first).all() for tiles in found.values()) and len(found) == 7
@@ -300,9 +300,10 @@ def test_questions_open_pictures_as_they_are_told(tmp_path, orientation):
     asked = picture_of(ImageRef(str(tmp_path / "a.png")), options)
     assert asked.grid == trained.grid == ((1, 4) if orientation >= 5 else (4, 1))
     tiles = read_tiles([trained], 28, (0, 0, 0))
-    assert (read_tiles([asked], 28, (0, 0, 0), open_picture=open_enlarged) == tiles).all()
+    assert (read_tiles([asked], 28, (0, 0, 0)) == tiles).all()
     assert tiles.max() == 255 and int(tiles[:4].float().mean((1, 2, 3)).argmin()) == (
         0 if orientation in (1, 4, 5, 6) else 3
     )
     large = picture_of(ImageRef(str(tmp_path / "a.png"), enlarge=2), options)
-    assert large.grid == trained.grid and open_enlarged(large).size == ((56, 224) if orientation >= 5 else (224, 56))
+    assert large.grid == trained.grid
+    assert open_image(large.path, operations=large.operations).size == ((56, 224) if orientation >= 5 else (224, 56))

@@ -18,7 +18,7 @@ from megatron_v2pe.data.image_plan import TilingOptions, choose_grid, plan_image
 from megatron_v2pe.data.image_tiles import read_tiles
 from megatron_v2pe.data.types import Picture
 from megatron_v2pe.evaluate.benchmark import ImageRef
-from megatron_v2pe.evaluate.prompting import open_enlarged, picture_of
+from megatron_v2pe.evaluate.prompting import picture_of
 
 SIDE, MEAN = 28, NORMALISATION["imagenet"][0]
 SIZES = ((90, 30), (30, 90), (56, 56), (28, 28), (84, 112), (20, 200))
@@ -62,7 +62,7 @@ def test_training_evaluation_and_the_published_code_cut_alike(images, dynamic, p
             trained.operations,
         )
         tiles = read_tiles([trained], SIDE, MEAN)
-        assert torch.equal(tiles, read_tiles([asked], SIDE, MEAN, open_picture=open_enlarged))
+        assert torch.equal(tiles, read_tiles([asked], SIDE, MEAN))
         assert torch.equal(tiles.flatten(1), published_tiles(path, options))
 
 

@@ -28,15 +28,7 @@ from megatron_v2pe.models.config_sections import LanguageConfig
 
 SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size")
 """Fields of a decoder for which there is no default."""
-_READ = (
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "rope_pos_id_version",
-    "rope_pos_id_stride",
-    "rms_norm_eps",
-    "hidden_act",
-)
+_READ = ("rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "hidden_act")
 
 
 def read_decoder(

@@ -21,6 +21,8 @@ from megatron_v2pe.models.config_sections import (
 )
 
 _KIND, _CLASS = "internvl_chat", "InternVLChatModel"
+_POSITIONS = ("rope_pos_id_version", "rope_pos_id_stride")
+"""Fields that training writes into `llm_config`, which no family reads: they are those of `v2pe.settings`."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,10 @@ class Kind:
 
     def read_language(self) -> LanguageConfig:
         """Read `llm_config`; errors are those of the family's reader and of `LanguageConfig.check`."""
-        config: LanguageConfig = self.language.reader.read(self.language.section)
-        config.check(self.language.section)
+        section = self.language.section
+        content = {name: value for name, value in section.content.items() if name not in _POSITIONS}
+        config: LanguageConfig = self.language.reader.read(Fields(content, section.source, section.error))
+        config.check(section)
         return config
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace, build_header, write_file
+from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.models.config import InternVLConfig
 
 INTERNVL2_2B_PARAMETERS = 2_205_754_368

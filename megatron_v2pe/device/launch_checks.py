@@ -40,13 +40,13 @@ def how_to_start(processes: int) -> str:
     )
 
 
-def look(program: str, arguments: Sequence[str], processes: int) -> None:
+def check_arguments(program: str, arguments: Sequence[str], processes: int) -> None:
     """Have a tool of this checkout look at its arguments, as they would be with so many processes.
 
     Args:
         program: path of what is to be started.
         arguments: its arguments.
-        processes: of the whole run, on all machines.
+        processes: number of processes of the whole run, on all machines.
 
     Raises:
         V2PEError: something has to be mended first.

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         CommunicationError: the machines did not meet.
     """
     arguments = _parser().parse_args(argv)
-    launch_checks.look(arguments.program, arguments.arguments, arguments.nnodes * arguments.nproc_per_node)
+    launch_checks.check_arguments(arguments.program, arguments.arguments, arguments.nnodes * arguments.nproc_per_node)
     if arguments.check:
         return exit_status.FINISHED
     from megatron_v2pe.device import agent, launch  # PyTorch takes a second to import; --help need not wait

@@ -103,10 +103,10 @@ def main(argv: Sequence[str], recipes: Recipes) -> int:
 def _dry_run(command: Command, ranks: int | None) -> int:
     """Print the settings, what was found and what the run would take; return the status of the first problem."""
     from megatron_v2pe.train.preflight import dry_run
-    from megatron_v2pe.train.preflight.run import look
+    from megatron_v2pe.train.preflight.run import inspect_run
 
     quiet_expected_warnings()
-    found = look(command.config, command.recipe, ranks)
+    found = inspect_run(command.config, command.recipe, ranks)
     report = dry_run.report(found, ranks, command.card)
     print(command.config.to_yaml() + report, end="", flush=True)
     for problem in found.problems:
@@ -118,9 +118,9 @@ def check(argv: Sequence[str], recipes: Recipes, processes: int) -> None:
     """Refuse what a run would refuse, in one process and one message, before a launcher starts so many.
 
     Args:
-        argv: as `main` takes it.
+        argv: words after the program's name.
         recipes: named runs.
-        processes: of the whole run, on all machines.
+        processes: number of processes of the whole run, on all machines.
 
     Raises:
         V2PEError: what the run would refuse.
@@ -131,9 +131,9 @@ def check(argv: Sequence[str], recipes: Recipes, processes: int) -> None:
         raise SystemExit(0)
     command = read_command(argv, recipes, processes)
     if not command.dry_run:
-        from megatron_v2pe.train.preflight.run import refuse
+        from megatron_v2pe.train.preflight.run import check_run
 
-        refuse(command.config, processes)
+        check_run(command.config, processes)
 
 
 def read_command(argv: Sequence[str], recipes: Recipes, world_size: int, launched: bool = True) -> Command:
@@ -142,11 +142,11 @@ def read_command(argv: Sequence[str], recipes: Recipes, world_size: int, launche
     Args:
         argv: words after the program's name.
         recipes: named runs.
-        world_size: ranks of the run.
+        world_size: number of ranks of the run.
         launched: a launcher has said how many; without one a dry run is of `--ranks`, or of as few as the layout takes.
 
     Raises:
-        ConfigError: as `parse_command`; or settings that cannot be, or do not go together.
+        ConfigError: what `parse_command` raises; or settings that cannot be, or do not go together.
         SystemExit: `--help` (0).
     """
     command = parse_command(argv, recipes)

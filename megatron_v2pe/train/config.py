@@ -1,4 +1,4 @@
-"""Everything a training run is told: one frozen dataclass per part, a docstring under each field.
+"""The settings of a training run: one frozen dataclass for each part, with a docstring under each field.
 
 `ExperimentConfig.validate` checks each part, and the parts against one another, before anything is loaded.
 What needs the world's or the model's size is checked once those are known.
@@ -28,7 +28,7 @@ _Layer = Annotated[int, Range(-1001, 1001)]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which checkpoint to start from and which of its parts learn."""
+    """The checkpoint to start from, and which of its parts learn."""
 
     model_name_or_path: str = ""
     """Folder of an InternVL2 checkpoint: the HF layout (converted once, cached) or a Megatron one."""
@@ -61,7 +61,11 @@ class ModelConfig:
     """Tokens (in the tower: of all tiles) an MLP works on at a time; less takes less memory; unset: all."""
 
     def validate(self) -> None:
-        """Check values that no type can hold apart."""
+        """Check the values, and that some part learns.
+
+        Raises:
+            ConfigError: names the setting.
+        """
         config_tree.check_values(self, "model")
         if not self.model_name_or_path:
             raise ConfigError("model.model_name_or_path is empty: name the folder of an InternVL2 checkpoint")
@@ -110,7 +114,11 @@ class TrainConfig:
     """Seed of data order, strides, augmentation, drop path and new weights."""
 
     def validate(self) -> None:
-        """Check ranges and settings that exclude one another."""
+        """Check ranges, and that no two settings exclude each other.
+
+        Raises:
+            ConfigError: names the settings.
+        """
         config_tree.check_values(self, "train")
         if self.recompute_granularity == "full" and None in (
             self.recompute_method,
@@ -173,13 +181,13 @@ class CheckpointConfig:
     """Compare what is read of a checkpoint with its checksums; off for one that was edited on purpose."""
 
     def validate(self) -> None:
-        """Check ranges."""
+        """Check ranges; an error names the setting."""
         config_tree.check_values(self, "checkpoint")
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    """What a run tells while it goes on."""
+    """What a run logs, how often, and where."""
 
     log_interval: _Steps = 1
     """Steps between lines on the console and rows of metrics."""
@@ -200,7 +208,7 @@ class LoggingConfig:
     (MFU); unset: that of the card by its name, none on the CPU."""
 
     def validate(self) -> None:
-        """Check ranges."""
+        """Check ranges; an error names the setting."""
         config_tree.check_values(self, "logging")
 
 

@@ -1,4 +1,4 @@
-"""What the tools on data take beside their own arguments: the settings of training, and what tokens depend on."""
+"""What tools that make, check or show data take beside their own arguments: settings of training, a tokenizer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from megatron_v2pe.train.config import ExperimentConfig
 
 DEFAULT_TILE_SIZE, DEFAULT_TOKENS_PER_TILE = 448, 256
-"""Of InternVL2, where there is a tokenizer and no checkpoint."""
+"""Sizes of InternVL2, taken where there is a tokenizer and no checkpoint."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,7 @@ def tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig)
     """Find the tokenizer, and what is to be known of the model; no weights are read.
 
     Args:
-        arguments: with those of `add_model_arguments`.
+        arguments: parsed arguments, those of `add_model_arguments` among them.
         config: `model.model_name_or_path` may be an HF folder, a Megatron checkpoint or a run.
 
     Raises:

@@ -1,4 +1,4 @@
-"""From a bare pipeline stage to what Megatron-Core trains: precision wrapper, gradient buckets, frozen parts."""
+"""A bare pipeline stage becomes what Megatron-Core trains: precision wrapper, gradient buckets, frozen parts."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 
 MOST_COUNTED = 50_000
-"""Samples of a data list that are encoded to count its packs: a minute or two, at every start."""
+"""Most samples of a data list that are encoded to count its packs: a minute or two, at every start."""
 MOST_UNASKED = 1_000
-"""Samples of a data list whose packs are counted only to be told: a second."""
+"""Most samples of a data list whose packs are counted only to be shown: a second."""
 MOST_PLANNED = 200_000
-"""Samples of an indexed set whose packs are counted only to be told."""
+"""Most samples of an indexed set whose packs are counted only to be shown."""
 
 
 def steps_left(
@@ -45,12 +45,12 @@ def steps_left(
     """Return the steps of `epochs` epochs, or of what is left of them after `state`.
 
     Args:
-        config: of the data.
+        config: settings of the data.
         epochs: passes over the data; a fraction counts as a part of an epoch's samples or packs.
-        encoder: the run's.
-        packs_per_step: over all ranks.
-        state: of the loader, where a run goes on.
-        tell: called now and then while counting goes on.
+        encoder: encoder of the run.
+        packs_per_step: packs of a step, over all ranks.
+        state: state of the loader, where a run goes on.
+        tell: is called now and then while counting goes on.
 
     Raises:
         ConfigError: a data list too long to be counted; says what to do. Or the state belongs to other data.
@@ -104,10 +104,10 @@ def check_countable(meta_path: str, epochs: float, samples: int, most: int | Non
     """Refuse epochs of a data list whose packs take too long to be counted at every start.
 
     Args:
-        meta_path: of the data list.
-        epochs: that are asked for.
-        samples: of an epoch.
-        most: that are counted; `MOST_COUNTED` by default.
+        meta_path: path of the data list.
+        epochs: epochs that are asked for.
+        samples: samples of an epoch.
+        most: most samples that are counted; `MOST_COUNTED` by default.
 
     Raises:
         ConfigError: says what to do.
@@ -139,7 +139,7 @@ class _Lengths:
         self.bar = progress_bar(total=most, desc="count packs", unit=" samples", delay=2.0)
 
     def document(self, dataset: Dataset, line: int, epoch: int, number: int) -> _Length:
-        """Return the lengths of a sample; errors as of `DocumentEncoder.encode`."""
+        """Return the lengths of a sample; errors as in `DocumentEncoder.encode`."""
         key = dataset.name, line
         if key not in self._known:
             self._tell()
@@ -162,13 +162,13 @@ class _TooLong(Exception):
 def packs_of_epoch(
     config: DataConfig, encoder: DocumentEncoder, most: int | None = None, seconds: float = 5.0
 ) -> int | None:
-    """Return the packs of the first epoch; None where counting them takes too long only to be told, or cannot be done.
+    """Return the packs of the first epoch; None where they cannot be counted, or not in a short time.
 
     Args:
-        config: of the data.
-        encoder: the run's.
-        most: samples that are counted at most; `MOST_PLANNED` or `MOST_UNASKED` by default.
-        seconds: that counting a data list may take; videos take long to open.
+        config: settings of the data.
+        encoder: encoder of the run.
+        most: most samples that are counted; `MOST_PLANNED` or `MOST_UNASKED` by default.
+        seconds: time that counting a data list may take; videos take long to open.
     """
     until = time.monotonic() + seconds
 

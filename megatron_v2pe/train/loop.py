@@ -1,4 +1,4 @@
-"""The training loop: batches in, one step, a line of metrics, a checkpoint now and then.
+"""The training loop: it takes batches, does one step after the other, logs each, and saves a checkpoint now and then.
 
 The host says what a step has to do and reads its outcome once, at its end; the data of the next step are made ready
 meanwhile (`step_ahead.py`).
@@ -40,7 +40,7 @@ _log = get_logger(__name__)
 
 @dataclass
 class Trainer:
-    """Everything a step needs, and what to do after it."""
+    """The training loop, with all that a step needs and what is done after it."""
 
     model: DistributedDataParallel
     optimizer: MegatronOptimizer
@@ -57,12 +57,12 @@ class Trainer:
     save: Callable[[int], None]
     save_interval: int | None
     peak_tflops: float | None = None
-    """Of a device, what its rate is a share of; None: not known."""
+    """Peak of a device, 10^12 operations a second, that MFU is a share of; None where it is not known."""
     explain_shortage: Callable[[int, tuple[int, int]], AbstractContextManager[None]] = shortage_explained
     """Takes a step's number and what its longest pack holds; says what would help where memory runs out inside."""
 
     def run(self, start: int, train_steps: int, exit_step: int | None, stop: StopRequest) -> int:
-        """Train from step `start` to `train_steps`, or until told to stop; return the steps done."""
+        """Train from step `start` to `train_steps`, or until it is asked to stop; return the steps done."""
         last = min(train_steps, exit_step or train_steps)
         iteration, saved, ended_well = start, start, False
         self.model.train()
@@ -94,7 +94,7 @@ class Trainer:
         return iteration
 
     def _save(self, iteration: int, last: bool) -> bool:
-        """Save; tell whether it was done. Training goes on where a checkpoint, but for the last, cannot be written."""
+        """Save, and return whether it was done; training goes on without a checkpoint, unless it is the last."""
         watchdog.progress(f"saving step {iteration}")
         gather_parameters(self.model)
         try:
@@ -110,10 +110,10 @@ class Trainer:
         """Do one optimizer step.
 
         Args:
-            iteration: steps done.
-            data: of this one.
-            began: when it began, data included.
-            stop: what this rank has been asked.
+            iteration: number of steps done.
+            data: data of this step.
+            began: time at which it began, with the wait for its data.
+            stop: requests to stop that this rank has got.
 
         Raises:
             TrainingError: loss or gradients are not finite; nothing is saved after that.
@@ -121,7 +121,7 @@ class Trainer:
         totals = data.totals
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        batches = self._told(iteration, data.micro_batches())
+        batches = self._watched(iteration, data.micro_batches())
         loss = run_micro_batches(self.model, batches, self.num_micro_batches, totals.denominator)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         grad_norm = take_step(self.optimizer)
@@ -138,8 +138,8 @@ class Trainer:
         return DropPathKey(self.seed, (iteration * self.num_micro_batches + index) * ranks + rank)
 
     @staticmethod
-    def _told(iteration: int, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-        """Tell the watchdog of every micro-batch that is begun."""
+    def _watched(iteration: int, batches: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
+        """Yield micro-batches, and report each to the watchdog as it begins."""
         index = 0
         while True:
             watchdog.progress(f"step {iteration + 1}, micro-batch {index + 1}")

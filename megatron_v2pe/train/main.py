@@ -59,15 +59,15 @@ class Loaded:
     iteration: int
     """Steps done."""
     loader_state: dict[str, Any] | None
-    """Where the data go on; None at a start."""
+    """State of the loader from which the data go on; None at a start."""
 
 
 def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
     """Train as configured, resuming where the run's folder holds a checkpoint; return the exit status.
 
     Args:
-        config: of the run, checked (`ExperimentConfig.validate`) for the ranks there are.
-        notices: what was said of its command line, for the log that is kept.
+        config: settings of the run, checked (`ExperimentConfig.validate`) for the ranks there are.
+        notices: what the command line was answered with, for the log that is kept.
     """
     world = launch.read_environment()
     setup_logging(world.rank)

@@ -34,7 +34,7 @@ class Budget:
     model: InternVLConfig
     world_size: int
     card: int | None
-    """Bytes of the smallest card of the run; None where it runs on the CPU, or nobody has said."""
+    """Bytes of the smallest card of the run; None where it runs on the CPU, or where no card is named."""
 
     @property
     def stages(self) -> int:
@@ -139,7 +139,7 @@ class Budget:
     def recomputed_work(self, plan: RecomputePlan) -> float:
         """Return the floating-point operations of a pack that a plan does a second time.
 
-        Attention is counted as of the longest documents that are allowed. Fewer tiles at a time count a little more
+        Attention is counted at the longest document that is allowed. Fewer tiles at a time count a little more
         than they do: they fill a GPU less.
         """
         llm, load, vision = self.model.llm, self.load, self.model.vision
@@ -272,7 +272,7 @@ def shortage_explained(step: int, longest: tuple[int, int], budget: Budget | Non
     Args:
         step: the step that is done inside, from 1.
         longest: tokens and tiles of the longest of this rank's packs.
-        budget: of the run.
+        budget: memory budget of the run.
 
     Raises:
         MemoryShortageError: in place of PyTorch's error.

@@ -18,7 +18,7 @@ class StepMetrics:
     loss: float
     lr: float
     grad_norm: float
-    """Before clipping; 0 where `optimizer.clip_grad` is 0, which measures none."""
+    """Norm before clipping; 0 where `optimizer.clip_grad` is 0, which measures none."""
     tokens: int
     """Tokens of all packs of the step, padding not counted."""
     tiles: int
@@ -29,9 +29,9 @@ class StepMetrics:
     memory_gib: float
     """Peak memory of the process that needs most: allocated on the GPU, resident on CPU."""
     tflop: float
-    """What the model needs for the step, counted once, in 10^12 operations; see `models.flops`."""
+    """Operations that the model needs for the step, counted once, in 10^12; see `models.flops`."""
     tflops_per_device: float
-    """The same in a second and per device (a rank has one)."""
+    """Those operations in a second, for each device (a rank has one)."""
     mfu: float | None
     """Share of the device's peak; None where that is not known."""
 
@@ -49,7 +49,7 @@ class Rates:
     steps: int = field(default=0)
 
     def add(self, metrics: StepMetrics) -> None:
-        """Take a step into the averages."""
+        """Add a step to the averages."""
         self.steps += 1
         self.seconds += metrics.seconds
         self.tokens += metrics.tokens

@@ -30,7 +30,7 @@ class MetricsFile:
         """Open the file; a last line that a kill has cut off is removed, nothing else is touched.
 
         Args:
-            path: of the file, made if it is not there.
+            path: path of the file, which is made if it is not there.
             start: steps done.
         """
         self._path = path
@@ -67,7 +67,7 @@ def read_metrics(path: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]
     """Return the rows that count, one a step, in order.
 
     Args:
-        path: of the file.
+        path: path of the file.
         numbers: names that every row has to have, with a finite number.
 
     Raises:

@@ -46,8 +46,8 @@ def of_settings(config: ExperimentConfig, recipe: ExperimentConfig | None = None
     """Yield a line for each setting that has no effect on this run and is neither its default nor the recipe's.
 
     Args:
-        config: of the run.
-        recipe: that it was made from, if any.
+        config: settings of the run.
+        recipe: settings of the recipe it was made from, if any.
     """
     plain = ExperimentConfig()
     for names, idle, why in _RULES:

@@ -58,7 +58,7 @@ class PublishedFlag:
 
 
 EPOCHS = "3.0"
-"""Epochs of a published run that is told neither steps nor epochs."""
+"""Epochs of a published run whose flags name neither steps nor epochs."""
 
 
 def is_true(value: str, name: str) -> bool:

@@ -42,7 +42,12 @@ from megatron_v2pe.train.ddp import freeze
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.train.header import Start, header
 from megatron_v2pe.train.memory import Budget, packs_per_step, plan_of_stage, shortage_foreseen
-from megatron_v2pe.train.preflight.checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
+from megatron_v2pe.train.preflight.checkpoint import (
+    changes_from_before,
+    changes_from_start,
+    check_checkpoint,
+    tiling_not_exported,
+)
 from megatron_v2pe.v2pe.settings import StridePolicy
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -128,9 +133,9 @@ def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Ru
     """Find the checkpoint, check the layout against it, create the process groups; every rank calls this.
 
     Args:
-        config: of the run, checked, its positions known.
+        config: settings of the run, checked, its positions known.
         world: this rank and how many there are.
-        device: of this rank.
+        device: device of this rank.
 
     Raises:
         ConfigError: there is no checkpoint, or something is stated of it, or a layout asked for, that is not so.
@@ -145,9 +150,9 @@ def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Ru
     start = start_folder(name, cache, config.checkpoint.verify, older)
     hf = hf_folder(start)
     if world.rank == 0:
-        for line in what_holds(config):
+        for line in changes_from_start(config):
             _log.info("%s", line)
-        for line in what_is_lost(config.data):
+        for line in tiling_not_exported(config.data):
             _log.warning("%s", line)
     config.parallel.validate(world.world_size, model_sizes(model))
     groups = topology.initialize(config.parallel, config.train.seed)
@@ -214,7 +219,7 @@ def with_counted_steps(run: Run, state: dict[str, Any] | None, iteration: int) -
 
     Args:
         run: unchanged where its length is given in steps.
-        state: of the loader, where a run goes on.
+        state: state of the loader, where a run goes on.
         iteration: steps done.
 
     Raises:
@@ -243,8 +248,8 @@ def open_feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
     Tiles go to the first pipeline stage only.
 
     Args:
-        run: to be trained, its steps counted.
-        state: of the loader, where a run goes on.
+        run: run to be trained, its steps counted.
+        state: state of the loader, where a run goes on.
 
     Raises:
         DataError: the data cannot be used, on every rank.
@@ -302,5 +307,5 @@ def introduce(run: Run, feed: DataFeed, start: Start) -> None:
     packs = packs_of_epoch(run.config.data, run.encoder)
     for line in header(run.budget, loader.plan, packs, start):
         _log.info("%s", line)
-    for line in what_changes(run.config, start.resumed) if start.resumed is not None else ():
+    for line in changes_from_before(run.config, start.resumed) if start.resumed is not None else ():
         _log.warning("%s", line)

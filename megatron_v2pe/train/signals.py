@@ -1,4 +1,4 @@
-"""A polite end: a signal lets the running step finish, save, and stop on every rank at the same step.
+"""Signals that stop a run: every rank finishes the same step, saves and ends.
 
 SIGTERM, SIGUSR1 and SIGHUP come from schedulers and closed terminals, SIGINT from Ctrl-C. A second Ctrl-C ends the
 process at once. What ranks ask for travels with the other numbers of a step (`train.step.conclude`).
@@ -48,16 +48,16 @@ class StopRequest:
 
     @property
     def status(self) -> int:
-        """The exit status of a run that has stopped, or finished."""
+        """Exit status of a run that has stopped, or finished."""
         return self._agreed
 
     @property
     def asked(self) -> tuple[bool, bool]:
-        """What this rank was asked by now: to stop, and whether by Ctrl-C."""
+        """Whether this rank has been asked to stop, and whether by Ctrl-C."""
         return self._stopping, self._asked == exit_status.INTERRUPTED
 
     def agree(self, stopping: bool, interrupted: bool) -> bool:
-        """Take note of what any rank was asked, the same on all at the same step; tell whether to stop."""
+        """Note what any rank was asked, which all ranks know at the same step; return whether to stop."""
         self._agreed = exit_status.INTERRUPTED if interrupted else exit_status.FINISHED
         return stopping
 

@@ -32,11 +32,11 @@ class Conclusion:
     """What all ranks know of a step once it is done."""
 
     loss: float
-    """Of the whole step."""
+    """Loss of the whole step."""
     grad_norm: float
-    """Before clipping, the first rank's; not finite where that of any rank is not."""
+    """Norm of the gradients before clipping, of the first rank; not finite where that of any rank is not."""
     peak_memory_bytes: int
-    """Of the rank that needed most."""
+    """Peak memory of the rank that needed most."""
     asked: tuple[bool, ...]
     """For each request a rank may make (`conclude`), whether any rank has made it."""
 
@@ -82,8 +82,8 @@ def conclude(loss_share: Tensor, grad_norm: Tensor, memory_bytes: int, asked: It
     """Add up what the ranks have to say of a step, in one exchange, and read it: the wait for the step's end.
 
     Args:
-        loss_share: of this rank, see `run_micro_batches`.
-        grad_norm: as this rank has it, float64 of no dimension on the same device.
+        loss_share: share of this rank, see `run_micro_batches`.
+        grad_norm: norm of the gradients as this rank has it, float64 of no dimension on the same device.
         memory_bytes: peak of this rank.
         asked: requests of this rank, as many on all.
     """

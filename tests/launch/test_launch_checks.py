@@ -89,8 +89,8 @@ def test_looking_starts_nothing(tiny, tmp_path):
 
 def test_a_program_of_somebody_else_is_not_looked_at(tmp_path):
     (tmp_path / "train.py").write_text("raise SystemExit(9)\n")
-    launch_checks.look(str(tmp_path / "train.py"), ["--help"], 2)
-    launch_checks.look("no_such_program", [], 2)
+    launch_checks.check_arguments(str(tmp_path / "train.py"), ["--help"], 2)
+    launch_checks.check_arguments("no_such_program", [], 2)
 
 
 def test_pytorchs_torchrun_shows_the_message_last(tiny, tmp_path):
@@ -124,4 +124,4 @@ def test_the_first_words_are_left(monkeypatch, tmp_path):
 
 def test_a_program_that_is_not_there_is_named_once_with_the_one_that_is():
     with pytest.raises(ConfigError, match=r"tools/trian.py: no such program; did you mean tools/train.py\?"):
-        launch_checks.look("tools/trian.py", [], 2)
+        launch_checks.check_arguments("tools/trian.py", [], 2)

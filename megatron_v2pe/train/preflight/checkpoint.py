@@ -1,8 +1,8 @@
-"""What a run is told, against the checkpoint it starts from: refused is what the trained model could not be asked with.
+"""Settings of a run compared with the checkpoint it starts from, before anything is converted or trained.
 
 A model is asked as it was trained: its export carries positions, template and tiles of the run in `config.json`, see
 `checkpoint.trained`. What no export can carry has to be as the checkpoint has it: sizes of the model, the tokenizer.
-All of it is looked at before anything is converted, let alone trained.
+A setting with which the trained model could not be asked is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.train.config import ExperimentConfig, ModelConfig
 from megatron_v2pe.v2pe.settings import StridePolicy, V2PESettings, usual_stride
 
-SAID = "model.model_name_or_path"
+MODEL_SETTING = "model.model_name_or_path"
 
 
 def check_model(config: ExperimentConfig) -> tuple[Place, InternVLConfig]:
@@ -45,7 +45,7 @@ def check_model(config: ExperimentConfig) -> tuple[Place, InternVLConfig]:
 def _start(config: ExperimentConfig) -> Place:
     """Find the checkpoint a run starts from; where it is gone, a run that has saved can go on from its own."""
     try:
-        return find_checkpoint(config.model.model_name_or_path, SAID)
+        return find_checkpoint(config.model.model_name_or_path, MODEL_SETTING)
     except ConfigError as error:
         save = config.checkpoint.save
         if Path(config.model.model_name_or_path).exists() or save is None or not iterations(Path(save)):
@@ -101,13 +101,13 @@ def _check_stated(model: InternVLConfig, settings: ModelConfig, data: DataConfig
             )
 
 
-def what_holds(config: ExperimentConfig) -> Iterator[str]:
+def changes_from_start(config: ExperimentConfig) -> Iterator[str]:
     """Yield a line for what the run does otherwise than the checkpoint it starts from, or is asked by itself.
 
     Args:
-        config: of a run whose checkpoint was checked.
+        config: settings of a run whose checkpoint was checked.
     """
-    stated = trained_config(find_checkpoint(config.model.model_name_or_path, SAID).folder)
+    stated = trained_config(find_checkpoint(config.model.model_name_or_path, MODEL_SETTING).folder)
     policy = _policy(config)
     if changed := _changed(config, stated):
         yield f"trained, and to be asked, otherwise than the checkpoint it starts from: {', '.join(changed)}"
@@ -119,16 +119,16 @@ def what_holds(config: ExperimentConfig) -> Iterator[str]:
         )
 
 
-def what_changes(config: ExperimentConfig, resumed: Path) -> Iterator[str]:
+def changes_from_before(config: ExperimentConfig, resumed: Path) -> Iterator[str]:
     """Yield a line for what a run does from now on otherwise than it did so far.
 
     Args:
-        config: of a run whose checkpoint was checked.
+        config: settings of a run whose checkpoint was checked.
         resumed: the training checkpoint it goes on from.
     """
     try:
         before = trained_config(resumed)
-    except V2PEError:  # what it was trained with is not told here, nor needed to go on
+    except V2PEError:  # how it was trained is not known, and not needed to go on
         return
     if changed := _changed(config, before):
         yield (
@@ -154,13 +154,13 @@ def _policy(config: ExperimentConfig) -> StridePolicy | None:
     return None if config.v2pe.rope_pos_id_version == "recorded" else config.v2pe.policy()
 
 
-def what_is_lost(data: DataConfig) -> Iterator[str]:
+def tiling_not_exported(data: DataConfig) -> Iterator[str]:
     """Yield a line where every data set has its own tiles, so that the run's, which are exported, hold for none."""
     if not data.meta_path:
         return
     try:
         entries = list(read_entries(data.meta_path).values())
-    except V2PEError:  # told by who opens the data
+    except V2PEError:  # whoever opens the data says what is wrong
         return
     own = [entry.get("max_dynamic_patch") for entry in entries if isinstance(entry, Mapping)]
     dynamic = [entry.get("dynamic_image_size") for entry in entries if isinstance(entry, Mapping)]

@@ -27,7 +27,7 @@ def look_at_list(found: Findings) -> None:
     """Read some samples of every data set of a list, as training does, and take note of what is wrong.
 
     Args:
-        found: of the run; its encoder, where there is one, makes documents of the samples.
+        found: what was found of the run; its encoder, where there is one, makes documents of the samples.
 
     Raises:
         DataError: the list, or more samples than a run may skip, cannot be used.
@@ -56,7 +56,7 @@ def look_at_indexed(found: Findings) -> None:
     """Read some samples of an indexed data set, as training does, and take note of what is wrong.
 
     Args:
-        found: of the run; its encoder, where there is one, makes documents of the samples.
+        found: what was found of the run; its encoder, where there is one, makes documents of the samples.
 
     Raises:
         DataError: the set, or more samples than a run may skip, cannot be used.
@@ -90,7 +90,7 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _fault(dataset: Dataset, line: int, encoder: DocumentEncoder | None) -> str | None:
-    """Return why a sample cannot be used, as far as can be told without its pixels."""
+    """Return why a sample cannot be used, as far as that can be known without its pixels."""
     try:
         if encoder is not None:
             encoder.encode(dataset, line)

@@ -32,8 +32,8 @@ def report(found: Findings, ranks: int | None, card: str | None) -> str:
     """Return the report, every line of it a YAML comment.
 
     Args:
-        found: of the run, whose settings were validated by themselves.
-        ranks: of the run; None: as few as the layout takes.
+        found: what was found of the run, whose settings are checked for its ranks.
+        ranks: number of ranks; None: as few as the layout takes.
         card: GiB, or the name of a card; None: that of this machine, or one of 80 GiB.
 
     Raises:
@@ -49,7 +49,7 @@ def report(found: Findings, ranks: int | None, card: str | None) -> str:
         else:
             budget = Budget(config, found.model, world, memory)
             lines += _lines(budget, ranks is not None, source, found)
-    except ConfigError as error:  # told before: a layout that does not fit the model
+    except ConfigError as error:  # a layout that does not fit the model is among the problems already
         lines.append(f"no estimate of memory: {error}")
     return _comment(lines)
 
@@ -144,16 +144,16 @@ def _epoch(budget: Budget, per_step: int, found: Findings) -> Iterator[str]:
             yield "an epoch: none of its samples can be used"
             return
         steps, run = -(-packs // per_step), config.train.train_steps
-        told = f"an epoch: {least}{some(packs, 'pack')}, {some(steps, 'step')}"
+        epoch = f"an epoch: {least}{some(packs, 'pack')}, {some(steps, 'step')}"
         if config.train.epochs is None:
             about = "" if config.data.indexed_path else "about "  # packs of a list reach over an epoch's end
-            yield f"{told}; {some(run, 'step')} are {about}{run / steps:.2f} epochs"
+            yield f"{epoch}; {some(run, 'step')} are {about}{run / steps:.2f} epochs"
         elif least or encoder is None:
-            yield f"{told}; {config.train.epochs:g} epochs are counted when the run starts"
+            yield f"{epoch}; {config.train.epochs:g} epochs are counted when the run starts"
         else:
             left = steps_left(config.data, config.train.epochs, encoder, per_step, found.loader_state)
             done = f", {found.iteration:,} of them done" if found.iteration else ""
-            yield f"{told}; {config.train.epochs:g} epochs are {some(found.iteration + left, 'step')}{done}"
+            yield f"{epoch}; {config.train.epochs:g} epochs are {some(found.iteration + left, 'step')}{done}"
     except (V2PEError, OSError) as error:
         if config.train.epochs is not None:  # the run counts its epochs at its start
             found.problems.append(error)

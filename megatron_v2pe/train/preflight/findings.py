@@ -19,15 +19,15 @@ class Findings:
     """What was found of a run."""
 
     config: ExperimentConfig
-    """Its settings, the positions of an indexed set filled in."""
+    """Settings of the run, with the positions of an indexed set filled in."""
     model: InternVLConfig | None = None
-    """Of its checkpoint, where that can be read."""
+    """Model of its checkpoint, where that can be read."""
     encoder: DocumentEncoder | None = None
     """What makes documents of samples, where there is a tokenizer as well."""
     iteration: int = 0
     """Steps done by the checkpoint the run would go on from."""
     loader_state: dict[str, Any] | None = None
-    """Of the data, in that checkpoint."""
+    """State of the loader in that checkpoint."""
     right: list[str] = field(default_factory=list)
     """What was looked at."""
     absent: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Findings:
     problems: list[V2PEError | OSError] = field(default_factory=list)
     """What the run would be refused for."""
     unseen: list[str] = field(default_factory=list)
-    """What could not be looked at, for something else is missing."""
+    """What could not be looked at because something else is missing."""
 
     def lines(self) -> Iterator[str]:
         """Yield all of it as text."""

@@ -1,6 +1,6 @@
 """What can be known of a run before it starts: its checkpoint, layout, folders and data, by what training itself uses.
 
-Nothing is written, converted or loaded. A dry run tells all that was found; a launcher refuses what training would
+Nothing is written, converted or loaded. A dry run prints all that was found; a launcher refuses what training would
 refuse, before it starts any process.
 """
 
@@ -22,12 +22,12 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.tokenizer_files import MODEL
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.preflight.checkpoint import (
-    SAID,
+    MODEL_SETTING,
+    changes_from_before,
+    changes_from_start,
     check_checkpoint,
     check_model,
-    what_changes,
-    what_holds,
-    what_is_lost,
+    tiling_not_exported,
 )
 from megatron_v2pe.train.preflight.data import look_at_indexed, look_at_list
 from megatron_v2pe.train.preflight.findings import Findings
@@ -41,13 +41,13 @@ MOST_SAMPLES = 200_000
 """An indexed data set of up to so many samples is planned before a launcher starts a run."""
 
 
-def look(config: ExperimentConfig, recipe: ExperimentConfig | None = None, ranks: int | None = None) -> Findings:
+def inspect_run(config: ExperimentConfig, recipe: ExperimentConfig | None = None, ranks: int | None = None) -> Findings:
     """Look at everything of a run that can be looked at before it is started.
 
     Args:
-        config: of the run, checked by itself.
+        config: settings of the run, checked.
         recipe: settings that a recipe gave; what these name may still be missing.
-        ranks: of the run, None where nobody has said.
+        ranks: number of ranks of the run; None where none is named.
     """
     found = Findings(config)
     may_come = {name for name in NAMED if recipe is not None and get_path(config, name) == get_path(recipe, name)}
@@ -65,18 +65,18 @@ def look(config: ExperimentConfig, recipe: ExperimentConfig | None = None, ranks
     return found
 
 
-def refuse(config: ExperimentConfig, processes: int) -> None:
+def check_run(config: ExperimentConfig, processes: int) -> None:
     """Refuse a run whose checkpoint, data, packages or folder would end it.
 
     Args:
-        config: of the run, checked by itself.
-        processes: of the run.
+        config: settings of the run, checked.
+        processes: number of processes of the run.
 
     Raises:
         V2PEError: names what is missing and where it comes from; all that was found at once.
         OSError: a file that may not be read.
     """
-    problems = look(config, ranks=processes).problems if _small(config) else list(_missing(config))
+    problems = inspect_run(config, ranks=processes).problems if _small(config) else list(_missing(config))
     if len(problems) > 1:
         raise ConfigError("\n".join(str(problem) for problem in problems))
     if problems:
@@ -92,11 +92,11 @@ def _small(config: ExperimentConfig) -> bool:
         lists = [read_entry(name, entry, config.data.meta_path) for name, entry in entries]
         return sum(os.path.getsize(dataset.annotation) for dataset in lists) <= MOST_BYTES
     except (V2PEError, OSError):
-        return True  # what is wrong is told by who looks
+        return True  # whoever looks says what is wrong
 
 
 def _missing(config: ExperimentConfig) -> Iterator[V2PEError | OSError]:
-    """Yield what is missing, told without reading the data."""
+    """Yield what is missing and can be seen without reading the data."""
     for work in (lambda: check_checkpoint(config), lambda: check_writers(config.logging)):
         try:
             work()
@@ -105,15 +105,15 @@ def _missing(config: ExperimentConfig) -> Iterator[V2PEError | OSError]:
 
 
 def _expected(found: Findings, name: str, may_come: set[str], unseen: list[str], what: str) -> bool:
-    """Take note of what a recipe names and is not there; tell whether it is such a path."""
+    """Note a path that a recipe names and that is not there yet; return whether this is one."""
     path = get_path(found.config, name)
     if name not in may_come:
         return False
-    if name == SAID and (os.path.isdir(path) or not os.path.lexists(path)):  # a run's folder, before it has saved
-        if look_for_checkpoint(Path(path), SAID) is not None:
+    if name == MODEL_SETTING and (os.path.isdir(path) or not os.path.lexists(path)):  # a run that has not saved yet
+        if look_for_checkpoint(Path(path), MODEL_SETTING) is not None:
             return False
         try:
-            find_checkpoint(path, SAID)
+            find_checkpoint(path, MODEL_SETTING)
         except V2PEError as error:
             found.absent.append(str(error))
     elif os.path.lexists(path):
@@ -167,7 +167,7 @@ def _tokenizer(found: Findings, hf: Path) -> None:
     seed = config.train.seed
     found.encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.policy(seed), seed)
     found.right.append(f"tokenizer of {len(tokenizer):,} tokens, template {config.data.template}")
-    found.doubts += [*what_holds(config), *what_is_lost(config.data)]
+    found.doubts += [*changes_from_start(config), *tiling_not_exported(config.data)]
 
 
 def _vetted(found: Findings, folder: Path) -> None:
@@ -205,7 +205,7 @@ def _run_folder(found: Findings, may_come: set[str]) -> None:
     found.iteration, found.loader_state = state.iteration, state.loader
     found.right.append(f"run: goes on from {printable(latest)}, step {state.iteration:,}")
     if found.model is not None:
-        found.doubts += what_changes(found.config, latest)
+        found.doubts += changes_from_before(found.config, latest)
 
 
 def _check_writable(folder: Path) -> None:

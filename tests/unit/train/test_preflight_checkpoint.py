@@ -15,7 +15,12 @@ from megatron_v2pe.checkpoint.resolve import resume_folder
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
-from megatron_v2pe.train.preflight.checkpoint import check_checkpoint, what_changes, what_holds, what_is_lost
+from megatron_v2pe.train.preflight.checkpoint import (
+    changes_from_before,
+    changes_from_start,
+    check_checkpoint,
+    tiling_not_exported,
+)
 from megatron_v2pe.workshop.synthetic.small_data import SPECIAL, write_checkpoint_copy
 
 
@@ -79,18 +84,18 @@ def test_what_is_part_of_the_model(hf, words, message):
 
 def test_what_holds_is_said(hf):
     same = ("--data.max-dynamic-patch", "6", "--rope_pos_id_version", "default")
-    assert list(what_holds(config(hf, *same))) == []
+    assert list(changes_from_start(config(hf, *same))) == []
     words = ("--data.template", "Hermes-2", "--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "1/2")
-    (line,) = what_holds(config(hf, "--data.max-dynamic-patch", "6", *words))
+    (line,) = changes_from_start(config(hf, "--data.max-dynamic-patch", "6", *words))
     assert "template Hermes-2 (was internlm2-chat)" in line
     assert line.endswith("positions v2pe_fix at stride 1/2 (was default)")
 
 
 def test_strides_without_the_one_that_is_asked_with_are_said(hf):
     words = ("--data.max-dynamic-patch", "6", "--rope_pos_id_version", "v2pe_rnd", "--v2pe.strides")
-    *_, line = what_holds(config(hf, *words, "8,16"))  # a tile of 4 tokens is asked at stride 1
+    *_, line = changes_from_start(config(hf, *words, "8,16"))  # a tile of 4 tokens is asked at stride 1
     assert line.startswith("v2pe.strides 8, 16: without 1, at which a checkpoint of v2pe_rnd is asked")
-    assert len(list(what_holds(config(hf, *words, "1,16")))) == 1
+    assert len(list(changes_from_start(config(hf, *words, "1,16")))) == 1
 
 
 def test_tiles_of_all_data_sets_that_no_export_carries_are_said(hf, tmp_path):
@@ -99,7 +104,7 @@ def test_tiles_of_all_data_sets_that_no_export_carries_are_said(hf, tmp_path):
         entry = {"annotation": "a.jsonl", "data_augment": False, "repeat_time": 1}
         meta.write_text(json.dumps({f"set{number}": {**entry, **one} for number, one in enumerate(entries)}))
         words = [f"--data.{name}={value}" for name, value in more.items()]
-        return list(what_is_lost(config(hf, "--data.meta-path", str(meta), *words).data))
+        return list(tiling_not_exported(config(hf, "--data.meta-path", str(meta), *words).data))
 
     (line,) = lines({"max_dynamic_patch": 1}, {"max_dynamic_patch": 2})
     assert "a max_dynamic_patch of its own, 2 at most" in line and "set that to 2" in line
@@ -122,11 +127,11 @@ def saved(hf, run, *words):
 def test_what_a_run_does_otherwise_from_now_on_is_said(hf, tmp_path):
     """Kind of fault: a run goes on with other positions, tiles or pixels than it began with, without a word."""
     folder = saved(hf, tmp_path / "run", "data.pad2square=true")
-    assert not list(what_changes(config(hf, "data.pad2square=true"), folder))
+    assert not list(changes_from_before(config(hf, "data.pad2square=true"), folder))
     fixed = ("v2pe.rope_pos_id_version=v2pe_fix", "v2pe.rope_pos_id_stride=2", "data.normalize_type=siglip")
-    (line,) = what_changes(config(hf, *fixed), folder)
+    (line,) = changes_from_before(config(hf, *fixed), folder)
     shutil.rmtree(folder / "hf")  # going on needs it not, and is not refused for it
-    assert not list(what_changes(config(hf, *fixed), folder))
+    assert not list(changes_from_before(config(hf, *fixed), folder))
     for words in ("iter_0000002", "pad2square False (was True)", "siglip (was imagenet)", "stride 2 (was v2pe_rnd)"):
         assert words in line
 

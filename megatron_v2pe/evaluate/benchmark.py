@@ -113,7 +113,7 @@ class Benchmark(ABC):
     """Whether its questions are the user's, so that none are published."""
     one_length: bool = False
     """Whether it is a set of needles in contexts of one length, which the published report does not know: its number is
-    the mean over the fifths of depth that have samples (`headline`)."""
+    the mean over the fifths of depth that have samples (`judging`)."""
 
     def __init__(self, mode: Mode = "corrected", cache: Path = CACHE) -> None:
         """Choose how it asks.

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.answers import Answer
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
-from megatron_v2pe.evaluate.headline import headline, needles_of
-from megatron_v2pe.evaluate.report.needles import Needle
+from megatron_v2pe.evaluate.report.needles import Needle, mean_over_depths
 from megatron_v2pe.evaluate.scorer_names import scorer_of
 from megatron_v2pe.evaluate.scorers import Item, Judgement, Mode, Scorer, Summary
 
@@ -89,12 +88,23 @@ class JudgedAnswers:
         return self.scorer.summarise(self.items, self.judgements(mode), mode)
 
     def percent(self, mode: Mode) -> float:
-        """Return the benchmark's one number in percent, see `headline`.
+        """Return the benchmark's one number in percent.
+
+        Most scorers make it of their summary. Where a benchmark's samples all have one length, as the sets of MM-NIAH's
+        long variant, the published report knows no number: it is the mean over the fifths of depth that have samples.
+        A user's own files of MM-NIAH's form have other lengths than the published eleven: bins without samples are left
+        out in either mode.
 
         Raises:
             DataError: there is none.
         """
-        return headline(self.benchmark, self.scorer, self.items, self.judgements(mode), mode)
+        judgements = self.judgements(mode)
+        if self.benchmark.one_length:
+            if not (needles := self.needles(mode)):
+                raise DataError("there are no answers to score")
+            return mean_over_depths(needles)
+        rules: Mode = "corrected" if self.benchmark.own else mode
+        return self.scorer.percent(self.scorer.summarise(self.items, judgements, rules), judgements)
 
     def published_percent(self, mode: Mode) -> float:
         """Return the benchmark's one number in percent; none where the published report stops, as at long MM-NIAH sets.
@@ -109,8 +119,15 @@ class JudgedAnswers:
         return self.percent(mode)
 
     def needles(self, mode: Mode) -> tuple[Needle, ...]:
-        """Return MM-NIAH's samples with length, depth and score; nothing of other benchmarks."""
-        return needles_of(self.scorer, self.items, self.judgements(mode))
+        """Return the samples with length, depth and score where the benchmark hides needles; nothing of others."""
+        needle = self.scorer.needle
+        if needle is None:
+            return ()
+        return tuple(
+            Needle(*needle(item), float(judgement["score"]))
+            for item, judgement in zip(self.items, self.judgements(mode), strict=True)
+            if "score" in judgement
+        )
 
     def answered(self, mode: Mode) -> JudgedAnswers:
         """Return the questions that have an answer alone, with their judgements in one mode."""

@@ -47,6 +47,8 @@ from megatron_v2pe.foreign.text import read_json
 from megatron_v2pe.version import __version__
 
 _log = get_logger(__name__)
+ADAPTER = ".adapter."
+"""Stands in the name of every tensor of an adapter (`models/linear.py`)."""
 _BESIDE = 1 << 20
 """Bytes of what lies beside the tensors, about; only for the look at the disk's free space."""
 
@@ -184,10 +186,28 @@ def load_training(folder: Path, model: nn.Module, optimizer: MegatronOptimizer, 
 
 
 def load_model(folder: Path, model: nn.Module, verify: bool = True) -> None:
-    """Load the weights of a Megatron checkpoint folder, whatever layout wrote it; arguments and errors as above."""
+    """Load the weights of a Megatron checkpoint folder, whatever layout wrote it.
+
+    Adapters of the model (`models/adapters.py`) are loaded where the folder holds some, and stay as they are where it
+    holds none, as the model does that a run with adapters starts from.
+
+    Args:
+        folder: of the checkpoint.
+        model: this rank's stage (unwrapped).
+        verify: compare checksums.
+
+    Raises:
+        CheckpointError: the folder is incomplete, damaged, unsafe, of another model, or of one with adapters.
+    """
     reader = _vet(folder, verify)
-    tensors = {"model": model.sharded_state_dict(metadata=_metadata())}  # type: ignore[operator]
-    model.load_state_dict(sharded.load(tensors, reader, folder)["model"])
+    stored, own = any(ADAPTER in key for key in reader.tensors), any(ADAPTER in key for key in model.state_dict())
+    if stored:
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, own)  # a pipeline stage may hold none of the linears that have adapters
+        if not any(everyone):
+            raise CheckpointError(f"{folder}: holds adapters beside its linears, and this model has none")
+    tensors = {"model": model.sharded_state_dict(metadata=_metadata() | {"adapters": stored})}  # type: ignore[operator]
+    model.load_state_dict(sharded.load(tensors, reader, folder)["model"], strict=stored or not own)
 
 
 def read_training_state(folder: Path) -> TrainingState:

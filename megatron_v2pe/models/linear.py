@@ -2,16 +2,30 @@
 
 Megatron-Core's add a bias in a pass of its own, and collect gradients in place only where APEX is installed. These are
 its classes with the product replaced: names, marks and checkpoints are theirs, and so is which collective runs when.
+
+A linear may carry a `LinearAdapter`, which changes its product (LoRA and its kind; `adapters.py` applies it). It
+works where this rank's product is formed, so that it is exact under tensor parallelism:
+
+    column parallel    gather the input  ->  product  ->  adapter  ->  this rank's columns
+    row parallel       this rank's part of the input  ->  product  ->  adapter  ->  sum over ranks
+
+The class of the linear stays the same. Who reads the weight by itself, such as generation, calls `forward_weight()`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from megatron.core.utils import get_pg_size
 from torch import Tensor, nn
 
@@ -36,6 +50,12 @@ class Split:
             return cls(None, False, False)
         return cls(linear.tp_group, linear.sequence_parallel, not linear.sequence_parallel)  # pyright: ignore[reportArgumentType]
 
+    def whole(self, part: Tensor) -> Tensor:
+        """Return the whole input inside of autograd: its gradient is summed over the group as `reduce` does it."""
+        if self.sequence_parallel:
+            return gather_from_sequence_parallel_region(part, group=self.group)
+        return copy_to_tensor_model_parallel_region(part, group=self.group) if self.reduce_gradient else part
+
     def gather(self, part: Tensor) -> tuple[Tensor, dist.Work | None]:
         """Return the whole of [n, width] slices of the sequence, and what to wait for before it is read."""
         if not self.sequence_parallel:
@@ -58,24 +78,111 @@ class Split:
 ALONE = Split(None, False, False)
 
 
-class ColumnLinear(ColumnParallelLinear):
+class LinearAdapter(nn.Module):
+    """What changes the product of one linear; parameters of its own are stored under `<linear>.adapter.`.
+
+    Its result must be linear in states and product together: partial products of row-parallel ranks are summed after
+    it. A parameter that every tensor-parallel rank holds in full must be read through `shared`.
+    """
+
+    sharded_axes: dict[str, int] = {}  # noqa: RUF012 (a constant of each subclass)
+    """Name of a parameter that is a shard -> its axis that is divided among tensor-parallel ranks."""
+
+    gated: tuple[str, ...] = ()
+    """Those divided along axis 0 that hold, as the first linear of a gated MLP does, rows of the gate, then others."""
+
+    def __init__(self, tp_group: dist.ProcessGroup) -> None:
+        """Remember the tensor-parallel group of the linear."""
+        super().__init__()
+        self.tp_group = tp_group
+
+    def forward(self, states: Tensor, product: Tensor) -> Tensor:
+        """Return the product as it is to be.
+
+        Args:
+            states: [..., in], what this rank multiplies its weight with.
+            product: [..., out], `states @ weight.T` without a bias.
+
+        Returns:
+            [..., out].
+        """
+        raise NotImplementedError
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """Return the weight [out, in] whose product alone is what `forward` returns."""
+        raise NotImplementedError
+
+    def shared(self, parameter: Tensor) -> Tensor:
+        """Return a parameter that all tensor-parallel ranks hold in full; its gradient is summed over them."""
+        if get_pg_size(self.tp_group) == 1:
+            return parameter
+        return copy_to_tensor_model_parallel_region(parameter, group=self.tp_group)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[tuple[int, int, int], ...] = (), metadata: Any = None
+    ) -> dict[str, Any]:
+        """Return what a distributed checkpoint stores."""
+        state = self.state_dict(prefix="", keep_vars=True)
+        groups = {"tp_group": self.tp_group, "dp_cp_group": metadata["dp_cp_group"]}
+        stored = make_sharded_tensors_for_checkpoint(state, prefix, self.sharded_axes, sharded_offsets, **groups)
+        for name in self.gated:
+            stored[f"{prefix}{name}"] = apply_swiglu_sharded_factory(stored[f"{prefix}{name}"], sharded_offsets)
+        return stored
+
+
+class _Adaptable(nn.Module):
+    """A linear that may carry an adapter."""
+
+    weight: nn.Parameter
+
+    @property
+    def linear_adapter(self) -> LinearAdapter | None:
+        """The adapter, None where there is none."""
+        return cast(LinearAdapter | None, self._modules.get("adapter"))
+
+    def forward_weight(self) -> Tensor:
+        """Return the weight that gives this linear's product by itself: with the adapter merged into it."""
+        adapter = self.linear_adapter
+        return self.weight if adapter is None else adapter.merged(self.weight)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[tuple[int, int, int], ...] = (), metadata: Any = None
+    ) -> dict[str, Any]:
+        """Return what a distributed checkpoint stores; `metadata["adapters"]` False leaves the adapter out."""
+        state = super().sharded_state_dict(prefix, sharded_offsets, metadata)  # type: ignore[misc]
+        if (adapter := self.linear_adapter) is None:
+            return state
+        state = {name: entry for name, entry in state.items() if not name.startswith(f"{prefix}adapter.")}
+        if metadata.get("adapters", True):
+            state |= adapter.sharded_state_dict(f"{prefix}adapter.", sharded_offsets, metadata)
+        return state
+
+
+class ColumnLinear(_Adaptable, ColumnParallelLinear):
     """Megatron-Core's, its bias added in the product."""
 
     def _forward_impl(self, input: Tensor, weight: Tensor, *_: Any, **settings: Any) -> Tensor:
         split = Split(settings["tp_group"], settings["sequence_parallel"], settings["allreduce_dgrad"])
-        return _Linear.apply(input, weight, settings["bias"], settings["gradient_accumulation_fusion"], split)
+        bias, in_place = settings["bias"], settings["gradient_accumulation_fusion"]
+        if (adapter := self.linear_adapter) is None:
+            return _Linear.apply(input, weight, bias, in_place, split)
+        states = split.whole(input)
+        result = adapter(states, _Linear.apply(states, weight, None, in_place, ALONE))
+        return result if bias is None else result + bias
 
 
-class RowLinear(RowParallelLinear):
+class RowLinear(_Adaptable, RowParallelLinear):
     """Megatron-Core's, its bias added in the product on a rank that is alone."""
 
     def _forward_impl(self, input: Tensor, weight: Tensor, *_: Any, **settings: Any) -> Tensor:
-        return _Linear.apply(input, weight, settings["bias"], settings["gradient_accumulation_fusion"], ALONE)
+        result = _Linear.apply(input, weight, settings["bias"], settings["gradient_accumulation_fusion"], ALONE)
+        adapter = self.linear_adapter
+        return result if adapter is None else adapter(input, result)
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Tensor | None]:
         """Project [..., in] to [..., out]; the second result is a bias still to be added, see `skip_bias_add`."""
         alone = get_pg_size(self.tp_group) == 1  # pyright: ignore[reportArgumentType]
-        if self.skip_bias_add or self.bias is None or not alone:
+        if self.skip_bias_add or self.bias is None or not alone or self.linear_adapter is not None:
             return super().forward(input_)
         return _Linear.apply(input_, self.weight, self.bias, self.gradient_accumulation_fusion, ALONE), None
 

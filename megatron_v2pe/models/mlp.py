@@ -54,7 +54,8 @@ def run_mlp(mlp: MLP, states: Tensor, chunk_tokens: int | None, needed: bool = T
     """Run Megatron-Core's MLP with fewer passes over memory; same results, parameters and collectives.
 
     Args:
-        mlp: of a layer. One that is not SwiGLU or exact GELU between our linears is called as it is.
+        mlp: of a layer. One that is not SwiGLU or exact GELU between our linears without adapters is
+            called as it is.
         states: [s, b, hidden], normed; under sequence parallelism this rank's slice.
         chunk_tokens: rows (tokens, or tokens times tiles) worked on at a time; None for all.
         needed: False where the result's gradient comes and its value is not read: at the end of what is recomputed.
@@ -90,7 +91,9 @@ def run_mlp(mlp: MLP, states: Tensor, chunk_tokens: int | None, needed: bool = T
 
 def _activation(mlp: MLP) -> tuple[Callable[[Tensor], Tensor], Backward] | None:
     config = mlp.config
-    ours = type(mlp.linear_fc1) is ColumnLinear and type(mlp.linear_fc2) is RowLinear
+    first, second = mlp.linear_fc1, mlp.linear_fc2
+    ours = type(first) is ColumnLinear and type(second) is RowLinear
+    ours = ours and first.linear_adapter is None and second.linear_adapter is None  # type: ignore[union-attr]
     plain = config.activation_func_clamp_value is None and not config.glu_linear_offset
     if ours and config.gated_linear_unit and mlp.activation_func is F.silu and plain:
         return swiglu_forward, lambda gradient, joint: (*swiglu_backward(gradient, joint), None)

@@ -58,7 +58,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from megatron_v2pe.evaluate.report.scoring import score_runs
     from megatron_v2pe.foreign.printable import printable
 
-    setup_logging(level=logging.ERROR)  # sets of another size than published are told in the report
+    setup_logging(level=logging.ERROR)  # sets of another size than published are named in the report
     check_against(arguments.against)
     runs = open_runs(arguments.runs)
     server = read_server_scores(arguments.server_score, runs)

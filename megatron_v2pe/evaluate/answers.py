@@ -58,7 +58,7 @@ class Answer:
     prompt: str
     """The text the model read; an image stands as its first and last mark with its number of tiles."""
     num_tokens: _Count
-    """Of the prompt."""
+    """Tokens of the prompt."""
     num_tiles: _Count
     new_tokens: _Count
     seconds: Annotated[float, Range(0)]
@@ -204,7 +204,7 @@ def _question_check(content: Mapping[str, Any]) -> str:
 
 
 def _is_edited(content: Mapping[str, Any], try_bits: bool) -> bool:
-    """Whether a line whose checksum does not match is whole but for its answer, which is another text."""
+    """Return whether a line whose checksum does not match is whole but for its answer, which is another text."""
     text = content.get("answer")
     if not isinstance(text, str) or len(text) > _LONGEST_EDIT or not isinstance(content[CHECK], str):
         return False

@@ -33,7 +33,7 @@ from megatron_v2pe.parallel import topology
 WINDOW = 4
 """Batches formed together."""
 AHEAD_BYTES = 256 << 20
-"""Of tiles read and not encoded yet: 446 tiles of 448 x 448."""
+"""Bytes of tiles that are read and not encoded yet: 446 tiles of 448 x 448."""
 MOST_WORKERS = 8
 """Threads by default; a few keep a card busy."""
 

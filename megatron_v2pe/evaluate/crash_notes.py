@@ -90,7 +90,11 @@ def _read(content: bytes, source: str) -> _Note:
 
 
 def is_clean_exit(error: BaseException) -> bool:
-    """Whether what ends a run in this process says nothing against the question: not where a neighbour has ended."""
+    """Return whether an error that ends this process says nothing against the question that was being asked.
+
+    An interrupt, a refused system call and an error a user can mend say nothing against it. Where another process has
+    ended, the question may have ended that one.
+    """
     stopped = isinstance(error, (KeyboardInterrupt, SystemExit, OSError, V2PEError))
     return stopped and not isinstance(error, CommunicationError)
 

@@ -33,7 +33,7 @@ class Prompter:
     tokenizer: Tokenizer
     policy: StridePolicy
     tiling: TilingOptions
-    """Of the checkpoint; a benchmark's own settings come before it, those of an image before both."""
+    """The checkpoint's tiling; a benchmark's own settings come before it, those of an image before both."""
     max_num: int | None = None
     """Most tiles of an image the user asked for, whatever checkpoint and benchmark say."""
 

@@ -111,9 +111,9 @@ def settle(folder: Path, settings: dict[str, Any], device: str = "-", assumed: M
         theirs = {**(assumed or {}), **there.settings}
         differing = sorted(name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name))
         if differing:
-            told = "; ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} now" for name in differing)
+            differences = "; ".join(f"{name} {theirs.get(name)} there, {ours.get(name)} now" for name in differing)
             raise ConfigError(
-                f"{printable(folder)} holds answers of another run: {printable(told)}. Choose another --out"
+                f"{printable(folder)} holds answers of another run: {printable(differences)}. Choose another --out"
             )
         later_code = _with(there.later_code, there.code, code)
         later_devices = _with(there.later_devices, there.device, device)

@@ -1,6 +1,6 @@
-"""From raw answers to scores, told with how complete they are; the file that holds them, written and read.
+"""How raw answers become scores that say how complete they are, and how the file of them is written and read.
 
-Every number is told with its mode, and with that of the other mode where it differs: `tools/evaluate.py` scores in mode
+Every number stands with its mode, and beside the other mode's where that differs: `tools/evaluate.py` scores in mode
 `corrected` by default, what a model can do, `tools/report.py` in `reference`, for it stands beside published numbers.
 """
 
@@ -61,7 +61,7 @@ class Results:
     own: bool = False
     """Whether the questions are the user's own."""
     file: str | None = None
-    """Of own questions, where it was when they were asked."""
+    """The file of the user's own questions, where it was when they were asked."""
 
 
 def read_results(path: Path, benchmark: Benchmark) -> Results | None:
@@ -185,13 +185,13 @@ def as_line(result: dict[str, Any]) -> str:
     elif result["published"] is None and not result.get("own"):
         notes.append(f"UNCHECKED: {questions} questions, how many are published is not known here")
     if result["missing"] or result["failed"]:
-        told = (
+        note = (
             f"INCOMPLETE: {len(result['missing'])} of {questions} without an answer, {len(result['failed'])} failed; "
             f"they count as {_OF_NOTHING[mode]}"
         )
         if first := result.get("first_failure"):
-            told += f"; the first that failed, {first['id']}: {_shortened(first['error'])}"
-        notes.append(told)
+            note += f"; the first that failed, {first['id']}: {_shortened(first['error'])}"
+        notes.append(note)
     if result.get("edited"):
         notes.append(f"EDITED: {len(result['edited'])} answers were changed after they were written")
     return "  ".join([f"{result['title']:<28} {number}", *notes])

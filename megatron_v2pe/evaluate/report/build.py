@@ -44,7 +44,7 @@ class Report:
     runs: Sequence[Run]
     scores: Scores
     mode: Mode
-    """Of its scores; where the other gives other numbers, tables have a second line."""
+    """Mode of its scores; where the other gives other numbers, tables have a second line."""
     against: str
     """Published row that differences are to."""
 

@@ -59,8 +59,8 @@ def own_section(runs: Sequence[Run], scores: Scores) -> Section | None:
         if score.problem:
             blocks.append(f"{name}, {run.name}: {score.problem}.")
         if worst := _worst(score):
-            told = f"{name}, {run.name}: {len(worst)} of {_wrong(score)} that are not right:"
-            blocks += [told, _examples(worst)]
+            said = f"{name}, {run.name}: {len(worst)} of {_wrong(score)} that are not right:"
+            blocks += [said, _examples(worst)]
     return Section("Own questions", blocks)
 
 

@@ -29,7 +29,7 @@ class Own:
     """A file of the user's own questions a run was asked."""
 
     name: str
-    """Of the folder of its answers."""
+    """Name of the folder of its answers."""
     file: str
     """Where it was when it was asked; a name without a folder where the run does not say."""
 
@@ -39,10 +39,10 @@ class Run:
     """One run."""
 
     name: str
-    """Of its row."""
+    """Name of its row in the tables."""
     folder: Path
     settings: dict[str, Any]
-    """Of `run.json`."""
+    """Settings that `run.json` notes."""
     code: str
     """Version that asked."""
     benchmarks: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""From the raw answers of a run to a score of each benchmark, in both modes, told with how complete it is.
+"""How the raw answers of a run become a score of each benchmark, in both modes, that says how complete it is.
 
 Nothing of a run is changed. Questions are read in the way the run asked them (its own mode), so that a score's mode is
 that of the scorer alone. Where a benchmark's data cannot be read, the number is that of the run's `results.json`.
@@ -54,11 +54,11 @@ class Score:
     """Percent; None where there is no number, `problem` says why."""
     source: Source
     questions: int
-    """That were scored."""
+    """Questions that were scored."""
     missing: int
-    """Of them without an answer."""
+    """Questions without an answer."""
     failed: int
-    """Of them that ended in an error."""
+    """Questions that ended in an error."""
     limit: int | None = None
     """Only the first so many of all questions were asked."""
     of_all: int | None = None
@@ -70,7 +70,7 @@ class Score:
     answered_value: float | None = None
     """Percent over the questions that have an answer, where some have none."""
     empty_cells: int = 0
-    """Of MM-NIAH's 55 cells of length and depth those without samples, which count as 0; in reference mode only."""
+    """Cells of MM-NIAH's 55 of length and depth that have no samples and count as 0; in reference mode only."""
     other_mode: bool = False
     """The number is of the other mode: `results.json` has no other."""
     problem: str | None = None

@@ -25,7 +25,7 @@ class Point:
     """`MM-NIAH val`, `MM-NIAH test`, `MM-NIAH long` or `Long-VQA`."""
     run: str
     stride: str
-    """Of the run, see `Run.stride`."""
+    """The run's stride, see `Run.stride`."""
     length: str
     """`32k`; of MM-NIAH the lower edge of the bin."""
     value: float
@@ -137,12 +137,12 @@ class StrideGrid:
     suite: str
     checkpoint: str
     strides: tuple[str, ...]
-    """Of each row; with the run's name where two have one stride."""
+    """The stride of each row; with the run's name where two have one stride."""
     lengths: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
     """Percent, [strides, lengths]."""
     marks: str
-    """Of all its numbers together."""
+    """Marks of all its numbers together."""
 
 
 def stride_grids(runs: Sequence[Run], found: Sequence[Point]) -> list[StrideGrid]:

@@ -170,7 +170,7 @@ def in_order(marks: set[str]) -> str:
 
 
 def _notes(column: str, parts: Sequence[str], scores: Mapping[str, Score]) -> list[str]:
-    absent, told_of = list[str](), dict[str, list[str]]()
+    absent, parts_of = list[str](), dict[str, list[str]]()
     for part in parts:
         if part not in scores:
             absent.append(part)
@@ -181,9 +181,9 @@ def _notes(column: str, parts: Sequence[str], scores: Mapping[str, Score]) -> li
         told += [f"{score.empty_cells} empty cells"] if score.empty_cells else []
         told += [score.problem] if score.problem and score.value is None else []
         if told:
-            told_of.setdefault(", ".join(told), []).append(part)
+            parts_of.setdefault(", ".join(told), []).append(part)
     notes = [f"{column}: no {listed(absent)}"] if absent and len(absent) < len(parts) else []
-    return [*notes, *(f"{column}: {listed(some)}: {told}" for told, some in told_of.items())]
+    return [*notes, *(f"{column}: {listed(some)}: {told}" for told, some in parts_of.items())]
 
 
 def listed(names: Sequence[str]) -> str:

@@ -165,3 +165,13 @@ def test_the_table_of_the_documentation_has_every_benchmark():
     assert not missing
     assert all(f"`{family}" in text for family in families)
     assert all(f"`{group}`" in text or group.startswith("longvqa_") for group in BENCHMARKS.groups())
+
+
+def test_the_page_is_put_together_from_the_families():
+    path = Path(__file__).parents[3] / "scripts" / "write_benchmark_page.py"
+    spec = importlib.util.spec_from_file_location("write_benchmark_page", path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    text = script.PAGE.read_text(encoding="utf-8")
+    assert script.page(text) == text, "python scripts/write_benchmark_page.py writes it"

@@ -1,4 +1,7 @@
-"""What ChartQA, DocVQA, InfoVQA and AI2D ask: questions about one chart, page, infographic or diagram each."""
+"""What ChartQA, DocVQA, InfoVQA and AI2D ask: questions about one chart, page, infographic or diagram each.
+
+README.md says where the data come from, what their layout is, and where the published code is not followed.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,6 @@
 """Long-VQA: questions of 17 data sets, each among many other images, at 32K to 64K tokens.
 
-Data: https://huggingface.co/datasets/OpenGVLab/V2PE-Data, arranged as its README says: per task and length
-`dataset/val/long_vqa_{G}k/val_long_vqa_{task}_{a}_{G}.jsonl` with a = 16 for G = 32, else G - 8, and images below
-`dataset/image/long_vqa/image/{task}/val` (deepform, docvqa, infovqa, kleistercharity, svqa, visualmrc) or
-`dataset/image/long_vqa/paste/{task}/val` (the others). Fields: `id`, `image` (paths), `conversations` (a human turn
-and the true answer), `metadata.context_length`.
-
-User text: the human turn as it is. An image has up to 12 tiles and always a thumbnail. Most new tokens by task.
-
-The published script looks for a file without the task's name in it, and its evaluator ignores the image root
-and scores from a path that does not exist; the scorers' oddities are theirs.
+README.md says where the data come from, what their layout is, and where the published code is not followed.
 """
 
 from __future__ import annotations

@@ -1,19 +1,6 @@
 """MileBench: 29 sets of questions about several images in long contexts.
 
-Data: https://huggingface.co/datasets/FreedomIntelligence/MileBench, `MileBench_part*.tar.gz` unpacked into
-`dataset/benchmark/MileBench`: `<Set>/<Set>.json` and `<Set>/images/`. A file has `meta_data` (`question_type`
-open-ended or multi-choice, `task_instruction`) and `data[]` with `sample_id`, `task_instruction_id`, `task_instance`
-(`context`, `images_path`, for choices `choice_list`) and `response`.
-
-User text: the instruction, a line break, the context in which each `{image#n}` and `{table#n}` is an image; with
-choices a line `Choice list: ` (a space at its end), `A. choice` lines (GPR1200: without letters), the sentence that
-asks for a letter. Images follow the order of the placeholders. One image more than placeholders stands before the
-context. An image is one tile. Questions come by number of images, fewest first.
-
-Not as published: with two or more surplus images the published code drops all but the last; here all stand before the
-context (mode `reference` drops them). It passes every fragment of text through the tokenizer and back, and cuts the
-front of a context above 512,000 tokens, at 256 an image: text is asked here as it is, and no sample comes near the
-limit. Pre-merged grids of images (`--combine_image`) and resized ones (`--resize-image`) are not built.
+README.md says where the data come from, what their layout is, and where the published code is not followed.
 """
 
 from __future__ import annotations

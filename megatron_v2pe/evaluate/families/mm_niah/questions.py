@@ -1,4 +1,7 @@
-"""What MM-NIAH asks: needles of text or image in long documents with images; and its variant at 128K to 1M tokens."""
+"""What MM-NIAH asks: needles of text or image in long documents with images; and its variant at 128K to 1M tokens.
+
+README.md says where the data come from, what their layout is, and where the published code is not followed.
+"""
 
 from __future__ import annotations
 

@@ -1,18 +1,6 @@
 """MMBench in English and Chinese, and CCBench: multiple choice, each question asked with its options in turn.
 
-Data, below `data/mmbench/`: `mmbench_dev_20230712.tsv` and `mmbench_{dev,test}_{en,cn}_20231003.tsv` of
-https://download.openmmlab.com/mmclassification/datasets/mmbench/, `CCBench_legacy.tsv` of
-http://opencompass.openxlab.space/utils/MMBench/. Columns: `index`, `image` (base64), `question`, `A` to `E`, with a
-gold `answer` in the dev files, a `hint` except in CCBench. Images are taken out into the cache folder.
-
-User text: hint and question on lines of their own, `A. option` lines, the sentence that asks for a letter, in the
-language of the file. An empty cell is no option and no hint. The published code reads the file with pandas, for which
-`None`, `NA`, `nan` and their like are empty too: an option that says so is not offered. Mode `reference` does the same.
-
-The official score is the server's (https://mmbench.opencompass.org.cn): `submission` writes its table, the columns
-of the file without hint, category, source, image, comment and l2-category, with a `prediction` before the answer: the
-letter an answer names, or the answer. The published rule takes any answer that begins with A to E for that letter and
-stops at an empty one; mode `reference` keeps the rule, not the stop. The dev files are also scored here.
+README.md says where the data come from, what their layout is, and where the published code is not followed.
 """
 
 from __future__ import annotations

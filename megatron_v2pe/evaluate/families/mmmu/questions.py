@@ -1,18 +1,6 @@
 """MMMU: college exam questions over 30 subjects, with up to 7 images; accuracy by subject and discipline.
 
-Data: https://huggingface.co/datasets/MMMU/MMMU, downloaded as it is into `data/MMMU` (nothing is fetched here):
-`data/MMMU/<Subject>/{dev,validation,test}-*.parquet` (needs PyArrow, the `eval` extra), or unpacked as
-`data/MMMU/<Subject>/{dev,validation,test}.jsonl` with image paths relative to the subject's folder. Fields: `id`,
-`question`, `options` (a list in Python's notation), `answer`, `question_type`, `image_1` to `image_7`. Images of a
-Parquet file are taken out into the cache folder.
-
-User text: `The <image 1> is <image>, The <image 2> is <image>` on a line, the question stripped, `A. option` lines,
-the sentence that asks for a letter, or for a word or phrase where there are no options. Image 1 is enlarged twice
-before it is tiled, the others are one tile each.
-
-The published code asks V2PE models so, and models without V2PE otherwise: no placeholders, the tiles of all images in
-one run at the front. Here all are asked alike; mode `reference` asks as it asks models without V2PE. It also
-runs the text of `options` as Python; here it is read as a literal.
+README.md says where the data come from, what their layout is, and where the published code is not followed.
 """
 
 from __future__ import annotations

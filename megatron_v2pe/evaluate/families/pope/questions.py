@@ -1,14 +1,6 @@
 """POPE: is something in the photo, yes or no; F1 of three categories.
 
-Data, below `data/pope/`: a link `val2014` to COCO's images http://images.cocodataset.org/zips/val2014.zip
-(`ln -s ../coco/val2014 ./`); `llava_pope_test.jsonl` of https://github.com/OpenGVLab/InternVL/releases/tag/data
-(`question_id`, `image`, `text` with the instruction already inside, `category`); labels
-`coco/coco_pope_{random,popular,adversarial}.json` of https://github.com/AoiDragon/POPE at commit
-e3e39262c85a6a83f26cf5094022a782cb0df58d (`image`, `text`, `label`). Labels of a later commit belong to other questions.
-
-User text: `text` and a space. The published scorer pairs answers with labels by their order within a category,
-which with other label files gives wrong numbers without a word. Here a label belongs to the question with the same
-image and text, and a question without label, or a label without question, is refused.
+README.md says where the data come from, what their layout is, and where the published code is not followed.
 """
 
 from __future__ import annotations

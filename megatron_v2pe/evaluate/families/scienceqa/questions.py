@@ -1,12 +1,6 @@
 """ScienceQA test, questions with an image: multiple choice from school lessons; accuracy of the letter.
 
-Data, below `data/scienceqa/`: `images/test/` of https://scienceqa.s3.us-west-1.amazonaws.com/images/test.zip, and
-`scienceqa_test_img.jsonl`, converted by the authors of Qwen-VL:
-https://ofasys-wlcb.oss-cn-wulanchabu.aliyuncs.com/Qwen-VL/evaluation/scienceqa/. Fields: `image`, `hint` (may be
-empty), `question`, `choices`, `answer` (index of the right choice). Lines have no id: ids here are line numbers.
-
-User text: hint and question on lines of their own, `A. choice` lines, the sentence that asks for a letter. The line of
-an empty hint is left out.
+README.md says where the data come from, what their layout is, and where the published code is not followed.
 """
 
 from __future__ import annotations

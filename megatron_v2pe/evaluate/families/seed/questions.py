@@ -1,13 +1,6 @@
 """SEED-Bench v1: multiple choice about images and middle frames of videos; accuracy of the letter, by type.
 
-Data, below `data/SEED/`: `SEED-Bench.json` (`question_type`, `questions[]` with `question_id`, `question_type_id`,
-`answer`) and the images of https://github.com/AILab-CVC/SEED-Bench/blob/main/DATASET.md, in `SEED-Bench-image/`; the
-middle frame of every video goes there too. `seed.jsonl` of https://huggingface.co/OpenGVLab/InternVL has `image`
-(relative to `data/SEED`), `text` (question, options and instruction), `question_id`, `answer`.
-
-Answers and types are those of `SEED-Bench.json`, as in the published scorer. The published evaluator reads another
-folder than the README names: the README's is used. Where the file has the options' texts (`choice_a`, ...), an answer
-may give a text in place of its letter, in corrected mode.
+README.md says where the data come from, what their layout is, and where the published code is not followed.
 """
 
 from __future__ import annotations

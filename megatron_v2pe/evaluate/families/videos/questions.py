@@ -1,4 +1,7 @@
-"""What MVBench and Video-MME ask: multiple choice about videos."""
+"""What MVBench and Video-MME ask: multiple choice about videos.
+
+README.md says where the data come from, what their layout is, and where the published code is not followed.
+"""
 
 from __future__ import annotations
 

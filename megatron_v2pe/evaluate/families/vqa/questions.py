@@ -1,4 +1,7 @@
-"""What VQAv2, OK-VQA, TextVQA, VizWiz, GQA and OCR-VQA ask: open questions about one photo or book cover each."""
+"""What VQAv2, OK-VQA, TextVQA, VizWiz, GQA and OCR-VQA ask: open questions about one photo or book cover each.
+
+README.md says where the data come from, what their layout is, and where the published code is not followed.
+"""
 
 from __future__ import annotations
 

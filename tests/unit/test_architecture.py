@@ -60,7 +60,7 @@ JSON_OF_OUR_OWN = {
     "evaluate/provenance.py": "settings made here, as JSON has them",
     "evaluate/results.py": "a result made here, as JSON has it",
     "evaluate/families/mm_niah/scorer.py": "a model's answer: scorers stand on nothing of the project",
-    "evaluate/scorers/undressed.py": "the same",
+    "evaluate/scorers/clean_answer.py": "the same",
     "workshop/synthetic/small_data.py": "a config.json of a test",
     "workshop/synthetic/tokenizer.py": "annotations an example has written",
 }

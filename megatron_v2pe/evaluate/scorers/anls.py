@@ -9,8 +9,8 @@ from __future__ import annotations
 from rapidfuzz.distance import Levenshtein
 
 from megatron_v2pe.evaluate.scorers.base import Item, Judgement, as_text, field, true_texts
+from megatron_v2pe.evaluate.scorers.clean_answer import plain
 from megatron_v2pe.evaluate.scorers.stated_answer import read_short
-from megatron_v2pe.evaluate.scorers.undressed import plain
 
 THRESHOLD = 0.5
 

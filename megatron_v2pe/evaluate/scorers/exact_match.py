@@ -21,8 +21,8 @@ from megatron_v2pe.evaluate.scorers.base import (
     percent_of,
     true_texts,
 )
+from megatron_v2pe.evaluate.scorers.clean_answer import clean_answer, plain
 from megatron_v2pe.evaluate.scorers.stated_option import named_letter
-from megatron_v2pe.evaluate.scorers.undressed import plain, undressed
 from megatron_v2pe.evaluate.scorers.yes_no import read_short_or_yes_no
 
 
@@ -37,7 +37,7 @@ def _corrected(item: Item) -> Judgement:
     letters = {truth.strip().upper() for truth in truths} & set(ascii_uppercase)
     if letters and named_letter(prediction, item.get("options") or {}, ascii_uppercase) in letters:
         return {"score": 1.0}
-    said = plain(undressed(prediction) if letters else read_short_or_yes_no(prediction, truths, plain))
+    said = plain(clean_answer(prediction) if letters else read_short_or_yes_no(prediction, truths, plain))
     return {"score": float(any(said == plain(truth) for truth in truths))}
 
 

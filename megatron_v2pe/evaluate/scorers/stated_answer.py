@@ -2,15 +2,15 @@
 
 An answer that explains itself names more than it answers. In this order:
 
-- `stated`: what follows the last cue (`the answer is`, `Final answer:`, `答案是`), up to the end of its sentence and to
-  its reasons (`because`, `not`, `rather than`); a cue that is negated, or that supposes (`if ... would be`), is none.
+- `stated_part`: what follows the last cue (`the answer is`, `Final answer:`, `答案是`), up to the end of its sentence
+  and to its reasons (`because`, `not`, `rather than`); a cue that is negated, or supposes (`if ... would be`), is none.
   Without a cue: a yes or no at the beginning; a first paragraph with an explanation below; what follows `It is`; what
   stands before `, not ...`, or behind `not ... but`; the only words in bold print. A sentence without any of these
   states nothing apart: it is compared as a whole;
 - `read_short`: an answer that is a true one as a whole is that; else what it states, an article before it aside where
   it is true without; else the whole;
-- `unrejected`: where a truth is looked for inside an answer, the stated part, or all that the answer does not reject;
-- `parts`: a self-correction (`wait, no`) begins a new part, and the last part that says something counts.
+- `without_rejected`: where a truth is looked for inside an answer, the stated part, or all that it does not reject;
+- `split_at_corrections`: a self-correction (`wait, no`) begins a new part; the last part that says something counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from megatron_v2pe.evaluate.scorers.undressed import only_bold, trimmed, undressed
+from megatron_v2pe.evaluate.scorers.clean_answer import clean_answer, only_bold, trimmed
 
 _COPULA = r"(?:is|was|would\s+be|should\s+be|must\s+be|will\s+be|has\s+to\s+be)\b\s*:?"
 CUE = re.compile(
@@ -88,8 +88,8 @@ _WRONG = re.compile(
 )
 
 
-def tails(said: str) -> list[tuple[int, str]]:
-    """Return what follows each cue of an undressed answer that is neither negated nor supposed, and where it begins."""
+def after_cues(said: str) -> list[tuple[int, str]]:
+    """Return what follows each cue of a cleaned answer that is neither negated nor supposed, and where it begins."""
     found = []
     for match in CUE.finditer(said):
         before = said[max(0, match.start() - 120) : match.start()]
@@ -102,9 +102,9 @@ def tails(said: str) -> list[tuple[int, str]]:
     return found
 
 
-def stated(said: str) -> str | None:
-    """Return the phrase an undressed answer states as its answer; None if no part of it does."""
-    if found := tails(said):
+def stated_part(said: str) -> str | None:
+    """Return the phrase a cleaned answer states as its answer; None if no part of it does."""
+    if found := after_cues(said):
         return trimmed(_FILLER.sub("", _without_reasons(first_sentence(found[-1][1]))))
     if match := _YES_NO.match(said):
         return match[1]
@@ -125,16 +125,16 @@ def stated(said: str) -> str | None:
 
 
 def read_short(text: str, truths: Sequence[str], normal: Callable[[str], str] = trimmed) -> str:
-    """Return what a short answer is compared as, undressed and trimmed.
+    """Return what a short answer is compared as, cleaned and trimmed.
 
     Args:
         text: of a model.
         truths: the true answers.
         normal: how texts are compared.
     """
-    said = undressed(text)
+    said = clean_answer(text)
     whole = trimmed(said)
-    part = stated(said) or trimmed(only_bold(text) or whole)
+    part = stated_part(said) or trimmed(only_bold(text) or whole)
     true = {normal(trimmed(truth)) for truth in truths}
     bare = _ARTICLE.sub("", part) if part != whole else part
     return next((reading for reading in (whole, part, bare) if normal(reading) in true), part)
@@ -142,7 +142,7 @@ def read_short(text: str, truths: Sequence[str], normal: Callable[[str], str] = 
 
 def read_long(text: str) -> str:
     """Return a long answer, such as a caption, without what is said around it: its cue where it begins with one."""
-    said = undressed(text, keep_loops=True)
+    said = clean_answer(text, keep_loops=True)
     cue = CUE.search(said[:80])
     before = said[: cue.start()].strip().casefold() if cue else ""
     if cue and before in ("", "the", "my", "final", "the final", "the correct", "so the"):
@@ -150,15 +150,15 @@ def read_long(text: str) -> str:
     return trimmed(said)
 
 
-def unrejected(text: str, truths: Sequence[str]) -> str:
+def without_rejected(text: str, truths: Sequence[str]) -> str:
     """Return the part of an answer in which a true one may be looked for: what it states, or does not reject.
 
     Args:
         text: of a model.
         truths: the true answers; where one is itself a negation (`No parking`), none in the answer is a rejection.
     """
-    said = _IDIOM.sub(" ", undressed(text))
-    found = tails(said)
+    said = _IDIOM.sub(" ", clean_answer(text))
+    found = after_cues(said)
     if found:
         said = _without_reasons(first_sentence(found[-1][1]))
     if any(_REJECTED.search(truth) for truth in truths):
@@ -175,11 +175,11 @@ def stands_in(text: str, words: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", _NO_SPACES.sub(" ", text)) is not None
 
 
-def parts(said: str, no_corrects: bool = False) -> list[str]:
-    """Return an undressed answer cut where it corrects itself.
+def split_at_corrections(said: str, no_corrects: bool = False) -> list[str]:
+    """Return a cleaned answer cut where it corrects itself.
 
     Args:
-        said: undressed.
+        said: the answer, cleaned.
         no_corrects: a `No,` behind a sentence is a correction, which it is not where it can be the answer.
     """
     marks = [*_CORRECTION.finditer(said), *(_NO.finditer(said) if no_corrects else ())]

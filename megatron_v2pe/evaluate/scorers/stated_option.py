@@ -1,7 +1,7 @@
 """Which option an answer states, however much it says about the others.
 
 The idea of MMBench's matching without a language model (Liu et al., 2023): a letter must stand alone, a text as whole
-words, and whatever stays open is no answer. Of an undressed answer (`undressed`), in this order:
+words, and whatever stays open is no answer. Of a cleaned answer (`clean_answer`), in this order:
 
 1. it is a letter, in any case, with or without brackets and marks; or the text of an option; where the options are yes
    and no, or true and false, it says so (`yes_no`);
@@ -27,8 +27,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_v2pe.evaluate.scorers.stated_answer import CUE, first_sentence, parts, tails
-from megatron_v2pe.evaluate.scorers.undressed import plain, plain_width, undressed
+from megatron_v2pe.evaluate.scorers.clean_answer import clean_answer, plain, plain_width
+from megatron_v2pe.evaluate.scorers.stated_answer import CUE, after_cues, first_sentence, split_at_corrections
 from megatron_v2pe.evaluate.scorers.yes_no import yes_or_no
 
 OPEN = ""
@@ -167,7 +167,7 @@ def named_letter(prediction: str, options: Mapping[str, str], letters: Iterable[
         letters: possible letters where not every option's text is known.
     """
     known = list(dict.fromkeys([*options, *letters]))
-    said = undressed(prediction).replace("\u2019", "'")
+    said = clean_answer(prediction).replace("\u2019", "'")
     texts = {letter: text for letter, option in options.items() if (text := _text(option))}
     bare = said.strip(_WRAPPERS).upper()
     if bare in known:
@@ -178,7 +178,7 @@ def named_letter(prediction: str, options: Mapping[str, str], letters: Iterable[
     if (letter := _by_yes_or_no(said, texts)) is not None:
         return letter
     denied: set[str] = set()
-    for part in reversed(parts(said, no_corrects=True)):
+    for part in reversed(split_at_corrections(said, no_corrects=True)):
         stated = _in_part(part.strip(), known, texts, denied)
         if stated is not None:
             return stated if stated != OPEN and stated not in denied else None
@@ -210,7 +210,7 @@ def _in_part(text: str, known: Sequence[str], texts: Mapping[str, str], denied: 
     denied |= rejected
     if declared:
         return _one(declared[-1].letters)
-    found = tails(text)
+    found = after_cues(text)
     if found and (letter := _one_text(first_sentence(found[-1][1]), texts, rejected)):
         return letter
     free = [group for group in groups if not group.rejected and not group.listed]

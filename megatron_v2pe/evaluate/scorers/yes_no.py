@@ -1,6 +1,6 @@
 """Whether an answer says yes or no: the reading of all corrected scorers that ask for one of the two.
 
-Of an undressed answer (`undressed`), in this order: what follows its cue (`stated_answer`); its last part that decides,
+Of a cleaned answer (`clean_answer`), in this order: what follows its cue (`stated_answer`); its last part that decides,
 where it corrects itself. In a part, idioms (`no doubt`) and doubts (`not sure`, `no idea`, `cannot tell`, `maybe`) go,
 each up to the end of its clause; then the first yes or no decides, else a negation (`There is nothing`), else a
 statement (`There is a dog`, `True`). What is left open is neither.
@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from megatron_v2pe.evaluate.scorers.stated_answer import first_sentence, parts, read_short, tails
-from megatron_v2pe.evaluate.scorers.undressed import plain, trimmed, undressed
+from megatron_v2pe.evaluate.scorers.clean_answer import clean_answer, plain, trimmed
+from megatron_v2pe.evaluate.scorers.stated_answer import after_cues, first_sentence, read_short, split_at_corrections
 
 YES_OR_NO = frozenset(("yes", "no"))
 
@@ -71,12 +71,12 @@ _STATEMENT = re.compile(
 
 def yes_or_no(text: str) -> str:
     """Return `yes` or `no`, empty where an answer says neither or both."""
-    said = undressed(text).casefold().replace("\u2019", "'").replace("\u2018", "'")
-    if found := tails(said):
+    said = clean_answer(text).casefold().replace("\u2019", "'").replace("\u2018", "'")
+    if found := after_cues(said):
         reading = _read(first_sentence(found[-1][1]))
         if reading:
             return reading
-    for part in reversed(parts(said)):
+    for part in reversed(split_at_corrections(said)):
         if reading := _read(part):
             return reading
     return _read(said)
@@ -92,7 +92,7 @@ def read_short_or_yes_no(text: str, truths: Sequence[str], normal: Callable[[str
     """
     reading = read_short(text, truths, normal)
     asked = 2 * sum(plain(truth) in YES_OR_NO for truth in truths) > len(truths)
-    if not asked or normal(reading) in map(normal, truths) or _NO_OF_SOMETHING.fullmatch(plain(undressed(text))):
+    if not asked or normal(reading) in map(normal, truths) or _NO_OF_SOMETHING.fullmatch(plain(clean_answer(text))):
         return reading
     return yes_or_no(text) or reading
 

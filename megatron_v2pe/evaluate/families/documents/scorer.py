@@ -38,8 +38,8 @@ from megatron_v2pe.evaluate.scorers.base import (
     percent_of,
     true_texts,
 )
+from megatron_v2pe.evaluate.scorers.clean_answer import plain
 from megatron_v2pe.evaluate.scorers.relaxed_accuracy import TOLERANCE, as_number, relaxed_match
-from megatron_v2pe.evaluate.scorers.undressed import plain
 from megatron_v2pe.evaluate.scorers.yes_no import read_short_or_yes_no
 
 QUESTION_GROUPS = {

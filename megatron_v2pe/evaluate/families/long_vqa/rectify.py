@@ -21,9 +21,9 @@ from collections.abc import Callable, Sequence
 
 from megatron_v2pe.evaluate.families.long_vqa.lexicon import singular, without_ing
 from megatron_v2pe.evaluate.scorers.answer_words import NUMBERS_TO_TWENTY
+from megatron_v2pe.evaluate.scorers.clean_answer import plain, trimmed
 from megatron_v2pe.evaluate.scorers.stated_answer import read_long, read_short
 from megatron_v2pe.evaluate.scorers.stated_option import named_letter
-from megatron_v2pe.evaluate.scorers.undressed import plain, trimmed
 from megatron_v2pe.evaluate.scorers.yes_no import yes_or_no
 
 CHOICE_TASKS = frozenset({"svqa"})

@@ -31,8 +31,8 @@ from megatron_v2pe.evaluate.scorers.base import (
     no_number,
     true_texts,
 )
-from megatron_v2pe.evaluate.scorers.stated_answer import read_long, read_short, unrejected
-from megatron_v2pe.evaluate.scorers.undressed import plain, trimmed
+from megatron_v2pe.evaluate.scorers.clean_answer import plain, trimmed
+from megatron_v2pe.evaluate.scorers.stated_answer import read_long, read_short, without_rejected
 
 LENGTHS = (32, 40, 48, 56, 64)
 """In thousands of tokens."""
@@ -76,7 +76,7 @@ def _read(name: str, prediction: str, truths: Sequence[str]) -> tuple[str, list[
     else:
         said = read_short(prediction, truths, plain)
         if name in HELD and plain(said) not in map(plain, truths):
-            said = unrejected(prediction, truths)
+            said = without_rejected(prediction, truths)
     return said, [trimmed(truth) for truth in truths]
 
 

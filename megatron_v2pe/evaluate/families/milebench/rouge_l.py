@@ -5,7 +5,8 @@ prediction and truth. The reference takes the `rouge` package: texts are split i
 counted as sets, the common subsequences of all pairs of sentences are united, and the denominator has 1e-8 added.
 
 Defects of the reference: repeated words count once ("the the cat" equals "the cat"), `3.5` is two sentences, two equal
-texts score 0.999999995. The corrected form counts words as they stand, of the whole text.
+texts score 0.999999995. The corrected form counts words as they stand, of the whole text; no package has that form
+(`pycocoevalcap`'s has another beta), and it is three lines.
 """
 
 from __future__ import annotations

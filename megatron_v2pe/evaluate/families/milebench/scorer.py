@@ -37,9 +37,9 @@ from megatron_v2pe.evaluate.scorers.base import (
     mean,
     true_texts,
 )
-from megatron_v2pe.evaluate.scorers.stated_answer import read_long, stands_in, unrejected
+from megatron_v2pe.evaluate.scorers.clean_answer import clean_answer, trimmed
+from megatron_v2pe.evaluate.scorers.stated_answer import read_long, stands_in, without_rejected
 from megatron_v2pe.evaluate.scorers.stated_option import named_letter
-from megatron_v2pe.evaluate.scorers.undressed import trimmed, undressed
 
 GROUPS = {
     "T": (
@@ -123,8 +123,8 @@ def _corrected(item: Item) -> Judgement:
     true, kind = processed(trimmed(truth), 0), _kind(item)
     if kind in ("needle", "mmcoqa"):
         looked = (
-            processed(trimmed(undressed(raw)), 0) == true,
-            stands_in(processed(unrejected(raw, [truth]), 0), true),
+            processed(trimmed(clean_answer(raw)), 0) == true,
+            stands_in(processed(without_rejected(raw, [truth]), 0), true),
         )
         return {"score": float(bool(truth.strip()) and any(looked))}
     if kind == "rouge":

@@ -31,9 +31,9 @@ from megatron_v2pe.evaluate.scorers.answer_words import (
     holds_words,
 )
 from megatron_v2pe.evaluate.scorers.base import Item, Judgement, Scorer, as_text, field
-from megatron_v2pe.evaluate.scorers.stated_answer import stands_in, unrejected
+from megatron_v2pe.evaluate.scorers.clean_answer import clean_answer, plain, trimmed
+from megatron_v2pe.evaluate.scorers.stated_answer import stands_in, without_rejected
 from megatron_v2pe.evaluate.scorers.stated_option import named_letter
-from megatron_v2pe.evaluate.scorers.undressed import plain, trimmed, undressed
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _LEFT, _RIGHT = "the camera is moving left", "the camera is moving right"
@@ -97,10 +97,10 @@ def _reference(item: Item) -> Judgement:
 
 
 def _index_corrected(response: str, truth: int, options: Mapping[str, str]) -> float:
-    text = plain(undressed(response))
+    text = plain(clean_answer(response))
     if text.isascii() and text.isdigit():
         return float((text.lstrip("0") or "0") == str(truth))
-    said = unrejected(response, ()).lower()
+    said = without_rejected(response, ()).lower()
     moves = [number for number, move in enumerate(("left", "right")) if text == move or f"moving {move}" in said]
     if len(moves) == 1:
         return float(moves[0] == truth)
@@ -129,10 +129,10 @@ def _same(value: Any, true: Any) -> bool:
 
 
 def _text_corrected(response: str, truth: str) -> float:
-    whole, true = CORRECTED_NEEDLE_WORDS(trimmed(undressed(response))), CORRECTED_NEEDLE_WORDS(trimmed(truth))
+    whole, true = CORRECTED_NEEDLE_WORDS(trimmed(clean_answer(response))), CORRECTED_NEEDLE_WORDS(trimmed(truth))
     if not true:
-        return float(plain(undressed(response)) == plain(truth))
-    return float(whole == true or stands_in(CORRECTED_NEEDLE_WORDS(unrejected(response, [truth])), true))
+        return float(plain(clean_answer(response)) == plain(truth))
+    return float(whole == true or stands_in(CORRECTED_NEEDLE_WORDS(without_rejected(response, [truth])), true))
 
 
 def _corrected(item: Item) -> Judgement:

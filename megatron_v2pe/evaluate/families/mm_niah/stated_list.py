@@ -1,6 +1,6 @@
 """Which list an answer states: MM-NIAH's counts, found whatever other brackets stand beside it.
 
-Of an undressed answer every pair of brackets is tried, as JSON and as Python writes it, quotes of either kind, words
+Of a cleaned answer every pair of brackets is tried, as JSON and as Python writes it, quotes of either kind, words
 without quotes too; a dictionary is its `answer`, else its values, joined. Where the answer corrects itself, the last
 part that holds a list counts. What stands behind an answer's cue counts first, the first list there; else a list at the
 beginning; else the last list of several values; else the last list: single numbers in brackets are mostly citations.
@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from megatron_v2pe.evaluate.scorers.stated_answer import parts, tails
-from megatron_v2pe.evaluate.scorers.undressed import json_value, undressed
+from megatron_v2pe.evaluate.scorers.clean_answer import clean_answer, json_value
+from megatron_v2pe.evaluate.scorers.stated_answer import after_cues, split_at_corrections
 
 _CLOSES = {"[": "]", "{": "}"}
 _WORDS = re.compile(r"\[\s*[\w.+-]+(?:\s*,\s*[\w.+-]+)+\s*\]")
@@ -26,7 +26,7 @@ _MOST = 500
 
 def stated_list(text: str) -> list[Any] | None:
     """Return the list an answer states; None if it holds none."""
-    for part in reversed(parts(undressed(text).translate(_QUOTES), no_corrects=True)):
+    for part in reversed(split_at_corrections(clean_answer(text).translate(_QUOTES), no_corrects=True)):
         if (values := _of_part(part)) is not None:
             return values
     return None
@@ -36,7 +36,7 @@ def _of_part(said: str) -> list[Any] | None:
     found = list(_lists(said))
     if not found:
         return None
-    cues = [place for place, _ in tails(said)] + [match.end() for match in _CUE.finditer(said)]
+    cues = [place for place, _ in after_cues(said)] + [match.end() for match in _CUE.finditer(said)]
     behind = [values for cue in sorted(cues)[-1:] for start, values in found if start >= cue]
     several = [values for _, values in found if len(values) > 1]
     if not cues and said.lstrip(" \t\n\"'(*").startswith("[") and len(found[0][1]) > 1:

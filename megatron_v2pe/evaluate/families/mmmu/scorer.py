@@ -47,10 +47,10 @@ from megatron_v2pe.evaluate.scorers.base import (
     percent_of,
     true_texts,
 )
+from megatron_v2pe.evaluate.scorers.clean_answer import clean_answer, plain, trimmed
 from megatron_v2pe.evaluate.scorers.multiple_choice import first_letter, options_of
-from megatron_v2pe.evaluate.scorers.stated_answer import unrejected
+from megatron_v2pe.evaluate.scorers.stated_answer import without_rejected
 from megatron_v2pe.evaluate.scorers.stated_option import named_letter
-from megatron_v2pe.evaluate.scorers.undressed import plain, trimmed, undressed
 from megatron_v2pe.evaluate.scorers.yes_no import YES_OR_NO, yes_or_no
 
 SEED = 42
@@ -111,8 +111,8 @@ def _question_corrected(item: Item) -> Judgement:
         said = yes_or_no(prediction)
         correct = said in map(plain, truths)
         return {"parsed": [said], "correct": correct, "score": float(correct)}
-    parsed = parse_open(_BARE_POINT.sub("0.", unrejected(prediction, truths)), corrected=True)
-    correct = plain(undressed(prediction)) in map(plain, truths) or is_right(list(map(trimmed, truths)), parsed)
+    parsed = parse_open(_BARE_POINT.sub("0.", without_rejected(prediction, truths)), corrected=True)
+    correct = plain(clean_answer(prediction)) in map(plain, truths) or is_right(list(map(trimmed, truths)), parsed)
     return {"parsed": parsed, "correct": correct, "score": float(correct)}
 
 

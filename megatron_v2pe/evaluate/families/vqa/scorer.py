@@ -15,7 +15,7 @@ to the first dot, comma or exclamation mark, in lower case; then for `is `, `are
 present, what stands between its first and its second occurrence; then what stands before the first ` of`; stripped.
 Defects of the reference: those are letters, not words: `this ` holds `is `, `panda ` holds `a `, and everything after a
 second occurrence is lost. The corrected form looks for whole words, keeps all that follows, and cuts at a whole `of`;
-marks and quotes around the text go first (`undressed`).
+marks and quotes around the text go first (`clean_answer`).
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from megatron_v2pe.evaluate.scorers.base import (
     percent_of,
     true_texts,
 )
+from megatron_v2pe.evaluate.scorers.clean_answer import clean_answer, plain, trimmed
 from megatron_v2pe.evaluate.scorers.exact_match import EXACT
 from megatron_v2pe.evaluate.scorers.soft_accuracy import PEOPLE, soft_accuracy
-from megatron_v2pe.evaluate.scorers.undressed import plain, trimmed, undressed
 from megatron_v2pe.evaluate.scorers.yes_no import read_short_or_yes_no
 
 _LEADS = ("is ", "are ", "a ", "an ", "the ")
@@ -125,7 +125,7 @@ def short_answer(text: str) -> str:
 
 def corrected_short_answer(text: str) -> str:
     """Return the short answer in a text, word by word."""
-    text = re.split(r"[.,!]", trimmed(undressed(text)))[0].lower()
+    text = re.split(r"[.,!]", trimmed(clean_answer(text)))[0].lower()
     return _OF.sub("", _ARTICLE.sub("", _VERB.sub("", text))).strip()
 
 

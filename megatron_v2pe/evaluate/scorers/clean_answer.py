@@ -1,6 +1,6 @@
-"""What a model says in the end: an answer without thoughts, tags, boxes, JSON, print and marks around it.
+"""What a model says in the end: an answer without thoughts, tags, boxes, JSON, markup and marks around it.
 
-Every corrected scorer reads answers through this file, so that one dress is no dress in all of them:
+Every corrected scorer reads answers through this file, so that what is wrapped around an answer counts in none of them:
 
 - thoughts (`<think>...</think>`) go; a thought that never ends leaves what stands before it, which is often nothing;
 - what stands in an answer's own place is the answer: `<answer>B</answer>`, `\\boxed{B}`, `{"answer": "B"}`;
@@ -59,7 +59,7 @@ def plain_width(text: str) -> str:
     return text.translate(_PLAIN_WIDTH)
 
 
-def undressed(text: str, keep_loops: bool = False) -> str:
+def clean_answer(text: str, keep_loops: bool = False) -> str:
     """Return what an answer says, its lines kept.
 
     Args:

@@ -164,6 +164,14 @@ def test_every_module_that_is_named_is_there(page):
     assert not wrong
 
 
+def test_what_is_not_there_would_be_noticed():
+    page = ROOT / "docs" / "data.md"
+    assert resolves("data.encode.encode") and not resolves("data.no_such") and not resolves("data.encode.no_such")
+    assert exists("data/encode.py", page) and not exists("data/no_such.py", page)
+    assert not slug_missing(page, "the-data-list") and slug_missing(page, "no-such-heading")
+    assert is_setting("data.meta_path") and not is_setting("data.no_such")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_what_examples_in_python_import_is_there(page):
     wrong: list[str] = []

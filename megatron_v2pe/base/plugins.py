@@ -125,7 +125,7 @@ class Registry(Generic[Member]):
         try:
             family_modules(self._builtin, self._part, self._one_file_each)
         except BaseException:
-            self._loaded = None  # so that the next one who asks is told of it too
+            self._loaded = None  # so that the next one who asks gets the error too
             raise
 
 
@@ -180,19 +180,22 @@ def _package(folder: Path) -> str:
     Raises:
         ConfigError: it is no folder with an `__init__.py`, or its name is taken.
     """
-    name, start = folder.resolve().name, folder / "__init__.py"
+    folder = folder.resolve()
+    name, start = folder.name, folder / "__init__.py"
     if not start.is_file():
         raise ConfigError(f"{VARIABLE}: {printable(folder)}: no folder of a family, which holds an __init__.py")
-    if not name.isidentifier() or (name not in sys.modules and importlib.util.find_spec(name) is not None):
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(start):
+        return name
+    if not name.isidentifier() or loaded is not None or importlib.util.find_spec(name) is not None:
         raise ConfigError(f"{VARIABLE}: {printable(folder)}: a package named {name} is there already, or cannot be")
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, start, submodule_search_locations=[str(folder.resolve())])
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:
-            del sys.modules[name]
-            raise ConfigError(f"{printable(start)}: {type(error).__name__}: {printable(error)}") from error
+    spec = importlib.util.spec_from_file_location(name, start, submodule_search_locations=[str(folder)])
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(f"{printable(start)}: {type(error).__name__}: {printable(error)}") from error
     return name

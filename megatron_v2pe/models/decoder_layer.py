@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel.random import is_checkpointing
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
+from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.kernels.rotary import split_and_rotate
 from megatron_v2pe.models.mlp import run_mlp
 from megatron_v2pe.models.transformer_config import LayerConfig
@@ -27,9 +28,15 @@ class DecoderLayer(TransformerLayer):
     """RMSNorm, attention, addition and RMSNorm, MLP, addition; no biases behind attention and MLP, no dropout."""
 
     def __init__(self, config: LayerConfig, *args: Any, **kwargs: Any) -> None:
-        """Build Megatron-Core's layer."""
+        """Build Megatron-Core's layer.
+
+        Raises:
+            ConfigError: a family asks for what this layer does not compute; names the setting.
+        """
         super().__init__(config, *args, **kwargs)
-        assert not self.hidden_dropout and not config.add_bias_linear, "a layer without dropout and without biases"
+        for name in ("hidden_dropout", "add_bias_linear", "qk_layernorm"):
+            if value := getattr(config, name):
+                raise ConfigError(f"{name}: found {value}, which a decoder layer of spec local does not compute")
         self.mlp_chunk_tokens = config.mlp_chunk_tokens
         single = config.recompute_method == "block" or config.recompute_num_layers == 1
         self.recomputed_alone = config.recompute_granularity == "full" and single

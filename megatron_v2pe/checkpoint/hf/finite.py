@@ -86,7 +86,7 @@ class NumbersOnly:
     def conclude(self) -> None:
         """Say what was found in all tensors, in a warning where it is not refused; nothing where all are numbers.
 
-        Matrices of zeros alone are told: a download that was cut off leaves them where it had made the file's room.
+        Matrices of zeros alone are named in a warning: a download that was cut off leaves them where it had made the file's room.
 
         Raises:
             CheckpointError: some are not, and that is refused; names the first tensors, places and values, counts NaN
@@ -104,8 +104,8 @@ class NumbersOnly:
             return
         nans, infinite = sum(one.nans for one in self._found), sum(one.infinite for one in self._found)
         more = "" if len(self._found) <= _NAMED else f"; and {len(self._found) - _NAMED} more"
-        told = "; ".join(map(str, self._found[:_NAMED])) + more
-        line = f"{self._source}: {told}"
+        found = "; ".join(map(str, self._found[:_NAMED])) + more
+        line = f"{self._source}: {found}"
         if len(self._found) > 1:
             line += f"; in all {len(self._found)} tensors hold {nans} NaN and {infinite} infinite values"
         if not self._refuse:

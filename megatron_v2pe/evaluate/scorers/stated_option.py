@@ -28,7 +28,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_v2pe.evaluate.scorers.clean_answer import clean_answer, plain, plain_width
-from megatron_v2pe.evaluate.scorers.stated_answer import CUE, after_cues, first_sentence, split_at_corrections
+from megatron_v2pe.evaluate.scorers.option_patterns import (
+    AFTER_A,
+    AFTER_WORDS,
+    BEFORE_WORDS,
+    CLOSING,
+    COMMA_LIST_ENDS,
+    CORRECT,
+    CUED,
+    DECLARED,
+    ITEM,
+    JOINT,
+    LEADING,
+    NO_LIST,
+    ONE_REJECTED,
+    OPENING,
+    REJECTED,
+    REJECTING,
+    SUPPOSED,
+    TEXT_JOINT,
+    VERDICT_RIGHT,
+    VERDICT_WRONG,
+    WORD_LETTERS,
+)
+from megatron_v2pe.evaluate.scorers.stated_answer import after_cues, first_sentence, split_at_corrections
 from megatron_v2pe.evaluate.scorers.yes_no import yes_or_no
 
 OPEN = ""
@@ -42,105 +65,6 @@ _ITEM_WIDTH = 20
 """Characters at most before an item's letter in its line."""
 _AROUND = 100
 """Characters before and behind a letter that say what is said of it."""
-
-_WORD_LETTERS = frozenset("AI")
-_OPENING, _CLOSING = "([{<【「『\"'“‘", ")]}>】」』\"'”’"
-_BEFORE_WORDS = frozenset(
-    """is be are was were it's that's option options choice choices answer answers letter letters choose chose choosing
-    pick picked select selected selecting with for think say said guess believe so thus therefore hence to as but just
-    only leaves leaving remains would by of on either both between and or neither nor not than over unlike out from then
-    while whereas because since although if eliminate eliminated exclude excluded reject rejected ruling final correct
-    right best about that also maybe perhaps probably however where when except versus vs consider considering
-    comparing called labelled labeled marked no yes isn't wasn't aren't finally still like against""".split()
-)
-_AFTER_WORDS = frozenset(
-    """is was are were has have had because since as and or nor but over rather instead not which shows show then here
-    seems looks fits fit matches match would should must cannot can could does doesn't isn't wasn't with to if than
-    while whereas although though best correct right wrong incorrect too also either instead unlike only alone being
-    describes represents corresponds contains remains due may might won't can't will did didn't do don't fails lacks
-    both all look seem says it""".split()
-)
-_AFTER_A = frozenset(
-    """is was has because since and or nor but over rather not shows seems looks fits matches would should must cannot
-    does doesn't isn't wasn't could corresponds describes fails lacks unlike instead although while whereas""".split()
-)
-_ITEM = r"(?:^|\n)[ \t]*(?:[-*•][ \t]*)?(?:option[ \t]+|选项)?[(\[]?"
-_JOINT = re.compile(
-    r"[\"')\]”】]*\s*(?P<word>,?\s*(?:and|or|nor|&|/|\+|vs\.?|versus)\s*(?:also|maybe|perhaps|possibly|even|not)?\s*"
-    r"|、|和|或者?|与|及|以及|跟|还是|,)\s*(?:the\s+)?(?:options?|choices?|letters?|选项)?\s*[\"'(\[“【]*",
-    re.IGNORECASE,
-)
-_TEXT_JOINT = re.compile(r"\s*(?:,\s*)?(?:or|nor|and|或者?|和|、)\s*(?:an?\s|the\s)?\s*")
-_ONE_REJECTED = re.compile(
-    r"[\"')\]”】]*\s+(?:(?:does|is|was|has)(?:\s+not\b|n't\b)|fails\b|lacks\b|is\s+(?:wrong|incorrect|false)\b)", re.I
-)
-"""A verb that speaks of one option, not of all of a group."""
-_COMMA_LIST_ENDS = re.compile(r"[\"')\]”】]*\s*(?:$|[.!?。\n]|are\b|were\b|do\b|都|均|选项)")
-_NO_LIST = re.compile(
-    r"(?:unlike|instead\s+of|rather\s+than|compared\s+(?:to|with)|while|if|比起|相比|与|和|不像)\s*\W*$", re.IGNORECASE
-)
-_THE_OPTION = r"(?:\s*(?:the|a|an|option|choice|answer|letter|选项|both|either|all|be|of|out)s?\b)*\s*[(\[\"'“【]*$"
-_REJECTING = re.compile(
-    r"(?:\b(?:not|never|neither|nor|than|over|unlike|instead\s+of|rul(?:e|ed|es|ing)\s+out|eliminat\w+|"
-    r"exclud\w+|reject\w*|discard\w*|dismiss\w*|except(?:\s+for)?|versus|vs\.?|against|without|no|"
-    r"compared\s+(?:to|with)|opposed\s+to|cannot\s+be|far\s+from|"
-    r"(?:not|never)\s+(?:to\s+)?(?:choose|pick|select|go\s+(?:with|for)|opt\s+for)|(?:anything|everything|all|any)\s+but)|n't(?:\s+(?:be|choose|pick|select|go\s+(?:with|for)|opt\s+for))?"
-    r"|不会?是|不应?选|不能选|不为|并非|而非|比起|比选?|相比于|不同于|不像|不可能是|排除了?|除了|没有|不包括)"
-    + _THE_OPTION,
-    re.IGNORECASE,
-)
-_ADVERBS = r"(?:\s*\b(?:all|both|clearly|definitely|obviously|also|simply|therefore|thus|just|then|\w+ly)\b)*"
-_BE = (
-    r"(?:\s*,?\s*(?:which|who|that))?\s*(?:\b(?:is|are|was|were|seems?|looks?|must\s+be|would\s+be|should\s+be|can\s+be|"
-    r"could\s+be|to\s+be|being|has\s+been|have\s+been)\b|'s\b)"
-)
-_CLAUSE_ENDS = r"(?=\W*(?:$|[.,;!?\n]|\s(?:because|since|as)\b))"
-# `A. not visible`, `(A) False`: behind a mark an adjective is the option's text; a verb or an arrow makes it a verdict.
-_REJECTED = re.compile(
-    rf"[\"')\]”】]*(?:{_BE}{_ADVERBS}\s*(?:the\s+|an?\s+)?(?:\bincorrect|\bwrong\b|\bfalse\b|inaccurate|\binvalid|\bnot\b|"
-    r"ruled\s+out|eliminated|excluded|impossible|\bout\b|unlikely|implausible|irrelevant|mistaken|distractors?\b|"
-    r"rejected|dismissed|discarded)"
-    r"|\s+(?:(?:do|does|did|can|could|would|should|has|have|is|are|was|were|will)(?:\s+not\b|n't\b)|cannot\b|can't\b|"
-    r"fails?\b|lacks?\b|won't\b|contradicts?\b)"
-    rf"|\s*(?:->|→|[-–—:=])\s*(?:incorrect|wrong)\b{_CLAUSE_ENDS}|[.:]*\s*(?:✗|✘|❌|×)"
-    r"|\s*(?:选项|项|答案)?\s*(?:都|均|也|是|显然|明显|则|就)*\s*(?:不对|不正确|错误|错|不符|不是|不成立|有误|不合|不可能|"
-    r"可?以?排除|不选|不满足|不准确|不属于|不能|不同|相比))"
-    rf"|\s+(?:incorrect|wrong)\b{_CLAUSE_ENDS}",
-    re.IGNORECASE,
-)
-_CORRECT = re.compile(
-    rf"[\"')\]”】.:]*(?:\s*(?:\b(?:is|are|was|must\s+be|would\s+be|should\s+be|seems|looks)\b|'s\b){_ADVERBS}\s*"
-    r"(?:the\s+)?(?:(?:most\s+)?(?:correct|right|accurate|appropriate|suitable)|true|best|answer|only\s+(?:correct|right)|"
-    r"closer|closest|(?:a\s+)?better|(?:most|more)\s+likely)\b|\s+remains\b"
-    r"|\s*(?:->|→|[-–—:=])?\s*(?:✓|✔|✅|√|correct\b)|\s*(?:->|→|[-–—:=])\s*right\b"
-    r"|\s*(?:选项|项)?\s*(?:是|为)?(?:正确|对的|对(?!于|应|比)|[更最](?:合适|符合|恰当|准确)|符合题意))",
-    re.IGNORECASE,
-)
-_CHOOSE = (
-    r"(?:\b(?:choose|chose|choosing|select(?:ed)?|selecting|pick(?:ed)?|picking|go(?:ing)?\s+(?:with|for)|opt(?:ed)?\s+for|"
-    r"vote\s+for|answer\s+with)\b(?:\s*:)?"
-    r"|\b(?:option|choice|selection|pick|guess|vote)\s*(?:is|was|would\s+be|should\s+be|must\s+be|:|=)\s*:?"
-    r"|\b(?:best|correct|right)(?:\s+(?:one|match|fit|letter))?\s+(?:is|would\s+be)\s*:?"
-    r"|(?:应该?选择?|故选择?|所以选择?|因此选择?|本题选择?|我选择?|选择?|选项[是为]|应[为该]是?|而是|选项:)\s*:?)"
-)
-_DECLARED = re.compile(
-    rf"(?:{CUE.pattern}|{_CHOOSE}|(?:^|[.!?;\n]\s*)(?:so|thus|therefore|hence|consequently|final|so,?\s+it\s+is)\b[,:]?"
-    r"|,\s*(?:but\s+)?(?:probably|likely|(?:most|more)\s+likely)\b)"
-    r"(?:\s*(?:clearly|most\s+likely|likely|probably|definitely|obviously|thus|therefore|simply|indeed|"
-    r"(?:the\s+)?(?:correct\s+)?(?:option|choice|letter)|the|选项|:)\b:?)*\s*[(\[\"'“【<]*$",
-    re.IGNORECASE,
-)
-_CUED = re.compile(r"(?:\b(?:option|choice|answer|letter)s?|选项|答案|选择?)\s*:?\s*[(\[\"'“]*$", re.IGNORECASE)
-_SUPPOSED = re.compile(
-    r"(?:\bif\b|\bhad\b|\bwere\b|如果|假如)[^.!?\n。]*\bwould\b[^.!?\n。]*$|如果[^.!?\n。]*$", re.IGNORECASE
-)
-_LEADING = re.compile(
-    r"[\"')\]”】]*(?:\s*$|[.):,、;\]]|\s*\n|\s*[-–—:→(]|\s+(?:because|since|as|due\s+to)\b|\s*[,]?因为)"
-)
-_VERDICT_RIGHT = re.compile(r"(?<!in)(?<!not )\b(?:correct|right|true)\b|✓|✔|✅|√|(?<!不)正确", re.IGNORECASE)
-_VERDICT_WRONG = re.compile(
-    r"\bincorrect\b|\bwrong\b|\bfalse\b|\bnot\s+(?:correct|right|true)\b|✗|✘|❌|×|不正确|错误|不对|不符", re.IGNORECASE
-)
 
 
 @dataclass
@@ -239,7 +163,7 @@ def _leads(text: str, group: _Group, texts: Mapping[str, str]) -> bool:
         return True
     rest = text[group.end :]
     own = texts.get(group.letters[0], "")
-    return _LEADING.match(rest) is not None or bool(own) and _text(rest[: len(own) + 20]).startswith(own)
+    return LEADING.match(rest) is not None or bool(own) and _text(rest[: len(own) + 20]).startswith(own)
 
 
 def _groups(text: str, known: Sequence[str], texts: Mapping[str, str]) -> list[_Group]:
@@ -250,17 +174,17 @@ def _groups(text: str, known: Sequence[str], texts: Mapping[str, str]) -> list[_
         before = text[max(0, group.start - _AROUND) : group.start]
         after = _behind_own_text(text[group.end : group.end + _AROUND], texts.get(group.letters[-1], ""))
         group.asked = re.match(r"[\"')\]]*\s*\?", after) is not None
-        negated = _REJECTING.search(before.rpartition("\n")[2]) is not None
-        group.rejected = negated or _REJECTED.match(after) is not None
-        group.declared = bool(_DECLARED.search(before) or _CORRECT.match(after)) and not _SUPPOSED.search(before)
-        if _CORRECT.match(after) and len(group.letters) == 1 and not negated:
+        negated = REJECTING.search(before.rpartition("\n")[2]) is not None
+        group.rejected = negated or REJECTED.match(after) is not None
+        group.declared = bool(DECLARED.search(before) or CORRECT.match(after)) and not SUPPOSED.search(before)
+        if CORRECT.match(after) and len(group.letters) == 1 and not negated:
             group.rejected = False
         if group in items and len({item.letters[0] for item in items}) > 1:
             line, _, below = text[group.end :].partition("\n")
             own = _behind_own_text(line, texts.get(group.letters[0], ""))
             if "\n" in before and below and not before.rpartition("\n")[2].strip(_WRAPPERS + "•"):
-                group.declared &= bool(_CORRECT.match(after)) or not _next_is_item(text, group, items)
-            wrong, right = _VERDICT_WRONG.search(line), _VERDICT_RIGHT.search(line)
+                group.declared &= bool(CORRECT.match(after)) or not _next_is_item(text, group, items)
+            wrong, right = VERDICT_WRONG.search(line), VERDICT_RIGHT.search(line)
             if len(items) > _YES_AND_NO and (said := re.match(r"\W*(yes|no)\b", own, re.IGNORECASE)):
                 wrong, right = (None, said) if said[1].lower() == "yes" else (said, None)
             if _text(line.lstrip(_WRAPPERS)) == texts.get(group.letters[0]):
@@ -294,7 +218,7 @@ def _is_item(text: str, group: _Group) -> bool:
     line = text[text.rfind("\n", 0, group.start) + 1 : group.start]
     return (
         len(group.letters) == 1
-        and re.fullmatch(_ITEM, line, re.IGNORECASE) is not None
+        and re.fullmatch(ITEM, line, re.IGNORECASE) is not None
         and re.match(r"[)\]】]*\s*[.):、\]-]|\)", text[group.end :]) is not None
     )
 
@@ -305,7 +229,7 @@ def _joined(text: str, found: Sequence[tuple[int, int, str]]) -> list[_Group]:
     run: list[tuple[int, int, str]] = []
     joints: list[str] = []
     for place in found:
-        joint = _JOINT.fullmatch(text[run[-1][1] : place[0]]) if run else None
+        joint = JOINT.fullmatch(text[run[-1][1] : place[0]]) if run else None
         if joint is None or place[2] in (letter for _, _, letter in run):
             groups += _as_groups(text, run, joints)
             run, joints = [place], []
@@ -323,13 +247,8 @@ def _as_groups(text: str, run: Sequence[tuple[int, int, str]], joints: Sequence[
     before = text[max(0, run[0][0] - _AROUND) : run[0][0]]
     negates = any(joint.lower().endswith("not") for joint in joints)
     only_commas = all(joint == "," for joint in joints)
-    slashed = all(joint == "/" for joint in joints) and _ONE_REJECTED.match(text[run[-1][1] :]) is not None
-    if (
-        negates
-        or slashed
-        or only_commas
-        and (_NO_LIST.search(before) or not _COMMA_LIST_ENDS.match(text[run[-1][1] :]))
-    ):
+    slashed = all(joint == "/" for joint in joints) and ONE_REJECTED.match(text[run[-1][1] :]) is not None
+    if negates or slashed or only_commas and (NO_LIST.search(before) or not COMMA_LIST_ENDS.match(text[run[-1][1] :])):
         return [_Group([letter], start, end) for start, end, letter in run]
     return whole
 
@@ -352,16 +271,16 @@ def _stands(text: str, start: int, end: int, token: str, texts: Mapping[str, str
     """Whether a letter that stands alone is an option's and no word, unit or part of a name."""
     before, after = text[max(0, start - _AROUND) : start], text[end : end + _AROUND]
     stripped = before.rstrip()
-    if stripped.endswith(tuple(_OPENING)) and after.lstrip().startswith(tuple(_CLOSING)):
+    if stripped.endswith(tuple(OPENING)) and after.lstrip().startswith(tuple(CLOSING)):
         return True
     word = re.match(r"\s+([A-Za-z][a-z']*|[A-Z](?![A-Za-z]))", after)
     next_word = word[1] if word else ""
-    cued = _CUED.search(before) or _DECLARED.search(before)
+    cued = CUED.search(before) or DECLARED.search(before)
     at_line_start = not before.rpartition("\n")[2].strip(" \t-*•#(\"'“") and (not stripped or "\n" in before)
     marked = re.match(r"[)\]】]?\s*[.):、]|[)\]】]|\s+[-–—]\s", after) is not None
     if cued:
-        is_word = token.islower() or token in _WORD_LETTERS
-        return not (is_word and next_word and next_word.islower() and next_word not in _AFTER_A)
+        is_word = token.islower() or token in WORD_LETTERS
+        return not (is_word and next_word and next_word.islower() and next_word not in AFTER_A)
     if token.islower():
         return not stripped and marked
     if at_line_start and marked:
@@ -371,21 +290,21 @@ def _stands(text: str, start: int, end: int, token: str, texts: Mapping[str, str
     foreign = re.match(r"\s*[\u3400-\u9fff]|\s*、", after) or re.search(r"[\u3400-\u9fff、]\s*$", before)
     previous = re.search(r"([A-Za-z0-9'%°]+)[ \t]+$", before)
     lower = previous[1].lower() if previous else ""
-    behind_noun = previous is not None and lower not in _BEFORE_WORDS and not (lower.endswith("ly") and len(lower) > 3)
-    if token in _WORD_LETTERS:
+    behind_noun = previous is not None and lower not in BEFORE_WORDS and not (lower.endswith("ly") and len(lower) > 3)
+    if token in WORD_LETTERS:
         if token == "I":
             return bool(partner_before)
         if behind_noun and not partner and not partner_before:
             return False
         ends = re.match(r"\s*(?:[.,;:!?)…\n]|$)", after)
-        return bool(ends or partner or partner_before or foreign or next_word in _AFTER_A)
+        return bool(ends or partner or partner_before or foreign or next_word in AFTER_A)
     if partner or partner_before or foreign:
         return True
     if _text(texts.get(token, "")) and _text(after).startswith(_text(texts[token])):
         return True
     if previous:
         return not behind_noun
-    return not (next_word and next_word.islower() and next_word not in _AFTER_WORDS)
+    return not (next_word and next_word.islower() and next_word not in AFTER_WORDS)
 
 
 def _one_text(text: str, texts: Mapping[str, str], rejected: set[str]) -> str | None:
@@ -405,7 +324,7 @@ def _one_text(text: str, texts: Mapping[str, str], rejected: set[str]) -> str | 
     free: set[str] = set()
     behind, out = 0, False
     for start, end, letter in sorted(own):
-        joined = behind > 0 and _TEXT_JOINT.fullmatch(plain_text[behind:start]) is not None
+        joined = behind > 0 and TEXT_JOINT.fullmatch(plain_text[behind:start]) is not None
         out = out and joined or _text_rejected(plain_text, start, end)
         behind = end
         if not out and letter not in rejected:
@@ -415,7 +334,7 @@ def _one_text(text: str, texts: Mapping[str, str], rejected: set[str]) -> str | 
 
 def _text_rejected(text: str, start: int, end: int) -> bool:
     before, after = text[max(0, start - _AROUND) : start], text[end : end + _AROUND]
-    return _REJECTING.search(before) is not None or _REJECTED.match(after) is not None
+    return REJECTING.search(before) is not None or REJECTED.match(after) is not None
 
 
 def _places(text: str, part: str) -> list[tuple[int, int]]:

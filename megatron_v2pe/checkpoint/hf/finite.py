@@ -86,7 +86,8 @@ class NumbersOnly:
     def conclude(self) -> None:
         """Say what was found in all tensors, in a warning where it is not refused; nothing where all are numbers.
 
-        Matrices of zeros alone are named in a warning: a download that was cut off leaves them where it had made the file's room.
+        Matrices of zeros alone are named in a warning: a download that was cut off leaves them where it had made the
+        file's room.
 
         Raises:
             CheckpointError: some are not, and that is refused; names the first tensors, places and values, counts NaN

@@ -21,14 +21,14 @@ from megatron_v2pe.foreign.printable import printable
 logger = get_logger(__name__)
 
 Mode = Literal["corrected", "reference"]
-"""Of asking, where the published way has a defect: `reference` keeps it. A family's README.md says what it is."""
+"""How a benchmark asks where the published way has a defect: `reference` keeps it. The family's README.md names it."""
 IMAGE = "<image>"
 """Stands where an image goes."""
 FAMILY_TILES = 6
 """Most tiles of an image in the general benchmarks, unless stated (`--max-num` of the published script)."""
 
 PACKAGES = ("rapidfuzz", "rouge", "english_words", "pyarrow", "openpyxl")
-"""Of the `eval` extra: for scores, Parquet files and spreadsheets."""
+"""Packages of the `eval` extra: for scores, Parquet files and spreadsheets."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ImageRef:
     """An image of a question: a file, or a frame of a video."""
 
     path: str
-    """As found: relative to the folder evaluation was started in, or absolute."""
+    """Its path as it was found: relative to the folder evaluation was started in, or absolute."""
     frame: int | None = None
     """Which frame of a video file or animation."""
     max_tiles: int | None = None
@@ -78,7 +78,7 @@ class PublishedCount:
     """How many questions the published files of a benchmark have.
 
     A score over other data than the published ones must never stand beside a published number without a mark. Most
-    parts of a benchmark can be told from the whole by the number of their questions alone.
+    parts of a benchmark can be distinguished from the whole by the number of their questions alone.
     """
 
     questions: int
@@ -90,9 +90,9 @@ class Benchmark(ABC):
     """A benchmark."""
 
     name: str
-    """As on the command line and in result files; `BENCHMARKS.register` sets it."""
+    """Its name on the command line and in result files; `BENCHMARKS.register` sets it."""
     title: str
-    """As in tables."""
+    """Its name in tables."""
     scorer: str | None
     """Name of its scorer, see `scorer_names`; None: a server scores the file of `submission`."""
     item_fields: tuple[str, ...] = ("answers",)

@@ -63,7 +63,7 @@ _NOT_BUT = re.compile(
 )
 _ARTICLE = re.compile(r"^(?:an?|the)\s+", re.IGNORECASE)
 _FEW_WORDS = 5
-"""Of a first paragraph that is the answer where sentences follow it."""
+"""Most words of a first paragraph that is the answer where sentences follow it."""
 _CORRECTION = re.compile(
     r"(?:(?<=[.!?…—–,\n])|(?<=\.\s)|^)\s*(?:but\s+|oh,?\s+|no,?\s+)?"
     r"(?:wait|hold\s+on|scratch\s+that|correction|on\s+second\s+thoughts?|let\s+me\s+(?:re-?)?(?:check|consider|think|"

@@ -77,9 +77,9 @@ class _Group:
     declared: bool = False
     rejected: bool = False
     listed: bool = False
-    """On a line of its own in a list of options."""
+    """Whether it begins a line in a list of options."""
     asked: bool = False
-    """With a question mark behind it."""
+    """Whether a question mark stands behind it."""
 
 
 def named_letter(prediction: str, options: Mapping[str, str], letters: Iterable[str] = ()) -> str | None:

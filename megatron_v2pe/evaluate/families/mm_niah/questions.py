@@ -38,7 +38,7 @@ FIELDS: Fields = {
     "answer": (str, int, VALUES),
     "meta": dict,
 }
-"""Of a line."""
+"""Fields a line must have."""
 _META_FIELDS: Fields = {"placed_depth": (*NUMBER, list[float]), "context_length": NUMBER}
 _META_OPTIONAL: Fields = {"choices": VALUES, "choices_image_path": TEXTS}
 COUNTING_TOKENS, OTHER_TOKENS = 320, 16

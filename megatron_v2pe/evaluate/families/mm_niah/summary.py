@@ -22,7 +22,7 @@ from megatron_v2pe.evaluate.scorers.base import Item, Judgement, Mode, Summary, 
 
 BINS = (1000, 2000, 4000, 8000, 12000, 16000, 24000, 32000, 40000, 48000, 64000)
 LONG_BINS = (*BINS, 128_000, 256_000, 512_000, 1_000_000)
-"""With those of the long variant's four sets."""
+"""The bins, and those of the long variant's four sets."""
 DEPTHS = 5
 SPLITS = ("rag-val", "val", "rag-test", "test")
 TASKS = tuple(f"{task}-{needle}" for task in ("retrieval", "counting", "reasoning") for needle in ("text", "image"))

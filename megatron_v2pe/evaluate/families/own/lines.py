@@ -35,7 +35,7 @@ _TYPES: Fields = {
 }
 _NEEDLE_META = ("placed_depth", "context_length")
 _NEEDLE_MARKS = (*_NEEDLE_META, "choices", "choices_image_path", "needles")
-"""Of these one is enough to tell MM-NIAH's form: its choices would not be shown otherwise."""
+"""One of these fields is enough to know MM-NIAH's form: its choices would not be shown otherwise."""
 _PLACES = ("", "..", "../images", "images")
 """Folders below which the images of MM-NIAH's form are looked for, relative to the file's: of `mm_niah/TASK.jsonl` of
 our builder, of MM-NIAH's `annotations/TASK.jsonl`."""

@@ -1,4 +1,4 @@
-"""The options of an own question: shown beneath it, and told to the scorer; a letter alone says nothing to a model.
+"""The options of an own question: shown beneath it, and given to the scorer; a letter alone says nothing to a model.
 
 Understood: `options` or `choices`, a list of texts or an object of letters and texts (MMMU's list inside a text too),
 or fields `A`, `B`, ... of the line, as tables of multiple choice have them, where the answer is one of these letters.

@@ -55,7 +55,7 @@ class OwnQuestions(Benchmark):
     own = True
 
     def __init__(self, file: Path, mode: Mode = "corrected", cache: Path = CACHE) -> None:
-        """Name the file; other arguments as of `Benchmark`.
+        """Name the file; other arguments are those of `Benchmark`.
 
         How it is asked and scored is known once its questions are read: its lines say whether it is MM-NIAH's form.
         """
@@ -88,10 +88,10 @@ class OwnQuestions(Benchmark):
             unknown.update(others)
             yield where, question
         if unknown:
-            told = ", ".join(
+            shown = ", ".join(
                 f"{printable(name)[:60]} ({count} line{'s' * (count > 1)})" for name, count in unknown.most_common(10)
             )
-            logger.warning("%s: fields that are kept and not read: %s", self.name, told)
+            logger.warning("%s: fields that are kept and not read: %s", self.name, shown)
 
     def _score_as_mm_niah(self) -> None:
         self.scorer, self.item_fields = MmNiah.scorer, MmNiah.item_fields

@@ -43,7 +43,7 @@ class MvBenchTask:
 
     title: str
     folder: str
-    """Of its videos, below `video/`."""
+    """Folder of its videos, below `video/`."""
     bounded: bool = False
     """Whether questions are about a clip, `start` to `end`."""
 

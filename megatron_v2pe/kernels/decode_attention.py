@@ -58,14 +58,14 @@ def decode_attention(
 
 
 def enter_cache(
-    joint: Tensor, same: Tensor, other: Tensor, keys: Tensor, values: Tensor, starts: Tensor, lengths: Tensor
+    joint: Tensor, cos: Tensor, signed_sin: Tensor, keys: Tensor, values: Tensor, starts: Tensor, lengths: Tensor
 ) -> Tensor:
     """Rotate the queries and the key of a new token of each sequence; write key and value behind what is cached.
 
     Args:
         joint: [n, groups, r + 2, d]: of each group the queries, the key, the value.
-        same: [n, 1, 1, d], see `rotate`.
-        other: as `same`.
+        cos: [n, 1, 1, d], see `rotate`.
+        signed_sin: [n, 1, 1, d].
         keys: [places, groups, d], contiguous; written to at `starts + lengths`.
         values: as `keys`.
         starts: int64 [n].
@@ -77,21 +77,21 @@ def enter_cache(
     if use_triton(joint, keys, values):
         from megatron_v2pe.kernels.gpu import decode_attention as gpu
 
-        return gpu.enter(joint.contiguous(), same.contiguous(), other.contiguous(), keys, values, starts, lengths)
-    rotated, places = rotate(joint[:, :, :-1], same, other), starts + lengths
+        return gpu.enter(joint.contiguous(), cos.contiguous(), signed_sin.contiguous(), keys, values, starts, lengths)
+    rotated, places = rotate(joint[:, :, :-1], cos, signed_sin), starts + lengths
     keys.index_copy_(0, places, rotated[:, :, -1])
     values.index_copy_(0, places, joint[:, :, -1])
     return rotated[:, :, :-1]
 
 
-def rotate(states: Tensor, same: Tensor, other: Tensor) -> Tensor:
+def rotate(states: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Rotate [T, groups, heads, d], in float32 or wider; equals `v2pe.rotary.apply_rotary`.
 
     Args:
         states: of any floating type.
-        same: [T, 1, 1, d]: factors of a number itself, the cosines twice.
-        other: [T, 1, 1, d]: factors of its partner, minus the sines and the sines.
+        cos: [T, 1, 1, d]: factors of a number itself, the cosines twice.
+        signed_sin: [T, 1, 1, d]: factors of its partner, minus the sines and then the sines.
     """
-    wide = states.to(torch.promote_types(states.dtype, same.dtype))
-    turned = (wide * same).addcmul_(wide.roll(wide.shape[-1] // 2, -1), other)
+    wide = states.to(torch.promote_types(states.dtype, cos.dtype))
+    turned = (wide * cos).addcmul_(wide.roll(wide.shape[-1] // 2, -1), signed_sin)
     return turned.to(states.dtype)

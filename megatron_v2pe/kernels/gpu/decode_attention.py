@@ -103,8 +103,8 @@ def _merge(
 @triton.jit
 def _enter(
     joint,
-    same,
-    other,
+    cos,
+    signed_sin,
     query,
     keys,
     values,
@@ -124,8 +124,8 @@ def _enter(
     inside = (row < HEADS + 2) & wide
     own = tl.load(source + column, mask=inside, other=0.0)
     partner = tl.load(source + (column + WIDTH // 2) % WIDTH, mask=inside, other=0.0).to(tl.float32)
-    stays = tl.load(same + sequence * WIDTH + column, mask=wide, other=0.0)
-    turns = tl.load(other + sequence * WIDTH + column, mask=wide, other=0.0)
+    stays = tl.load(cos + sequence * WIDTH + column, mask=wide, other=0.0)
+    turns = tl.load(signed_sin + sequence * WIDTH + column, mask=wide, other=0.0)
     rotated = own.to(tl.float32) * stays + partner * turns
     place = tl.load(starts + sequence).to(tl.int64) + tl.load(lengths + sequence).to(tl.int64)
     cached = (place * groups + group) * WIDTH + column + row * 0
@@ -194,15 +194,15 @@ def attend(
 
 
 def enter(
-    joint: Tensor, same: Tensor, other: Tensor, keys: Tensor, values: Tensor, starts: Tensor, lengths: Tensor
+    joint: Tensor, cos: Tensor, signed_sin: Tensor, keys: Tensor, values: Tensor, starts: Tensor, lengths: Tensor
 ) -> Tensor:
     """See `kernels.decode_attention.enter_cache`; all tensors are contiguous."""
     count, groups, rows, width = joint.shape
     query = joint.new_empty(count, groups, rows - 2, width)
     _enter[(count, groups)](
         joint,
-        same,
-        other,
+        cos,
+        signed_sin,
         query,
         keys,
         values,

@@ -30,7 +30,7 @@ class ScaledLowRank(LinearAdapter):
         super().__init__(linear.tp_group)  # type: ignore[arg-type]
         (outputs, inputs), dtype = linear.weight.shape, linear.weight.dtype
         self.sharded_axes = {"up": 0} if isinstance(linear, ColumnLinear) else {"down": 1}
-        if name.endswith("linear_fc1") and linear.config.gated_linear_unit:
+        if name.endswith("linear_fc1") and getattr(linear.config, "gated_linear_unit", False):
             self.gated = ("up",)
         self.forget = forget
         self.down = nn.Parameter(torch.randn(RANK, inputs, dtype=dtype) * 0.1)

@@ -236,11 +236,11 @@ def _encoding(arguments: argparse.Namespace) -> Encoding:
 
 
 def _long_vqa(arguments: argparse.Namespace) -> Builder:
-    from megatron_v2pe.workshop.long_context.budget import Budget
+    from megatron_v2pe.workshop.long_context.budget import TokenBudget
     from megatron_v2pe.workshop.long_context.draws import TokenRange
     from megatron_v2pe.workshop.long_context.forms import ImageForm, PasteForm
     from megatron_v2pe.workshop.long_context.image_pool import ImagePool
-    from megatron_v2pe.workshop.long_context.long_vqa import LongVqa, LongVqaSettings
+    from megatron_v2pe.workshop.long_context.long_vqa import LongVqaBuilder, LongVqaSettings
     from megatron_v2pe.workshop.long_context.pipeline import open_datasets
     from megatron_v2pe.workshop.long_context.text_source import TextSource
 
@@ -248,22 +248,22 @@ def _long_vqa(arguments: argparse.Namespace) -> Builder:
         arguments.seed, TokenRange.parse(arguments.target_tokens), arguments.questions, arguments.reuse_images
     )
     encoding = _encoding(arguments)
-    budget = Budget(encoding)
+    budget = TokenBudget(encoding)
     form = ImageForm(budget)
     if arguments.form == "paste":
         form = PasteForm.parse(budget, arguments.paste_grid, arguments.paste_cell or encoding.tile_size)
     datasets = open_datasets(arguments.meta_path, arguments.annotation, arguments.root)
     text = TextSource(arguments.text, encoding) if arguments.text else None
     groups = [datasets] if arguments.mix_annotations else [[dataset] for dataset in datasets]
-    return LongVqa([ImagePool(group, encoding) for group in groups], budget, form, settings, text)
+    return LongVqaBuilder([ImagePool(group, encoding) for group in groups], budget, form, settings, text)
 
 
 def _long_mr(arguments: argparse.Namespace) -> Builder:
-    from megatron_v2pe.workshop.long_context.budget import Budget
+    from megatron_v2pe.workshop.long_context.budget import TokenBudget
     from megatron_v2pe.workshop.long_context.draws import TokenRange
     from megatron_v2pe.workshop.long_context.image_needles import NeedleImages, needed
     from megatron_v2pe.workshop.long_context.image_pool import ImagePool, folder_images
-    from megatron_v2pe.workshop.long_context.long_mr import LongMr, LongMrSettings
+    from megatron_v2pe.workshop.long_context.long_mr import LongMrBuilder, LongMrSettings
     from megatron_v2pe.workshop.long_context.needles import IMAGE_TASKS, TEXT_TASKS
     from megatron_v2pe.workshop.long_context.pipeline import open_datasets
     from megatron_v2pe.workshop.long_context.text_source import TextSource
@@ -290,7 +290,7 @@ def _long_mr(arguments: argparse.Namespace) -> Builder:
         pictures = NeedleImages.measure(paths, encoding.tile_size, needed(tasks), arguments.needle_images)
     text = TextSource(arguments.text, encoding)
     pool = ImagePool(datasets, encoding) if datasets else None
-    return LongMr(pool, Budget(encoding), settings, text, pictures)
+    return LongMrBuilder(pool, TokenBudget(encoding), settings, text, pictures)
 
 
 if __name__ == "__main__":

@@ -142,12 +142,12 @@ def _questions(arguments: argparse.Namespace) -> list[Any]:
     from megatron_v2pe.data.image_files import image_size
     from megatron_v2pe.errors import DataError
     from megatron_v2pe.generate.jsonl import answered, read_questions, unanswered
-    from megatron_v2pe.generate.pretrained import Question
+    from megatron_v2pe.generate.pretrained import ChatQuestion
 
     if arguments.chat:
-        questions = [Question([], arguments.image, "--image")]
+        questions = [ChatQuestion([], arguments.image, "--image")]
     elif arguments.prompt is not None:
-        questions = [Question([("human", arguments.prompt)], arguments.image)]
+        questions = [ChatQuestion([("human", arguments.prompt)], arguments.image)]
     else:
         if not arguments.output.absolute().parent.is_dir():
             raise DataError(f"--output {arguments.output}: no folder {arguments.output.absolute().parent}")

@@ -84,7 +84,9 @@ def progress_bar(
         disable: show nothing, as on ranks other than the first.
     """
     if disable or not on_terminal():
-        return Lines(total, desc, unit.strip(), initial, unit_divisor if unit_scale else None, delay, silent=disable)
+        return ProgressLines(
+            total, desc, unit.strip(), initial, unit_divisor if unit_scale else None, delay, silent=disable
+        )
     from tqdm import tqdm
 
     return tqdm(
@@ -117,7 +119,7 @@ def followed(
             bar.update(1)
 
 
-class Lines:
+class ProgressLines:
     """Progress as plain lines: `read lines: 1,200 of 3,000 (40%), 40/s, 0:00:45 left`."""
 
     def __init__(
@@ -147,7 +149,7 @@ class Lines:
         self._began = self._told = time.monotonic()
         self._closed, self._more = False, ""
 
-    def __enter__(self) -> Lines:
+    def __enter__(self) -> ProgressLines:
         """Return this."""
         return self
 

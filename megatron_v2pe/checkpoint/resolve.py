@@ -30,7 +30,7 @@ _MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
-class Place:
+class FoundCheckpoint:
     """A checkpoint that was found."""
 
     folder: Path
@@ -39,7 +39,7 @@ class Place:
     """Whether it is in the HF layout."""
 
     @classmethod
-    def of(cls, folder: Path) -> Place:
+    def of(cls, folder: Path) -> FoundCheckpoint:
         """Return the place of a folder that is known to be one checkpoint."""
         return cls(folder, is_hf=(folder / CONFIG).is_file() and not (folder / DESCRIPTION).is_file())
 
@@ -49,7 +49,7 @@ class Place:
         return self.folder if self.is_hf else self.folder / HF_FOLDER
 
 
-def find_checkpoint(path: str | Path, said: str) -> Place:
+def find_checkpoint(path: str | Path, said: str) -> FoundCheckpoint:
     """Return the checkpoint a user means by a folder; nothing of it is read but what names a run's newest one.
 
     Args:
@@ -75,7 +75,7 @@ def find_checkpoint(path: str | Path, said: str) -> Place:
     )
 
 
-def look_for_checkpoint(folder: Path, said: str) -> Place | None:
+def look_for_checkpoint(folder: Path, said: str) -> FoundCheckpoint | None:
     """Return what `find_checkpoint` does, but None where there is no checkpoint; all else is as there."""
     if not folder.is_dir():
         return None
@@ -86,16 +86,16 @@ def look_for_checkpoint(folder: Path, said: str) -> Place | None:
     if (folder / CONFIG).is_file():
         if not kinds:
             inside = (folder / HF_LAYOUT).is_file() and (folder.parent / DESCRIPTION).is_file()
-            return Place(folder.parent, is_hf=False) if inside else Place(folder, is_hf=True)
+            return FoundCheckpoint(folder.parent, is_hf=False) if inside else FoundCheckpoint(folder, is_hf=True)
         if has_weights(folder):
             raise ConfigError(
                 f"{said} {printable(folder)}: holds both {CONFIG} with weights (an HF checkpoint) and {kinds[0]} (a "
                 "Megatron one); which of them is meant cannot be told: move one of the two into a folder of its own"
             )
     if DESCRIPTION in kinds:
-        return Place(folder, is_hf=False)
+        return FoundCheckpoint(folder, is_hf=False)
     latest = newest(folder)  # also where there is none: a file that names one that is gone is an error
-    return None if latest is None else Place(latest, is_hf=False)
+    return None if latest is None else FoundCheckpoint(latest, is_hf=False)
 
 
 def resume_folder(save: str | None, load: str | None, resume: str) -> Path | None:

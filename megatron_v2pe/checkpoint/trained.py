@@ -18,7 +18,7 @@ from typing import Any
 
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, TRAINING_STATE
 from megatron_v2pe.checkpoint.hf.hf_config import to_text
-from megatron_v2pe.checkpoint.resolve import CONFIG, Place
+from megatron_v2pe.checkpoint.resolve import CONFIG, FoundCheckpoint
 from megatron_v2pe.checkpoint.vet import read_description
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
@@ -53,7 +53,7 @@ def trained_model(folder: Path) -> InternVLConfig:
     Raises:
         ConfigError: another architecture, or a field that is missing or wrong.
     """
-    return InternVLConfig.from_hf(trained_config(folder), printable(Place.of(folder).hf / CONFIG))
+    return InternVLConfig.from_hf(trained_config(folder), printable(FoundCheckpoint.of(folder).hf / CONFIG))
 
 
 def trained_config(folder: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def trained_config(folder: Path) -> dict[str, Any]:
         ConfigError: `config.json` cannot be read.
         CheckpointError: the state of the run is missing or damaged, so that it is not known how it was trained.
     """
-    place = Place.of(folder)
+    place = FoundCheckpoint.of(folder)
     config = read_config(place.hf)
     if place.is_hf:
         return config

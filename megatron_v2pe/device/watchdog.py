@@ -46,7 +46,7 @@ _COMMUNICATION = ("connection closed", "connection reset", "timed out waiting", 
 """Words of what PyTorch says when another process does not answer."""
 
 
-class Place(Protocol):
+class WatchedProcess(Protocol):
     """What is to be known of a process; `launch.World`."""
 
     @property
@@ -82,7 +82,7 @@ def progress(phase: str) -> None:
     _Moves.phase = phase
 
 
-def start(world: Place, connect: Callable[[], dist.Store], limit: float, dumps: Path | None) -> Watchdog:
+def start(world: WatchedProcess, connect: Callable[[], dist.Store], limit: float, dumps: Path | None) -> Watchdog:
     """Watch over this process from now on.
 
     Args:
@@ -97,7 +97,9 @@ def start(world: Place, connect: Callable[[], dist.Store], limit: float, dumps: 
 class Watchdog:
     """Watches over one process of a run of several."""
 
-    def __init__(self, world: Place, connect: Callable[[], dist.Store], limit: float, dumps: Path | None) -> None:
+    def __init__(
+        self, world: WatchedProcess, connect: Callable[[], dist.Store], limit: float, dumps: Path | None
+    ) -> None:
         """Start the thread; arguments as `start` has them."""
         self._world, self._limit, self._dumps = world, limit, dumps
         self._connect, self._store = connect, connect()

@@ -28,7 +28,7 @@ _NUMBER = re.compile("[1-9][0-9]*")
 
 
 @dataclass(frozen=True)
-class Command:
+class LaunchCommand:
     """A script with what it was given."""
 
     script: str
@@ -81,7 +81,7 @@ class LaunchPlan:
         return "\n".join([*lines, f"set -- {shlex.join(self.arguments)}"])
 
 
-def make_plan(command: Command) -> LaunchPlan:
+def make_plan(command: LaunchCommand) -> LaunchPlan:
     """Return what a command starts.
 
     Raises:
@@ -109,7 +109,7 @@ def make_plan(command: Command) -> LaunchPlan:
     return LaunchPlan(start, variables, [str(TOOL), *place, *added, *words], out, ending, notes)
 
 
-def _split(command: Command) -> tuple[str, str, list[str]]:
+def _split(command: LaunchCommand) -> tuple[str, str, list[str]]:
     """Return checkpoint, benchmarks and flags."""
     words = list(command.words)
     if not words or words[0].startswith("-"):
@@ -137,7 +137,7 @@ def _read(words: Sequence[str]) -> Namespace:
     return make_parser().parse_args(words, Namespace(**unset, root=None))
 
 
-def _stride(command: Command, flags: Namespace, notes: list[str]) -> str:
+def _stride(command: LaunchCommand, flags: Namespace, notes: list[str]) -> str:
     """Return the stride the flags or the environment name; empty: none."""
     asked, named = flags.rope_pos_id_stride or "", command.variable("STRIDE")
     if named and not asked:
@@ -149,7 +149,7 @@ def _stride(command: Command, flags: Namespace, notes: list[str]) -> str:
     return named or asked
 
 
-def _out(command: Command, flags: Namespace, checkpoint: str, stride: str) -> str:
+def _out(command: LaunchCommand, flags: Namespace, checkpoint: str, stride: str) -> str:
     """Return the folder of answers and results."""
     named = command.variable("OUT")
     if flags.out is not None:
@@ -170,7 +170,7 @@ def _name_of(checkpoint: str, here: str) -> str:
     return f"{run.rpartition('/')[2]}_{name}" if name.startswith("iter_") else name
 
 
-def _processes(command: Command, flags: Namespace, notes: list[str]) -> tuple[int, int, list[str]]:
+def _processes(command: LaunchCommand, flags: Namespace, notes: list[str]) -> tuple[int, int, list[str]]:
     """Return how many processes there are, how many share a copy of the model, and the flag that says so if missing."""
     layout = _layout(flags)
     named = command.variable("GPUS_PER_TASK")
@@ -212,7 +212,7 @@ def _layout(flags: Namespace) -> int | None:
     return copy
 
 
-def _on_each_machine(command: Command, gpus: int) -> int:
+def _on_each_machine(command: LaunchCommand, gpus: int) -> int:
     """Return how many of the processes torchrun starts on each machine."""
     nodes = command.number("NNODES", "1")
     if gpus % nodes:
@@ -244,11 +244,11 @@ def main(argv: Sequence[str]) -> int:
 
     Args:
         argv: the script, the benchmarks it asks, `all` if all processes share one copy of the model, how many
-            processes there are unless GPUS says it (`Command.found`), and the script's own arguments.
+            processes there are unless GPUS says it (`LaunchCommand.found`), and the script's own arguments.
     """
     script, benchmarks, copy, found, *words = argv
     try:
-        plan = make_plan(Command(script, words, os.environ, benchmarks, copy == "all", int(found)))
+        plan = make_plan(LaunchCommand(script, words, os.environ, benchmarks, copy == "all", int(found)))
     except ConfigError as error:
         print(printable(f"error: {error}"), file=sys.stderr)
         return MEND

@@ -23,7 +23,7 @@ from megatron_v2pe.data.tokenize import PLACEHOLDER, REMEDY, image_lines
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import DataError, V2PEError
 from megatron_v2pe.generate.generation import GenerationOptions
-from megatron_v2pe.generate.pretrained import Pretrained, Question
+from megatron_v2pe.generate.pretrained import ChatQuestion, Pretrained
 from megatron_v2pe.parallel.topology import model_copy_group
 
 _ENDS = ("/exit", "/quit")
@@ -84,7 +84,7 @@ class Chat:
     def _ask(self, text: str, say: Write) -> None:
         turns, images = [*self.turns, ("human", self._with_places(text))], self.images + self.waiting
         name = f"turn {len(turns) // 2}"
-        question = Question(turns, images, name)
+        question = ChatQuestion(turns, images, name)
         try:
             answer = self.pretrained.ask([question], self.tiling, self.options, lambda _, piece: say(piece))[0]
         except V2PEError as error:  # the same on every rank

@@ -30,7 +30,7 @@ from megatron_v2pe.foreign.schema import Fields, Range, typed
 from megatron_v2pe.foreign.seal import checksum, seal, unseal
 from megatron_v2pe.foreign.text import is_unicode, json_line, json_lines, kind_of, lines, parse_json
 from megatron_v2pe.generate.generation import Generated, GenerationOptions
-from megatron_v2pe.generate.pretrained import Pretrained, Question
+from megatron_v2pe.generate.pretrained import ChatQuestion, Pretrained
 
 _READ = (*TURN_FIELDS, "prompt", "id")
 _ASKED = ("prompt", "question", "query", "text")
@@ -50,14 +50,14 @@ class _Answer:
     """Checksum of the question; older versions wrote none."""
 
 
-def read_questions(path: Path, image_root: Path | None = None) -> list[Question]:
+def read_questions(path: Path, image_root: Path | None = None) -> list[ChatQuestion]:
     """Read all questions; their images are looked up under `image_root`, by default the file's own folder.
 
     Raises:
         DataError: the file cannot be read, a line is no question, or two have the same id; names the line.
     """
     root = path.parent if image_root is None else image_root
-    questions: dict[str, Question] = {}
+    questions: dict[str, ChatQuestion] = {}
     unread = Counter[str]()
     for number, row in json_lines(path, DataError):
         place = f"{printable(path)}:{number}"
@@ -70,7 +70,7 @@ def read_questions(path: Path, image_root: Path | None = None) -> list[Question]
     return list(questions.values())
 
 
-def unanswered(questions: Sequence[Question], path: Path) -> list[Question]:
+def unanswered(questions: Sequence[ChatQuestion], path: Path) -> list[ChatQuestion]:
     """Return the questions an output file has no answer for; cut off a last line that is not whole.
 
     Raises:
@@ -112,7 +112,7 @@ def _answers(path: Path) -> dict[str, _Answer]:
     return answers
 
 
-def _asked(question: Question) -> str:
+def _asked(question: ChatQuestion) -> str:
     """Return a checksum of what is asked: its turns, and the names of its images without their folders."""
     return checksum(
         {"turns": [list(turn) for turn in question.turns], "images": [*map(os.path.basename, question.images)]}
@@ -134,7 +134,7 @@ def _read_answer(line: bytes, place: str) -> _Answer:
 
 def answer_file(
     pretrained: Pretrained,
-    questions: Sequence[Question],
+    questions: Sequence[ChatQuestion],
     output: Path,
     tiling: TilingOptions,
     options: GenerationOptions,
@@ -168,7 +168,7 @@ def answer_file(
         yield len(batch)
 
 
-def _line(question: Question, answer: Generated) -> str:
+def _line(question: ChatQuestion, answer: Generated) -> str:
     row = {
         "id": question.name,
         "answer": answer.text.strip(),
@@ -179,7 +179,7 @@ def _line(question: Question, answer: Generated) -> str:
     return json_line(seal(row))
 
 
-def _question(row: Any, place: str, number: int, root: Path, unread: Counter[str]) -> Question:
+def _question(row: Any, place: str, number: int, root: Path, unread: Counter[str]) -> ChatQuestion:
     fields = Fields(row, place, DataError)
     fields.get("image", str | list[str], None)
     prompt = _prompt(fields, place)
@@ -197,7 +197,7 @@ def _question(row: Any, place: str, number: int, root: Path, unread: Counter[str
             raise DataError(
                 f"{place}: {printable(image)[:80]}: nothing is fetched from an address; give the path of a file"
             )
-    return Question(turns, [str(root / image) for image in media.images], name)
+    return ChatQuestion(turns, [str(root / image) for image in media.images], name)
 
 
 def _prompt(fields: Fields, place: str) -> tuple[str, str] | None:

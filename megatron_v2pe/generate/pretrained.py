@@ -37,7 +37,7 @@ Turns = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Question:
+class ChatQuestion:
     """A conversation that ends with a question."""
 
     turns: Turns
@@ -78,7 +78,7 @@ class Pretrained:
         self.engine.model.rotary = build_rotary(self.config, policy)
         return replace(self, policy=policy)
 
-    def encode(self, questions: Sequence[Question], tiling: TilingOptions, max_new_tokens: int) -> list[Prompt]:
+    def encode(self, questions: Sequence[ChatQuestion], tiling: TilingOptions, max_new_tokens: int) -> list[Prompt]:
         """Encode questions on every rank of this copy of the model, at the cost of their images' headers.
 
         Args:
@@ -95,7 +95,7 @@ class Pretrained:
 
         return raise_on_all_ranks(encoded, topology.model_copy_group())
 
-    def _encoded(self, question: Question, tiling: TilingOptions, max_new_tokens: int) -> Prompt:
+    def _encoded(self, question: ChatQuestion, tiling: TilingOptions, max_new_tokens: int) -> Prompt:
         if not question.turns or not question.turns[-1][1].strip():
             raise DataError(f"{question.name}: the prompt is empty")
         try:
@@ -107,7 +107,7 @@ class Pretrained:
 
     def ask(
         self,
-        questions: Sequence[Question],
+        questions: Sequence[ChatQuestion],
         tiling: TilingOptions,
         options: GenerationOptions,
         on_text: OnText | None = None,
@@ -132,7 +132,7 @@ class Pretrained:
     def answer(self, turns: Turns, images: Sequence[str], tiling: TilingOptions, max_new_tokens: int) -> str:
         """Return the greedy answer to a conversation that ends with a question; see `encode_prompt`."""
         options = GenerationOptions(max_new_tokens)
-        return self.ask([Question(turns, images)], tiling, options)[0].text.strip()
+        return self.ask([ChatQuestion(turns, images)], tiling, options)[0].text.strip()
 
 
 @contextmanager

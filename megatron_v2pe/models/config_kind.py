@@ -26,7 +26,7 @@ _POSITIONS = ("rope_pos_id_version", "rope_pos_id_stride")
 
 
 @dataclass(frozen=True)
-class Part:
+class ConfigPart:
     """A section of a `config.json` with the family that reads it."""
 
     section: Fields
@@ -43,8 +43,8 @@ class Part:
 class Kind:
     """The families of a model's parts."""
 
-    vision: Part
-    language: Part
+    vision: ConfigPart
+    language: ConfigPart
 
     def read_vision(self) -> VisionConfig:
         """Read `vision_config`; errors are those of the family's reader."""
@@ -107,7 +107,7 @@ def _with_article(title: str) -> str:
     return f"{'an' if title[:1] in 'AEIOU' else 'a'} {title}"
 
 
-def _part(section: Fields, what: str, families: Registry[SectionReader[Any]]) -> Part:
+def _part(section: Fields, what: str, families: Registry[SectionReader[Any]]) -> ConfigPart:
     """Return which family reads a section.
 
     A tower need not be named, for the published class knows but one; a language model needs its `architectures`.
@@ -118,7 +118,7 @@ def _part(section: Fields, what: str, families: Registry[SectionReader[Any]]) ->
     if architecture is None:
         default = [(name, reader) for name, reader in of_kind.items() if reader.is_default]
         if default:
-            return Part(section, *default[0])
+            return ConfigPart(section, *default[0])
         if of_kind:
             expected = " or ".join(f'["{name}"]' for name in of_kind)
             _missing(section, "architectures", expected, "" if kind is None else f"; model_type is {kind}")
@@ -128,7 +128,7 @@ def _part(section: Fields, what: str, families: Registry[SectionReader[Any]]) ->
     if architecture not in of_kind:
         shown = printable(kind)[:80]
         raise section.error(f"{section.source}: {what} of model_type {shown!r} is not supported; {supported()}")
-    return Part(section, architecture, of_kind[architecture])
+    return ConfigPart(section, architecture, of_kind[architecture])
 
 
 def _refuse(top: Fields, kind: str | None, architecture: str | None) -> NoReturn:

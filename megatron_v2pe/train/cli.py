@@ -47,7 +47,7 @@ Recipes = Mapping[str, Callable[[], ExperimentConfig]]
 
 
 @dataclass(frozen=True)
-class Command:
+class TrainCommand:
     """What a command line asks for."""
 
     config: ExperimentConfig
@@ -100,7 +100,7 @@ def main(argv: Sequence[str], recipes: Recipes) -> int:
         return exit_status.of(error)
 
 
-def _dry_run(command: Command, ranks: int | None) -> int:
+def _dry_run(command: TrainCommand, ranks: int | None) -> int:
     """Print the settings, what was found and what the run would take; return the status of the first problem."""
     from megatron_v2pe.train.preflight import dry_run
     from megatron_v2pe.train.preflight.run import inspect_run
@@ -136,7 +136,7 @@ def check(argv: Sequence[str], recipes: Recipes, processes: int) -> None:
         check_run(command.config, processes)
 
 
-def read_command(argv: Sequence[str], recipes: Recipes, world_size: int, launched: bool = True) -> Command:
+def read_command(argv: Sequence[str], recipes: Recipes, world_size: int, launched: bool = True) -> TrainCommand:
     """Return what a command line asks for, its settings checked; nothing checks them again after this.
 
     Args:
@@ -161,7 +161,7 @@ def parse(argv: Sequence[str], recipes: Recipes) -> ExperimentConfig:
     return parse_command(argv, recipes).config
 
 
-def parse_command(argv: Sequence[str], recipes: Recipes) -> Command:
+def parse_command(argv: Sequence[str], recipes: Recipes) -> TrainCommand:
     """Return what a command line asks for, its settings not yet checked against one another.
 
     Raises:
@@ -182,7 +182,7 @@ def parse_command(argv: Sequence[str], recipes: Recipes) -> Command:
         config = _with_layer(config, layer)
     ranks, card = _of_a_dry_run(arguments.own)
     named = recipe if "recipe" in arguments.own else None
-    return Command(config, "dry_run" in arguments.own, ranks, card, arguments.published, named)
+    return TrainCommand(config, "dry_run" in arguments.own, ranks, card, arguments.published, named)
 
 
 def _print_help(recipes: Recipes) -> None:

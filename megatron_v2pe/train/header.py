@@ -13,7 +13,7 @@ from megatron_v2pe.models.memory import parameters
 from megatron_v2pe.parallel.attention.context_parallel import exchange_named
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.train.config import ExperimentConfig
-from megatron_v2pe.train.memory import Budget, in_words, packs_per_step
+from megatron_v2pe.train.memory import MemoryBudget, in_words, packs_per_step
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Start:
     """Folder of log and metrics."""
 
 
-def header(budget: Budget, plan: Plan, packs: int | None, start: Start) -> Iterator[str]:
+def header(budget: MemoryBudget, plan: Plan, packs: int | None, start: Start) -> Iterator[str]:
     """Yield the lines a run begins with.
 
     Args:

@@ -32,7 +32,7 @@ from megatron_v2pe.train.metrics import StepMetrics
 from megatron_v2pe.train.optimizer import take_step
 from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.train.step import Conclusion, conclude, run_micro_batches
-from megatron_v2pe.train.step_ahead import StepData, StepsAhead
+from megatron_v2pe.train.step_ahead import StepData, StepDataReader
 from megatron_v2pe.train.writers import MetricsLog
 
 _log = get_logger(__name__)
@@ -66,7 +66,7 @@ class Trainer:
         last = min(train_steps, exit_step or train_steps)
         iteration, saved, ended_well = start, start, False
         self.model.train()
-        steps = StepsAhead(self.feed, self.cutter, self.pixels, self.num_micro_batches, self._key)
+        steps = StepDataReader(self.feed, self.cutter, self.pixels, self.num_micro_batches, self._key)
         try:
             while iteration < last:
                 began = time.perf_counter()

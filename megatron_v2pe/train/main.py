@@ -37,7 +37,7 @@ from megatron_v2pe.train.header import Start
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
-from megatron_v2pe.train.setup import Run
+from megatron_v2pe.train.setup import TrainingRun
 from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.train.writers import MetricsLog, check_writers
 
@@ -85,7 +85,7 @@ def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
         return _train(setup.prepare(config, world, device))
 
 
-def _train(run: Run) -> int:
+def _train(run: TrainingRun) -> int:
     """Load the model, open the data, train to the last step or a request to stop; return the exit status."""
     loaded = _load(run)
     run = setup.with_counted_steps(run, loaded.loader_state, loaded.iteration)
@@ -128,7 +128,7 @@ def _train(run: Run) -> int:
     return stop.status if done < train.train_steps else exit_status.FINISHED
 
 
-def _load(run: Run) -> Loaded:
+def _load(run: TrainingRun) -> Loaded:
     """Build the model and its optimizer, with the weights of the start, or all of a checkpoint of this run."""
     parallel, settings = run.config.parallel, run.config.checkpoint
     watchdog.progress("building the model")
@@ -155,7 +155,7 @@ def _load(run: Run) -> Loaded:
     return Loaded(model, wrapped, optimizer, resumed, state.iteration, state.loader)
 
 
-def _save(run: Run, loaded: Loaded, feed: DataFeed, stated: Mapping[str, str], iteration: int) -> None:
+def _save(run: TrainingRun, loaded: Loaded, feed: DataFeed, stated: Mapping[str, str], iteration: int) -> None:
     """Write a checkpoint, its configuration and tokenizer from where the run started, `stated` in place of its own."""
     settings = run.config.checkpoint
     if settings.save is None:
@@ -168,7 +168,7 @@ def _save(run: Run, loaded: Loaded, feed: DataFeed, stated: Mapping[str, str], i
     store.save(Path(settings.save), loaded.model, loaded.optimizer, state, source, settings.keep_latest, files)
 
 
-def _report(run: Run, rates: str, start: int, done: int) -> None:
+def _report(run: TrainingRun, rates: str, start: int, done: int) -> None:
     total = run.config.train.train_steps
     where = f"; checkpoints in {run.config.checkpoint.save}" if run.config.checkpoint.save else "; nothing was saved"
     how = "finished" if done >= total else "stopped, run the same command to go on"

@@ -27,7 +27,7 @@ MOST_LAYERS = 1000
 
 
 @dataclass(frozen=True)
-class Budget:
+class MemoryBudget:
     """What decides about memory, the same on every rank."""
 
     config: ExperimentConfig
@@ -164,7 +164,7 @@ def _stated(config: ExperimentConfig) -> RecomputePlan:
     return RecomputePlan(layers, kept, MOST_LAYERS if train.recompute_vision else 0)
 
 
-def plan_of_stage(budget: Budget, stage: int) -> RecomputePlan | None:
+def plan_of_stage(budget: MemoryBudget, stage: int) -> RecomputePlan | None:
     """Return what a stage recomputes, None where the recompute settings say it.
 
     Raises:
@@ -177,7 +177,7 @@ def plan_of_stage(budget: Budget, stage: int) -> RecomputePlan | None:
     return budget.plans[stage]
 
 
-def check_fits(budget: Budget) -> None:
+def check_fits(budget: MemoryBudget) -> None:
     """Refuse what cannot fit: parameters, their gradients and the optimizer's state are known to the byte.
 
     Raises:
@@ -195,7 +195,7 @@ def check_fits(budget: Budget) -> None:
             )
 
 
-def shortage_foreseen(budget: Budget, stage: int) -> str | None:
+def shortage_foreseen(budget: MemoryBudget, stage: int) -> str | None:
     """Say that a stage is estimated to take more than the card has, None where it is not."""
     found = budget.estimate(stage, budget.plans[stage])
     if budget.card is None or found.total + RESERVE <= budget.card:
@@ -207,11 +207,11 @@ def shortage_foreseen(budget: Budget, stage: int) -> str | None:
     )
 
 
-def _of_stage(budget: Budget, stage: int) -> str:
+def _of_stage(budget: MemoryBudget, stage: int) -> str:
     return f" of pipeline stage {stage}" if budget.stages > 1 else ""
 
 
-def _more_room(budget: Budget) -> str:
+def _more_room(budget: MemoryBudget) -> str:
     """Return the settings that make room for parameters and optimizer."""
     settings = ["more ranks share it with parallel.use_distributed_optimizer"]
     settings += ["parallel.tensor_model_parallel_size and pipeline_model_parallel_size cut the model"]
@@ -220,7 +220,7 @@ def _more_room(budget: Budget) -> str:
     return "; ".join(settings)
 
 
-def in_words(budget: Budget, stage: int) -> str:
+def in_words(budget: MemoryBudget, stage: int) -> str:
     """Say in one line what a stage keeps and recomputes, and what it is estimated to take."""
     plan = budget.plans[stage]
     found = budget.estimate(stage, plan)
@@ -245,7 +245,7 @@ def in_words(budget: Budget, stage: int) -> str:
     return f"recompute{where}: {', '.join(parts)}; estimated {_gib(taken)}{room}"
 
 
-def advice(budget: Budget) -> str:
+def advice(budget: MemoryBudget) -> str:
     """Return which settings make a step take less memory, the nearest first."""
     config, settings = budget.config, list[str]()
     if config.train.recompute == "auto":
@@ -266,7 +266,7 @@ def _host_state_switch(settings: OptimizerSettings) -> str | None:
 
 
 @contextmanager
-def shortage_explained(step: int, longest: tuple[int, int], budget: Budget | None = None) -> Iterator[None]:
+def shortage_explained(step: int, longest: tuple[int, int], budget: MemoryBudget | None = None) -> Iterator[None]:
     """Raise what says that a device's memory has run out as an error that says what of, and what would help.
 
     Args:
@@ -304,13 +304,13 @@ def _gib(number: float) -> str:
     return f"{number / GIB:.1f} GiB"
 
 
-def packs_per_step(budget: Budget) -> int:
+def packs_per_step(budget: MemoryBudget) -> int:
     """Return how many packs a step of the whole run takes."""
     ranks = budget.config.parallel.data_parallel_size(budget.world_size)
     return ranks * budget.config.train.micro_batches(ranks)
 
 
-def least_packs(tokens: int, tiles: int, budget: Budget) -> int:
+def least_packs(tokens: int, tiles: int, budget: MemoryBudget) -> int:
     """Return how many packs so many tokens and tiles fill at least."""
     data = budget.config.data
     return max(ceil(tokens / data.max_packed_tokens), ceil(tiles / data.num_images_expected), 1)

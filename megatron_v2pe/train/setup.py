@@ -41,7 +41,7 @@ from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.ddp import freeze
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.train.header import Start, header
-from megatron_v2pe.train.memory import Budget, packs_per_step, plan_of_stage, shortage_foreseen
+from megatron_v2pe.train.memory import MemoryBudget, packs_per_step, plan_of_stage, shortage_foreseen
 from megatron_v2pe.train.preflight.checkpoint import (
     changes_from_before,
     changes_from_start,
@@ -55,7 +55,7 @@ _log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """What all parts of a run share; every rank has the same but for `device` and `groups`."""
 
     config: ExperimentConfig
@@ -67,7 +67,7 @@ class Run:
     model: InternVLConfig
     policy: StridePolicy
     tokenizer: Tokenizer
-    budget: Budget
+    budget: MemoryBudget
     """What decides about memory."""
 
     @property
@@ -129,7 +129,7 @@ def where(device: Device, world: launch.World) -> str:
     return f"{device.describe()}; {world.world_size} rank{'s' if world.world_size > 1 else ''}"
 
 
-def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Run:
+def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> TrainingRun:
     """Find the checkpoint, check the layout against it, create the process groups; every rank calls this.
 
     Args:
@@ -158,8 +158,8 @@ def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Ru
     groups = topology.initialize(config.parallel, config.train.seed)
     tokenizer = Tokenizer.of_model(config.model.tokenizer_path or hf, model.llm.vocab_size)
     policy = config.v2pe.policy(config.train.seed)
-    budget = Budget(config, model, world.world_size, _smallest_card(device))
-    return Run(config, world, device, groups, start, model, policy, tokenizer, budget)
+    budget = MemoryBudget(config, model, world.world_size, _smallest_card(device))
+    return TrainingRun(config, world, device, groups, start, model, policy, tokenizer, budget)
 
 
 def _smallest_card(device: Device) -> int | None:
@@ -172,7 +172,7 @@ def _smallest_card(device: Device) -> int | None:
     return int(smallest.item())
 
 
-def build_stage(run: Run) -> InternVLModel:
+def build_stage(run: TrainingRun) -> InternVLModel:
     """Build this rank's stage of the model, weights not set, the parts frozen that are not to learn.
 
     Raises:
@@ -196,7 +196,7 @@ def build_stage(run: Run) -> InternVLModel:
     return model
 
 
-def _model_options(run: Run, plan: RecomputePlan | None) -> ModelOptions:
+def _model_options(run: TrainingRun, plan: RecomputePlan | None) -> ModelOptions:
     train, settings = run.config.train, run.config.model
     return ModelOptions(
         params_dtype=run.dtype,
@@ -214,7 +214,7 @@ def _model_options(run: Run, plan: RecomputePlan | None) -> ModelOptions:
     )
 
 
-def with_counted_steps(run: Run, state: dict[str, Any] | None, iteration: int) -> Run:
+def with_counted_steps(run: TrainingRun, state: dict[str, Any] | None, iteration: int) -> TrainingRun:
     """Return the run with the steps that its epochs take, counted on rank 0; every rank calls this.
 
     Args:
@@ -242,7 +242,7 @@ def with_counted_steps(run: Run, state: dict[str, Any] | None, iteration: int) -
     return replace(run, config=config, budget=replace(run.budget, config=config))
 
 
-def open_feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
+def open_feed(run: TrainingRun, state: dict[str, Any] | None) -> DataFeed:
     """Open the data on the first rank of each copy of the model, and what carries them to the others.
 
     Tiles go to the first pipeline stage only.
@@ -282,7 +282,7 @@ def open_feed(run: Run, state: dict[str, Any] | None) -> DataFeed:
     return DataFeed(loader, groups, tile_ranks, topology.coordinates_of(parallel, run.groups), limit)
 
 
-def cutter_of(run: Run) -> PackCutter:
+def cutter_of(run: TrainingRun) -> PackCutter:
     """Return what cuts this rank's share out of a pack."""
     return PackCutter(
         coordinates=topology.coordinates_of(run.config.parallel, run.groups),
@@ -292,14 +292,14 @@ def cutter_of(run: Run) -> PackCutter:
     )
 
 
-def peak_of_device(run: Run) -> float | None:
+def peak_of_device(run: TrainingRun) -> float | None:
     """Return the peak that MFU is a share of, 10^12 operations a second: stated, or the card's; None on the CPU."""
     if run.config.logging.peak_tflops is not None or run.device.kind != "cuda":
         return run.config.logging.peak_tflops
     return peak_tflops(torch.cuda.get_device_name(run.device.index))
 
 
-def introduce(run: Run, feed: DataFeed, start: Start) -> None:
+def introduce(run: TrainingRun, feed: DataFeed, start: Start) -> None:
     """Log what is about to be trained, and how, on rank 0, which knows the data."""
     loader = feed.loader
     if run.world.rank or not isinstance(loader, PackLoader):

@@ -48,7 +48,7 @@ class StepData:
         return map(self._pixels.ready, self._copies.one_ahead(self._first.popleft(), _popped(self._others)))
 
 
-class StepsAhead:
+class StepDataReader:
     """Reads the data of steps in order, one step ahead of the one that is used."""
 
     def __init__(

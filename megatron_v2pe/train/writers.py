@@ -29,7 +29,7 @@ _log = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
+class WriterContext:
     """What a writer is opened with."""
 
     config: LoggingConfig
@@ -42,7 +42,7 @@ class Place:
 
 
 class MetricsWriter:
-    """Takes the steps of a run, on rank 0 alone; made with a `Place` when the run begins."""
+    """Takes the steps of a run, on rank 0 alone; made with a `WriterContext` when the run begins."""
 
     @classmethod
     def check(cls) -> None:
@@ -52,7 +52,7 @@ class MetricsWriter:
             ConfigError: it is missing; says how to get it, and how to do without.
         """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: WriterContext) -> None:
         """Open what is written to."""
 
     def advance(self, iteration: int) -> None:
@@ -78,7 +78,7 @@ WRITERS: Registry[type[MetricsWriter]] = Registry("log writer", "megatron_v2pe.t
 class ConsoleWriter(MetricsWriter):
     """A line of the log for each step; on a terminal a bar in its place, and the lines go to the kept log alone."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: WriterContext) -> None:
         """Open the bar, where there is a terminal."""
         self._bar: Progress | None = None
         if on_terminal():
@@ -112,7 +112,7 @@ class ConsoleWriter(MetricsWriter):
 class JsonlWriter(MetricsWriter):
     """A row of `metrics.jsonl` for each step."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: WriterContext) -> None:
         """Open the file, which is made or appended to."""
         assert place.folder is not None
         self._file = MetricsFile(place.folder / METRICS, place.start)
@@ -133,7 +133,7 @@ class TensorBoardWriter(MetricsWriter):
     scalars = ("loss", "lr", "grad_norm", "memory_gib")
     rates = ("tokens_per_second", "tiles_per_second", "tflops_per_device", "mfu")
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: WriterContext) -> None:
         """Open a new event file; events of later steps that an interrupted run has left are hidden."""
         from torch.utils.tensorboard import SummaryWriter
 
@@ -168,7 +168,7 @@ class WandbWriter(MetricsWriter):
                 "--logging.no-wandb does without"
             )
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: WriterContext) -> None:
         """Begin the run."""
         self.check()
         import wandb  # pyright: ignore[reportMissingImports]
@@ -245,7 +245,7 @@ class MetricsLog:
             return
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        place = Place(config, folder, start, total)
+        place = WriterContext(config, folder, start, total)
         for writer in chosen_writers(config, keeps_files=folder is not None):
             self._writers.append(writer(place))
 

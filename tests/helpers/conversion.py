@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_v2pe.checkpoint.hf.mappings import Interleaved, Run
+from megatron_v2pe.checkpoint.hf.mappings import Interleaved, RowRun
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.settings import StridePolicy
@@ -44,7 +44,7 @@ def swap_queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted break: queries and keys of a tensor with all queries, all keys, all values change places in the table."""
     right = Interleaved.runs
 
-    def swapped(self: Interleaved, rows: int) -> Iterator[Run]:
+    def swapped(self: Interleaved, rows: int) -> Iterator[RowRun]:
         third, other = rows // 3, {0: 1, 1: 0, 2: 2}
         for run in right(self, rows):
             assert run.hf_row is not None

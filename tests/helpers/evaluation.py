@@ -23,7 +23,7 @@ from megatron_v2pe.evaluate.runner import Retry, Runner
 from megatron_v2pe.generate import generation, memory, pretrained, tiles
 from megatron_v2pe.generate import session as session_module
 from megatron_v2pe.generate.generation import GenerationOptions
-from megatron_v2pe.generate.pretrained import Pretrained, Question, open_pretrained
+from megatron_v2pe.generate.pretrained import ChatQuestion, Pretrained, open_pretrained
 from megatron_v2pe.generate.prompt import checkpoint_tiling
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.settings import Stride
@@ -108,7 +108,7 @@ class AtStride:
 
 def at_strides(
     checkpoint: Path,
-    questions: Sequence[Question],
+    questions: Sequence[ChatQuestion],
     strides: Sequence[Stride],
     layout: ParallelConfig,
     reopen: bool = False,

@@ -23,7 +23,7 @@ from megatron_v2pe.device.device import Device
 from megatron_v2pe.generate import session as session_module
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.kv_cache import KVCache
-from megatron_v2pe.generate.pretrained import Pretrained, Question, open_pretrained
+from megatron_v2pe.generate.pretrained import ChatQuestion, Pretrained, open_pretrained
 from megatron_v2pe.generate.prompt import checkpoint_tiling
 from megatron_v2pe.generate.session import Session
 
@@ -72,7 +72,7 @@ class Places:
     """Operations on the chosen device."""
 
 
-def run(checkpoint: Path, questions: Sequence[Question], planted_break: str | None = None) -> Places:
+def run(checkpoint: Path, questions: Sequence[ChatQuestion], planted_break: str | None = None) -> Places:
     """Open a checkpoint on the chosen device, prefill the questions and decode two tokens.
 
     Args:
@@ -97,7 +97,7 @@ def run(checkpoint: Path, questions: Sequence[Question], planted_break: str | No
     )
 
 
-def _asked(model: Pretrained, questions: Sequence[Question]) -> dict[str, str]:
+def _asked(model: Pretrained, questions: Sequence[ChatQuestion]) -> dict[str, str]:
     """Answer two tokens; return where things lie."""
     engine = model.engine
     tiling = checkpoint_tiling(model.config, 2)

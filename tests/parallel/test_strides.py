@@ -8,7 +8,7 @@ import torch
 from helpers.evaluation import at_strides
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.generate.pretrained import Question
+from megatron_v2pe.generate.pretrained import ChatQuestion
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.settings import parse_stride
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
@@ -41,8 +41,8 @@ def questions(tmp_path_factory):
     write_benchmark(root, "chartqa_human")
     images = sorted(map(str, root.rglob("*.png")))
     return [
-        Question([("human", "<image>\nWhich colour?")], images[:1], "one image"),
-        Question([("human", "<image>\nand <image>\nwhich is larger, and why?")], images[1:3], "two images"),
+        ChatQuestion([("human", "<image>\nWhich colour?")], images[:1], "one image"),
+        ChatQuestion([("human", "<image>\nand <image>\nwhich is larger, and why?")], images[1:3], "two images"),
     ]
 
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler
 
 from gpu_checks.model import ALONE, POLICY, Size, model_of, one_process, size_for
 from gpu_checks.outcome import Outcome
@@ -33,9 +34,8 @@ from megatron_v2pe.train.config import AdamWConfig, ExperimentConfig, TrainConfi
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.ddp import wrap
 from megatron_v2pe.train.loop import Trainer
-from megatron_v2pe.train.memory import Budget, in_words, plan_of_stage
+from megatron_v2pe.train.memory import MemoryBudget, in_words, plan_of_stage
 from megatron_v2pe.train.metrics import StepMetrics
-from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler
 from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.train.writers import MetricsLog
 from megatron_v2pe.v2pe.position_ids import Ticks, position_ticks
@@ -106,7 +106,7 @@ def run(kind: str) -> Outcome:
 def _measure(outcome: Outcome, size: Size, device: Device, work: Work) -> None:
     config = _settings(size, work)
     model = InternVLConfig.from_hf(size.hf_config)
-    budget = Budget(config, model, 1, device.memory_bytes())
+    budget = MemoryBudget(config, model, 1, device.memory_bytes())
     plan = plan_of_stage(budget, 0)
     with model_of(size, device, recompute_plan=plan) as stage:
         groups = ProcessGroupCollection.use_mpu_process_groups()

@@ -38,7 +38,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard as `Layout` is stored."""
+    """A shard as `FileLayout` is stored."""
 
     file: str
     header: str
@@ -51,7 +51,7 @@ class _StoredLayout:
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """How an HF checkpoint was cut into files."""
 
     shards: tuple[tuple[str, Header], ...]
@@ -63,7 +63,7 @@ class Layout:
         path.write_text(json.dumps({"format_version": 1, "shards": shards}, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> Layout:
+    def load(cls, path: Path) -> FileLayout:
         """Read what `save` wrote.
 
         Raises:
@@ -119,9 +119,9 @@ class HFWeights:
             self._check_total()
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> FileLayout:
         """How the weights are cut into files."""
-        return Layout(tuple(self._shards))
+        return FileLayout(tuple(self._shards))
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor that lies in the mapped file."""

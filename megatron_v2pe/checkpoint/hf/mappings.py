@@ -32,7 +32,7 @@ from megatron_v2pe.errors import CheckpointError, ConfigError
 
 
 @dataclass(frozen=True)
-class Run:
+class RowRun:
     """Rows that lie together on both sides."""
 
     key_row: int
@@ -49,7 +49,7 @@ class RowKind(Protocol):
         """Return the rows of the whole Megatron-Core tensor, for an HF tensor of `rows` rows."""
         ...
 
-    def runs(self, rows: int) -> Iterable[Run]:
+    def runs(self, rows: int) -> Iterable[RowRun]:
         """Return where the rows of an HF tensor of `rows` rows lie."""
         ...
 
@@ -66,9 +66,9 @@ class Stacked:
         """Return the rows of all parts."""
         return self.parts * rows
 
-    def runs(self, rows: int) -> Iterable[Run]:
+    def runs(self, rows: int) -> Iterable[RowRun]:
         """Return the one run, behind the parts before."""
-        return [Run(self.part * rows, rows, 0)]
+        return [RowRun(self.part * rows, rows, 0)]
 
 
 DIRECT = Stacked(0, 1)
@@ -87,7 +87,7 @@ class Interleaved:
         """Return the rows of the joint projection."""
         return self.groups.all_groups * (self.groups.shared + 2) * self._width(rows)
 
-    def runs(self, rows: int) -> Iterator[Run]:
+    def runs(self, rows: int) -> Iterator[RowRun]:
         """Yield the rows of every part and group, then those of groups that are padding."""
         width, begin = self._width(rows), 0
         for part in self.parts:
@@ -95,7 +95,7 @@ class Interleaved:
             for group in range(self.groups.all_groups):
                 key_row = (group * (self.groups.shared + 2) + offset) * width
                 hf_row = begin + group * heads * width if group < self.groups.groups else None
-                yield Run(key_row, heads * width, hf_row)
+                yield RowRun(key_row, heads * width, hf_row)
             begin += self.groups.groups * heads * width
 
     def _width(self, rows: int) -> int:
@@ -196,12 +196,12 @@ class TensorMapping:
         columns = self.shape[1:] if self.columns is None else (self.columns, *self.shape[2:])
         return (self.key_rows, *columns)
 
-    def stretches(self) -> list[list[Run]]:
+    def stretches(self) -> list[list[RowRun]]:
         """Return the runs by the Megatron-Core tensor's order, those together that are neighbours there.
 
         Runs that are neighbours on both sides are one run.
         """
-        result: list[list[Run]] = []
+        result: list[list[RowRun]] = []
         for run in sorted(self.rows.runs(self.shape[0]), key=lambda run: run.key_row):
             last = result[-1][-1] if result else None
             if last is None or last.key_row + last.rows != run.key_row:

@@ -20,7 +20,7 @@ from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT, n
 from megatron_v2pe.checkpoint.hf import hf_config
 from megatron_v2pe.checkpoint.hf.checks_beside import ChecksBeside
 from megatron_v2pe.checkpoint.hf.finite import NumbersOnly
-from megatron_v2pe.checkpoint.hf.folder import INDEX, Layout, copy_other_files
+from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout, copy_other_files
 from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace, write_file
 from megatron_v2pe.checkpoint.hf.side_files import check_side_files
 from megatron_v2pe.checkpoint.hf.table import MappingTable, mapping_table
@@ -93,7 +93,7 @@ def mcore_to_hf(
     original = read_config(hf)
     model = InternVLConfig.from_hf(original, printable(hf / _CONFIG))
     table = mapping_table(model)
-    layout = Layout.load(hf / HF_LAYOUT)
+    layout = FileLayout.load(hf / HF_LAYOUT)
     check_side_files(hf, model.llm.vocab_size)
     _check_index(hf / INDEX, layout)
     _check(table, layout, reader, folder)
@@ -101,7 +101,7 @@ def mcore_to_hf(
     config = _new_config(folder, original, export)
     if export.dtype is not None:
         wanted = DTYPES[export.dtype]
-        layout = Layout(tuple((name, header.with_dtype(wanted)) for name, header in layout.shards))
+        layout = FileLayout(tuple((name, header.with_dtype(wanted)) for name, header in layout.shards))
     new = trained or export != Export()  # else it is what was converted, to the byte, and nothing is added
     with new_folder(target, overwrite, _CONFIG) as temporary:
         numbers = NumbersOnly(printable(folder), refuse_non_finite)
@@ -115,7 +115,7 @@ def mcore_to_hf(
             Checksums({**written, **sums_of_files(temporary, but=written)}).write(temporary)
 
 
-def _check_index(path: Path, layout: Layout) -> None:
+def _check_index(path: Path, layout: FileLayout) -> None:
     """Check that the index of an HF folder, if it has one, says of every tensor in which file it is."""
     if not path.is_file():
         return
@@ -124,7 +124,7 @@ def _check_index(path: Path, layout: Layout) -> None:
         raise CheckpointError(f"{printable(path)}: damaged: weight_map does not fit {HF_LAYOUT} beside it")
 
 
-def _check(table: MappingTable, layout: Layout, reader: TorchDistReader, folder: Path) -> None:
+def _check(table: MappingTable, layout: FileLayout, reader: TorchDistReader, folder: Path) -> None:
     """Check both sides against the table before anything is written."""
     places = layout.places()
     table.check_names(places, str(folder / HF_FOLDER / HF_LAYOUT))
@@ -135,7 +135,7 @@ def _check(table: MappingTable, layout: Layout, reader: TorchDistReader, folder:
 
 
 def _write_tensors(
-    table: MappingTable, layout: Layout, reader: TorchDistReader, target: Path, numbers: NumbersOnly, summed: bool
+    table: MappingTable, layout: FileLayout, reader: TorchDistReader, target: Path, numbers: NumbersOnly, summed: bool
 ) -> dict[str, FileSum]:
     """Write the shards; return their sizes and checksums by name.
 
@@ -198,7 +198,7 @@ def _as_trained(folder: Path, config: dict[str, Any], export: Export) -> dict[st
         raise CheckpointError(f"{error}, or state them (--rope-pos-id-version, --rope-pos-id-stride)") from error
 
 
-def _correct_index(path: Path, layout: Layout) -> None:
+def _correct_index(path: Path, layout: FileLayout) -> None:
     """State the size of the weights in their new type."""
     if not path.is_file():
         return

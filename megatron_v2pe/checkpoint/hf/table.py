@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from megatron_v2pe.base.plugins import FAMILIES, Registry
-from megatron_v2pe.checkpoint.hf.mappings import Run, TensorMapping, mapped
+from megatron_v2pe.checkpoint.hf.mappings import RowRun, TensorMapping, mapped
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_sections import LanguageConfig, VisionConfig
@@ -155,7 +155,7 @@ def _fault(mappings: Sequence[TensorMapping]) -> str | None:
     return None if filled == rows else f"row {filled} of {rows} is filled from nowhere"
 
 
-def _key_row(run: Run) -> int:
+def _key_row(run: RowRun) -> int:
     return run.key_row
 
 

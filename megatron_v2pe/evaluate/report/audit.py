@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from megatron_v2pe.evaluate.report.columns import LAYOUTS, Average, Layout
+from megatron_v2pe.evaluate.report.columns import LAYOUTS, Average, TableLayout
 from megatron_v2pe.evaluate.report.published import LEADERBOARD, PARAMETERS, PUBLISHED, PublishedRow, recomputed
 from megatron_v2pe.evaluate.report.rounding import rounded
 
@@ -61,7 +61,7 @@ def check_averages() -> list[Check]:
     ]
 
 
-def _check(layout: Layout, row: PublishedRow, average: Average) -> Check:
+def _check(layout: TableLayout, row: PublishedRow, average: Average) -> Check:
     mean, printed = recomputed(layout, row)[average.name], row.printed[average.name]
     missing = tuple(name for name in average.of if row.printed[name] is None)
     return Check(

@@ -14,13 +14,13 @@ from megatron_v2pe.evaluate.families.mm_niah.questions import TASKS
 from megatron_v2pe.evaluate.report import csv_files, figures, sections
 from megatron_v2pe.evaluate.report.audit import check_averages, oddities
 from megatron_v2pe.evaluate.report.columns import LAYOUTS
-from megatron_v2pe.evaluate.report.document import Document, Picture, Section
+from megatron_v2pe.evaluate.report.document import ReportPage, ReportPicture, Section
 from megatron_v2pe.evaluate.report.html import to_html
 from megatron_v2pe.evaluate.report.markdown import to_markdown
-from megatron_v2pe.evaluate.report.needles import Grid, mean_of
+from megatron_v2pe.evaluate.report.needles import NeedleGrid, mean_of
 from megatron_v2pe.evaluate.report.own import own_answers, own_section
 from megatron_v2pe.evaluate.report.published import PUBLISHED
-from megatron_v2pe.evaluate.report.runs import Run
+from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.report.scoring import Scores
 from megatron_v2pe.evaluate.report.series import (
     SPLITS,
@@ -41,7 +41,7 @@ _KINDS = ("image", "text")
 class Report:
     """What a report is made of."""
 
-    runs: Sequence[Run]
+    runs: Sequence[EvaluationRun]
     scores: Scores
     mode: Mode
     """Mode of its scores; where the other gives other numbers, tables have a second line."""
@@ -54,7 +54,7 @@ class Report:
         Files of the same names are replaced, others left alone.
         """
         out.mkdir(parents=True, exist_ok=True)
-        document = Document("Evaluation report", [sections.runs_section(self.runs, self.mode)])
+        document = ReportPage("Evaluation report", [sections.runs_section(self.runs, self.mode)])
         if (mine := own_section(self.runs, self.scores)) is not None:
             document.sections.append(mine)
             csv_files.write_own(out / "own_questions.csv", own_answers(self.runs, self.scores))
@@ -92,8 +92,8 @@ class Report:
         return rows
 
     def _heat_maps(self, out: Path) -> tuple[Section | None, list[Path]]:
-        pictures: list[Picture] = []
-        cells: list[tuple[str, str, str, str, Grid]] = []
+        pictures: list[ReportPicture] = []
+        cells: list[tuple[str, str, str, str, NeedleGrid]] = []
         for number, run in enumerate(self.runs):
             mine = self.scores[self.mode][run.name]
             for split in SPLITS:
@@ -108,14 +108,14 @@ class Report:
                 path = out / f"heat_map_{number}_{split}.png"
                 title = f"{run.name}: MM-NIAH {split}, percent, mode {self.mode}{_told(marks)}"
                 figures.draw_heat_maps(_panels({**grids, **means}), title, path)
-                pictures.append(Picture(path, title))
+                pictures.append(ReportPicture(path, title))
             if (grid := long_grid(mine, self.mode)) is not None:
                 marks = marks_of(mine[name] for name in BENCHMARKS.groups()["mmniah_long"] if name in mine)
                 cells.append((run.name, "MM-NIAH long", "retrieval-image", marks, grid))
                 path = out / f"heat_map_{number}_long.png"
                 title = f"{run.name}: MM-NIAH long, retrieval-image{_told(marks)}"
                 figures.draw_heat_maps([[("retrieval-image", grid)]], title, path)
-                pictures.append(Picture(path, title))
+                pictures.append(ReportPicture(path, title))
         if not cells:
             return None, []
         csv_files.write_heat_maps(out / "heat_maps.csv", cells)
@@ -129,7 +129,7 @@ class Report:
         found = self._points()
         if not found:
             return None, []
-        pictures: list[Picture] = []
+        pictures: list[ReportPicture] = []
         for suite in dict.fromkeys(point.suite for point in found):
             lines: dict[str, dict[str, float]] = {}
             shown = [point for point in found if point.suite == suite]
@@ -139,7 +139,7 @@ class Report:
                 lines[label] = {point.length: point.value for point in there}
             path = out / f"by_length_{_file_name(suite)}.png"
             figures.draw_lines(lines, f"{suite}, mode {self.mode}", path)
-            pictures.append(Picture(path, f"{suite} by length"))
+            pictures.append(ReportPicture(path, f"{suite} by length"))
         csv_files.write_points(out / "by_length.csv", found)
         files = [out / "by_length.csv", *(picture.path for picture in pictures)]
         return sections.series_section(found, pictures), files
@@ -148,11 +148,13 @@ class Report:
         grids = stride_grids(self.runs, self._points())
         if not grids:
             return None, []
-        pictures: list[Picture] = []
+        pictures: list[ReportPicture] = []
         for number, grid in enumerate(grids):
             path = out / f"by_stride_{number}_{_file_name(grid.suite)}.png"
             figures.draw_strides(grid, path)
-            pictures.append(Picture(path, f"{grid.suite} by stride and length, checkpoint {grid.checkpoint[:12]}"))
+            pictures.append(
+                ReportPicture(path, f"{grid.suite} by stride and length, checkpoint {grid.checkpoint[:12]}")
+            )
         csv_files.write_strides(out / "by_stride.csv", grids)
         files = [out / "by_stride.csv", *(picture.path for picture in pictures)]
         return sections.stride_section(grids, pictures, self.runs), files
@@ -170,17 +172,17 @@ def check_against(model: str) -> None:
         raise ConfigError(f"--against {model}: no such published row{hint}")
 
 
-def _means(grids: Mapping[str, Grid]) -> dict[str, Grid]:
+def _means(grids: Mapping[str, NeedleGrid]) -> dict[str, NeedleGrid]:
     """Return the means over image tasks, text tasks and all."""
     kinds = {kind: [grid for task, grid in grids.items() if task.endswith(kind)] for kind in _KINDS}
     means = {f"mean of {kind} tasks ({len(mine)} of 3)": mean_of(mine) for kind, mine in kinds.items() if mine}
     return {**means, f"mean of all ({len(grids)} of {len(TASKS)})": mean_of(list(grids.values()))}
 
 
-def _panels(grids: Mapping[str, Grid]) -> list[list[tuple[str, Grid | None]]]:
+def _panels(grids: Mapping[str, NeedleGrid]) -> list[list[tuple[str, NeedleGrid | None]]]:
     """Return a row of panels for each kind of needle, and one of the means."""
     tasks = list(dict.fromkeys(task for task, _ in TASKS))
-    rows: list[list[tuple[str, Grid | None]]] = [
+    rows: list[list[tuple[str, NeedleGrid | None]]] = [
         [(f"{task}-{kind}", grids.get(f"{task}-{kind}")) for task in tasks] for kind in _KINDS
     ]
     return [*rows, [(name, grid) for name, grid in grids.items() if name.startswith("mean")]]

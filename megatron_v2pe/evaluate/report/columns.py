@@ -33,7 +33,7 @@ class Average:
 
 
 @dataclass(frozen=True)
-class Layout:
+class TableLayout:
     """One of the two tables."""
 
     name: str
@@ -72,12 +72,12 @@ _SINGLE = (
     Column("MMBench EN", ("mmbench_test_en",), stand_in=("mmbench_dev_en",)),
     Column("SEED I", ("seed",)),  # the scorer's number is that of the images
 )
-GENERAL = Layout(
+GENERAL = TableLayout(
     "general",
     "General MLLM benchmarks",
     (*_SINGLE, Average("Avg", tuple(column.name for column in _SINGLE))),
 )
-LONG_CONTEXT = Layout(
+LONG_CONTEXT = TableLayout(
     "long_context",
     "Long-context MLLM benchmarks",
     (

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from megatron_v2pe.evaluate.report.audit import Check
-from megatron_v2pe.evaluate.report.columns import Layout
-from megatron_v2pe.evaluate.report.needles import DEPTH_NAMES, Grid
+from megatron_v2pe.evaluate.report.columns import TableLayout
+from megatron_v2pe.evaluate.report.needles import DEPTH_NAMES, NeedleGrid
 from megatron_v2pe.evaluate.report.rounding import rounded
-from megatron_v2pe.evaluate.report.runs import Run
+from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.report.scoring import MODES, Judged, Scores
 from megatron_v2pe.evaluate.report.series import Point, StrideGrid
 from megatron_v2pe.evaluate.report.tables import Row, score_marks
@@ -27,7 +27,7 @@ _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _SPACES = " \u00a0\u3000\ufeff"
 
 
-def write_table(path: Path, layout: Layout, rows: Sequence[Row]) -> None:
+def write_table(path: Path, layout: TableLayout, rows: Sequence[Row]) -> None:
     """Write one of the two tables: a line per row, empty where a table has a dash."""
     header = ["Model", "kind", "#Param", *layout.names, "marks", "notes"]
     lines: list[list[str]] = []
@@ -64,7 +64,7 @@ def write_scores(path: Path, scores: Scores) -> None:
     )
 
 
-def write_own(path: Path, answers: Iterable[tuple[Run, str, Judged]]) -> None:
+def write_own(path: Path, answers: Iterable[tuple[EvaluationRun, str, Judged]]) -> None:
     """Write every answer to the user's own questions."""
     _write(
         path,
@@ -77,7 +77,7 @@ def write_own(path: Path, answers: Iterable[tuple[Run, str, Judged]]) -> None:
     )
 
 
-def write_heat_maps(path: Path, grids: Iterable[tuple[str, str, str, str, Grid]]) -> None:
+def write_heat_maps(path: Path, grids: Iterable[tuple[str, str, str, str, NeedleGrid]]) -> None:
     """Write MM-NIAH's cells.
 
     Args:

@@ -37,7 +37,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportPicture:
     """A PNG file beside the report."""
 
     path: Path
@@ -51,7 +51,7 @@ class Points:
     sentences: tuple[str, ...]
 
 
-Block = str | Table | Picture | Points
+ReportBlock = str | Table | ReportPicture | Points
 """A paragraph, or one of the others."""
 
 
@@ -60,13 +60,13 @@ class Section:
     """A heading and what stands under it."""
 
     heading: str
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[ReportBlock] = field(default_factory=list)
     folded: bool = False
     """Closed until it is asked for, where the form allows it."""
 
 
 @dataclass
-class Document:
+class ReportPage:
     """A report."""
 
     title: str

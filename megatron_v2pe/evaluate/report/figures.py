@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from megatron_v2pe.evaluate.report.needles import DEPTH_NAMES, Grid
+from megatron_v2pe.evaluate.report.needles import DEPTH_NAMES, NeedleGrid
 from megatron_v2pe.evaluate.report.series import StrideGrid, length_order
 
 _COLOURS = colormaps["cividis"].with_extremes(bad="#e6e6e6")
@@ -20,7 +20,7 @@ _MARKERS = "osD^vPX*"
 _DPI = 120
 
 
-def draw_heat_maps(panels: Sequence[Sequence[tuple[str, Grid | None]]], title: str, path: Path) -> None:
+def draw_heat_maps(panels: Sequence[Sequence[tuple[str, NeedleGrid | None]]], title: str, path: Path) -> None:
     """Draw scores by length (along) and depth of the needle (down), one panel each.
 
     Args:

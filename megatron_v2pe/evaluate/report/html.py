@@ -11,12 +11,12 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from megatron_v2pe.evaluate.report.document import Document, Picture, Points, Table
+from megatron_v2pe.evaluate.report.document import Points, ReportPage, ReportPicture, Table
 
 _TEMPLATE = "report.html.j2"
 
 
-def to_html(document: Document) -> str:
+def to_html(document: ReportPage) -> str:
     """Return the whole file.
 
     Raises:
@@ -30,7 +30,7 @@ def to_html(document: Document) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name, kind in (("table", Table), ("picture", Picture), ("points", Points)):
+    for name, kind in (("table", Table), ("picture", ReportPicture), ("points", Points)):
         pages.tests[name] = lambda block, kind=kind: isinstance(block, kind)
     pages.filters["content"] = lambda picture: base64.b64encode(picture.path.read_bytes()).decode()
     return pages.get_template(_TEMPLATE).render(document=document)

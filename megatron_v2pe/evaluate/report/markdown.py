@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from megatron_v2pe.evaluate.report.document import Block, Document, Entry, Picture, Points, Table
+from megatron_v2pe.evaluate.report.document import Entry, Points, ReportBlock, ReportPage, ReportPicture, Table
 
 _LONE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 """Inside of a word it is no markup."""
 
 
-def to_markdown(document: Document) -> str:
+def to_markdown(document: ReportPage) -> str:
     """Return the whole text."""
     parts = [f"# {_escaped(document.title)}"]
     for section in document.sections:
@@ -18,10 +18,10 @@ def to_markdown(document: Document) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _block(block: Block) -> str:
+def _block(block: ReportBlock) -> str:
     if isinstance(block, Table):
         return _table(block)
-    if isinstance(block, Picture):
+    if isinstance(block, ReportPicture):
         return f"![{_escaped(block.caption)}]({block.path.name})\n\n{_escaped(block.caption)}"
     if isinstance(block, Points):
         return "\n".join(f"- {_escaped(sentence)}" for sentence in block.sentences)

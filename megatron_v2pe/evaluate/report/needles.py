@@ -31,7 +31,7 @@ class Needle:
 
 
 @dataclass(frozen=True)
-class Grid:
+class NeedleGrid:
     """Scores of a task."""
 
     lengths: tuple[str, ...]
@@ -49,7 +49,7 @@ class Grid:
         return sum(there) / DEPTHS if mode == "reference" else mean(there)
 
 
-def grid_of(needles: Iterable[Needle], mode: Mode) -> Grid:
+def grid_of(needles: Iterable[Needle], mode: Mode) -> NeedleGrid:
     """Return the scores of a task by context bin and depth; bins beyond the published eleven only where not empty."""
     edges = BINS if mode == "reference" else LONG_BINS
     rows: list[list[Needle]] = [[] for _ in range(len(edges) + 1)]
@@ -62,7 +62,7 @@ def grid_of(needles: Iterable[Needle], mode: Mode) -> Grid:
     return grid_of_rows({names[row]: rows[row] for row in kept}, mode)
 
 
-def grid_of_rows(rows: dict[str, Sequence[Needle]], mode: Mode) -> Grid:
+def grid_of_rows(rows: dict[str, Sequence[Needle]], mode: Mode) -> NeedleGrid:
     """Return the scores of samples that are sorted by length already, by depth."""
     values: list[tuple[float | None, ...]] = []
     counts: list[tuple[int, ...]] = []
@@ -72,10 +72,10 @@ def grid_of_rows(rows: dict[str, Sequence[Needle]], mode: Mode) -> Grid:
             cells[_fifth(needle.depth, mode)].append(needle.score)
         values.append(tuple(100.0 * mean(cell) if cell else None for cell in cells))
         counts.append(tuple(len(cell) for cell in cells))
-    return Grid(tuple(rows), tuple(values), tuple(counts))
+    return NeedleGrid(tuple(rows), tuple(values), tuple(counts))
 
 
-def mean_of(grids: Sequence[Grid]) -> Grid:
+def mean_of(grids: Sequence[NeedleGrid]) -> NeedleGrid:
     """Return the mean of tasks cell by cell, each task weighing the same, over those that have samples there."""
     names = [name for name in ("<1k", *map(_name, LONG_BINS)) if any(name in grid.lengths for grid in grids)]
     values: list[tuple[float | None, ...]] = []
@@ -86,7 +86,7 @@ def mean_of(grids: Sequence[Grid]) -> Grid:
         known = [[value for value in cell if value is not None] for cell in cells]
         values.append(tuple(mean(cell) if cell else None for cell in known))
         counts.append(tuple(sum(count[depth] for _, count in rows) for depth in range(DEPTHS)))
-    return Grid(tuple(names), tuple(values), tuple(counts))
+    return NeedleGrid(tuple(names), tuple(values), tuple(counts))
 
 
 def mean_over_depths(needles: Sequence[Needle]) -> float:
@@ -96,7 +96,7 @@ def mean_over_depths(needles: Sequence[Needle]) -> float:
     return score
 
 
-def _places(grid: Grid, name: str) -> list[int]:
+def _places(grid: NeedleGrid, name: str) -> list[int]:
     return [grid.lengths.index(name)] if name in grid.lengths else []
 
 

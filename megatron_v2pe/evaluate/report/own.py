@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from megatron_v2pe.evaluate.report.document import Block, Entry, Line, Section, Table, text_line
+from megatron_v2pe.evaluate.report.document import Entry, Line, ReportBlock, Section, Table, text_line
 from megatron_v2pe.evaluate.report.rounding import rounded
-from megatron_v2pe.evaluate.report.runs import Run
+from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.report.scoring import Judged, Score, Scores
 from megatron_v2pe.evaluate.report.tables import MARKS, score_marks
 from megatron_v2pe.evaluate.scorers import Mode
@@ -24,7 +24,7 @@ _SHOWN = 200
 _LESS_THAN_RIGHT = 1.0
 
 
-def own_section(runs: Sequence[Run], scores: Scores) -> Section | None:
+def own_section(runs: Sequence[EvaluationRun], scores: Scores) -> Section | None:
     """Return what became of the user's own questions; None where no run has any."""
     names = list(dict.fromkeys(one.name for run in runs for one in run.own))
     if not names:
@@ -47,7 +47,7 @@ def own_section(runs: Sequence[Run], scores: Scores) -> Section | None:
             )
         )
     header = ("questions", "run", "stride", "file", MODE, OTHER, "asked", "right", "failed", "not answered")
-    blocks: list[Block] = [
+    blocks: list[ReportBlock] = [
         Table(header, tuple(lines), left=4),
         "Percent. They are no published benchmark: nothing is compared or averaged with them. Every answer is in "
         "own_questions.csv.",
@@ -64,7 +64,7 @@ def own_section(runs: Sequence[Run], scores: Scores) -> Section | None:
     return Section("Own questions", blocks)
 
 
-def own_answers(runs: Sequence[Run], scores: Scores) -> Iterator[tuple[Run, str, Judged]]:
+def own_answers(runs: Sequence[EvaluationRun], scores: Scores) -> Iterator[tuple[EvaluationRun, str, Judged]]:
     """Yield every judged answer to own questions, with its run and the name of its file."""
     for run in runs:
         for one in run.own:

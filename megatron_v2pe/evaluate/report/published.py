@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from megatron_v2pe.evaluate.report.columns import GENERAL, LONG_CONTEXT, Layout
+from megatron_v2pe.evaluate.report.columns import GENERAL, LONG_CONTEXT, TableLayout
 
 SOURCE = "README of the V2PE repository, released model"
 DEFAULT_ROW = "InternVL2-V2PE-32K"
@@ -66,7 +66,7 @@ PARAMETERS = {"InternVL2-2B": 2_205_754_368, "InternVL2-V2PE-32K": 2_205_754_368
 """Model -> parameters of its architecture, counted over the tensors of InternVL2-2B."""
 
 
-def _rows(layout: Layout, text: str) -> tuple[PublishedRow, ...]:
+def _rows(layout: TableLayout, text: str) -> tuple[PublishedRow, ...]:
     rows: list[PublishedRow] = []
     for line in text.strip().splitlines():
         model, size, *cells = (cell.strip() for cell in line.split("|"))
@@ -89,7 +89,7 @@ PUBLISHED: dict[str, tuple[PublishedRow, ...]] = {
 """Name of a table -> its rows in the published order (the two sizes of LongLLaVA named apart)."""
 
 
-def recomputed(layout: Layout, row: PublishedRow) -> dict[str, Decimal | None]:
+def recomputed(layout: TableLayout, row: PublishedRow) -> dict[str, Decimal | None]:
     """Return the averages of a row computed from its printed columns; None where a column is a dash."""
     means: dict[str, Decimal | None] = {}
     for average in layout.averages:

@@ -35,7 +35,7 @@ class Own:
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluationRun:
     """One run."""
 
     name: str
@@ -76,7 +76,7 @@ def stride_order(stride: str) -> tuple[int, Fraction]:
     return 1 if stride == "default" else 2, Fraction(0)
 
 
-def open_runs(words: Sequence[str]) -> list[Run]:
+def open_runs(words: Sequence[str]) -> list[EvaluationRun]:
     """Open folders, each given as `FOLDER` or `NAME=FOLDER`, in the order given; one by letters becomes natural.
 
     Raises:
@@ -85,7 +85,7 @@ def open_runs(words: Sequence[str]) -> list[Run]:
     """
     if [*words] == sorted(words):  # as a shell writes what `stride_*` stands for: 16 before 4
         words = sorted(words, key=natural_key)
-    runs: dict[str, Run] = {}
+    runs: dict[str, EvaluationRun] = {}
     for word in words:
         run = _open(word)
         if run.name in runs:
@@ -96,7 +96,7 @@ def open_runs(words: Sequence[str]) -> list[Run]:
     return list(runs.values())
 
 
-def _open(word: str) -> Run:
+def _open(word: str) -> EvaluationRun:
     name, equals, path = word.partition("=")
     folder = Path(path) if equals and not Path(word).is_dir() else Path(word)
     file = folder / RUN
@@ -122,7 +122,7 @@ def _open(word: str) -> Run:
             "give the evaluation's command again"
         )
     called = printable(name if folder != Path(word) else folder.resolve().name)
-    return Run(called, folder, settings, printable(origin.code), found, own)
+    return EvaluationRun(called, folder, settings, printable(origin.code), found, own)
 
 
 def _own_file(folder: Path) -> str:
@@ -140,7 +140,7 @@ def _has_something(folder: Path) -> bool:
     return (folder / RESULTS).is_file() or any(folder.glob("answers-*.jsonl"))
 
 
-def read_server_scores(words: Sequence[str], runs: Sequence[Run]) -> dict[tuple[str, str], float]:
+def read_server_scores(words: Sequence[str], runs: Sequence[EvaluationRun]) -> dict[tuple[str, str], float]:
     """Read scores a server gave, each as `RUN:BENCHMARK=PERCENT`.
 
     Returns:

@@ -21,7 +21,7 @@ from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
 from megatron_v2pe.evaluate.embedded_images import CACHE
 from megatron_v2pe.evaluate.judging import JudgedAnswers
 from megatron_v2pe.evaluate.report.needles import Needle, grid_of
-from megatron_v2pe.evaluate.report.runs import Run
+from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.results import RESULTS, Results, read_results
 from megatron_v2pe.evaluate.scorers import Judgement, Mode
 
@@ -112,7 +112,9 @@ Scores = dict[Mode, dict[str, dict[str, Score]]]
 """Mode -> run -> benchmark."""
 
 
-def score_runs(runs: Sequence[Run], root: Path, server: Mapping[tuple[str, str], float], cache: Path = CACHE) -> Scores:
+def score_runs(
+    runs: Sequence[EvaluationRun], root: Path, server: Mapping[tuple[str, str], float], cache: Path = CACHE
+) -> Scores:
     """Score every benchmark of every run in both modes, a benchmark at a time: its questions are read once.
 
     Args:
@@ -174,7 +176,7 @@ class Questions:
         return self._read[mode]
 
 
-def _score_in_both(run: Run, read: Questions, name: str) -> dict[Mode, Score]:
+def _score_in_both(run: EvaluationRun, read: Questions, name: str) -> dict[Mode, Score]:
     folder = run.folder / name
     benchmark, questions = read.of(run.mode)
     results = read_results(folder / RESULTS, benchmark)

@@ -5,12 +5,22 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from megatron_v2pe.evaluate.report.audit import BOUND, Check
-from megatron_v2pe.evaluate.report.columns import LAYOUTS, Average, Column, Layout
-from megatron_v2pe.evaluate.report.document import Block, Entry, Line, Picture, Points, Section, Style, Table, text_line
+from megatron_v2pe.evaluate.report.columns import LAYOUTS, Average, Column, TableLayout
+from megatron_v2pe.evaluate.report.document import (
+    Entry,
+    Line,
+    Points,
+    ReportBlock,
+    ReportPicture,
+    Section,
+    Style,
+    Table,
+    text_line,
+)
 from megatron_v2pe.evaluate.report.own import MODE as OWN_MODE
 from megatron_v2pe.evaluate.report.published import SOURCE
 from megatron_v2pe.evaluate.report.rounding import rounded
-from megatron_v2pe.evaluate.report.runs import Run
+from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.report.scoring import MODES, Score, Scores
 from megatron_v2pe.evaluate.report.series import Point, StrideGrid, length_order
 from megatron_v2pe.evaluate.report.tables import MARKS, Kind, Row, listed, score_marks
@@ -23,7 +33,7 @@ _MODES_TOLD = {
 }
 
 
-def runs_section(runs: Sequence[Run], mode: Mode) -> Section:
+def runs_section(runs: Sequence[EvaluationRun], mode: Mode) -> Section:
     """Return what the runs are and how they were scored."""
     if not runs:
         return Section("Runs", ["No run is given: the published tables and their audit only."])
@@ -46,7 +56,7 @@ def runs_section(runs: Sequence[Run], mode: Mode) -> Section:
     )
 
 
-def table_section(layout: Layout, rows: Sequence[Row]) -> Section:
+def table_section(layout: TableLayout, rows: Sequence[Row]) -> Section:
     """Return one of the two tables, with what its marks and dashes stand for."""
     lines = [
         Line(
@@ -57,7 +67,7 @@ def table_section(layout: Layout, rows: Sequence[Row]) -> Section:
     ]
     used = {mark for row in rows for cell in row.cells.values() for mark in cell.marks}
     ours = any(row.kind == "run" for row in rows)
-    blocks: list[Block] = [
+    blocks: list[ReportBlock] = [
         Table(("Model", "#Param", *layout.names), tuple(lines)),
         f"Published rows: {SOURCE}; averages of all rows are recomputed from their columns, a dash with a count has "
         "too few of them." + (" Differences are ours minus published, in points." if ours else ""),
@@ -135,7 +145,7 @@ def audit_section(checks: Sequence[Check], oddities: Sequence[str]) -> Section:
     )
 
 
-def heat_map_section(pictures: Sequence[Picture], used: Collection[str]) -> Section:
+def heat_map_section(pictures: Sequence[ReportPicture], used: Collection[str]) -> Section:
     """Return the heat maps, with what their marks stand for."""
     return Section(
         "MM-NIAH by length and depth",
@@ -148,14 +158,14 @@ def heat_map_section(pictures: Sequence[Picture], used: Collection[str]) -> Sect
     )
 
 
-def _meanings(used: Collection[str]) -> list[Block]:
+def _meanings(used: Collection[str]) -> list[ReportBlock]:
     """Return what marks stand for, nothing where there are none."""
     return [Points(tuple(f"{mark}: {MARKS[mark]}." for mark in MARKS if mark in used))] if used else []
 
 
-def series_section(points: Sequence[Point], pictures: Sequence[Picture]) -> Section:
+def series_section(points: Sequence[Point], pictures: Sequence[ReportPicture]) -> Section:
     """Return the scores by length, a table per suite."""
-    blocks: list[Block] = []
+    blocks: list[ReportBlock] = []
     for suite in dict.fromkeys(point.suite for point in points):
         mine = [point for point in points if point.suite == suite]
         lengths = tuple(sorted({point.length for point in mine}, key=length_order))
@@ -176,9 +186,11 @@ def _point(point: Point | None) -> Entry:
     return Entry(rounded(point.value) + share, point.marks)
 
 
-def stride_section(grids: Sequence[StrideGrid], pictures: Sequence[Picture], runs: Sequence[Run]) -> Section:
+def stride_section(
+    grids: Sequence[StrideGrid], pictures: Sequence[ReportPicture], runs: Sequence[EvaluationRun]
+) -> Section:
     """Return the scores by stride and length, with what else differs between the runs that are compared."""
-    blocks: list[Block] = [
+    blocks: list[ReportBlock] = [
         "Runs of one checkpoint with different strides; a stride of 256 places tokens as default does. Numbers: "
         "by_stride.csv."
     ]
@@ -219,7 +231,7 @@ def completeness_section(scores: Scores, mode: Mode) -> Section:
                 lines.append(_told(run, name, score))
         if unknown := [name for name, score in mine.items() if score.unchecked]:
             waiting.append(f"{run}: {MARKS['u']}: {listed(unknown)}.")
-    blocks: list[Block] = [Points(tuple(waiting))] if waiting else []
+    blocks: list[ReportBlock] = [Points(tuple(waiting))] if waiting else []
     if not lines:
         said = "Every other benchmark" if waiting else "Every benchmark"
         return Section("Completeness", [f"{said} of every run is complete.", *blocks])

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from megatron_v2pe.evaluate.families.long_vqa import questions as long_vqa
 from megatron_v2pe.evaluate.families.mm_niah import questions as mm_niah
-from megatron_v2pe.evaluate.report.needles import Grid, grid_of, grid_of_rows
-from megatron_v2pe.evaluate.report.runs import Run, stride_order
+from megatron_v2pe.evaluate.report.needles import NeedleGrid, grid_of, grid_of_rows
+from megatron_v2pe.evaluate.report.runs import EvaluationRun, stride_order
 from megatron_v2pe.evaluate.report.scoring import Score, Scores
 from megatron_v2pe.evaluate.report.tables import in_order, marks_of, score_marks
 from megatron_v2pe.evaluate.scorers import Mode
@@ -25,7 +25,7 @@ class Point:
     """`MM-NIAH val`, `MM-NIAH test`, `MM-NIAH long` or `Long-VQA`."""
     run: str
     stride: str
-    """The run's stride, see `Run.stride`."""
+    """The run's stride, see `EvaluationRun.stride`."""
     length: str
     """`32k`; of MM-NIAH the lower edge of the bin."""
     value: float
@@ -41,9 +41,9 @@ class Point:
     """Letters of `tables.MARKS`."""
 
 
-def task_grids(scores: Mapping[str, Score], split: str, mode: Mode) -> dict[str, Grid]:
+def task_grids(scores: Mapping[str, Score], split: str, mode: Mode) -> dict[str, NeedleGrid]:
     """Return MM-NIAH's scores by length and depth of every task that has samples: `retrieval-image` and so on."""
-    found: dict[str, Grid] = {}
+    found: dict[str, NeedleGrid] = {}
     for task, needle in mm_niah.TASKS:
         score = scores.get(f"mmniah_{split}_{task}_{needle}")
         if score is not None and score.needles:
@@ -56,7 +56,7 @@ def needle_set(split: str, task: str) -> str:
     return f"mmniah_{split}_{task.replace('-', '_')}"
 
 
-def long_grid(scores: Mapping[str, Score], mode: Mode) -> Grid | None:
+def long_grid(scores: Mapping[str, Score], mode: Mode) -> NeedleGrid | None:
     """Return the scores of MM-NIAH's long variant by set and depth; None where there are none."""
     rows = {
         length: score.needles
@@ -66,7 +66,7 @@ def long_grid(scores: Mapping[str, Score], mode: Mode) -> Grid | None:
     return grid_of_rows(dict(rows), mode) if rows else None
 
 
-def points(runs: Sequence[Run], scores: Scores, mode: Mode) -> list[Point]:
+def points(runs: Sequence[EvaluationRun], scores: Scores, mode: Mode) -> list[Point]:
     """Return every score by length, suite by suite, run by run."""
     found = [point for split in SPLITS for run in runs for point in _needle_points(run, scores, split, mode)]
     for run in runs:
@@ -80,7 +80,7 @@ def points(runs: Sequence[Run], scores: Scores, mode: Mode) -> list[Point]:
     return found
 
 
-def _needle_points(run: Run, scores: Scores, split: str, mode: Mode) -> list[Point]:
+def _needle_points(run: EvaluationRun, scores: Scores, split: str, mode: Mode) -> list[Point]:
     mine = scores[mode][run.name]
     grids = task_grids(mine, split, mode)
     whole = [mine[needle_set(split, task)] for task in grids]
@@ -109,7 +109,9 @@ def _needle_points(run: Run, scores: Scores, split: str, mode: Mode) -> list[Poi
     return found
 
 
-def _point(suite: str, run: Run, length: str, names: Sequence[str], scores: Mapping[str, Score]) -> list[Point]:
+def _point(
+    suite: str, run: EvaluationRun, length: str, names: Sequence[str], scores: Mapping[str, Score]
+) -> list[Point]:
     there = [scores[name] for name in names if name in scores and scores[name].value is not None]
     if not there:
         return []
@@ -145,7 +147,7 @@ class StrideGrid:
     """Marks of all its numbers together."""
 
 
-def stride_grids(runs: Sequence[Run], found: Sequence[Point]) -> list[StrideGrid]:
+def stride_grids(runs: Sequence[EvaluationRun], found: Sequence[Point]) -> list[StrideGrid]:
     """Return a grid for each suite and checkpoint that runs with two or more strides share."""
     grids: list[StrideGrid] = []
     for checkpoint in dict.fromkeys(run.checkpoint for run in runs):

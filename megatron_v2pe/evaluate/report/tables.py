@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_v2pe.evaluate.report.audit import check_averages
-from megatron_v2pe.evaluate.report.columns import Average, Column, Layout
+from megatron_v2pe.evaluate.report.columns import Average, Column, TableLayout
 from megatron_v2pe.evaluate.report.published import PUBLISHED, PublishedRow, recomputed
 from megatron_v2pe.evaluate.report.rounding import rounded
-from megatron_v2pe.evaluate.report.runs import Run
+from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.report.scoring import Score, Scores
 from megatron_v2pe.evaluate.scorers import Mode
 from megatron_v2pe.evaluate.scorers.base import mean
@@ -67,13 +67,13 @@ class Row:
     """What is to be said of single columns."""
 
 
-def published_rows(layout: Layout) -> list[Row]:
+def published_rows(layout: TableLayout) -> list[Row]:
     """Return the published rows of a table, their averages recomputed."""
     wrong = {(check.model, check.average) for check in check_averages() if check.verdict == "does not follow"}
     return [_published(layout, row, wrong) for row in PUBLISHED[layout.name]]
 
 
-def _published(layout: Layout, row: PublishedRow, wrong: set[tuple[str, str]]) -> Row:
+def _published(layout: TableLayout, row: PublishedRow, wrong: set[tuple[str, str]]) -> Row:
     means, cells, notes = recomputed(layout, row), dict[str, Cell](), list[str]()
     for column in layout.columns:
         if isinstance(column, Column):
@@ -92,7 +92,7 @@ def _published(layout: Layout, row: PublishedRow, wrong: set[tuple[str, str]]) -
     return Row(row.model, "published", row.size, cells, tuple(notes))
 
 
-def run_rows(layout: Layout, run: Run, scores: Scores, mode: Mode, against: Row | None) -> list[Row]:
+def run_rows(layout: TableLayout, run: EvaluationRun, scores: Scores, mode: Mode, against: Row | None) -> list[Row]:
     """Return a run's row, a second one in the other mode if numbers of it look different, and the differences.
 
     Args:
@@ -113,7 +113,7 @@ def run_rows(layout: Layout, run: Run, scores: Scores, mode: Mode, against: Row 
     return rows
 
 
-def _row(layout: Layout, name: str, kind: Kind, scores: Mapping[str, Score]) -> Row:
+def _row(layout: TableLayout, name: str, kind: Kind, scores: Mapping[str, Score]) -> Row:
     cells, notes = dict[str, Cell](), list[str]()
     for column in layout.columns:
         if isinstance(column, Average):

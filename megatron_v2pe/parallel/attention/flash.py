@@ -50,7 +50,7 @@ def installed(major: int) -> list[int]:
 
 def flash_attn(generation: int) -> BlockKernel:
     """Return the kernel of an installed generation."""
-    return {2: FlashAttn, 3: FlashAttn3, 4: FlashAttn4}[generation]()
+    return {2: FlashAttn2, 3: FlashAttn3, 4: FlashAttn4}[generation]()
 
 
 class TorchFlash:
@@ -97,7 +97,7 @@ def _no_dropout(device: torch.device) -> tuple[Tensor, Tensor]:
     return state, state.new_empty(0)
 
 
-class FlashAttn:
+class FlashAttn2:
     """flash-attn 2."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.checkpoint.folder import iterations
-from megatron_v2pe.checkpoint.resolve import Place, find_checkpoint
+from megatron_v2pe.checkpoint.resolve import FoundCheckpoint, find_checkpoint
 from megatron_v2pe.checkpoint.trained import CARRIED, differing, trained_config
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import TEMPLATES
@@ -28,7 +28,7 @@ from megatron_v2pe.v2pe.settings import StridePolicy, V2PESettings, usual_stride
 MODEL_SETTING = "model.model_name_or_path"
 
 
-def check_model(config: ExperimentConfig) -> tuple[Place, InternVLConfig]:
+def check_model(config: ExperimentConfig) -> tuple[FoundCheckpoint, InternVLConfig]:
     """Return the checkpoint a run starts from and its model, compared with what the run states of it.
 
     Raises:
@@ -42,7 +42,7 @@ def check_model(config: ExperimentConfig) -> tuple[Place, InternVLConfig]:
     return place, model
 
 
-def _start(config: ExperimentConfig) -> Place:
+def _start(config: ExperimentConfig) -> FoundCheckpoint:
     """Find the checkpoint a run starts from; where it is gone, a run that has saved can go on from its own."""
     try:
         return find_checkpoint(config.model.model_name_or_path, MODEL_SETTING)

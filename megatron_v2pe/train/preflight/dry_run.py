@@ -17,7 +17,7 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.memory import GIB, RESERVE
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.train.header import layout_words, parameter_words, some
-from megatron_v2pe.train.memory import Budget, in_words, least_packs, packs_per_step, shortage_foreseen
+from megatron_v2pe.train.memory import MemoryBudget, in_words, least_packs, packs_per_step, shortage_foreseen
 from megatron_v2pe.train.preflight.findings import Findings
 
 ASSUMED_CARD = 80
@@ -47,7 +47,7 @@ def report(found: Findings, ranks: int | None, card: str | None) -> str:
         if found.model is None:
             lines.append("no estimate of memory: it needs the checkpoint's config.json")
         else:
-            budget = Budget(config, found.model, world, memory)
+            budget = MemoryBudget(config, found.model, world, memory)
             lines += _lines(budget, ranks is not None, source, found)
     except ConfigError as error:  # a layout that does not fit the model is among the problems already
         lines.append(f"no estimate of memory: {error}")
@@ -88,7 +88,7 @@ def printable_lines(text: str) -> list[str]:
     return [printable(line) for line in text.splitlines()] or [""]
 
 
-def _lines(budget: Budget, stated: bool, source: str, found: Findings) -> Iterator[str]:
+def _lines(budget: MemoryBudget, stated: bool, source: str, found: Findings) -> Iterator[str]:
     config, load = budget.config, budget.load
     fewest = "" if stated else "; --ranks says another number"
     yield f"the model: {parameter_words(budget.model, budget.learning)}"
@@ -110,7 +110,7 @@ def _lines(budget: Budget, stated: bool, source: str, found: Findings) -> Iterat
     yield from _epoch(budget, packs, found)
 
 
-def _table(budget: Budget) -> Iterator[str]:
+def _table(budget: MemoryBudget) -> Iterator[str]:
     names = ("weights", "gradients", "optimizer", "kept", "working", "reserve", "total")
     yield "  stage " + "".join(f"{name:>11}" for name in names) + "   worst moment"
     for stage in range(budget.stages):
@@ -122,7 +122,7 @@ def _table(budget: Budget) -> Iterator[str]:
     yield "  kept: activations from forward to backward; reserve: the GPU's own context, libraries, communicators"
 
 
-def _epoch(budget: Budget, per_step: int, found: Findings) -> Iterator[str]:
+def _epoch(budget: MemoryBudget, per_step: int, found: Findings) -> Iterator[str]:
     """Yield packs and steps of an epoch, and how many epochs the run is, or steps its epochs take."""
     config, encoder = budget.config, found.encoder
     if "the data" in found.unseen or found.problems:

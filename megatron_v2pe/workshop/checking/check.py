@@ -24,7 +24,14 @@ from megatron_v2pe.data.processes import Processes
 from megatron_v2pe.data.video import check_frames, frame_range, list_frames
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.workshop.checking.named_files import FolderNames, Folders, Lines, NamedFiles, blocks_of, named_files
+from megatron_v2pe.workshop.checking.named_files import (
+    DatasetLines,
+    FolderNames,
+    Folders,
+    NamedFiles,
+    blocks_of,
+    named_files,
+)
 from megatron_v2pe.workshop.checking.samples import SampleChecker, start
 
 FILES_AT_ONCE = 64
@@ -152,7 +159,7 @@ def _check_weights(checks: Sequence[DatasetCheck], datasets: Sequence[Dataset | 
         check.problem = "no weight, the other data sets have one; give all a weight or none"
 
 
-def _all_lines(datasets: Sequence[Dataset | None], tallies: Sequence[_Tally]) -> Iterator[Lines]:
+def _all_lines(datasets: Sequence[Dataset | None], tallies: Sequence[_Tally]) -> Iterator[DatasetLines]:
     """Yield the lines of all data sets, counting them on the way."""
     for owner, (dataset, tally) in enumerate(zip(datasets, tallies, strict=True)):
         if dataset is None:

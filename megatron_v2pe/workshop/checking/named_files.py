@@ -22,7 +22,7 @@ LINES_AT_ONCE, BYTES_AT_ONCE = 128, 1 << 23
 
 
 @dataclass(frozen=True)
-class Lines:
+class DatasetLines:
     """A block of lines of one data set."""
 
     owner: int
@@ -53,18 +53,18 @@ class NamedFiles:
     """Fields that no code reads and that are not usual either, with how many lines have each."""
 
 
-def blocks_of(owner: int, dataset: Dataset) -> Iterator[Lines]:
+def blocks_of(owner: int, dataset: Dataset) -> Iterator[DatasetLines]:
     """Yield the lines of a data set block by block, in order; each may go to another process."""
     bare = replace(dataset)  # without the offsets of all lines, which need not travel
     done, total = 0, os.path.getsize(dataset.annotation)
     blocks = list(dataset.blocks(LINES_AT_ONCE, BYTES_AT_ONCE))
     for block, following in zip_longest(blocks, blocks[1:]):
         end = total if following is None else int(following.rows[0, 0])
-        yield Lines(owner, bare, block, end - done)
+        yield DatasetLines(owner, bare, block, end - done)
         done = end
 
 
-def named_files(lines: Lines, checker: SampleChecker | None = None) -> NamedFiles:
+def named_files(lines: DatasetLines, checker: SampleChecker | None = None) -> NamedFiles:
     """Parse lines and return the files they name.
 
     Args:

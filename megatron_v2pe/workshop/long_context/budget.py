@@ -14,7 +14,7 @@ from megatron_v2pe.workshop.long_context.pipeline import PLACEHOLDER, Encoding, 
 _REMEMBERED_CHARACTERS = 2_000
 
 
-class Budget:
+class TokenBudget:
     """Counts tokens under one encoding."""
 
     def __init__(self, encoding: Encoding) -> None:
@@ -22,9 +22,9 @@ class Budget:
         self.encoding = encoding
         self._remember = lru_cache(maxsize=16_384)(self._encoded)
 
-    def __reduce__(self) -> tuple[type[Budget], tuple[Encoding]]:
+    def __reduce__(self) -> tuple[type[TokenBudget], tuple[Encoding]]:
         """Start anew in another process."""
-        return Budget, (self.encoding,)
+        return TokenBudget, (self.encoding,)
 
     def text(self, text: str) -> int:
         """Return the tokens of a text without images, as if it stood alone."""

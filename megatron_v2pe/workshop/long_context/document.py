@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_v2pe.workshop.long_context.budget import Budget
+from megatron_v2pe.workshop.long_context.budget import TokenBudget
 from megatron_v2pe.workshop.long_context.haystack import Block, joined
 from megatron_v2pe.workshop.long_context.made_images import Shown
 from megatron_v2pe.workshop.long_context.needles import Needles
@@ -14,7 +14,7 @@ from megatron_v2pe.workshop.long_context.pipeline import PLACEHOLDER
 
 
 @dataclass(frozen=True)
-class Document:
+class LongDocument:
     """A haystack with its needles and its question."""
 
     blocks: tuple[Block, ...]
@@ -22,11 +22,11 @@ class Document:
     """Index of the paragraph that is cut to length."""
     needles: Needles
 
-    def closed(self, text: str) -> Document:
+    def closed(self, text: str) -> LongDocument:
         """Return the document with its closing paragraph; without text, without that paragraph."""
         assert self.closing is not None
         last = (Block(text, 0),) if text else ()
-        return Document((*self.blocks[: self.closing], *last, *self.blocks[self.closing + 1 :]), None, self.needles)
+        return LongDocument((*self.blocks[: self.closing], *last, *self.blocks[self.closing + 1 :]), None, self.needles)
 
     def context(self) -> tuple[str, list[int]]:
         """Return the text before the question, which ends with a newline, and where in it each needle begins."""
@@ -42,7 +42,7 @@ class Document:
         """Return the conversation training sees."""
         return [("human", self.context()[0] + self.needles.asking()), ("gpt", self.needles.answering())]
 
-    def depths(self, budget: Budget) -> list[float]:
+    def depths(self, budget: TokenBudget) -> list[float]:
         """Return for each needle the share of the context's tokens that come before it."""
         context, places = self.context()
         images = [budget.image(budget.encoding.tiles(image.size)) for image in self.images()]

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from megatron_v2pe.workshop.long_context.budget import Budget
+from megatron_v2pe.workshop.long_context.budget import TokenBudget
 
 _WORD = re.compile(r"[\u2e80-\U0010ffff]|[^\s\u2e80-\U0010ffff]{1,40}")
 """A word, no longer than 40 characters; a single character where a script writes no spaces."""
@@ -28,7 +28,7 @@ _BACKWARDS = 12
 """Words that are given up at most where the missing tokens cannot be made up."""
 
 
-def fill(budget: Budget, source: str, target: int, count: Callable[[str], int]) -> str | None:
+def fill(budget: TokenBudget, source: str, target: int, count: Callable[[str], int]) -> str | None:
     """Return the beginning of a text with which a conversation has exactly `target` tokens.
 
     Args:
@@ -54,7 +54,7 @@ def fill(budget: Budget, source: str, target: int, count: Callable[[str], int]) 
     return None
 
 
-def _beginnings(budget: Budget, source: str, tokens: int) -> Iterator[str]:
+def _beginnings(budget: TokenBudget, source: str, tokens: int) -> Iterator[str]:
     """Yield beginnings of `source` that are lines of exactly `tokens` tokens."""
     ends = [match.end() for match in _WORD.finditer(source)]
     if tokens < 1 or not ends or budget.line(source) < tokens:
@@ -68,7 +68,7 @@ def _beginnings(budget: Budget, source: str, tokens: int) -> Iterator[str]:
             yield text
 
 
-def _mended(budget: Budget, text: str, tokens: int, words: str) -> str | None:
+def _mended(budget: TokenBudget, text: str, tokens: int, words: str) -> str | None:
     """Return `text` with words appended, the largest that fit first, until its line has exactly `tokens` tokens."""
     endings = dict.fromkeys([*(f" {match[0]}" for match in _WORD.finditer(words)), *_MARKS])
     missing = tokens - (budget.line(text) if text else 0)

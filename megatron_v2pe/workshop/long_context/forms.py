@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Protocol
 
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.workshop.long_context.budget import Budget
+from megatron_v2pe.workshop.long_context.budget import TokenBudget
 from megatron_v2pe.workshop.long_context.draws import Draws
 from megatron_v2pe.workshop.long_context.image_pool import ImagePool
 from megatron_v2pe.workshop.long_context.made_images import Canvas, Shown, Size
@@ -24,7 +24,7 @@ _LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
-class Place:
+class ImagePlace:
     """Where an image that is asked about stands."""
 
     image: int
@@ -94,7 +94,7 @@ class Form(Protocol):
         """Return the units a sample cannot do without."""
         ...
 
-    def arrange(self, units: Sequence[Unit], request: Request) -> tuple[list[Shown], list[Place]]:
+    def arrange(self, units: Sequence[Unit], request: Request) -> tuple[list[Shown], list[ImagePlace]]:
         """Put units in order; return them, and the place of each image that is asked about."""
         ...
 
@@ -109,7 +109,7 @@ class ImageForm:
 
     name = "image"
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: TokenBudget) -> None:
         """Count tokens by `budget`."""
         self._budget = budget
 
@@ -145,14 +145,14 @@ class ImageForm:
         """Return the number of images that are asked about."""
         return len(request.asked)
 
-    def arrange(self, units: Sequence[Unit], request: Request) -> tuple[list[Shown], list[Place]]:
+    def arrange(self, units: Sequence[Unit], request: Request) -> tuple[list[Shown], list[ImagePlace]]:
         """Shuffle the images."""
         order = request.draws.order(len(units), "places", len(units))
         paths = [""] * len(units)
         for unit, position in zip(units, order, strict=True):
             paths[position] = unit.path
         shown = [Shown(path, request.pool.size(path)) for path in paths]
-        return shown, [Place(position + 1) for position in order[: len(request.asked)]]
+        return shown, [ImagePlace(position + 1) for position in order[: len(request.asked)]]
 
     def _unit(self, path: str, pool: ImagePool) -> Unit:
         return Unit(self._budget.image(self._budget.encoding.tiles(pool.size(path))), path)
@@ -169,12 +169,12 @@ class PasteForm:
 
     name = "paste"
 
-    def __init__(self, budget: Budget, columns: int, rows: int, cell: int) -> None:
+    def __init__(self, budget: TokenBudget, columns: int, rows: int, cell: int) -> None:
         """Paste onto canvases of so many columns and rows, with cells of `cell` pixels."""
         self._budget, self.columns, self.rows, self.cell = budget, columns, rows, cell
 
     @classmethod
-    def parse(cls, budget: Budget, grid: str, cell: int) -> PasteForm:
+    def parse(cls, budget: TokenBudget, grid: str, cell: int) -> PasteForm:
         """Read a grid such as `3x2`: columns and rows.
 
         Raises:
@@ -223,7 +223,7 @@ class PasteForm:
         """Return the canvases that hold the images that are asked about."""
         return -(-len(request.asked) // (self.columns * self.rows))
 
-    def arrange(self, units: Sequence[Unit], request: Request) -> tuple[list[Shown], list[Place]]:
+    def arrange(self, units: Sequence[Unit], request: Request) -> tuple[list[Shown], list[ImagePlace]]:
         """Shuffle the images over all cells."""
         cells = [(number, cell) for number, unit in enumerate(units) for cell in range(unit.columns * unit.rows)]
         order = request.draws.order(len(cells), "places", len(cells))
@@ -238,7 +238,7 @@ class PasteForm:
         for position in order[: len(request.asked)]:
             number, cell = cells[position]
             row, column = divmod(cell, units[number].columns)
-            places.append(Place(number + 1, row + 1, column + 1))
+            places.append(ImagePlace(number + 1, row + 1, column + 1))
         return shown, places
 
     def _unit(self, columns: int, rows: int) -> Unit:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.workshop.long_context.budget import Budget
+from megatron_v2pe.workshop.long_context.budget import TokenBudget
 from megatron_v2pe.workshop.long_context.draws import Draws
 from megatron_v2pe.workshop.long_context.image_pool import ImagePool
 from megatron_v2pe.workshop.long_context.made_images import Shown
@@ -59,7 +59,7 @@ class Background:
 
 def choose_images(
     pool: ImagePool,
-    budget: Budget,
+    budget: TokenBudget,
     draws: Draws,
     room: int,
     *,
@@ -118,11 +118,11 @@ def choose_images(
     return [chosen[i] for i in draws.order(len(chosen), "image order")]
 
 
-def _image_cost(budget: Budget, size: tuple[int, int]) -> int:
+def _image_cost(budget: TokenBudget, size: tuple[int, int]) -> int:
     return budget.image(budget.encoding.tiles(size)) + budget.text("\n")
 
 
-def choose_paragraphs(text: TextSource, budget: Budget, draws: Draws, room: int) -> Background:
+def choose_paragraphs(text: TextSource, budget: TokenBudget, draws: Draws, room: int) -> Background:
     """Return paragraphs that fill `room` tokens, and a closing one to be cut.
 
     Raises:
@@ -147,7 +147,7 @@ def choose_paragraphs(text: TextSource, budget: Budget, draws: Draws, room: int)
     return Background(tuple(blocks), rest, room - used)
 
 
-def _long_enough(rest: str, paragraphs: Iterator[tuple[int, str]], budget: Budget, tokens: int) -> str:
+def _long_enough(rest: str, paragraphs: Iterator[tuple[int, str]], budget: TokenBudget, tokens: int) -> str:
     while budget.text(rest) < tokens:
         following = next(paragraphs, None)
         if following is None:
@@ -156,7 +156,7 @@ def _long_enough(rest: str, paragraphs: Iterator[tuple[int, str]], budget: Budge
     return rest
 
 
-def interleave(paragraphs: Sequence[Block], images: Sequence[Shown], budget: Budget, draws: Draws) -> list[Block]:
+def interleave(paragraphs: Sequence[Block], images: Sequence[Shown], budget: TokenBudget, draws: Draws) -> list[Block]:
     """Spread images over paragraphs: the k-th somewhere within the k-th of as many equal shares of the text."""
     before: dict[int, list[Block]] = {}
     for number, image in enumerate(images):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.workshop.long_context.draws import Draws
-from megatron_v2pe.workshop.long_context.made_images import Part, Shown, Size, centre, lower_right
+from megatron_v2pe.workshop.long_context.made_images import ImagePart, Shown, Size, centre, lower_right
 from megatron_v2pe.workshop.long_context.needles import Needles
 from megatron_v2pe.workshop.long_context.pipeline import PLACEHOLDER, image_size
 
@@ -61,9 +61,9 @@ class NeedleImages:
             )
         return cls(tuple(path for path, _ in large), tuple(size for _, size in large), side)
 
-    def square(self, index: int) -> Part:
+    def square(self, index: int) -> ImagePart:
         """Return the middle square of an image."""
-        return Part(self.paths[index], centre(self.sizes[index]), self.side)
+        return ImagePart(self.paths[index], centre(self.sizes[index]), self.side)
 
 
 def needed(tasks: Sequence[str]) -> int:
@@ -136,12 +136,12 @@ def _jigsaw(draws: Draws, images: NeedleImages, folder: str) -> Needles:
     chosen = draws.order(len(images.paths), "needles")[:_CHOICES]
     order = draws.order(_CHOICES, "choices")
     whole = images.square(chosen[0])
-    puzzle = Part(whole.source, whole.box, whole.longest, hole=True)
+    puzzle = ImagePart(whole.source, whole.box, whole.longest, hole=True)
     inserted = Shown(f"{folder}_puzzle.jpg", puzzle.size, puzzle)
     choices: list[Shown] = []
     for position, i in enumerate(order):
         square = images.square(chosen[i])
-        piece = Part(square.source, lower_right(square.box), max(1, square.longest // 2))
+        piece = ImagePart(square.source, lower_right(square.box), max(1, square.longest // 2))
         choices.append(Shown(f"{folder}_piece{position}.jpg", piece.size, piece))
     return Needles(
         "image_reasoning_jigsaw",
@@ -164,7 +164,7 @@ def _multiview(draws: Draws, images: NeedleImages, folder: str) -> Needles:
     right = draws.integer(2, "direction")
     views: list[Shown] = []
     for number, left in enumerate((first, second) if right else (second, first), 1):
-        part = Part(images.paths[index], (left, top, left + side, top + side), images.side)
+        part = ImagePart(images.paths[index], (left, top, left + side, top + side), images.side)
         views.append(Shown(f"{folder}_view{number}.jpg", part.size, part))
     return Needles(
         "image_reasoning_multiview",

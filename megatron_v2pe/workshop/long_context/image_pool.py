@@ -24,7 +24,7 @@ _LARGEST = 1 << 32
 
 
 @dataclass(frozen=True)
-class Question:
+class ImageQuestion:
     """One question about one image, and its answer."""
 
     image: str
@@ -66,13 +66,13 @@ class ImagePool:
         """Return the number of questions."""
         return len(self._lines)
 
-    def question(self, number: int) -> Question:
+    def question(self, number: int) -> ImageQuestion:
         """Return a question: the first turn of its line, for later ones may lean on it."""
         sample = self._read(*self._lines[number])
         (_, text), (_, answer) = sample.conversations[:2]
         text = text.replace(f"{PLACEHOLDER}\n", "").replace(PLACEHOLDER, "").strip()
         [image] = sample.images
-        return Question(os.path.abspath(image), text, answer.strip(), f"{sample.id.file}:{sample.id.line}")
+        return ImageQuestion(os.path.abspath(image), text, answer.strip(), f"{sample.id.file}:{sample.id.line}")
 
     def size(self, path: str) -> tuple[int, int]:
         """Return width and height of an image, from its header.

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.workshop.long_context.budget import Budget
+from megatron_v2pe.workshop.long_context.budget import TokenBudget
 from megatron_v2pe.workshop.long_context.built import TRAINING_LINES, Built
-from megatron_v2pe.workshop.long_context.document import Document
+from megatron_v2pe.workshop.long_context.document import LongDocument
 from megatron_v2pe.workshop.long_context.draws import Draws, TokenRange
 from megatron_v2pe.workshop.long_context.filling import fill
 from megatron_v2pe.workshop.long_context.haystack import (
@@ -77,13 +77,13 @@ class LongMrSettings:
             raise ConfigError(f"fake needles {self.fakes}, {self.fakes_everywhere}: expected 0 or more")
 
 
-class LongMr:
+class LongMrBuilder:
     """Makes Long-MR samples."""
 
     def __init__(
         self,
         pool: ImagePool | None,
-        budget: Budget,
+        budget: TokenBudget,
         settings: LongMrSettings,
         text: TextSource,
         needle_images: NeedleImages | None = None,
@@ -173,7 +173,7 @@ class LongMr:
             return [given[turn % len(given)]]
         return sorted(draws.choose(given, "depth", place) for place in range(places))
 
-    def _document(self, needles: Needles, draws: Draws, target: int, turn: int) -> Document | None:
+    def _document(self, needles: Needles, draws: Draws, target: int, turn: int) -> LongDocument | None:
         """Return a document of exactly `target` tokens; None where the haystack holds a word of the needles."""
         fixed = self._fixed(needles)
         if target - fixed < _LEAST_ROOM:
@@ -199,7 +199,7 @@ class LongMr:
 
     def _at_length(
         self, needles: Needles, images: Sequence[Shown], draws: Draws, target: int, turn: int, room: int
-    ) -> Document:
+    ) -> LongDocument:
         """Return a document of exactly `target` tokens, of which about `room` are the haystack's.
 
         Paragraphs are counted one by one first; where they come to another number of tokens together, they are chosen
@@ -211,10 +211,10 @@ class LongMr:
             blocks = interleave(background.blocks, images, self._budget, draws)
             blocks.append(Block("", background.closing_tokens))
             blocks = self._with_needles(blocks, needles, draws, turn)
-            drafted = Document(tuple(blocks), next(i for i in range(len(blocks)) if not blocks[i].text), needles)
+            drafted = LongDocument(tuple(blocks), next(i for i in range(len(blocks)) if not blocks[i].text), needles)
             tiles = self._tiles(drafted.images())
 
-            def count(text: str, drafted: Document = drafted, tiles: Sequence[int] = tiles) -> int:
+            def count(text: str, drafted: LongDocument = drafted, tiles: Sequence[int] = tiles) -> int:
                 return self._budget.conversation(drafted.closed(text).turns(), tiles)
 
             text = fill(self._budget, background.closing, target, count)
@@ -247,10 +247,10 @@ class LongMr:
         blocks = [Block(text, 0, needle=0) for text in needles.statements]
         blocks += [Block(PLACEHOLDER, 0, image, needle=0) for image in needles.inserted]
         blocks += [Block(text, 0, fake=True) for text in needles.fakes]
-        document = Document(tuple(blocks), None, needles)
+        document = LongDocument(tuple(blocks), None, needles)
         return self._budget.conversation(document.turns(), self._tiles(document.images()))
 
-    def _finish(self, number: int, turn: int, target: int, needles: Needles, document: Document) -> Built:
+    def _finish(self, number: int, turn: int, target: int, needles: Needles, document: LongDocument) -> Built:
         images = document.images()
         tiles = self._tiles(images)
         tokens = self.encoding.length(document.turns(), tiles)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.workshop.long_context.budget import Budget
+from megatron_v2pe.workshop.long_context.budget import TokenBudget
 from megatron_v2pe.workshop.long_context.built import TRAINING_LINES, Built
 from megatron_v2pe.workshop.long_context.draws import Draws, TokenRange
 from megatron_v2pe.workshop.long_context.filling import fill
-from megatron_v2pe.workshop.long_context.forms import Form, Place, Request, number_line
-from megatron_v2pe.workshop.long_context.image_pool import ImagePool, Question
+from megatron_v2pe.workshop.long_context.forms import Form, ImagePlace, Request, number_line
+from megatron_v2pe.workshop.long_context.image_pool import ImagePool, ImageQuestion
 from megatron_v2pe.workshop.long_context.made_images import Shown
 from megatron_v2pe.workshop.long_context.pipeline import PLACEHOLDER
 from megatron_v2pe.workshop.long_context.text_source import TextSource
@@ -42,9 +42,9 @@ class LongVqaSettings:
 class _Draft:
     """A sample whose length is still to be settled."""
 
-    questions: tuple[Question, ...]
+    questions: tuple[ImageQuestion, ...]
     shown: tuple[Shown, ...]
-    places: tuple[Place, ...]
+    places: tuple[ImagePlace, ...]
     """Of the image of each question."""
 
     def turns(self, text: str = "") -> list[tuple[str, str]]:
@@ -58,11 +58,16 @@ class _Draft:
         return turns
 
 
-class LongVqa:
+class LongVqaBuilder:
     """Makes Long-VQA samples."""
 
     def __init__(
-        self, pools: Sequence[ImagePool], budget: Budget, form: Form, settings: LongVqaSettings, text: TextSource | None
+        self,
+        pools: Sequence[ImagePool],
+        budget: TokenBudget,
+        form: Form,
+        settings: LongVqaSettings,
+        text: TextSource | None,
     ) -> None:
         """Build from annotations.
 
@@ -130,7 +135,7 @@ class LongVqa:
             counts["paragraphs: spell a special token or a placeholder"] = self._text.left_out
         return counts
 
-    def _asked(self, number: int) -> tuple[ImagePool, list[Question]]:
+    def _asked(self, number: int) -> tuple[ImagePool, list[ImageQuestion]]:
         """Return the questions of a sample: every group of questions once, then all in another order."""
         passed, index = divmod(number, sum(self._groups))
         draws = Draws(self._settings.seed, passed)
@@ -143,12 +148,12 @@ class LongVqa:
         lines = draws.order(len(pool), "lines", which)[group * count : (group + 1) * count]
         return pool, [pool.question(line) for line in lines]
 
-    def _fixed(self, questions: Sequence[Question]) -> int:
+    def _fixed(self, questions: Sequence[ImageQuestion]) -> int:
         """Return the tokens of everything but images and their numbers, with a few to spare for large numbers."""
-        draft = _Draft(tuple(questions), (), tuple(Place(1, 1, 1) for _ in questions))
+        draft = _Draft(tuple(questions), (), tuple(ImagePlace(1, 1, 1) for _ in questions))
         return self._budget.conversation(draft.turns(), []) + _SPARE_NUMBERS * len(questions)
 
-    def _to_length(self, request: Request, questions: Sequence[Question], target: int) -> tuple[_Draft, str]:
+    def _to_length(self, request: Request, questions: Sequence[ImageQuestion], target: int) -> tuple[_Draft, str]:
         """Return a draft of at most `target` tokens, and the text that brings it there."""
         units, fewest = self._form.units(request), self._form.fewest(request)
         while True:

@@ -73,7 +73,7 @@ class Canvas:
 
 
 @dataclass(frozen=True)
-class Part:
+class ImagePart:
     """A part of an image, scaled down where it is large."""
 
     source: str
@@ -107,7 +107,7 @@ class Pasted:
     base: str
     size: Size
     """Of the base."""
-    needle: Part
+    needle: ImagePart
     cells: tuple[int, ...]
     """Where, row by row."""
     grid: int

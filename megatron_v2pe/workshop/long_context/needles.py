@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from megatron_v2pe.workshop.long_context.made_images import Part, Shown
+from megatron_v2pe.workshop.long_context.made_images import ImagePart, Shown
 from megatron_v2pe.workshop.long_context.pipeline import PLACEHOLDER
 
 TEXT_TASKS = ("text_retrieval", "text_retrieval_fake", "text_counting", "text_reasoning")
@@ -37,7 +37,7 @@ class Needles:
     """Sentences of the same form about something else, to hide as well."""
     inserted: tuple[Shown, ...] = ()
     """Images to stand in the document by themselves, in order."""
-    pasted: Part | None = None
+    pasted: ImagePart | None = None
     """A picture to be pasted into images of the haystack."""
     copies: tuple[int, ...] = ()
     """How often, for each image it is pasted into, in order."""

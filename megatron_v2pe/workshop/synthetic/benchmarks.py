@@ -158,7 +158,7 @@ def write_benchmark(root: Path, name: str, seed: int = 0, questions: int = 4, pa
 
 
 @dataclass(frozen=True)
-class Lines:
+class QuestionLines:
     """Where a benchmark has its questions about single images, a JSON line each."""
 
     file: str
@@ -171,7 +171,7 @@ class Lines:
 
 
 def single_image_lines(
-    make: Maker, lines: Lines, ask: Callable[[Maker, Drawn], tuple[str, str]] | None = None
+    make: Maker, lines: QuestionLines, ask: Callable[[Maker, Drawn], tuple[str, str]] | None = None
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Draw the images of a set; return its lines and the answer to each.
 

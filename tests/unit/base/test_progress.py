@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megatron_v2pe.base import progress
-from megatron_v2pe.base.progress import Lines, duration, followed, progress_bar
+from megatron_v2pe.base.progress import ProgressLines, duration, followed, progress_bar
 
 ROOT = Path(__file__).parents[3]
 
@@ -90,7 +90,7 @@ def test_what_is_followed_comes_through(capsys, clock):
 def test_nobody_reads_the_lines(monkeypatch, clock):
     closed = io.StringIO()
     closed.close()
-    bar = Lines(5, "headers", "files")
+    bar = ProgressLines(5, "headers", "files")
     monkeypatch.setattr(progress.sys, "stderr", closed)
     clock.now += 100
     bar.update(5)
@@ -108,7 +108,7 @@ def test_a_terminal_has_a_bar_and_no_lines(monkeypatch, clock):
     with progress_bar(total=5, desc="headers", unit="files") as bar:
         bar.update(5)
     assert "\r" in terminal.getvalue() and "headers:" in terminal.getvalue() and "5/5" in terminal.getvalue()
-    assert not isinstance(bar, Lines)
+    assert not isinstance(bar, ProgressLines)
 
 
 @pytest.mark.parametrize(

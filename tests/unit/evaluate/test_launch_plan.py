@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.evaluate.launch_plan import TOOL, Command, make_plan
+from megatron_v2pe.evaluate.launch_plan import TOOL, LaunchCommand, make_plan
 
 FLAGS = ("--rope_pos_id_version", "v2pe_fix", "--rope_pos_id_stride", "64")
 
@@ -22,7 +22,7 @@ def checkpoint(tmp_path):
 
 
 def plan(checkpoint, *words, benchmarks="general", one_copy=False, found=0, **environment):
-    command = Command("evaluate_auto.sh", [checkpoint, *words], environment, benchmarks, one_copy, found)
+    command = LaunchCommand("evaluate_auto.sh", [checkpoint, *words], environment, benchmarks, one_copy, found)
     return make_plan(command)
 
 

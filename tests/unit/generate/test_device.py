@@ -7,7 +7,7 @@ import torch
 
 from helpers import one_device
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
-from megatron_v2pe.generate.pretrained import Question
+from megatron_v2pe.generate.pretrained import ChatQuestion
 from megatron_v2pe.generate.vision_cache import VisionCache
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
@@ -20,7 +20,10 @@ def places(golden, pools, tmp_path_factory):
     hf_to_mcore(write_checkpoint_copy(golden / "reference_checkpoint", folder / "hf"), folder / "megatron")
     write_dataset(folder / "data")
     image = str(folder / "data" / "image" / "3.png")
-    questions = [Question([("human", "what do you see")], [image], "a"), Question([("human", "one two")], [], "b")]
+    questions = [
+        ChatQuestion([("human", "what do you see")], [image], "a"),
+        ChatQuestion([("human", "one two")], [], "b"),
+    ]
 
     def run(planted_break=None):
         arguments = {"checkpoint": folder / "megatron", "questions": questions, "planted_break": planted_break}

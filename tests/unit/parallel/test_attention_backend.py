@@ -16,7 +16,7 @@ from megatron_v2pe.parallel.attention.attention_backend import ATTENTION_BACKEND
 from megatron_v2pe.parallel.attention.block import AttentionBlock, CpuFlash, Reference
 from megatron_v2pe.parallel.attention.chunked import Chunked
 from megatron_v2pe.parallel.attention.cudnn import ALWAYS, DENSE, Cudnn, Mixed
-from megatron_v2pe.parallel.attention.flash import FlashAttn, FlashAttn3, FlashAttn4, TorchFlash
+from megatron_v2pe.parallel.attention.flash import FlashAttn2, FlashAttn3, FlashAttn4, TorchFlash
 from megatron_v2pe.parallel.attention.kernel_choice import (
     candidates,
     first_that_passes,
@@ -158,11 +158,11 @@ def kinds(backend, dtype=torch.bfloat16):
     ("capability", "generations", "expected"),
     [
         ((9, 0), (), [(Cudnn, TorchFlash, DENSE), TorchFlash, Chunked]),
-        ((9, 0), (2,), [(Cudnn, FlashAttn, DENSE), (Cudnn, TorchFlash, DENSE), FlashAttn, TorchFlash, Chunked]),
+        ((9, 0), (2,), [(Cudnn, FlashAttn2, DENSE), (Cudnn, TorchFlash, DENSE), FlashAttn2, TorchFlash, Chunked]),
         ((9, 0), (3, 4), [FlashAttn3, (Cudnn, TorchFlash, DENSE), TorchFlash, Chunked]),
-        ((10, 0), (2, 3, 4), [FlashAttn4, (Cudnn, FlashAttn, DENSE), (Cudnn, TorchFlash, DENSE), FlashAttn, TorchFlash,
+        ((10, 0), (2, 3, 4), [FlashAttn4, (Cudnn, FlashAttn2, DENSE), (Cudnn, TorchFlash, DENSE), FlashAttn2, TorchFlash,
                               Chunked]),
-        ((8, 0), (2, 3, 4), [FlashAttn, TorchFlash, Chunked]),
+        ((8, 0), (2, 3, 4), [FlashAttn2, TorchFlash, Chunked]),
         ((7, 5), (2,), [TorchFlash, Chunked]),
     ],
 )  # fmt: skip
@@ -176,7 +176,7 @@ def test_the_order_of_the_others(card):
     card((9, 0), 2, 3)
     assert kinds("cudnn") == [(Cudnn, TorchFlash, ALWAYS), TorchFlash, Chunked]
     assert kinds("flash") == [TorchFlash, Chunked]
-    assert kinds("flash_attn") == [FlashAttn3, FlashAttn, TorchFlash, Chunked]
+    assert kinds("flash_attn") == [FlashAttn3, FlashAttn2, TorchFlash, Chunked]
     assert kinds("reference") == kinds("reference", torch.float32) == [Reference]
     assert kinds("cudnn", torch.float32) == [Chunked]
 
@@ -354,7 +354,7 @@ def is_the_reference(kernel, block):
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=["causal", "rectangles"])
-@pytest.mark.parametrize(("generation", "kernel"), [(2, FlashAttn()), (3, FlashAttn3()), (4, FlashAttn4())])
+@pytest.mark.parametrize(("generation", "kernel"), [(2, FlashAttn2()), (3, FlashAttn3()), (4, FlashAttn4())])
 def test_the_packages_are_asked_in_their_words(generation, kernel, block, monkeypatch):
     """Signatures of flash-attn 2.7, 3 and 4 as their sources have them."""
     seen = []
@@ -391,4 +391,4 @@ def test_pytorchs_flash_operator_is_asked_in_its_words(block, monkeypatch):
 def test_a_package_that_is_not_there():
     assert flash.installed(9) == [] or flash.package(3) is not None
     with pytest.raises(AssertionError, match="flash-attn 2 is not installed"):
-        FlashAttn().forward(*random_inputs((4,), 2, 2, torch.float32)[:3], AttentionBlock((4,), (4,), True, SCALE))
+        FlashAttn2().forward(*random_inputs((4,), 2, 2, torch.float32)[:3], AttentionBlock((4,), (4,), True, SCALE))

@@ -12,7 +12,7 @@ from megatron_v2pe.parallel.attention.block import AttentionBlock, Reference
 from megatron_v2pe.parallel.attention.chunked import Chunked
 from megatron_v2pe.parallel.attention.core import batched_attention
 from megatron_v2pe.parallel.attention.cudnn import ALWAYS, Cudnn, Mixed, Rule, lengthened
-from megatron_v2pe.parallel.attention.flash import FlashAttn, FlashAttn3, FlashAttn4, TorchFlash, installed, package
+from megatron_v2pe.parallel.attention.flash import FlashAttn2, FlashAttn3, FlashAttn4, TorchFlash, installed, package
 from megatron_v2pe.parallel.attention.kernel_choice import candidates, choose_kernel, probed
 from megatron_v2pe.parallel.attention.ring import merge, ring_attention
 
@@ -45,7 +45,7 @@ CUDNN = pytest.mark.skipif(_capability() < 8, reason="cuDNN's attention needs co
 KERNELS = pytest.mark.parametrize(
     "kernel",
     [
-        pytest.param(FlashAttn(), marks=_packaged(2), id="flash_attn_2"),
+        pytest.param(FlashAttn2(), marks=_packaged(2), id="flash_attn_2"),
         pytest.param(FlashAttn3(), marks=_packaged(3), id="flash_attn_3"),
         pytest.param(FlashAttn4(), marks=_packaged(4), id="flash_attn_4"),
         pytest.param(TorchFlash(), id="pytorch"),

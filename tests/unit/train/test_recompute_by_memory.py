@@ -14,7 +14,7 @@ from megatron_v2pe.models.memory import GIB, RESERVE
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.recipes.internvl2_2b import internvl2_2b_v2pe_32k, internvl2_2b_v2pe_256k
 from megatron_v2pe.train import memory
-from megatron_v2pe.train.memory import Budget, in_words, plan_of_stage, shortage_explained, shortage_foreseen
+from megatron_v2pe.train.memory import MemoryBudget, in_words, plan_of_stage, shortage_explained, shortage_foreseen
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
 MODEL = InternVLConfig.from_hf(internvl2_2b_config())
@@ -23,7 +23,7 @@ H100 = int(79.1 * GIB)
 
 def budget(config=None, world=1, card: int | None = H100, **train):
     config = config or internvl2_2b_v2pe_32k()
-    return Budget(replace(config, train=replace(config.train, **train)), MODEL, world, card)
+    return MemoryBudget(replace(config, train=replace(config.train, **train)), MODEL, world, card)
 
 
 def document_of_130k():

@@ -14,7 +14,7 @@ from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.micro_batch import PackCutter, PixelSettings
 from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
 from megatron_v2pe.train.data_feed import DataFeed
-from megatron_v2pe.train.step_ahead import StepsAhead
+from megatron_v2pe.train.step_ahead import StepDataReader
 from megatron_v2pe.v2pe.position_ids import Ticks
 
 PER_TILE, IMAGE, SIDE = 4, 9, 28
@@ -78,7 +78,9 @@ def opened(loader, micro_batches=2):
     feed = DataFeed(loader, None, [0], RankCoordinates(), max_skipped_samples=10**6)
     cutter = PackCutter(RankCoordinates(), IMAGE, PER_TILE)
     pixels = PixelSettings(torch.device("cpu"), torch.float32, ((0.0,) * 3, (1.0,) * 3))
-    return feed, StepsAhead(feed, cutter, pixels, micro_batches, lambda step, index: DropPathKey(7, step * 10 + index))
+    return feed, StepDataReader(
+        feed, cutter, pixels, micro_batches, lambda step, index: DropPathKey(7, step * 10 + index)
+    )
 
 
 def lengths(data):

@@ -9,25 +9,25 @@ from megatron_v2pe.workshop.synthetic.benchmarks import (
     LETTERS,
     SETS,
     Drawn,
-    Lines,
     Maker,
+    QuestionLines,
     colour_question,
     single_image_lines,
     with_answers,
 )
 
 _LINES = {
-    "chartqa_human": Lines("data/chartqa/test_human.jsonl", "data/chartqa/ChartQA Dataset/test/png"),
-    "chartqa_augmented": Lines("data/chartqa/test_augmented.jsonl", "data/chartqa/ChartQA Dataset/test/png"),
-    "docvqa_val": Lines("data/docvqa/val.jsonl", "data/docvqa/val/documents", "data/docvqa/val/val_v1.0.json"),
-    "docvqa_test": Lines("data/docvqa/test.jsonl", "data/docvqa/test/documents"),
-    "infovqa_val": Lines(
+    "chartqa_human": QuestionLines("data/chartqa/test_human.jsonl", "data/chartqa/ChartQA Dataset/test/png"),
+    "chartqa_augmented": QuestionLines("data/chartqa/test_augmented.jsonl", "data/chartqa/ChartQA Dataset/test/png"),
+    "docvqa_val": QuestionLines("data/docvqa/val.jsonl", "data/docvqa/val/documents", "data/docvqa/val/val_v1.0.json"),
+    "docvqa_test": QuestionLines("data/docvqa/test.jsonl", "data/docvqa/test/documents"),
+    "infovqa_val": QuestionLines(
         "data/infographicsvqa/val.jsonl",
         "data/infographicsvqa/infographicsvqa_images",
         "data/infographicsvqa/infographicsVQA_val_v1.0_withQT.json",
     ),
-    "infovqa_test": Lines("data/infographicsvqa/test.jsonl", "data/infographicsvqa/infographicsvqa_images"),
-    "ai2d": Lines("data/ai2diagram/test_vlmevalkit.jsonl", "data/ai2diagram/AI2D_TEST", id="path"),
+    "infovqa_test": QuestionLines("data/infographicsvqa/test.jsonl", "data/infographicsvqa/infographicsvqa_images"),
+    "ai2d": QuestionLines("data/ai2diagram/test_vlmevalkit.jsonl", "data/ai2diagram/AI2D_TEST", id="path"),
 }
 _ASK_OPTIONS = "Please answer the question based on the options mentioned before."
 

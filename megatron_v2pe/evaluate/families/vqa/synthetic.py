@@ -5,38 +5,40 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_v2pe.workshop.synthetic.benchmarks import SETS, Lines, Maker, single_image_lines, with_answers
+from megatron_v2pe.workshop.synthetic.benchmarks import SETS, Maker, QuestionLines, single_image_lines, with_answers
 
 _LINES = {
-    "ocrvqa_val": Lines("data/ocrvqa/ocrvqa_val.jsonl", "data/ocrvqa/images", id="path"),
-    "ocrvqa_test": Lines("data/ocrvqa/ocrvqa_test.jsonl", "data/ocrvqa/images", id="path"),
-    "gqa_testdev": Lines(
+    "ocrvqa_val": QuestionLines("data/ocrvqa/ocrvqa_val.jsonl", "data/ocrvqa/images", id="path"),
+    "ocrvqa_test": QuestionLines("data/ocrvqa/ocrvqa_test.jsonl", "data/ocrvqa/images", id="path"),
+    "gqa_testdev": QuestionLines(
         "data/gqa/testdev_balanced.jsonl", "data/gqa/images", "data/gqa/testdev_balanced_questions.json"
     ),
-    "gqa_testdev_llava": Lines(
+    "gqa_testdev_llava": QuestionLines(
         "data/gqa/llava_gqa_testdev_balanced_qwen_format.jsonl",
         "data/gqa/images",
         "data/gqa/testdev_balanced_questions.json",
     ),
-    "vqav2_val": Lines(
+    "vqav2_val": QuestionLines(
         "data/vqav2/vqav2_val.jsonl", "data/vqav2/val2014", "data/vqav2/v2_mscoco_val2014_annotations.json"
     ),
-    "vqav2_testdev": Lines("data/vqav2/vqav2_testdev.jsonl", "data/vqav2/test2015"),
-    "okvqa_val": Lines(
+    "vqav2_testdev": QuestionLines("data/vqav2/vqav2_testdev.jsonl", "data/vqav2/test2015"),
+    "okvqa_val": QuestionLines(
         "data/okvqa/okvqa_val.jsonl", "data/okvqa/val2014", "data/okvqa/mscoco_val2014_annotations.json"
     ),
-    "textvqa_val": Lines(
+    "textvqa_val": QuestionLines(
         "data/textvqa/textvqa_val.jsonl",
         "data/textvqa/train_images",
         "data/textvqa/textvqa_val_annotations.json",
     ),
-    "textvqa_val_ocr": Lines(
+    "textvqa_val_ocr": QuestionLines(
         "data/textvqa/textvqa_val_llava.jsonl",
         "data/textvqa/train_images",
         "data/textvqa/textvqa_val_annotations.json",
     ),
-    "vizwiz_val": Lines("data/vizwiz/vizwiz_val.jsonl", "data/vizwiz/val", "data/vizwiz/vizwiz_val_annotations.json"),
-    "vizwiz_test": Lines("data/vizwiz/vizwiz_test.jsonl", "data/vizwiz/test", id="path"),
+    "vizwiz_val": QuestionLines(
+        "data/vizwiz/vizwiz_val.jsonl", "data/vizwiz/val", "data/vizwiz/vizwiz_val_annotations.json"
+    ),
+    "vizwiz_test": QuestionLines("data/vizwiz/vizwiz_test.jsonl", "data/vizwiz/test", id="path"),
 }
 
 

@@ -9,7 +9,16 @@ from PIL import Image
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.evaluate.report.build import Report, check_against
-from megatron_v2pe.evaluate.report.document import Document, Entry, Line, Picture, Points, Section, Table, text_line
+from megatron_v2pe.evaluate.report.document import (
+    Entry,
+    Line,
+    Points,
+    ReportPage,
+    ReportPicture,
+    Section,
+    Table,
+    text_line,
+)
 from megatron_v2pe.evaluate.report.figures import draw_heat_maps, draw_lines
 from megatron_v2pe.evaluate.report.html import to_html
 from megatron_v2pe.evaluate.report.markdown import to_markdown
@@ -49,8 +58,8 @@ def test_both_forms(tmp_path):
     table = Table(
         ("model", "n"), (text_line("a|b <c> *d* e_f _g_", "1"), Line((Entry("x"), Entry("2", "i", True)), "run"))
     )
-    document = Document(
-        "T & T", [Section("One", ["p <b>", table, Points(("q",))]), Section("Two", [Picture(picture, "c")], True)]
+    document = ReportPage(
+        "T & T", [Section("One", ["p <b>", table, Points(("q",))]), Section("Two", [ReportPicture(picture, "c")], True)]
     )
     markdown = to_markdown(document)
     assert "| a\\|b &lt;c> \\*d\\* e_f \\_g\\_ | 1 |" in markdown and "| x | **2**<sup>i</sup> |" in markdown
@@ -64,8 +73,8 @@ def test_no_text_is_markup_or_an_instruction_to_the_template(tmp_path):
     hostile = """<script>alert('x')</script> {{ 7 * 7 }} {% raw %} {# gone #} "onload=" </td>"""
     (tmp_path / "p.png").write_bytes(b"")
     table = Table((hostile,), (Line((Entry(hostile, hostile, strong=True),)),))
-    blocks = [hostile, table, Points((hostile,)), Picture(tmp_path / "p.png", hostile)]
-    page = to_html(Document(hostile, [Section(hostile, blocks), Section(hostile, [], folded=True)]))
+    blocks = [hostile, table, Points((hostile,)), ReportPicture(tmp_path / "p.png", hostile)]
+    page = to_html(ReportPage(hostile, [Section(hostile, blocks), Section(hostile, [], folded=True)]))
     assert "<script" not in page and page.count("&lt;script&gt;") == 11
     assert "49" not in page and page.count("{{ 7 * 7 }} {% raw %} {# gone #}") == 11
 

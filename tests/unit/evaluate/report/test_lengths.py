@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from megatron_v2pe.evaluate.families.mm_niah.summary import summarise
-from megatron_v2pe.evaluate.report.needles import Grid, Needle, grid_of, mean_of
-from megatron_v2pe.evaluate.report.runs import Run
+from megatron_v2pe.evaluate.report.needles import Needle, NeedleGrid, grid_of, mean_of
+from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.report.scoring import Score
 from megatron_v2pe.evaluate.report.series import length_order, long_grid, points, stride_grids, task_grids
 
@@ -54,10 +54,10 @@ def test_rows_are_those_of_the_scorer(mode, number):
 
 
 def test_means_weigh_tasks_alike_and_leave_out_empty_cells():
-    one = Grid(("1k", "2k"), ((100.0, None), (None, None)), ((9, 0), (0, 0)))
-    other = Grid(("2k", "<1k"), ((40.0, 20.0), (None, 10.0)), ((1, 1), (0, 1)))
+    one = NeedleGrid(("1k", "2k"), ((100.0, None), (None, None)), ((9, 0), (0, 0)))
+    other = NeedleGrid(("2k", "<1k"), ((40.0, 20.0), (None, 10.0)), ((1, 1), (0, 1)))
     wide = [
-        Grid(g.lengths, tuple((*v, None, None, None) for v in g.values), tuple((*c, 0, 0, 0) for c in g.counts))
+        NeedleGrid(g.lengths, tuple((*v, None, None, None) for v in g.values), tuple((*c, 0, 0, 0) for c in g.counts))
         for g in (one, other)
     ]
     mean = mean_of(wide)
@@ -77,7 +77,7 @@ def score(value, needles=(), **changes):
 def run(name, stride, checkpoint="c", **settings):
     version = "default" if stride == "default" else "v2pe_fix"
     told = {"checkpoint": checkpoint, "rope_pos_id_version": version, "rope_pos_id_stride": stride, **settings}
-    return Run(name, Path(name), told, "-", ())
+    return EvaluationRun(name, Path(name), told, "-", ())
 
 
 def scores_of(**by_run):

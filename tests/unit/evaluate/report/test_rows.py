@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from megatron_v2pe.evaluate.report.columns import GENERAL, LONG_CONTEXT, Average
-from megatron_v2pe.evaluate.report.runs import Run
+from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.report.scoring import Score
 from megatron_v2pe.evaluate.report.tables import published_rows, run_rows
 
-RUN = Run("ours", Path("ours"), {}, "-", ())
+RUN = EvaluationRun("ours", Path("ours"), {}, "-", ())
 
 
 def exact(value, **changes):

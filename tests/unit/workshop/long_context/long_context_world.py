@@ -12,7 +12,7 @@ from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.v2pe.settings import StridePolicy
-from megatron_v2pe.workshop.long_context.budget import Budget
+from megatron_v2pe.workshop.long_context.budget import TokenBudget
 from megatron_v2pe.workshop.long_context.image_pool import ImagePool
 from megatron_v2pe.workshop.long_context.pipeline import Encoding
 from megatron_v2pe.workshop.long_context.text_source import TextSource
@@ -31,8 +31,8 @@ class World:
     encoding: Encoding
 
     @property
-    def budget(self) -> Budget:
-        return Budget(self.encoding)
+    def budget(self) -> TokenBudget:
+        return TokenBudget(self.encoding)
 
     @property
     def datasets(self) -> list[Dataset]:

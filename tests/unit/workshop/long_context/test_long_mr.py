@@ -15,7 +15,7 @@ from megatron_v2pe.workshop.long_context.built import TRAINING_LINES
 from megatron_v2pe.workshop.long_context.draws import TokenRange
 from megatron_v2pe.workshop.long_context.image_needles import NeedleImages, needed
 from megatron_v2pe.workshop.long_context.image_pool import folder_images
-from megatron_v2pe.workshop.long_context.long_mr import LongMr, LongMrSettings
+from megatron_v2pe.workshop.long_context.long_mr import LongMrBuilder, LongMrSettings
 from megatron_v2pe.workshop.long_context.needles import IMAGE_TASKS, TASKS, TEXT_TASKS
 from megatron_v2pe.workshop.long_context.text_source import TextSource
 from megatron_v2pe.workshop.long_context.write import write_data_set
@@ -26,7 +26,7 @@ def builder(world, target=1500, tasks=TASKS, seed=1, pool=True, text=None, **set
     folder = world.folder / "needles"
     pictures = NeedleImages.measure(folder_images(folder), world.encoding.tile_size, needed(tasks), folder)
     source = TextSource([text], world.encoding) if text else world.text
-    return LongMr(world.pool if pool else None, world.budget, settings, source, pictures)
+    return LongMrBuilder(world.pool if pool else None, world.budget, settings, source, pictures)
 
 
 def evaluation(built):

@@ -17,7 +17,7 @@ from megatron_v2pe.workshop.long_context.built import TRAINING_LINES
 from megatron_v2pe.workshop.long_context.draws import Draws, TokenRange
 from megatron_v2pe.workshop.long_context.forms import ImageForm, PasteForm
 from megatron_v2pe.workshop.long_context.image_pool import ImagePool
-from megatron_v2pe.workshop.long_context.long_vqa import LongVqa, LongVqaSettings
+from megatron_v2pe.workshop.long_context.long_vqa import LongVqaBuilder, LongVqaSettings
 from megatron_v2pe.workshop.long_context.write import write_data_set
 
 
@@ -25,7 +25,7 @@ def builder(world, target, form="image", text=True, pools=None, seed=1, columns=
     budget = world.budget
     chosen = ImageForm(budget) if form == "image" else PasteForm(budget, columns, rows, world.encoding.tile_size)
     settings = LongVqaSettings(seed, TokenRange.parse(str(target)), **settings)
-    return LongVqa(pools or [world.pool], budget, chosen, settings, world.text if text else None)
+    return LongVqaBuilder(pools or [world.pool], budget, chosen, settings, world.text if text else None)
 
 
 def written(world, made, samples, name="out"):

@@ -9,7 +9,23 @@ A family is a package with files of agreed names. A language model has `config.p
   run inherits it. Their code is run as it is, so name only folders whose code you trust.
 
 A `Registry` loads of every family the one file it needs, when it is first asked. Reading a template imports no
-Megatron-Core, and no line of ours names a family.
+Megatron-Core, and no line of ours names a family. A folder may have any of these files:
+
+| file | what it adds | registry |
+|---|---|---|
+| `config.py` | a language model or a vision tower | `LANGUAGE_MODELS`, `VISION_TOWERS` in `models/config_sections.py` |
+| `hf_table.py` | its tensors | `LANGUAGE_TABLES`, `TOWER_TABLES` in `checkpoint/hf/table.py` |
+| `layers.py` | layers of its own | `DECODERS` in `models/language_model.py` |
+| `tower.py` | a vision tower's modules | `TOWERS` in `models/vision_tower.py` |
+| `template.py` | a conversation template | `TEMPLATES` in `data/conversation.py` |
+| `questions.py` | a benchmark | `BENCHMARKS` in `evaluate/benchmark_registry.py` |
+| `scorer.py` | its scorers | none: `evaluate/scorer_names.py` imports the files |
+| `synthetic.py` | a made-up set of it | `SETS` in `workshop/synthetic/benchmarks.py` |
+| `image_operations.py` | changes of an image | `IMAGE_OPERATIONS` in `data/image_operations.py` |
+| `optimizer.py`, `schedule.py` | how weights change | `OPTIMIZERS`, `SCHEDULES` in `train/optimizers/settings.py` |
+| `writer.py` | a log writer | `WRITERS` in `train/writers.py` |
+| `attention_backend.py` | attention kernels | `ATTENTION_BACKENDS` in `parallel/attention/attention_backend.py` |
+| `context_parallel.py` | an exchange | `CONTEXT_PARALLEL` in `parallel/attention/context_parallel.py` |
 """
 
 from __future__ import annotations
@@ -44,8 +60,8 @@ class Registry(Generic[Member]):
     """Members by name, which files of the families add.
 
     Example: `TEMPLATES = Registry("conversation template", FAMILIES, "template")`. A family's `template.py` then says
-    `TEMPLATES.add("my-chat", Template(...))`; a class or a function is added by `@TEMPLATES.register("my-chat")`. A
-    registry is iterated over and asked with `in` as the names of its members.
+    `TEMPLATES.add("my-chat", Template(...))`; a class or a function is added by `@TEMPLATES.register("my-chat")`.
+    Iteration over a registry gives the names of its members, and `in` looks for a name.
     """
 
     def __init__(self, what: str, builtin: str, part: str, one_file_each: bool = False) -> None:
@@ -60,7 +76,7 @@ class Registry(Generic[Member]):
         self._what, self._builtin, self._part, self._one_file_each = what, builtin, part, one_file_each
         self._members: dict[str, Member] = {}
         self._loaded: str | None = None
-        """Value of `VARIABLE` the families were loaded with; None: not yet."""
+        """The value that `VARIABLE` had when the families were loaded; None: they were not loaded yet."""
 
     def add(self, name: str, member: Member) -> None:
         """Add a member.

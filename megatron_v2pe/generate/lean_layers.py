@@ -68,13 +68,13 @@ class LeanLayer:
         self.widest: int = max(self.qkv[0].shape[0], self.fc1[0].shape[0])
         """Most numbers it holds of one token at once, at least."""
 
-    def __call__(self, hidden: Tensor, same: Tensor, other: Tensor, attend: Attend) -> Tensor:
+    def __call__(self, hidden: Tensor, cos: Tensor, signed_sin: Tensor, attend: Attend) -> Tensor:
         """Run the layer.
 
         Args:
             hidden: [T, hidden]; may be overwritten.
-            same: [T, 1, 1, d], see `rotation`.
-            other: as `same`.
+            cos: [T, 1, 1, d], see `rotation`.
+            signed_sin: [T, 1, 1, d], see `rotation`.
             attend: attention of this layer's queries, keys and values.
 
         Returns:
@@ -83,19 +83,19 @@ class LeanLayer:
         joint = self._joint(hidden)
         if self._cuda and self.query_norm is None and self.key_norm is None:
             half = self.head_dim // 2
-            angles = same[:, 0, 0, :half].contiguous(), other[:, 0, 0, half:].contiguous()
+            angles = cos[:, 0, 0, :half].contiguous(), signed_sin[:, 0, 0, half:].contiguous()
             query, key, value = split_and_rotate(joint, *angles)
             seen = attend(self.number, query.unflatten(1, (self.groups, -1)), key, value)
             return self._after_attention(hidden, seen)
-        rotated = rotate(self._normed(joint), same, other)
+        rotated = rotate(self._normed(joint), cos, signed_sin)
         seen = attend(self.number, rotated[:, :, :-1], rotated[:, :, -1], joint[:, :, -1])
         return self._after_attention(hidden, seen)
 
     def decode(
         self,
         hidden: Tensor,
-        same: Tensor,
-        other: Tensor,
+        cos: Tensor,
+        signed_sin: Tensor,
         cache: tuple[Tensor, Tensor],
         starts: Tensor,
         lengths: Tensor,
@@ -105,8 +105,8 @@ class LeanLayer:
 
         Args:
             hidden: [n, hidden]; may be overwritten.
-            same: as of a call, [n, 1, 1, d].
-            other: as `same`.
+            cos: [n, 1, 1, d], see `rotation`.
+            signed_sin: [n, 1, 1, d], see `rotation`.
             cache: this layer's keys and values, [places, groups, d]; the token's own are written to it.
             starts: int64 [n]: first place of each sequence.
             lengths: int64 [n]: places used before this token.
@@ -118,7 +118,7 @@ class LeanLayer:
         joint = self._joint(hidden)
         if self.query_norm is not None or self.key_norm is not None:
             joint = torch.cat([self._normed(joint), joint[:, :, -1:]], dim=2)
-        query = enter_cache(joint, same, other, *cache, starts, lengths)
+        query = enter_cache(joint, cos, signed_sin, *cache, starts, lengths)
         seen, _ = decode_attention(query, *cache, starts, longer, self.head_dim**-0.5)
         return self._after_attention(hidden, seen)
 
@@ -148,13 +148,13 @@ class LeanLayer:
         hidden += self._row_parallel(wide, *self.fc2)
         return hidden
 
-    def keys_and_values(self, hidden: Tensor, same: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, hidden: Tensor, cos: Tensor, signed_sin: Tensor) -> tuple[Tensor, Tensor]:
         """Compute what later tokens see of these, and nothing else of the layer.
 
         Args:
             hidden: [T, hidden].
-            same: as of a call.
-            other: as of a call.
+            cos: [T, 1, 1, d], see `rotation`.
+            signed_sin: [T, 1, 1, d], see `rotation`.
 
         Returns:
             Rotated keys and values, [T, groups, d] each.
@@ -163,7 +163,7 @@ class LeanLayer:
         assert weight is not None
         joint = linear(self.attention_norm(hidden), weight, bias).view(-1, self.groups, 2, self.head_dim)
         key = joint[:, :, :1] if self.key_norm is None else self.key_norm(joint[:, :, :1])
-        return rotate(key, same, other).squeeze(2), joint[:, :, 1]
+        return rotate(key, cos, signed_sin).squeeze(2), joint[:, :, 1]
 
     def _last_two(self, rows: Tensor) -> Tensor:
         """Return the rows of keys and values of a weight or bias of the joint projection."""

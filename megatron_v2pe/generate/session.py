@@ -156,12 +156,12 @@ class Session:
         embedded = None if features is None else engine.model.embed(batch, features).squeeze(1)
         del features
         angles = engine.model.rotary.cos_sin(batch.position_ticks, batch.layout.local_seqlens, batch.last_ticks)
-        same, other = rotation(*angles)
+        cos, signed_sin = rotation(*angles)
         last = torch.zeros(len(self), engine.hidden_size, dtype=engine.dtype, device=engine.device)
         whole, top = (engine.layers[:-1], engine.layers[-1]) if stages.last else (engine.layers, None)
         for step in self._plan:
             hidden = self._receive(step.rows.stop - step.rows.start) if embedded is None else embedded[step.rows]
-            factors = same[step.rows], other[step.rows]
+            factors = cos[step.rows], signed_sin[step.rows]
             attend = partial(self._attend_prompt, pieces=step.pieces)
             for layer in whole:
                 hidden = layer(hidden, *factors, attend)
@@ -188,9 +188,9 @@ class Session:
             last: what comes into it, [sequences, hidden], the same on all context-parallel ranks.
         """
         ticks = Ticks(torch.tensor(self._last_ticks, device=self.engine.device), self._denominator)
-        same, other = rotation(*self.engine.model.rotary.cos_sin(ticks, [1] * len(self), self._last_ticks))
+        cos, signed_sin = rotation(*self.engine.model.rotary.cos_sin(ticks, [1] * len(self), self._last_ticks))
         self._attention.begin_decode([False] * len(self))
-        return top(last, same, other, self._attention.decode)
+        return top(last, cos, signed_sin, self._attention.decode)
 
     def _attend_prompt(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, pieces: Sequence[LocalPiece]
@@ -212,11 +212,11 @@ class Session:
         engine, stages = self.engine, self.engine.stages
         size, rank = self._place.context_parallel_size, self._place.context_parallel_rank
         self._attention.begin_decode([owner(self._generated, name, size) == rank for name in self._names])
-        same, other = self._next_rotation()
+        cos, signed_sin = self._next_rotation()
         self._generated += 1
         hidden = engine.embed(tokens) if stages.first else self._receive(len(self))
         for layer in engine.layers:
-            hidden = layer(hidden, same, other, self._attention.decode)
+            hidden = layer(hidden, cos, signed_sin, self._attention.decode)
         if not stages.last:
             stages.send(hidden)
             return None
@@ -237,8 +237,8 @@ class Session:
         step = self._generated % _STEPS_AHEAD
         if step == 0 or self._ahead is None:
             self._ahead = self.factors(self._generated - step, _STEPS_AHEAD)
-        same, other = self._ahead
-        return same[:, step], other[:, step]
+        cos, signed_sin = self._ahead
+        return cos[:, step], signed_sin[:, step]
 
     def factors(self, first: int, count: int) -> tuple[Tensor, Tensor]:
         """Factors [sequences, count, 1, 1, d] that rotate `count` generated tokens of each sequence from `first` on."""
@@ -247,9 +247,9 @@ class Session:
             continue_positions(last + first * self._denominator, count, self._denominator) for last in self._last_ticks
         ]
         everyone = Ticks(to_device(torch.cat(ticks), self.engine.device), self._denominator)
-        same, other = rotation(*rotary.cos_sin(everyone, [count] * len(self), self._last_ticks))
+        cos, signed_sin = rotation(*rotary.cos_sin(everyone, [count] * len(self), self._last_ticks))
         shape = (len(self), count, 1, 1, -1)
-        return same.view(shape), other.view(shape)
+        return cos.view(shape), signed_sin.view(shape)
 
 
 def _raise_in_copy(action: Callable[[], Result]) -> Result:

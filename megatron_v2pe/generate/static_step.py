@@ -65,9 +65,9 @@ class StaticStep:
         self.at = torch.zeros(1, dtype=torch.int64, device=device)
         """int64 [1]: which of the factors is next; the step counts on."""
         shape = (WINDOW, count, 1, 1, width)
-        self.same = torch.zeros(shape, dtype=torch.float32, device=device)
-        """float32 [WINDOW, count, 1, 1, d], see `lean_layers.rotation`."""
-        self.other = torch.zeros(shape, dtype=torch.float32, device=device)
+        self.cos = torch.zeros(shape, dtype=torch.float32, device=device)
+        """float32 [WINDOW, count, 1, 1, d]: cosines, see `lean_layers.rotation`."""
+        self.signed_sin = torch.zeros(shape, dtype=torch.float32, device=device)
 
     def run(self) -> Tensor:
         """Add `tokens`; return the logits [count, vocab_size] of the next, which the next run overwrites."""
@@ -80,11 +80,11 @@ class StaticStep:
 
     def _body(self) -> Tensor:
         hidden = F.embedding(self.tokens, self._embedding)
-        same, other = self.same.index_select(0, self.at)[0], self.other.index_select(0, self.at)[0]
+        cos, signed_sin = self.cos.index_select(0, self.at)[0], self.signed_sin.index_select(0, self.at)[0]
         longer = self.lengths + 1
         for layer in self._layers:
             cache = self._arena.layers[layer.number]
-            hidden = layer.decode(hidden, same, other, cache, self.starts, self.lengths, longer)
+            hidden = layer.decode(hidden, cos, signed_sin, cache, self.starts, self.lengths, longer)
         self.lengths.add_(1)
         self.at.add_(1)
         return self._logits(hidden)

@@ -150,9 +150,9 @@ class StepsAhead:
     def _look_ahead(self, step: StaticStep, launched: int) -> None:
         """Make rotary factors, and draws, of the steps from number `launched` on."""
         self._window = launched
-        same, other = self._session.factors(launched, WINDOW)
-        step.same.copy_(same.transpose(0, 1))
-        step.other.copy_(other.transpose(0, 1))
+        cos, signed_sin = self._session.factors(launched, WINDOW)
+        step.cos.copy_(cos.transpose(0, 1))
+        step.signed_sin.copy_(signed_sin.transpose(0, 1))
         step.at.zero_()
         self._draws = self._points(range(launched + 1, launched + 1 + WINDOW))
 

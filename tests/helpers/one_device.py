@@ -116,7 +116,7 @@ def _asked(model: Pretrained, questions: Sequence[ChatQuestion]) -> dict[str, st
     working |= {"rotary, same": str(ahead[0].device), "rotary, other": str(ahead[1].device)}
     engine.arena.make_room(8)
     step = engine.step(2)
-    buffers = [step.tokens, step.starts, step.lengths, step.at, step.same, step.other, *engine.arena.layers[-1]]
+    buffers = [step.tokens, step.starts, step.lengths, step.at, step.cos, step.signed_sin, *engine.arena.layers[-1]]
     working |= {f"static step {number}": str(tensor.device) for number, tensor in enumerate(buffers)}
     return working | {f"cache {number}": str(tensor.device) for number, tensor in enumerate(_cached(session))}
 

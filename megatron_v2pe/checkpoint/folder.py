@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_v2pe.base.logging import get_logger
-from megatron_v2pe.base.whole_files import put_in_place
+from megatron_v2pe.base.whole_files import put_in_place, write_text
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.text import read_text
@@ -93,6 +93,33 @@ def newest(root: Path) -> Path | None:
     """Return the folder of a run's newest finished checkpoint, None where there is none; see `latest_iteration`."""
     iteration = latest_iteration(root)
     return None if iteration is None else iteration_folder(root, iteration)
+
+
+def put_in_place_as_newest(temporary: Path, folder: Path, keep_latest: int | None) -> None:
+    """Give a checkpoint that is written its name, make it its run's newest, and remove old ones.
+
+    Args:
+        temporary: folder it was written to.
+        folder: `iter_*` folder it becomes; one that is there is replaced.
+        keep_latest: checkpoints to keep; None: all.
+    """
+    root, iteration = folder.parent, iteration_of(folder)
+    assert iteration is not None, folder
+    shutil.rmtree(folder, ignore_errors=True)
+    put_in_place(temporary, folder)
+    write_text(root / LATEST, f"{iteration}\n", durable=True)
+    remove_old(root, iteration, keep_latest)
+
+
+def remove_old(root: Path, newest: int, keep_latest: int | None) -> None:
+    """Remove all but the `keep_latest` newest checkpoints up to `newest`.
+
+    A checkpoint after `newest` comes from a run that was killed before it counted; it is written again in time.
+    """
+    counted = [iteration_folder(root, number) for number in iterations(root) if number <= newest]
+    for old in counted[:-keep_latest] if keep_latest else ():
+        _log.info("removing old checkpoint %s", old)
+        shutil.rmtree(old)
 
 
 @contextmanager

@@ -22,8 +22,7 @@ from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
-from megatron_v2pe.base.logging import get_logger
-from megatron_v2pe.base.whole_files import naming, put_in_place, write_text
+from megatron_v2pe.base.whole_files import naming, write_text
 from megatron_v2pe.checkpoint import optimizer_state, sharded
 from megatron_v2pe.checkpoint.checksums import Checksums, FileSum, sums_of_files
 from megatron_v2pe.checkpoint.description import Written, write_description
@@ -31,11 +30,10 @@ from megatron_v2pe.checkpoint.folder import (
     DESCRIPTION,
     FORMAT_VERSION,
     HF_FOLDER,
-    LATEST,
     TRAINING_STATE,
     iteration_folder,
     iteration_of,
-    iterations,
+    put_in_place_as_newest,
 )
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
@@ -46,7 +44,6 @@ from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.text import read_json
 from megatron_v2pe.version import __version__
 
-_log = get_logger(__name__)
 ADAPTER = ".adapter."
 """Stands in the name of every tensor of an adapter (`models/linear.py`)."""
 _BESIDE = 1 << 20
@@ -147,7 +144,7 @@ class SaveInProgress:
         with _removed_on_error(self.temporary):
             written = _gathered(raise_on_all_ranks(lambda: _written(self.writer, self.temporary)))
             run_on_first_rank(lambda: self.finish(written))
-        run_on_first_rank(lambda: _put_in_place(self.temporary, self.folder, self.keep_latest))
+        run_on_first_rank(lambda: put_in_place_as_newest(self.temporary, self.folder, self.keep_latest))
         return self.folder
 
 
@@ -318,15 +315,6 @@ def _check_copies(sums: Mapping[str, FileSum], hf_source: Path, changed: Mapping
             raise CheckpointError(f"{hf_source / name}: damaged since the run began; copy the checkpoint again")
 
 
-def _put_in_place(temporary: Path, folder: Path, keep_latest: int | None) -> None:
-    root, iteration = folder.parent, iteration_of(folder)
-    assert iteration is not None, folder
-    shutil.rmtree(folder, ignore_errors=True)
-    put_in_place(temporary, folder)
-    write_text(root / LATEST, f"{iteration}\n", durable=True)
-    _prune(root, iteration, keep_latest)
-
-
 def _metadata() -> dict[str, Any]:
     """Layers are stored one key each, so that stages and specs may differ between save and load."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
@@ -343,17 +331,6 @@ def _description(iteration: int, model: nn.Module) -> dict[str, Any]:
         "dtype": dtype,
         "versions": versions,
     }
-
-
-def _prune(root: Path, newest: int, keep_latest: int | None) -> None:
-    """Remove all but the `keep_latest` newest checkpoints up to `newest`.
-
-    A checkpoint after `newest` comes from a run that was killed before it counted; it is written again in time.
-    """
-    counted = [iteration_folder(root, number) for number in iterations(root) if number <= newest]
-    for old in counted[:-keep_latest] if keep_latest else ():
-        _log.info("removing old checkpoint %s", old)
-        shutil.rmtree(old)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -21,8 +21,8 @@ from torch import Tensor
 from megatron_v2pe.parallel.attention import ring as module
 from megatron_v2pe.parallel.attention.all_to_all import all_to_all_attention
 from megatron_v2pe.parallel.attention.block import AttentionBlock, BlockKernel, Gradients, Reference
-from megatron_v2pe.parallel.attention.cudnn import Mixed, Rule
 from megatron_v2pe.parallel.attention.kernel_choice import choose_kernel
+from megatron_v2pe.parallel.attention.mixed_kernels import Mixed, Rule
 from megatron_v2pe.parallel.attention.ring import Chunks, ring_attention
 from megatron_v2pe.parallel.attention.ring_exchange import Handover, Ring
 from megatron_v2pe.parallel.zigzag import ZigzagLayout

@@ -11,8 +11,7 @@ import torch
 
 from helpers import parity, short_runs
 from helpers.packs import random_packs
-from megatron_v2pe.checkpoint import store
-from megatron_v2pe.checkpoint.folder import latest_iteration
+from megatron_v2pe.checkpoint.folder import latest_iteration, remove_old
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.settings import StridePolicy
@@ -143,7 +142,7 @@ def test_pruning_keeps_what_the_tracker_names(tmp_path):
     """A run killed between rename and tracker leaves a checkpoint newer than the one that counts."""
     for number in (3, 4, 6):
         (tmp_path / f"iter_{number:07d}").mkdir()
-    store._prune(tmp_path, newest=4, keep_latest=1)
+    remove_old(tmp_path, newest=4, keep_latest=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["iter_0000004", "iter_0000006"]
 
 

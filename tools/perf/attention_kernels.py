@@ -1,8 +1,8 @@
 """How fast each attention kernel is on this device, forward and backward, and from which length a dense call pays.
 
-The numbers behind the rule in `megatron_v2pe/parallel/attention/cudnn.py`: each kernel of this machine on the shapes of
-a step of InternVL2-2B (one long document, equal ones, a mixed pack, a block of a ring, the tower's tiles), and short
-documents by the dozen, dense and in one launch. On the CPU the same in small.
+The numbers behind the rule in `megatron_v2pe/parallel/attention/mixed_kernels.py`: each kernel of this machine on the
+shapes of a step of InternVL2-2B (one long document, equal ones, a mixed pack, a block of a ring, the tower's tiles),
+and short documents by the dozen, dense and in one launch. On the CPU the same in small.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from megatron_v2pe.parallel.attention.attention_backend import usable
 from megatron_v2pe.parallel.attention.block import AttentionBlock, BlockKernel
 from megatron_v2pe.parallel.attention.chunked import Chunked
 from megatron_v2pe.parallel.attention.core import batched_attention
-from megatron_v2pe.parallel.attention.cudnn import Cudnn, Mixed, Rule
+from megatron_v2pe.parallel.attention.cudnn import Cudnn
 from megatron_v2pe.parallel.attention.flash import TorchFlash
 from megatron_v2pe.parallel.attention.kernel_choice import HALVES, candidates, probed
+from megatron_v2pe.parallel.attention.mixed_kernels import Mixed, Rule
 
 DESCRIPTION = "attention kernels of this device: forward and backward of a step's blocks, dense beside one launch"
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

@@ -49,9 +49,7 @@ class AttentionBackend(Protocol):
         ...
 
 
-ATTENTION_BACKENDS: Registry[AttentionBackend] = Registry(
-    "parallel.attention_backend", "megatron_v2pe.parallel", "attention_backend"
-)
+ATTENTION_BACKENDS: Registry[AttentionBackend] = Registry("parallel.attention_backend", __name__, "attention_backend")
 """All backends by name."""
 
 
@@ -130,8 +128,9 @@ class CuDnn(Flash):
         """Return cuDNN wherever it can, with PyTorch's flash operator for the rest."""
         if not _is_half(dtype):
             return []
-        from megatron_v2pe.parallel.attention.cudnn import ALWAYS, Cudnn, Mixed
+        from megatron_v2pe.parallel.attention.cudnn import Cudnn
         from megatron_v2pe.parallel.attention.flash import TorchFlash
+        from megatron_v2pe.parallel.attention.mixed_kernels import ALWAYS, Mixed
 
         return [("cuDNN wherever it can", Mixed(Cudnn(), TorchFlash(), ALWAYS)), *_torch_flash()]
 
@@ -155,7 +154,8 @@ class Auto(CuDnn):
             return []
         import torch
 
-        from megatron_v2pe.parallel.attention.cudnn import DENSE, Cudnn, Mixed
+        from megatron_v2pe.parallel.attention.cudnn import Cudnn
+        from megatron_v2pe.parallel.attention.mixed_kernels import DENSE, Mixed
 
         packages = _packages(device)
         # 3 and 4 come near cuDNN by their papers, take documents of any lengths and build no plans; not measured by us.

@@ -19,7 +19,7 @@ from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.parallel.attention.attention_backend import ATTENTION_BACKENDS, check_backend, usable
 from megatron_v2pe.parallel.attention.block import AttentionBlock, BlockKernel, CpuFlash, Reference
 from megatron_v2pe.parallel.attention.chunked import Chunked
-from megatron_v2pe.parallel.attention.cudnn import Mixed
+from megatron_v2pe.parallel.attention.mixed_kernels import Mixed
 
 HALVES = (torch.float16, torch.bfloat16)
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.004}

@@ -15,7 +15,7 @@ from megatron_v2pe.parallel.attention import flash, kernel_choice
 from megatron_v2pe.parallel.attention.attention_backend import ATTENTION_BACKENDS, check_backend, usable
 from megatron_v2pe.parallel.attention.block import AttentionBlock, CpuFlash, Reference
 from megatron_v2pe.parallel.attention.chunked import Chunked
-from megatron_v2pe.parallel.attention.cudnn import ALWAYS, DENSE, Cudnn, Mixed
+from megatron_v2pe.parallel.attention.cudnn import Cudnn
 from megatron_v2pe.parallel.attention.flash import FlashAttn2, FlashAttn3, FlashAttn4, TorchFlash
 from megatron_v2pe.parallel.attention.kernel_choice import (
     candidates,
@@ -23,6 +23,7 @@ from megatron_v2pe.parallel.attention.kernel_choice import (
     kernel_for,
     probed,
 )
+from megatron_v2pe.parallel.attention.mixed_kernels import ALWAYS, DENSE, Mixed
 from megatron_v2pe.parallel.config import ParallelConfig
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda", 0)
@@ -160,8 +161,8 @@ def kinds(backend, dtype=torch.bfloat16):
         ((9, 0), (), [(Cudnn, TorchFlash, DENSE), TorchFlash, Chunked]),
         ((9, 0), (2,), [(Cudnn, FlashAttn2, DENSE), (Cudnn, TorchFlash, DENSE), FlashAttn2, TorchFlash, Chunked]),
         ((9, 0), (3, 4), [FlashAttn3, (Cudnn, TorchFlash, DENSE), TorchFlash, Chunked]),
-        ((10, 0), (2, 3, 4), [FlashAttn4, (Cudnn, FlashAttn2, DENSE), (Cudnn, TorchFlash, DENSE), FlashAttn2, TorchFlash,
-                              Chunked]),
+        ((10, 0), (2, 3, 4), [FlashAttn4, (Cudnn, FlashAttn2, DENSE), (Cudnn, TorchFlash, DENSE), FlashAttn2,
+                              TorchFlash, Chunked]),
         ((8, 0), (2, 3, 4), [FlashAttn2, TorchFlash, Chunked]),
         ((7, 5), (2,), [TorchFlash, Chunked]),
     ],

@@ -11,9 +11,10 @@ from megatron_v2pe.parallel.attention.attention_backend import usable
 from megatron_v2pe.parallel.attention.block import AttentionBlock, Reference
 from megatron_v2pe.parallel.attention.chunked import Chunked
 from megatron_v2pe.parallel.attention.core import batched_attention
-from megatron_v2pe.parallel.attention.cudnn import ALWAYS, Cudnn, Mixed, Rule, lengthened
+from megatron_v2pe.parallel.attention.cudnn import Cudnn, lengthened
 from megatron_v2pe.parallel.attention.flash import FlashAttn2, FlashAttn3, FlashAttn4, TorchFlash, installed, package
 from megatron_v2pe.parallel.attention.kernel_choice import candidates, choose_kernel, probed
+from megatron_v2pe.parallel.attention.mixed_kernels import ALWAYS, Mixed, Rule
 from megatron_v2pe.parallel.attention.ring import merge, ring_attention
 
 pytestmark = [

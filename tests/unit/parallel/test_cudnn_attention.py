@@ -13,8 +13,10 @@ import torch
 
 from helpers.attention import SCALE, WIDTH, CountingKernel, dense_results, random_inputs
 from megatron_v2pe.parallel.attention import cudnn as cudnn_attention
+from megatron_v2pe.parallel.attention import mixed_kernels
 from megatron_v2pe.parallel.attention.block import AttentionBlock, Reference
-from megatron_v2pe.parallel.attention.cudnn import ALWAYS, DENSE, UNSEEN, Cudnn, Mixed, Part, Rule, lengthened, parts
+from megatron_v2pe.parallel.attention.cudnn import UNSEEN, Cudnn, lengthened
+from megatron_v2pe.parallel.attention.mixed_kernels import ALWAYS, DENSE, Mixed, Part, Rule, parts
 
 HEADS, GROUPS = 4, 2
 TOLERANCE = 1e-5  # measured on values up to 6: 1.4e-6
@@ -179,14 +181,14 @@ def test_a_planted_break_is_seen(broken, played, monkeypatch):
     if broken == "not finite":
         monkeypatch.setattr(cudnn_attention, "UNSEEN", float("inf"))
     elif broken == "wrong places":
-        monkeypatch.setattr(cudnn_attention._Pieces, "add", lambda self, runs, found: self._pieces.append((0, found)))
+        monkeypatch.setattr(mixed_kernels._Pieces, "add", lambda self, runs, found: self._pieces.append((0, found)))
     elif broken == "weight in backward":
         monkeypatch.setattr(cudnn_attention, "UNSEEN", 0.0)
     else:  # a block that is not causal, lengthened
         block = AttentionBlock((201,), (201,), False, SCALE)
         inputs = inputs_of(block)
-        shape = cudnn_attention._Shape(1, 201, 201, 224, 224)
-        monkeypatch.setattr(cudnn_attention._Shape, "of", classmethod(lambda cls, block: shape))
+        shape = cudnn_attention.DenseBatch(1, 201, 201, 224, 224)
+        monkeypatch.setattr(cudnn_attention.DenseBatch, "of", classmethod(lambda cls, block: shape))
     kernel = Mixed(Cudnn(), Reference(), Rule(1e6, 1e6))
     expected = dense_results(inputs, block)
     try:

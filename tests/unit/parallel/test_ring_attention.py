@@ -24,7 +24,7 @@ from helpers.attention import (
 )
 from megatron_v2pe.parallel.attention.all_to_all import all_to_all_attention
 from megatron_v2pe.parallel.attention.block import AttentionBlock, Reference
-from megatron_v2pe.parallel.attention.cudnn import parts
+from megatron_v2pe.parallel.attention.mixed_kernels import parts
 from megatron_v2pe.parallel.attention.ring import Chunks, merge
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 

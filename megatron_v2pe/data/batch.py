@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from megatron_v2pe.data.image_tiles import TileCache, read_tiles
+from megatron_v2pe.data.loss_weights import LOSS_REDUCTIONS, DocumentNumbers
 from megatron_v2pe.data.types import IGNORE_INDEX, Batch, Picture, SampleId, TrainingDocument
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.v2pe.position_ids import Ticks
@@ -30,17 +31,13 @@ from megatron_v2pe.v2pe.position_ids import Ticks
 def loss_weights(labels: Tensor, reduction: str) -> Tensor:
     """Return how much each token of a document counts: float32 [L], 0 where nothing is learned.
 
-    With x supervised tokens in the document each weighs 1 (`token`), 1 / x (`sample`) or 1 / sqrt(x) (`square`), so
-    that the document weighs x, 1 or sqrt(x).
-
     Args:
         labels: [L], -100 where nothing is learned.
-        reduction: `token`, `sample` or `square`.
+        reduction: a value of `data.loss_reduction`; `data/loss_weights.py` has their formulas.
     """
     supervised = labels != IGNORE_INDEX
-    count = int(supervised.sum())
-    exponent = {"token": 0.0, "sample": -1.0, "square": -0.5}[reduction]
-    weight = float(count) ** exponent if count else 0.0
+    numbers = DocumentNumbers(supervised=int(supervised.sum()), tokens=len(labels))
+    weight = LOSS_REDUCTIONS.get(reduction)(numbers) if numbers.supervised else 0.0
     return torch.where(supervised, weight, 0.0).to(torch.float32)
 
 
@@ -56,7 +53,7 @@ def collate(
     Args:
         documents: in order; none gives a micro-batch without tokens.
         tiles: uint8 [T, H, W, 3], of all documents in order.
-        reduction: `token`, `sample` or `square`.
+        reduction: a value of `data.loss_reduction`, see `loss_weights`.
         denominator: ticks of one position, the same for all documents of a run.
         unreadable: samples of the pack that are left out, and why.
     """

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from megatron_v2pe.base.config_tree import check_values
+from megatron_v2pe.base.config_tree import OneOf, check_values
+from megatron_v2pe.data.loss_weights import LOSS_REDUCTIONS
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
 
@@ -67,8 +68,9 @@ class DataConfig:
     """Most padding in a pack of several documents, as a share of `max_packed_tokens`; 1: any."""
     balance_attention: bool = True
     """Deal the packs of a step out to data parallel ranks by the cost of their attention. Of an indexed data set."""
-    loss_reduction: Literal["token", "sample", "square"] = "token"
-    """Weight of a document with x supervised tokens: x, 1 or sqrt(x), spread evenly over them."""
+    loss_reduction: Annotated[str, OneOf(LOSS_REDUCTIONS.names)] = "token"
+    """Weight of a document with x supervised tokens, spread evenly over them: `token` x, `sample` 1, `square`
+    sqrt(x)."""
     num_workers: Annotated[int, Range(0, 1024)] = 0
     """Processes per rank that decode and cut images; 0: in the training process, where text is always encoded."""
     max_skipped_samples: Annotated[int, Range(0, 10**12)] = 0

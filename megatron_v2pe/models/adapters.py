@@ -1,7 +1,18 @@
 """Adapters put on the linears of a model, by name: the one place where LoRA and its kind are applied.
 
-After a model is built and before it is wrapped for training, `apply_adapters` asks a function for the adapter of every
-linear that is a target. What an adapter is, and how it works under tensor parallelism, stands in `linear.py`.
+`apply_adapters` asks a function for the adapter of every linear that is a target, after a stage is built and before it
+is wrapped for training. Its place in a run is the argument `adapt` of `build.build_model`, called in `train/setup.py`:
+
+    build_model(..., adapt=lambda stage: apply_adapters(stage, ("attention", "mlp"), make_low_rank))
+
+What an adapter is, and how it works under tensor parallelism, stands in `linear.py`. What there is today:
+
+- Training: no setting asks for adapters. It would be a section of `train/config.py` beside `model`; the published
+  flags `--use_llm_lora` and `--use_backbone_lora` are refused in `train/published_table.py`.
+- Saving and loading (`checkpoint/store.py`): adapters are stored beside their linears and loaded again. A model
+  without adapters refuses a folder that holds some.
+- Export (`checkpoint/hf/mcore_to_hf.py`): refused, since the table has no row for an adapter's tensors.
+- A Hugging Face folder with `adapter_config.json`: refused in `checkpoint/hf/folder.py`, it has to be merged first.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding
 from megatron.core.utils import get_pg_size
@@ -34,8 +36,19 @@ def build_model(
     policy: StridePolicy,
     image_token_id: int,
     pg_collection: ProcessGroupCollection,
+    adapt: Callable[[nn.Module], object] | None = None,
 ) -> InternVLModel:
-    """Build this rank's pipeline stage; see `InternVLModel` for the arguments.
+    """Build this rank's pipeline stage.
+
+    Args:
+        model: see `InternVLModel` for this and the next ones.
+        parallel: see there.
+        options: see there.
+        policy: which position policy the rotary angles belong to.
+        image_token_id: see there.
+        pg_collection: see there.
+        adapt: puts adapters on the linears of the built stage (`adapters.apply_adapters`); none by default, and no
+            setting of a run asks for any yet.
 
     Raises:
         ConfigError: the layout does not fit the model; the disagreeing numbers are printed.
@@ -44,6 +57,8 @@ def build_model(
         model = model.with_vision(drop_path_rate=options.drop_path_rate)
     stage = InternVLModel(model, parallel, options, build_rotary(model, policy), image_token_id, pg_collection)
     mark_sharded_parameters(stage)
+    if adapt is not None:  # afterwards: an adapter says itself which of its parameters are parts
+        adapt(stage)
     return stage
 
 

@@ -19,6 +19,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import nn
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.decoder_layer import DecoderLayer
@@ -27,6 +28,8 @@ from megatron_v2pe.models.norms import Norm
 from megatron_v2pe.parallel.attention.core import FlashCoreAttention, TransformerEngineCoreAttention
 
 CoreAttention = Callable[..., MegatronModule]
+NormBuilder = Callable[..., nn.Module]
+"""Builds a norm from `hidden_size=`, `config=` and `eps=`; the size is that of one head for queries and keys."""
 
 FUSED_NORM_NAMES = {
     "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
@@ -60,18 +63,32 @@ def layer_spec(
     mask: AttnMaskType,
     layer: type[TransformerLayer] | None = None,
     keep_attention: bool = False,
+    query_norm: NormBuilder = IdentityOp,
+    key_norm: NormBuilder = IdentityOp,
 ) -> ModuleSpec:
     """Return the spec of one transformer layer.
+
+    The norms before attention and MLP are those that `normalization` of the layer's configuration names.
 
     Args:
         spec: `local` or `te`.
         mask: causal for the language model, no_mask for the vision tower.
         layer: the layer class, where a layer has something of its own; the decoder's by default.
         keep_attention: a recomputed layer does not compute attention again, see `FlashCoreAttention`.
+        query_norm: norm of the queries, given and returned as [S, batch, this rank's heads, head size]; none by
+            default. One over all heads together sums over the tensor-parallel ranks itself.
+        key_norm: norm of the keys, likewise.
+
+    Raises:
+        ConfigError: norms of queries and keys for a layer that does not compute them.
     """
+    norms = query_norm, key_norm
     if spec == "te":
-        return _te_layer(mask, layer or TransformerLayer)
-    return _local_layer(mask, layer or DecoderLayer, partial(FlashCoreAttention, keep_result=keep_attention))
+        return _te_layer(mask, layer or TransformerLayer, norms)
+    kind = layer or DecoderLayer
+    if issubclass(kind, DecoderLayer) and norms != (IdentityOp, IdentityOp):
+        raise ConfigError("norms of queries and keys: a decoder layer of spec local does not compute them")
+    return _local_layer(mask, kind, partial(FlashCoreAttention, keep_result=keep_attention), norms)
 
 
 def block_spec(layers: list[ModuleSpec], final_norm: bool) -> TransformerBlockSubmodules:
@@ -79,12 +96,14 @@ def block_spec(layers: list[ModuleSpec], final_norm: bool) -> TransformerBlockSu
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=Norm if final_norm else None)
 
 
-def _local_layer(mask: AttnMaskType, layer: type[TransformerLayer], attention: CoreAttention) -> ModuleSpec:
+def _local_layer(
+    mask: AttnMaskType, layer: type[TransformerLayer], attention: CoreAttention, norms: tuple[NormBuilder, NormBuilder]
+) -> ModuleSpec:
     return ModuleSpec(
         module=layer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=Norm,
-            self_attention=_attention(mask, ColumnLinear, RowLinear, attention),
+            self_attention=_attention(mask, ColumnLinear, RowLinear, attention, norms),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=Norm,
             mlp=_mlp(ColumnLinear, RowLinear),
@@ -94,8 +113,8 @@ def _local_layer(mask: AttnMaskType, layer: type[TransformerLayer], attention: C
     )
 
 
-def _te_layer(mask: AttnMaskType, layer: type[TransformerLayer]) -> ModuleSpec:
-    """Transformer Engine's linears, norms fused in, and its causal attention. Not run where no GPU is at hand."""
+def _te_layer(mask: AttnMaskType, layer: type[TransformerLayer], norms: tuple[NormBuilder, NormBuilder]) -> ModuleSpec:
+    """Return a layer of Transformer Engine's linears, norms fused in, and its attention; not run without a GPU."""
     from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
     backend = TESpecProvider()
@@ -105,7 +124,7 @@ def _te_layer(mask: AttnMaskType, layer: type[TransformerLayer]) -> ModuleSpec:
     return ModuleSpec(
         module=layer,
         submodules=TransformerLayerSubmodules(
-            self_attention=_attention(mask, fused_column, row, attention),
+            self_attention=_attention(mask, fused_column, row, attention, norms),
             self_attn_bda=get_bias_dropout_add,
             mlp=_mlp(fused_column, row),
             mlp_bda=get_bias_dropout_add,
@@ -113,7 +132,9 @@ def _te_layer(mask: AttnMaskType, layer: type[TransformerLayer]) -> ModuleSpec:
     )
 
 
-def _attention(mask: AttnMaskType, column: type, row: type, core_attention: CoreAttention) -> ModuleSpec:
+def _attention(
+    mask: AttnMaskType, column: type, row: type, core_attention: CoreAttention, norms: tuple[NormBuilder, NormBuilder]
+) -> ModuleSpec:
     return ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": mask},
@@ -121,8 +142,8 @@ def _attention(mask: AttnMaskType, column: type, row: type, core_attention: Core
             linear_qkv=column,
             core_attention=core_attention,
             linear_proj=row,
-            q_layernorm=IdentityOp,
-            k_layernorm=IdentityOp,
+            q_layernorm=norms[0],
+            k_layernorm=norms[1],
         ),
     )
 

@@ -75,7 +75,7 @@ class Split:
         return gradient, None
 
 
-ALONE = Split(None, False, False)
+NOT_SPLIT = Split(None, False, False)
 
 
 class LinearAdapter(nn.Module):
@@ -167,7 +167,7 @@ class ColumnLinear(_Adaptable, ColumnParallelLinear):
         if (adapter := self.linear_adapter) is None:
             return _Linear.apply(input, weight, bias, in_place, split)
         states = split.whole(input)
-        result = adapter(states, _Linear.apply(states, weight, None, in_place, ALONE))
+        result = adapter(states, _Linear.apply(states, weight, None, in_place, NOT_SPLIT))
         return result if bias is None else result + bias
 
 
@@ -175,7 +175,7 @@ class RowLinear(_Adaptable, RowParallelLinear):
     """Megatron-Core's, its bias added in the product on a rank that is alone."""
 
     def _forward_impl(self, input: Tensor, weight: Tensor, *_: Any, **settings: Any) -> Tensor:
-        result = _Linear.apply(input, weight, settings["bias"], settings["gradient_accumulation_fusion"], ALONE)
+        result = _Linear.apply(input, weight, settings["bias"], settings["gradient_accumulation_fusion"], NOT_SPLIT)
         adapter = self.linear_adapter
         return result if adapter is None else adapter(input, result)
 
@@ -184,7 +184,7 @@ class RowLinear(_Adaptable, RowParallelLinear):
         alone = get_pg_size(self.tp_group) == 1  # pyright: ignore[reportArgumentType]
         if self.skip_bias_add or self.bias is None or not alone or self.linear_adapter is not None:
             return super().forward(input_)
-        return _Linear.apply(input_, self.weight, self.bias, self.gradient_accumulation_fusion, ALONE), None
+        return _Linear.apply(input_, self.weight, self.bias, self.gradient_accumulation_fusion, NOT_SPLIT), None
 
 
 class _Linear(torch.autograd.Function):

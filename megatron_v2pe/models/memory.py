@@ -51,6 +51,8 @@ class Numbers:
     """Rows an MLP works on at a time; None: all."""
     norm_copies: int = 1
     """Hidden states an RMSNorm keeps beside its input: its result; on the CPU also what its weight multiplies."""
+    optimizer_bytes: int = 12
+    """Bytes of the optimizer's state for each parameter that learns: AdamW's master weight and two moments in bf16."""
     offloaded: float = 0.0
     """Share of the optimizer's state that is on the host."""
 
@@ -67,7 +69,7 @@ class Footprint:
     gradients: int
     """The fp32 buffers gradients are summed in."""
     optimizer: int
-    """Master weights (bf16 only) and two moments in fp32, this rank's share."""
+    """The optimizer's state, this rank's share: of AdamW master weights (bf16 only) and two moments in fp32."""
     kept: int
     """Activations kept from forward to backward, of all packs in flight, when the head begins."""
     working: int
@@ -94,7 +96,7 @@ class Parameters:
     tower: int
     projector: int
     tower_learning: int
-    """Of the tower, those that learn."""
+    """Parameters of the tower that learn."""
 
     def learning(self, learning: Learning) -> int:
         """Return how many have gradients."""
@@ -102,7 +104,7 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Number of all parameters."""
         return self.decoder + self.tower + self.projector
 
 
@@ -178,7 +180,7 @@ def estimate(
     counted = parameters(model, layout, stage, learning)
     learn = counted.learning(learning)
     shares = data_parallel_size * layout.context_parallel_size if layout.use_distributed_optimizer else 1
-    state = (12 if numbers.itemsize == 2 else 8) * learn
+    state = numbers.optimizer_bytes * learn
     kept, moments = _activations(model, layout, stage, load, plan, numbers, learning)
     moment = max(moments, key=lambda name: moments[name])
     return Footprint(

@@ -29,7 +29,7 @@ from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.ddp import gather_parameters
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.metrics import StepMetrics
-from megatron_v2pe.train.optimizer import take_step
+from megatron_v2pe.train.optimizer_step import take_step
 from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.train.step import Conclusion, conclude, run_micro_batches
 from megatron_v2pe.train.step_ahead import StepData, StepDataReader

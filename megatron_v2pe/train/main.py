@@ -36,7 +36,7 @@ from megatron_v2pe.train.ddp import wrap
 from megatron_v2pe.train.header import Start
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import shortage_explained
-from megatron_v2pe.train.optimizer import apply_settings, build_optimizer, build_scheduler
+from megatron_v2pe.train.optimizer_step import apply_settings, build_optimizer, build_scheduler
 from megatron_v2pe.train.setup import TrainingRun
 from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.train.writers import MetricsLog, check_writers

@@ -53,8 +53,10 @@ class MemoryBudget:
     def numbers(self) -> Numbers:
         """Types and chunks."""
         config = self.config
+        itemsize = 2 if config.train.precision == "bf16" else 4
         return Numbers(
-            itemsize=2 if config.train.precision == "bf16" else 4,
+            itemsize=itemsize,
+            optimizer_bytes=config.optimizer.state_bytes_per_parameter(itemsize),
             head_chunk=config.model.head_chunk_size,
             mlp_chunk=config.model.mlp_chunk_tokens,
             norm_copies=2 if config.train.device == "cpu" else 1,

@@ -40,7 +40,7 @@ def _trainer(hf_config):
     from megatron_v2pe.models.transformer_config import ModelOptions
     from megatron_v2pe.parallel.config import ParallelConfig
     from megatron_v2pe.train.ddp import wrap
-    from megatron_v2pe.train.optimizer import build_optimizer
+    from megatron_v2pe.train.optimizer_step import build_optimizer
     from megatron_v2pe.v2pe.settings import StridePolicy
     from megatron_v2pe.workshop.built_model import built
 

@@ -163,7 +163,7 @@ def read_by_steps(case: parity.Case, steps: int, planted: str | None = None) -> 
 
     from megatron_v2pe.train.ddp import wrap
     from megatron_v2pe.train.loop import Trainer
-    from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler
+    from megatron_v2pe.train.optimizer_step import build_optimizer, build_scheduler
 
     options = ModelOptions(params_dtype=case.dtype, **case.options)
     found: list[list[str]] = []

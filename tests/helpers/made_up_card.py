@@ -98,7 +98,7 @@ def train_offloaded(case: parity.Case, steps: int, **places: str) -> tuple[short
 
 def train_fused(case: parity.Case, steps: int, **places: str) -> short_runs.History:
     """Run `short_runs.train` with the fused AdamW that a run on a GPU has."""
-    from megatron_v2pe.train import optimizer
+    from megatron_v2pe.train import optimizer_step
 
-    with mock.patch.object(optimizer, "FUSED_ON", ("cpu",)):
+    with mock.patch.object(optimizer_step, "FUSED_ON", ("cpu",)):
         return short_runs.train(case, steps, **places)

@@ -37,7 +37,7 @@ def train_by_megatron_core(case: parity.Case, steps: int, settings: AdamWConfig 
     def step(optimizer: Any) -> torch.Tensor:
         return torch.tensor(optimizer.step()[1], dtype=torch.float64)
 
-    with mock.patch("megatron_v2pe.train.optimizer.take_step", step):
+    with mock.patch("megatron_v2pe.train.optimizer_step.take_step", step):
         return train(case, steps, settings=settings)
 
 
@@ -55,7 +55,7 @@ def train(
     from megatron_v2pe.checkpoint import store
     from megatron_v2pe.checkpoint.folder import newest
     from megatron_v2pe.train.ddp import gather_parameters, wrap
-    from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler, take_step
+    from megatron_v2pe.train.optimizer_step import build_optimizer, build_scheduler, take_step
     from megatron_v2pe.train.step import forward_backward
 
     options = ModelOptions(params_dtype=case.dtype, **case.options)

@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
-from megatron_v2pe.train.optimizer import build_optimizer, build_scheduler
 
 from gpu_checks.model import ALONE, POLICY, Size, model_of, one_process, size_for
 from gpu_checks.outcome import Outcome
@@ -36,6 +35,7 @@ from megatron_v2pe.train.ddp import wrap
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import MemoryBudget, in_words, plan_of_stage
 from megatron_v2pe.train.metrics import StepMetrics
+from megatron_v2pe.train.optimizer_step import build_optimizer, build_scheduler
 from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.train.writers import MetricsLog
 from megatron_v2pe.v2pe.position_ids import Ticks, position_ticks

@@ -166,7 +166,7 @@ def run(step: Step) -> Measured:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from megatron_v2pe.train.ddp import wrap
-    from megatron_v2pe.train.optimizer import build_optimizer, take_step
+    from megatron_v2pe.train.optimizer_step import build_optimizer, take_step
     from megatron_v2pe.train.step import forward_backward
 
     with cores(step.cores_per_process), model_of(step) as model:

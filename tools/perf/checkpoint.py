@@ -51,7 +51,7 @@ def checkpoint_benchmark(folder: Path, hidden: int, layers: int, repeats: int) -
     from megatron_v2pe.parallel.config import ParallelConfig
     from megatron_v2pe.train.config import AdamWConfig
     from megatron_v2pe.train.ddp import wrap
-    from megatron_v2pe.train.optimizer import build_optimizer
+    from megatron_v2pe.train.optimizer_step import build_optimizer
     from megatron_v2pe.v2pe.settings import StridePolicy
     from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 

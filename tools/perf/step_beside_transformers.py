@@ -183,7 +183,7 @@ def ours(task: Task) -> Measured:
     from megatron_v2pe.parallel.config import ParallelConfig
     from megatron_v2pe.train.config import AdamWConfig
     from megatron_v2pe.train.ddp import wrap
-    from megatron_v2pe.train.optimizer import build_optimizer, take_step
+    from megatron_v2pe.train.optimizer_step import build_optimizer, take_step
     from megatron_v2pe.train.step import conclude, run_micro_batches
 
     device = Device(task.device)

@@ -33,6 +33,8 @@ from megatron_v2pe.models.transformer_config import LayerConfig, ModelOptions, c
 from megatron_v2pe.models.vision_tower import TOWERS, VisionTower
 from megatron_v2pe.parallel.config import ParallelConfig
 
+_NORMS = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm"}
+"""Megatron-Core's names of the norms that `norm_type` of a `vision_config` may name."""
 BiasDropoutAdd = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
 
 
@@ -205,7 +207,7 @@ def tower_config(model: InternVLConfig, parallel: ParallelConfig, options: Model
         num_attention_heads=vision.num_attention_heads,
         kv_channels=vision.head_dim,
         ffn_hidden_size=vision.ffn_hidden_size,
-        normalization="LayerNorm",
+        normalization=_NORMS[vision.norm_type],
         layernorm_epsilon=vision.norm_eps,
         activation_func=F.gelu,
         add_bias_linear=True,

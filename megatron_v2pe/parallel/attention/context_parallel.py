@@ -79,9 +79,7 @@ class ContextParallelAttention(Protocol):
         ...
 
 
-CONTEXT_PARALLEL: Registry[ContextParallelAttention] = Registry(
-    "cp_comm_type", "megatron_v2pe.parallel", "context_parallel"
-)
+CONTEXT_PARALLEL: Registry[ContextParallelAttention] = Registry("cp_comm_type", __name__, "context_parallel")
 """All kinds of exchange by the name `parallel.cp_comm_type` has."""
 
 
@@ -163,14 +161,14 @@ class TokensForHeads:
         from megatron_v2pe.parallel.attention.all_to_all import all_to_all_attention
 
         if group is None:
-            return ALONE.attend(query, key, value, pack, None, scale, kept, backend)
+            return RING.attend(query, key, value, pack, None, scale, kept, backend)
         assert pack.layout is not None
         assert pack.documents_in_order is not None, "all-to-all needs a pack that knows the documents' order"
         lens, order = pack.layout.seqlens, pack.documents_in_order
         return all_to_all_attention(query, key, value, lens, order, group, scale, kept, backend)
 
 
-ALONE = RingOfBlocks()
-"""Attention of a rank that shares its sequence with no other: a ring of one."""
-CONTEXT_PARALLEL.add("p2p", ALONE)
+RING = RingOfBlocks()
+"""The ring; of one rank where a rank shares its sequence with no other."""
+CONTEXT_PARALLEL.add("p2p", RING)
 CONTEXT_PARALLEL.add("a2a", TokensForHeads())

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
 from megatron_v2pe.train.optimizers.settings import OPTIMIZERS, OptimizerSettings
+
+if TYPE_CHECKING:
+    import torch
 
 _Beta = Annotated[float, Range(0, 1)]
 
@@ -53,6 +56,12 @@ class AdamWConfig(OptimizerSettings):
             "optimizer_offload_fraction": 1.0 if offload else 0.0,
             "overlap_cpu_optimizer_d2h_h2d": offload,
         }
+
+    def runs_fused(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Return whether it is PyTorch's own AdamW, which may run as one kernel; the one on the host may not."""
+        import torch
+
+        return type(optimizer) is torch.optim.AdamW
 
     def build(self, config: Any, model: Any, overrides: dict[Any, Any], groups: Any) -> Any:
         """Build AdamW; arguments as in `OptimizerSettings.build`.

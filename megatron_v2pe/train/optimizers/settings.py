@@ -5,12 +5,17 @@ An optimizer is a frozen dataclass that derives from `OptimizerSettings` and add
     @OPTIMIZERS.register("muon")
     @dataclass(frozen=True)
     class Muon(OptimizerSettings):
+        name: str = "muon"
         momentum: Annotated[float, Range(0, 1)] = 0.95
 
         def megatron_settings(self) -> dict[str, Any]: ...
 
 `optimizer.name` chooses one: `--optimizer.name muon --optimizer.momentum 0.9`. Its file lies in this folder, or is the
-`optimizer.py` of a plug-in (`base/plugins`). A schedule is a function, see `SCHEDULES`.
+`optimizer.py` of a plug-in (`base/plugins.py`). A schedule is a function, see `SCHEDULES`; its file lies in this folder
+too, or is the `schedule.py` of a plug-in. The published flag `--lr_scheduler_type` is translated to
+`optimizer.lr_decay_style` in `train/published_table.py`, which knows the published names alone.
+
+`adamw.py` is one to learn from, `train/optimizer_step.py` builds what is chosen here and takes the step.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
 
 if TYPE_CHECKING:
+    import torch
     from megatron.core.distributed import DistributedDataParallel
     from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -73,6 +79,24 @@ class OptimizerSettings(config_tree.Variant):
 
     host_state_setting: ClassVar[str | None] = None
     """Name of the switch that moves master weights and moments to host memory; None: this optimizer cannot."""
+
+    def state_bytes_per_parameter(self, itemsize: int) -> int:
+        """Return the bytes of state a parameter that learns takes, for the estimate of memory (`train/memory.py`).
+
+        By default two moments in float32, and a float32 master weight where the parameter itself is narrower.
+
+        Args:
+            itemsize: bytes of the parameter itself, 2 in bf16 and 4 in float32.
+        """
+        return 12 if itemsize < 4 else 8
+
+    def runs_fused(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Return whether what `build` has made may run as one kernel on a GPU (PyTorch's `fused`); by default not.
+
+        Args:
+            optimizer: PyTorch's optimizer inside of Megatron-Core's.
+        """
+        return False
 
     @property
     def keeps_state_on_host(self) -> bool:

@@ -78,7 +78,7 @@ def measured(pools):
 
 
 def estimated(layout, plan, load, chunk, stage=0, learning=None):
-    numbers = Numbers(itemsize=4, mlp_chunk=chunk, norm_copies=2)
+    numbers = Numbers(itemsize=4, mlp_chunk=chunk, norm_copies=2, optimizer_bytes=8)
     return estimate(InternVLConfig.from_hf(hf_config()), layout, stage, 1, load, plan, numbers, learning)
 
 

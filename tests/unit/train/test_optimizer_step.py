@@ -16,7 +16,7 @@ from megatron_v2pe.recipes.internvl2_2b import internvl2_2b_v2pe_32k
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
 from megatron_v2pe.train.config import AdamWConfig, ExperimentConfig
-from megatron_v2pe.train.optimizer import _weight_decay_overrides, apply_settings, build_scheduler
+from megatron_v2pe.train.optimizer_step import _weight_decay_overrides, apply_settings, build_scheduler
 from megatron_v2pe.train.optimizers.settings import OPTIMIZERS, SCHEDULES, OptimizerSettings
 
 

@@ -1,6 +1,6 @@
-"""The optimizer of a run and its learning rate, built by Megatron-Core with the published recipe's conventions.
+"""How the optimizer of a run and its schedule are built by Megatron-Core, and how a step clips and updates.
 
-Which optimizers and schedules there are stands in `optimizers/`; here is what all of them share, and the step.
+Which optimizers and schedules there are stands in `optimizers/`; what all of them share is here.
 
 The reference decays every trainable tensor, norms, biases and embeddings included; that stays the default and has a
 switch. The learning rate of step s (0-based) is `lr * s / warmup` while s < warmup, then a cosine down to `min_lr`.
@@ -23,7 +23,7 @@ from torch import Tensor
 from megatron_v2pe.train.optimizers.settings import SCHEDULES, OptimizerSettings
 
 FUSED_ON = ("cuda",)
-"""Devices on which AdamW is one kernel."""
+"""Devices on which an optimizer that can (`OptimizerSettings.runs_fused`) runs as one kernel."""
 
 
 def build_optimizer(
@@ -58,19 +58,19 @@ def build_optimizer(
         overlap_param_gather=overlap_param_gather,
     )
     made = settings.build(config, model, _weight_decay_overrides(settings), groups)
-    _fuse(made)
+    _fuse(made, settings)
     return made
 
 
-def _fuse(optimizer: MegatronOptimizer) -> None:
-    """Have PyTorch's AdamW update parameters on a GPU in one pass.
+def _fuse(optimizer: MegatronOptimizer, settings: OptimizerSettings) -> None:
+    """Have PyTorch's optimizer update parameters on a GPU in one pass, where its settings say that it can.
 
-    By itself it takes lists of tensors through one operation after the other, with a copy of all second moments among
-    the results: 4 bytes of a parameter more than a step needs, 8 GiB for InternVL2-2B on one rank.
+    By itself AdamW takes lists of tensors through one operation after the other, with a copy of all second moments
+    among the results: 4 bytes of a parameter more than a step needs, 8 GiB for InternVL2-2B on one rank.
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = getattr(part, "optimizer", None)
-        if type(inner) is torch.optim.AdamW:
+        if inner is not None and settings.runs_fused(inner):
             for group in inner.param_groups:
                 if all(parameter.device.type in FUSED_ON for parameter in group["params"]):
                     group["fused"] = True

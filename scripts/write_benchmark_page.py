@@ -8,6 +8,7 @@ where there is one; numbers of questions come from the benchmarks. A test says w
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from megatron_v2pe.base.command import run_tool  # noqa: E402
 from megatron_v2pe.evaluate.benchmark import Benchmark  # noqa: E402
 from megatron_v2pe.evaluate.benchmark_names import create  # noqa: E402
 from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS  # noqa: E402
@@ -29,6 +31,7 @@ MOST_NAMES = 6
 
 def main() -> int:
     """Write the page."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
@@ -88,4 +91,4 @@ def _listed(names: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_tool(main)

@@ -24,7 +24,7 @@ GRACE_SECONDS = 20.0
 
 
 FIRST_SECONDS = 3.0
-"""For the first process of a run to say what others have found as well, and for its launcher to end them."""
+"""Seconds for a run's first process to print an error that others have met too, and for its launcher to end them."""
 
 
 def finished(
@@ -93,7 +93,7 @@ def end_now(status: int) -> NoReturn:
 
 
 def tell(text: str) -> None:
-    """Say on standard error how this process ends; torchrun hears of an error too."""
+    """Print on standard error how this process ends; an error is left for torchrun too."""
     if text.startswith("error: "):
         last_words.leave(text)
     try:
@@ -103,7 +103,7 @@ def tell(text: str) -> None:
 
 
 def _tell_after_first(text: str) -> None:
-    """Say an error once of all processes of a run: where the first has it too, its launcher ends this one meanwhile."""
+    """Print an error once in a run: where the first process has it too, its launcher ends this one meanwhile."""
     if beside_first():
         time.sleep(FIRST_SECONDS)
     tell(text)
@@ -129,7 +129,7 @@ def _forget_output() -> None:
 
 
 def _prepare_streams() -> None:
-    """Give closed streams a place, and let a terminal of few letters show the others as escapes."""
+    """Open closed streams on nothing, and show letters that the terminal's encoding lacks as escapes."""
     for number, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(number)

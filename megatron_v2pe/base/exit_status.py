@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from megatron_v2pe.errors import CommunicationError, LostProcessError, SpaceError, V2PEError
 
 FINISHED = 0
-"""Done, or stopped in good order by SIGTERM, SIGUSR1 or SIGHUP: everything is saved."""
+"""The work is done, or was stopped in good order by SIGTERM, SIGUSR1 or SIGHUP: everything is saved."""
 
 INTERNAL = 1
 """A defect of ours; a traceback says where. `check_data` also ends so when files are missing."""
 
 MEND = 2
-"""Something the user has to mend: trying again without that ends the same way."""
+"""The user has something to mend: without that the same command ends the same way."""
 
 TRY_AGAIN = 75
 """Something around the run failed (EX_TEMPFAIL): the same command goes on from the last checkpoint."""
@@ -26,7 +26,7 @@ INTERRUPTED = 130
 """Ctrl-C (128 + SIGINT): a training run has saved before, and the same command goes on."""
 
 BROKEN_PIPE = 141
-"""Whoever read the output has gone (128 + SIGPIPE), as in `... | head`."""
+"""The reader of the output has ended (128 + SIGPIPE), as in `... | head`."""
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk, a used-up quota, a limit on a file's size."""

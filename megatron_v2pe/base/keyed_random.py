@@ -6,7 +6,7 @@ import hashlib
 
 
 def uniform(choices: int, *key: int | str, purpose: str) -> int:
-    """Return a uniform integer in [0, choices); 128 bits leave no bias worth the name.
+    """Return a uniform integer in [0, choices); it is made of 128 bits, so that its bias is negligible.
 
     Args:
         choices: how many values are possible.

@@ -15,7 +15,7 @@ ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 def leave(text: str) -> None:
-    """Leave an error for the launcher, once: what ended this process first is what counts.
+    """Leave an error for the launcher; only the first of a process is kept, as that one has ended it.
 
     Args:
         text: the message as it was printed, `error: ...`.

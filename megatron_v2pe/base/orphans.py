@@ -41,7 +41,7 @@ def killed_with_parent() -> None:
 
 
 def end_when(gone: Callable[[], bool], end: Callable[[], None]) -> None:
-    """Call `end` in a thread once `gone` says so; looked at every second."""
+    """Call `end` in a thread once `gone` returns true; it is asked every second."""
 
     def look() -> None:
         while not gone():

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, a plain line now and then where there is none, never both.
+"""How far a long piece of work is: a bar on a terminal, else a plain line from time to time, never both.
 
 A bar in a log file is one line of thousands of carriage returns. Takes what `tqdm` takes, as far as it is used here.
 """
@@ -21,9 +21,9 @@ class Progress(Protocol):
     """What a bar and plain lines have in common."""
 
     n: Any
-    """Done."""
+    """Units done."""
     total: Any
-    """To be done, None where that is not known."""
+    """Units to be done, None where that is not known."""
 
     def __enter__(self) -> Any:
         """Return this."""
@@ -32,7 +32,7 @@ class Progress(Protocol):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None, /
     ) -> None:
-        """Close."""
+        """Close the progress."""
         ...
 
     def update(self, n: float = 1) -> Any:
@@ -44,7 +44,7 @@ class Progress(Protocol):
         ...
 
     def close(self) -> Any:
-        """Say how far it came."""
+        """Show how far the work came."""
         ...
 
 

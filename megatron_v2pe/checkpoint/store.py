@@ -47,7 +47,7 @@ from megatron_v2pe.version import __version__
 ADAPTER = ".adapter."
 """Stands in the name of every tensor of an adapter (`models/linear.py`)."""
 _BESIDE = 1 << 20
-"""Bytes of what lies beside the tensors, about; only for the look at the disk's free space."""
+"""About the bytes of what lies beside the tensors; only the check of the disk's free space needs it."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ def _load_optimizer(optimizer: MegatronOptimizer, loaded: Mapping[str, Any], fol
 
 
 def _vet(folder: Path, verify: bool) -> TorchDistReader:
-    """Vet on every rank, files that all share on the first alone, so that no rank goes on alone."""
+    """Vet a folder on every rank, its shared files on the first rank alone; an error of one rank is raised on all."""
     reader = raise_on_all_ranks(lambda: vet_checkpoint(folder, verify, files=dist.get_rank() == 0))
     return reader
 
@@ -316,7 +316,7 @@ def _check_copies(sums: Mapping[str, FileSum], hf_source: Path, changed: Mapping
 
 
 def _metadata() -> dict[str, Any]:
-    """Layers are stored one key each, so that stages and specs may differ between save and load."""
+    """Return what Megatron-Core needs to store each layer under its own key: stages and specs may differ at load."""
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     return {"non_homogeneous_layers": True, "dp_cp_group": group}
 

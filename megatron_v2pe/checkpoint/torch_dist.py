@@ -51,7 +51,7 @@ class TorchDistWriter:
             self._file.close()
 
     def add_rows(self, key: str, shape: Sequence[int], first_row: int, rows: Tensor) -> None:
-        """Write rows `first_row ...` of tensor `key`, all other axes whole; arguments as of `add`."""
+        """Write rows `first_row ...` of tensor `key`, all other axes whole; see `add`."""
         self.add(key, tuple(shape), (first_row, *[0] * (rows.dim() - 1)), rows)
 
     def add(self, key: str, size: tuple[int, ...], begin: tuple[int, ...], values: Tensor) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CheckpointWriter(Protocol):
-    """Writes one rank's parts of one checkpoint; an object of its own for every checkpoint."""
+    """Writes one rank's parts of one checkpoint; every checkpoint has a writer of its own."""
 
     def begin(self, folder: Path, parts: Sequence[ShardedTensor]) -> None:
         """Take this rank's parts, to be written to files of its own in `folder`, which exists.

@@ -1,4 +1,4 @@
-"""PyTorch's elastic agent with a meeting on loopback, one message for its tables, and signals passed on.
+"""PyTorch's elastic agent, with a rendezvous on loopback, one message in place of its tables, and signals passed on.
 
 `torchrun.py` is the command.
 """
@@ -33,10 +33,10 @@ from megatron_v2pe.errors import CommunicationError
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 _NOTICE_SECONDS = 5.0
-"""For the other processes to notice that one has failed, and end."""
+"""Seconds for the other processes to notice that one has failed, and to end."""
 
 _END_SECONDS = 10.0
-"""For those that had to be told, before they are killed."""
+"""Seconds for a process to end after it was asked to; then it is killed."""
 
 _MEET_SECONDS = 600
 _STORE_TIMEOUT = timedelta(seconds=60)
@@ -61,7 +61,7 @@ class LoopbackRendezvous(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """Whether the processes use the store of this one."""
+        """Return whether the processes use the store of this one."""
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
@@ -71,11 +71,11 @@ class LoopbackRendezvous(RendezvousHandler):
         return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(launch.LOOPBACK, store.port))
 
     def is_closed(self) -> bool:
-        """Whether nobody may come any more."""
+        """Return whether no further machine may join."""
         return False
 
     def set_closed(self) -> None:
-        """Let nobody come any more; nobody does."""
+        """Let no further machine join; none ever does."""
 
     def num_nodes_waiting(self) -> int:
         """Return how many machines wait to be let in."""
@@ -92,7 +92,7 @@ class LoopbackRendezvous(RendezvousHandler):
 
 
 class _NoFiles(LogsSpecs):
-    """Processes write where this one does; no files, no folders."""
+    """Lets processes write where this one does, without files and folders."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class _Agent(LocalElasticAgent):
         return super()._monitor_workers(worker_group)  # pyright: ignore[reportCallIssue]  (decorated)
 
     def _end_all(self, worker_group: WorkerGroup, failed: Mapping[int, int]) -> None:
-        """One process has failed: tell the others why, and see that they end."""
+        """Send the other processes why one has failed, and see that they end."""
         ranks = {worker.local_rank: worker.global_rank for worker in worker_group.workers}
         local, code = min(failed.items(), key=lambda item: item[1])  # those killed by a signal first
         self.first = (ranks[local], code)
@@ -204,7 +204,7 @@ class _Agent(LocalElasticAgent):
 
 
 def how(code: int) -> str:
-    """Say how a process ended."""
+    """Return in words how a process ended."""
     if code >= 0:
         return f"ended with status {code}"
     try:

@@ -80,7 +80,7 @@ class Device:
             torch.cuda.synchronize()
 
     def peak_memory_bytes(self) -> int:
-        """Peak memory: allocated on the GPU, resident set of the process on CPU."""
+        """Return the peak of memory in bytes: allocated on the GPU, the process's resident set on the CPU."""
         if self.kind == "cuda":
             return torch.cuda.max_memory_allocated()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -31,13 +31,13 @@ DEFAULT_MASTER_PORT = 34229
 
 LOOPBACK = "127.0.0.1"
 _SLURM_PORTS = range(20000, 32000)
-"""Below those the system gives to whoever asks for any."""
+"""Ports below those that the system gives to a program which asks for any."""
 
 _MEET_SECONDS = 600.0
-"""For rank 0 to appear: programs on a slow disk do not start at the same time."""
+"""Seconds for rank 0 to appear: programs on a slow disk do not start at the same time."""
 
 _ANSWER_SECONDS = 20.0
-"""For a store to answer."""
+"""Seconds for a store to answer."""
 
 _GOODBYE_SECONDS = 30.0
 
@@ -173,7 +173,7 @@ def initialize(world: World, device: Device, timeout_minutes: float = 30.0) -> N
 
     Raises:
         ConfigError: the port of the meeting is in use, or another run meets there; or ranks took one GPU.
-        CommunicationError: nobody is at the meeting.
+        CommunicationError: no other process of the run was found.
     """
     device.activate()
     if dist.is_initialized():
@@ -205,7 +205,7 @@ def joined(
     dumps: Path | None = None,
     leave: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """Be part of a run: an end of one process is the end of all, with one message.
+    """Take part in a run: when one process ends for an error, all end, with one message.
 
     Args:
         world: this process's place.
@@ -215,7 +215,7 @@ def joined(
         leave: called before the process group is left.
 
     Raises:
-        SystemExit: with the status of the run, where several processes end for an error; it has been told.
+        SystemExit: with the status of the run, where several processes end for an error, which is printed already.
     """
     initialize(world, device, timeout_minutes)
     guard = None
@@ -262,10 +262,10 @@ def _meet(world: World, timeout: timedelta) -> dist.Store:
 
 
 _held: dist.TCPStore | None = None
-"""The store, where this process holds it: it ends with this object."""
+"""The store, if this process holds it: it closes when this object goes."""
 
 _meetings = 0
-"""How often this process has met others; all of a run have met as often."""
+"""How often this process has joined a group; all processes of a run have joined as often."""
 
 
 def prefix(run_id: str, meeting: int) -> str:

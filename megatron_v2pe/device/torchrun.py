@@ -1,4 +1,4 @@
-"""PyTorch's elastic launcher with no open door, one message and a status that says something.
+"""PyTorch's elastic launcher that opens no port to other machines, prints one message and ends with a clear status.
 
     python -m megatron_v2pe.device.torchrun --nproc-per-node N [options] PROGRAM [ARGUMENT ...]
 

@@ -1,4 +1,4 @@
-"""An end of one process is the end of all: a thread of every process that sees what its main thread, waiting, cannot.
+"""When one process of a run ends, all end: a thread of every process sees what its main thread, which waits, cannot.
 
 Each process says every second, in the run's store, that it lives and how far it is. Rank 0 looks at all of them, the
 others at rank 0: a process that has not lived, or a run that has not moved, for the timeout is at its end. What ended a
@@ -34,39 +34,39 @@ END = "end"
 
 _LOOK_SECONDS = 1.0
 _GRACE_SECONDS = 3.0
-"""For a main thread to say itself what went wrong, once somebody has."""
+"""Seconds for a main thread to say itself what went wrong, once another has."""
 
 _LOST_SECONDS = 5.0
-"""From the loss of the store to the end."""
+"""Seconds from the loss of the store to the end of the process."""
 
 _STALE_SECONDS = 8.0
-"""A process that has not lived for so long is named when nothing moves."""
+"""Seconds: a process that has shown no sign of life for so long is named when nothing moves."""
 
 _COMMUNICATION = ("connection closed", "connection reset", "timed out waiting", "broken pipe", "nccl", "gloo")
-"""Words of what PyTorch says when another process does not answer."""
+"""Words in PyTorch's messages when another process does not answer."""
 
 
 class WatchedProcess(Protocol):
-    """What is to be known of a process; `launch.World`."""
+    """What the watchdog has to know of a process; `launch.World` has it."""
 
     @property
     def rank(self) -> int:
-        """Its number."""
+        """Number of the process in the run."""
         ...
 
     @property
     def local_rank(self) -> int:
-        """Its number on its machine."""
+        """Number of the process on its machine."""
         ...
 
     @property
     def world_size(self) -> int:
-        """How many there are."""
+        """How many processes the run has."""
         ...
 
 
 class _Moves:
-    """What `progress` counts; one for the process, for what moves does not know who watches."""
+    """Counts the calls of `progress`; one object for the process, as callers do not know the watchdog."""
 
     count = 0
     phase = "starting"
@@ -104,19 +104,19 @@ class Watchdog:
         self._world, self._limit, self._dumps = world, limit, dumps
         self._connect, self._store = connect, connect()
         self._lock = threading.Lock()
-        """Of the store: its connection serves one thread at a time."""
+        """Lock of the store, whose connection serves one thread at a time."""
         self._host = socket.gethostname()
         self._stopped = threading.Event()
         self._heard = time.monotonic()
         self._lives = 0
         self._seen: dict[int, tuple[str, float]] = {}
-        """Rank -> what it said last, and since when it has said the same."""
+        """Rank -> its last sign of life, and since when that has not changed."""
         self._moved: tuple[int, float] = (-1, time.monotonic())
         self._dumped = False
         self._met: BaseException | None = None
-        """What the main thread has met, where it no longer does what it did."""
+        """The error that the main thread has met, if it has left its work."""
         self.left = False
-        """The run has ended for this process in good order."""
+        """Whether the run has ended for this process in good order."""
         me = {"host": self._host, "process": os.getpid(), "started": _started(os.getpid())}
         self._store.set(f"process {world.rank}", json.dumps(me))
         self._live()
@@ -124,7 +124,7 @@ class Watchdog:
         self._thread.start()
 
     def finish(self, seconds: float) -> None:
-        """Leave in good order; whoever holds the store waits for the others so long."""
+        """Leave in good order; the process that holds the store waits until the others have left too."""
         self._stopped.set()
         self.left = True
         with suppress(RuntimeError), self._lock:
@@ -137,7 +137,7 @@ class Watchdog:
                 gone = self._store.add("left", 0)
 
     def report(self, error: BaseException) -> int:
-        """Tell the others and the user that this process ends with an error, unless somebody has; return the status."""
+        """Report to the others and the user that this process ends for an error, if none has yet; return the status."""
         self._met = error
         error = plain(error)
         lost = isinstance(error, CommunicationError)
@@ -168,7 +168,7 @@ class Watchdog:
         return int(ended["status"])
 
     def _follow(self, ended: dict[str, Any]) -> int:
-        """End as another process has said, or the watching thread of this one."""
+        """End this process as another has said, or as the watching thread of this one has."""
         _leave_words(ended)
         if ended["rank"] == self._world.rank and ended["host"] == self._host:
             self._thread.join(_LOST_SECONDS)  # it tells why, and ends the process
@@ -256,7 +256,7 @@ class Watchdog:
         return self._record(text, exit_status.TRY_AGAIN, hang=True, silent=silent)
 
     def _silent_now(self) -> list[int]:
-        """Return the ranks that do not live while one waits a moment for it."""
+        """Wait a moment; return the ranks that give no sign of life in it."""
         with suppress(RuntimeError):
             before = self._lives_of_all()
             time.sleep(_GRACE_SECONDS)
@@ -353,7 +353,7 @@ def plain(error: BaseException, alone: bool = False) -> BaseException:
 
 
 def _leave_words(ended: dict[str, Any]) -> None:
-    """Leave for torchrun what another process has told: whichever of them it looks at."""
+    """Leave another process's message for torchrun, which may look at any of the processes."""
     last_words.leave(f"error: {ended['text']} [rank {ended['rank']} on {ended['host']}]")
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from megatron_v2pe.generate.kv_cache import CHUNK, room_for
 
 LEAST_BYTES = 1 << 29
-"""Taken from the start, so that a few more tokens do not move the memory."""
+"""Bytes taken from the start, so that a few more tokens do not move the memory."""
 _PIECES = 8
 """Sizes to the doubling: at most an eighth is more than was asked for."""
 
@@ -53,12 +53,12 @@ class Arena:
         return self.layers[0][0].shape[0] if self.layers else 0
 
     def bytes_of(self, places: int) -> int:
-        """Bytes that so many places take."""
+        """Return the bytes that so many places take."""
         num_layers, groups, head_dim = self._shape
         return 2 * num_layers * groups * head_dim * self._dtype.itemsize * places
 
     def bytes_to_take(self, places: int) -> int:
-        """Bytes `make_room` would allocate, what it gives back not counted; 0 where there is room already."""
+        """Return the bytes `make_room` would allocate, without what it gives back; 0 where there is room already."""
         return 0 if places <= self.places else self.bytes_of(self._size(places))
 
     def make_room(self, places: int) -> None:
@@ -92,7 +92,7 @@ class Arena:
         self.moves += grows
 
     def _size(self, places: int) -> int:
-        """Places allocated where so many are needed: the next of `_PIECES` sizes to the doubling."""
+        """Return the places allocated where so many are needed: the next of `_PIECES` sizes to the doubling."""
         needed = max(places, self._least // max(self.bytes_of(1), 1), 1)
         piece = max(CHUNK, (1 << (needed.bit_length() - 1)) // _PIECES)
         return -(-needed // piece) * piece

@@ -41,7 +41,7 @@ class _Target:
     mask: Tensor | None
     """[sequences, 1, 1, used], -inf beyond a sequence's own length; None where all are equally long."""
     empty: Tensor | None
-    """bool [sequences]: nothing is held here of them; None where that is so for none."""
+    """bool [sequences]: those of which nothing is held here; None where there are none."""
     runs: tuple[Tensor, Tensor] | None
     """On CUDA, in place of masks: int64 [sequences] each, first place and length of every sequence."""
 
@@ -128,7 +128,7 @@ class CachedAttention:
         """Prepare a decode step for all layers.
 
         Args:
-            mine: per sequence of the batch, whether this rank keeps the new token; of none, if it is cached already.
+            mine: per sequence of the batch, whether this rank keeps the new token; all False if it is cached.
         """
         assert isinstance(self.cache, KVCache)
         before = self.cache.lengths
@@ -171,7 +171,7 @@ class CachedAttention:
         return wide.to(query.dtype)
 
     def _attend(self, target: _Target, query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention of a slab's queries over what is held here."""
+        """Attend with a slab's queries to what is held here."""
         if target.used == 0:
             return nothing(query)
         if target.runs is not None:
@@ -210,7 +210,7 @@ class ArenaAttention(CachedAttention):
 
 
 def _rows(pieces: Sequence[LocalPiece]) -> Iterator[tuple[LocalPiece, slice]]:
-    """Pieces with their rows among the tokens of a step."""
+    """Yield pieces with their rows among the tokens of a step."""
     start = 0
     for piece in pieces:
         yield piece, slice(start, start + piece.tokens)
@@ -240,17 +240,17 @@ def _target(slab: Slab, before: Sequence[int], mine: Sequence[bool]) -> _Target:
 
 
 def _heads_together(states: Tensor) -> Tensor:
-    """The same [tokens, heads, d], in memory one head behind the other."""
+    """Return the same [tokens, heads, d], in memory one head behind the other."""
     return states.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def _joined(output: Tensor, lse: Tensor) -> Tensor:
-    """One tensor [..., d + 1] to send."""
+    """Return output and log-sum-exp as one tensor [..., d + 1] to send."""
     return torch.cat([output.to(lse.dtype), lse.unsqueeze(-1)], dim=-1)
 
 
 def _parted(joined: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp again, contiguous."""
+    """Return what `_joined` has put together: output and log-sum-exp, contiguous."""
     return joined[..., :-1].contiguous(), joined[..., -1].contiguous()
 
 

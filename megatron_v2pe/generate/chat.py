@@ -122,7 +122,7 @@ def _paths(words: str) -> list[str]:
 
 
 def _told(read: Read, first: bool) -> str | None:
-    """What the first rank reads, on every rank."""
+    """Return on every rank what the first rank reads."""
     box = [read() if first else None]
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(box, src=0)

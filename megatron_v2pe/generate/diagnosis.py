@@ -85,7 +85,7 @@ def _real_rows(name: str, weight: Tensor, engine: Engine) -> Tensor:
 
 
 def _number(model: Any, local: int) -> int:
-    """Number of a decoder layer in the whole model, from 0."""
+    """Return the number of a decoder layer in the whole model, from 0."""
     return int(model.language_model.decoder.layers[local].layer_number) - 1
 
 
@@ -94,7 +94,7 @@ def _finite(values: Tensor) -> bool:
 
 
 def _told(mine: Any) -> list[Any]:
-    """What every rank of the copy says, in the order of its ranks."""
+    """Return what every rank of the copy has found, in the order of its ranks."""
     group = topology.model_copy_group()
     if group.size() == 1:
         return [mine]
@@ -104,7 +104,7 @@ def _told(mine: Any) -> list[Any]:
 
 
 def _with_tokens(prompt: Prompt, tokens: list[int]) -> Prompt:
-    """The prompt, with the beginning of its answer as part of it."""
+    """Return the prompt, with the beginning of its answer as part of it."""
     if not tokens:
         return prompt
     ticks = prompt.position_ticks
@@ -199,7 +199,7 @@ class _Watched:
         return output
 
     def keys_and_values(self, *arguments: Any) -> Any:
-        """Those of the last layer for all tokens but the last: the rest of it does not run."""
+        """Compute the last layer's keys and values for all tokens but the last: the rest of it does not run."""
         values = self._layer.keys_and_values(*arguments)
         self._see(self._order, self._what, *values)
         return values

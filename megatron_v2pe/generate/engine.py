@@ -80,7 +80,7 @@ class Engine:
             self._head = model.language_model.head_weight()[: model.internvl.llm.vocab_size]
 
     def features(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Features [own tiles, tokens_per_tile, hidden] of the tiles this rank encodes of all prompts'.
+        """Return features [own tiles, tokens_per_tile, hidden] of those tiles of all prompts that this rank encodes.
 
         Ranks that share a tower call this together; others need not wait for each other.
 
@@ -107,7 +107,7 @@ class Engine:
         return parts
 
     def _encode(self, tiles: Tensor) -> Tensor:
-        """Features of tiles, bytes [n, H, W, 3] or normalised [n, 3, H, W] already."""
+        """Return features of tiles, which are bytes [n, H, W, 3] or normalised [n, 3, H, W] already."""
         tiles = to_device(tiles, self.device)
         if tiles.dtype == torch.uint8:
             tiles = normalise_tiles(tiles, *NORMALISATION[self.model.internvl.normalize_type], self.dtype)
@@ -132,7 +132,7 @@ class Engine:
         return self._steps[count]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits [n, vocab_size] of hidden states [n, hidden], gathered over ranks, on the last stage."""
+        """Return logits [n, vocab_size] of hidden states [n, hidden], gathered over ranks, on the last stage."""
         hidden = self._final_norm(hidden)
         if self.coordinates.tensor_model_parallel_size == 1:
             return linear(hidden, self._head)

@@ -123,7 +123,7 @@ class LeanLayer:
         return self._after_attention(hidden, seen)
 
     def _joint(self, hidden: Tensor) -> Tensor:
-        """Queries, key and value of every group, [T, groups, r + 2, d]."""
+        """Return queries, key and value of every group, [T, groups, r + 2, d]."""
         joint = linear(self.attention_norm(hidden), *self.qkv)
         return joint.view(-1, self.groups, self.heads_per_group + 2, self.head_dim)
 
@@ -171,7 +171,7 @@ class LeanLayer:
         return parts[:, -2:].flatten(0, 2)
 
     def _normed(self, joint: Tensor) -> Tensor:
-        """Queries and key of every group, [T, groups, r + 1, d], after the norms some models give them."""
+        """Return queries and key of every group, [T, groups, r + 1, d], after the norms some models give them."""
         if self.query_norm is None and self.key_norm is None:
             return joint[:, :, :-1]
         query, key = joint[:, :, :-2], joint[:, :, -2:-1]
@@ -234,7 +234,7 @@ def _check(layer: Any) -> None:
 
 
 def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`states @ weight.T + bias` for [T, in] and [out, in].
+    """Return `states @ weight.T + bias` for [T, in] and [out, in].
 
     For 2 to 16 rows and at least as many outputs as inputs the CPU library is up to twice as fast at the transposed
     product (16384 x 2048, 8 rows, one core: 26 ms in place of 40 ms).

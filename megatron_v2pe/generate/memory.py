@@ -101,7 +101,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory has run out, in any of the ways PyTorch and Python say so."""
+    """Tell whether an error says that memory has run out, in any of PyTorch's and Python's ways."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in _SIGNS)
 
 

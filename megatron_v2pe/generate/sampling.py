@@ -50,7 +50,7 @@ class Sampling:
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities tokens are drawn with.
+    """Return the probabilities that tokens are drawn with.
 
     Temperature first, then top-k, then top-p among what top-k left; what is left is normalised again. Tokens as likely
     as the last one top-k keeps are kept too, so that the choice does not hang on the order of equals.

@@ -82,7 +82,7 @@ class Session:
         return len(self._names)
 
     def _in_arena(self, capacities: Sequence[int]) -> ArenaCache:
-        """Places in the arena; it is given up for a smaller one where nothing else makes room for the prompts."""
+        """Take places in the arena; it gives way to a smaller one where nothing else makes room for the prompts."""
         arena, device, group = self.engine.arena, self.engine.device, topology.model_copy_group()
         places = sum(map(room_for, capacities))
         if arena.bytes_to_take(places):
@@ -97,7 +97,7 @@ class Session:
         return _raise_in_copy(lambda: ArenaCache(arena, capacities))
 
     def _cut(self, pieces: Sequence[Piece]) -> MicroBatch:
-        """This rank's share of all pieces, with the routing of image features to their tokens."""
+        """Return this rank's share of all pieces, with the routing of image features to their tokens."""
         model, device = self.engine.model, self.engine.device
         pack = TensorPack(  # on the host: what is planned from it would wait for the device
             torch.cat([prompt.input_ids for prompt in self._prompts]),
@@ -112,7 +112,7 @@ class Session:
         return batch.mapped(lambda tensor: to_device(tensor, device))
 
     def _needed(self, cached: int) -> int:
-        """Bytes this rank is about to take."""
+        """Return the bytes this rank is about to take."""
         engine, first = self.engine, self.engine.stages.first
         tiles = self._place.tiles(sum(len(prompt.tiles) for prompt in self._prompts)) if first else ()
         need = Need(
@@ -129,7 +129,7 @@ class Session:
         return need.num_bytes
 
     def _features(self) -> Tensor | None:
-        """Features of the tiles this rank encodes, on the first stage; an error of one rank is one of all."""
+        """Return features of the tiles this rank encodes, on the first stage; an error of one rank is raised on all."""
         engine, place = self.engine, self._place
         if not engine.stages.first:
             return raise_on_all_ranks(lambda: None, topology.model_copy_group())
@@ -223,7 +223,7 @@ class Session:
         return engine.logits(hidden)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these sequences only, in ascending order; the others' cache is given up."""
+        """Continue these sequences only, in ascending order; the cache of the others is freed."""
         self.cache.keep(rows)
         self._names = [self._names[row] for row in rows]
         self._last_ticks = [self._last_ticks[row] for row in rows]
@@ -233,7 +233,7 @@ class Session:
         return self.engine.stages.receive((tokens, self.engine.hidden_size), self.engine.dtype, self.engine.device)
 
     def _next_rotation(self) -> tuple[Tensor, Tensor]:
-        """Factors [sequences, 1, 1, d] that rotate the tokens about to be added; made for some steps ahead."""
+        """Return factors [sequences, 1, 1, d] that rotate the tokens about to be added, made for some steps at once."""
         step = self._generated % _STEPS_AHEAD
         if step == 0 or self._ahead is None:
             self._ahead = self.factors(self._generated - step, _STEPS_AHEAD)
@@ -241,7 +241,7 @@ class Session:
         return cos[:, step], signed_sin[:, step]
 
     def factors(self, first: int, count: int) -> tuple[Tensor, Tensor]:
-        """Factors [sequences, count, 1, 1, d] that rotate `count` generated tokens of each sequence from `first` on."""
+        """Return factors [sequences, count, 1, 1, d] that rotate each sequence's `count` tokens from `first` on."""
         rotary = self.engine.model.rotary
         ticks = [
             continue_positions(last + first * self._denominator, count, self._denominator) for last in self._last_ticks
@@ -253,8 +253,8 @@ class Session:
 
 
 def _raise_in_copy(action: Callable[[], Result]) -> Result:
-    """Do what exchanges nothing with other ranks; an error of one rank, too little memory included, is raised by all
-    ranks of this copy of the model.
+    """Run an action that exchanges nothing with other ranks; an error of one rank, too little memory included, is
+    raised on all ranks of this copy of the model.
     """
 
     def watched() -> Result:

@@ -1,4 +1,4 @@
-"""What ranks of one model tell each other while they generate: hidden states down the pipeline, tokens to everyone.
+"""What ranks of one model exchange while they generate: hidden states down the pipeline, tokens to everyone.
 
 Every rank of a copy runs the same program on the same prompts; tokens are chosen by one rank and broadcast, so that no
 rounding can make two ranks go on with different answers.

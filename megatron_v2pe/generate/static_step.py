@@ -48,7 +48,7 @@ class StaticStep:
             embedding: [vocabulary, hidden].
             layers: of the whole decoder.
             logits: of hidden states [count, hidden].
-            arena: keys and values; the step is of no use once it has moved.
+            arena: keys and values; the step cannot be used once it has moved.
             capture: make a CUDA graph of it at the first run.
         """
         device, width = embedding.device, layers[0].head_dim

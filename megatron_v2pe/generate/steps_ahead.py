@@ -35,9 +35,9 @@ class Reading:
     """The tokens of one step."""
 
     numbers: list[int]
-    """The sequence each is of."""
+    """Numbers of the sequences, one for each token."""
     logits: Tensor | None
-    """What they were chosen from, [n, vocab_size], where asked for."""
+    """Logits the tokens were chosen from, [n, vocab_size], where asked for."""
     tokens: Tensor
     """int64 [n] on the host, there when `event` has come; `sampling.NOT_FINITE` where the logits are no numbers."""
     event: torch.cuda.Event | None
@@ -55,7 +55,7 @@ class Choice:
 
     sampling: Sampling
     stop_ids: frozenset[int]
-    """Cannot be chosen before `min_new_tokens`."""
+    """Tokens that cannot be chosen before `min_new_tokens`."""
     min_new_tokens: int
     max_new_tokens: int
     keep_logits: bool
@@ -106,7 +106,7 @@ class StepsAhead:
 
     @torch.inference_mode()
     def end(self, number: int) -> None:
-        """Take no more notice of a sequence."""
+        """Drop a sequence: its further tokens are ignored."""
         self._ended.add(number)
         if not self._alive or self._step is None:
             return
@@ -140,7 +140,7 @@ class StepsAhead:
         self._choose(logits, launched - self._window)
 
     def _loaded(self) -> StaticStep:
-        """The step for so many sequences, with the state of the batch in its buffers."""
+        """Return the step for so many sequences, with the state of the batch in its buffers."""
         step = self._session.engine.step(len(self._numbers))
         step.tokens.copy_(self._tokens)
         for buffer, values in ((step.starts, self._cache.starts), (step.lengths, self._cache.lengths)):
@@ -157,7 +157,7 @@ class StepsAhead:
         self._draws = self._points(range(launched + 1, launched + 1 + WINDOW))
 
     def _points(self, tokens: Sequence[int]) -> Tensor | None:
-        """Draws float64 [sequences, tokens] of tokens of all answers; None where nothing is drawn."""
+        """Return draws float64 [sequences, tokens] for the tokens of all answers; None where nothing is drawn."""
         sampling = self._choice.sampling
         if sampling.temperature == 0:
             return None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 _UNFINISHED = "\ufffd"
 _LONGEST_CHARACTER = 4
-"""Bytes, and so tokens, one character may take."""
+"""Most bytes of one character, and so most tokens it may take."""
 
 
 class AnswerText:
@@ -80,7 +80,7 @@ class AnswerText:
         return certain
 
     def _held_back(self) -> int:
-        """Characters at the end with which a stop string may begin."""
+        """Return how many characters at the end may be the beginning of a stop string."""
         longest = max((len(stop) for stop in self._stops), default=1) - 1
         for length in range(min(longest, len(self._pending)), 0, -1):
             if any(stop.startswith(self._pending[-length:]) for stop in self._stops):

@@ -80,7 +80,7 @@ class ImageTiles:
         return made
 
     def forget_ahead(self) -> None:
-        """Give up what was read ahead and not taken; a further pass reads for itself."""
+        """Discard what was read ahead and not taken; a further pass reads again."""
         for portion in self._ahead.values():
             portion.reader.release(portion)
         self._ahead.clear()
@@ -89,7 +89,7 @@ class ImageTiles:
         return read_tiles(pictures, self._tile_size, self._mean, open_picture=self._open)
 
     def _portions(self) -> Iterator[tuple[int, list[Picture]]]:
-        """What is read at once, behind the number of its first image: an image, or neighbouring frames of a video."""
+        """Yield what is read at once, with the number of its first image: an image, or neighbouring video frames."""
         inside = [
             number
             for number in range(len(self._pictures) if self._run else 0)

@@ -39,7 +39,7 @@ def use_triton(*tensors: Tensor | None) -> bool:
 
 
 def triton_on(device: str) -> bool:
-    """Tell whether kernels run on a kind of device; raises as `use_triton`."""
+    """Tell whether kernels run on a kind of device; it raises what `use_triton` raises."""
     if _forced is not None:
         return _forced == "triton"
     return device == "cuda" and _wanted()

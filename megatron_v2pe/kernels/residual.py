@@ -55,7 +55,7 @@ class _ScaledResidual(torch.autograd.Function):
 
 
 def _gradients(gradient: Tensor, update: Tensor, scale: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the update, and the column sums of `gradient * keep` and of `gradient * keep * update`."""
+    """Return the gradient of the update, and the column sums of `gradient * keep` and of `gradient * keep * update`."""
     if use_triton(gradient, update, scale, keep):
         from megatron_v2pe.kernels.gpu import residual as gpu
 

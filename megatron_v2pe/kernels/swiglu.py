@@ -38,7 +38,7 @@ def swiglu_forward(joint: Tensor) -> Tensor:
 def swiglu_backward(gradient: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
     """Return the result once more and the gradient of the joint projection, from one reading of both.
 
-    Who needs the result again (the product that follows needs it for its weight's gradient) need not have kept it.
+    The product that follows needs the result for its weight's gradient; it need not have kept it.
 
     Args:
         gradient: [n, f], of the result.

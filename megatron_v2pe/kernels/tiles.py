@@ -46,6 +46,6 @@ def _plain(tiles: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor
 
 @lru_cache(maxsize=8)
 def _table(mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Every channel's 256 results, [3, 256]; moved to the device once."""
+    """Return every channel's 256 results, [3, 256]; they are moved to the device once."""
     values = torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1).expand(-1, -1, -1, 3)
     return _plain(values, mean, std).view(3, 256).to(dtype).to(device)

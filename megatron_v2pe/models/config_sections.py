@@ -55,7 +55,7 @@ class LanguageConfig:
     """A language model: the `llm_config` of the checkpoint.
 
     All models have RMSNorm before attention and before the MLP, rotary positions and grouped query heads. Their layers
-    are those of `models/decoder_parts.py` unless the family registers others.
+    are those of `models/language_model.py` unless the family registers others.
     """
 
     architecture: str

@@ -84,7 +84,7 @@ class StepCost:
 
 
 def _tile(model: InternVLConfig, learning: Learning) -> float:
-    """Tower and projector over one tile."""
+    """Return the operations of tower and projector over one tile."""
     vision, width = model.vision, model.vision.hidden_size
     patches = (model.tile_size // vision.patch_size) ** 2
     tokens = patches + 1

@@ -108,7 +108,7 @@ class VocabParallelNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        """Softmax minus one-hot, times the incoming gradient [n]."""
+        """Return softmax minus one-hot, times the incoming gradient [n]."""
         probabilities, local, held = ctx.saved_tensors
         result = probabilities * gradient.unsqueeze(-1)
         result.scatter_add_(1, local.unsqueeze(1), -torch.where(held, gradient, 0.0).unsqueeze(1))

@@ -157,7 +157,7 @@ class LanguageModel(GPTModel):
         return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=packed_sequence)
 
     def loss_sum(self, hidden: Tensor, targets: Targets) -> Tensor:
-        """Weighted sum of token losses; see `head.weighted_nll_sum`. `hidden` is what `decode` returned."""
+        """Return the weighted sum of token losses; see `head.weighted_nll_sum`. `hidden` is what `decode` returned."""
         return weighted_nll_sum(
             self.output_layer,
             self.head_weight(),
@@ -168,7 +168,7 @@ class LanguageModel(GPTModel):
         )
 
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits [n, vocab_size] of the chosen rows (all by default), gathered over ranks, padding stripped."""
+        """Return logits [n, vocab_size] of the chosen rows (all by default), gathered over ranks, without padding."""
         if self.config.sequence_parallel:
             hidden = tensor_parallel.gather_from_sequence_parallel_region(
                 hidden, tensor_parallel_output_grad=False, group=self.pg_collection.tp
@@ -179,6 +179,6 @@ class LanguageModel(GPTModel):
         return gathered[:, : self.unpadded_vocab_size]
 
     def head_weight(self) -> Tensor:
-        """The projection's own weight, or the embedding's where the two are tied."""
+        """Return the projection's own weight, or the embedding's where the two are tied."""
         weight = self.output_layer.weight
         return self.shared_embedding_or_output_weight() if weight is None else weight

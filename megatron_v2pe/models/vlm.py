@@ -123,7 +123,7 @@ class InternVLModel(MegatronModule):
         return self.vision_projection(pixel_shuffle(patches, self.internvl.downsample_ratio, self.internvl.ps_version))
 
     def logits_of_last(self, batch: MicroBatch, features: Tensor | None) -> Tensor:
-        """Logits [vocab_size] that predict the token after the last of one document held by this rank alone.
+        """Return logits [vocab_size] that predict the token after the last of one document of this rank alone.
 
         Args:
             batch: the document.
@@ -160,13 +160,13 @@ class InternVLModel(MegatronModule):
         )
 
     def _packed_sequence(self, batch: MicroBatch) -> PackedSequence:
-        """Layout and rotary angles, made once for all layers."""
+        """Return layout and rotary angles, made once for all layers."""
         cos, sin = self.rotary.cos_sin(batch.position_ticks, batch.layout.local_seqlens, batch.last_ticks)
         in_order = exchange_named(self.config.cp_comm_type).needs_documents_in_order
         return PackedSequence.build(batch.layout, cos, sin, in_order)
 
     def _first_stage(self, batch: MicroBatch) -> Tensor:
-        """Text and images as one sequence, this rank's tokens of it."""
+        """Return text and images as one sequence, this rank's tokens of it."""
         for module in (self.vision_model, self.vision_projection):
             fire_forward_hooks(module)
         features = self._no_features()
@@ -182,7 +182,7 @@ class InternVLModel(MegatronModule):
         yield from self.vision_projection.parameters()
 
     def _no_features(self) -> Tensor:
-        """Features [0, tokens_per_tile, hidden] of no tiles, through which the tower receives zero gradients."""
+        """Return features [0, tokens_per_tile, hidden] of no tiles, through which the tower gets zero gradients."""
         weight = self.language_model.embedding.word_embeddings.weight
         features = weight.new_empty(0, self.internvl.tokens_per_tile, self.config.hidden_size)
         features = touch(features, self.vision_model.parameters_in_order_of_use())
@@ -208,7 +208,7 @@ class InternVLModel(MegatronModule):
 
 
 def _vision_groups(groups: ProcessGroupCollection, replicated: bool) -> ProcessGroupCollection:
-    """Groups of the tower: neither pipelined nor context parallel, and alone where every rank has a whole one."""
+    """Return the tower's groups: no pipeline, no context parallelism, one rank where each has a whole tower."""
     own = ProcessGroupCollection()
     own.cp = own.pp = single_rank_group()
     own.tp = single_rank_group() if replicated else groups.tp

@@ -106,5 +106,5 @@ def _my_group(all_ranks: list[list[int]], timeout: timedelta) -> dist.ProcessGro
 
 
 def _all_groups() -> list[dist.ProcessGroup]:
-    """Every process group this process is a member of, in the order of creation."""
+    """Return every process group this process is a member of, in the order of creation."""
     return list(dist.distributed_c10d._world.pg_map)  # pyright: ignore[reportPrivateUsage]  (no public list)

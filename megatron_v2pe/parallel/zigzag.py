@@ -86,7 +86,7 @@ class ZigzagLayout:
         return (0, *accumulate(self.seqlens))
 
     def padded_positions(self, rank: int) -> Tensor:
-        """Indices into the padded pack of a rank's tokens, in its order: int64 [num_local_tokens]."""
+        """Return indices into the padded pack of a rank's tokens, in its order: int64 [num_local_tokens]."""
         size = self.context_parallel_size
         if size == 1:
             return torch.arange(self.num_tokens)
@@ -98,7 +98,7 @@ class ZigzagLayout:
         return torch.cat(parts)
 
     def tokens_of(self, rank: int) -> Tensor:
-        """Indices into the unpadded pack of a rank's tokens, in its order, -1 for padding: int64 [num_local_tokens]."""
+        """Return each of a rank's tokens' index in the unpadded pack, -1 for padding: int64 [num_local_tokens]."""
         return self._real_tokens[self.padded_positions(rank)]
 
     def shard(self, values: Tensor, rank: int, fill: float) -> Tensor:
@@ -156,7 +156,7 @@ class ZigzagLayout:
         return rank[tokens], index[tokens]
 
     def documents_in_order(self) -> Tensor:
-        """Order that brings the shares of all ranks, one behind the other, into the padded pack's: int64 [S].
+        """Return the order that brings all ranks' shares, one behind the other, into the padded pack's: int64 [S].
 
         `torch.cat(shares)[order]` is the padded pack; what all-to-all attention needs to know.
         """
@@ -165,7 +165,7 @@ class ZigzagLayout:
 
     @cached_property
     def _real_tokens(self) -> Tensor:
-        """For every place of the padded pack, the index of its token in the unpadded one, -1 for padding."""
+        """Return for every place of the padded pack the index of its token in the unpadded one, -1 for padding."""
         real = torch.full((self.num_tokens,), -1)
         taken = 0
         for start, length in zip(self.cu_seqlens, self.lengths, strict=False):

@@ -59,7 +59,7 @@ class NumbersOnly:
 
         Args:
             source: folder the tensors are from, for messages.
-            refuse: whether `conclude` refuses what was found, or tells it.
+            refuse: whether `conclude` refuses what was found, or only warns of it.
         """
         self._source, self._refuse = source, refuse
         self._found: list[_Found] = []

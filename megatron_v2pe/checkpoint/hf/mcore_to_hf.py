@@ -199,7 +199,7 @@ def _as_trained(folder: Path, config: dict[str, Any], export: Export) -> dict[st
 
 
 def _correct_index(path: Path, layout: FileLayout) -> None:
-    """State the size of the weights in their new type."""
+    """Write the size of the weights in their new type."""
     if not path.is_file():
         return
     index = read_description(path)

@@ -1,4 +1,4 @@
-"""The conversation template of Nous-Hermes-2, which InternVL2-1B with Qwen2 has too."""
+"""The conversation template of Nous-Hermes-2, which InternVL2-1B with Qwen2 uses too."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 _MOST_SPLITS = 64
 _PROGRAMS = 2
-"""For every multiprocessor: what is in flight then hides the memory's latency, and all run at once."""
+"""Programs for every multiprocessor: as many run at once, and together they hide the memory's latency."""
 _FLOOR = tl.constexpr(-1.7014117331926443e38)  # `kernels.decode_attention.FLOOR`
 
 

@@ -50,7 +50,7 @@ def _backward(
 
 
 def forward(hidden: Tensor, update: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum, norm and reciprocal root mean squares [n] of contiguous [n, width]."""
+    """Return sum, norm and reciprocal root mean squares [n] of contiguous [n, width]."""
     rows, width = hidden.shape
     total, normed = torch.empty_like(hidden), torch.empty_like(hidden)
     inverse = hidden.new_empty(rows, dtype=torch.float32)
@@ -64,7 +64,7 @@ def forward(hidden: Tensor, update: Tensor, weight: Tensor, eps: float) -> tuple
 def backward(
     total_gradient: Tensor, gradient: Tensor, total: Tensor, weight: Tensor, inverse: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of the sum's terms [n, width], and of the weight in float32 [width]."""
+    """Return the gradient of the sum's terms [n, width], and of the weight in float32 [width]."""
     rows, width = total.shape
     result = torch.empty_like(total)
     groups = triton.cdiv(rows, _ROWS)

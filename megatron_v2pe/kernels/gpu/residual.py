@@ -69,7 +69,7 @@ def forward(residual: Tensor, update: Tensor, bias: Tensor | None, scale: Tensor
 
 
 def backward(gradient: Tensor, update: Tensor, scale: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of the update, and the float32 column sums [width] of `g keep` and of `g keep update`."""
+    """Return the gradient of the update, and the float32 column sums [width] of `g keep` and of `g keep update`."""
     tokens, tiles, width = gradient.shape
     rows = tokens * tiles
     groups = triton.cdiv(rows, _ROWS)

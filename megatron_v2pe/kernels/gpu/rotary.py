@@ -17,7 +17,7 @@ def _move(
     joint, query, key, value, cos, sin, row_stride, count, parts, half,
     BACKWARD: tl.constexpr, SLOTS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """Between the joint [S, groups, parts, 2 half] and its three parts, in either direction."""
+    """Copy between the joint [S, groups, parts, 2 half] and its three parts, in either direction."""
     token = tl.program_id(0).to(tl.int64)
     slot = tl.program_id(1) * SLOTS + tl.arange(0, SLOTS)  # heads of queries, keys and values in the joint's order
     column = tl.arange(0, HALF)
@@ -69,7 +69,7 @@ def split(joint: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def join(query: Tensor, key: Tensor, value: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Gradient of the joint projection from the contiguous gradients of its parts."""
+    """Return the gradient of the joint projection from the contiguous gradients of its parts."""
     tokens, groups, width = key.shape
     joint = key.new_empty(tokens, groups, query.shape[1] // groups + 2, width)
     _launch(joint, query, key, value, cos, sin, backward=True)

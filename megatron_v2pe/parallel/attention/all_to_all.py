@@ -29,7 +29,7 @@ def all_to_all_attention(
     kept: AttentionResult | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, AttentionResult]:
-    """Causal attention inside each document, none across documents.
+    """Attend causally inside each document, never across documents.
 
     Args:
         query: [S / C, heads, d], this rank's tokens in zigzag order; C divides `heads` and `groups`.

@@ -216,7 +216,7 @@ class Reference:
         return query_gradient.to(query.dtype), key_gradient.to(key.dtype), value_gradient.to(value.dtype)
 
     def _scores(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
-        """Masked scores [heads, queries, keys] and values [keys, heads, d], in float32 or wider."""
+        """Return masked scores [heads, queries, keys] and values [keys, heads, d], in float32 or wider."""
         wide, repeats = torch.promote_types(query.dtype, torch.float32), query.shape[1] // key.shape[1]
         key, value = (tensor.to(wide).repeat_interleave(repeats, dim=1) for tensor in (key, value))
         scores = torch.einsum("qhd,khd->hqk", query.to(wide), key) * block.scale

@@ -147,7 +147,7 @@ class TransformerEngineCoreAttention(MegatronModule):
         attention_bias: Tensor | None = None,
         packed_seq_params: PackedSequence | None = None,
     ) -> Tensor:
-        """Attend over a pack; arguments and result as of `FlashCoreAttention`."""
+        """Attend over a pack; arguments and result are those of `FlashCoreAttention`."""
         assert packed_seq_params is not None and attention_bias is None
         query, key = rotated(query, key, packed_seq_params)
         names = PackedSeqParams.__dataclass_fields__  # without ours, which Transformer Engine would not take
@@ -166,7 +166,7 @@ def rotated(query: Tensor, key: Tensor, pack: PackedSequence) -> tuple[Tensor, T
 
 
 def angles(pack: PackedSequence, tokens: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of a pack's tokens, float32 [S, d // 2] twice.
+    """Return cosines and sines of a pack's tokens, float32 [S, d // 2] twice.
 
     Raises:
         LayoutError: the pack's documents, or its angles, do not cover the tokens.
@@ -181,7 +181,7 @@ def angles(pack: PackedSequence, tokens: int) -> tuple[Tensor, Tensor]:
 
 
 def batched_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, backend: str = "auto") -> Tensor:
-    """Bidirectional attention inside each element of a batch (the vision tower: one tile each).
+    """Attend in both directions inside each element of a batch (the vision tower: one tile each).
 
     On CUDA PyTorch's operator runs the first kernel that takes the tensors: cuDNN's, which was measured to be the
     fastest for tiles (324 against 237 TFLOP/s forward, 303 against 185 backward), then flash, then the others.

@@ -40,7 +40,7 @@ def lengthened(tokens: int) -> int:
 
 
 class Cudnn:
-    """cuDNN's kernel for documents of one length: a batch of them, or one that may be lengthened.
+    """The kernel of cuDNN for documents of one length: a batch of them, or one that may be lengthened.
 
     Tensors may go on behind the block's only document; what follows is then taken for what is added, instead of a copy.
     It must be finite. Layouts are the same in every call, for PyTorch finds a plan of the backward pass by shape and

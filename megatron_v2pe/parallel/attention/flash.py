@@ -92,13 +92,13 @@ class TorchFlash:
 
 @lru_cache(maxsize=16)
 def _no_dropout(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Seed and offset of a dropout that is not there."""
+    """Return the seed and the offset of a dropout that is not there."""
     state = torch.zeros(2, dtype=torch.uint64, device=device)
     return state, state.new_empty(0)
 
 
 class FlashAttn2:
-    """flash-attn 2."""
+    """The kernels of the package flash-attn 2."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
@@ -143,7 +143,9 @@ class FlashAttn2:
 
 
 class FlashAttn3:
-    """flash-attn 3. Arguments go by place: their names changed, the order of the first 25 and 17 did not."""
+    """The kernels of the package flash-attn 3.
+
+    Arguments go by place: their names changed, the order of the first 25 and 17 did not."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""
@@ -200,7 +202,7 @@ class FlashAttn3:
 
 
 class FlashAttn4:
-    """flash-attn 4. It compiles its kernels at the first call."""
+    """The kernels of the package flash-attn 4. It compiles its kernels at the first call."""
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, block: AttentionBlock) -> tuple[Tensor, Tensor]:
         """See `BlockKernel`."""

@@ -164,7 +164,7 @@ def _problem(
 def _comparisons(
     kernel: BlockKernel, device: torch.device, dtype: torch.dtype, width: int, ratio: int, merges: bool
 ) -> Iterable[tuple[str, Tensor, Tensor]]:
-    """What the kernel says and what is right: results of a causal block, and gradients of half of a merged one."""
+    """Yield what the kernel gives and what is right: of a causal block results, of half of a merged one gradients."""
     generator, groups, scale = torch.Generator().manual_seed(0), 2, width**-0.5
     shapes = [(_ROWS, count, width) for count in (groups * ratio, groups, groups, groups * ratio)]
     query, key, value, outgoing = (torch.randn(shape, generator=generator).to(dtype).to(device) for shape in shapes)

@@ -46,7 +46,7 @@ def ring_attention(
     kept: AttentionResult | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention inside each document, none across documents.
+    """Attend causally inside each document, never across documents.
 
     Args:
         query: [S, heads, d], this rank's tokens in zigzag order.
@@ -273,11 +273,11 @@ class Chunks:
         return Chunks(lens, device)
 
     def first(self, tensor: Tensor) -> Tensor:
-        """First chunk of every document."""
+        """Return the first chunk of every document."""
         return tensor[: self.rows] if self._first is None else tensor.index_select(0, self._first)
 
     def second(self, tensor: Tensor) -> Tensor:
-        """Second chunk of every document."""
+        """Return the second chunk of every document."""
         return tensor[self.rows :] if self._first is None else tensor.index_select(0, self._second)
 
     def put_second(self, tensor: Tensor, values: Tensor) -> None:

@@ -43,13 +43,13 @@ def finished(
         _forget_output()
         return exit_status.BROKEN_PIPE
     except KeyboardInterrupt:
-        tell(f"\n{interrupted}")
+        print_end(f"\n{interrupted}")
         return exit_status.INTERRUPTED
     except OSError as error:
-        _tell_after_first(f"error: {error if error.filename is not None else error.strerror or error}")
+        _print_after_first(f"error: {error if error.filename is not None else error.strerror or error}")
         return exit_status.of(error)
     except V2PEError as error:
-        _tell_after_first(f"error: {error}")
+        _print_after_first(f"error: {error}")
         return exit_status.of(error)
 
 
@@ -63,7 +63,7 @@ def run_tool(main: Callable[[], int]) -> NoReturn:
         status = finished(main)
     except SystemExit as ended:
         if isinstance(ended.code, str):
-            tell(ended.code)
+            print_end(ended.code)
         elif ended.code:
             last_words.leave("error: the command line cannot be read; what is wrong with it stands above")
         status = exit_status.of(ended)
@@ -92,7 +92,7 @@ def end_now(status: int) -> NoReturn:
     os._exit(status)
 
 
-def tell(text: str) -> None:
+def print_end(text: str) -> None:
     """Print on standard error how this process ends; an error is left for torchrun too."""
     if text.startswith("error: "):
         last_words.leave(text)
@@ -102,11 +102,11 @@ def tell(text: str) -> None:
         pass
 
 
-def _tell_after_first(text: str) -> None:
+def _print_after_first(text: str) -> None:
     """Print an error once in a run: where the first process has it too, its launcher ends this one meanwhile."""
     if beside_first():
         time.sleep(FIRST_SECONDS)
-    tell(text)
+    print_end(text)
 
 
 def _flushed(status: int) -> int:
@@ -115,7 +115,7 @@ def _flushed(status: int) -> int:
         sys.stdout.flush()
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            tell(f"error: standard output: {error.strerror}")
+            print_end(f"error: standard output: {error.strerror}")
         _forget_output()
         return exit_status.of(error)
     return status

@@ -106,12 +106,12 @@ class _Console(logging.StreamHandler):  # type: ignore[type-arg]
 class _KeptLog(logging.FileHandler):
     """A file that may become impossible to write."""
 
-    _told = False
+    _reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  logging's name
         """Report once that the file cannot be written."""
-        if not self._told:
-            self._told = True
+        if not self._reported:
+            self._reported = True
             error = sys.exc_info()[1]
             print(f"{printable(self.baseFilename)} is not written, the work goes on: {error}", file=sys.stderr)
 

@@ -40,11 +40,11 @@ def killed_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def end_when(gone: Callable[[], bool], end: Callable[[], None]) -> None:
-    """Call `end` in a thread once `gone` returns true; it is asked every second."""
+def end_when(has_ended: Callable[[], bool], end: Callable[[], None]) -> None:
+    """Call `end` in a thread once `has_ended` returns true; it is asked every second."""
 
     def look() -> None:
-        while not gone():
+        while not has_ended():
             time.sleep(LOOK_SECONDS)
         end()
 
@@ -77,16 +77,16 @@ def end_with_launcher(status: int) -> None:
     if ours is not None:
         killed_with_parent()
 
-    def gone() -> bool:
+    def launcher_has_ended() -> bool:
         return os.getppid() != parent or (ours is not None and not alive(ours))
 
     def end() -> None:
         os.write(2, b"error: the launcher of this process is gone, so it ends; the same command goes on\n")
         os._exit(status)
 
-    if gone():
+    if launcher_has_ended():
         end()
-    end_when(gone, end)
+    end_when(launcher_has_ended, end)
 
 
 def lost_reader(error: RuntimeError) -> LostProcessError:

@@ -146,7 +146,7 @@ class ProgressLines:
         self.total, self.n = total, initial
         self._desc, self._unit, self._divisor = desc, unit, divisor
         self._initial, self._delay, self._silent = initial, delay, silent
-        self._began = self._told = time.monotonic()
+        self._began = self._last_line = time.monotonic()
         self._closed, self._more = False, ""
 
     def __enter__(self) -> ProgressLines:
@@ -165,8 +165,8 @@ class ProgressLines:
         """Count `n` as done, and print a line if the last one is some time ago."""
         self.n += n
         now = time.monotonic()
-        if now - self._told >= min(max(_SOON, (now - self._began) / 10), _LATER) and not self._silent:
-            self._told = now
+        if now - self._last_line >= min(max(_SOON, (now - self._began) / 10), _LATER) and not self._silent:
+            self._last_line = now
             self._say(f", {self._rate(now)}{self._left(now)}")
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
@@ -174,7 +174,7 @@ class ProgressLines:
         self._more = f", {s}" if s else ""
 
     def close(self) -> None:
-        """Say how much was done and how long it took."""
+        """Print how much was done and how long it took."""
         now = time.monotonic()
         if not self._closed and not self._silent and now - self._began >= self._delay and self.n > self._initial:
             self._say(f" in {duration(now - self._began)}, {self._rate(now)}")

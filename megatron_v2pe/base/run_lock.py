@@ -67,7 +67,7 @@ class Owner:
     command: str
     what: str
     token: str
-    """Random, of this one lock."""
+    """Random text of this one lock."""
 
     def __str__(self) -> str:
         """Return the owner in words."""
@@ -259,7 +259,7 @@ class _Found:
     """What stands in the file of another owner."""
 
     owner: Owner | None
-    """None where the file does not say: it has just been made, or is damaged."""
+    """The owner; None where the file does not say: it has just been made, or is damaged."""
     inode: int
     touched: float
     lives: bool | None

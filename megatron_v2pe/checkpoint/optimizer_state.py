@@ -22,7 +22,7 @@ METADATA = {
     "distrib_optim_fully_reshardable_mem_efficient": False,
     "chained_optim_avoid_prefix": True,
 }
-"""Every parameter's moments are stored in the shape of the parameter, so that any layout can load them."""
+"""Has every parameter's moments stored in the shape of the parameter, so that any layout can load them."""
 _HOST_SETTINGS = (
     "offload_fraction",
     "cpu_optimizer_cls",
@@ -34,7 +34,7 @@ _HOST_SETTINGS = (
 )
 """What Megatron-Core's `HybridDeviceOptimizer` keeps with every group."""
 _HOW = ("fused", "foreach", "capturable", "differentiable")
-"""How PyTorch's AdamW goes about a step: the running optimizer's own, whatever the one that saved had."""
+"""Settings of how PyTorch's AdamW computes a step: those of the running optimizer stay, not those saved."""
 
 
 def state_to_save(
@@ -71,7 +71,7 @@ def state_to_load(
 
 
 def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Take over loaded optimizer state."""
+    """Put loaded state into the optimizer."""
     if _nothing_learns(optimizer):
         return
     distributed = _distributed(optimizer)

@@ -128,21 +128,21 @@ class Watchdog:
         self._stopped.set()
         self.left = True
         with suppress(RuntimeError), self._lock:
-            gone = self._store.add("left", 1)
+            left = self._store.add("left", 1)
             until = time.monotonic() + seconds
-            while self._world.rank == 0 and gone < self._world.world_size and time.monotonic() < until:
+            while self._world.rank == 0 and left < self._world.world_size and time.monotonic() < until:
                 if self._store.check([END]):
                     return
                 time.sleep(0.02)
-                gone = self._store.add("left", 0)
+                left = self._store.add("left", 0)
 
     def report(self, error: BaseException) -> int:
         """Report to the others and the user that this process ends for an error, if none has yet; return the status."""
         self._met = error
         error = plain(error)
-        lost = isinstance(error, CommunicationError)
+        another_ended = isinstance(error, CommunicationError)
         silent: list[int] = []
-        if lost:  # by the end of another, who has told, or whose launcher has
+        if another_ended:  # which has written why, or whose launcher has
             if (ended := self._wait_for_end(_LOST_SECONDS)) is not None:
                 return self._follow(ended)
             silent = self._silent_now()
@@ -150,12 +150,12 @@ class Watchdog:
         text = str(error) if status != exit_status.INTERNAL else f"{type(error).__name__}: {error}"
         if silent:
             text += f"; no sign of life from {self._names(silent)}"
-        hang = lost and "timed out" in text.lower()
+        hang = another_ended and "timed out" in text.lower()
         mine = self._record(text or type(error).__name__, status, hang=hang, silent=silent)
         with self._lock:
             ended = self._write_end(mine)
             self._stopped.set()
-        if lost and ended != mine:
+        if another_ended and ended != mine:
             return self._follow(ended)
         if ended == mine or ended["text"] != text:
             if status == exit_status.INTERNAL:

@@ -1,4 +1,4 @@
-"""Image files from outside: opened by their content as one of a list of formats, without programs that help out."""
+"""Image files from outside: opened by their content as one of a list of formats, with no other program's help."""
 
 from __future__ import annotations
 

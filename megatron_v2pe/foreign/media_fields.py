@@ -1,7 +1,8 @@
 """Which fields of a line name its images and its video, however people spell them; what is not understood is refused.
 
-A field that is passed over trains, asks or scores a question without its picture, and nothing tells: so every reader of
-lines (annotations, questions of `generate.py --input`, own questions of the evaluation) asks here. `media_of` knows
+If a field is overlooked, a question is trained, asked or scored without its picture, and nothing shows it. So every
+reader of lines (annotations, questions of `generate.py --input`, own questions of the evaluation) asks here.
+`media_of` knows
 
 - images: `image` and `images`, also as `img`, `picture`, `photo`, `pic`, in any capitals, with `_path`, `_file`,
   `_list`, `_url` and their plurals behind (`image_path`, `images_list`, `imageFile`): a path, or a list of paths;
@@ -51,7 +52,7 @@ _ORIGINS = frozenset(
 )
 """Words behind a name of media that say what it is or where it is from, be it in the name of a file."""
 _MADE_OF = frozenset("original originals orig origin raw old parent".split())
-"""Words in a name of media beside which the line's own were made of it."""
+"""Words in the name of a field that say: the line's own media were made from what this field names."""
 _FILMS = frozenset("video videos movie movies clip clips".split())
 _IDENTITIES = frozenset("id question_id sample_id data_id uid uuid key __key__ idx index".split())
 """Fields that distinguish lines, for example by the name of a file."""

@@ -83,10 +83,10 @@ _KEYS = (str, int, float, bytes, type(None), Record)
 
 
 class _Unpickler(_InPython):
-    """An unpickler that finds stand-ins only, and hashes nothing but what is quickly hashed.
+    """An unpickler that finds stand-ins only, and hashes only what is quickly hashed.
 
     It is Python's own in Python: the one in C hashes whatever stands as a key. Sixty tuples, each twice in the next,
-    take for ever, without a signal being heard; 100,000 tuples in one another end the process.
+    run without end, and no signal stops it; 100,000 tuples in one another end the process.
     """
 
     dispatch = dict(_InPython.dispatch)

@@ -1,7 +1,7 @@
 """A checksum inside of a JSON object, under `check`: what has changed since it was written is noticed.
 
 It is the XXH3-64 of the object's other fields as JSON with sorted names and no spaces, in 16 hexadecimal digits. It
-tells damage, not malice: whoever can write the file can write its checksum.
+shows damage, not malice: who can write the file can write its checksum.
 """
 
 from __future__ import annotations

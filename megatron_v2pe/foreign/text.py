@@ -1,4 +1,4 @@
-"""Text, JSON, JSON lines and YAML from outside: one reader each, with limits, every complaint naming file and line.
+"""Text, JSON, JSON lines and YAML from outside: one reader each, with limits, and messages that name file and line.
 
 The limits: a file of 256 MiB, a nesting of 64, numbers of 400 digits, UTF-8 (a byte order mark is skipped), no NaN or
 infinity. What is read is checked against the type that receives it by `foreign.schema`.

@@ -73,7 +73,7 @@ def _no_word_of_null_piece(content: bytes) -> Iterator[None]:
 
     Release 0.2.3 warns of that piece at every start, from C++ to the process's standard error, and treats it as unused;
     `data.tokenizer` gives it its id all the same, so nobody has anything to do. Models without such a piece, and errors
-    of any, are reported as ever.
+    of any model, are reported as before.
     """
     if _NULL_PIECE not in content:
         yield

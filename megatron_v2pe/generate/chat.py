@@ -52,7 +52,7 @@ class Chat:
         say(f"{HELP}\n")
         paths, self.waiting = self.waiting, []
         self._show(paths, say)
-        while (line := _told(read, first)) is not None and line not in _ENDS:
+        while (line := _read_for_all_ranks(read, first)) is not None and line not in _ENDS:
             try:
                 self._take(line, say)
             except V2PEError as error:  # the same on every rank
@@ -121,7 +121,7 @@ def _paths(words: str) -> list[str]:
         return [words]
 
 
-def _told(read: Read, first: bool) -> str | None:
+def _read_for_all_ranks(read: Read, first: bool) -> str | None:
     """Return on every rank what the first rank reads."""
     box = [read() if first else None]
     if dist.get_world_size() > 1:

@@ -42,7 +42,7 @@ def explain(engine: Engine, prompt: Prompt, tokens: list[int], run: Run) -> str:
     Returns:
         A sentence.
     """
-    damaged = [line for line in _told(_damaged_weights(engine)) if line]
+    damaged = [line for line in _from_all_ranks(_damaged_weights(engine)) if line]
     if damaged:
         return f"weights are not finite: {damaged[0]}; the checkpoint is damaged, or the training that made it diverged"
     with torch.inference_mode(), _watched(engine) as found:
@@ -53,7 +53,7 @@ def explain(engine: Engine, prompt: Prompt, tokens: list[int], run: Run) -> str:
             if not isinstance(error, V2PEError) and not is_out_of_memory(error):
                 raise
             failed = f"all weights are finite, and the prompt could not be run again to see more ({error})"
-    places = [place for place in _told(min(found, default=None)) if place is not None]
+    places = [place for place in _from_all_ranks(min(found, default=None)) if place is not None]
     if places:
         return f"all weights are finite; {min(places)[1]}"
     return failed or (
@@ -93,7 +93,7 @@ def _finite(values: Tensor) -> bool:
     return bool(values.isfinite().all())
 
 
-def _told(mine: Any) -> list[Any]:
+def _from_all_ranks(mine: Any) -> list[Any]:
     """Return what every rank of the copy has found, in the order of its ranks."""
     group = topology.model_copy_group()
     if group.size() == 1:

@@ -25,9 +25,9 @@ from megatron_v2pe.generate.steps_ahead import Choice, StepsAhead
 from megatron_v2pe.generate.stop_strings import AnswerText
 
 Decode = Callable[[list[int]], str]
-"""Text of token ids."""
+"""Turns token ids into text."""
 _RESERVE = 4 * CHUNK
-"""New tokens of each answer there is room for from the start where the cache stays in its place."""
+"""New tokens of each answer for which there is room from the start, where the cache stays in its place."""
 OnText = Callable[[int, str], None]
 """Takes the number of a prompt and a piece of its answer's text, as soon as the piece is certain."""
 
@@ -176,7 +176,7 @@ def generate(
 
 
 Add = Callable[[int, int, Tensor | None], bool]
-"""Takes the number of a prompt, a token and its logits; tells whether the answer goes on."""
+"""Takes the number of a prompt, a token and its logits; returns whether the answer goes on."""
 
 
 def _answer(
@@ -187,7 +187,7 @@ def _answer(
     keys: Sequence[str],
     add: Add,
 ) -> None:
-    """Look at every token before the next is computed."""
+    """Read every token before the next is computed."""
     session = Session(engine, batch, min(options.max_new_tokens, CHUNK))
     logits = session.prefill()
     for step in range(options.max_new_tokens):
@@ -213,7 +213,7 @@ def _answer_ahead(
     keys: Sequence[str],
     add: Add,
 ) -> None:
-    """Look at tokens while the next are computed."""
+    """Read tokens while the next ones are computed."""
     session = Session(engine, batch, min(options.max_new_tokens, _RESERVE))
     logits = session.prefill()
     assert logits is not None
@@ -254,7 +254,7 @@ def _prefill(engine: Engine, prompt: Prompt) -> None:
 
 @contextmanager
 def _shortage_as_error_by(batch: Sequence[Prompt]) -> Iterator[None]:
-    """Have every lack of memory name what was asked together; for a process alone, which no other waits for."""
+    """Raise a lack of memory with the names of what was asked together; for a process that works alone."""
     try:
         with shortage_as_error():
             yield
@@ -267,7 +267,7 @@ def _shortage_as_error_by(batch: Sequence[Prompt]) -> Iterator[None]:
 def _next(
     session: Session, logits: Tensor | None, options: GenerationOptions, keys: Sequence[str], step: int
 ) -> list[int]:
-    """Choose on the last stage, and hear of it on the others."""
+    """Choose tokens on the last stage, and receive them on the others."""
     chosen = None
     if logits is not None:
         allowed = logits

@@ -34,7 +34,7 @@ from megatron_v2pe.generate.pretrained import ChatQuestion, Pretrained
 
 _READ = (*TURN_FIELDS, "prompt", "id")
 _ASKED = ("prompt", "question", "query", "text")
-"""Names of what is asked; the last is read where none of the others is there."""
+"""Fields that may hold the question; the last is read where none of the others is there."""
 _log = get_logger(__name__)
 
 

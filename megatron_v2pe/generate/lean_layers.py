@@ -30,14 +30,14 @@ from megatron_v2pe.models.norms import RMSNorm
 
 Norm = Callable[[Tensor], Tensor]
 _FEW = range(2, 17)
-"""Rows for which a product on CPU is faster the other way round; measured for 1 to 16."""
+"""Most rows for which a product on the CPU is faster transposed; measured for 1 to 16."""
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, query [T, groups, r, d], key [T, groups, d], value [T, groups, d]) to [T, groups, r, d]; r query heads share
 a key-value head. Query and key are rotated."""
 
 
 class LeanLayer:
-    """One layer: attention and MLP, each behind a norm and added to what came before."""
+    """One layer: attention and MLP, each after a norm and added to the residual stream."""
 
     def __init__(self, layer: Any, number: int, group: dist.ProcessGroup) -> None:
         """Read a layer.
@@ -66,7 +66,7 @@ class LeanLayer:
         self._added_norm = (norm.weight.detach(), norm.eps) if self._cuda and type(norm) is RMSNorm else None
         self._swiglu = self._cuda and self.gated and self.activation is F.silu
         self.widest: int = max(self.qkv[0].shape[0], self.fc1[0].shape[0])
-        """Most numbers it holds of one token at once, at least."""
+        """A lower bound of the most numbers it holds of one token at once."""
 
     def __call__(self, hidden: Tensor, cos: Tensor, signed_sin: Tensor, attend: Attend) -> Tensor:
         """Run the layer.

@@ -30,7 +30,7 @@ class LoadRequest:
     """What the checkpoint was trained with."""
 
     def at_stride(self, stride: Stride) -> LoadRequest:
-        """Return the same, to be asked at another stride.
+        """Return the same request with another stride.
 
         Raises:
             ConfigError: the checkpoint was trained without V2PE.
@@ -43,7 +43,7 @@ class LoadRequest:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that can be asked, as `load_model` gives it."""
+    """A model that can be asked; `load_model` returns one."""
 
     pretrained: Pretrained
     folder: Path
@@ -209,7 +209,7 @@ def load_model(request: LoadRequest, before: Callable[[], None] | None = None) -
 
 
 def _say(line: str) -> None:
-    """Say something on the first rank's stderr."""
+    """Print a line on the first rank's standard error."""
     from megatron_v2pe.base.logging import get_logger
 
     get_logger(__name__).info(line)

@@ -30,7 +30,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Need:
-    """Sizes on one rank."""
+    """Sizes on one rank, from which the bytes it needs follow."""
 
     cache_bytes: int
     """Bytes of the key-value cache."""
@@ -107,7 +107,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def shortage_as_error() -> Iterator[None]:
-    """Raise what says that memory has run out as MemoryShortageError; keep only what exchanges nothing inside."""
+    """Raise errors of lacking memory as MemoryShortageError; the block may hold no exchange between ranks."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

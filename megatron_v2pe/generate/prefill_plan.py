@@ -34,7 +34,7 @@ class LocalPiece:
     """This rank's share of a run of prompt tokens that is prefilled at once."""
 
     sequence: int
-    """Which sequence of the batch."""
+    """Number of the sequence in the batch."""
     continues: bool
     """Whether earlier tokens of the sequence are cached, on this rank or another."""
     tokens: int
@@ -82,7 +82,7 @@ def plan_steps(lengths: Sequence[int], budget: int) -> list[list[Piece]]:
 def local_steps(
     plan: Sequence[Sequence[Piece]], layout: ZigzagLayout, rank: int, device: torch.device
 ) -> list[LocalStep]:
-    """Say of every step what a rank does.
+    """Return what a rank does in every step.
 
     Args:
         plan: the steps.

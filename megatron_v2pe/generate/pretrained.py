@@ -45,7 +45,7 @@ class ChatQuestion:
     images: Sequence[str] = ()
     """Paths, in the order of the placeholders."""
     name: str = "prompt"
-    """For messages, and what the answer's random draws are keyed by."""
+    """Name in messages, by which the answer's random draws are keyed too."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Pretrained:
         return frozenset({self.tokenizer.token_id(EOS), self.tokenizer.token_id(end)})
 
     def at_stride(self, stride: Stride) -> Pretrained:
-        """Return the same model, asked at another stride from now on; image features it has seen stay known.
+        """Return the same model for questions at another stride; the cache of image features is kept.
 
         The model is shared, and its rotary module replaced: this object must not be asked any more.
 
@@ -152,7 +152,7 @@ def open_pretrained(
 ) -> Iterator[Pretrained]:
     """Load a Megatron checkpoint folder, and leave the process group at the end.
 
-    An HF folder is converted first, by `convert.api.hf_to_mcore` or `tools/convert_checkpoint.py`.
+    An HF folder is converted first, by `checkpoint.hf.api.hf_to_mcore` or `tools/convert_checkpoint.py`.
 
     Args:
         folder: a Megatron checkpoint, converted or trained in any layout, or a run's folder (its newest is taken).

@@ -23,7 +23,7 @@ class Prompt:
     """One conversation up to the opened answer."""
 
     input_ids: Tensor
-    """int64 [L]."""
+    """int64 [L]: token ids."""
     position_ticks: Ticks
     """Positions of the L tokens."""
     tiles: Tensor | ImageTiles

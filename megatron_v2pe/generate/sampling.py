@@ -19,7 +19,7 @@ from megatron_v2pe.errors import ConfigError
 _PURPOSE = "next token"
 _RESOLUTION = 1 << 53
 NOT_FINITE = -1
-"""In the place of a token whose logits are not all numbers; no token of any vocabulary."""
+"""Stands for a token whose logits are not all numbers; no vocabulary has a token of this id."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from megatron_v2pe.generate.memory import is_out_of_memory
 WINDOW = 64
 """Steps whose rotary factors and draws are made at once."""
 _log = get_logger(__name__)
-_told: set[str] = set()
+_warned: set[str] = set()
 
 
 class StaticStep:
@@ -111,13 +111,13 @@ class StaticStep:
             torch.cuda.current_stream().wait_stream(stream)
             self.lengths.copy_(counted[0])
             self.at.copy_(counted[1])
-            _tell_once(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}")
+            _warn_once(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}")
             return False
         self._graph = graph
         return True
 
 
-def _tell_once(problem: str) -> None:
-    if problem not in _told:
-        _told.add(problem)
+def _warn_once(problem: str) -> None:
+    if problem not in _warned:
+        _warned.add(problem)
         _log.warning("decoding goes on without a CUDA graph, and slower, for it could not be captured: %s", problem)

@@ -21,7 +21,7 @@ from megatron_v2pe.foreign.text import kind_of
 SILU, GELU = ("silu", "swish"), ("gelu", "gelu_python")
 """Names of the activations that are computed; `gelu` is the exact one, by the error function."""
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
-"""Values that ask for nothing, whatever the field."""
+"""Values with which any field asks for nothing."""
 ACTIVATION = ("hidden_act", "hidden_activation", "activation_function", "activation", "hidden_act_fn", "act_fn")
 EPS = ("norm_eps", "norm_epsilon", "rms_norm_eps", "rms_norm_epsilon", "layer_norm_eps", "layer_norm_epsilon",
        "layernorm_eps", "layernorm_epsilon", "rmsnorm_eps")  # fmt: skip

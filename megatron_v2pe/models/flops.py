@@ -5,7 +5,7 @@ activations and embeddings do not, nor does anything that is recomputed. A causa
 document: half of 4 x hidden x length^2 forward. The head counts on supervised tokens only. A frozen part has no
 gradients of its weights, and below the first part that learns there is no backward pass at all.
 
-The counts of layouts are the same: work that tensor-parallel ranks do alike, or padding, is not the model's.
+The counts do not depend on the layout: work that all tensor-parallel ranks repeat, or padding, is not the model's.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from megatron_v2pe.models.config import InternVLConfig
 
 @dataclass(frozen=True)
 class Learning:
-    """Which parts of the model learn; as `train.ddp.freeze` has it."""
+    """Which parts of the model learn; the fields are those of `train.ddp.freeze`."""
 
     backbone: bool = True
-    """The whole tower."""
+    """Whether the whole tower learns."""
     llm: bool = True
     projector: bool = True
     unfreeze_vit_layers: int = 0
@@ -39,13 +39,13 @@ class StepCost:
     """What a step costs, linear in what its packs hold; floating-point operations, forward and backward."""
 
     per_token: float
-    """Matrix products of the decoder's layers."""
+    """Operations of the matrix products of the decoder's layers, per token."""
     per_square: float
-    """Causal attention, per squared token of a document's length."""
+    """Operations of causal attention, per squared token of a document's length."""
     per_tile: float
-    """Tower and projector."""
+    """Operations of tower and projector, per tile."""
     per_supervised: float
-    """Projection to the vocabulary."""
+    """Operations of the projection to the vocabulary, per supervised token."""
 
     @classmethod
     def of(cls, model: InternVLConfig, learning: Learning | None = None) -> StepCost:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Targets:
-    """What the head is asked: which of a rank's rows predict which tokens, with what weight."""
+    """What the head has to predict: which of a rank's rows predict which tokens, with what weight."""
 
     rows: Tensor
     """int64 [n], ascending: indices among this context-parallel rank's tokens of those whose successor is learned."""
@@ -146,7 +146,7 @@ def weighted_nll_sum(
     vocab_size: int,
     chunk_size: int,
 ) -> Tensor:
-    """Sum of `weight * -log p(token)` over the supervised rows of a rank's hidden states.
+    """Return the sum of `weight * -log p(token)` over the supervised rows of a rank's hidden states.
 
     Args:
         output_layer: the vocabulary projection, which takes unsplit sequences.

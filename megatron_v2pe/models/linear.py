@@ -37,7 +37,7 @@ class Split:
     """How a linear, or several in a row, meet the tensor-parallel group."""
 
     group: dist.ProcessGroup | None
-    """None where the rank is alone."""
+    """The tensor-parallel group; None where the rank is alone."""
     sequence_parallel: bool
     """Inputs are slices of the sequence, gathered here; their gradients are summed into slices."""
     reduce_gradient: bool
@@ -45,7 +45,7 @@ class Split:
 
     @classmethod
     def of(cls, linear: ColumnParallelLinear) -> Split:
-        """Read it from a column-parallel linear."""
+        """Return the split of a column-parallel linear."""
         if get_pg_size(linear.tp_group) == 1:  # pyright: ignore[reportArgumentType]
             return cls(None, False, False)
         return cls(linear.tp_group, linear.sequence_parallel, not linear.sequence_parallel)  # pyright: ignore[reportArgumentType]

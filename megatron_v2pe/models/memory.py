@@ -30,9 +30,9 @@ class Load:
     """What a step holds at most, before it is spread over ranks."""
 
     tokens: int
-    """Of a pack."""
+    """Tokens of a pack."""
     tiles: int
-    """Of a pack."""
+    """Tiles of a pack."""
     supervised: int
     """Tokens of a pack whose successor is learned; the head works on these."""
     micro_batches: int = 1
@@ -99,7 +99,7 @@ class Parameters:
     """Parameters of the tower that learn."""
 
     def learning(self, learning: Learning) -> int:
-        """Return how many have gradients."""
+        """Return how many parameters have gradients."""
         return self.decoder * learning.llm + self.projector * learning.projector + self.tower_learning
 
     @property
@@ -141,17 +141,17 @@ class _Layers:
     """Bytes of one transformer layer over all its tokens on a rank."""
 
     given: int
-    """Its input."""
+    """Bytes of the layer's input."""
     whole: int
-    """All it keeps for backward beside its input, its output among them."""
+    """Bytes the layer keeps for backward beside its input, its output among them."""
     attention: int
-    """Attention's result: its output and log-sum-exp."""
+    """Bytes of attention's result: its output and log-sum-exp."""
     working: int
-    """What its backward pass holds beside what it keeps, at most."""
+    """Most bytes its backward pass holds beside what it keeps."""
     again: int
-    """What it keeps while it is computed again in backward."""
+    """Bytes it keeps while it is computed again in backward."""
     again_working: int
-    """What its backward pass holds beside that."""
+    """Bytes its backward pass then holds beside those."""
 
 
 def estimate(
@@ -306,7 +306,7 @@ CHUNKS_KEPT = 4
 SWIGLU_WORKING = 5
 """Widths of the MLP a chunk's backward pass makes beside what is kept: of the activation three, of the product two."""
 GELU_WORKING = 3
-"""The same of the tower's."""
+"""The same for the tower's MLP."""
 TOWER_HIDDEN = 6
 """Hidden states a tower layer keeps: two norms, two updates that layer scales multiply, two residual sums."""
 HEAD_ROWS, HEAD_LOGITS, HEAD_WIDE, HEAD_WEIGHTS = 6, 1, 2, 2

@@ -174,11 +174,11 @@ class TensorMapping:
     """One HF tensor and the rows of a Megatron-Core tensor that hold it."""
 
     name: str
-    """In the HF checkpoint."""
+    """Name in the HF checkpoint."""
     shape: tuple[int, ...]
-    """In the HF checkpoint."""
+    """Shape in the HF checkpoint."""
     key: str
-    """In the Megatron-Core checkpoint."""
+    """Key in the Megatron-Core checkpoint."""
     rows: RowKind = DIRECT
     columns: int | None = None
     """Columns of the Megatron-Core tensor where it has more than the HF tensor: those behind are zeros."""

@@ -45,7 +45,7 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 1 << 25
-"""Bytes. That of a model of 2 billion parameters takes 60,000; the format allows 100 million."""
+"""Most bytes of a header. That of a model of 2 billion parameters takes 60,000; the format allows 100 million."""
 _MAX_AXES = 8
 _MAGIC = {b"PK\x03\x04": "a zip", b"\x80\x02": "a pickle", b"\x80\x03": "a pickle", b"\x80\x04": "a pickle"}
 
@@ -83,7 +83,7 @@ class Header:
     text: str
     """JSON exactly as in the file, padding included."""
     tensors: tuple[TensorPlace, ...]
-    """In the order of their data."""
+    """Tensors in the order of their data."""
 
     @property
     def data_start(self) -> int:

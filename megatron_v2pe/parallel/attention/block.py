@@ -9,7 +9,7 @@ with this signature (`BlockKernel`):
 | `CpuFlash` | here | PyTorch's flash operator for the CPU |
 | `Reference` | here | softmax written out, quadratic in memory: tests compare the others with it |
 | `TorchFlash`, `FlashAttn`, ... | `flash.py` | PyTorch's flash operator for CUDA, and the flash-attn packages |
-| `Cudnn`, `Mixed` | `cudnn.py` | cuDNN for long documents, another kernel for the others |
+| `Cudnn`, `Mixed` | `cudnn.py`, `mixed_kernels.py` | cuDNN for long documents, another kernel for the others |
 | `Chunked` | `chunked.py` | softmax written out in chunks of queries: any type, linear in memory |
 
 `kernel_choice.py` chooses among them. Key and value heads of a group are never repeated for its query heads, but in the
@@ -139,7 +139,7 @@ class CpuFlash:
 
 
 TOGETHER = 2048
-"""Queries of the longest documents that are attended together: beyond, one fills the cores, and copying it costs."""
+"""Most queries of a document that is attended together with others: a longer one fills the cores alone."""
 
 
 class Batches:
@@ -159,7 +159,7 @@ class Batches:
         return self._gathered(tokens, self.block.query_lens)
 
     def keys(self, tokens: Tensor) -> list[Tensor]:
-        """Return the same of keys or values."""
+        """Return the same for keys or values."""
         return self._gathered(tokens, self.block.key_lens)
 
     def tokens(self, batches: list[Tensor]) -> Tensor:

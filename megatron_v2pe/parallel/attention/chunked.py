@@ -104,7 +104,7 @@ class _Chunk:
         return rows.unflatten(1, (self.groups, -1)).flatten(2, 3)
 
     def split(self, joined: Tensor) -> Tensor:
-        """Undo `joined`."""
+        """Return what `joined` was given: the inverse of it."""
         return joined.unflatten(2, (-1, self.stop - self.start)).flatten(1, 2)
 
     def scores(self, query: Tensor, key: Tensor, scale: float) -> Tensor:

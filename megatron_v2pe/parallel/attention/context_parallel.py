@@ -95,7 +95,7 @@ def exchange_named(name: str) -> ContextParallelAttention:
 
 
 class RingOfBlocks:
-    """`p2p`: queries stay, keys and values travel around a ring of ranks. Asks nothing of the number of heads."""
+    """`p2p`: queries stay, keys and values travel around a ring of ranks. It takes any number of heads."""
 
     words = "ring"
     needs_documents_in_order = False

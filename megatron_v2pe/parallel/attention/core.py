@@ -206,7 +206,7 @@ def batched_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, b
 
 
 def refuse_inexact(config: TransformerConfig, dropout: float) -> None:
-    """Refuse what would change attention without a word.
+    """Refuse settings that would change attention silently.
 
     Raises:
         ConfigError: attention dropout; or fused rotary embedding, which counts positions by itself.

@@ -129,7 +129,7 @@ class DenseBatch:
         return self._batch(tokens, self.query_len, self.query_rows)
 
     def keys(self, tokens: Tensor) -> Tensor:
-        """Return the same of keys or values."""
+        """Return the same for keys or values."""
         return self._batch(tokens, self.key_len, self.key_rows)
 
     def _batch(self, tokens: Tensor, length: int, rows: int) -> Tensor:

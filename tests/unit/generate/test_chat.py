@@ -109,7 +109,7 @@ def test_an_answer_that_is_stopped_leaves_the_conversation_as_it_was(talk, monke
     model, said = talk("Hello", "/image a.png", "tell all", "What is this?", model=Impatient(refuse="all"))
     assert asked(model) == ["Hello", "Hello|<image>\nWhat is this?"]
     assert "It is a long\nThe answer is stopped and its question forgotten; its images wait" in said
-    monkeypatch.setattr(chat_module, "_told", lambda read, first: read())
+    monkeypatch.setattr(chat_module, "_read_for_all_ranks", lambda read, first: read())
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     with pytest.raises(KeyboardInterrupt):  # processes stop in different places and would wait for each other
         talk("tell all", model=Impatient(refuse="all"))

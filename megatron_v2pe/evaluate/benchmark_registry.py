@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from megatron_v2pe.base.plugins import Registry
+from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.evaluate.benchmark import Benchmark, Mode
+from megatron_v2pe.foreign.printable import printable
 
 FAMILIES = "megatron_v2pe.evaluate.families"
 """Package of this project's own families."""
@@ -67,8 +69,31 @@ class BenchmarkRegistry(Registry[Constructor]):
         self._groups.setdefault(name, {}).update(dict.fromkeys(benchmarks))
 
     def also(self, name: str, *others: str) -> None:
-        """State other names of a benchmark or a group."""
-        self._other_names.update(dict.fromkeys(others, name))
+        """State other names of a benchmark or a group.
+
+        Raises:
+            ConfigError: one of them stands for another benchmark or group already.
+        """
+        for other in others:
+            if (known := self._other_names.setdefault(other, name)) != name:
+                raise ConfigError(f"{printable(other)!r} stands for benchmark {known!r} already; give {name!r} another")
+
+    def _load(self) -> None:
+        """Load the families.
+
+        Raises:
+            ConfigError: a benchmark has the name of a group or another name of a benchmark, and could not be asked.
+        """
+        super()._load()
+        for name in self._members:
+            others = self._groups.get(name, self._other_names.get(name))
+            if others is not None and self._is_from_outside(name):
+                what = "a group of benchmarks" if name in self._groups else f"another name of {others}"
+                raise ConfigError(f"benchmark {printable(name)!r}: {what} is called so already; rename the benchmark")
+
+    def _is_from_outside(self, name: str) -> bool:
+        """Tell whether another package than this project's adds the benchmark of this name."""
+        return self._package(name).partition(".")[0] != FAMILIES.partition(".")[0]
 
     def names(self) -> tuple[str, ...]:
         """Return the names of all benchmarks in the order of lists."""
@@ -100,10 +125,14 @@ class BenchmarkRegistry(Registry[Constructor]):
 
     def _place(self, name: str) -> int:
         """Return where the family of a benchmark stands in lists."""
-        constructor = self.get(name)
-        function = constructor.func if isinstance(constructor, partial) else constructor
-        package = sys.modules[function.__module__.rpartition(".")[0]]
+        package = sys.modules.get(self._package(name))
         return getattr(package, "ORDER", _LAST)
+
+    def _package(self, name: str) -> str:
+        """Return the package of the family that adds a benchmark."""
+        constructor = self._members[name]
+        function = constructor.func if isinstance(constructor, partial) else constructor
+        return getattr(function, "__module__", "").rpartition(".")[0]
 
 
 BENCHMARKS = BenchmarkRegistry()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.answers import Answer
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question
-from megatron_v2pe.evaluate.report.needles import Needle, mean_over_depths
+from megatron_v2pe.evaluate.report.needle_grids import Needle, mean_over_depths
 from megatron_v2pe.evaluate.scorer_names import scorer_of
 from megatron_v2pe.evaluate.scorers import Item, Judgement, Mode, Scorer, Summary
 

@@ -183,3 +183,40 @@ def test_one_module_finds_near_words():
     for path in (*MODULES, *tools):
         if path != PACKAGE / "base" / "suggest.py":
             assert not [name for name in imported(path) if name.startswith("difflib")], f"{path}: see base/suggest.py"
+
+
+SAME_CLASS_NAMES: dict[str, str] = {}
+"""Public classes of the package that share a name -> why it has to be so."""
+
+
+def test_a_public_class_has_a_name_of_its_own():
+    """A reader who searches for a name finds one class, and not three."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(path.relative_to(PACKAGE).as_posix())
+    shared = {name: paths for name, paths in places.items() if len(paths) > 1 and name not in SAME_CLASS_NAMES}
+    assert not shared
+
+
+FILE_NAMES_THAT_SAY_LITTLE = {
+    "config.py": {
+        "data/config.py": "the section `data` of a run's settings",
+        "families/internlm2/config.py": "the family's section of a `config.json`; a family's files have fixed names",
+        "families/internvit/config.py": "the same",
+        "models/config.py": "what a checkpoint's `config.json` says of the whole model",
+        "parallel/config.py": "the section `parallel` of a run's settings",
+        "train/config.py": "all settings of a run",
+    },
+    "registry.py": {"recipes/registry.py": "the recipes by name"},
+    "text.py": {"foreign/text.py": "text files and JSON from outside"},
+}
+"""File names that several packages could want -> the files that bear them, and what each is for."""
+
+
+@pytest.mark.parametrize("name", FILE_NAMES_THAT_SAY_LITTLE)
+def test_file_names_that_say_little_are_few(name):
+    """Ten files of one name are ten tabs of one name: a new file is called by what it holds."""
+    found = {path.relative_to(PACKAGE).as_posix() for path in MODULES if path.name == name}
+    assert found == FILE_NAMES_THAT_SAY_LITTLE[name].keys()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_v2pe.evaluate.report.audit import Check
 from megatron_v2pe.evaluate.report.columns import TableLayout
-from megatron_v2pe.evaluate.report.needles import DEPTH_NAMES, NeedleGrid
+from megatron_v2pe.evaluate.report.needle_grids import DEPTH_NAMES, NeedleGrid
 from megatron_v2pe.evaluate.report.rounding import rounded
 from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.report.scoring import MODES, Judged, Scores

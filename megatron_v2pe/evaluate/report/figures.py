@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from megatron_v2pe.evaluate.report.needles import DEPTH_NAMES, NeedleGrid
+from megatron_v2pe.evaluate.report.needle_grids import DEPTH_NAMES, NeedleGrid
 from megatron_v2pe.evaluate.report.series import StrideGrid, length_order
 
 _COLOURS = colormaps["cividis"].with_extremes(bad="#e6e6e6")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from megatron_v2pe.evaluate.report.document import Entry, Points, ReportBlock, ReportPage, ReportPicture, Table
+from megatron_v2pe.evaluate.report.page import Entry, Points, ReportBlock, ReportPage, ReportPicture, Table
 
 _LONE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 """Inside of a word it is no markup."""

@@ -20,7 +20,7 @@ from megatron_v2pe.evaluate.benchmark_names import create
 from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
 from megatron_v2pe.evaluate.embedded_images import CACHE
 from megatron_v2pe.evaluate.judging import JudgedAnswers
-from megatron_v2pe.evaluate.report.needles import Needle, grid_of
+from megatron_v2pe.evaluate.report.needle_grids import Needle, grid_of
 from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.results import RESULTS, Results, read_results
 from megatron_v2pe.evaluate.scorers import Judgement, Mode

@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from megatron_v2pe.evaluate.report.audit import BOUND, Check
 from megatron_v2pe.evaluate.report.columns import LAYOUTS, Average, Column, TableLayout
-from megatron_v2pe.evaluate.report.document import (
+from megatron_v2pe.evaluate.report.own import MODE as OWN_MODE
+from megatron_v2pe.evaluate.report.page import (
     Entry,
     Line,
     Points,
@@ -17,7 +18,6 @@ from megatron_v2pe.evaluate.report.document import (
     Table,
     text_line,
 )
-from megatron_v2pe.evaluate.report.own import MODE as OWN_MODE
 from megatron_v2pe.evaluate.report.published import SOURCE
 from megatron_v2pe.evaluate.report.rounding import rounded
 from megatron_v2pe.evaluate.report.runs import EvaluationRun

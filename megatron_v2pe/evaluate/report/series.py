@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_v2pe.evaluate.families.long_vqa import questions as long_vqa
 from megatron_v2pe.evaluate.families.mm_niah import questions as mm_niah
-from megatron_v2pe.evaluate.report.needles import NeedleGrid, grid_of, grid_of_rows
+from megatron_v2pe.evaluate.report.needle_grids import NeedleGrid, grid_of, grid_of_rows
 from megatron_v2pe.evaluate.report.runs import EvaluationRun, stride_order
 from megatron_v2pe.evaluate.report.scoring import Score, Scores
 from megatron_v2pe.evaluate.report.tables import in_order, marks_of, score_marks

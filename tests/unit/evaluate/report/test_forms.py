@@ -9,7 +9,11 @@ from PIL import Image
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.evaluate.report.build import Report, check_against
-from megatron_v2pe.evaluate.report.document import (
+from megatron_v2pe.evaluate.report.figures import draw_heat_maps, draw_lines
+from megatron_v2pe.evaluate.report.html import to_html
+from megatron_v2pe.evaluate.report.markdown import to_markdown
+from megatron_v2pe.evaluate.report.needle_grids import Needle, grid_of
+from megatron_v2pe.evaluate.report.page import (
     Entry,
     Line,
     Points,
@@ -19,10 +23,6 @@ from megatron_v2pe.evaluate.report.document import (
     Table,
     text_line,
 )
-from megatron_v2pe.evaluate.report.figures import draw_heat_maps, draw_lines
-from megatron_v2pe.evaluate.report.html import to_html
-from megatron_v2pe.evaluate.report.markdown import to_markdown
-from megatron_v2pe.evaluate.report.needles import Needle, grid_of
 from megatron_v2pe.evaluate.report.runs import open_runs
 from megatron_v2pe.evaluate.report.scoring import score_runs
 

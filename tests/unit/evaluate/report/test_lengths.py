@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_v2pe.evaluate.families.mm_niah.summary import summarise
-from megatron_v2pe.evaluate.report.needles import Needle, NeedleGrid, grid_of, mean_of
+from megatron_v2pe.evaluate.report.needle_grids import Needle, NeedleGrid, grid_of, mean_of
 from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.report.scoring import Score
 from megatron_v2pe.evaluate.report.series import length_order, long_grid, points, stride_grids, task_grids

@@ -1,4 +1,4 @@
-"""How every tool ends: a line for what somebody can mend, a status a scheduler understands, and no process left.
+"""How every tool ends: one line about what can be mended, a status a scheduler understands, and no process left.
 
 A tool's `main` returns its status, with errors turned into lines by `finished`; its last line is `run_tool(main)`.
 """
@@ -110,7 +110,7 @@ def _print_after_first(text: str) -> None:
 
 
 def _flushed(status: int) -> int:
-    """Write what is still to be written; return the status, or that of a disk that is full, say."""
+    """Write out what is buffered; return the status, or that of the error that this meets, such as a full disk."""
     try:
         sys.stdout.flush()
     except OSError as error:

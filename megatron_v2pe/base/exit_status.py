@@ -1,4 +1,4 @@
-"""Exit statuses of our programs: a scheduler can distinguish "try again" from "somebody must mend something".
+"""Exit statuses of our programs: a scheduler can distinguish "try again" from "the user must mend something".
 
 The table for users is in docs/launching.md.
 """

@@ -1,6 +1,7 @@
 """How far a long piece of work is: a bar on a terminal, else a plain line from time to time, never both.
 
-A bar in a log file is one line of thousands of carriage returns. Takes what `tqdm` takes, as far as it is used here.
+A bar in a log file is one line of thousands of carriage returns. The functions take those arguments of `tqdm` that
+the project uses.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def progress_bar(
         initial: done before.
         unit_scale: show numbers with k, M, G.
         unit_divisor: 1024 for bytes.
-        delay: seconds before anything is shown; work that takes less is done without a word.
+        delay: seconds before anything is shown; work that takes less shows nothing.
         smoothing: of the bar's rate.
         disable: show nothing, as on ranks other than the first.
     """
@@ -103,7 +104,7 @@ def progress_bar(
 
 
 def byte_progress(total: int, what: str) -> Progress:
-    """Return what shows progress over `total` bytes; work that takes less than a second is done without a word."""
+    """Return what shows progress over `total` bytes; work that takes less than a second shows nothing."""
     return progress_bar(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1024, delay=1.0)
 
 

@@ -6,9 +6,10 @@ process that holds it, on every file system that has locks. Where there are none
 network file systems, the owner touches the file every ten seconds. A process of this machine that has ended is known by
 its number and its start time.
 
-Whoever finds the file takes it over if its owner has ended, with a line in the log; is refused if the owner lives; and
-where only the touching can tell, watches until the next touch, or two minutes without one. Clocks of two machines are
-never compared. On a file system where no file can be made the run goes on without a lock, with a warning.
+A process that finds the file takes it over if its owner has ended, with a line in the log, and is refused if the owner
+lives. Where only the touching can show which, it watches until the next touch, or for two minutes without one. Clocks
+of two machines are never compared. On a file system where no file can be made the run goes on without a lock, with a
+warning.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ LOCK = ".lock"
 BEAT_SECONDS = 10.0
 """How often the owner touches the file."""
 SILENT_SECONDS = 120.0
-"""How long a file nobody touches still counts as held, where nothing else tells. Network file systems may show a time
-of change up to a minute late."""
+"""How long a file that is not touched still counts as held, where nothing else shows it. Network file systems may show
+a time of change up to a minute late."""
 _TAKING_OVER = ".lock.taking-over"
 _LONGEST = 1 << 14
 _ATTEMPTS = 20
@@ -106,7 +107,7 @@ class FolderLock:
             folder: to be held.
             what: the run is, for messages.
             beat_seconds: how often the file is touched.
-            silent_seconds: how long a file that is not touched counts as held, where nothing else tells.
+            silent_seconds: how long a file that is not touched counts as held, where nothing else shows it.
         """
         self.folder, self._what = folder, what
         self._path = folder / LOCK
@@ -201,7 +202,7 @@ class FolderLock:
             claim.unlink(missing_ok=True)
 
     def _watch(self, found: _Found, claim: int) -> None:
-        """Wait until nobody has touched the file for long; raise as soon as somebody does."""
+        """Wait until the file has not been touched for long; raise as soon as it is touched."""
         reported = False
         while True:
             os.utime(claim)  # both times come from the file system's clock
@@ -273,8 +274,9 @@ class _Found:
 def _look(path: Path) -> _Found | None:
     """Return what a lock file says; None: it is gone.
 
-    The system's lock may outlive its owner for an instant: threads of a killed process end one after the other, and
-    whoever looks takes the lock too. So where the owner has ended and the lock is held, this looks again for a second.
+    The system's lock may outlive its owner for an instant: threads of a killed process end one after the other, and a
+    process that looks takes the lock too. So where the owner has ended and the lock is held, this looks again for a
+    second.
     """
     for _ in range(100):
         locked, found = _look_once(path)

@@ -38,7 +38,7 @@ def did_you_mean(
         word: what was written.
         known: words that would be right.
         prefix: stands before each of them, such as `--`.
-        otherwise: said where nothing is near; by default all known words where they are 40 or fewer.
+        otherwise: text where nothing is near; by default all known words where they are 40 or fewer.
         spelt: returns a known word as it is to be written, where that differs.
     """
     names = list(known)

@@ -1,7 +1,7 @@
 """What the model of a checkpoint was trained with: `config.json` as an export would write it.
 
 A training checkpoint carries in `hf/` the `config.json` its run started from; how it was trained stands in the state of
-the run. Whoever opens a checkpoint, to ask it, to export it, to train on from it, reads both here. The published
+the run. Every tool that asks, exports or trains on from a checkpoint reads both here. The published
 fine-tuning script likewise writes its settings into the `config.json` it saves.
 
 The published code reads `rope_pos_id_version` and `rope_pos_id_stride` at the top and copies the version into
@@ -182,7 +182,7 @@ def with_settings(config: dict[str, Any], settings: V2PESettings) -> dict[str, A
 
 
 def _positions(state: Any, source: str) -> V2PESettings | None:
-    """Return the positions a run was trained with; None for a state without settings, of a program of one's own.
+    """Return the positions a run was trained with; None for a state without settings, written by a user's program.
 
     Args:
         state: content of the run's state file.

@@ -94,7 +94,7 @@ def read_description(path: Path) -> dict[str, Any]:
 
 
 def _checksums(folder: Path) -> Checksums | None:
-    """Return the checksums of a folder; None for one of before there were any, which is said."""
+    """Return the checksums of a folder; None for one written before there were any, with a line in the log."""
     checksums = Checksums.read(folder)
     if checksums is None:
         version = read_description(folder / DESCRIPTION).get("format_version")

@@ -82,7 +82,7 @@ def claim_device(store: dist.Store, index: int, world_size: int) -> None:
         world_size: ranks of the run.
 
     Raises:
-        ConfigError: other ranks have it already. NCCL would say "duplicate GPU", or wait for ever.
+        ConfigError: other ranks have it already. NCCL would say "duplicate GPU", or wait without end.
     """
     share = ranks_per_device()
     host = os.environ.get("NCCL_HOSTID", socket.gethostname())  # NCCL, too, goes by what it says

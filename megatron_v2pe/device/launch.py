@@ -119,7 +119,7 @@ def slurm_job() -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Tell whether an address is this machine seen by itself alone."""
+    """Tell whether an address reaches this machine only from itself."""
     return address in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", address) is not None
 
 

@@ -25,7 +25,7 @@ _launching = False
 
 
 def how_to_start(processes: int) -> str:
-    """Return how this process's command is given for so many processes, as the end of a message."""
+    """Return the command that starts this program with so many processes, as the end of a message."""
     if "--dry-run" in sys.argv:
         return f"; look at it with --ranks {processes}"
     if _launching or under_launcher():
@@ -41,7 +41,7 @@ def how_to_start(processes: int) -> str:
 
 
 def check_arguments(program: str, arguments: Sequence[str], processes: int) -> None:
-    """Have a tool of this checkout look at its arguments, as they would be with so many processes.
+    """Have a tool of this checkout check its arguments as if it ran with so many processes.
 
     Args:
         program: path of what is to be started.

@@ -2,7 +2,8 @@
 
 A plain copy of ordinary host memory to CUDA waits for all that the device still has to do. A copy of pinned memory does
 not, and on a second stream it runs beside the computation. On the CPU all of this is the identity: no stream, no copy.
-The CUDA half is not run where no GPU is at hand (`tests/unit/device/test_transfer_gpu.py` runs it where there is one).
+The CUDA half does not run on a machine without a GPU (`tests/unit/device/test_transfer_gpu.py` runs it where there is
+one).
 """
 
 from __future__ import annotations

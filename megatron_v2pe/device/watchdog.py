@@ -1,7 +1,7 @@
 """When one process of a run ends, all end: a thread of every process sees what its main thread, which waits, cannot.
 
 Each process says every second, in the run's store, that it lives and how far it is. Rank 0 looks at all of them, the
-others at rank 0: a process that has not lived, or a run that has not moved, for the timeout is at its end. What ended a
+others at rank 0. A process that has said nothing for the timeout, or a run without progress for as long, is ended. What ended a
 run is written once, as JSON, where all look: they end with the same status, and one of them says why. When nothing
 moved, every process first shows what its threads were doing.
 """
@@ -100,7 +100,7 @@ class Watchdog:
     def __init__(
         self, world: WatchedProcess, connect: Callable[[], dist.Store], limit: float, dumps: Path | None
     ) -> None:
-        """Start the thread; arguments as `start` has them."""
+        """Start the thread; the arguments are those of `start`."""
         self._world, self._limit, self._dumps = world, limit, dumps
         self._connect, self._store = connect, connect()
         self._lock = threading.Lock()

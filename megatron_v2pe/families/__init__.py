@@ -8,6 +8,6 @@
 | `tower.py` | a vision tower's modules | `models/vision_tower.py` |
 | `layers.py` | layers of a decoder that are not the usual ones | `models/language_model.py` |
 
-The core finds the folders by itself and imports of each the one file it needs; no line of it names a family, and nobody
-imports one. `docs/add_a_language_model.md` adds one from outside, file by file.
+The core finds the folders by itself and imports of each the one file it needs; no line of it names or imports a
+family. `docs/add_a_language_model.md` adds one from outside, file by file.
 """

@@ -33,7 +33,7 @@ SPOKEN_OF = frozenset(
     "height_list image_num num_image num_images image_size meta metadata token_ids placement length source dataset "
     "dataset_name data_source type data_type task category split language lang model license url".split()
 )
-"""Fields that published data sets carry beside a conversation; nothing reads them, and no warning names them."""
+"""Fields that published data sets carry beside a conversation; they are not read, and no warning names them."""
 _IMAGE_STEMS = ("image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos")
 _VIDEO_STEMS = ("video", "videos", "movie", "movies")
 _TAILS = ("path paths file files filepath filepaths filename filenames list url urls uri").split()
@@ -80,7 +80,7 @@ def may_name_media(line: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Media:
-    """What a line shows, and which of its fields nobody reads."""
+    """What a line shows, and which of its fields are not read."""
 
     images: tuple[str, ...] = ()
     """Paths or addresses as they are written, in order."""
@@ -139,7 +139,7 @@ def media_of(row: Mapping[str, Any], known: Collection[str], error: Kind, where:
 
 
 def refuse_hidden_media(content: Mapping[str, Any], error: Kind, where: str = "") -> None:
-    """Refuse an object nobody reads, the further fields of a turn for example, where something in it looks like media.
+    """Refuse an object that is not read, such as the further fields of a turn, if something in it looks like media.
 
     Raises:
         V2PEError: of class `error`: names the field and what to write.
@@ -148,7 +148,7 @@ def refuse_hidden_media(content: Mapping[str, Any], error: Kind, where: str = ""
 
 
 def named(unknown: Mapping[str, int]) -> str:
-    """Return the names of fields nobody reads, with how many lines have each, for a message; the first ten."""
+    """Return the names of fields that are not read, with how many lines have each, for a message; the first ten."""
     shown = [f"{printable(name)[:40]!r} ({count:,})" for name, count in [*unknown.items()][:_MOST_NAMED]]
     return ", ".join(shown) + (f" and {len(unknown) - _MOST_NAMED} more" if len(unknown) > _MOST_NAMED else "")
 

@@ -297,7 +297,7 @@ def is_unicode(text: str) -> bool:
 def _may_hold_long_number(raw: bytes) -> bool:
     """Tell whether there is a run of more digits than a number may have, inside of a string perhaps.
 
-    Of so many bytes in a row, every 401st is one: to look at these alone is a hundred times as fast as to search.
+    Of so many bytes in a row, every 401st is one: it is a hundred times as fast to look at these alone as to search.
     """
     for match in _DIGIT.finditer(raw[MOST_DIGITS :: MOST_DIGITS + 1]):
         place = MOST_DIGITS + match.start() * (MOST_DIGITS + 1)

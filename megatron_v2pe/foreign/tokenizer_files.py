@@ -1,4 +1,4 @@
-"""The files of a SentencePiece tokenizer in the HF layout: opened and checked, whoever needs them.
+"""The files of a SentencePiece tokenizer in the HF layout: opened and checked for all who need them.
 
 Training and asking tokenise with them, a conversion checks them before it carries them along.
 """
@@ -72,7 +72,7 @@ def _no_word_of_null_piece(content: bytes) -> Iterator[None]:
     """Leave out SentencePiece's warnings while it loads a model with a piece U+0000, as that of InternVL2 is.
 
     Release 0.2.3 warns of that piece at every start, from C++ to the process's standard error, and treats it as unused;
-    `data.tokenizer` gives it its id all the same, so nobody has anything to do. Models without such a piece, and errors
+    `data.tokenizer` still gives it its id, so the user has nothing to do. Models without such a piece, and errors
     of any model, are reported as before.
     """
     if _NULL_PIECE not in content:
@@ -111,7 +111,7 @@ def special_tokens(folder: Path, error: Kind) -> dict[str, int]:
 
 
 def check_rows(pieces: int, special: Mapping[str, int], rows: int, source: str | Path, error: Kind) -> None:
-    """Check that a model has a row for every id of a tokenizer: whoever reads both asks here.
+    """Check that a model has a row for every id of a tokenizer: code that reads both asks here.
 
     A token beyond the rows would be an index out of range, or worse: a row of padding, which was never trained.
 

@@ -45,7 +45,7 @@ class Arena:
         self.layers: list[tuple[Tensor, Tensor]] = []
         """Per layer keys and values, [places, groups, d]."""
         self.moves = 0
-        """Changes whenever the memory does: what was captured before is of no use."""
+        """Counts how often the memory has moved: what was captured before a move cannot be used any more."""
 
     @property
     def places(self) -> int:
@@ -62,7 +62,7 @@ class Arena:
         return 0 if places <= self.places else self.bytes_of(self._size(places))
 
     def make_room(self, places: int) -> None:
-        """See that there are so many places; what was in them may be lost."""
+        """Have room for so many places; what was in them may be lost."""
         if places > self.places:
             self.release()
             self._allocate(self._size(places))
@@ -73,7 +73,7 @@ class Arena:
         self.moves += 1
 
     def rearrange(self, places: int, sources: Tensor, targets: Tensor) -> None:
-        """Move tokens to other places, and see that there are so many; one layer at a time is held twice.
+        """Move tokens to other places, with room for as many as needed; one layer at a time is held twice.
 
         Args:
             places: that are needed.
@@ -150,7 +150,7 @@ class ArenaCache:
         kept_values[start:] = values
 
     def extend(self, counts: Sequence[int]) -> None:
-        """Count so many tokens more for each sequence, and see that there is room; they are written layer by layer."""
+        """Count so many tokens more for each sequence, and make room for them; they are written layer by layer."""
         self._lengths = [a + b for a, b in zip(self._lengths, counts, strict=True)]
         if any(length > room for length, room in zip(self._lengths, self._rooms, strict=True)):
             held = [length - count for length, count in zip(self._lengths, counts, strict=True)]

@@ -77,7 +77,7 @@ def _damaged_weights(engine: Engine) -> str | None:
 
 
 def _real_rows(name: str, weight: Tensor, engine: Engine) -> Tensor:
-    """Leave out the rows that pad the vocabulary: nobody reads them, and they may hold anything."""
+    """Leave out the rows that pad the vocabulary: they are never read, and may hold anything."""
     if not name.endswith(("word_embeddings.weight", "output_layer.weight")):
         return weight
     first = engine.coordinates.tensor_model_parallel_rank * weight.shape[0]
@@ -122,7 +122,7 @@ Found = list[tuple[tuple[int, int], str]]
 
 @contextmanager
 def _watched(engine: Engine) -> Iterator[Found]:
-    """Look at what every part of the model gives, without static steps and features of before."""
+    """Watch what every part of the model gives, without static steps and without cached image features."""
     found: Found = []
     stage = engine.groups.pp.rank()
 

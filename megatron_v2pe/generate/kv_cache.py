@@ -120,7 +120,7 @@ class KVCache:
         kept_values[start:] = values
 
     def extend(self, counts: Sequence[int]) -> None:
-        """Count so many tokens more for each sequence, and see that there is room; they are written layer by layer."""
+        """Count so many tokens more for each sequence, and make room for them; they are written layer by layer."""
         for slab in self.slabs:
             slab.lengths = [a + b for a, b in zip(slab.lengths, counts[slab.first : slab.stop], strict=True)]
             if max(slab.lengths) > slab.room:

@@ -1,4 +1,4 @@
-"""Memory a batch of prompts takes on a rank, held against what is free before anything is allocated.
+"""Memory that generating takes: a batch of prompts on a rank, held against what is free before anything is allocated.
 
 What is counted is the least it can be: the key-value cache, hidden states, angles and image features of a rank's
 tokens, and the widest activations of a step. Ranks on one device share what is free on it; copies of the model that

@@ -53,7 +53,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """Return the probabilities that tokens are drawn with.
 
     Temperature first, then top-k, then top-p among what top-k left; what is left is normalised again. Tokens as likely
-    as the last one top-k keeps are kept too, so that the choice does not hang on the order of equals.
+    as the last one top-k keeps are kept too, so that the choice does not depend on the order of equals.
 
     Args:
         logits: [n, vocab_size].
@@ -124,7 +124,7 @@ def chosen(logits: Tensor, sampling: Sampling, draws: Tensor | None) -> Tensor:
 def marked(tokens: Tensor, logits: Tensor) -> Tensor:
     """Return tokens, `NOT_FINITE` where the logits they come from hold NaN or infinity; the host waits for nothing.
 
-    A sum tells: it is a number if and only if all are, as long as they are far below the largest number of their type.
+    A sum shows it: it is a number if and only if all are, as long as they are far below their type's largest number.
     It costs one pass over what has been written last, and is read with the tokens.
 
     Args:

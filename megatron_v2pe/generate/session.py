@@ -6,7 +6,7 @@ Layers run lean (`lean_layers.py`), attention goes through the cache (`cached_at
 tokens follow the prompt's last as `continue_positions` says; rotary scaling is decided once, from the prompt's length.
 Context-parallel ranks share the prompt's tokens and its cache, and all compute the one token of a decode step.
 
-An engine with static steps (`steps_ahead.py`) keeps its cache in an arena; `Session.decode` goes over it as well.
+An engine with static steps (`steps_ahead.py`) keeps its cache in an arena, and `Session.decode` reads it there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """An answer's text as it grows: decoded piece by piece, cut at the first stop string.
 
-A piece is given out when it can no longer change: not half a character (bytes of one character may be tokens of their
+A piece is returned when it can no longer change: not half a character (bytes of one character may be tokens of their
 own), and not what may turn out to be the beginning of a stop string.
 """
 
@@ -37,7 +37,7 @@ class AnswerText:
 
     @property
     def text(self) -> str:
-        """All text given out so far."""
+        """All text returned so far."""
         return self._given
 
     def push(self, token: int) -> str:
@@ -65,7 +65,7 @@ class AnswerText:
         return self._decode(self._ids[self._context :])[len(before) :]
 
     def _advance(self, new: str, final: bool) -> str:
-        """Take new text in and give out what is certain."""
+        """Take in new text and return what is certain."""
         self._pending += new
         found = [place for stop in self._stops if (place := self._pending.find(stop)) >= 0]
         if found:

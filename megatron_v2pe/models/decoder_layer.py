@@ -40,7 +40,7 @@ class DecoderLayer(TransformerLayer):
         self.mlp_chunk_tokens = config.mlp_chunk_tokens
         single = config.recompute_method == "block" or config.recompute_num_layers == 1
         self.recomputed_alone = config.recompute_granularity == "full" and single
-        """Where the layer is recomputed, no other layer is with it, and nobody reads its result a second time."""
+        """Whether the layer, if recomputed, is recomputed without others, and its second result is not read."""
 
     def forward(  # type: ignore[override]
         self,

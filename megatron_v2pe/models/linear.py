@@ -9,7 +9,7 @@ works where this rank's product is formed, so that it is exact under tensor para
     column parallel    gather the input  ->  product  ->  adapter  ->  this rank's columns
     row parallel       this rank's part of the input  ->  product  ->  adapter  ->  sum over ranks
 
-The class of the linear stays the same. Who reads the weight by itself, such as generation, calls `forward_weight()`.
+The class of the linear stays the same. Code that reads the weight alone, such as generation, calls `forward_weight()`.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Split:
 
 
 NOT_SPLIT = Split(None, False, False)
+"""For a product that meets no other rank."""
 
 
 class LinearAdapter(nn.Module):
@@ -252,7 +253,7 @@ class WeightGradient:
             add_product(self.buffer, gradient, states)
 
     def result(self) -> Tensor:
-        """Return what autograd is given: the gradient, or where it is in the buffer already, numbers no one reads.
+        """Return what autograd is given: the gradient, or numbers that are not read if it is in the buffer already.
 
         Megatron-Core's hook counts a parameter's gradient as arrived when autograd brings one, and adds it to the
         buffer unless the parameter is marked.

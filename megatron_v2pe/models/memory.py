@@ -1,4 +1,4 @@
-"""How much memory a rank takes in a training step: arithmetic on plain numbers, before anything is built.
+"""Bytes of one rank in a training step: arithmetic on plain numbers, before anything is built.
 
 `estimate` is what recompute is decided by (`train/memory.py`) and what `--dry-run` prints. It counts tensors as the
 layers keep them; tests hold it against every tensor of small steps, and parameters against those of built models

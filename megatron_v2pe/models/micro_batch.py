@@ -51,7 +51,7 @@ class MicroBatch:
     """Names the tower's stochastic-depth draws."""
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
-        """Return a copy whose every tensor is what `change` made of it: moved to a device, say."""
+        """Return a copy whose every tensor is what `change` made of it, for example a copy on a device."""
         return replace(
             self,
             input_ids=change(self.input_ids),
@@ -63,7 +63,7 @@ class MicroBatch:
 
 
 class WholePack(Protocol):
-    """A pack that has not been cut: a batch as it was read (`data.types.Batch`), or tensors at hand (`TensorPack`).
+    """A pack that has not been cut: a batch as it was read (`data.types.Batch`), or tensors in memory (`TensorPack`).
 
     S tokens, documents one behind the other, without padding.
     """
@@ -106,7 +106,7 @@ class WholePack(Protocol):
 
 @dataclass(frozen=True)
 class TensorPack:
-    """A whole pack of tensors at hand: of prompts, or made up for a test. The fields are those of `WholePack`."""
+    """A whole pack of tensors in memory: of prompts, or made up for a test. The fields are those of `WholePack`."""
 
     input_ids: Tensor
     position_ticks: Ticks

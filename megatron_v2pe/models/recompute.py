@@ -16,7 +16,7 @@ class RecomputePlan:
     decoder_layers: int
     """Decoder layers computed again, the first ones of the stage; the others keep all their activations."""
     attention_kept: int = 0
-    """Of those, how many keep attention's result and run no attention again: the last ones."""
+    """How many of those layers keep attention's result and run no attention again: the last ones."""
     tower_layers: int = 0
     """Layers of the vision tower computed again, the first ones; the others keep all their activations."""
     tower_tiles: int = 0

@@ -1,7 +1,12 @@
 """Token positions under V2PE, exactly: integers over a common denominator, never floats until the rotary module.
 
 A text token advances the position by 1, each token of an image by `stride / tokens_per_tile`; after an image, text
-resumes at the next whole position (behaviour of the reference, definition in arXiv 2412.09616). Positions are int64
+resumes at the next whole position (behaviour of the reference, definition in arXiv 2412.09616). The token t of an image
+of n tokens (t = 0 to n - 1) behind a text token at the whole position p, with stride d and T tokens per tile, sits at
+
+    position(t) = p + 1 + t * d / T
+
+Positions are int64
 *ticks*: position = ticks / denominator. The reference builds them with a floating `arange`, which gives a wrong number
 of elements or equal positions for distant tokens beyond 65,536; integers do neither.
 """
@@ -22,7 +27,7 @@ from megatron_v2pe.v2pe.settings import Stride, smallest_denominator
 
 @dataclass(frozen=True, eq=False)
 class Ticks:
-    """Positions of tokens, exactly: position = tick / denominator. The denominator goes wherever the ticks go."""
+    """Positions of tokens, exactly: position = tick / denominator. The denominator stays with the ticks."""
 
     values: Tensor
     """int64 [S], the ticks."""
@@ -48,7 +53,7 @@ class Ticks:
         return Ticks(change(self.values), self.denominator)
 
     def over(self, denominator: int) -> Tensor:
-        """Return the ticks as int64 [S] to whoever counts positions by `denominator`.
+        """Return the ticks as int64 [S] to a caller that counts positions by `denominator`.
 
         Raises:
             LayoutError: these ticks are counted by another one; both are printed.
@@ -115,7 +120,7 @@ def position_ticks(
     real = None if mask is None else mask.cpu().numpy().astype(bool)
     if real is not None:
         advance *= real
-    # What an image leaves to the next whole position is added to the token after it.
+    # The token after an image moves up to the next whole position: it advances by the rest that is missing.
     np.add.at(advance, ends[followed], (-(step * counts) % denominator)[followed])
     ticks = advance.cumsum(out=advance)
     ticks -= denominator

@@ -101,7 +101,7 @@ class V2PESettings:
         return V2PESettings.stated(self.rope_pos_id_version, self.rope_pos_id_stride)
 
     def overridden(self, version: str | None, stride: object) -> V2PESettings:
-        """Return the settings with what a user asks for; another version than before drops the stride of before.
+        """Return the settings with what a user asks for; another version than before drops the earlier stride.
 
         Args:
             version: the version asked for; None keeps the present one.

@@ -220,3 +220,36 @@ def test_file_names_that_say_little_are_few(name):
     """Ten files of one name are ten tabs of one name: a new file is called by what it holds."""
     found = {path.relative_to(PACKAGE).as_posix() for path in MODULES if path.name == name}
     assert found == FILE_NAMES_THAT_SAY_LITTLE[name].keys()
+
+
+def _docstrings(path: Path) -> Iterator[tuple[ast.AST, int, str]]:
+    """Yield every docstring of a file, of modules, classes, functions and fields: what it describes, line and text."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        body = node.body if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) else []
+        previous: ast.AST = node
+        for number, statement in enumerate(body):
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            of_node = number == 0 or isinstance(previous, (ast.Assign, ast.AnnAssign))
+            if of_node and isinstance(value, ast.Constant) and isinstance(value.value, str):
+                yield previous, statement.lineno, value.value
+            previous = statement
+
+
+_SENTENCE_ENDS = (".", ".)", ".`", ":", "?")
+
+
+def test_docstrings_are_whole_sentences():
+    """A reader who learnt English as a second language follows sentences; fragments and private idiom are riddles."""
+    tools = sorted((PACKAGE.parent / "tools").rglob("*.py"))
+    faults = []
+    for path in (*MODULES, *tools):
+        for node, line, text in _docstrings(path):
+            first = " ".join(text.split("\n\n")[0].split())
+            of_function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_")
+            if text.startswith("Of ") or re.search(r"\bas of (`|a call)", text):
+                faults.append(f"{path}:{line}: a fragment: {first}")
+            elif of_function and not (first[0].isupper() or first[0] in "`[("):
+                faults.append(f"{path}:{line}: begins small: {first}")
+            elif of_function and not first.endswith(_SENTENCE_ENDS):
+                faults.append(f"{path}:{line}: has no full stop: {first}")
+    assert not faults, "\n".join(faults)

@@ -59,12 +59,12 @@ class Work:
 
     @property
     def tokens(self) -> int:
-        """Of all documents."""
+        """Return the tokens of all documents."""
         return sum(tokens for tokens, _ in self.documents)
 
     @property
     def tiles(self) -> int:
-        """Of all documents."""
+        """Return the tiles of all documents."""
         return sum(tiles for _, tiles in self.documents)
 
 

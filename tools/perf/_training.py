@@ -81,7 +81,7 @@ class Step:
     context_parallel_size: int = 1
     cores_per_process: int = 1
     options: dict[str, Any] = field(default_factory=dict)
-    """Of `ModelOptions`."""
+    """Fields of `ModelOptions` with their values."""
     repeats: int = 1
     count_memory: bool = False
     """Count tensors; slows the step down a little."""

@@ -47,12 +47,12 @@ TARGET = 0.55
 
 @dataclass(frozen=True)
 class Asked:
-    """What one rank saw."""
+    """What one rank measured."""
 
     answer: Answer | None
-    """On the rank that writes."""
+    """The answer, on the rank that writes."""
     token_ids: list[int]
-    """Of the answer: random weights may say what is no text."""
+    """Tokens of the answer: random weights may give some that are no text."""
     seconds: float
     images: int
     """Images decoded here."""

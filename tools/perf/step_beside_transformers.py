@@ -85,13 +85,13 @@ class Measured:
     """What one of the two took."""
 
     seconds: float
-    """Of the fastest step."""
+    """Seconds of the fastest step."""
     peak_bytes: int
     """Weights, gradients and optimizer state included: tensors on the CPU, allocated on CUDA."""
     resident_bytes: int
     """Largest resident set of the process."""
     loss: float
-    """Of the first step."""
+    """Loss of the first step."""
 
 
 def run(argv: list[str]) -> dict[str, Any]:
@@ -184,7 +184,7 @@ def ours(task: Task) -> Measured:
     from megatron_v2pe.train.config import AdamWConfig
     from megatron_v2pe.train.ddp import wrap
     from megatron_v2pe.train.optimizer_step import build_optimizer, take_step
-    from megatron_v2pe.train.step import conclude, run_micro_batches
+    from megatron_v2pe.train.step import finish_step, run_micro_batches
 
     device = Device(task.device)
     with _all_cores(task), model_of(task.step) as model:
@@ -201,7 +201,7 @@ def ours(task: Task) -> Measured:
             batch = host.mapped(lambda tensor: tensor.to(device.torch_device))
             batch = _typed(batch, DTYPES[task.precision])
             loss = run_micro_batches(wrapped, iter([batch]), 1, float(task.supervised))
-            return conclude(loss, take_step(optimizer), 0, ()).loss
+            return finish_step(loss, take_step(optimizer), 0, ()).loss
 
         return _measured(task, device, step)
 

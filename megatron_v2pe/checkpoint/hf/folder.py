@@ -260,8 +260,8 @@ def _check_one_set(folder: Path, index: dict[str, str] | None) -> None:
     """Check that a folder holds one set of weights, and name what of its weight files is not read.
 
     Of `model.safetensors` beside an index, transformers loads the single file, other programs what the index names;
-    they may be of different days. Files that nobody would load, such as shards of before, are named in a warning and
-    left.
+    they may differ in age. Files that no program would load, such as shards of an earlier export, are named in a
+    warning and left.
     """
     used = {SINGLE} if index is None else set(index.values())
     if SINGLE not in used and os.path.lexists(folder / SINGLE):

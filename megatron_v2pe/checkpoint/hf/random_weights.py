@@ -60,7 +60,7 @@ def _drawn(mapping: TensorMapping, generator: torch.Generator, deviations: Mappi
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor], shards: int = 1) -> int:
-    """Write weights and `config.json` as an HF folder, in place of those of before; other files, a tokenizer, stay.
+    """Write weights and `config.json` as an HF folder in place of earlier ones; other files, a tokenizer, stay.
 
     Args:
         folder: made if it is not there.

@@ -2,6 +2,10 @@
 
 It is put together from the rows of the tower, of the projector and of the language model. The projector is the same for
 every model and stands here. The others are their families' (`families/*/hf_table.py`).
+
+The names are those of the published folders, the only layout there is today. A second layout, such as that of
+transformers' native `-hf` folders, would be chosen in `mapping_table`: the same table with other names,
+`MappingTable.renamed`, which nothing calls yet. `models/config_kind.py` refuses its `config.json` first.
 """
 
 from __future__ import annotations

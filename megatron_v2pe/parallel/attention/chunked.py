@@ -89,7 +89,7 @@ class Chunked:
 class _Chunk:
     """Queries of a chunk, and the keys they may see: all up to `keys`, in a causal block none later than themselves.
 
-    The query heads of a group are so many more queries of its keys: nothing of the keys is repeated.
+    The query heads of a group are taken as further queries of its keys, so that no key is repeated.
     """
 
     def __init__(self, start: int, stop: int, keys: int, groups: int, causal: bool) -> None:

@@ -119,7 +119,7 @@ class FlashCoreAttention(MegatronModule):
 class TransformerEngineCoreAttention(MegatronModule):
     """Transformer Engine's attention under the same layout and the same explicit positions.
 
-    Its context parallelism cuts packs as `ZigzagLayout` does. Not run where no GPU is at hand.
+    Its context parallelism cuts packs as `ZigzagLayout` does. It does not run on a machine without a GPU.
     """
 
     def __init__(

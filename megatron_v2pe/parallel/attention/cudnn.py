@@ -3,8 +3,8 @@
 On one H100 cuDNN's kernel runs at nearly twice the rate of PyTorch's FlashAttention-2 (figures at
 `mixed_kernels.DENSE`), but it takes one dense batch a call. PyTorch builds a plan for every new shape and every new
 stride, and each thread keeps its own: the backward thread, which recomputes a forward pass, builds its plan again. A
-plan costs some 75 ms: so much longer took a call whose plan PyTorch did not keep. Packs have documents of ever new
-lengths.
+plan costs some 75 ms: so much longer took a call whose plan PyTorch did not keep. Packs bring documents
+of new lengths again and again.
 So a causal document is lengthened to one of a few lengths; what is added stands at the end, where no real query sees
 it. A block that is not causal, one of a ring's, cannot be lengthened, for its added keys would be seen.
 `mixed_kernels.py` decides which documents come here.

@@ -45,7 +45,7 @@ class _Draft:
     questions: tuple[ImageQuestion, ...]
     shown: tuple[Shown, ...]
     places: tuple[ImagePlace, ...]
-    """Of the image of each question."""
+    """Where the image of each question stands."""
 
     def turns(self, text: str = "") -> list[tuple[str, str]]:
         """Return the conversation, with `text` between images and first question."""

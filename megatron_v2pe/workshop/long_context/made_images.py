@@ -106,10 +106,10 @@ class Pasted:
 
     base: str
     size: Size
-    """Of the base."""
+    """Size of the base."""
     needle: ImagePart
     cells: tuple[int, ...]
-    """Where, row by row."""
+    """Numbers of the cells that hold a copy, counted row by row."""
     grid: int
     """Cells along each side."""
 

@@ -1,4 +1,4 @@
-"""Notes of what is being asked, so that a question that ends its run is not asked for ever.
+"""Notes of what is being asked, so that a question that ends its run is not asked again and again.
 
 A process can end over a question without a chance to say so: the system kills what takes too much memory, and where a
 model is spread over several processes, one that runs out of memory leaves the others in the middle of an exchange. Each
@@ -6,8 +6,8 @@ process that writes answers therefore keeps a note, `asking-NNNNN.json`, of what
 ended over which question. Notes that are there when a run begins are those of runs that were ended. A question found in
 one is asked last and alone; found twice, it is recorded as failed and not asked again.
 
-Any kill leaves notes, that of an impatient user too; but a question that is asked last is not met a second time by
-chance. A run that is interrupted from the keyboard, or stops with a message, leaves none. A note has a checksum: a
+Any kill leaves notes, also one by an impatient user. That does no harm: it takes two crashes at the same question to
+give it up, and two kills by hand do not meet the same question by chance. A run that is interrupted from the keyboard, or stops with a message, leaves none. A note has a checksum: a
 damaged one could give a question up that nobody has asked, and is refused.
 """
 

@@ -51,7 +51,7 @@ def one_bit_away(content: Mapping[str, Any], name: str) -> bool:
 
     Args:
         content: with its checksum.
-        name: of a field that is a text; it is tried bit by bit, so it had better be short.
+        name: of a field that is a text; it is tried bit by bit, so it should be short.
     """
     rest = {other: value for other, value in content.items() if other != CHECK}
     stated = str(content[CHECK]).encode()

@@ -85,7 +85,7 @@ def draw(chances: Tensor, points: Tensor) -> Tensor:
         points: float64 [n], in [0, 1).
 
     Returns:
-        int64 [n]; never a token without a chance.
+        int64 [n]; never a token whose chance is 0.
     """
     sums = chances.cumsum(dim=-1)
     found = torch.searchsorted(sums, (points * sums[:, -1]).unsqueeze(1), right=True).squeeze(1)

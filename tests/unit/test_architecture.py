@@ -236,6 +236,8 @@ def _docstrings(path: Path) -> Iterator[tuple[ast.AST, int, str]]:
 
 
 _SENTENCE_ENDS = (".", ".)", ".`", ":", "?")
+_IDIOM = re.compile(r"^Of |\bas of (`|a call)|\b(told|for ever|to be had|is had|at wish|no matter)\b")
+"""Fragments, and words that a reader of English as a second language looks up in vain."""
 
 
 def test_docstrings_are_whole_sentences():
@@ -246,8 +248,8 @@ def test_docstrings_are_whole_sentences():
         for node, line, text in _docstrings(path):
             first = " ".join(text.split("\n\n")[0].split())
             of_function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_")
-            if text.startswith("Of ") or re.search(r"\bas of (`|a call)", text):
-                faults.append(f"{path}:{line}: a fragment: {first}")
+            if (found := _IDIOM.search(text)) is not None:
+                faults.append(f"{path}:{line}: {found[0].strip()!r}: {first}")
             elif of_function and not (first[0].isupper() or first[0] in "`[("):
                 faults.append(f"{path}:{line}: begins small: {first}")
             elif of_function and not first.endswith(_SENTENCE_ENDS):

@@ -58,8 +58,8 @@ def report_of(folder: Path, manifest: layout.Manifest, name: str) -> str:
 def edited_annotations(samples: IndexedSamples) -> list[str]:
     """Return the annotation files that are not what the set was built from.
 
-    One that is no younger than the set is taken for what it was; one that is gone is no matter. Of the others all bytes
-    are compared, about a second for each GB.
+    A file that is no younger than the set is taken for unchanged, and one that is missing is passed over. Of the
+    others all bytes are compared, about a second for each GB.
     """
     built = os.stat(samples.folder / layout.MANIFEST).st_mtime_ns
     found = list[str]()

@@ -33,14 +33,14 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Rule:
-    """From how much work on a set of documents is given to cuDNN; floating-point operations of one forward pass."""
+    """Least work for which documents go to the dense kernel, in floating-point operations of one forward pass."""
 
     causal: float
-    """Causal documents."""
+    """Least work of a causal document, or of equal neighbours."""
     block: float
-    """Blocks that are not causal, each with plans of its own."""
+    """Least work of a document in a block that is not causal, whose shape has a plan of its own."""
     tokens: int = 1
-    """Queries and keys a document must have."""
+    """Least number of queries, and of keys, of a document."""
 
 
 DENSE = Rule(causal=16e9, block=1.2e12)
@@ -53,16 +53,18 @@ DENSE = Rule(causal=16e9, block=1.2e12)
 | 16,384 x 16,384, not causal | 364 / 307 | 684 / 577 |
 
 Causal: F operations take F / 330e12 s in a launch that is made anyway, or F / 600e12 s in one of their own, which costs
-some 20 us of launch and of an unfilled last wave. Even at F = 15e9: one document of 2,000 tokens at 16 heads of 128.
+some 20 us of launch and of an unfilled last wave. Both are equal at F = 15e9: one document of 2,000 tokens at 16 heads
+of 128.
 Not causal: forward and backward save F (1/364 - 1/684 + 2.5/307 - 2.5/577) / 1e12 = 5.1e-15 F s a layer, 1.2e-13 F in
-24 layers; two plans cost 0.15 s. Even at F = 1.2e12, 12,000 x 12,000 tokens, if the shape is met in one step and never
-again. The 20 us and lengths below 4,096 are reasoned, not measured; `tools/benchmark.py attention_kernels` measures."""
+24 layers; two plans cost 0.15 s. Both are equal at F = 1.2e12, 12,000 x 12,000 tokens, if the shape is met in one step
+and never again. The 20 us and lengths below 4,096 are reasoned, not measured; `tools/benchmark.py attention_kernels`
+measures."""
 ALWAYS = Rule(causal=0.0, block=0.0, tokens=64)
 """What `cudnn` does: everything it takes; an odd short block of a ring is left to the other kernel."""
 
 
 class Mixed:
-    """Long documents, and equal neighbours, by a dense kernel; all others in one launch of another.
+    """Attends long documents and equal neighbours by a dense kernel, all others in one launch of another.
 
     A shape that the dense kernel refuses goes to the other from then on; the log has a warning at the first.
     """
@@ -157,7 +159,7 @@ class Part:
             queries: [queries, heads, d].
             keys: [keys, groups, d].
             results: as queries, but a log-sum-exp [queries, heads] that is the last.
-            exactly: nothing behind the documents; else what there is of the rows a lengthened document reaches over.
+            exactly: return no rows behind the documents; else those that a lengthened document reaches over, if there.
         """
         room = lengthened(self.block.query_lens[0]) if self.block.causal and not exactly else 0
         found = [_taken(tensor, self.query_runs, room) for tensor in queries]

@@ -81,7 +81,7 @@ def _value(text: str) -> Any:
 
 
 def _matching(text: str, start: int) -> int | None:
-    """Return the place behind the bracket that closes one; quoted brackets are not told apart."""
+    """Return the place behind the bracket that closes one; brackets inside of quotes count like any others."""
     opening, closing = text[start], _CLOSES[text[start]]
     depth = 0
     for place in range(start, min(len(text), start + 20_000)):

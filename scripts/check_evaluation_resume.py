@@ -62,8 +62,8 @@ def _check(out: Path, kills: int, moments: random.Random) -> int:
             time.sleep(0 if target is None else moments.uniform(0, 0.05))
             kill(process)
         seconds, after = time.monotonic() - began, len(_answers(out / "killed"))
-        told = f"{processes} processes, context parallel size {context}, {seconds:.1f} s after the start"
-        print(f"kill {number + 1} of {kills}: {told}; {before} answers before, {after} now", flush=True)
+        circumstances = f"{processes} processes, context parallel size {context}, {seconds:.1f} s after the start"
+        print(f"kill {number + 1} of {kills}: {circumstances}; {before} answers before, {after} now", flush=True)
     finish([*_evaluation(out, "killed", 2, 1), "--batch-size", "3"], out / "last.log")
     return _compare(out)
 

@@ -41,8 +41,8 @@ def settle(out: Path, settings: Mapping[str, Any]) -> None:
         return
     before = _read(out)
     if differing := _differing(before, now, MAY_GROW):
-        told = "; ".join(f"{name} {before.get(name)} there, {now.get(name)} now" for name in differing)
-        raise StepError(f"{out} holds another experiment: {told}. Name another folder, or remove it")
+        differences = "; ".join(f"{name} {before.get(name)} there, {now.get(name)} now" for name in differing)
+        raise StepError(f"{out} holds another experiment: {differences}. Name another folder, or remove it")
     grown = {name: max(before[name], now[name]) for name in MAY_GROW}
     if any(grown[name] > before[name] for name in MAY_GROW):
         _note(path, {**now, **grown})

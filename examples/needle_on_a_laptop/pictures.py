@@ -20,7 +20,7 @@ PAGES = {"train": 480, "test": 240}
 """Pages of each split, equally many of each number of tiles."""
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 TRAINING_SHARE = 0.75
-"""Of a photograph's width."""
+"""Share of a photograph's width that training pictures are cut from."""
 SEED = 0
 SPLITS = ("train", "test")
 

@@ -116,14 +116,14 @@ def levels(ceilings: Sequence[float]) -> dict[str, float]:
     }
 
 
-def first_stage(told: Sequence[Mapping[str, Any]]) -> str:
+def first_stage(bindings: Sequence[Mapping[str, Any]]) -> str:
     """Return a sentence about how long names took to be bound to pictures.
 
     Args:
-        told: what the step `train_short` of each seed gave.
+        bindings: what the step `train_short` of each seed gave.
     """
-    steps = ", ".join(str(one["steps"]) for one in told)
-    unbound = [str(seed) for seed, one in enumerate(told) if not one["bound"]]
+    steps = ", ".join(str(one["steps"]) for one in bindings)
+    unbound = [str(seed) for seed, one in enumerate(bindings) if not one["bound"]]
     return f"steps of the first stage: {steps}" + (f"; NOT BOUND in seed {', '.join(unbound)}" if unbound else "")
 
 
@@ -186,12 +186,12 @@ def compare_losses(out: Path, other: Path, settings: Settings) -> str:
     Raises:
         StepError: the other experiment has not come so far.
     """
-    told = []
+    comparisons = []
     for seed in range(settings.seeds):
         for run in ("short", "default", "v2pe"):
             ours, theirs = (losses(folder / f"seed_{seed}" / run) for folder in (out, other))
-            told.append(f"seed {seed}, {run}: {_compared(ours, theirs)}")
-    return f"losses beside those of {other}:\n  " + "\n  ".join(told)
+            comparisons.append(f"seed {seed}, {run}: {_compared(ours, theirs)}")
+    return f"losses beside those of {other}:\n  " + "\n  ".join(comparisons)
 
 
 def _compared(ours: Sequence[float], theirs: Sequence[float]) -> str:

@@ -25,8 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     sys.path.insert(0, str(ROOT))
     missing = [name for name in NEEDED if not _installed(name)]
     if missing:
-        told = f"missing: {', '.join(missing)}. Run examples/needle_on_a_laptop/run.sh, which sets up .venv, or: "
-        print(f"error: {told}pip install -e '.[test]'", file=sys.stderr)
+        advice = f"missing: {', '.join(missing)}. Run examples/needle_on_a_laptop/run.sh, which sets up .venv, or: "
+        print(f"error: {advice}pip install -e '.[test]'", file=sys.stderr)
         return 2
     from settings import LAYOUTS, SMOKE, Settings
 
@@ -83,8 +83,8 @@ def _run(out: Path, settings: Any, other: Path | None) -> int:
     ceilings = [cast(float, progress.result(f"seed_{seed}_vision")) for seed in range(settings.seeds)]
     known = results.levels(ceilings)
     holds, said = results.verdict(out, settings)
-    told = [cast(dict[str, Any], progress.result(f"seed_{seed}_train_short")) for seed in range(settings.seeds)]
-    text = results.markdown(lines, known, results.first_stage(told), settings)
+    bindings = [cast(dict[str, Any], progress.result(f"seed_{seed}_train_short")) for seed in range(settings.seeds)]
+    text = results.markdown(lines, known, results.first_stage(bindings), settings)
     (out / "table.md").write_text(f"{text}\n{said}\n", encoding="utf-8")
     results.write_csv(out / "table.csv", lines, settings)
     figures.by_length(out / "accuracy_by_length.png", lines, known, settings)

@@ -1,4 +1,4 @@
-"""What the experiment is told: sizes, seeds, layout; and the rows of its table."""
+"""The settings of the experiment: sizes, seeds, layout; and the rows of its table."""
 
 from __future__ import annotations
 
@@ -117,6 +117,6 @@ ROWS = (
     *(Row("default", scaling=scaling) for scaling in SCALINGS),
     *(V2PE if part == 16 else Row("v2pe", Fraction(1, part)) for part in (1, 4, 16, 64, 256)),
 )
-"""Of the table, in order."""
+"""Rows of the table, in order."""
 RIGHT, WRONG = 0.9, 0.5
 """At `DECIDING` times the trained length V2PE must read more, ordinary positions less."""

@@ -1,7 +1,7 @@
 """The experiment's steps, each a command of the project's tools with a mark when it is done.
 
 A step that has its mark is not run again; one that was interrupted is, after what it left is removed, unless its tool
-goes on by itself: evaluation from the last answer, training from where a polite stop or the end of a part saved it.
+goes on by itself: evaluation from the last answer, training from where a stop on request or the end of a part saved it.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ class Seed:
         self._step(f"ask_to_{longest}", title, self._ask)
 
     def _step(self, name: str, title: str, action: Callable[[], object], leftovers: Sequence[Path] = ()) -> None:
-        told = f"{title} (seed {self.seed})" if self.settings.seeds > 1 else title
-        self.progress.step(f"seed_{self.seed}_{name}", told, action, leftovers)
+        heading = f"{title} (seed {self.seed})" if self.settings.seeds > 1 else title
+        self.progress.step(f"seed_{self.seed}_{name}", heading, action, leftovers)
 
     def _vision(self) -> float:
         start, megatron = self.folder / "start", self.folder / "start_megatron"
@@ -190,7 +190,7 @@ class Seed:
     def _until_bound(self) -> dict[str, object]:
         """Train part after part until the loss says that binding is learned, and one part more; return steps and loss.
 
-        Names bound last are told apart badly at first: a mistake that grows with the length of a document.
+        Names bound last are confused with each other at first: a mistake that grows with the length of a document.
         """
         bound = False
         for part in range(1, self.settings.short_parts + 1):
@@ -198,8 +198,8 @@ class Seed:
             before, bound = bound, _last(losses) < BOUND
             if before and bound:
                 break
-            told = "names are bound, one part more" if bound else "names are not bound yet"
-            print(f"      loss {_last(losses):.2f} after {len(losses)} steps: {told}")
+            state = "names are bound, one part more" if bound else "names are not bound yet"
+            print(f"      loss {_last(losses):.2f} after {len(losses)} steps: {state}")
         return {"steps": len(losses), "loss": _last(losses), "bound": bound}
 
     def train_short(self, part: int) -> list[float]:
@@ -248,8 +248,8 @@ class Seed:
     def _losses(self, run: str, steps: int) -> list[float]:
         logged = losses(self.folder / run)
         if len(logged) < steps:
-            told = f"training of {run} stopped after step {len(logged)} of {steps}"
-            raise StepError(f"{told}; the same command goes on from there")
+            problem = f"training of {run} stopped after step {len(logged)} of {steps}"
+            raise StepError(f"{problem}; the same command goes on from there")
         return logged[:steps]  # more, where a further part had begun before an interruption
 
     def _export(self) -> None:
@@ -290,8 +290,8 @@ class Seed:
         ]
         execute_lanes(here, beside)
         for path in sorted((self.folder / "answers").glob("**/results.json")):
-            told = json.loads(path.read_text(encoding="utf-8"))
-            if lost := len(told["missing"]) + len(told["failed"]):
+            results = json.loads(path.read_text(encoding="utf-8"))
+            if lost := len(results["missing"]) + len(results["failed"]):
                 raise StepError(f"{path}: {lost} questions without an answer; the same command asks them again")
 
     def _files(self, haystack: str) -> list[Path]:

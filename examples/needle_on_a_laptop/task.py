@@ -23,13 +23,14 @@ TOKENS_PER_TILE = (TILE // PATCH) ** 2
 """16: a tile of 8 x 8 pixels in patches of 2 x 2, without a pixel shuffle."""
 NEEDLES = 4
 CHANCE = 0.1
-"""Of ten digits."""
+"""Share of right answers of one who guesses among ten digits."""
 UNBOUND = 0.38
-"""Of the digits in the document the most frequent one, the smallest of equals: what can be right without binding."""
+"""Share of right answers without binding: the answer is always the most frequent digit of the document, and among
+equally frequent ones the smallest."""
 PAGE_FRAME = 2
 """Tokens of a page beside its tiles: begin and end of an image."""
 NEEDLE_TOKENS = 1 + PAGE_FRAME + TOKENS_PER_TILE + 1
-"""Of its line: a name, a tile, a line break."""
+"""Tokens of a needle's line: a name, a tile, a line break."""
 LONGEST_PAGE = 12
 """Tiles of a page, at most."""
 LONGEST_WORDS = 64
@@ -81,9 +82,9 @@ class Document:
     """All parts, `<image>` where a picture stands."""
     pictures: tuple[str, ...]
     names: tuple[str, ...]
-    """Of the needles."""
+    """Names of the needles."""
     digits: tuple[int, ...]
-    """Beside the names."""
+    """Digits that stand beside the names."""
     depths: tuple[float, ...]
     """Where each needle begins, as a share of the document's tokens."""
 

@@ -32,7 +32,7 @@ PHOTOGRAPH = 10
 BATCH = 128
 LEARNING_RATE = 2e-3
 VARIANTS = 8
-"""Of each training digit, moved at random."""
+"""Copies of each training digit, each moved at random."""
 NOISE = 0.2
 """Standard deviation, of normalised pixels."""
 

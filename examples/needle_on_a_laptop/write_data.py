@@ -22,7 +22,7 @@ from task import NEEDLES, Costs, Pictures, conversation, document
 from megatron_v2pe.base.progress import followed
 
 QUESTIONS = {"short": 12, "long": NEEDLES}
-"""Of a document in training by stage. In the short stage so many that names are asked again and again: repeating an
+"""Questions about a document in training, by stage. In the short stage names are asked again and again: repeating an
 earlier answer is learned first, finding the picture after it. They stay below `TRAINED_LENGTH`. In the long stage each
 needle is asked about once, so that no answer can be repeated."""
 TO_SAY = 2

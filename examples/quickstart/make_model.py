@@ -19,7 +19,7 @@ from megatron_v2pe.workshop.synthetic.small_model import small_internvl2
 from megatron_v2pe.workshop.synthetic.tokenizer import added_tokens, read_texts, write_tokenizer
 
 PIECES = 600
-"""Of the SentencePiece vocabulary; special tokens follow. Their sum is no multiple of anything handy."""
+"""Pieces of the SentencePiece vocabulary; special tokens follow. Their sum is no multiple of anything handy."""
 SEED = 2
 SHARDS = 2
 TILE, PATCH = 112, 14

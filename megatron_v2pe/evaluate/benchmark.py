@@ -27,9 +27,6 @@ IMAGE = "<image>"
 FAMILY_TILES = 6
 """Most tiles of an image in the general benchmarks, unless stated (`--max-num` of the published script)."""
 
-PACKAGES = ("rapidfuzz", "rouge", "english_words", "pyarrow", "openpyxl")
-"""Packages of the `eval` extra: for scores, Parquet files and spreadsheets."""
-
 
 @dataclass(frozen=True)
 class ImageRef:
@@ -101,6 +98,9 @@ class Benchmark(ABC):
     """None: it is not known here, and every score is marked, for nothing tells a part from the whole."""
     published_count_note: str = ""
     """What is known where the number is not."""
+    packages: tuple[str, ...] = ("rapidfuzz",)
+    """Packages of the `eval` extra that its questions or its scorer import. Scorers of all families are imported
+    together, and some compare strings by rapidfuzz: a benchmark that needs more adds to this one."""
     max_new_tokens: int = 100
     min_new_tokens: int = 1
     dynamic_tiling: bool = True
@@ -206,13 +206,14 @@ class Benchmark(ABC):
             raise DataError(f"{self.name}: data are missing:\n{lines}")
 
 
-def check_packages() -> None:
-    """Check that what scoring imports is installed, before hours are spent on answers.
+def check_packages(benchmarks: Sequence[Benchmark]) -> None:
+    """Check that the packages these benchmarks need are installed, before hours are spent on answers.
 
     Raises:
         ConfigError: packages are missing; names them and the extra they belong to.
     """
-    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+    needed = dict.fromkeys(name for benchmark in benchmarks for name in benchmark.packages)
+    if missing := [name for name in needed if find_spec(name) is None]:
         raise ConfigError(f"scoring needs {', '.join(missing)}: {how_to_install('eval')}")
 
 
@@ -223,7 +224,7 @@ def check_all(benchmarks: Sequence[Benchmark], root: Path) -> None:
         ConfigError: see `check_packages`.
         DataError: data are missing; lists those of every benchmark, with what to download and where it goes.
     """
-    check_packages()
+    check_packages(benchmarks)
     problems: list[str] = []
     for benchmark in benchmarks:
         try:

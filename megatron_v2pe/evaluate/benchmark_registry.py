@@ -64,6 +64,16 @@ class BenchmarkRegistry(Registry[Constructor]):
 
         return decorated
 
+    def add(self, name: str, member: Constructor) -> None:
+        """Add what makes a benchmark.
+
+        Raises:
+            ConfigError: another one has this name, or it cannot be called.
+        """
+        if not callable(member):
+            raise ConfigError(f"benchmark {printable(name)!r} is {member!r:.100}, expected a class or a function")
+        super().add(name, member)
+
     def group(self, name: str, *benchmarks: str) -> None:
         """Add benchmarks to a group."""
         self._groups.setdefault(name, {}).update(dict.fromkeys(benchmarks))
@@ -75,6 +85,8 @@ class BenchmarkRegistry(Registry[Constructor]):
             ConfigError: one of them stands for another benchmark or group already.
         """
         for other in others:
+            if other != other.lower().replace("-", "_"):
+                raise ConfigError(f"name {printable(other)!r}: names are compared in small letters, with '_' for '-'")
             if (known := self._other_names.setdefault(other, name)) != name:
                 raise ConfigError(f"{printable(other)!r} stands for benchmark {known!r} already; give {name!r} another")
 

@@ -18,6 +18,8 @@ from megatron_v2pe.evaluate.benchmark_registry import FAMILIES
 from megatron_v2pe.evaluate.scorers import Scorer
 from megatron_v2pe.evaluate.scorers.base import STOPS, Item, Judgement, describe
 
+Judge = Callable[[Item], Judgement]
+
 
 class _Scorers(Mapping[str, Scorer]):
     """Every scorer by its name; families are loaded when one is first asked for."""

@@ -103,12 +103,7 @@ def _save_strategy(value: str) -> Settings:
 
 
 def _scheduler(value: str) -> Settings:
-    styles = {
-        "cosine": "cosine",
-        "linear": "linear",
-        "constant": "constant",
-        "constant_with_warmup": "constant",
-    }
+    styles = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
     if value not in styles:
         raise ConfigError(f"--lr_scheduler_type {shown_value(value)} is refused: known here are {', '.join(styles)}")
     return {"optimizer.lr_decay_style": styles[value]}

@@ -11,7 +11,7 @@ from pathlib import Path
 from megatron_v2pe.errors import V2PEError
 
 SEED = int(os.environ.get("BREAKAGE_SEED", "14"))
-"""Of all suites of tests/breakage; `scripts/check_breakage.py` runs them with others."""
+"""Seed of all suites of tests/breakage; `scripts/check_breakage.py` runs them with others."""
 Damage = Callable[[Path, random.Random], None]
 
 

@@ -36,7 +36,7 @@ class Case:
     checkpoint: Path
     """A Megatron checkpoint."""
     root: Path
-    """Of the benchmark's data."""
+    """Folder of the benchmark's data."""
     out: Path
     benchmark: str
     layout: ParallelConfig = field(default_factory=ParallelConfig)
@@ -103,7 +103,7 @@ class AtStride:
 
     ids: list[list[int]]
     logits: list[torch.Tensor]
-    """Of each question [steps, vocab_size]; on the last pipeline stage."""
+    """Logits of each question [steps, vocab_size]; on the last pipeline stage."""
 
 
 def at_strides(

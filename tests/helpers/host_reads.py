@@ -37,17 +37,17 @@ from megatron_v2pe.workshop.built_model import built
 READING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "bincount"}
 """Operations whose result, or the shape of it, depends on values: the host has to wait for them."""
 _METHODS = ("tolist", "numpy", "cpu", "__array__")
-"""Of a tensor, that read without an operation on the CPU."""
+"""Methods of a tensor that read it without an operation on the CPU."""
 
 
 class HostReads(TorchDispatchMode):
-    """Counts reads of what would lie on the device: tensors it was told of, and all that is computed from them."""
+    """Counts reads of what would lie on the device: tensors named to it, and all that is computed from them."""
 
     def __init__(self) -> None:
         """Nothing lies on the device yet."""
         super().__init__()
         self.found: list[str] = []
-        """Of each read, the operation and the line of the project or of Megatron-Core that asked for it."""
+        """For each read, the operation and the line of the project or of Megatron-Core that asked for it."""
         self._there: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
         self._undo = ExitStack()
 

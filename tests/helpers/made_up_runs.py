@@ -20,14 +20,14 @@ def make_run(converted: Path, root: Path, iteration: int = 2, **settings: Any) -
         converted: Megatron checkpoint the run started from.
         root: folder of the run.
         iteration: its only step.
-        settings: what the run was told, section by section, over the defaults.
+        settings: those given to the run, section by section, over the defaults.
     """
     folder = iteration_folder(root, iteration)
     shutil.copytree(converted, folder)
     description = json.loads((folder / DESCRIPTION).read_text())
     (folder / DESCRIPTION).write_text(json.dumps({**description, "kind": "training", "iteration": iteration}))
-    told = ExperimentConfig().updated(settings, "the test")
-    write_state(folder, {"iteration": iteration, "loader": {}, "settings": to_dict(told)})
+    config = ExperimentConfig().updated(settings, "the test")
+    write_state(folder, {"iteration": iteration, "loader": {}, "settings": to_dict(config)})
     (root / LATEST).write_text(f"{iteration}\n")
     return root
 

@@ -34,7 +34,7 @@ class Outcome:
 
     output: Tensor
     gradients: dict[str, Tensor]
-    """Of half the sum of the squared outputs, by checkpoint key."""
+    """Gradients of half the sum of the squared outputs, by checkpoint key."""
 
 
 def checkpoint_keys(checkpoint: str) -> list[str]:

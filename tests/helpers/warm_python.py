@@ -87,9 +87,9 @@ def _ask(path: str, arguments: list[str]) -> int:
     """Have a command run by the server; signals are passed on."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
-        told = json.dumps({"argv": arguments, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
-        socket.send_fds(connection, [b"%8d" % len(told)], [0, 1, 2])
-        connection.sendall(told)
+        message = json.dumps({"argv": arguments, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
+        socket.send_fds(connection, [b"%8d" % len(message)], [0, 1, 2])
+        connection.sendall(message)
         answers = connection.makefile("r")
         child = int(answers.readline())
 
@@ -132,10 +132,10 @@ def _serve(path: str) -> None:
 
 def _keep(connection: socket.socket) -> None:
     head, files, _, _ = socket.recv_fds(connection, 8, 3)
-    told = b""
-    while len(told) < int(head):
-        told += connection.recv(_MOST)
-    command = json.loads(told)
+    message = b""
+    while len(message) < int(head):
+        message += connection.recv(_MOST)
+    command = json.loads(message)
     child = os.fork()
     if child == 0:
         connection.close()

@@ -15,6 +15,7 @@ from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.errors import V2PEError, how_to_install
 from megatron_v2pe.evaluate import benchmark as benchmark_module
+from megatron_v2pe.evaluate.benchmark_names import create
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.train.config import LoggingConfig, TrainConfig
 from megatron_v2pe.train.writers import check_writers
@@ -65,7 +66,7 @@ def test_the_command_for_the_data_list_works(tmp_path, monkeypatch):
 def test_packages_for_scoring_are_told_with_an_install_that_works(monkeypatch):
     monkeypatch.setattr(benchmark_module, "find_spec", lambda name: None)
     with pytest.raises(V2PEError, match="pip install -e '.\\[eval\\]'"):
-        benchmark_module.check_packages()
+        benchmark_module.check_packages([create("pope")])
     extras = (ROOT / "setup.py").read_text()
     for path in (ROOT / "megatron_v2pe").rglob("*.py"):
         for extra in re.findall(r"how_to_install\(['\"](\w+)['\"]\)", path.read_text()):

@@ -1,9 +1,9 @@
 """Which pack each document goes to: pack after pack, the largest first, under budgets of tokens, tiles and padding.
 
-Documents stand in two rows, each with the largest first: long ones, which take at least as large a share of the tokens
-of a pack as of its tiles, and wide ones, which take a larger share of its tiles. A pack takes from both rows, so that
-neither budget is used up while much is left of the other. Where one row holds all documents, the budget of the other
-cannot be exceeded and is not looked at.
+Documents stand in two rows, each with the largest first: long ones, whose share of the tokens of a pack is at least
+their share of its tiles, and wide ones, whose share of its tiles is the larger one. A pack takes from both rows, so
+that neither budget is used up while much is left of the other. Where one row holds all documents, the budget of the
+other cannot be exceeded and is not looked at.
 """
 
 from __future__ import annotations

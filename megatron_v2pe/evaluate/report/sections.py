@@ -73,12 +73,12 @@ def table_section(layout: TableLayout, rows: Sequence[Row]) -> Section:
         "too few of them." + (" Differences are ours minus published, in points." if ours else ""),
     ]
     blocks += _meanings(used)
-    told: dict[str, list[str]] = {}
+    remarks: dict[str, list[str]] = {}
     for row in (row for row in rows if row.kind != "other mode"):
         for note in row.notes:
-            told.setdefault(note, []).append(row.name)
-    if told:
-        blocks.append(Points(tuple(f"{listed(names)}: {note}." for note, names in told.items())))
+            remarks.setdefault(note, []).append(row.name)
+    if remarks:
+        blocks.append(Points(tuple(f"{listed(names)}: {note}." for note, names in remarks.items())))
     return Section(layout.title, blocks)
 
 
@@ -245,14 +245,14 @@ def completeness_section(scores: Scores, mode: Mode) -> Section:
 
 
 def _told(run: str, name: str, score: Score) -> Line:
-    told = [score.completeness] if score.completeness else []
-    told += [f"{score.stopped} of {score.questions} left out: the published code stops"] if score.stopped else []
-    told += [f"{score.empty_cells} cells of length and depth are empty and count as 0"] if score.empty_cells else []
-    told += [score.problem] if score.problem else []
+    remarks = [score.completeness] if score.completeness else []
+    remarks += [f"{score.stopped} of {score.questions} left out: the published code stops"] if score.stopped else []
+    remarks += [f"{score.empty_cells} cells of length and depth are empty and count as 0"] if score.empty_cells else []
+    remarks += [score.problem] if score.problem else []
     numbers = ["-" if value is None else rounded(value) for value in (score.value, score.answered_value)]
     marks = (score_marks(score) if score.value is not None else "", "")
     entries = [Entry(text, mark) for text, mark in zip(numbers, marks, strict=True)]
-    return Line((Entry(run), Entry(name), Entry("; ".join(told)), *entries))
+    return Line((Entry(run), Entry(name), Entry("; ".join(remarks)), *entries))
 
 
 def scores_section(scores: Scores, titles: Mapping[str, str]) -> Section:

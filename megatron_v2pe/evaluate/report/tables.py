@@ -176,14 +176,14 @@ def _notes(column: str, parts: Sequence[str], scores: Mapping[str, Score]) -> li
             absent.append(part)
             continue
         score = scores[part]
-        told = [score.completeness] if score.completeness else []
-        told += [f"{score.stopped} of {score.questions} left out"] if score.stopped else []
-        told += [f"{score.empty_cells} empty cells"] if score.empty_cells else []
-        told += [score.problem] if score.problem and score.value is None else []
-        if told:
-            parts_of.setdefault(", ".join(told), []).append(part)
+        remarks = [score.completeness] if score.completeness else []
+        remarks += [f"{score.stopped} of {score.questions} left out"] if score.stopped else []
+        remarks += [f"{score.empty_cells} empty cells"] if score.empty_cells else []
+        remarks += [score.problem] if score.problem and score.value is None else []
+        if remarks:
+            parts_of.setdefault(", ".join(remarks), []).append(part)
     notes = [f"{column}: no {listed(absent)}"] if absent and len(absent) < len(parts) else []
-    return [*notes, *(f"{column}: {listed(some)}: {told}" for told, some in parts_of.items())]
+    return [*notes, *(f"{column}: {listed(some)}: {remarks}" for remarks, some in parts_of.items())]
 
 
 def listed(names: Sequence[str]) -> str:

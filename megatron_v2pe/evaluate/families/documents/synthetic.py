@@ -67,3 +67,10 @@ def _document_file(rows: Sequence[Mapping[str, Any]], truths: Sequence[str], typ
         for row, answer in zip(rows, truths, strict=True)
     ]
     return {"dataset_name": "made up", "dataset_version": "1.0", "dataset_split": "val", "data": data}
+
+
+SAMPLE_ITEMS: dict[str, list[dict[str, Any]]] = {
+    "docvqa": [{"answers": ["12 March", ""]}],
+    "chartqa": [{"answers": "10"}, {"answers": ["5%", "Blue"]}],
+}
+"""Name of each scorer of the family -> items it can be given, without `prediction`; tests add odd answers to them."""

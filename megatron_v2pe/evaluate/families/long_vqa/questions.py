@@ -37,6 +37,7 @@ class LongVqa(Benchmark):
     """One task at one length."""
 
     scorer = "longvqa"
+    packages = (*Benchmark.packages, "english_words")
     published_count_note = "Long-VQA's files one by one; all 85 together are about 141,000"
     max_tiles = 12
     thumbnail = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron_v2pe.workshop.synthetic.benchmarks import SETS, Maker
 
 IMAGE_TASKS = ("deepform", "docvqa", "infovqa", "kleistercharity", "svqa", "visualmrc")
@@ -42,3 +44,27 @@ def _longvqa(make: Maker) -> None:
         )
     begin = 16 if end == 32 else end - 8
     make.lines(f"dataset/val/long_vqa_{end}k/val_long_vqa_{task}_{begin}_{end}.jsonl", rows)
+
+
+SAMPLE_ITEMS: dict[str, list[dict[str, Any]]] = {
+    "longvqa": [
+        {"task": task, "answer": "3 dogs"}
+        for task in (
+            "chartqa",
+            "docvqa",
+            "deepform",
+            "tabfact",
+            "svqa",
+            "wikitablequestions",
+            "textvqa",
+            "textcaps",
+            "?",
+        )
+    ],
+    "longvqa_metric": [
+        {"metric": metric, "answer": "the cats are"}
+        for metric in "ACC F1 WTQ ANLS_DUE EACC RACC CACC ANLS TEXTVQA BLEU1 BLEU2 BLEU3 BLEU4 CIDER ROUGE".split()
+    ],
+    "longvqa_rectify": [{"task": task} for task in ("gqa", "svqa", "tabfact", "docvqa")],
+}
+"""Name of each scorer of the family -> items it can be given, without `prediction`; tests add odd answers to them."""

@@ -47,6 +47,7 @@ class MileBench(Benchmark):
     """One set."""
 
     scorer = "milebench"
+    packages = (*Benchmark.packages, "rouge")
     max_new_tokens = 32
     dynamic_tiling = False
     item_fields = ("dataset", "kind", "answer", "choices", "n_images")

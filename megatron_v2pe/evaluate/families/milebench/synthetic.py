@@ -51,3 +51,14 @@ def _milebench(make: Maker) -> None:
         "task_instruction": ["Look at the pictures and answer.", "Given pictures, say what is asked."],
     }
     make.json(f"{folder}/{dataset}.json", {"meta_data": meta, "data": samples})
+
+
+SAMPLE_ITEMS: dict[str, list[dict[str, Any]]] = {
+    "milebench": [
+        {"kind": "rouge", "answer": "a cat. sat", "n_images": 3},
+        {"kind": "needle", "answer": "12ab", "n_images": 40},
+        {"kind": "mmcoqa", "answer": "12ab"},
+        {"kind": "multichoice", "answer": "the dog", "choices": ["cat", "the dog", "3.5"], "n_images": 9},
+    ],
+}
+"""Name of each scorer of the family -> items it can be given, without `prediction`; tests add odd answers to them."""

@@ -68,3 +68,13 @@ def _needle(make: Maker, images: str, task: str, needle: str, number: int, lengt
             "choices_image_path": pictures,
         },
     }
+
+
+SAMPLE_ITEMS: dict[str, list[dict[str, Any]]] = {
+    "mm_niah": [
+        {"task": "retrieval-image-val", "answer": 1, "context_length": 5000, "placed_depth": 0.5},
+        {"task": "counting-text-val", "answer": [1, 2], "context_length": 500, "placed_depth": [0.1, 1.0]},
+        {"task": "reasoning-text-val", "answer": "four cats", "context_length": 99_000, "placed_depth": 1.0},
+    ],
+}
+"""Name of each scorer of the family -> items it can be given, without `prediction`; tests add odd answers to them."""

@@ -43,6 +43,7 @@ class MmBench(Benchmark):
     """Columns the server's table lacks."""
     prediction_column: int = 6
     """Where `prediction` stands in it, counted from 0."""
+    packages = (*Benchmark.packages, "openpyxl")
     max_tiles = FAMILY_TILES
     item_fields = ("index", "options", "answer", "category", "l2-category")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+from typing import Any
 
 from megatron_v2pe.workshop.synthetic.benchmarks import SETS, Maker, png
 
@@ -48,3 +49,13 @@ def _mmbench(make: Maker) -> None:
         writer = csv.DictWriter(stream, columns, delimiter="\t", lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
+
+
+_SAMPLE_OPTIONS = {"A": "cat", "B": "the dog", "C": "3.5"}
+SAMPLE_ITEMS: dict[str, list[dict[str, Any]]] = {
+    "mmbench": [
+        {"options": _SAMPLE_OPTIONS, "answer": "B", "index": 1},
+        {"options": _SAMPLE_OPTIONS, "answer": "C", "index": 1_000_001},
+    ],
+}
+"""Name of each scorer of the family -> items it can be given, without `prediction`; tests add odd answers to them."""

@@ -54,6 +54,7 @@ class Mmmu(Benchmark):
     """What the three splits have in common."""
 
     split: str
+    packages = (*Benchmark.packages, "pyarrow")
     max_tiles = FAMILY_TILES
     max_new_tokens = 10
     item_fields = ("data_id", "question_type", "options", "answer")

@@ -45,3 +45,17 @@ def _mmmu(make: Maker) -> None:
             make.table(f"{folder}/{split}-00000-of-00001.parquet", rows, images)
         else:
             make.lines(f"{folder}/{split}.jsonl", rows)
+
+
+_SAMPLE_OPTIONS = {"A": "cat", "B": "the dog", "C": "3.5"}
+SAMPLE_ITEMS: dict[str, list[dict[str, Any]]] = {
+    "mmmu": [
+        {"question_type": "multiple-choice", "options": _SAMPLE_OPTIONS, "answer": "B"},
+        {"question_type": "open", "answer": ["3.5", "a"]},
+    ],
+    "mmmu_full": [
+        {"data_id": "validation_Art_1", "question_type": "multiple-choice", "answer": "B"},
+        {"data_id": "validation_Math_2", "question_type": "short-answer", "answer": "3.5"},
+    ],
+}
+"""Name of each scorer of the family -> items it can be given, without `prediction`; tests add odd answers to them."""

@@ -30,3 +30,9 @@ def _pope(make: Maker) -> None:
             )
         make.lines(f"data/pope/coco/coco_pope_{category}.json", labels)
     make.lines("data/pope/llava_pope_test.jsonl", rows)
+
+
+SAMPLE_ITEMS: dict[str, list[dict[str, Any]]] = {
+    "pope": [{"answer": "yes", "category": "random"}, {"answer": "no", "category": "popular"}],
+}
+"""Name of each scorer of the family -> items it can be given, without `prediction`; tests add odd answers to them."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron_v2pe.workshop.synthetic.benchmarks import SETS, Maker
 
 
@@ -22,3 +24,10 @@ def _scienceqa(make: Maker) -> None:
             }
         )
     make.lines("data/scienceqa/scienceqa_test_img.jsonl", rows)
+
+
+_SAMPLE_OPTIONS = {"A": "cat", "B": "the dog", "C": "3.5"}
+SAMPLE_ITEMS: dict[str, list[dict[str, Any]]] = {
+    "scienceqa": [{"options": _SAMPLE_OPTIONS, "answer": "B"}],
+}
+"""Name of each scorer of the family -> items it can be given, without `prediction`; tests add odd answers to them."""

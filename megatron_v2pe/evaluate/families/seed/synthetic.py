@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron_v2pe.workshop.synthetic.benchmarks import LETTERS, SETS, Maker
 
 _ASK_LETTER = "Answer with the option's letter from the given choices directly."
@@ -33,3 +35,9 @@ def _seed(make: Maker) -> None:
     types = {"Scene Understanding": 1, "Instance Identity": 2, "Action Recognition": 10}
     make.json("data/SEED/SEED-Bench.json", {"question_type": types, "questions": official})
     make.lines("data/SEED/seed.jsonl", rows)
+
+
+SAMPLE_ITEMS: dict[str, list[dict[str, Any]]] = {
+    "seed": [{"answer": "A", "question_type_id": 1}, {"answer": "B", "question_type_id": 12}],
+}
+"""Name of each scorer of the family -> items it can be given, without `prediction`; tests add odd answers to them."""

@@ -148,6 +148,7 @@ class VideoMme(Benchmark):
     """Without subtitles."""
 
     title = "Video-MME"
+    packages = (*Benchmark.packages, "pyarrow")
     scorer = "mmbench"
     published_count = PublishedCount(2700, "Video-MME's paper: 900 videos, three questions each")
     max_new_tokens = 16

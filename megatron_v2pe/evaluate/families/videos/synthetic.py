@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from megatron_v2pe.workshop.synthetic.benchmarks import SETS, Maker
 
 _MVBENCH = {
@@ -72,3 +74,9 @@ def _videomme(make: Maker) -> None:
         make.table("data/Video-MME/videomme/test-00000-of-00001.parquet", rows)
     else:
         make.lines("data/Video-MME/videomme/test.jsonl", rows)
+
+
+SAMPLE_ITEMS: dict[str, list[dict[str, Any]]] = {
+    "mvbench": [{"answer": "(A) The man.", "task_type": "State Change"}],
+}
+"""Name of each scorer of the family -> items it can be given, without `prediction`; tests add odd answers to them."""

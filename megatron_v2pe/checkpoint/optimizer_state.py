@@ -1,4 +1,4 @@
-"""Saving and loading the optimizer's state in a distributed checkpoint, with three faults of Megatron-Core 0.16 avoided.
+"""Saving and loading an optimizer's state in a distributed checkpoint, around three faults of Megatron-Core 0.16.
 
 Without apex or Transformer Engine the inner optimizer is PyTorch's AdamW, which keeps a step count per parameter, and
 the distributed optimizer then (1) asserts that state exists before it is described for loading, (2) looks for a "step"

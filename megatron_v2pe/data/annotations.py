@@ -82,7 +82,7 @@ class Dataset:
     exif_rotation: bool = False
     """Whether pictures are turned as their camera noted: see `Opening`."""
     image_operations: tuple[str, ...] = ()
-    """Names of further image operations, applied in this order (`data.image_operations`)."""
+    """Further image operations, applied in this order, as `data.image_operations.read_operations` returns them."""
 
     @property
     def opening(self) -> Opening:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from megatron_v2pe.data.annotations import Dataset
-from megatron_v2pe.data.image_operations import Opening, checked_names
+from megatron_v2pe.data.image_operations import ListedOperation, Opening, read_operations
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.media_fields import is_path
@@ -39,7 +39,7 @@ class _Entry:
     dynamic_image_size: bool | None = None
     transparency: Literal["drop", "white", "black"] = "drop"
     exif_rotation: bool = False
-    image_operations: tuple[str, ...] = ()
+    image_operations: tuple[ListedOperation, ...] = ()
     weight: Annotated[float, Range(0, _LARGEST_WEIGHT)] | None = None
     length: Any = None
     """A note for people; it is compared with nothing."""
@@ -147,7 +147,7 @@ def read_entry(name: str, entry: Any, path: str | Path) -> Dataset:
         dynamic_image_size=read.dynamic_image_size,
         transparency=read.transparency,
         exif_rotation=read.exif_rotation,
-        image_operations=checked_names(read.image_operations, where),
+        image_operations=read_operations(read.image_operations, where),
     )
 
 
@@ -174,16 +174,16 @@ def read_openings(path: str | Path) -> dict[str, Opening]:
 
 
 def read_image_operations(path: str | Path) -> dict[str, tuple[str, ...]]:
-    """Return the names of further image operations of each data set of a data list.
+    """Return the further image operations of each data set of a data list, as `read_operations` does.
 
     Raises:
-        ConfigError: the list cannot be read, or `image_operations` is not a list of names that are known.
+        ConfigError: the list cannot be read, or `image_operations` is not a list of operations that are known.
     """
     found = dict[str, tuple[str, ...]]()
     for name, entry in read_entries(path).items():
         where = f"{printable(path)}: dataset {name!r}"
-        names = Fields(entry, where, ConfigError).get("image_operations", tuple[str, ...], ())
-        found[name] = checked_names(names, where)
+        names = Fields(entry, where, ConfigError).get("image_operations", tuple[ListedOperation, ...], ())
+        found[name] = read_operations(names, where)
     return found
 
 

@@ -7,12 +7,13 @@
 | `pad_to_square` | `whole` | the setting `data.pad2square` |
 | `jpeg` | `tile` | the field `data_augment` of a data list |
 | `enlarge` | `rgb` | a question of a benchmark (`evaluate/prompting.py`) |
-| every other one | its own | its name in the field `image_operations` of a data list |
+| every other one | its own | the field `image_operations` of a data list: its name, or an object with its parameters |
 
 The list of a data set's operations is built once (`operations_of`) and travels with every picture
 (`Picture.operations`); the code in between does not know what is in it. **To add one**, write a frozen dataclass that
 derives from `ImageOperation`, with `@image_operation("name")` before it, here or in the file `image_operations.py` of
-a plugin folder (`base/plugins.py`), and name it in a data list. The pixels of a picture depend on its file, its
+a plugin folder (`base/plugins.py`), and name it in a data list: `"jitter"`, or `{"name": "jitter", "strength": 0.2}` to
+set fields of the dataclass, which are checked against their types. The pixels of a picture depend on its file, its
 operations and its key alone, so that a resumed run reads the same ones.
 
 The last step, the normalisation, is not in the list: it happens on the device (`kernels/tiles.py`), with the numbers of
@@ -22,9 +23,10 @@ The last step, the normalisation, is not in the list: it happens on the device (
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, TypeVar
+from dataclasses import dataclass, is_dataclass
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from PIL import Image
 
@@ -32,6 +34,9 @@ from megatron_v2pe.base.keyed_random import uniform
 from megatron_v2pe.base.plugins import Registry
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign import images as foreign
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import typed
+from megatron_v2pe.foreign.text import parse_json
 
 NORMALISATION: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -104,18 +109,41 @@ def image_operation(name: str) -> Callable[[AnyOperation], AnyOperation]:
     return add
 
 
-def checked_names(names: tuple[str, ...], where: str) -> tuple[str, ...]:
-    """Return the names of further operations, all of which have to be known.
+ListedOperation = str | dict[str, Any]
+"""A further operation as a data list has it: a name, or an object of its `name` and of fields of its dataclass."""
+
+
+def read_operations(listed: Sequence[ListedOperation], where: str) -> tuple[str, ...]:
+    """Return further operations as text, which manifests, states of runs and comparisons have; all have to be known.
+
+    The text of a bare name is the name. That of an object is its JSON, the fields in the order of their names.
 
     Raises:
-        ConfigError: begins with `where`, and names the nearest.
+        ConfigError: an operation is unknown (names the nearest), or lacks a field, has an unknown one or one of another
+            type; begins with `where`.
     """
-    for name in names:
+    texts = tuple(one if isinstance(one, str) else json.dumps(one, sort_keys=True) for one in listed)
+    for text in texts:
         try:
-            IMAGE_OPERATIONS.get(name)
+            _operation(text)
         except ConfigError as error:
             raise ConfigError(f"{where}: image_operations: {error}") from None
-    return names
+    return texts
+
+
+def _operation(text: str) -> ImageOperation:
+    """Make the operation of a text that `read_operations` returns.
+
+    Raises:
+        ConfigError: it is unknown, or its fields are wrong.
+    """
+    content = parse_json(text, "an operation", ConfigError) if text.startswith("{") else {"name": text}
+    values = dict(content)
+    name = values.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{printable(text)[:100]}: found no name of an operation in the field 'name'")
+    kind = IMAGE_OPERATIONS.get(name)
+    return typed(kind, values, name, ConfigError) if is_dataclass(kind) else kind()
 
 
 def operations_of(
@@ -130,17 +158,17 @@ def operations_of(
         opening: how files become RGB; by default as in the published code.
         pad_to_square: the setting `data.pad2square`. As in the published code, augmented images are not padded.
         augment: the field `data_augment` of a data list.
-        further: names of further operations, as the field `image_operations` of a data list has them.
+        further: further operations, as `read_operations` returns them.
 
     Raises:
-        ConfigError: there is no operation of such a name; names the nearest.
+        ConfigError: there is no operation of such a name (names the nearest), or its fields are wrong.
     """
     found = list(() if opening is None else opening.operations)
     if pad_to_square and not augment:
         found.append(PadToSquare())
     if augment:
         found.append(JpegAugmentation())
-    return (*found, *(IMAGE_OPERATIONS.get(name)() for name in further))
+    return (*found, *(_operation(text) for text in further))
 
 
 def apply_all(operations: Operations, stage: Stage, image: Image.Image, facts: ImageFacts) -> Image.Image:
@@ -158,8 +186,8 @@ def names_of(operations: Operations) -> tuple[str, ...]:
 
 @image_operation("transparency")
 @dataclass(frozen=True)
-class OnGround(ImageOperation):
-    """Lay a picture with transparent pixels on a ground of one colour, in place of showing what is under them."""
+class LayOnColour(ImageOperation):
+    """Lay a picture with transparent pixels on white or black; otherwise the colours under these pixels would show."""
 
     stage: ClassVar[Stage] = "opened"
     ground: Literal["white", "black"] = "white"
@@ -277,7 +305,7 @@ class Opening:
     @property
     def operations(self) -> Operations:
         """Return the operations that these settings ask for."""
-        ground = () if self.transparency == "drop" else (OnGround(self.transparency),)
+        ground = () if self.transparency == "drop" else (LayOnColour(self.transparency),)
         return (*ground, *((ExifRotation(),) if self.exif_rotation else ()))
 
     @classmethod
@@ -285,7 +313,7 @@ class Opening:
         """Return the settings that ask for what opens files among these operations."""
         turned = any(isinstance(item, ExifRotation) for item in operations)
         for item in operations:
-            if isinstance(item, OnGround):
+            if isinstance(item, LayOnColour):
                 return cls(item.ground, turned)
         return cls(exif_rotation=turned)
 

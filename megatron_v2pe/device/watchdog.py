@@ -1,9 +1,9 @@
 """When one process of a run ends, all end: a thread of every process sees what its main thread, which waits, cannot.
 
 Each process says every second, in the run's store, that it lives and how far it is. Rank 0 looks at all of them, the
-others at rank 0. A process that has said nothing for the timeout, or a run without progress for as long, is ended. What ended a
-run is written once, as JSON, where all look: they end with the same status, and one of them says why. When nothing
-moved, every process first shows what its threads were doing.
+others at rank 0. A process that has said nothing for the timeout, or a run without progress for as long, is ended.
+What ended a run is written once, as JSON, where all look: they end with the same status, and one of them says why. When
+nothing moved, every process first shows what its threads were doing.
 """
 
 from __future__ import annotations

@@ -6,9 +6,10 @@ process that writes answers therefore keeps a note, `asking-NNNNN.json`, of what
 ended over which question. Notes that are there when a run begins are those of runs that were ended. A question found in
 one is asked last and alone; found twice, it is recorded as failed and not asked again.
 
-Any kill leaves notes, also one by an impatient user. That does no harm: it takes two crashes at the same question to
-give it up, and two kills by hand do not meet the same question by chance. A run that is interrupted from the keyboard, or stops with a message, leaves none. A note has a checksum: a
-damaged one could give a question up that nobody has asked, and is refused.
+Any kill leaves notes, also one by an impatient user. That does no harm: a question is given up after two kills, and two
+kills by hand do not meet the same question by chance, since it is asked last the second time. A run that is interrupted
+from the keyboard, or stops with a message, leaves none. A note has a checksum: a damaged one could give a question up
+that nobody has asked, and is refused.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from megatron_v2pe.evaluate.scorers import Item, Judgement, Mode, Scorer, Summar
 class JudgedAnswers:
     """The questions of a run with their answers, judged when a mode is first asked for.
 
-    A question without an answer, and one that ended in an error, counts as answered by nothing.
+    A question without an answer, and one that ended in an error, is scored as an empty answer.
     """
 
     def __init__(self, benchmark: Benchmark, questions: Sequence[Question], answers: Sequence[Answer | None]) -> None:

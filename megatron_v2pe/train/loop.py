@@ -31,7 +31,7 @@ from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.metrics import StepMetrics
 from megatron_v2pe.train.optimizer_step import take_step
 from megatron_v2pe.train.signals import StopRequest
-from megatron_v2pe.train.step import Conclusion, conclude, run_micro_batches
+from megatron_v2pe.train.step import StepResult, finish_step, run_micro_batches
 from megatron_v2pe.train.step_ahead import StepData, StepDataReader
 from megatron_v2pe.train.writers import MetricsLog
 
@@ -106,7 +106,7 @@ class Trainer:
             return False
         return True
 
-    def step(self, iteration: int, data: StepData, began: float, stop: StopRequest) -> tuple[StepMetrics, Conclusion]:
+    def step(self, iteration: int, data: StepData, began: float, stop: StopRequest) -> tuple[StepMetrics, StepResult]:
         """Do one optimizer step.
 
         Args:
@@ -125,7 +125,7 @@ class Trainer:
         loss = run_micro_batches(self.model, batches, self.num_micro_batches, totals.denominator)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         grad_norm = take_step(self.optimizer)
-        end = conclude(loss, grad_norm, self.device.peak_memory_bytes(), stop.asked)
+        end = finish_step(loss, grad_norm, self.device.peak_memory_bytes(), stop.asked)
         _check_finite("loss", end.loss, iteration + 1)
         _check_finite("norm of the gradients", end.grad_norm, iteration + 1)
         self.scheduler.step(increment=1)
@@ -150,7 +150,7 @@ class Trainer:
             index += 1
 
     def _measured(
-        self, iteration: int, data: StepData, end: Conclusion, learning_rate: float, seconds: float
+        self, iteration: int, data: StepData, end: StepResult, learning_rate: float, seconds: float
     ) -> StepMetrics:
         totals = data.totals
         flop = self.cost.flop(totals.tokens, totals.squares, totals.tiles, totals.supervised)

@@ -1,4 +1,4 @@
-"""Recompute by memory: what a run is estimated to take on each pipeline stage, and what it keeps where there is room.
+"""What a run recomputes so that a step fits into its card, by the estimate of `models/memory.py` for each stage.
 
 Everything here is decided from settings, the model's sizes and one number of bytes, so that all ranks decide alike.
 """

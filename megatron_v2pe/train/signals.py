@@ -1,7 +1,7 @@
 """Signals that stop a run: every rank finishes the same step, saves and ends.
 
 SIGTERM, SIGUSR1 and SIGHUP come from schedulers and closed terminals, SIGINT from Ctrl-C. A second Ctrl-C ends the
-process at once. What ranks ask for travels with the other numbers of a step (`train.step.conclude`).
+process at once. What ranks ask for travels with the other numbers of a step (`train.step.finish_step`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Forward and backward of one training step through Megatron-Core's schedules, with one loss; and its one read.
+"""Forward and backward of a training step by Megatron-Core's schedules, and how its numbers reach the host, once.
 
 The loss is the weighted sum of token losses divided by the sum of weights over all micro-batches and data-parallel
 ranks; context-parallel ranks add what their own tokens give. The denominator is known before the first forward pass,
@@ -6,8 +6,8 @@ so every micro-batch contributes a plain sum and gradients are summed, never ave
 count is an integer and cannot carry weights.)
 
 Nothing of a step is read by the host while it runs. At its end all ranks add up one short vector, which holds all there
-is to know of it, and read that: `conclude`. Under pipeline parallelism Megatron-Core's stages also read the shapes they
-send each other, a wait in every exchange of theirs.
+is to know of it, and read that: `finish_step`. Under pipeline parallelism Megatron-Core's stages also read the shapes
+that they send each other, a wait in every exchange of theirs.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from megatron_v2pe.models.micro_batch import MicroBatch
 
 
 @dataclass(frozen=True)
-class Conclusion:
+class StepResult:
     """What all ranks know of a step once it is done."""
 
     loss: float
     """Loss of the whole step."""
     grad_norm: float
-    """Norm of the gradients before clipping, of the first rank; not finite where that of any rank is not."""
+    """Norm of all gradients before clipping, as rank 0 has it; NaN or infinite if it is so on any rank."""
     peak_memory_bytes: int
     """Peak memory of the rank that needed most."""
     asked: tuple[bool, ...]
-    """For each request a rank may make (`conclude`), whether any rank has made it."""
+    """For each request a rank may make (`finish_step`), whether any rank has made it."""
 
 
 def run_micro_batches(
@@ -74,11 +74,12 @@ def run_micro_batches(
     share = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
     for report in reports:
         share += report.to(torch.float64)
-    # Tensor-parallel ranks have the same loss; times zero, so that one that is not finite is seen whoever has it.
+    # Tensor-parallel ranks have the same loss, so only the first one's counts. The others' times zero adds 0, or NaN
+    # where a rank's own loss is not finite.
     return share if parallel_state.get_tensor_model_parallel_rank() == 0 else share * 0
 
 
-def conclude(loss_share: Tensor, grad_norm: Tensor, memory_bytes: int, asked: Iterable[bool]) -> Conclusion:
+def finish_step(loss_share: Tensor, grad_norm: Tensor, memory_bytes: int, asked: Iterable[bool]) -> StepResult:
     """Add up what the ranks have to say of a step, in one exchange, and read it: the wait for the step's end.
 
     Args:
@@ -97,7 +98,7 @@ def conclude(loss_share: Tensor, grad_norm: Tensor, memory_bytes: int, asked: It
     dist.all_reduce(numbers)
     loss, norm, *others = numbers.tolist()
     made, memory = others[: len(requests)], others[len(requests) :]
-    return Conclusion(loss, norm, int(max(memory)), tuple(count > 0 for count in made))
+    return StepResult(loss, norm, int(max(memory)), tuple(count > 0 for count in made))
 
 
 def forward_backward(

@@ -4,6 +4,8 @@ One thread reads one step ahead and no further, in the same order on every rank,
 The first step is read by the caller itself, whose children the readers of the loader become: they end with the thread
 started them. What has been consumed is noted with each step (`Consumed`), not by the loader, which is a step ahead.
 An error comes where its step would have come.
+
+`generate/steps_ahead.py`, another idea, writes several tokens of an answer before the host reads any.
 """
 
 from __future__ import annotations

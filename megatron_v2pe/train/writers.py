@@ -208,7 +208,7 @@ def check_writers(config: LoggingConfig) -> None:
     """Refuse, before it starts, a run one of whose writers could not be opened.
 
     Raises:
-        ConfigError: a writer that is none, or one that needs a package that is missing.
+        ConfigError: no writer has such a name, or the package that a writer needs is missing.
     """
     for writer in chosen_writers(config, keeps_files=True):
         writer.check()

@@ -104,7 +104,7 @@ class IndexedSet:
     opening: Opening = AS_PUBLISHED
     """How its image files become RGB; written only where it is not as published."""
     image_operations: tuple[str, ...] = ()
-    """Names of its further image operations; written only where there are some."""
+    """Its further image operations, see `data.image_operations.read_operations`; written only where there are some."""
 
     def __len__(self) -> int:
         """Return the number of samples."""

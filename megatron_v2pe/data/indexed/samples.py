@@ -17,7 +17,7 @@ from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.encode import ModelFacts
-from megatron_v2pe.data.image_operations import Opening, Operations, PadToSquare, checked_names, operations_of
+from megatron_v2pe.data.image_operations import Opening, Operations, PadToSquare, operations_of, read_operations
 from megatron_v2pe.data.indexed import layout
 from megatron_v2pe.data.indexed.checksums import REMEDY
 from megatron_v2pe.data.indexed.files import FileStore
@@ -190,7 +190,7 @@ class IndexedSamples:
         """
         self._samples.check_all()
         for entry in self.manifest.datasets:
-            checked_names(entry.image_operations, f"data.indexed_path {self.folder}: data set {entry.name!r}")
+            read_operations(entry.image_operations, f"data.indexed_path {self.folder}: data set {entry.name!r}")
         ours, theirs = settings_of(config, tokenizer, facts), self.manifest.settings
         differing = [f"{name} {theirs.get(name)} (now {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
         if tokenizer.fingerprint != self.manifest.tokenizer_sha256:

@@ -1,4 +1,4 @@
-"""Which slots of a fixed order are still free: the first free one from a slot on, if wished one that is light enough.
+"""Find the first free slot at or behind a given one; on request, the first whose load is below a limit.
 
 Both classes answer the same two calls; a slot is taken once and never given back. `FreeSlots` knows no loads and is the
 faster one. `FreeSlotsByLoad` keeps a load for each slot and passes over those above a limit.
@@ -16,7 +16,8 @@ _TAKEN = 1 << 62
 class FreeSlots:
     """Slots 0 to n-1. Each points at itself while it is free and at a later slot once it is taken.
 
-    A search follows the pointers and halves the way it went, so that the next search is shorter.
+    A search follows the pointers, and lets each slot on its way point to the next but one (path halving, as in
+    union-find), so that the next search is shorter.
     """
 
     def __init__(self, count: int) -> None:

@@ -1,4 +1,4 @@
-"""How much memory tensors take at the worst moment, counted tensor by tensor."""
+"""Measured memory: what tensors really take at the worst moment of a call, for tests of the estimates."""
 
 from __future__ import annotations
 

@@ -31,12 +31,13 @@ from megatron_v2pe.errors import ConfigError
 
 PLUGIN = '''"""Darken tiles by a random amount."""
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from PIL import Image
 
 from megatron_v2pe.base.keyed_random import uniform
 from megatron_v2pe.data.image_operations import ImageFacts, ImageOperation, Stage, image_operation
+from megatron_v2pe.foreign.schema import Range
 
 
 @image_operation("darken")
@@ -45,10 +46,11 @@ class Darken(ImageOperation):
     """Make a tile darker."""
 
     stage: ClassVar[Stage] = "tile"
+    step: Annotated[float, Range(0.01, 0.2)] = 0.1
 
     def apply(self, image: Image.Image, facts: ImageFacts) -> Image.Image:
         """Return a tile of a tenth to half of its brightness."""
-        share = 0.1 * (1 + uniform(5, *facts.key, purpose="darken"))
+        share = self.step * (1 + uniform(5, *facts.key, purpose="darken"))
         return image.point(lambda value: int(value * share))
 '''
 
@@ -120,6 +122,31 @@ def test_a_set_notes_further_operations_only_where_there_are_some(darken, tmp_pa
     del IMAGE_OPERATIONS._members["darken"]
     with pytest.raises(ConfigError, match=r"other: data set 'all': image_operations: no image operation 'darken'"):
         samples.check(case.encoder.config, tokenizer, case.encoder.facts)
+
+
+def test_an_operation_takes_parameters_from_the_list(darken, tmp_path, tokenizer):
+    case = with_operations(every_kind(tmp_path / "data", tokenizer), {"step": 0.02, "name": "darken"}, "darken")
+    [stated, bare] = [text for text in read_data_list(case.meta)[0].image_operations]
+    assert (stated, bare) == ('{"name": "darken", "step": 0.02}', "darken")
+    assert [one.step for one in operations_of(further=(stated, bare))] == [0.02, 0.1]
+    case.build(tmp_path / "set")
+    assert Manifest.read(tmp_path / "set").datasets[0].image_operations == (stated, bare)
+    IndexedPlan(IndexedSamples(tmp_path / "set"), case.encoder.config, 0, SkipLog(0))
+
+
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        ({"name": "darken", "step": 2.0}, "darken: step: found 2.0, expected between 0.01 and 0.2"),
+        ({"name": "darken", "stepp": 0.1}, "darken: unknown field 'stepp'; expected step"),
+        ({"step": 0.1}, "found no name of an operation"),
+        ({"name": "darkn"}, "no image operation 'darkn'"),
+    ],
+)
+def test_wrong_parameters_are_refused_by_name(darken, tmp_path, tokenizer, listed, message):
+    case = with_operations(every_kind(tmp_path / "data", tokenizer), listed)
+    with pytest.raises(ConfigError, match=message):
+        read_data_list(case.meta)
 
 
 def test_the_state_of_a_run_notes_further_operations_only_where_there_are_some(darken, tmp_path, tokenizer):

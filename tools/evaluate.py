@@ -59,6 +59,7 @@ def _look(
     from megatron_v2pe.errors import ConfigError
     from megatron_v2pe.evaluate.benchmark import check_all
     from megatron_v2pe.evaluate.benchmark_names import create, expand
+    from megatron_v2pe.evaluate.scorer_names import scorer_of
     from megatron_v2pe.generate.load import load_request
     from megatron_v2pe.v2pe.settings import parse_stride
 
@@ -69,6 +70,9 @@ def _look(
     for stride in [*strides, *strides[:1]]:  # each is looked at; it is opened at the first
         request = request.at_stride(stride)
     benchmarks = [create(name, arguments.mode) for name in expand(arguments.benchmarks, arguments.root)]
+    for benchmark in benchmarks:
+        if benchmark.scorer is not None:
+            scorer_of(benchmark.scorer)  # a scorer that is missing is said before anything is asked
     check_all(benchmarks, arguments.root)  # what is missing is said before the model is loaded
     return request, strides, benchmarks
 

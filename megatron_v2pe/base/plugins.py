@@ -21,6 +21,7 @@ Megatron-Core, and no line of ours names a family. A folder may have any of thes
 | `questions.py` | a benchmark | `BENCHMARKS` in `evaluate/benchmark_registry.py` |
 | `scorer.py` | its scorers | none: `evaluate/scorer_names.py` imports the files |
 | `synthetic.py` | a made-up set of it | `SETS` in `workshop/synthetic/benchmarks.py` |
+| `loss_weights.py` | a weighting of the loss | `LOSS_REDUCTIONS` in `data/loss_weights.py` |
 | `image_operations.py` | changes of an image | `IMAGE_OPERATIONS` in `data/image_operations.py` |
 | `optimizer.py`, `schedule.py` | how weights change | `OPTIMIZERS`, `SCHEDULES` in `train/optimizers/settings.py` |
 | `writer.py` | a log writer | `WRITERS` in `train/writers.py` |
@@ -34,12 +35,15 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import entry_points
+from keyword import iskeyword
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, Generic, TypeVar, cast
 
 from megatron_v2pe.base.suggest import did_you_mean
@@ -172,10 +176,29 @@ def _part(package: str, part: str, is_ours: bool) -> ModuleType | None:
     name = f"{package}.{part}"
     try:
         return importlib.import_module(name) if importlib.util.find_spec(name) is not None else None
-    except Exception as error:  # anything: it is code of somebody else's
+    except (Exception, SystemExit) as error:  # anything: it is code of somebody else's
         if is_ours:
             raise
-        raise ConfigError(f"family {package}: {part}.py fails: {type(error).__name__}: {printable(error)}") from error
+        raise ConfigError(f"family {package}: {part}.py fails: {_what_failed(package, error)}") from error
+
+
+def _what_failed(package: str, error: BaseException) -> str:
+    """Return an error in words, with the file and the line of the family that raised it."""
+    loaded = sys.modules.get(package)
+    folder = Path(getattr(loaded, "__file__", None) or package).parent
+    if isinstance(error, SyntaxError):
+        place = f"{error.filename}:{error.lineno}" if error.filename and error.lineno else str(folder)
+    else:
+        frames = [
+            (code.co_filename, line) for code, line in _frames(error) if Path(code.co_filename).is_relative_to(folder)
+        ]
+        place = f"{frames[-1][0]}:{frames[-1][1]}" if frames else str(folder)
+    return f"{type(error).__name__}: {printable(error)}, at {printable(place)}"
+
+
+def _frames(error: BaseException) -> Iterator[tuple[CodeType, int]]:
+    """Yield the code and the line of every frame that an error came through, the innermost last."""
+    return ((frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__))
 
 
 @cache
@@ -199,19 +222,30 @@ def _package(folder: Path) -> str:
     folder = folder.resolve()
     name, start = folder.name, folder / "__init__.py"
     if not start.is_file():
-        raise ConfigError(f"{VARIABLE}: {printable(folder)}: no folder of a family, which holds an __init__.py")
+        found = "" if folder.is_dir() else "; there is no such folder"
+        raise ConfigError(f"{VARIABLE}: {printable(folder)}: no folder of a family, which holds an __init__.py{found}")
     loaded = sys.modules.get(name)
     if loaded is not None and getattr(loaded, "__file__", None) == str(start):
         return name
-    if not name.isidentifier() or loaded is not None or importlib.util.find_spec(name) is not None:
-        raise ConfigError(f"{VARIABLE}: {printable(folder)}: a package named {name} is there already, or cannot be")
+    if not name.isidentifier() or iskeyword(name):
+        usable = re.sub(r"[^0-9A-Za-z_]", "_", name)
+        raise ConfigError(
+            f"{VARIABLE}: {printable(folder)}: a folder of this name cannot be imported; use letters, digits "
+            f"and underscores, such as {usable!r}"
+        )
+    taken = importlib.util.find_spec(name) if loaded is None else loaded.__spec__
+    if loaded is not None or taken is not None:
+        place = f" ({printable(taken.origin)})" if taken is not None and taken.origin is not None else ""
+        raise ConfigError(
+            f"{VARIABLE}: {printable(folder)}: a package named {name} is there already{place}; rename the folder"
+        )
     spec = importlib.util.spec_from_file_location(name, start, submodule_search_locations=[str(folder)])
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ConfigError(f"{printable(start)}: {type(error).__name__}: {printable(error)}") from error
     return name

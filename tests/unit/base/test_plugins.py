@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import cache
+from importlib.metadata import EntryPoint
 
 import pytest
 
-from megatron_v2pe.base.plugins import FAMILIES, VARIABLE, Registry
+from megatron_v2pe.base import plugins
+from megatron_v2pe.base.plugins import FAMILIES, GROUP, VARIABLE, Registry
 from megatron_v2pe.errors import ConfigError
 
 
@@ -82,3 +86,59 @@ def test_folders_that_are_no_families(tmp_path, colours, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(tmp_path / "json"))
     with pytest.raises(ConfigError, match="json: a package named json is there already"):
         colours.names()
+
+
+def test_a_failure_names_the_file_and_the_line(family, colours):
+    folder = family("family_c", "def fails():\n    return 1 / 0\n\n\nfails()\n")
+    with pytest.raises(
+        ConfigError, match=f"family family_c: colour.py fails: ZeroDivisionError: .*, at {folder}/colour.py:2$"
+    ):
+        colours.names()
+
+
+def test_a_syntax_error_names_the_file_and_the_line(family, colours):
+    folder = family("family_d", "x = 1\ndef (:\n")
+    with pytest.raises(
+        ConfigError, match=f"family family_d: colour.py fails: SyntaxError: .*, at {folder}/colour.py:2$"
+    ):
+        colours.names()
+
+
+@pytest.mark.parametrize(("text", "init"), [("raise SystemExit(0)", ""), ("", "raise SystemExit(0)")])
+def test_a_file_that_ends_the_program_is_named(family, colours, text, init):
+    family("family_e", text, init)
+    with pytest.raises(ConfigError, match=r"family_e.*SystemExit"):
+        colours.names()
+
+
+def test_a_name_that_cannot_be_imported_is_refused_with_another(family, colours):
+    family("family-f", "")
+    with pytest.raises(ConfigError, match="family-f: a folder of this name cannot be imported; .*such as 'family_f'"):
+        colours.names()
+
+
+def test_two_folders_of_one_name_are_both_named(family, colours, tmp_path, monkeypatch):
+    first, second = family("family_g", ""), tmp_path / "elsewhere" / "family_g"
+    second.mkdir(parents=True)
+    (second / "__init__.py").touch()
+    monkeypatch.setenv(VARIABLE, f"{first}{os.pathsep}{second}")
+    with pytest.raises(ConfigError, match=f"{second}: a package named family_g is there already .{first}/__init__.py."):
+        colours.names()
+
+
+def test_empty_parts_and_a_folder_named_twice_are_let_pass(family, colours, monkeypatch):
+    folder = family("family_h", "from colours_of_test import COLOURS\nCOLOURS.add('red', 1)\n")
+    monkeypatch.setenv(VARIABLE, f"{os.pathsep}{folder}/{os.pathsep}{folder}{os.pathsep}")
+    assert colours.names() == ("red",)
+
+
+def test_an_entry_point_is_a_family(tmp_path, colours, monkeypatch):
+    folder = tmp_path / "family_i"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "colour.py").write_text("from colours_of_test import COLOURS\nCOLOURS.add('blue', 1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    points = (EntryPoint("i", "family_i", GROUP),)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == GROUP else ())
+    monkeypatch.setattr(plugins, "_installed", cache(plugins._installed.__wrapped__))
+    assert colours.names() == ("blue",)

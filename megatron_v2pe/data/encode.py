@@ -27,7 +27,7 @@ VIDEO_PLACEHOLDER = "<video>"
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the data pipeline has to know about the checkpoint."""
+    """The facts about the checkpoint that the data pipeline has to know."""
 
     tile_size: int
     """Side of a tile in pixels."""

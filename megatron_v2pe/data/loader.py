@@ -40,7 +40,7 @@ READ_SECONDS = 1800.0
 
 
 class Plan(Protocol):
-    """Where packs come from."""
+    """A plan of packs: it gives the packs of the next step, and says which rank gets which."""
 
     @property
     def mixture(self) -> Mixture[Any]:

@@ -44,7 +44,7 @@ SourceType = TypeVar("SourceType", bound=Source)
 
 
 class Mixture(Generic[SourceType]):
-    """The stream of samples."""
+    """The order of the samples of all data sets, epoch after epoch, shuffled by a seed."""
 
     def __init__(self, datasets: Sequence[SourceType], seed: int, by_square_root: bool = False) -> None:
         """Describe the stream.

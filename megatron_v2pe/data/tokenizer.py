@@ -29,7 +29,7 @@ BOS, EOS = "<s>", "</s>"
 
 
 class Tokenizer:
-    """Text to ids and back."""
+    """A tokenizer: it turns text into token ids and ids back into text."""
 
     def __init__(self, model_file: str | Path, special: dict[str, int]) -> None:
         """Load a SentencePiece model.

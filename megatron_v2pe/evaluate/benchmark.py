@@ -44,7 +44,7 @@ class ImageRef:
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to be asked."""
+    """One question of a benchmark: the turns, the images, and what scoring needs."""
 
     id: str
     """Unique in its benchmark, the same in every run."""
@@ -84,7 +84,7 @@ class PublishedCount:
 
 
 class Benchmark(ABC):
-    """A benchmark."""
+    """A benchmark: where its files are, the questions it makes of them, and what its scorer reads."""
 
     name: str
     """Its name on the command line and in result files; `BENCHMARKS.register` sets it."""

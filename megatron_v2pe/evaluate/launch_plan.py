@@ -29,7 +29,7 @@ _NUMBER = re.compile("[1-9][0-9]*")
 
 @dataclass(frozen=True)
 class LaunchCommand:
-    """A script with what it was given."""
+    """An evaluation script with its arguments and its environment."""
 
     script: str
     """Its path as it was typed, for messages."""

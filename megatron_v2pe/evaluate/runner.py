@@ -55,7 +55,7 @@ class _Todo:
 
 @dataclass(frozen=True)
 class Runner:
-    """A model, ready to be asked."""
+    """A loaded model with all that is needed to ask it the questions of benchmarks."""
 
     pretrained: Pretrained
     tiling: TilingOptions

@@ -48,7 +48,7 @@ Recipes = Mapping[str, Callable[[], ExperimentConfig]]
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """What a command line asks for."""
+    """What the command line of `tools/train.py` asks for."""
 
     config: ExperimentConfig
     dry_run: bool = False

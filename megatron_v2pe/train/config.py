@@ -214,7 +214,7 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """A training run."""
+    """All settings of a training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The checkpoint to start from and what of it learns."""

@@ -30,7 +30,7 @@ _TEXT = ("input_ids", "labels", "loss_weights")
 
 
 class Loader(Protocol):
-    """What a feed reads from."""
+    """What a feed reads from: packs of this data-parallel rank without end."""
 
     def __iter__(self) -> Iterator[Batch]:
         """Iterate over this data-parallel rank's packs without end."""

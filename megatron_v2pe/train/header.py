@@ -18,7 +18,7 @@ from megatron_v2pe.train.memory import MemoryBudget, in_words, packs_per_step
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run begins."""
+    """Where a run begins: its weights, and the training checkpoint that it goes on from."""
 
     weights: Path
     """Megatron checkpoint folder the model comes from."""

@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One logged step."""
+    """The numbers of one logged step."""
 
     iteration: int
     loss: float
@@ -38,7 +38,7 @@ class StepMetrics:
 
 @dataclass
 class Rates:
-    """Averages over steps."""
+    """Time, tokens and work added up over steps, from which averages are computed."""
 
     seconds: float = 0.0
     tokens: int = 0

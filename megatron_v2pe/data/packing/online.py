@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Sized(Protocol):
-    """What can be packed."""
+    """Something that can be packed: it states its tokens and tiles."""
 
     @property
     def num_tokens(self) -> int:
@@ -25,7 +25,7 @@ Item = TypeVar("Item", bound=Sized)
 
 @dataclass
 class Pack(Generic[Item]):
-    """Documents of one pack."""
+    """The documents of one pack."""
 
     items: list[Item] = field(default_factory=list)
     tokens: int = 0

@@ -21,7 +21,7 @@ LARGEST = 1 << 31
 
 @dataclass(frozen=True)
 class PackBudgets:
-    """What a pack holds at most."""
+    """The most that a pack holds: tokens, tiles and padding."""
 
     max_tokens: int
     """Tokens of all documents, without padding."""

@@ -31,7 +31,7 @@ Verdict = Literal[
 
 @dataclass(frozen=True)
 class Check:
-    """A published average beside the mean of its columns."""
+    """A published average with the mean of its columns, to compare the two."""
 
     table: str
     model: str

@@ -34,7 +34,7 @@ class Average:
 
 @dataclass(frozen=True)
 class TableLayout:
-    """One of the two tables."""
+    """One of the report's two tables: its title and its columns."""
 
     name: str
     """Also of its CSV file."""

@@ -20,7 +20,7 @@ DEPTH_NAMES = tuple(f"{fifth / DEPTHS:g}-{(fifth + 1) / DEPTHS:g}" for fifth in 
 
 @dataclass(frozen=True)
 class Needle:
-    """A judged sample."""
+    """A judged sample of a needle task: its score, its length and its depth."""
 
     context_length: float
     """In tokens, as the file states it."""
@@ -32,7 +32,7 @@ class Needle:
 
 @dataclass(frozen=True)
 class NeedleGrid:
-    """Scores of a task."""
+    """The scores of a needle task by length and depth."""
 
     lengths: tuple[str, ...]
     """Names of the rows."""

@@ -46,7 +46,7 @@ class ReportPicture:
 
 @dataclass(frozen=True)
 class Points:
-    """A list of sentences."""
+    """A list of sentences, one a point."""
 
     sentences: tuple[str, ...]
 
@@ -67,7 +67,7 @@ class Section:
 
 @dataclass
 class ReportPage:
-    """A report."""
+    """A report: its title and its sections."""
 
     title: str
     sections: list[Section] = field(default_factory=list)

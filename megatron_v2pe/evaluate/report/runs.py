@@ -26,7 +26,7 @@ _STRIDE = re.compile("[0-9]{1,9}(/[1-9][0-9]{0,8})?")
 
 @dataclass(frozen=True)
 class Own:
-    """A file of the user's own questions a run was asked."""
+    """A file of the user's own questions that a run has answered."""
 
     name: str
     """Name of the folder of its answers."""
@@ -36,7 +36,7 @@ class Own:
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """One run."""
+    """One evaluated run: its folder, its settings and the benchmarks it has answers of."""
 
     name: str
     """Name of its row in the tables."""

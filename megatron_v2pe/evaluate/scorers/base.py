@@ -35,7 +35,7 @@ class ReferenceStopsError(DataError):
 
 @dataclass(frozen=True)
 class Scorer:
-    """One kind of item."""
+    """How items of one kind are scored: as the published code does it, and corrected."""
 
     name: str
     reference: Callable[[Item], Judgement]

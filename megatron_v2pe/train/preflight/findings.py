@@ -16,7 +16,7 @@ _NOT_LOOKED_AT = "values of the weights, pixels, other samples, the cards and pr
 
 @dataclass
 class Findings:
-    """What was found of a run."""
+    """What the checks before a run have found."""
 
     config: ExperimentConfig
     """Settings of the run, with the positions of an indexed set filled in."""

@@ -25,7 +25,7 @@ from megatron_v2pe.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Found:
-    """Documents to be looked at."""
+    """Documents that were found for inspection."""
 
     title: str
     documents: tuple[TrainingDocument, ...]

@@ -133,7 +133,7 @@ class PackView:
 
 @dataclass(frozen=True)
 class Viewer:
-    """What is to be known to read a document."""
+    """Makes views of packs and documents, with the settings and the tokenizer that this needs."""
 
     config: DataConfig
     tokenizer: Tokenizer

@@ -15,7 +15,7 @@ TRAINING_LINES = "annotation.jsonl"
 
 @dataclass(frozen=True)
 class Built:
-    """One sample."""
+    """One sample as it was made: lines of its files, images, category and lengths."""
 
     lines: Mapping[str, Mapping[str, Any]]
     """File in the output folder -> the object that is one line of it."""

@@ -32,7 +32,7 @@ _SMALLEST = 8
 
 @dataclass(frozen=True)
 class NeedleImages:
-    """Pictures that can be hidden."""
+    """Pictures that can be hidden as needles."""
 
     paths: tuple[str, ...]
     sizes: tuple[Size, ...]

@@ -44,7 +44,7 @@ _SHORTER = 8
 
 @dataclass(frozen=True)
 class LongMrSettings:
-    """What a Long-MR data set is to be like."""
+    """The settings of a Long-MR data set."""
 
     seed: int
     target: TokenRange

@@ -28,7 +28,7 @@ _SPARE_NUMBERS = 4
 
 @dataclass(frozen=True)
 class LongVqaSettings:
-    """What a Long-VQA data set is to be like."""
+    """The settings of a Long-VQA data set."""
 
     seed: int
     target: TokenRange

@@ -39,7 +39,7 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True)
 class Shown:
-    """An image of a sample."""
+    """An image of a sample, with how it is made."""
 
     path: str
     """As the annotation names it: absolute, or relative to the folder that is written."""

@@ -59,7 +59,7 @@ _CHARTQA_IMAGES = Needed(
 
 @BENCHMARKS.register("chartqa_human", "vqa_chartqa_test_human", "chartqa_test_human")
 class ChartQaHuman(SingleImageBenchmark):
-    """Questions written by people."""
+    """ChartQA's questions that people have written."""
 
     title = "ChartQA human"
     scorer = "chartqa"
@@ -71,7 +71,7 @@ class ChartQaHuman(SingleImageBenchmark):
 
 @BENCHMARKS.register("chartqa_augmented", "vqa_chartqa_test_augmented", "chartqa_test_augmented")
 class ChartQaAugmented(SingleImageBenchmark):
-    """Questions generated from summaries."""
+    """ChartQA's questions that were generated from summaries of charts."""
 
     title = "ChartQA augmented"
     scorer = "chartqa"
@@ -87,7 +87,7 @@ _DOCVQA_ANSWERS = "data/docvqa/val/val_v1.0.json"
 
 @BENCHMARKS.register("docvqa_val", "vqa_docvqa_val")
 class DocVqaVal(SingleImageBenchmark):
-    """Validation split."""
+    """The validation split of DocVQA."""
 
     title = "DocVQA val"
     scorer = "docvqa"
@@ -106,7 +106,7 @@ class DocVqaVal(SingleImageBenchmark):
 
 @BENCHMARKS.register("docvqa_test", "vqa_docvqa_test")
 class DocVqaTest(SingleImageBenchmark):
-    """Test split, scored by the server."""
+    """The test split of DocVQA, which the server scores."""
 
     title = "DocVQA test"
     scorer = None
@@ -125,7 +125,7 @@ _INFOVQA_IMAGES = Needed(
 
 @BENCHMARKS.register("infovqa_val", "vqa_infovqa_val", "infographicsvqa_val")
 class InfoVqaVal(SingleImageBenchmark):
-    """Validation split."""
+    """The validation split of InfoVQA."""
 
     title = "InfoVQA val"
     scorer = "docvqa"
@@ -142,7 +142,7 @@ class InfoVqaVal(SingleImageBenchmark):
 
 @BENCHMARKS.register("infovqa_test", "vqa_infovqa_test", "infographicsvqa_test")
 class InfoVqaTest(SingleImageBenchmark):
-    """Test split, scored by the server."""
+    """The test split of InfoVQA, which the server scores."""
 
     title = "InfoVQA test"
     scorer = None
@@ -159,7 +159,7 @@ _OPTION = re.compile(r"^([A-H])\. *(\S.*)$", re.MULTILINE)
 
 @BENCHMARKS.register("ai2d", "vqa_ai2d_test", "ai2diagram_test", "ai2d_test")
 class Ai2d(SingleImageBenchmark):
-    """Test split, as VLMEvalKit words it."""
+    """The test split of AI2D, in the words of VLMEvalKit."""
 
     title = "AI2D"
     scorer = "ocrvqa"

@@ -50,7 +50,7 @@ _NOT_PLAIN = re.compile(r"[^a-zA-Z0-9\s]")
 
 @dataclass(frozen=True)
 class Answered:
-    """An answered question."""
+    """A question of Long-VQA with its true answers and what the model answered."""
 
     key: object
     """Its id."""

@@ -34,7 +34,7 @@ TASKS = tuple(sorted((*LONG_VQA_IMAGE, *LONG_VQA_PASTE)))
 
 
 class LongVqa(Benchmark):
-    """One task at one length."""
+    """One task of Long-VQA at one length."""
 
     scorer = "longvqa"
     packages = (*Benchmark.packages, "english_words")

@@ -44,7 +44,7 @@ _WITHOUT_LETTERS = "GPR1200"
 
 
 class MileBench(Benchmark):
-    """One set."""
+    """One of MileBench's sets."""
 
     scorer = "milebench"
     packages = (*Benchmark.packages, "rouge")

@@ -60,7 +60,7 @@ _PAPER = "MM-NIAH's paper, samples of the test set by task (17,787 in all)"
 
 
 class MmNiah(Benchmark):
-    """One task of a split."""
+    """One task of a split of MM-NIAH."""
 
     scorer = "mm_niah"
     published_count_note = "MM-NIAH's validation tasks one by one; the six together are 3,114"
@@ -166,7 +166,7 @@ LENGTHS = ("128k", "256k", "512k", "1M")
 
 
 class MmNiahLong(Benchmark):
-    """One length."""
+    """One length of the long variant of MM-NIAH."""
 
     scorer = "mm_niah"
     published_count_note = "the long sets of V2PE-Data"

@@ -33,7 +33,7 @@ _PANDAS_EMPTY = (
 
 
 class MmBench(Benchmark):
-    """What the files have in common."""
+    """What MMBench's files have in common; each file is a class below."""
 
     file: str
     """Its name below `data/mmbench`."""
@@ -99,7 +99,7 @@ class MmBench(Benchmark):
 
 @BENCHMARKS.register("mmbench_dev", "mmbench_dev_20230712")
 class MmBenchDev(MmBench):
-    """Development split of July 2023."""
+    """The development split of MMBench from July 2023."""
 
     title = "MMBench dev (2023-07-12)"
     scorer = "mmbench"
@@ -109,7 +109,7 @@ class MmBenchDev(MmBench):
 
 @BENCHMARKS.register("mmbench_dev_en", "mmbench_dev_en_20231003")
 class MmBenchDevEn(MmBench):
-    """Development split, English."""
+    """The English development split of MMBench."""
 
     title = "MMBench dev EN"
     scorer = "mmbench"
@@ -119,7 +119,7 @@ class MmBenchDevEn(MmBench):
 
 @BENCHMARKS.register("mmbench_dev_cn", "mmbench_dev_cn_20231003")
 class MmBenchDevCn(MmBench):
-    """Development split, Chinese."""
+    """The Chinese development split of MMBench."""
 
     title = "MMBench dev CN"
     scorer = "mmbench"
@@ -130,7 +130,7 @@ class MmBenchDevCn(MmBench):
 
 @BENCHMARKS.register("mmbench_test_en", "mmbench_test_en_20231003")
 class MmBenchTestEn(MmBench):
-    """Test split, English, scored by the server."""
+    """The English test split of MMBench, which the server scores."""
 
     title = "MMBench test EN"
     scorer = None
@@ -140,7 +140,7 @@ class MmBenchTestEn(MmBench):
 
 @BENCHMARKS.register("mmbench_test_cn", "mmbench_test_cn_20231003")
 class MmBenchTestCn(MmBench):
-    """Test split, Chinese, scored by the server."""
+    """The Chinese test split of MMBench, which the server scores."""
 
     title = "MMBench test CN"
     scorer = None
@@ -151,7 +151,7 @@ class MmBenchTestCn(MmBench):
 
 @BENCHMARKS.register("ccbench", "ccbench_dev", "ccbench_dev_cn")
 class CcBench(MmBench):
-    """Chinese culture."""
+    """CCBench: questions about Chinese culture, in a file like MMBench's."""
 
     title = "CCBench"
     scorer = "mmbench"

@@ -51,7 +51,7 @@ SUBJECTS = (
 
 
 class Mmmu(Benchmark):
-    """What the three splits have in common."""
+    """What MMMU's three splits have in common."""
 
     split: str
     packages = (*Benchmark.packages, "pyarrow")
@@ -117,7 +117,7 @@ class Mmmu(Benchmark):
 
 @BENCHMARKS.register("mmmu_dev")
 class MmmuDev(Mmmu):
-    """Five questions a subject."""
+    """The development split of MMMU: five questions a subject."""
 
     title = "MMMU dev"
     scorer = "mmmu_full"
@@ -127,7 +127,7 @@ class MmmuDev(Mmmu):
 
 @BENCHMARKS.register("mmmu_val", "mmmu_validation")
 class MmmuVal(Mmmu):
-    """Validation split."""
+    """The validation split of MMMU."""
 
     title = "MMMU val"
     scorer = "mmmu_full"
@@ -137,7 +137,7 @@ class MmmuVal(Mmmu):
 
 @BENCHMARKS.register("mmmu_test")
 class MmmuTest(Mmmu):
-    """Test split, scored by the server: an object of id and answer."""
+    """The test split of MMMU, which the server scores: it wants a JSON object of id and answer."""
 
     title = "MMMU test"
     scorer = None

@@ -48,7 +48,7 @@ _NEEDLES = ("image", "text")
 
 
 class OwnQuestions(Benchmark):
-    """A file of questions."""
+    """A file of the user's own questions."""
 
     scorer: str | None = "exact"
     item_fields = ("answers", "options")

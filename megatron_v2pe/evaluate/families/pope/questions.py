@@ -29,7 +29,7 @@ _Key = tuple[str, str, str]
 
 @BENCHMARKS.register("pope")
 class Pope(Benchmark):
-    """All three categories."""
+    """POPE with all of its three categories."""
 
     title = "POPE"
     scorer = "pope"

@@ -23,7 +23,7 @@ _FIELDS = {"image": str, "hint": (str, type(None)), "question": str, "choices": 
 
 @BENCHMARKS.register("scienceqa", "sqa_test", "scienceqa_test")
 class ScienceQa(Benchmark):
-    """Test split, image subset."""
+    """The questions of ScienceQA's test split that have an image."""
 
     title = "ScienceQA"
     scorer = "scienceqa"

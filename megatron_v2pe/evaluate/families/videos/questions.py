@@ -39,7 +39,7 @@ _CLIP_FIELDS: Fields = {**_MVBENCH_FIELDS, "start": NUMBER, "end": NUMBER}
 
 @dataclass(frozen=True)
 class MvBenchTask:
-    """One of the twenty."""
+    """One of MVBench's twenty tasks."""
 
     title: str
     folder: str
@@ -81,7 +81,7 @@ MVBENCH_TASKS = (
 
 @BENCHMARKS.register("mvbench")
 class MvBench(Benchmark):
-    """All twenty tasks."""
+    """MVBench with all of its twenty tasks."""
 
     title = "MVBench"
     scorer = "mvbench"
@@ -145,7 +145,7 @@ _OPTION = re.compile(r"([A-D])\.\s*(.*)", re.DOTALL)
 
 @BENCHMARKS.register("videomme", "video_mme")
 class VideoMme(Benchmark):
-    """Without subtitles."""
+    """Video-MME, asked without subtitles."""
 
     title = "Video-MME"
     packages = (*Benchmark.packages, "pyarrow")

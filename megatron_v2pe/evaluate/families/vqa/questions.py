@@ -55,7 +55,7 @@ _TEXTVQA_ANSWERS = "data/textvqa/textvqa_val_annotations.json"
 
 @BENCHMARKS.register("textvqa_val", "vqa_textvqa_val")
 class TextVqaVal(SingleImageBenchmark):
-    """Validation split."""
+    """The validation split of TextVQA."""
 
     title = "TextVQA val"
     scorer = "textvqa"
@@ -77,7 +77,7 @@ class TextVqaVal(SingleImageBenchmark):
 
 @BENCHMARKS.register("textvqa_val_ocr", "vqa_textvqa_val_ocr")
 class TextVqaValOcr(TextVqaVal):
-    """Validation split, words found by an OCR in the question."""
+    """The validation split of TextVQA with the words that an OCR has found, which stand in the question."""
 
     title = "TextVQA val (OCR words)"
     file = Needed("data/textvqa/textvqa_val_llava.jsonl", f"download {INTERNVL}/textvqa_val_llava.jsonl")
@@ -88,7 +88,7 @@ _VQAV2_ANSWERS = "data/vqav2/v2_mscoco_val2014_annotations.json"
 
 @BENCHMARKS.register("vqav2_val", "vqa_vqav2_val")
 class VqaV2Val(SingleImageBenchmark):
-    """Validation split."""
+    """The validation split of VQAv2."""
 
     title = "VQAv2 val"
     scorer = "textvqa"
@@ -110,7 +110,7 @@ class VqaV2Val(SingleImageBenchmark):
 
 @BENCHMARKS.register("vqav2_testdev", "vqa_vqav2_testdev")
 class VqaV2Testdev(SingleImageBenchmark):
-    """Test-dev split, scored by the server."""
+    """The test-dev split of VQAv2, which the server scores."""
 
     title = "VQAv2 test-dev"
     scorer = None
@@ -126,7 +126,7 @@ _OKVQA_ANSWERS = "data/okvqa/mscoco_val2014_annotations.json"
 
 @BENCHMARKS.register("okvqa_val", "vqa_okvqa_val")
 class OkVqaVal(SingleImageBenchmark):
-    """Validation split."""
+    """The validation split of OK-VQA."""
 
     title = "OK-VQA val"
     scorer = "textvqa"
@@ -153,7 +153,7 @@ _VIZWIZ_SENTENCE = f"When the provided information is insufficient, respond with
 
 @BENCHMARKS.register("vizwiz_val", "vqa_vizwiz_val")
 class VizWizVal(SingleImageBenchmark):
-    """Validation split."""
+    """The validation split of VizWiz."""
 
     title = "VizWiz val"
     scorer = "textvqa"
@@ -173,7 +173,7 @@ class VizWizVal(SingleImageBenchmark):
 
 @BENCHMARKS.register("vizwiz_test", "vqa_vizwiz_test")
 class VizWizTest(SingleImageBenchmark):
-    """Test split, scored by the server."""
+    """The test split of VizWiz, which the server scores."""
 
     title = "VizWiz test"
     scorer = None
@@ -198,7 +198,7 @@ _GQA_OTHERS = (
 
 @BENCHMARKS.register("gqa_testdev")
 class GqaTestdev(SingleImageBenchmark):
-    """Lines converted by the authors of Qwen-VL."""
+    """GQA's test-dev split in the lines that the authors of Qwen-VL have converted."""
 
     title = "GQA testdev"
     scorer = "gqa_convert"
@@ -224,7 +224,7 @@ class GqaTestdev(SingleImageBenchmark):
 
 @BENCHMARKS.register("gqa_testdev_llava", "vqa_gqa_testdev")
 class GqaTestdevLlava(GqaTestdev):
-    """Lines as LLaVA asks them."""
+    """GQA's test-dev split in the words of LLaVA."""
 
     title = "GQA testdev (LLaVA)"
     file = Needed(
@@ -238,7 +238,7 @@ _OCRVQA_IMAGES = Needed("data/ocrvqa/images", "download the covers with the scri
 
 @BENCHMARKS.register("ocrvqa_val", "vqa_ocrvqa_val")
 class OcrVqaVal(SingleImageBenchmark):
-    """Validation split."""
+    """The validation split of OCR-VQA."""
 
     title = "OCR-VQA val"
     scorer = "ocrvqa"
@@ -250,7 +250,7 @@ class OcrVqaVal(SingleImageBenchmark):
 
 @BENCHMARKS.register("ocrvqa_test", "vqa_ocrvqa_test")
 class OcrVqaTest(SingleImageBenchmark):
-    """Test split."""
+    """The test split of OCR-VQA."""
 
     title = "OCR-VQA test"
     scorer = "ocrvqa"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from megatron_v2pe.base import config_tree, exit_status, last_words
-from megatron_v2pe.base.command import tell
+from megatron_v2pe.base.command import print_end
 from megatron_v2pe.base.logging import quiet_expected_warnings
 from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.device import launch
@@ -94,7 +94,7 @@ def main(argv: Sequence[str], recipes: Recipes) -> int:
         raise
     except (V2PEError, OSError) as error:
         if rank == 0 or running:  # every rank reads the same command line, one speaks of it
-            tell(f"error: {error}" if rank == 0 else f"error: {error} [rank {rank}]")
+            print_end(f"error: {error}" if rank == 0 else f"error: {error} [rank {rank}]")
         else:
             last_words.leave(f"error: {error}")
         return exit_status.of(error)

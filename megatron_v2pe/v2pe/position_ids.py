@@ -1,14 +1,13 @@
 """Token positions under V2PE, exactly: integers over a common denominator, never floats until the rotary module.
 
 A text token advances the position by 1, each token of an image by `stride / tokens_per_tile`; after an image, text
-resumes at the next whole position (behaviour of the reference, definition in arXiv 2412.09616). The token t of an image
-of n tokens (t = 0 to n - 1) behind a text token at the whole position p, with stride d and T tokens per tile, sits at
+resumes at the next whole position (behaviour of the reference, definition in arXiv 2412.09616). With stride d, T tokens
+per tile, and p the whole position of the token before an image of n tokens (-1 where there is none):
 
-    position(t) = p + 1 + t * d / T
+    position of image token t = p + t * d / T  (t = 1 to n),  position of the token behind = ceil(p + n * d / T) + 1
 
-Positions are int64
-*ticks*: position = ticks / denominator. The reference builds them with a floating `arange`, which gives a wrong number
-of elements or equal positions for distant tokens beyond 65,536; integers do neither.
+Positions are int64 *ticks*: position = ticks / denominator. The reference builds them with a floating `arange`, which
+gives a wrong number of elements or equal positions for distant tokens beyond 65,536; integers do neither.
 """
 
 from __future__ import annotations

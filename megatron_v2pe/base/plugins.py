@@ -73,9 +73,10 @@ class Registry(Generic[Member]):
 
         Args:
             what: a member, in words, for messages.
-            builtin: package in which this project's own families lie; or a module that adds them itself.
-            part: name of the file, without `.py`, that adds a family's members.
-            one_file_each: a family of ours is not a folder in that package but a file, which adds its members.
+            builtin: where this project's own members come from: a package whose folders are families; or one module
+                that adds all of them, often the one that makes the registry (`__name__`).
+            part: name of the file of a family, without `.py`, that adds members.
+            one_file_each: in `builtin`, every file adds members, and folders are not looked at.
         """
         self._what, self._builtin, self._part, self._one_file_each = what, builtin, part, one_file_each
         self._members: dict[str, Member] = {}

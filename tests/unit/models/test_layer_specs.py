@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from helpers import oracles
@@ -100,3 +101,19 @@ def _of_layers(prefix, count, kinds, own):
     names = {f"{linear}.{kind}" for linear in LINEARS for kind in kinds}
     names |= {norm + kind for norm in FUSED for kind in kinds} | set(own)
     return {f"{prefix}.{layer}.{name}" for layer in range(count) for name in names}
+
+
+def norms_of_attention(spec):
+    attention = spec.submodules.self_attention.submodules
+    return attention.q_layernorm, attention.k_layernorm
+
+
+def test_queries_and_keys_have_the_norms_that_are_asked_for():
+    assert norms_of_attention(layer_spec("local", AttnMaskType.no_mask, InternViTLayer)) == (IdentityOp, IdentityOp)
+    asked = layer_spec("local", AttnMaskType.no_mask, InternViTLayer, query_norm=Norm, key_norm=Norm)
+    assert norms_of_attention(asked) == (Norm, Norm)
+
+
+def test_a_decoder_layer_refuses_norms_that_it_would_pass_over():
+    with pytest.raises(ConfigError, match="norms of queries and keys"):
+        layer_spec("local", AttnMaskType.causal, query_norm=Norm)

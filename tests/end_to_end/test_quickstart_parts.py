@@ -23,7 +23,7 @@ from megatron_v2pe.generate.pretrained import inference_policy
 from megatron_v2pe.generate.prompt import checkpoint_tiling, encode_prompt
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.recipes.quickstart import quickstart
-from megatron_v2pe.v2pe.settings import StridePolicy
+from megatron_v2pe.v2pe.settings import StridePolicy, V2PESettings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -229,8 +229,8 @@ def test_an_untrained_model_fails_the_questions(made: Path, tmp_path: Path) -> N
 
 def test_checkpoints_are_asked_with_the_positions_they_know(made: Path) -> None:
     plain = InternVLConfig.from_folder(made / "hf")
-    random = replace(plain, rope_pos_id_version="v2pe_rnd")
-    fixed = replace(plain, rope_pos_id_version="v2pe_fix", rope_pos_id_stride=2)
+    random = replace(plain, v2pe=V2PESettings("v2pe_rnd"))
+    fixed = replace(plain, v2pe=V2PESettings("v2pe_fix", 2))
     assert inference_policy(plain) == StridePolicy("default")
     assert inference_policy(random) == StridePolicy("v2pe_fix", 4)  # as 64 is to InternVL2's 256 tokens a tile
     assert inference_policy(random, 1) == StridePolicy("v2pe_fix", 1)

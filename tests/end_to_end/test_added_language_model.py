@@ -197,7 +197,7 @@ import sys, torch
 from megatron_v2pe.base.logging import quiet_expected_warnings
 quiet_expected_warnings()
 from megatron_v2pe.generate.generation import GenerationOptions
-from megatron_v2pe.generate.pretrained import Question, open_pretrained
+from megatron_v2pe.generate.pretrained import ChatQuestion, open_pretrained
 from megatron_v2pe.generate.prompt import checkpoint_tiling
 from megatron_v2pe.models.micro_batch import PackCutter, TensorPack
 from megatron_v2pe.v2pe.position_ids import Ticks
@@ -207,7 +207,7 @@ with open_pretrained(sys.argv[1], device="cpu") as pretrained, torch.no_grad():
     denominator = pretrained.policy.denominator(per_tile)
     pack = TensorPack(ids, Ticks(torch.arange(len(ids)) * denominator, denominator), (len(ids),))
     logits = model(PackCutter(model.coordinates, -1, per_tile).cut(pack))
-    questions, tiling = [Question([("human", "what do you see")])], checkpoint_tiling(pretrained.config)
+    questions, tiling = [ChatQuestion([("human", "what do you see")])], checkpoint_tiling(pretrained.config)
     prompt = pretrained.encode(questions, tiling, 12)[0].input_ids
     answer = torch.tensor(pretrained.ask(questions, tiling, GenerationOptions(12))[0].token_ids)
     torch.save((logits, prompt, answer), sys.argv[3])

@@ -35,7 +35,9 @@ def test_both_learn_the_same_document(benchmark):
 
     task = small(benchmark)
     model = SimpleNamespace(
-        internvl=InternVLConfig.from_hf(task.shape.hf_config()), coordinates=RankCoordinates(), image_token_id=task.image_token
+        internvl=InternVLConfig.from_hf(task.shape.hf_config()),
+        coordinates=RankCoordinates(),
+        image_token_id=task.image_token,
     )
     mine = micro_batch(task.step, model)
     ids, labels, pixels = benchmark.peer_batch(task)

@@ -252,6 +252,11 @@ class ExperimentConfig:
         self.logging.validate()
         self._validate_padding()
         self._validate_offload()
+        if self.parallel.use_distributed_optimizer and not self.optimizer.shards_state():
+            raise ConfigError(
+                f"optimizer.name is {self.optimizer.name}, whose state data-parallel ranks cannot share: set "
+                "parallel.use_distributed_optimizer false"
+            )
         if world_size is not None:
             self.train.micro_batches(self.parallel.data_parallel_size(world_size))
 

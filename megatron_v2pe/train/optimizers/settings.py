@@ -90,6 +90,13 @@ class OptimizerSettings(config_tree.Variant):
         """
         return 12 if itemsize < 4 else 8
 
+    def shards_state(self) -> bool:
+        """Return whether data-parallel ranks can share its state (`parallel.use_distributed_optimizer`).
+
+        Megatron-Core shards Adam's alone; an optimizer with a `build` of its own may know more.
+        """
+        return self.megatron_settings()["optimizer"] == "adam"
+
     def runs_fused(self, optimizer: torch.optim.Optimizer) -> bool:
         """Return whether what `build` has made may run as one kernel on a GPU (PyTorch's `fused`); by default not.
 
@@ -112,6 +119,11 @@ class OptimizerSettings(config_tree.Variant):
         config_tree.check_values(self, "optimizer")
         if type(self) is not OPTIMIZERS.get(self.name):
             raise ConfigError(f"optimizer.name is {self.name!r}, but these are settings of {type(self).__name__}")
+        if type(self).build is OptimizerSettings.build and self.megatron_settings()["optimizer"] != "adam":
+            raise ConfigError(
+                f"optimizer.name is {self.name}: of what Megatron-Core builds by itself it restores Adam's state "
+                f"alone, so that a run could not be resumed; give {type(self).__name__} a `build` of its own"
+            )
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"optimizer.min_lr is {self.min_lr}, expected between 0 and lr {self.lr}")
 

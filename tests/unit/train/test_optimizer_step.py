@@ -101,7 +101,7 @@ def test_weight_decay_on_everything_and_its_switch():
 
 @dataclass(frozen=True)
 class Sgd(OptimizerSettings):
-    """An optimizer from outside: one class."""
+    """An optimizer from outside: one class, here with a `build` of its own."""
 
     name: str = "sgd"
     momentum: Annotated[float, Range(0, 1)] = 0.9
@@ -109,6 +109,9 @@ class Sgd(OptimizerSettings):
 
     def megatron_settings(self) -> dict[str, Any]:
         return {"optimizer": "sgd", "sgd_momentum": self.momentum}
+
+    def build(self, *arguments: Any) -> Any:
+        raise NotImplementedError
 
 
 def half(settings, steps):
@@ -152,3 +155,14 @@ def test_optimizers_and_schedules_that_are_none_are_refused():
 def test_settings_saved_before_there_was_a_choice_are_adamws():
     saved = {"optimizer": {"lr": 1e-4, "adam_beta2": 0.95, "optimizer_cpu_offload": False}}
     assert ExperimentConfig().updated(saved, "saved").optimizer == AdamWConfig(lr=1e-4, adam_beta2=0.95)
+
+
+def test_what_could_not_be_resumed_or_shared_is_refused_before_the_start(sgd, monkeypatch):
+    """Megatron-Core restores and shards Adam's state alone, and says so by an assertion in the middle of a run."""
+    words = ["--recipe", "quickstart", "--optimizer.name", "sgd"]
+    cli.parse([*words, "--parallel.use-distributed-optimizer", "false"], RECIPES).validate()
+    with pytest.raises(ConfigError, match="optimizer.name is sgd.*set parallel.use_distributed_optimizer false"):
+        cli.parse(words, RECIPES).validate()
+    monkeypatch.setattr(Sgd, "build", OptimizerSettings.build)
+    with pytest.raises(ConfigError, match="optimizer.name is sgd: .*restores Adam's state.*give Sgd a `build`"):
+        Sgd().validate()

@@ -3,8 +3,8 @@
 `store.begin_save` hands every rank's tensors to a `CheckpointWriter`; `SaveInProgress.commit` waits for it, writes what
 lies beside the tensors and puts the folder in place. Today `store.save` does both at once, called by `_save` in
 `train/main.py`, which the loop (`train/loop.py`) calls between steps. A writer that returns from `begin` early needs a
-loop that keeps the `SaveInProgress` and calls `commit` some steps later and at the end of the run; nothing else
-changes.
+loop that keeps the `SaveInProgress` and calls `commit` some steps later, before the next save begins (a save removes
+what an unfinished one has left) and at the end of the run.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class ImageFacts:
     """Mean colour of the normalisation, for each channel from 0 to 1. Stages `whole` and `tile`."""
     key: tuple[int, ...] = ()
     """What random draws are keyed by: seed, epoch, number of the sample, place of the image in the sample; at the stage
-    `tile` also the number of the tile."""
+    `tile` also the number of the tile. It is empty at `opened` and `rgb`: draw at `whole` or `tile`."""
 
 
 class ImageOperation(Protocol):

@@ -200,7 +200,7 @@ class LoggingConfig:
     wandb: bool = False
     """Send metrics to Weights & Biases as well (the `wandb` extra must be installed)."""
     writers: tuple[str, ...] = ()
-    """Further writers of metrics by name, which plug-ins have added."""
+    """Further writers of metrics by name, such as plug-ins add."""
     wandb_project: str = "megatron-v2pe"
     """Project the Weights & Biases run belongs to."""
     peak_tflops: Annotated[float, Range(1e-3, 1e6)] | None = None

@@ -10,6 +10,8 @@ An optimizer is a frozen dataclass that derives from `OptimizerSettings` and add
 
         def megatron_settings(self) -> dict[str, Any]: ...
 
+        def build(self, config, model, overrides, groups) -> MegatronOptimizer: ...  # unless it is Megatron-Core's Adam
+
 `optimizer.name` chooses one: `--optimizer.name muon --optimizer.momentum 0.9`. Its file lies in this folder, or is the
 `optimizer.py` of a plug-in (`base/plugins.py`). A schedule is a function, see `SCHEDULES`; its file lies in this folder
 too, or is the `schedule.py` of a plug-in. The published flag `--lr_scheduler_type` is translated to

@@ -37,7 +37,9 @@ def read_decoder(
     title: str,
     *,
     qkv_bias: bool = False,
-    states_head_dim: bool = False,
+    qk_layernorm: bool = False,
+    head_dim: int | None = None,
+    positions: int = 2048,
     read: Iterable[str] = (),
 ) -> LanguageConfig:
     """Read an `llm_config` with the usual names of fields.
@@ -47,7 +49,10 @@ def read_decoder(
         architecture: name under which the family is registered.
         title: name of the family in messages.
         qkv_bias: whether the projections to queries, keys and values have biases.
-        states_head_dim: whether `head_dim` is a field of the family; without, heads share `hidden_size` evenly.
+        qk_layernorm: whether every head of queries and keys is normalised before it is rotated.
+        head_dim: width of a head where the section does not state it; None: heads share `hidden_size` evenly, and
+            `head_dim` is no field of the family.
+        positions: what the published class takes where `max_position_embeddings` is not stated.
         read: further fields with words such as `bias` or `norm` in their names, which the caller has read.
 
     Raises:
@@ -57,9 +62,9 @@ def read_decoder(
     check_null(section, "hidden_act", "rms_norm_eps", "max_position_embeddings")
     section.text("hidden_act", "silu", SILU)
     hidden_size = section.whole("hidden_size", least=1, most=WIDEST)
-    own = section.whole("head_dim", None, 1, WIDEST) if states_head_dim else None
+    own = None if head_dim is None else section.whole("head_dim", head_dim, 1, WIDEST)
     heads = read_heads(section, hidden_size if own is None else None)
-    positions = section.whole("max_position_embeddings", 2048, 1, MOST_POSITIONS)
+    positions = section.whole("max_position_embeddings", positions, 1, MOST_POSITIONS)
     config = LanguageConfig(
         architecture=architecture,
         hidden_size=hidden_size,
@@ -75,10 +80,31 @@ def read_decoder(
         tie_word_embeddings=section.flag("tie_word_embeddings", False),
         rope=rope_config(section, positions),
         qkv_bias=qkv_bias,
+        qk_layernorm=qk_layernorm,
     )
     config.check(section)
     _check_rest(section, config, title, read)
     return config
+
+
+def check_full_attention(section: Fields) -> tuple[str, ...]:
+    """Check that every layer attends to all that came before, in a section with the fields of Qwen's classes.
+
+    Those look at `sliding_window` and `max_window_layers` only where `use_sliding_window` is true, which it is in no
+    published checkpoint.
+
+    Returns:
+        The names of the fields that have been read.
+
+    Raises:
+        V2PEError: of the section's class: `use_sliding_window` is true.
+    """
+    if section.flag("use_sliding_window", False):
+        raise section.error(
+            f"{section.source}: use_sliding_window: found true, but attention within a window is not computed; "
+            "supported is attention to all that came before (false)"
+        )
+    return ("use_sliding_window", "sliding_window", "max_window_layers")
 
 
 def _check_rest(section: Fields, config: LanguageConfig, title: str, read: Iterable[str]) -> None:

@@ -77,6 +77,8 @@ class LanguageConfig:
     rope: RopeConfig
     qkv_bias: bool = False
     """Whether the projections to queries, keys and values have biases."""
+    qk_layernorm: bool = False
+    """Whether every head of queries and keys has an RMSNorm over its own width, before it is rotated."""
 
     @property
     def query_size(self) -> int:

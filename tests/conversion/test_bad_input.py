@@ -155,7 +155,7 @@ def test_types_that_do_not_fit(source, tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"llm_config__architectures": ["Qwen2ForCausalLM"]}, ("Qwen2ForCausalLM", "InternLM2ForCausalLM")),
+        ({"llm_config__architectures": ["FalconForCausalLM"]}, ("FalconForCausalLM", "InternLM2ForCausalLM")),
         ({"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}, ("Llava", "InternVLChatModel")),
         ({"vision_config__qk_normalization": True}, ("InternViT-6B",)),
         ({"llm_config__rope_scaling": {"type": "yarn"}}, ("'yarn'",)),

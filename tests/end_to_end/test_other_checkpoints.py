@@ -1,6 +1,6 @@
 """Folders of other models, and tokenizers of other models: every tool that opens a checkpoint says so, in one way.
 
-The kinds of fault: a tool that looks at the tokenizer first says of a Qwen2 checkpoint that a file is missing; one that
+The kinds of fault: a tool that looks at the tokenizer first says of a Falcon checkpoint that a file is missing; one that
 never compares tokenizer and model answers from a row of padding, or ends with an IndexError.
 """
 
@@ -82,7 +82,7 @@ HF_TOOLS = (converted, asked, preprocessed, trained)
 @pytest.mark.parametrize(
     ("section", "changes", "words"),
     [
-        ("llm_config", {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}, "'Qwen2ForCausalLM'"),
+        ("llm_config", {"architectures": ["FalconForCausalLM"], "model_type": "falcon"}, "'FalconForCausalLM'"),
         ("", {"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava"}, "'LlavaForConditional"),
         ("", {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}, "'LlamaForCausalLM'"),
         ("", {"model_type": None}, "'model_type' is missing"),

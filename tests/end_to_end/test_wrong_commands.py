@@ -53,7 +53,7 @@ SETTINGS = {
 CHECKPOINTS = {
     "truncated_safetensors": r"model-00002-of-00004.safetensors.*\d+.*\d+",
     "pickle": "pytorch_model.bin",
-    "other_architecture": "Qwen2ForCausalLM.*is not supported",
+    "other_architecture": "FalconForCausalLM.*is not supported",
     "missing_tensor": "language_model.output.weight",
     "half_written": r".metadata is missing; the checkpoint was not finished",
     "malicious": r".metadata: refused: it asks for \S+system",
@@ -78,7 +78,7 @@ def damage(name: str, hf: Path, converted: Path) -> Path:
         (hf / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
     elif name == "other_architecture":
         config = json.loads((hf / "config.json").read_text())
-        config["llm_config"]["architectures"] = ["Qwen2ForCausalLM"]
+        config["llm_config"]["architectures"] = ["FalconForCausalLM"]
         (hf / "config.json").write_text(json.dumps(config))
     elif name == "missing_tensor":
         index = json.loads((hf / "model.safetensors.index.json").read_text())

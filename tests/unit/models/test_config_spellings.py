@@ -257,7 +257,7 @@ def test_fields_that_change_nothing_are_let_pass():
         ("", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, (), ("'LlamaForCausalLM'", "supported")),
         ("", {"architectures": ["LlavaForConditionalGeneration"]}, (), ("'LlavaForConditionalGeneration'",)),
         ("", {"model_type": "internvl"}, ("architectures",), ("'internvl'", "-hf")),
-        ("llm_config", {"architectures": ["Qwen2ForCausalLM"]}, (), ("'Qwen2ForCausalLM'", "supported")),
+        ("llm_config", {"architectures": ["FalconForCausalLM"]}, (), ("'FalconForCausalLM'", "supported")),
         ("llm_config", {"model_type": "llama"}, (), ("'llama'", "supported")),
         ("llm_config", {}, ("architectures",), ("'architectures' is missing", "InternLM2ForCausalLM")),
         ("vision_config", {"model_type": "siglip_vision_model"}, (), ("'siglip_vision_model'", "supported")),

@@ -1,6 +1,6 @@
 """Folders of other models, and tokenizers of other models: every tool that opens a checkpoint says so, in one way.
 
-The kinds of fault: a tool that looks at the tokenizer first says of a Falcon checkpoint that a file is missing; one that
+The kinds of fault: a tool that looks at the tokenizer first says of a Mamba checkpoint that a file is missing; one that
 never compares tokenizer and model answers from a row of padding, or ends with an IndexError.
 """
 

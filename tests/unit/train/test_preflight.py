@@ -99,7 +99,7 @@ WRONG = {
     "the model is a file": (None, ["model.model_name_or_path=../run/hf/config.json"], "a file, expected the folder"),
     "the model is no checkpoint": (None, ["model.model_name_or_path=../run/data"], "holds neither config.json"),
     "the model is not there": (None, ["model.model_name_or_path=nowhere"], "no such folder"),
-    "another architecture": (lambda f: llm(f, architectures=["FalconForCausalLM"]), [], "'FalconForCausalLM' is not su"),
+    "another architecture": (lambda f: llm(f, architectures=["MambaForCausalLM"]), [], "'MambaForCausalLM' is not su"),
     "no model_type": (lambda f: (f / "hf" / "config.json").write_text("{}"), [], "config.json"),
     "config.json is no JSON": (lambda f: (f / "hf" / "config.json").write_text("{"), [], "not valid JSON"),
     "what the run states of it": (None, ["--ps_version", "v1"], "ps_version v1 was asked for"),

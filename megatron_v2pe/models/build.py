@@ -13,19 +13,20 @@ from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel.config import ModelSizes, ParallelConfig
-from megatron_v2pe.v2pe.rotary import RopeScaling, RotaryEmbedding
+from megatron_v2pe.v2pe.rope_scaling import NoScaling
+from megatron_v2pe.v2pe.rotary import RotaryEmbedding
 from megatron_v2pe.v2pe.settings import StridePolicy
 
 
 def build_rotary(model: InternVLConfig, policy: StridePolicy) -> RotaryEmbedding:
     """Return the rotary module that belongs to a position policy.
 
-    V2PE versions use plain RoPE at every length; `default` uses the scaling the checkpoint names.
+    Positions of the version `default` use the scaling that the checkpoint names. V2PE's use it too where the model was
+    trained with it from some point on (`linear`, `llama3`, `yarn`, `longrope`), and plain angles at every length in
+    place of `dynamic`, as the published V2PE code has it.
     """
     rope = model.llm.rope
-    scaling = RopeScaling(kind="none")
-    if policy.version == "default":
-        scaling = RopeScaling(rope.scaling_type, rope.scaling_factor, model.llm.max_position_embeddings)
+    scaling = rope.scaling if policy.version == "default" or rope.scaling.with_v2pe else NoScaling()
     return RotaryEmbedding(model.llm.head_dim, rope.base, policy.denominator(model.tokens_per_tile), scaling)
 
 

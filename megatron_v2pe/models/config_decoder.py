@@ -23,7 +23,7 @@ from megatron_v2pe.models.config_fields import (
     read_heads,
     read_norm_eps,
 )
-from megatron_v2pe.models.config_rope import rope_config
+from megatron_v2pe.models.config_rope import ORIGINAL, rope_config
 from megatron_v2pe.models.config_sections import LanguageConfig
 
 SIZES = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size")
@@ -51,7 +51,7 @@ def read_decoder(
         qkv_bias: whether the projections to queries, keys and values have biases.
         qk_layernorm: whether every head of queries and keys is normalised before it is rotated.
         head_dim: width of a head where the section does not state it; None: heads share `hidden_size` evenly, and
-            `head_dim` is no field of the family.
+            `head_dim` is no field of the section.
         positions: what the published class takes where `max_position_embeddings` is not stated.
         read: further fields with words such as `bias` or `norm` in their names, which the caller has read.
 
@@ -64,6 +64,7 @@ def read_decoder(
     hidden_size = section.whole("hidden_size", least=1, most=WIDEST)
     own = None if head_dim is None else section.whole("head_dim", head_dim, 1, WIDEST)
     heads = read_heads(section, hidden_size if own is None else None)
+    width = hidden_size // heads if own is None else own
     positions = section.whole("max_position_embeddings", positions, 1, MOST_POSITIONS)
     config = LanguageConfig(
         architecture=architecture,
@@ -71,14 +72,14 @@ def read_decoder(
         num_layers=section.whole("num_hidden_layers", least=1, most=MOST_LAYERS),
         num_attention_heads=heads,
         num_query_groups=section.whole("num_key_value_heads", heads, 1, heads),
-        head_dim=hidden_size // heads if own is None else own,
+        head_dim=width,
         ffn_hidden_size=section.whole("intermediate_size", least=1, most=8 * WIDEST),
         vocab_size=section.whole("vocab_size", least=1, most=LARGEST_VOCABULARY),
         max_position_embeddings=positions,
         norm_eps=read_norm_eps(section, "rms_norm_eps"),
         initializer_range=section.number("initializer_range", 0.02, 0, 100),
         tie_word_embeddings=section.flag("tie_word_embeddings", False),
-        rope=rope_config(section, positions),
+        rope=rope_config(section, positions, width),
         qkv_bias=qkv_bias,
         qk_layernorm=qk_layernorm,
     )
@@ -107,6 +108,20 @@ def check_full_attention(section: Fields) -> tuple[str, ...]:
     return ("use_sliding_window", "sliding_window", "max_window_layers")
 
 
+def refuse_biases(section: Fields, title: str, names: Iterable[str]) -> None:
+    """Check that fields which ask for biases are false, null or missing.
+
+    Raises:
+        V2PEError: of the section's class: one is true; names it.
+    """
+    for name in names:
+        if section.flag(name, False):
+            raise section.error(
+                f"{section.source}: {name}: found true; supported is {title} without these biases (false), as the "
+                "InternVL checkpoints are"
+            )
+
+
 def _check_rest(section: Fields, config: LanguageConfig, title: str, read: Iterable[str]) -> None:
     """Check the fields beyond those that are read."""
     rest = Rest(section, (*_READ, *read), title)
@@ -119,8 +134,8 @@ def _check_rest(section: Fields, config: LanguageConfig, title: str, read: Itera
     rest.same(("causal", "is_causal"), True)
     rest.same(("position_embedding_type", "pos_embed_type"), "rope", "rotary")
     rest.same(("use_parallel_residual", "parallel_residual"), False)
-    if config.rope.scaling_type != "none":  # newer transformers scales from there
-        rest.same(("original_max_position_embeddings",), config.max_position_embeddings)
+    if config.rope.scaling.kind in ("dynamic", "linear"):  # some versions of transformers scale from there
+        rest.same((ORIGINAL,), config.max_position_embeddings)
     if section.content.get("use_sliding_window") is False:
         rest.same(("sliding_window",), section.content.get("sliding_window"))
     if isinstance(kinds := section.content.get("layer_types"), list):

@@ -22,6 +22,7 @@ from megatron_v2pe.models import config as model_config
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train.config import ExperimentConfig
+from megatron_v2pe.v2pe.rope_scaling import SCALINGS
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
 SEED = int(os.environ.get("BREAKAGE_SEED", "14"))
@@ -102,8 +103,8 @@ def unsound(config):
         "heads": all(part.hidden_size % part.num_attention_heads == 0 for part in (vision, llm)),
         "pairs": llm.head_dim % 2 == 0 and llm.num_attention_heads % llm.num_query_groups == 0,
         "eps": all(type(part.norm_eps) is float and 0 < part.norm_eps <= 0.1 for part in (vision, llm)),
-        "rope": type(llm.rope.base) is float and 1 <= llm.rope.base < math.inf and llm.rope.scaling_factor >= 1,
-        "scaling": llm.rope.scaling_type in ("none", "dynamic", "linear"),
+        "rope": type(llm.rope.base) is float and 1 <= llm.rope.base < math.inf,
+        "scaling": llm.rope.scaling.kind in SCALINGS and getattr(llm.rope.scaling, "factor", 1.0) >= 1,
         "drop path": type(vision.drop_path_rate) is float and 0 <= vision.drop_path_rate < 1,
         "tiles": config.tile_size % vision.patch_size == 0 and config.tokens_per_tile >= 1,
         "patches": 1 <= config.min_dynamic_patch <= config.max_dynamic_patch <= 1000,
@@ -200,7 +201,11 @@ def test_a_config_damaged_as_text(tmp_path):
         ({"num_hidden_layers": 10**9}, "num_hidden_layers: found 1000000000, expected between 1 and 1000"),
         ({"rope_theta": False}, "rope_theta: found false, expected a number"),
         ({"rms_norm_eps": "<image>"}, "rms_norm_eps: found the text '<image>', expected a number"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn' is none of dynamic, linear, v2pe"),
+        (
+            {"rope_scaling": {"rope_type": "mrope"}},
+            "rope_type 'mrope' is none of dynamic, linear, llama3, yarn, longrope, ",
+        ),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1], "long_factor": [1, "a"]}}, "long_factor.1.: found"),
         ({"rope_scaling": {"type": "dynamic"}}, "'factor' is missing"),
         ({"rope_parameters": {"rope_theta": 7.0}}, "rope_parameters: rope_theta: found '7.0', but"),
         ({"rope_scaling": [1]}, "rope_scaling: found a list, expected an object"),

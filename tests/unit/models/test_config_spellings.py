@@ -6,15 +6,15 @@ that takes its defaults where it misses a field computes another model without a
 
 from __future__ import annotations
 
-from dataclasses import astuple
-
 import pytest
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.config_rope import RopeConfig
+from megatron_v2pe.v2pe.rope_scaling import DynamicScaling, LinearScaling
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
-DYNAMIC, PLAIN = (1e6, "dynamic", 2.0), (1e6, "none", 1.0)
+DYNAMIC, PLAIN = RopeConfig(1e6, DynamicScaling(2.0, 32768)), RopeConfig(1e6)
 
 
 def config_with(section, changes, without=()):
@@ -46,13 +46,16 @@ def refusal(section, changes, without=()):
         ({"rope_theta": 1e6}, PLAIN),
         ({"rope_theta": 1e6, "rope_scaling": {"type": "v2pe", "factor": 1.0}}, PLAIN),
         ({"rope_parameters": {"rope_theta": 1e6, "rope_type": "v2pe", "factor": 1.0}}, PLAIN),
-        ({}, (10000.0, "none", 1.0)),  # as the published class
-        ({"rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 4}}, (1e6, "linear", 4.0)),
+        ({}, RopeConfig(10000.0)),  # as the published class
+        (
+            {"rope_theta": 1e6, "rope_scaling": {"rope_type": "linear", "factor": 4}},
+            RopeConfig(1e6, LinearScaling(4.0)),
+        ),
     ],
 )
 def test_rotary_settings_in_every_spelling(changes, expected):
     read = InternVLConfig.from_hf(config_with("llm_config", changes, ("rope_theta", "rope_scaling")))
-    assert astuple(read.llm.rope) == expected
+    assert read.llm.rope == expected
 
 
 def test_rotary_settings_as_transformers_writes_them():
@@ -61,13 +64,16 @@ def test_rotary_settings_as_transformers_writes_them():
         written = transformers.LlamaConfig(rope_theta=1e6, rope_scaling=dict(scaling) or None).to_dict()
         changes = {name: written[name] for name in ("rope_theta", "rope_scaling", "rope_parameters") if name in written}
         read = InternVLConfig.from_hf(config_with("llm_config", changes, ("rope_theta", "rope_scaling")))
-        assert astuple(read.llm.rope) == expected
+        assert read.llm.rope == expected
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, ("rope_scaling: rope_type 'yarn'", "not computed")),
+        (
+            {"rope_scaling": {"rope_type": "axial", "factor": 4.0}},
+            ("rope_scaling: rope_type 'axial' is none of dynamic, linear, llama3, yarn, longrope", "not computed"),
+        ),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, ("type 'mrope'",)),
         (
             {"rope_scaling": {"type": "dynamic", "rope_type": "linear", "factor": 2.0}},

@@ -10,8 +10,8 @@
 Several may stand in one file; where two state one thing they have to agree. The kinds are those of
 `v2pe/rope_scaling.py`, and `su` is an older name of `longrope`. The length before the scaling
 (`original_max_position_embeddings`) may stand in the section or beside the kind; where it stands nowhere it is
-`max_position_embeddings`. What else stands in these objects (numbers of another kind, one set of parameters per kind of layer) is not
-computed, and is refused.
+`max_position_embeddings`. What else stands in these objects (numbers of another kind, one set of parameters per kind
+of layer) is not computed, and is refused.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from megatron_v2pe.base import config_tree
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
+from megatron_v2pe.models.presets import preset_named
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.train.optimizers.adamw import AdamWConfig
 from megatron_v2pe.train.optimizers.settings import OptimizerSettings
@@ -32,6 +33,9 @@ class ModelConfig:
 
     model_name_or_path: str = ""
     """Folder of an InternVL2 checkpoint: the HF layout (converted once, cached) or a Megatron one."""
+    preset: str | None = None
+    """Published model, such as `InternVL3-8B`, whose shape a dry run takes where there is no checkpoint yet; a checkpoint
+    is always what its own `config.json` says. `tools/presets.py` lists them."""
     converted_dir: str | None = None
     """Where HF checkpoints are kept converted, for all tools; unset: $MEGATRON_V2PE_CONVERTED_DIR, or
     `work_dirs/converted`."""
@@ -67,7 +71,9 @@ class ModelConfig:
             ConfigError: names the setting.
         """
         config_tree.check_values(self, "model")
-        if not self.model_name_or_path:
+        if self.preset is not None:
+            preset_named(self.preset)
+        if not self.model_name_or_path and self.preset is None:
             raise ConfigError("model.model_name_or_path is empty: name the folder of an InternVL2 checkpoint")
         if self.freeze_llm and self.freeze_backbone and self.freeze_mlp and not self.unfreeze_vit_layers:
             raise ConfigError("model.freeze_llm, freeze_backbone and freeze_mlp are all set: nothing would learn")

@@ -8,7 +8,7 @@ A setting with which the trained model could not be asked is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.presets import preset_config, preset_named
 from megatron_v2pe.train.config import ExperimentConfig, ModelConfig
 from megatron_v2pe.v2pe.settings import StridePolicy, V2PESettings, usual_stride
 
@@ -38,12 +39,17 @@ def check_model(config: ExperimentConfig) -> tuple[FoundCheckpoint, InternVLConf
     """
     place = _start(config)
     model = InternVLConfig.from_hf(trained_config(place.folder), printable(place.hf / "config.json"))
-    _check_stated(model, config.model, config.data)
+    check_stated(model, config.model, config.data)
     return place, model
 
 
 def _start(config: ExperimentConfig) -> FoundCheckpoint:
     """Find the checkpoint a run starts from; where it is gone, a run that has saved can go on from its own."""
+    if not config.model.model_name_or_path:
+        raise ConfigError(
+            f"{MODEL_SETTING} is empty: model.preset {config.model.preset} says how large a model is and has no weights; "
+            "name a checkpoint, or look with --dry-run"
+        )
     try:
         return find_checkpoint(config.model.model_name_or_path, MODEL_SETTING)
     except ConfigError as error:
@@ -85,8 +91,12 @@ def check_checkpoint(config: ExperimentConfig) -> InternVLConfig:
     return model
 
 
-def _check_stated(model: InternVLConfig, settings: ModelConfig, data: DataConfig) -> None:
-    """Check what a run states about its checkpoint."""
+def check_stated(model: InternVLConfig, settings: ModelConfig, data: DataConfig) -> None:
+    """Check what a run states about its checkpoint.
+
+    Raises:
+        ConfigError: the model has something else; names both.
+    """
     stated: dict[str, Any] = {
         "ps_version": settings.ps_version,
         "downsample_ratio": settings.down_sample_ratio,
@@ -99,6 +109,27 @@ def _check_stated(model: InternVLConfig, settings: ModelConfig, data: DataConfig
                 f"{name} {value} was asked for, but the checkpoint has {getattr(model, name)}; "
                 "it is part of the model, to be changed in its config.json"
             )
+
+
+def unlike_preset(model: InternVLConfig, preset: str | None) -> Iterator[str]:
+    """Yield a line where a checkpoint is not of the size that a run's preset names; the checkpoint counts.
+
+    Args:
+        model: the checkpoint's.
+        preset: `model.preset` of the run.
+    """
+    if preset is None:
+        return
+    name = preset_named(preset)
+    stated = InternVLConfig.from_hf(preset_config(name), f"preset {name}")
+    pairs = {
+        f"{section}.{one.name}": (getattr(getattr(stated, section), one.name), getattr(getattr(model, section), one.name))
+        for section in ("llm", "vision")
+        for one in fields(getattr(stated, section))
+        if one.type in ("int", int)
+    }
+    if differing := [f"{name} {found} (preset {said})" for name, (said, found) in pairs.items() if said != found]:
+        yield f"model.preset {name} is not what the checkpoint is, which counts: {', '.join(differing)}"
 
 
 def changes_from_start(config: ExperimentConfig) -> Iterator[str]:

@@ -20,6 +20,8 @@ from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.tokenizer_files import MODEL
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.presets import preset_config, preset_named
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.preflight.checkpoint import (
     MODEL_SETTING,
@@ -27,7 +29,9 @@ from megatron_v2pe.train.preflight.checkpoint import (
     changes_from_start,
     check_checkpoint,
     check_model,
+    check_stated,
     tiling_not_exported,
+    unlike_preset,
 )
 from megatron_v2pe.train.preflight.data import look_at_indexed, look_at_list
 from megatron_v2pe.train.preflight.findings import Findings
@@ -53,7 +57,9 @@ def inspect_run(config: ExperimentConfig, recipe: ExperimentConfig | None = None
     may_come = {name for name in NAMED if recipe is not None and get_path(config, name) == get_path(recipe, name)}
     found.attempt(lambda: _positions(found, may_come))
     config = found.config
-    if not _expected(found, "model.model_name_or_path", may_come, found.unseen, "the layout against the model"):
+    if config.model.preset is not None and not os.path.lexists(config.model.model_name_or_path):
+        found.attempt(lambda: _preset(found, ranks))
+    elif not _expected(found, MODEL_SETTING, may_come, found.unseen, "the layout against the model"):
         found.attempt(lambda: _checkpoint(found, ranks))
     found.attempt(lambda: _run_folder(found, may_come))
     if config.data.indexed_path:
@@ -131,12 +137,26 @@ def _positions(found: Findings, may_come: set[str]) -> None:
         found.config = found.config.with_recorded_strides()
 
 
+def _preset(found: Findings, ranks: int | None) -> None:
+    """Look at the published model that is named in place of a checkpoint which is not there yet."""
+    settings = found.config.model
+    name = preset_named(str(settings.preset))
+    found.model = InternVLConfig.from_hf(preset_config(name), f"preset {name}")
+    check_stated(found.model, settings, found.config.data)
+    found.right.append(f"model: the published shape of {name} (model.preset)")
+    path = printable(settings.model_name_or_path) or "no folder is named"
+    found.absent.append(f"{MODEL_SETTING} {path}: the checkpoint, whose config.json will count")
+    found.unseen += ["tokenizer", "template", "weights"]
+    found.attempt(lambda: _layout(found, ranks))
+
+
 def _checkpoint(found: Findings, ranks: int | None) -> None:
     """Look at the checkpoint: architecture, what the run states of it, layout, tokenizer, template, weights."""
     config = found.config
     place, found.model = check_model(config)
     kind = "an HF checkpoint" if place.is_hf else "a Megatron checkpoint"
     found.right.append(f"model: {printable(place.folder)}, {kind} of a supported architecture")
+    found.doubts += unlike_preset(found.model, config.model.preset)
     found.attempt(lambda: _layout(found, ranks))
     if config.model.tokenizer_path is None and not (place.hf / MODEL).is_file():
         found.absent.append(f"{printable(place.hf / MODEL)}: the tokenizer's files")

@@ -19,6 +19,7 @@ from torch import Tensor
 from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace, build_header, write_file
 from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.presets import preset_config
 
 INTERNVL2_2B_PARAMETERS = 2_205_754_368
 _BLOCK = (1 << 20) - 3  # a prime, so that rows of no matrix repeat each other
@@ -26,69 +27,7 @@ _BLOCK = (1 << 20) - 3  # a prime, so that rows of no matrix repeat each other
 
 def internvl2_2b_config() -> dict[str, Any]:
     """Return a `config.json` with the sizes of the published InternVL2-2B."""
-    vision = {
-        "architectures": ["InternVisionModel"],
-        "attention_dropout": 0.0,
-        "drop_path_rate": 0.0,
-        "hidden_act": "gelu",
-        "hidden_size": 1024,
-        "image_size": 448,
-        "initializer_factor": 1.0,
-        "initializer_range": 0.02,
-        "intermediate_size": 4096,
-        "layer_norm_eps": 1e-06,
-        "model_type": "intern_vit_6b",
-        "norm_type": "layer_norm",
-        "num_attention_heads": 16,
-        "num_channels": 3,
-        "num_hidden_layers": 24,
-        "patch_size": 14,
-        "qk_normalization": False,
-        "qkv_bias": True,
-        "torch_dtype": "bfloat16",
-    }
-    llm = {
-        "architectures": ["InternLM2ForCausalLM"],
-        "attn_implementation": "flash_attention_2",
-        "bias": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "hidden_act": "silu",
-        "hidden_size": 2048,
-        "initializer_range": 0.02,
-        "intermediate_size": 8192,
-        "max_position_embeddings": 32768,
-        "model_type": "internlm2",
-        "num_attention_heads": 16,
-        "num_hidden_layers": 24,
-        "num_key_value_heads": 8,
-        "pad_token_id": 2,
-        "rms_norm_eps": 1e-05,
-        "rope_scaling": {"factor": 2.0, "type": "dynamic"},
-        "rope_theta": 1000000,
-        "tie_word_embeddings": False,
-        "torch_dtype": "bfloat16",
-        "vocab_size": 92553,
-    }
-    return {
-        "architectures": ["InternVLChatModel"],
-        "downsample_ratio": 0.5,
-        "dynamic_image_size": True,
-        "force_image_size": 448,
-        "llm_config": llm,
-        "max_dynamic_patch": 12,
-        "min_dynamic_patch": 1,
-        "model_type": "internvl_chat",
-        "pad2square": False,
-        "ps_version": "v2",
-        "select_layer": -1,
-        "template": "internlm2-chat",
-        "torch_dtype": "bfloat16",
-        "use_backbone_lora": 0,
-        "use_llm_lora": 0,
-        "use_thumbnail": True,
-        "vision_config": vision,
-    }
+    return preset_config("InternVL2-2B")
 
 
 def write_hf_folder(

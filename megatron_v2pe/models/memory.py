@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.config_sections import LanguageConfig
 from megatron_v2pe.models.flops import Learning
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.parallel.attention.context_parallel import exchange_named
@@ -112,10 +113,12 @@ def parameters(model: InternVLConfig, layout: ParallelConfig, stage: int, learni
     """Count the parameters of one rank of a pipeline stage."""
     llm, degree = model.llm, layout.tensor_model_parallel_size
     stages = layout.pipeline_model_parallel_size
-    width, biases = llm.hidden_size, llm.qkv_bias * llm.qkv_size
-    layer = (width * (llm.qkv_size + llm.query_size + 3 * llm.ffn_hidden_size) + biases) // degree + 2 * width
+    width, part = llm.hidden_size, DecoderShare.of(llm, degree)
+    rows = part.queries + 2 * part.keys
+    layer = width * (rows + part.queries + 3 * part.ffn) + llm.qkv_bias * rows + 2 * width
+    layer += 2 * llm.head_dim * llm.qk_layernorm
     decoder = layout.layers_per_stage(llm.num_layers)[stage] * layer
-    vocabulary = llm.padded_vocab_size * width // degree
+    vocabulary = part.vocabulary * width
     first, last = stage == 0, stage == stages - 1
     decoder += first * vocabulary + last * width
     decoder += last * vocabulary * (not (llm.tie_word_embeddings and first))
@@ -123,10 +126,12 @@ def parameters(model: InternVLConfig, layout: ParallelConfig, stage: int, learni
         return Parameters(decoder, 0, 0, 0)
     shards = 1 if layout.vision_parallel == "replicated" else degree
     vision, v = model.vision, model.vision.hidden_size
-    wide = vision.ffn_hidden_size
-    each = (4 * v * v + 2 * v * wide) // shards  # four matrices of attention, two of the MLP
-    each += (3 * v * vision.qkv_bias + wide) // shards + 2 * v  # biases
-    each += 6 * v  # two norms, two layer scales
+    heads = share(vision.num_attention_heads, shards) * vision.head_dim
+    wide = share(vision.ffn_hidden_size, shards)
+    each = 4 * v * heads + 2 * v * wide  # four matrices of attention, two of the MLP
+    each += 3 * heads * vision.qkv_bias + wide + 2 * v  # biases
+    each += 2 * v * (2 if vision.norm_type == "layer_norm" else 1) + 2 * v  # two norms, two layer scales
+    each += 2 * heads * vision.qk_normalization
     embedding = vision.num_channels * vision.patch_size**2 * v + 2 * v
     embedding += (1 + (vision.image_size // vision.patch_size) ** 2) * v
     learn = sum(learning.tower_layers(vision.num_layers))
@@ -134,6 +139,37 @@ def parameters(model: InternVLConfig, layout: ParallelConfig, stage: int, learni
     projector = 2 * shuffled + (shuffled * width + width + width * width) // shards + width
     tower = embedding + vision.num_layers * each
     return Parameters(decoder, tower, projector, tower if learning.backbone else learn * each)
+
+
+def share(count: int, degree: int) -> int:
+    """Return how many of so many rows, heads or columns a tensor-parallel rank holds, padding included."""
+    return -(-count // degree)
+
+
+@dataclass(frozen=True)
+class DecoderShare:
+    """Widths of the decoder on one tensor-parallel rank."""
+
+    heads: int
+    queries: int
+    keys: int
+    ffn: int
+    vocabulary: int
+
+    @classmethod
+    def of(cls, llm: LanguageConfig, degree: int) -> DecoderShare:
+        """Return those of a model at a tensor parallel size."""
+        groups = share(llm.num_query_groups, degree)
+        heads = groups * (llm.num_attention_heads // llm.num_query_groups)
+        vocabulary = share(llm.padded_vocab_size, degree)
+        return cls(heads, heads * llm.head_dim, groups * llm.head_dim, share(llm.ffn_hidden_size, degree), vocabulary)
+
+
+def stored_parameters(model: InternVLConfig) -> int:
+    """Count the parameters that a checkpoint of the model stores: without the rows that pad the vocabulary."""
+    llm = model.llm
+    padding = (llm.padded_vocab_size - llm.vocab_size) * llm.hidden_size * (1 if llm.tie_word_embeddings else 2)
+    return parameters(model, ParallelConfig(), 0, Learning()).total - padding
 
 
 @dataclass(frozen=True)

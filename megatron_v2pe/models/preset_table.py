@@ -87,7 +87,7 @@ class Preset:
     template: str
     rope_scaling: dict[str, Any] | None
     billions: float
-    """Published number of parameters in 1e9, two digits behind the point."""
+    """Published number of parameters in 1e9, with at most two digits behind the point."""
     sources: tuple[str, ...]
     unverified: tuple[str, ...] = ()
     """Fields whose value no source states for this very checkpoint."""
@@ -177,9 +177,7 @@ PRESETS = {
         ("vocab_size", "rope_scaling", "template"),
     ),
     "InternVL2-8B": Preset(_SMALL, "InternLM2-7B", _IN, _INTERN, DYNAMIC_2, 8.08, (_MS, "total")),
-    "InternVL2-26B": Preset(
-        _LARGE, "InternLM2-20B", _IN, _INTERN, DYNAMIC_2, 25.51, (_MS, "total"), ("rope_scaling",)
-    ),
+    "InternVL2-26B": Preset(_LARGE, "InternLM2-20B", _IN, _INTERN, DYNAMIC_2, 25.51, (_MS, "total"), ("rope_scaling",)),
     "InternVL2-40B": Preset(
         _LARGE, "Yi-34B", 64007, _HERMES, None, 40.07, ("base", "total"), ("vocab_size", "positions", "template")
     ),

@@ -1,7 +1,7 @@
 """A published model by its name: the `config.json` in the original layout, made of the table of shapes.
 
-A preset stands in where there is no checkpoint: a plan, an estimate of memory, a model of random weights, a test. What a
-checkpoint says of itself is never overruled by it.
+A preset stands in where there is no checkpoint: a plan, an estimate of memory, a model of random weights, a test. It
+never overrules what a checkpoint says of itself.
 """
 
 from __future__ import annotations

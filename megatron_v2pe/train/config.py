@@ -34,8 +34,8 @@ class ModelConfig:
     model_name_or_path: str = ""
     """Folder of an InternVL2 checkpoint: the HF layout (converted once, cached) or a Megatron one."""
     preset: str | None = None
-    """Published model, such as `InternVL3-8B`, whose shape a dry run takes where there is no checkpoint yet; a checkpoint
-    is always what its own `config.json` says. `tools/presets.py` lists them."""
+    """Published model, such as `InternVL3-8B`, whose shape a dry run takes where there is no checkpoint yet; where
+    there is one, its own `config.json` counts. `tools/presets.py` lists them."""
     converted_dir: str | None = None
     """Where HF checkpoints are kept converted, for all tools; unset: $MEGATRON_V2PE_CONVERTED_DIR, or
     `work_dirs/converted`."""

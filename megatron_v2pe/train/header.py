@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_v2pe.data.loader import Plan
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import Learning
-from megatron_v2pe.models.memory import parameters
+from megatron_v2pe.models.memory import parameters, stored_parameters
 from megatron_v2pe.parallel.attention.context_parallel import exchange_named
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.train.config import ExperimentConfig
@@ -58,9 +58,8 @@ def header(budget: MemoryBudget, plan: Plan, packs: int | None, start: Start) ->
 def parameter_words(model: InternVLConfig, learning: Learning) -> str:
     """Return how many parameters a model has, how many of them learn, and which parts do not."""
     found = parameters(model, ParallelConfig(), 0, learning)
-    llm = model.llm
-    padding = (llm.padded_vocab_size - llm.vocab_size) * llm.hidden_size * (1 if llm.tie_word_embeddings else 2)
-    total, learn = found.total - padding, found.learning(learning) - padding * learning.llm
+    total = stored_parameters(model)
+    learn = found.learning(learning) - (found.total - total) * learning.llm
     frozen = [
         name
         for name, learns in (

@@ -47,8 +47,8 @@ def _start(config: ExperimentConfig) -> FoundCheckpoint:
     """Find the checkpoint a run starts from; where it is gone, a run that has saved can go on from its own."""
     if not config.model.model_name_or_path:
         raise ConfigError(
-            f"{MODEL_SETTING} is empty: model.preset {config.model.preset} says how large a model is and has no weights; "
-            "name a checkpoint, or look with --dry-run"
+            f"{MODEL_SETTING} is empty: model.preset {config.model.preset} says how large a model is, and has no "
+            "weights; name a checkpoint, or look with --dry-run"
         )
     try:
         return find_checkpoint(config.model.model_name_or_path, MODEL_SETTING)
@@ -123,7 +123,10 @@ def unlike_preset(model: InternVLConfig, preset: str | None) -> Iterator[str]:
     name = preset_named(preset)
     stated = InternVLConfig.from_hf(preset_config(name), f"preset {name}")
     pairs = {
-        f"{section}.{one.name}": (getattr(getattr(stated, section), one.name), getattr(getattr(model, section), one.name))
+        f"{section}.{one.name}": (
+            getattr(getattr(stated, section), one.name),
+            getattr(getattr(model, section), one.name),
+        )
         for section in ("llm", "vision")
         for one in fields(getattr(stated, section))
         if one.type in ("int", int)

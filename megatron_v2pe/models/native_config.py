@@ -1,0 +1,418 @@
+"""The `config.json` of transformers' own InternVL class, translated to that of the published folders and back.
+
+| | published by OpenGVLab ("original") | transformers ("native") |
+|---|---|---|
+| `model_type` | `internvl_chat` | `internvl` |
+| language model | `llm_config` | `text_config`, of a class that transformers has: InternLM2 is `llama` there |
+| tower | `vision_config`: `qkv_bias`, `qk_normalization`, `initializer_factor`, one number for a side | `vision_config`: `attention_bias`, `use_qk_norm`, `layer_scale_init_value`, `[448, 448]` |
+| layer of the tower | `select_layer` | `vision_feature_layer` |
+| tied embeddings | `llm_config.tie_word_embeddings` | `tie_word_embeddings` at the top |
+
+The program works with the original form alone: a native file is translated when it is read (`models/config.py`) and
+when it is written (`checkpoint/hf/`). What the native form has no place for stands in its field `v2pe_original`, which
+transformers keeps and does not read, so that a file goes there and back without a loss.
+
+A field that a native file leaves out means what transformers' class takes for it: the defaults here are those of
+`configuration_internvl.py`, `configuration_qwen2.py`, `configuration_qwen3.py`, `configuration_llama.py` and
+`configuration_phi3.py` of transformers 5.23, and are the same in 4.52.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_v2pe.base.plugins import FAMILIES, Registry
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Fields
+from megatron_v2pe.models.config_sections import LANGUAGE_MODELS, VISION_TOWERS, SectionReader
+
+ORIGINAL, NATIVE = "original", "native"
+LAYOUTS = (ORIGINAL, NATIVE)
+"""The two layouts of a Hugging Face folder by name."""
+NATIVE_KIND, NATIVE_CLASS = "internvl", "InternVLForConditionalGeneration"
+ORIGINAL_KIND, ORIGINAL_CLASS = "internvl_chat", "InternVLChatModel"
+RECORD = "v2pe_original"
+"""Field of a native `config.json` with what only the original form has a place for."""
+QK_NORM_EPS = 1e-6
+"""Epsilon of transformers' norms of the tower's queries and keys, whatever `layer_norm_eps` says."""
+NATIVE_TEMPLATE = "internvl2_5"
+"""Conversation template of the models that were published in native form: InternVL2.5, 3 and 3.5."""
+_ROPE_PLACES = ("rope_scaling", "rope_parameters")
+_UNSCALED = ("dynamic",)
+"""Scalings that are not used under V2PE positions: the native form then states none."""
+
+
+@dataclass(frozen=True)
+class NativeText:
+    """How the language model of a family is called in transformers, where that is not the family's own `model_type`."""
+
+    model_type: str
+    """`text_config.model_type`."""
+    only_original: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `llm_config` that the native class has not, with the value that it computes."""
+
+
+NATIVE_TEXTS: Registry[NativeText] = Registry("native form of a language model", FAMILIES, "config")
+"""Native forms by what `llm_config.architectures` states; a family without one is called the same on both sides."""
+
+_LLAMA = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+_QWEN = {
+    **_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+}  # fmt: skip
+TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": _LLAMA,
+    "qwen2": _QWEN,
+    "qwen3": {**_QWEN, "head_dim": 128},
+    "phi3": {
+        **_LLAMA, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+    },
+}  # fmt: skip
+"""What transformers' classes take for fields of `text_config` that are left out, by `model_type`."""
+_TEXT_DEFAULT_KIND = "qwen2"
+VISION_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "attention_bias": False,
+    "use_qk_norm": False, "intermediate_size": 4096, "hidden_act": "gelu", "norm_type": "layer_norm",
+    "layer_norm_eps": 1e-6, "image_size": 448, "patch_size": 14, "num_channels": 3, "layer_scale_init_value": 0.1,
+    "hidden_dropout_prob": 0.0, "attention_dropout": 0.0, "initializer_range": 0.02,
+}  # fmt: skip
+"""What `InternVLVisionConfig` takes for fields that are left out, of those that the original form has too."""
+_VISION_FIXED: dict[str, Any] = {
+    "projection_dropout": 0.0, "use_mask_token": False, "use_absolute_position_embeddings": True,
+    "use_mean_pooling": True,
+}  # fmt: skip
+"""Fields of `InternVLVisionConfig` that the original form has not, with the one value that is computed.
+
+`use_mean_pooling` false puts a norm behind the last layer, true none."""
+_VISION_NAMES = {
+    "attention_bias": "qkv_bias", "use_qk_norm": "qk_normalization", "layer_scale_init_value": "initializer_factor",
+    "hidden_dropout_prob": "dropout",
+}  # fmt: skip
+"""Native name -> original name of fields of the tower whose names differ."""
+_ORIGINAL_VISION_DEFAULTS = {"qk_normalization": True, "norm_type": "rms_norm", "qkv_bias": False}
+"""What the published class takes where its defaults are not those of the native one."""
+_TOP_DEFAULTS: dict[str, Any] = {
+    "downsample_ratio": 0.5, "dynamic_image_size": True, "use_thumbnail": True, "min_dynamic_patch": 1,
+    "max_dynamic_patch": 12, "template": NATIVE_TEMPLATE,
+}  # fmt: skip
+"""What a native model is used with where it does not say: `GotOcr2ImageProcessor` cuts up to 12 tiles and adds a
+thumbnail, which `InternVLProcessor` asks of it."""
+_TOP_FIXED = {"vision_feature_select_strategy": "default", "projector_hidden_act": "gelu"}
+_TEXT_FIELDS = frozenset(
+    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size head_dim "
+    "max_position_embeddings original_max_position_embeddings rms_norm_eps initializer_range hidden_act rope_theta "
+    "rope_scaling rope_parameters partial_rotary_factor bos_token_id eos_token_id pad_token_id use_cache "
+    "attention_dropout attention_bias mlp_bias resid_pdrop embd_pdrop pretraining_tp sliding_window "
+    "use_sliding_window max_window_layers layer_types torch_dtype dtype tie_word_embeddings".split()
+)
+"""Fields of transformers' classes; others of an `llm_config` stand in `v2pe_original`."""
+_TOP_FIELDS = frozenset(
+    "downsample_ratio image_token_id torch_dtype dtype transformers_version template dynamic_image_size "
+    "dynamic_max_patch use_thumbnail min_dynamic_patch max_dynamic_patch pad2square min_num_frame max_num_frame "
+    "normalize_type rope_pos_id_version rope_pos_id_stride force_image_size".split()
+)
+"""Fields of an original `config.json` that stand at the top of the native one: those of both, and those that say how a
+model was trained."""
+
+
+def layout_of_config(config: Mapping[str, Any]) -> str:
+    """Return the layout of a `config.json` as its file states it: `native` if it is of transformers' own class."""
+    return NATIVE if config.get("model_type") == NATIVE_KIND else ORIGINAL
+
+
+def native_kinds() -> dict[str, str]:
+    """Return every `text_config.model_type` that can be read with the architecture it is taken for.
+
+    A kind that several families can be saved as (`llama`) is taken for the one that has it as its own name.
+    """
+    own: dict[str, str] = {}
+    for name, reader in _readers().items():
+        if name not in NATIVE_TEXTS:
+            own.update(dict.fromkeys(reader.model_types, name))
+    return own
+
+
+def native_text(architecture: str) -> NativeText:
+    """Return how the language model of an architecture is called in transformers.
+
+    Raises:
+        ConfigError: transformers has no class for it.
+    """
+    if (text := NATIVE_TEXTS.find(architecture)) is not None:
+        return text
+    reader = LANGUAGE_MODELS.find(architecture)
+    kinds = () if reader is None else reader.model_types
+    if not kinds or kinds[0] not in TEXT_DEFAULTS:
+        raise ConfigError(
+            f"language model {architecture!r} has no native form: its family says no class of transformers for it; "
+            f"known: {', '.join(TEXT_DEFAULTS)}. Write the original layout"
+        )
+    return NativeText(kinds[0])
+
+
+def to_original(native: Mapping[str, Any], source: str = "config.json") -> dict[str, Any]:
+    """Return the original form of a native `config.json`; what is in original form comes back as it is.
+
+    Args:
+        native: content of the file.
+        source: the file, for errors.
+
+    Raises:
+        ConfigError: a language model that is not supported, or a field that asks for what is not computed; names it.
+    """
+    if layout_of_config(native) != NATIVE:
+        return dict(native)
+    top = Fields(native, source, ConfigError)
+    names = top.get("architectures", list[str], None)
+    if names and names[0] != NATIVE_CLASS:
+        raise ConfigError(
+            f"{source}: architectures: found {printable(names[0])[:80]!r} beside model_type {NATIVE_KIND}, expected "
+            f"{NATIVE_CLASS}: other heads are not supported"
+        )
+    record = Fields(top.get(RECORD, dict, {}), f"{source}: {RECORD}", ConfigError)
+    kept = {part: record.get(part, dict, {}) for part in ("config", "llm_config", "vision_config")}
+    _same(top, _TOP_FIXED)
+    left = {"text_config", "vision_config", RECORD, "model_type", "architectures", "tie_word_embeddings",
+            "vision_feature_layer", "image_seq_length", *_TOP_FIXED}  # fmt: skip
+    result = {**_TOP_DEFAULTS, **kept["config"], **{name: native[name] for name in native if name not in left}}
+    for name in ("template", "downsample_ratio"):
+        result[name] = _TOP_DEFAULTS[name] if result.get(name) is None else result[name]
+    result["model_type"], result["architectures"], result["ps_version"] = ORIGINAL_KIND, [ORIGINAL_CLASS], "v2"
+    result["select_layer"] = top.whole("vision_feature_layer", -1)
+    result["llm_config"] = _original_text(top, kept["llm_config"])
+    result["vision_config"] = _original_vision(top, kept["vision_config"])
+    expected = _tokens_per_tile(result)
+    if expected is not None:
+        _same(top, {"image_seq_length": expected})
+    return result
+
+
+def to_native(config: Mapping[str, Any], image_token_id: int | None = None) -> dict[str, Any]:
+    """Return the native form of an original `config.json` that `InternVLConfig.from_hf` has read without an error.
+
+    Args:
+        config: the original form.
+        image_token_id: id of the token that stands for a piece of an image; None: the one that `config` states.
+
+    Raises:
+        ConfigError: the model computes what the native class does not; names the field and says what does.
+    """
+    if config.get("ps_version", "v1") != "v2":
+        raise ConfigError(
+            "ps_version: found v1, but transformers' InternVL computes v2 alone; such a model stays in the original "
+            "layout"
+        )
+    llm, vision = dict(config["llm_config"]), dict(config["vision_config"])
+    architecture = llm["architectures"][0]
+    text = native_text(architecture)
+    kept_llm = {name: value for name, value in llm.items() if name not in _TEXT_FIELDS}
+    own = {name: value for name, value in llm.items() if name in _TEXT_FIELDS}
+    if _positions_version(config) != "default" and (places := _scaled_places(own)):
+        for name in places:
+            kept_llm[name] = own.pop(name)
+            if (base := kept_llm[name].get("rope_theta")) is not None:
+                own.setdefault("rope_theta", base)
+    tied = bool(llm.get("tie_word_embeddings", False))
+    text_config = {"model_type": text.model_type, **own, "tie_word_embeddings": tied}
+    vision_config, kept_vision = _native_vision(vision)
+    kept_top = {name: value for name, value in config.items() if name not in _TOP_FIELDS}
+    for derived in ("llm_config", "vision_config", "select_layer", "ps_version", "model_type", "architectures"):
+        kept_top.pop(derived, None)
+    if native_kinds().get(text.model_type) == architecture:
+        kept_llm.pop("architectures", None)
+    kept_llm.pop("model_type", None)
+    record = {"config": kept_top, "llm_config": kept_llm, "vision_config": kept_vision}
+    record = {part: fields for part, fields in record.items() if fields}
+    stated = {name: value for name, value in config.items() if name in _TOP_FIELDS}
+    token = stated.pop("image_token_id", None) if image_token_id is None else image_token_id
+    if token is None:
+        raise ConfigError("image_token_id is not known: no tokenizer lies beside config.json, and it does not say")
+    return {
+        "architectures": [NATIVE_CLASS],
+        "model_type": NATIVE_KIND,
+        **stated,
+        "downsample_ratio": config.get("downsample_ratio", 0.5),
+        "image_token_id": token,
+        "image_seq_length": _tokens_per_tile(config),
+        "vision_feature_layer": config.get("select_layer", -1),
+        **_TOP_FIXED,
+        "tie_word_embeddings": tied,
+        "text_config": text_config,
+        "vision_config": vision_config,
+        **({RECORD: record} if record else {}),
+    }
+
+
+def in_layout(config: Mapping[str, Any], layout: str, image_token_id: int | None = None) -> dict[str, Any]:
+    """Return an original `config.json` in a layout; for arguments and errors see `to_native`."""
+    return to_native(config, image_token_id) if layout == NATIVE else without_native_fields(config)
+
+
+def without_native_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an original `config.json` without what a native one has left in it, for an original folder."""
+    return {name: value for name, value in config.items() if name != "image_token_id"}
+
+
+def with_language_model(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return an original `config.json` whose language model is stated as another family of the same computation.
+
+    Args:
+        config: the original form.
+        kind: `model_type` of the family, such as `internlm2` for a model that a native folder states as `llama`.
+
+    Raises:
+        ConfigError: no such family, or one that transformers keeps under another name than this model's.
+    """
+    of_kind = {name: reader for name, reader in _readers().items() if kind in reader.model_types}
+    if not of_kind:
+        raise ConfigError(f"language model {printable(kind)[:80]!r} is not known; known: {', '.join(native_kinds())}")
+    architecture = next(iter(of_kind))
+    present = config["llm_config"]["architectures"][0]
+    now, wanted = native_text(present), native_text(architecture)
+    if now.model_type != wanted.model_type:
+        raise ConfigError(
+            f"language model {kind} is {wanted.model_type} in transformers, the checkpoint's {present} is "
+            f"{now.model_type}: they compute different things"
+        )
+    only_now = {*now.only_original} - {*wanted.only_original}
+    llm = {name: value for name, value in config["llm_config"].items() if name not in only_now}
+    llm.update({**wanted.only_original, "architectures": [architecture], "model_type": kind})
+    llm.pop("auto_map", None)
+    return {**config, "llm_config": llm}
+
+
+def _original_text(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
+    """Return the `llm_config` of a native file; `kept` is what it has recorded of the one it was made from."""
+    text = Fields(top.content.get("text_config") or {}, f"{top.source}: text_config", ConfigError)
+    kind = text.text("model_type", _TEXT_DEFAULT_KIND)
+    recorded = Fields(kept, f"{top.source}: {RECORD}: llm_config", ConfigError).get("architectures", list[str], None)
+    architecture = native_kinds().get(kind)
+    if recorded and recorded[0] in LANGUAGE_MODELS and native_text(recorded[0]).model_type == kind:
+        architecture = recorded[0]
+    reader = None if architecture is None else LANGUAGE_MODELS.find(architecture)
+    if architecture is None or reader is None:
+        raise ConfigError(
+            f"{text.source}: model_type {printable(kind)[:80]!r} is not supported as the language model of a native "
+            f"InternVL checkpoint; supported: {', '.join(native_kinds())}"
+        )
+    content = {name: value for name, value in text.content.items() if name not in ("model_type", "architectures")}
+    if any(name in kept for name in _ROPE_PLACES):
+        bases = [(content.pop(name, None) or {}).get("rope_theta") for name in _ROPE_PLACES]
+        content.update({"rope_theta": base for base in bases if base is not None and "rope_theta" not in content})
+    tied = top.flag("tie_word_embeddings", text.flag("tie_word_embeddings", False))
+    only = NATIVE_TEXTS[architecture].only_original if architecture in NATIVE_TEXTS else {}
+    return {
+        **TEXT_DEFAULTS.get(kind, {}),
+        **only,
+        **kept,
+        **content,
+        "architectures": [architecture],
+        "model_type": reader.model_types[0],
+        "tie_word_embeddings": tied,
+    }
+
+
+def _original_vision(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
+    """Return the original `vision_config` of a native file; `kept` is what it has recorded."""
+    vision = Fields(top.content.get("vision_config") or {}, f"{top.source}: vision_config", ConfigError)
+    kind = vision.text("model_type", "internvl_vision", ("internvl_vision",))
+    _same(vision, _VISION_FIXED)
+    content = {**VISION_DEFAULTS, **{name: value for name, value in vision.content.items() if value is not None}}
+    for name in ("model_type", *_VISION_FIXED):
+        content.pop(name, None)
+    for name in ("image_size", "patch_size"):
+        content[name] = _side(content[name], f"{vision.source}: {name}")
+    if content["use_qk_norm"] is True and content["layer_norm_eps"] != QK_NORM_EPS:
+        raise ConfigError(
+            f"{vision.source}: layer_norm_eps: found {content['layer_norm_eps']}, expected {QK_NORM_EPS}: transformers "
+            "normalises queries and keys with this number whatever is stated, here they share one"
+        )
+    renamed = {_VISION_NAMES.get(name, name): value for name, value in content.items()}
+    assert kind == "internvl_vision"
+    default, reader = next((name, reader) for name, reader in _towers().items() if reader.is_default)
+    return {"architectures": [default], "model_type": reader.model_types[0], **kept, **renamed}
+
+
+def _native_vision(vision: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the native `vision_config`, and what has no place in it.
+
+    Raises:
+        ConfigError: it is of another tower, or normalises queries and keys with another number than transformers does.
+    """
+    names = vision.get("architectures") or [next(name for name, reader in _towers().items() if reader.is_default)]
+    if not (_towers()[names[0]].is_default):
+        raise ConfigError(f"vision tower {names[0]!r} has no native form; write the original layout")
+    stated = {**_ORIGINAL_VISION_DEFAULTS, **vision}
+    result: dict[str, Any] = {"model_type": "internvl_vision"}
+    for native, default in VISION_DEFAULTS.items():
+        value = stated.pop(_VISION_NAMES.get(native, native), None)
+        result[native] = default if value is None else value
+    for name in ("image_size", "patch_size"):
+        result[name] = [result[name]] * 2
+    if result["use_qk_norm"] and result["layer_norm_eps"] != QK_NORM_EPS:
+        raise ConfigError(
+            f"vision_config: layer_norm_eps is {result['layer_norm_eps']}: transformers' tower normalises queries and "
+            f"keys with {QK_NORM_EPS} whatever is stated; write the original layout"
+        )
+    result.update(_VISION_FIXED)
+    result.update({name: stated.pop(name) for name in ("torch_dtype", "dtype") if name in stated})
+    for derived in ("model_type", "architectures"):
+        stated.pop(derived, None)
+    return result, stated
+
+
+def _positions_version(config: Mapping[str, Any]) -> str:
+    """Return with which positions a model was trained."""
+    return config.get("rope_pos_id_version") or config["llm_config"].get("rope_pos_id_version") or "default"
+
+
+def _scaled_places(llm: Mapping[str, Any]) -> list[str]:
+    """Return the fields of an `llm_config` that state a scaling which is not used under V2PE positions."""
+    found = [name for name in _ROPE_PLACES if isinstance(llm.get(name), Mapping)]
+    kinds = {llm[name].get("rope_type", llm[name].get("type")) for name in found}
+    return found if kinds & {*_UNSCALED} else []
+
+
+def _tokens_per_tile(config: Mapping[str, Any]) -> int | None:
+    """Return the tokens of a tile, None where the fields are no numbers, which their reader says."""
+    side, patch = config.get("force_image_size"), config["vision_config"].get("patch_size")
+    side = config["vision_config"].get("image_size") if side is None else side
+    ratio = config.get("downsample_ratio", 0.5)
+    if not all(isinstance(value, (int, float)) for value in (side, patch, ratio)) or not patch:
+        return None
+    return int((side // patch) ** 2 * ratio**2)
+
+
+def _side(value: Any, where: str) -> Any:
+    """Return the side of a square that is stated as one number or as two."""
+    if not isinstance(value, (list, tuple)):
+        return value
+    if len(value) != 2 or value[0] != value[1]:
+        raise ConfigError(f"{where}: found {printable(value)[:40]}, expected a square such as [448, 448]")
+    return value[0]
+
+
+def _same(section: Fields, computed: Mapping[str, Any]) -> None:
+    """Check that fields, where they are stated, say what is computed."""
+    for name, value in computed.items():
+        found = section.content.get(name)
+        if found is not None and (found != value or isinstance(found, bool) != isinstance(value, bool)):
+            raise ConfigError(
+                f"{section.source}: {name}: found {printable(found)[:40]!r}, but what is computed is {value!r}; such a "
+                "model is not supported"
+            )
+
+
+def _readers() -> dict[str, SectionReader[Any]]:
+    return {name: reader for name in LANGUAGE_MODELS if (reader := LANGUAGE_MODELS.find(name)) is not None}
+
+
+def _towers() -> dict[str, SectionReader[Any]]:
+    return {name: reader for name in VISION_TOWERS if (reader := VISION_TOWERS.find(name)) is not None}

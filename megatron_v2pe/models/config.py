@@ -1,8 +1,9 @@
-"""What an InternVL2 checkpoint is: its `config.json` as typed, checked dataclasses.
+"""What an InternVL checkpoint is: its `config.json` as typed, checked dataclasses.
 
 The HF `config.json` stays the one description of an architecture; it travels with every Megatron checkpoint. Its two
 sections are read by the families of the language model and of the vision tower (`config_sections.py`), the whole here.
-Nothing here knows about parallelism or tensors.
+A file in transformers' native form is translated to the original one first (`native_config.py`). Nothing here knows
+about parallelism or tensors.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.models.config_fields import LARGEST_SIDE, check_null, check_top
 from megatron_v2pe.models.config_kind import Kind, kind_of_model
 from megatron_v2pe.models.config_sections import LanguageConfig, VisionConfig
+from megatron_v2pe.models.native_config import NATIVE, layout_of_config, to_original
 from megatron_v2pe.v2pe.settings import V2PESettings
 
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64", "auto")
@@ -65,14 +67,16 @@ class InternVLConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], source: str = "config.json") -> InternVLConfig:
-        """Read the `config.json` of an InternVL2 checkpoint.
+        """Read the `config.json` of an InternVL checkpoint, in its original or in transformers' native form.
 
         Raises:
             ConfigError: another architecture, a field that is missing, of another type or out of range, or a
                 combination that cannot be built; names `source`, the field, what was found and what was expected.
         """
+        native = layout_of_config(config) == NATIVE
+        config = to_original(config, source)
         top = Fields(config, source, ConfigError)
-        kind = kind_of_model(top)
+        kind = kind_of_model(top, native)
         _check_present(top, kind)
         for section in (top, top.section("vision_config"), top.section("llm_config")):
             for name in ("torch_dtype", "dtype"):
@@ -115,9 +119,28 @@ class InternVLConfig:
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """Return the content of `config.json` of an HF checkpoint folder, its fields as they are.
+    """Return the content of `config.json` of an HF checkpoint folder in its original form.
 
+    A file in original form is returned with its fields as they are; one in transformers' native form is translated.
     Every tool that opens such a folder comes here first, so that this is the place where its links are looked at.
+
+    Raises:
+        ConfigError: no such file, no regular file, not JSON, no object, a field that stands twice, a link that leaves
+            the folder, or a native file that cannot be used.
+    """
+    config, path = read_stated(folder), printable(Path(folder) / "config.json")
+    if layout_of_config(config) == NATIVE:
+        InternVLConfig.from_hf(config, path)  # which names fields as the file does
+    return to_original(config, path)
+
+
+def layout_of(folder: str | Path) -> str:
+    """Return the layout of an HF checkpoint folder, `original` or `native`; it raises what `read_stated` raises."""
+    return layout_of_config(read_stated(folder))
+
+
+def read_stated(folder: str | Path) -> dict[str, Any]:
+    """Return the content of `config.json` of an HF checkpoint folder in the form that the file has.
 
     Raises:
         ConfigError: no such file, no regular file, not JSON, no object, a field that stands twice, or a link that

@@ -19,8 +19,9 @@ from megatron_v2pe.models.config_sections import (
     SectionReader,
     VisionConfig,
 )
+from megatron_v2pe.models.native_config import NATIVE_CLASS, NATIVE_KIND, ORIGINAL_CLASS, ORIGINAL_KIND, native_kinds
 
-_KIND, _CLASS = "internvl_chat", "InternVLChatModel"
+_KIND, _CLASS = ORIGINAL_KIND, ORIGINAL_CLASS
 _POSITIONS = ("rope_pos_id_version", "rope_pos_id_stride")
 """Fields that training writes into `llm_config`, which no family reads: they are those of `v2pe.settings`."""
 
@@ -59,11 +60,12 @@ class Kind:
         return config
 
 
-def kind_of_model(top: Fields) -> Kind:
+def kind_of_model(top: Fields, native: bool = False) -> Kind:
     """Return the families of an InternVL2 model's parts.
 
     Args:
-        top: the content of `config.json`.
+        top: the content of `config.json`, in its original form.
+        native: whether the file has the native form, in which the language model's section is called `text_config`.
 
     Raises:
         V2PEError: of the content's class: it is another model's, which is named with those that are supported, or does
@@ -84,7 +86,10 @@ def kind_of_model(top: Fields) -> Kind:
         raise top.error(
             f"{top.source}: section 'llm_config' is missing; text_config is not read in its place, rename it"
         )
-    language = _part(top.section("llm_config"), "language model", LANGUAGE_MODELS)
+    llm = top.section("llm_config")
+    if native:
+        llm = Fields(llm.content, f"{top.source}: text_config", llm.error)
+    language = _part(llm, "language model", LANGUAGE_MODELS)
     vision = _part(top.section("vision_config"), "vision tower", VISION_TOWERS)
     if (other := top.content.get("text_config")) and other != top.content.get("llm_config"):
         raise top.error(f"{top.source}: llm_config and text_config differ; one of them is of another model: remove it")
@@ -99,7 +104,8 @@ def supported() -> str:
     such = f", such as {examples[0]}" if examples else ""
     return (
         f"supported is InternVL2 with {titles} language model (model_type {_KIND}, architectures {_CLASS} and "
-        f"{' or '.join(readers)}){such}"
+        f"{' or '.join(readers)}){such}, or its native form in transformers (model_type {NATIVE_KIND}, architectures "
+        f"{NATIVE_CLASS}, text_config of {', '.join(native_kinds())})"
     )
 
 
@@ -134,10 +140,7 @@ def _part(section: Fields, what: str, families: Registry[SectionReader[Any]]) ->
 def _refuse(top: Fields, kind: str | None, architecture: str | None) -> NoReturn:
     shown = printable(architecture if architecture is not None else kind)[:80]
     of_kind = f" (model_type {printable(kind)[:80]!r})" if kind is not None and architecture is not None else ""
-    hint = ""
-    if kind == "internvl":
-        hint = "; this is the form of transformers' own InternVL class: take the folder without -hf in its name"
-    raise top.error(f"{top.source}: architecture {shown!r}{of_kind} is not {_CLASS} ({_KIND}); {supported()}{hint}")
+    raise top.error(f"{top.source}: architecture {shown!r}{of_kind} is not {_CLASS} ({_KIND}); {supported()}")
 
 
 def _missing(section: Fields, name: str, expected: str, known: str) -> NoReturn:

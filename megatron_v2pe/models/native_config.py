@@ -53,6 +53,8 @@ class NativeText:
     """`text_config.model_type`."""
     only_original: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `llm_config` that the native class has not, with the value that it computes."""
+    reads: tuple[str, ...] = ()
+    """Further values of `text_config.model_type` that mean this family."""
 
 
 NATIVE_TEXTS: Registry[NativeText] = Registry("native form of a language model", FAMILIES, "config")
@@ -134,8 +136,8 @@ def native_kinds() -> dict[str, str]:
     """
     own: dict[str, str] = {}
     for name, reader in _readers().items():
-        if name not in NATIVE_TEXTS:
-            own.update(dict.fromkeys(reader.model_types, name))
+        text = NATIVE_TEXTS.find(name)
+        own.update(dict.fromkeys(reader.model_types if text is None else text.reads, name))
     return own
 
 
@@ -175,6 +177,11 @@ def to_original(native: Mapping[str, Any], source: str = "config.json") -> dict[
         raise ConfigError(
             f"{source}: architectures: found {printable(names[0])[:80]!r} beside model_type {NATIVE_KIND}, expected "
             f"{NATIVE_CLASS}: other heads are not supported"
+        )
+    if "llm_config" in native:
+        raise ConfigError(
+            f"{source}: model_type {NATIVE_KIND!r} is transformers' own class, with text_config, but "
+            f"llm_config stands there, which is the form of {ORIGINAL_KIND!r}: state the one that the file is of"
         )
     record = Fields(top.get(RECORD, dict, {}), f"{source}: {RECORD}", ConfigError)
     kept = {part: record.get(part, dict, {}) for part in ("config", "llm_config", "vision_config")}
@@ -305,7 +312,8 @@ def _original_text(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
     content = {name: value for name, value in text.content.items() if name not in ("model_type", "architectures")}
     if any(name in kept for name in _ROPE_PLACES):
         bases = [(content.pop(name, None) or {}).get("rope_theta") for name in _ROPE_PLACES]
-        content.update({"rope_theta": base for base in bases if base is not None and "rope_theta" not in content})
+        if stated := [base for base in bases if base is not None]:
+            content.setdefault("rope_theta", stated[0])
     tied = top.flag("tie_word_embeddings", text.flag("tie_word_embeddings", False))
     only = NATIVE_TEXTS[architecture].only_original if architecture in NATIVE_TEXTS else {}
     return {

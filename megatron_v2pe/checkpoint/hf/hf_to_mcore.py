@@ -26,7 +26,7 @@ from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
 from megatron_v2pe.checkpoint.trained import has_v2pe_scaling
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.models.config import InternVLConfig, read_config
+from megatron_v2pe.models.config import InternVLConfig, layout_of, read_config
 from megatron_v2pe.version import __version__
 
 _log = get_logger(__name__)
@@ -81,8 +81,8 @@ def check_folder(source: Path) -> tuple[InternVLConfig, MappingTable, HFWeights,
     if os.path.lexists(source / HF_LAYOUT):
         raise CheckpointError(f"{printable(source / HF_LAYOUT)}: the name is taken by the converter; rename this file")
     model = _read_model(source)
-    table = mapping_table(model)
     weights = HFWeights(source)
+    table = mapping_table(model, layout_of(source), weights.layout.places())
     return model, table, weights, _check(table, weights)
 
 

@@ -98,6 +98,18 @@ class Interleaved:
                 yield RowRun(key_row, heads * width, hf_row)
             begin += self.groups.groups * heads * width
 
+    def apart(self, rows: int) -> list[tuple[str, Interleaved, int]]:
+        """Return the parts as tensors of their own: `q`, `k` or `v`, where its rows lie, and how many they are.
+
+        Args:
+            rows: of the HF tensor that holds all parts.
+        """
+        width, parts = self._width(rows), [letter for part in self.parts for letter in part]
+        return [
+            (part, Interleaved(self.groups, (part,)), self.groups.groups * self.groups.place_in_group(part)[1] * width)
+            for part in parts
+        ]
+
     def _width(self, rows: int) -> int:
         """Return the width of a head."""
         heads = self.groups.groups * sum(self.groups.place_in_group(part)[1] for part in self.parts)

@@ -3,9 +3,8 @@
 It is put together from the rows of the tower, of the projector and of the language model. The projector is the same for
 every model and stands here. The others are their families' (`families/*/hf_table.py`).
 
-The names are those of the published folders, the only layout there is today. A second layout, such as that of
-transformers' native `-hf` folders, would be chosen in `mapping_table`: the same table with other names,
-`MappingTable.renamed`, which nothing calls yet. `models/config_kind.py` refuses its `config.json` first.
+A family states the names of the published folders. Those of transformers' own InternVL class follow from them by
+the rules of `native_table.py`; `mapping_table` returns the table of either layout.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ from itertools import chain
 
 from megatron_v2pe.base.plugins import FAMILIES, Registry
 from megatron_v2pe.checkpoint.hf.mappings import RowRun, TensorMapping, mapped
+from megatron_v2pe.checkpoint.hf.native_table import MODULE_NAMES, has_module_names, native_rows
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_sections import LanguageConfig, VisionConfig
+from megatron_v2pe.models.native_config import NATIVE, ORIGINAL
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,14 @@ LANGUAGE_TABLES: Registry[LanguageRows] = Registry("table of a language model", 
 """Rows of a language model by what `llm_config.architectures` states."""
 
 
-def mapping_table(model: InternVLConfig) -> MappingTable:
+def mapping_table(model: InternVLConfig, layout: str = ORIGINAL, names: Iterable[str] = ()) -> MappingTable:
     """Return the table of a model.
+
+    Args:
+        model: the model.
+        layout: `original` or `native`, see `models.config.layout_of`.
+        names: of the tensors of a native checkpoint that is there: where they are those of transformers' modules
+            (`model.language_model...`), the table has them too. Without, it has the names that transformers writes.
 
     Raises:
         ConfigError: no table is known for its tower or its language model, or a family's table is wrong.
@@ -128,6 +135,9 @@ def mapping_table(model: InternVLConfig) -> MappingTable:
         raise ConfigError(f"language model {model.llm.architecture!r} cannot be converted; known: {known}")
     tower = TOWER_TABLES.get(model.vision.architecture)
     table = MappingTable((*tower(model.vision), *_projector(model), *language(model.llm)))
+    if layout == NATIVE:
+        table = MappingTable(tuple(native_rows(table.tensors, model.llm.architecture)))
+        table = table.renamed(MODULE_NAMES) if has_module_names(names) else table
     return table.check(f"table of {model.llm.architecture} with {model.vision.architecture}")
 
 

@@ -5,9 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_v2pe.checkpoint.hf.mappings import QueryGroups, Stacked, TensorMapping, mapped, vocabulary
+from megatron_v2pe.checkpoint.hf.native_table import NATIVE_NAMES, NativeNames
 from megatron_v2pe.checkpoint.hf.table import LANGUAGE_TABLES
 from megatron_v2pe.families.internlm2.config import ARCHITECTURE
 from megatron_v2pe.models.config_sections import LanguageConfig
+
+_NATIVE = {
+    r"\.tok_embeddings\.": ".embed_tokens.",
+    r"\.attention\.wo\.": ".self_attn.o_proj.",
+    r"\.attention\.": ".self_attn.",
+    r"\.feed_forward\.w1\.": ".mlp.gate_proj.",
+    r"\.feed_forward\.w3\.": ".mlp.up_proj.",
+    r"\.feed_forward\.w2\.": ".mlp.down_proj.",
+    r"\.attention_norm\.": ".input_layernorm.",
+    r"\.ffn_norm\.": ".post_attention_layernorm.",
+    r"^language_model\.output\.": "language_model.lm_head.",
+}
+NATIVE_NAMES.add(ARCHITECTURE, NativeNames(_NATIVE, apart=True))
 
 
 @LANGUAGE_TABLES.register(ARCHITECTURE)

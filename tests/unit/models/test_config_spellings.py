@@ -262,7 +262,7 @@ def test_fields_that_change_nothing_are_let_pass():
         ("", {}, ("model_type", "architectures"), ("'model_type' and 'architectures' are missing", "supported")),
         ("", {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}, (), ("'LlamaForCausalLM'", "supported")),
         ("", {"architectures": ["LlavaForConditionalGeneration"]}, (), ("'LlavaForConditionalGeneration'",)),
-        ("", {"model_type": "internvl"}, ("architectures",), ("'internvl'", "-hf")),
+        ("", {"model_type": "internvl"}, ("architectures",), ("'internvl'", "text_config", "llm_config")),
         ("llm_config", {"architectures": ["FalconForCausalLM"]}, (), ("'FalconForCausalLM'", "supported")),
         ("llm_config", {"model_type": "llama"}, (), ("'llama'", "supported")),
         ("llm_config", {}, ("architectures",), ("'architectures' is missing", "InternLM2ForCausalLM")),

@@ -7,6 +7,7 @@ card rounds to nearest (largest error 2^-7 of a value in place of 2^-8); on CUDA
 from __future__ import annotations
 
 import ast
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -126,21 +127,23 @@ def test_rotary(numbers, groups, queries, width):
     gradients = numbers(9, groups * queries, width), numbers(9, groups, width), numbers(9, groups, width)
     close(numbers, errors(with_gradients(rotary.split_and_rotate, 1, cos, sin), joint, *gradients))
     query, key, value = rotary.split_and_rotate(joint, cos, sin)
-    assert torch.equal(query, rotary.apply_rotary(joint[:, :, :-2].flatten(1, 2), cos, sin))
-    assert torch.equal(key, rotary.apply_rotary(joint[:, :, -2], cos, sin))
+    # On CUDA the kernel forms `a * cos - b * sin` with one rounding in float32, PyTorch with two.
+    same = torch.equal if joint.device.type == "cpu" else partial(torch.allclose, rtol=0, atol=2e-6)
+    assert same(query, rotary.apply_rotary(joint[:, :, :-2].flatten(1, 2), cos, sin))
+    assert same(key, rotary.apply_rotary(joint[:, :, -2], cos, sin))
     assert torch.equal(value, joint[:, :, -1])
     assert all(part.is_contiguous() for part in (query, key, value))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tiles(device, dtype):
-    """Bit for bit: the kernel looks results up."""
+    """Bit for bit what the CPU gives: the kernel looks results up. PyTorch on CUDA divides with another last bit."""
     pixels = torch.randint(0, 256, (2, 40, 41, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
-    pixels = pixels.to(device)
     results = []
-    for form in ("plain", "triton"):
+    for form, place in (("plain", "cpu"), ("triton", device)):
         with choice.forced(form):
-            results.append(tiles.normalise_tiles(pixels, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), dtype))
+            found = tiles.normalise_tiles(pixels.to(place), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), dtype)
+            results.append(found.cpu())
     assert results[0].dtype == dtype and results[0].shape == (2, 3, 40, 41)
     assert torch.equal(*results)
 

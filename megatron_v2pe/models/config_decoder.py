@@ -40,6 +40,7 @@ def read_decoder(
     qk_layernorm: bool = False,
     head_dim: int | None = None,
     positions: int = 2048,
+    norm_eps: float = 1e-6,
     read: Iterable[str] = (),
 ) -> LanguageConfig:
     """Read an `llm_config` with the usual names of fields.
@@ -53,6 +54,7 @@ def read_decoder(
         head_dim: width of a head where the section does not state it; None: heads share `hidden_size` evenly, and
             `head_dim` is no field of the section.
         positions: what the published class takes where `max_position_embeddings` is not stated.
+        norm_eps: what it takes where `rms_norm_eps` is not.
         read: further fields with words such as `bias` or `norm` in their names, which the caller has read.
 
     Raises:
@@ -76,7 +78,7 @@ def read_decoder(
         ffn_hidden_size=section.whole("intermediate_size", least=1, most=8 * WIDEST),
         vocab_size=section.whole("vocab_size", least=1, most=LARGEST_VOCABULARY),
         max_position_embeddings=positions,
-        norm_eps=read_norm_eps(section, "rms_norm_eps"),
+        norm_eps=read_norm_eps(section, "rms_norm_eps", norm_eps),
         initializer_range=section.number("initializer_range", 0.02, 0, 100),
         tie_word_embeddings=section.flag("tie_word_embeddings", False),
         rope=rope_config(section, positions, width),

@@ -161,9 +161,9 @@ def read_heads(section: Fields, hidden_size: int | None) -> int:
     return heads
 
 
-def read_norm_eps(section: Fields, name: str) -> float:
-    """Read the epsilon of norms from the field of this name."""
-    return section.number(name, 1e-6, 1e-30, 0.1)
+def read_norm_eps(section: Fields, name: str, unstated: float = 1e-6) -> float:
+    """Read the epsilon of norms from the field of this name; the published class takes `unstated` without it."""
+    return section.number(name, unstated, 1e-30, 0.1)
 
 
 def check_null(section: Fields, *names: str) -> None:

@@ -1,1 +1,1 @@
-"""Phi-3: the language model of InternVL2-4B. Only its conversation template is here, not the model."""
+"""Phi-3: the language model of InternVL2-4B. One projection makes queries, keys and values, one makes gate and up."""

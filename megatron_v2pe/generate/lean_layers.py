@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.kernels.decode_attention import decode_attention, enter_cache, rotate
 from megatron_v2pe.kernels.norms import add_rms_norm
-from megatron_v2pe.kernels.rotary import split_and_rotate
+from megatron_v2pe.kernels.rotary import split_and_rotate, split_norm_and_rotate
 from megatron_v2pe.kernels.swiglu import swiglu_forward
 from megatron_v2pe.models.linear import ColumnLinear, RowLinear
 from megatron_v2pe.models.norms import RMSNorm
@@ -57,13 +57,15 @@ class LeanLayer:
         self.groups, self.head_dim = attention.num_query_groups_per_partition, config.kv_channels
         self.heads_per_group = attention.num_attention_heads_per_partition // self.groups
         self.attention_norm, self.mlp_norm = lean_norm(layer.input_layernorm), lean_norm(layer.pre_mlp_layernorm)
-        self.query_norm, self.key_norm = _norm(attention.q_layernorm), _norm(attention.k_layernorm)
+        norms = attention.q_layernorm, attention.k_layernorm
+        self.query_norm, self.key_norm = (_norm(norm) for norm in norms)
         self.qkv, self.projection = _weights(attention.linear_qkv), _weights(attention.linear_proj)
         self.fc1, self.fc2 = _weights(mlp.linear_fc1), _weights(mlp.linear_fc2)
         self.gated, self.activation = config.gated_linear_unit, mlp.activation_func
         self._cuda = self.qkv[0].is_cuda  # on the CPU what follows is faster operation by operation, in place
         norm = layer.pre_mlp_layernorm
         self._added_norm = (norm.weight.detach(), norm.eps) if self._cuda and type(norm) is RMSNorm else None
+        self._split = _split_in_one_pass(*norms) if self._cuda else None
         self._swiglu = self._cuda and self.gated and self.activation is F.silu
         self.widest: int = max(self.qkv[0].shape[0], self.fc1[0].shape[0])
         """A lower bound of the most numbers it holds of one token at once."""
@@ -81,10 +83,10 @@ class LeanLayer:
             [T, hidden].
         """
         joint = self._joint(hidden)
-        if self._cuda and self.query_norm is None and self.key_norm is None:
+        if self._split is not None:
             half = self.head_dim // 2
             angles = cos[:, 0, 0, :half].contiguous(), signed_sin[:, 0, 0, half:].contiguous()
-            query, key, value = split_and_rotate(joint, *angles)
+            query, key, value = self._split(joint, *angles)
             seen = attend(self.number, query.unflatten(1, (self.groups, -1)), key, value)
             return self._after_attention(hidden, seen)
         rotated = rotate(self._normed(joint), cos, signed_sin)
@@ -201,7 +203,18 @@ def _weights(module: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _norm(module: nn.Module | None) -> Norm | None:
-    return None if module is None or isinstance(module, IdentityOp) else module
+    return None if module is None or isinstance(module, IdentityOp) else lean_norm(module)
+
+
+def _split_in_one_pass(query_norm: Any, key_norm: Any) -> Callable[..., tuple[Tensor, Tensor, Tensor]] | None:
+    """Return the operation that takes the joint projection apart and rotates, None where these norms have none."""
+    norms = query_norm, key_norm
+    if all(_norm(norm) is None for norm in norms):
+        return split_and_rotate
+    if not all(type(norm) is RMSNorm for norm in norms) or query_norm.eps != key_norm.eps:
+        return None
+    weights = [norm.weight.detach() for norm in norms]
+    return lambda joint, cos, sin: split_norm_and_rotate(joint, *weights, query_norm.eps, cos, sin)
 
 
 def _check(layer: Any) -> None:

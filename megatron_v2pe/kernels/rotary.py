@@ -1,5 +1,7 @@
 """Rotary angles applied: to queries or keys alone, or while the joint projection is split into its three parts.
 
+The split may normalise every head of queries and keys before it rotates them, as Qwen3 does.
+
 Angles are float32 and are never rounded; products are formed in float32 or wider and rounded once.
 """
 
@@ -30,6 +32,29 @@ def split_and_rotate(joint: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, T
         Queries [S, groups * r, d], keys [S, groups, d] and values [S, groups, d], contiguous, no views.
     """
     return _Split.apply(joint, cos, sin)
+
+
+def split_norm_and_rotate(
+    joint: Tensor, query_weight: Tensor, key_weight: Tensor, eps: float, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take queries, keys and values out of their joint projection; normalise every head of the first two, then rotate.
+
+    The norm is RMSNorm over one head. For the backward pass the joint projection is kept, from which the normed heads
+    are formed again, and none of them.
+
+    Args:
+        joint: [S, groups, r + 2, d]: of every group r queries, a key and a value; each token contiguous.
+        query_weight: [d], of the queries' norm.
+        key_weight: [d], of the keys' norm.
+        eps: added to the mean of squares of a head.
+        cos: float32 [S, d // 2].
+        sin: float32 [S, d // 2].
+
+    Returns:
+        Queries [S, groups * r, d], keys [S, groups, d] and values [S, groups, d], contiguous, no views. What is
+        computed of a head is rounded once, after the rotation.
+    """
+    return _SplitNormed.apply(joint, query_weight, key_weight, eps, cos, sin)
 
 
 def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -79,6 +104,48 @@ class _Split(torch.autograd.Function):
         return joint, None, None
 
 
+class _SplitNormed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, joint: Tensor, query_weight: Tensor, key_weight: Tensor, eps: float, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if use_triton(joint, query_weight, key_weight, cos, sin):
+            from megatron_v2pe.kernels.gpu import rotary as gpu
+
+            joint = joint if joint[0:1].is_contiguous() else joint.contiguous()
+            results = gpu.split_normed(joint, query_weight, key_weight, eps, cos, sin)
+        else:
+            tokens, groups, parts, width = joint.shape
+            query = joint.new_empty(tokens, groups, parts - 2, width)
+            key = joint.new_empty(tokens, groups, 1, width)
+            _norm_and_rotate(query, joint[:, :, :-2], query_weight, eps, cos, sin)
+            _norm_and_rotate(key, joint[:, :, -2:-1], key_weight, eps, cos, sin)
+            value = joint[:, :, -1].clone(memory_format=torch.contiguous_format)
+            results = query.flatten(1, 2), key.squeeze(2), value
+        ctx.save_for_backward(joint, query_weight, key_weight, cos, sin)
+        ctx.eps = eps
+        return results
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        joint, query_weight, key_weight, cos, sin = ctx.saved_tensors
+        query, key, value = gradients
+        if use_triton(joint, query, key, value, query_weight, key_weight, cos, sin):
+            from megatron_v2pe.kernels.gpu import rotary as gpu
+
+            parts = query.contiguous(), key.contiguous(), value.contiguous()
+            result, for_query, for_key = gpu.join_normed(*parts, joint, query_weight, key_weight, ctx.eps, cos, sin)
+        else:
+            result = torch.empty_like(joint, memory_format=torch.contiguous_format)
+            groups = joint.shape[1]
+            query = query.unflatten(1, (groups, -1))
+            angles = ctx.eps, cos, sin
+            for_query = _norm_gradient(result[:, :, :-2], query, joint[:, :, :-2], query_weight, *angles)
+            for_key = _norm_gradient(result[:, :, -2:-1], key.unsqueeze(2), joint[:, :, -2:-1], key_weight, *angles)
+            result[:, :, -1] = value
+        return result, for_query.to(query_weight.dtype), for_key.to(key_weight.dtype), None, None, None
+
+
 class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -89,6 +156,41 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         cos, sin = ctx.saved_tensors
         return _rotated(gradient, cos, sin, -1), None, None
+
+
+def _norm_and_rotate(target: Tensor, states: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> None:
+    """Normalise and rotate [S, groups, heads, d] into a target of that shape; neither needs to be contiguous."""
+    angles = cos[:, None, None], sin[:, None, None]
+    for some_target, source, *some in zip(*(tensor.split(_ROWS) for tensor in (target, states, *angles)), strict=True):
+        unit, _ = _unit(source, eps)
+        unit *= weight
+        _rotate_into(turned := torch.empty_like(unit), unit, *some, 1)
+        some_target.copy_(turned)
+
+
+def _norm_gradient(
+    target: Tensor, gradient: Tensor, states: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor
+) -> Tensor:
+    """Write the gradient of what `_norm_and_rotate` was given, from that of its result; return that of the weight."""
+    angles = cos[:, None, None], sin[:, None, None]
+    total = torch.zeros(weight.shape, dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
+    parts = (tensor.split(_ROWS) for tensor in (target, gradient, states, *angles))
+    for some_target, given, source, *some in zip(*parts, strict=True):
+        unit, inverse = _unit(source, eps)
+        change = torch.empty_like(unit)
+        _rotate_into(change, given.to(unit.dtype), *some, -1)
+        total += (change * unit).sum(dim=(0, 1, 2))
+        change *= weight
+        change -= unit * (change * unit).mean(dim=-1, keepdim=True)
+        some_target.copy_(change.mul_(inverse))
+    return total
+
+
+def _unit(states: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return heads [..., d] divided by their root mean squares, in float32 or wider, and the reciprocals [..., 1]."""
+    wide = states.to(torch.promote_types(states.dtype, torch.float32))
+    inverse = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return wide * inverse, inverse
 
 
 def _rotated(states: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:

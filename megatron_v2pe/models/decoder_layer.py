@@ -8,7 +8,7 @@ the MLP is `mlp.run_mlp`. A layer recomputed by itself ends before its MLP: of t
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core import tensor_parallel
@@ -17,8 +17,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.kernels.rotary import split_and_rotate
+from megatron_v2pe.kernels.rotary import split_and_rotate, split_norm_and_rotate
+from megatron_v2pe.models.fusion import fire_forward_hooks, in_turn
 from megatron_v2pe.models.mlp import run_mlp
+from megatron_v2pe.models.norms import RMSNorm
 from megatron_v2pe.models.transformer_config import LayerConfig
 from megatron_v2pe.parallel.attention.core import FlashCoreAttention, angles
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
@@ -34,7 +36,7 @@ class DecoderLayer(TransformerLayer):
             ConfigError: a family asks for what this layer does not compute; names the setting.
         """
         super().__init__(config, *args, **kwargs)
-        for name in ("hidden_dropout", "add_bias_linear", "qk_layernorm"):
+        for name in ("hidden_dropout", "add_bias_linear"):
             if value := getattr(config, name):
                 raise ConfigError(f"{name}: found {value}, which a decoder layer of spec local does not compute")
         self.mlp_chunk_tokens = config.mlp_chunk_tokens
@@ -73,7 +75,7 @@ def attend(attention: Any, states: Tensor, pack: PackedSequence) -> Tensor:
     """Run self-attention over a pack.
 
     Args:
-        attention: Megatron-Core's `SelfAttention` with our `FlashCoreAttention`, without norms of queries and keys.
+        attention: Megatron-Core's `SelfAttention` with our `FlashCoreAttention`; norms of queries and keys are ours.
         states: [S, 1, hidden], normed; this rank's slice under sequence parallelism.
         pack: its layout and rotary angles.
 
@@ -83,9 +85,20 @@ def attend(attention: Any, states: Tensor, pack: PackedSequence) -> Tensor:
     core: FlashCoreAttention = attention.core_attention
     joint, _ = attention.linear_qkv(states)
     joint = joint.view(joint.shape[0], attention.num_query_groups_per_partition, -1, core.config.kv_channels)
-    query, key, value = split_and_rotate(joint, *angles(pack, joint.shape[0]))
+    query, key, value = _queries_keys_values(attention, joint, pack)
     if attention.checkpoint_core_attention and attention.training:
         seen = tensor_parallel.checkpoint(partial(core.attend, pack=pack), False, query, key, value)
     else:
         seen = core.attend(query, key, value, pack)
     return attention.linear_proj(seen.flatten(1).unsqueeze(1))[0]
+
+
+def _queries_keys_values(attention: Any, joint: Tensor, pack: PackedSequence) -> tuple[Tensor, Tensor, Tensor]:
+    """Take the joint projection apart: the first two normed where the model has norms for them, and rotated."""
+    norms = attention.q_layernorm, attention.k_layernorm
+    if not isinstance(norms[0], RMSNorm):  # `layer_specs.layer_spec` lets through both or none
+        return split_and_rotate(joint, *angles(pack, joint.shape[0]))
+    for norm in norms:
+        fire_forward_hooks(norm)  # they are not called, and what waits for gathered weights is a hook of theirs
+    weights = [cast(Tensor, in_turn(norm.weight)) for norm in norms]
+    return split_norm_and_rotate(joint, *weights, norms[0].eps, *angles(pack, joint.shape[0]))

@@ -25,6 +25,7 @@ from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_sections import LanguageConfig
 from megatron_v2pe.models.head import Targets, masked_logits, weighted_nll_sum
 from megatron_v2pe.models.layer_specs import block_spec, layer_spec
+from megatron_v2pe.models.norms import HeadNorm
 from megatron_v2pe.models.transformer_config import LayerConfig, ModelOptions, common_settings
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
@@ -42,17 +43,22 @@ class DecoderParts:
 
 def usual_layer(spec: str, keep_attention: bool) -> ModuleSpec:
     """Return the spec of a layer that attends to what came before."""
-    return layer_spec(spec, AttnMaskType.causal, keep_attention=keep_attention)
+    norms = {"query_norm": HeadNorm, "key_norm": HeadNorm}
+    return layer_spec(spec, AttnMaskType.causal, keep_attention=keep_attention, **norms)
 
 
 def usual_settings(llm: LanguageConfig) -> dict[str, Any]:
-    """Return the settings of RMSNorm, SwiGLU and linears without biases, but for those of queries, keys and values."""
+    """Return the settings of RMSNorm, SwiGLU and linears without biases, but for those of queries, keys and values.
+
+    Queries and keys are normalised head by head where the model says so.
+    """
     return {
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
         "activation_func": F.silu,
         "add_bias_linear": False,
         "add_qkv_bias": llm.qkv_bias,
+        "qk_layernorm": llm.qk_layernorm,
     }
 
 

@@ -24,7 +24,7 @@ from torch import nn
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.decoder_layer import DecoderLayer
 from megatron_v2pe.models.linear import ColumnLinear, RowLinear
-from megatron_v2pe.models.norms import Norm
+from megatron_v2pe.models.norms import HeadNorm, Norm
 from megatron_v2pe.parallel.attention.core import FlashCoreAttention, TransformerEngineCoreAttention
 
 CoreAttention = Callable[..., MegatronModule]
@@ -80,14 +80,16 @@ def layer_spec(
         key_norm: norm of the keys, likewise.
 
     Raises:
-        ConfigError: norms of queries and keys for a layer that does not compute them.
+        ConfigError: norms of queries and keys that the decoder's layer does not compute.
     """
     norms = query_norm, key_norm
     if spec == "te":
         return _te_layer(mask, layer or TransformerLayer, norms)
     kind = layer or DecoderLayer
-    if issubclass(kind, DecoderLayer) and norms != (IdentityOp, IdentityOp):
-        raise ConfigError("norms of queries and keys: a decoder layer of spec local does not compute them")
+    if issubclass(kind, DecoderLayer) and norms not in ((IdentityOp, IdentityOp), (HeadNorm, HeadNorm)):
+        raise ConfigError(
+            "norms of queries and keys: a decoder layer of spec local computes HeadNorm of both, or none of either"
+        )
     return _local_layer(mask, kind, partial(FlashCoreAttention, keep_result=keep_attention), norms)
 
 

@@ -10,6 +10,7 @@ from typing import overload
 
 import torch
 import torch.nn.functional as F
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
@@ -58,6 +59,18 @@ class RMSNorm(_Norm):
         if update is None:
             return rms_norm(hidden, self.weight, self.eps)
         return add_rms_norm(hidden, update, self.weight, self.eps)
+
+
+class HeadNorm:
+    """The norm of each head of queries or keys that a configuration asks for, as a layer spec's builder."""
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> RMSNorm | IdentityOp:  # type: ignore[misc]
+        """Build RMSNorm over the width of one head, `hidden_size`, where `config.qk_layernorm` is true, else nothing.
+
+        All tensor-parallel ranks hold its weight, and each sees its own heads: Megatron-Core sums the gradients over
+        the group by the names `q_layernorm` and `k_layernorm`.
+        """
+        return RMSNorm(config, hidden_size, eps) if config.qk_layernorm else IdentityOp()
 
 
 class Norm:

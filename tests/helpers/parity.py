@@ -126,6 +126,8 @@ def run(case: Case) -> Result:
         gradients = gather_full(model, lambda parameter: getattr(parameter, "main_grad", None))
         vocab = model.internvl.llm.vocab_size
         for name in ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight"):
+            if name not in gradients:  # the head of a tied model
+                continue
             if gradients[name][vocab:].any():  # of none, where the vocabulary needs no padding
                 raise AssertionError(f"{name}: padded vocabulary rows have gradients")
             gradients[name] = gradients[name][:vocab]
@@ -240,6 +242,16 @@ def _forget_norm_reduction(model: Any) -> None:
             parameter.sequence_parallel = False
 
 
+def _forget_head_norm_reduction(model: Any) -> None:
+    """Drop the sum of the gradients of queries' and keys' norms over tensor-parallel ranks."""
+    model.config.qk_layernorm = False
+
+
+def _forget_tied_reduction(model: Any) -> None:
+    """Keep the gradient of a tied weight of the first and of the last pipeline stage to themselves."""
+    model.share_embeddings_and_output_weights = False
+
+
 def _forget_head_reduction(model: Any) -> None:
     """Drop the sum of the head's input gradient over tensor-parallel ranks."""
     if model.post_process:
@@ -349,6 +361,8 @@ _BREAKS: dict[str, Callable[[Any], AbstractContextManager[Any] | None]] = {
     "unmasked_padding": _unmask_padding,
     "norm_reduction": _forget_norm_reduction,
     "head_reduction": _forget_head_reduction,
+    "head_norm_reduction": _forget_head_norm_reduction,
+    "tied_reduction": _forget_tied_reduction,
     "document_borders": _local_document_borders,
     "stage_positions": _positions_from_zero,
     "local_denominator": _local_denominator,

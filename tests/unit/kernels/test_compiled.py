@@ -34,6 +34,8 @@ KERNELS = [
     (residual._backward, {**KEEP, **SEVERAL}, {}),
     (rotary._move, {**ROTARY, "BACKWARD": False}, {}),
     (rotary._move, {**ROTARY, "BACKWARD": True}, {}),
+    (rotary._norm_forward, ROTARY, {}),
+    (rotary._norm_backward, {**ROTARY, "ROWS": 16}, {}),
     (tiles._normalise, {"BLOCK": 1024}, {"tiles": "*u8"}),
 ]
 for kernel, constants, own in KERNELS:
@@ -52,4 +54,4 @@ def test_every_kernel_compiles(tmp_path):
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     run = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.strip() == "10 compiled"
+    assert run.stdout.strip() == "12 compiled"

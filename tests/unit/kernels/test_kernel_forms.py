@@ -135,6 +135,41 @@ def test_rotary(numbers, groups, queries, width):
     assert all(part.is_contiguous() for part in (query, key, value))
 
 
+def normed_by_hand(joint, query_weight, key_weight, cos, sin):
+    """The formula, by PyTorch's operations."""
+    width = joint.shape[-1]
+    query = F.rms_norm(joint[:, :, :-2], (width,), query_weight, 1e-5).flatten(1, 2)
+    key = F.rms_norm(joint[:, :, -2], (width,), key_weight, 1e-5)
+
+    def turned(states):
+        first, second = states.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+    cos, sin = cos[:, None], sin[:, None]
+    return turned(query), turned(key), joint[:, :, -1]
+
+
+@pytest.mark.parametrize(("groups", "queries", "width"), [(3, 2, 40), (1, 1, 8), (5, 6, 16)])
+def test_rotary_behind_norms(numbers, groups, queries, width):
+    """37 tokens are more than two programs of the gradient's kernel."""
+    angles = numbers(37, width // 2).float()
+    cos, sin = angles.cos(), angles.sin()
+
+    def operation(joint, query_weight, key_weight):
+        return rotary.split_norm_and_rotate(joint, query_weight, key_weight, 1e-5, cos, sin)
+
+    joint = numbers(37, 1, groups * (queries + 2) * width)[:, 0].view(37, groups, queries + 2, width)
+    gradients = numbers(37, groups * queries, width), numbers(37, groups, width), numbers(37, groups, width)
+    inputs = (joint, numbers(width), numbers(width), *gradients)
+    close(numbers, errors(with_gradients(operation, 3), *inputs))
+    wide = [tensor.double() for tensor in inputs]
+    found = with_gradients(operation, 3)(*wide)
+    expected = with_gradients(lambda *leaves: normed_by_hand(*leaves, cos.double(), sin.double()), 3)(*wide)
+    for one, other in zip(found, expected, strict=True):  # float32 angles: the same in both, exactly
+        assert (one - other).abs().max() <= 1e-13 * other.abs().max()
+    assert all(part.is_contiguous() for part in operation(*inputs[:3]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_tiles(device, dtype):
     """Bit for bit what the CPU gives: the kernel looks results up. PyTorch on CUDA divides with another last bit."""
@@ -168,6 +203,10 @@ def test_nothing_at_all(numbers):
         assert swiglu.swiglu(numbers(0, 4)).shape == (0, 2)
         assert gelu.gelu_backward(numbers(0, 4), numbers(0, 4))[2].tolist() == [0, 0, 0, 0]
         none = norms.add_rms_norm(numbers(0, 4), numbers(0, 4), numbers(4), 1e-5)
+        angles = numbers(0, 2).float()
+        split = with_gradients(rotary.split_norm_and_rotate, 3, 1e-5, angles, angles)
+        found = split(numbers(0, 1, 3, 4), numbers(4), numbers(4), *[numbers(0, 1, 4)] * 3)
+        assert not any(part.any() for part in found)
         assert none[0].shape == none[1].shape == (0, 4)
 
 

@@ -12,7 +12,7 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.families.internvit.tower import InternViTLayer
 from megatron_v2pe.models import layer_specs
 from megatron_v2pe.models.layer_specs import FUSED_NORM_NAMES, block_spec, choose_spec, layer_spec
-from megatron_v2pe.models.norms import Norm
+from megatron_v2pe.models.norms import HeadNorm, Norm
 
 FUSED = ("self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_")
 """Where Transformer Engine's linears hold the norm they were fused with."""
@@ -115,5 +115,8 @@ def test_queries_and_keys_have_the_norms_that_are_asked_for():
 
 
 def test_a_decoder_layer_refuses_norms_that_it_would_pass_over():
-    with pytest.raises(ConfigError, match="norms of queries and keys"):
-        layer_spec("local", AttnMaskType.causal, query_norm=Norm)
+    for norms in ({"query_norm": Norm}, {"query_norm": Norm, "key_norm": Norm}, {"key_norm": HeadNorm}):
+        with pytest.raises(ConfigError, match="norms of queries and keys"):
+            layer_spec("local", AttnMaskType.causal, **norms)
+    spec = layer_spec("local", AttnMaskType.causal, query_norm=HeadNorm, key_norm=HeadNorm)
+    assert norms_of_attention(spec) == (HeadNorm, HeadNorm)

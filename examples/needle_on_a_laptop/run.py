@@ -1,6 +1,6 @@
 """V2PE's finding on a laptop: train a tiny model with ordinary positions and with V2PE, ask both, print the table.
 
-bash examples/needle_on_a_laptop/run.sh [OUT] [--seeds K] [--parallel tp=2|cp=2|pp=2|dp=2] [--to 16]
+bash examples/needle_on_a_laptop/run.sh [OUT] [--model qwen2] [--seeds K] [--parallel tp=2|cp=2|pp=2|dp=2] [--to 16]
 python examples/needle_on_a_laptop/run.py OUT --smoke              every part in tiny sizes; learns nothing
 python examples/needle_on_a_laptop/run.py OUT --parallel tp=2 --losses-of OTHER_OUT    same losses in another layout?
 """
@@ -30,11 +30,14 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     from settings import LAYOUTS, SMOKE, Settings
 
+    from megatron_v2pe.workshop.synthetic.small_families import SMALL_FAMILIES
+
     parser = argparse.ArgumentParser(
         prog="run.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
     add("out", type=Path, nargs="?", default=ROOT / "work_dirs" / "needle_on_a_laptop", help="(default: %(default)s)")
+    add("--model", choices=SMALL_FAMILIES, default=Settings.model, help="family of the tiny model (default: %(default)s)")
     add("--seeds", type=int, default=1, metavar="K", help="repetitions, told with mean and deviation (default: 1)")
     side_by_side, *shared = LAYOUTS
     add("--parallel", choices=shared, default=side_by_side, help="layout of all training (default: %(default)s)")
@@ -45,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.seeds < 1:
         parser.error(f"--seeds is {arguments.seeds}, expected 1 or more")
     base = SMOKE if arguments.smoke else Settings(longest=arguments.to)
-    settings = replace(base, seeds=arguments.seeds, parallel=arguments.parallel)
+    settings = replace(base, seeds=arguments.seeds, parallel=arguments.parallel, model=arguments.model)
     os.environ.setdefault("PYTHON", sys.executable)
     out = arguments.out.absolute()
 

@@ -2,9 +2,10 @@
 # V2PE's finding on a laptop: a tiny InternVL2 learns to read handwritten digits, goes on to documents of 256 tokens,
 # once with ordinary positions and once with V2PE, and both models are asked in documents up to eight times as long.
 #
-#   bash examples/needle_on_a_laptop/run.sh [OUT] [--seeds K] [--parallel tp=2|cp=2|pp=2|dp=2] [--to 16]
-#       [--losses-of OTHER_OUT] [--smoke]
+#   bash examples/needle_on_a_laptop/run.sh [OUT] [--model qwen2] [--seeds K] [--parallel tp=2|cp=2|pp=2|dp=2]
+#       [--to 16] [--losses-of OTHER_OUT] [--smoke]
 #
+# --model     family of the tiny model (default: internlm2)
 # --seeds     repetitions (default: 1)
 # --parallel  layout of both training stages over two processes (default: none)
 # --to        longest documents asked, in trained lengths: 8 or 16 (default: 8)

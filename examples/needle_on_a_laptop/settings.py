@@ -29,6 +29,8 @@ class Settings:
     """An experiment."""
 
     seeds: int = 1
+    model: str = "internlm2"
+    """Family of the language model and the tower, of `SMALL_FAMILIES`."""
     parallel: str = SIDE_BY_SIDE
     longest: int = DECIDING
     """Times the trained length."""

@@ -1,4 +1,4 @@
-"""The model before it has learned anything: a tiny InternVL2 and its tokenizer, in the HF layout."""
+"""The model before it has learned anything: a tiny InternVL of the named family and its tokenizer, in the HF layout."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from megatron_v2pe.checkpoint.hf.random_weights import random_weights, write_che
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.tokenize import encode_conversation
 from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.workshop.synthetic.small_families import small_family
 from megatron_v2pe.workshop.synthetic.small_model import small_internvl2
 from megatron_v2pe.workshop.synthetic.tokenizer import added_tokens, write_tokenizer
 
@@ -28,10 +29,12 @@ LANGUAGE = {
 ROPE_THETA = 400
 """With heads of 32 and 256 tokens, as many rotary pairs stay short of a full turn (38%) as with InternLM2's theta 1e6,
 heads of 128 and 32K tokens."""
+OUTPUTS = ("wo.weight", "w2.weight", "o_proj.weight", "down_proj.weight")
+"""Matrices at the end of attention and of the MLP, by the names that families give them: they begin small."""
 
 
-def hf_config(vocabulary: int) -> dict[str, Any]:
-    """Return `config.json`: the fields of InternVL2-2B, smaller numbers."""
+def hf_config(vocabulary: int, model: str) -> dict[str, Any]:
+    """Return `config.json`: the fields of the family, smaller numbers."""
     language = {
         **LANGUAGE,
         "vocab_size": vocabulary,
@@ -39,12 +42,13 @@ def hf_config(vocabulary: int) -> dict[str, Any]:
         "rope_theta": ROPE_THETA,
         "rope_scaling": None,
     }
-    return small_internvl2(TILE, PATCH, VISION, language, downsample_ratio=1.0, use_thumbnail=False)
+    family = small_family(model)
+    return small_internvl2(TILE, PATCH, VISION, language, family, downsample_ratio=1.0, use_thumbnail=False)
 
 
-def make(folder: Path, seed: int) -> Costs:
-    """Write the checkpoint; return what lines and turns cost in its tokens."""
-    template = get_template("internlm2-chat")
+def make(folder: Path, seed: int, model: str) -> Costs:
+    """Write the checkpoint of a family (`SMALL_FAMILIES`); return what lines and turns cost in its tokens."""
+    template = get_template(small_family(model).template)
     frames = [message.text for message in template.render([("human", "Anna"), ("gpt", "Anna seven")])]
     marks = [part for text in frames for part in text.replace(template.end, "").split("\n")]
     plain = [mark.replace("<|im_start|>", "") for mark in marks]
@@ -53,19 +57,19 @@ def make(folder: Path, seed: int) -> Costs:
     vocabulary = write_tokenizer(folder, texts * 4, PIECES)
     end = added_tokens(PIECES)["<|im_end|>"]
     write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": [2, end], "pad_token_id": 2})
-    config = hf_config(vocabulary)
-    weights = random_weights(config, seed, {"wo.weight": 0.02, "w2.weight": 0.02})
+    config = hf_config(vocabulary, model)
+    weights = random_weights(config, seed, dict.fromkeys(OUTPUTS, 0.02))
     write_checkpoint(folder, config, weights)
-    return measure(folder)
+    return measure(folder, model)
 
 
-def measure(folder: Path) -> Costs:
+def measure(folder: Path, model: str) -> Costs:
     """Count what a document's parts cost in the tokens of a checkpoint.
 
     Raises:
         AssertionError: a name, a word or a digit is not a token of its own.
     """
-    tokenizer, template = Tokenizer.from_folder(folder), get_template("internlm2-chat")
+    tokenizer, template = Tokenizer.from_folder(folder), get_template(small_family(model).template)
     for text in [*NAMES, *WORDS, *(f" {word}" for word in (*WORDS, *DIGITS)), "\n"]:
         assert len(tokenizer.encode(text)) == 1, f"{text!r} is {len(tokenizer.encode(text))} tokens"
 

@@ -25,6 +25,7 @@ from settings import LAYOUTS, ORDINARY, ROWS, SIDE_BY_SIDE, STRIDES, V2PE, Setti
 
 from megatron_v2pe.checkpoint.checksums import CHECKSUMS
 from megatron_v2pe.train.metrics_file import read_metrics
+from megatron_v2pe.workshop.synthetic.small_families import small_family
 
 TRAINING = Path(__file__).with_name("training.yaml")
 PROCESSES = 2
@@ -166,7 +167,7 @@ class Seed:
 
     def _vision(self) -> float:
         start, megatron = self.folder / "start", self.folder / "start_megatron"
-        start_model.make(start, self.seed)
+        start_model.make(start, self.seed, self.settings.model)
         execute(tool("convert_checkpoint.py", "hf-to-mcore", start, megatron, "--overwrite"))
         ceiling = train_vit.train(megatron, start, self.settings.vision_steps, self.seed)
         shutil.rmtree(megatron)
@@ -174,7 +175,7 @@ class Seed:
         return ceiling
 
     def _data(self) -> None:
-        costs, images = start_model.measure(self.folder / "start"), self.out / "images"
+        costs, images = start_model.measure(self.folder / "start", self.settings.model), self.out / "images"
         documents = {"short": self.settings.short_documents, "long": self.settings.long_documents}
         for stage, number in documents.items():
             write_data.write_training(self.folder, images, costs, stage, number, self.seed)
@@ -182,7 +183,7 @@ class Seed:
     def _index(self, stage: str) -> None:
         settings = ["--config", TRAINING, "--data.meta-path", self.folder / f"{stage}.json"]
         settings += ["--model.model-name-or-path", self.folder / "start"]
-        settings += ["--data.max-packed-tokens", PACK_TOKENS[stage]]
+        settings += ["--data.max-packed-tokens", PACK_TOKENS[stage], *self._template]
         execute(
             tool("preprocess_data.py", "--out", self.folder / f"indexed_{stage}", "--workers", PROCESSES, *settings)
         )
@@ -243,7 +244,12 @@ class Seed:
         arguments += ["--model.converted-dir", self.folder / "converted"]
         arguments += ["--data.indexed-path", self.folder / f"indexed_{stage}"]
         arguments += ["--data.max-packed-tokens", PACK_TOKENS[stage], "--train.global-batch-size", PROCESSES]
-        return [*arguments, "--train.exit-step", steps]
+        return [*arguments, *self._template, "--train.exit-step", steps]
+
+    @property
+    def _template(self) -> list[object]:
+        """Return the setting that names the family's conversation template."""
+        return ["--data.template", small_family(self.settings.model).template]
 
     def _losses(self, run: str, steps: int) -> list[float]:
         logged = losses(self.folder / run)
@@ -267,7 +273,7 @@ class Seed:
     def _ask(self) -> None:
         """Ask all rows of the table: in two lanes, a process each, so that no core waits for another."""
         lengths, pages, words = self.settings.lengths, self._files("pages"), self._files("words")
-        costs, exported = start_model.measure(self.folder / "start"), self.folder / "exported"
+        costs, exported = start_model.measure(self.folder / "start", self.settings.model), self.folder / "exported"
         write_data.write_questions(self.folder, self.out / "images", costs, lengths, self.settings.questions, self.seed)
         here = [
             self._asking(ORDINARY.checkpoint, ORDINARY.checkpoint, pages + words),

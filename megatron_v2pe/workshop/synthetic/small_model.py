@@ -1,13 +1,20 @@
-"""`config.json` of a small InternVL2: the fields of InternVL2-2B, with the sizes an example chooses."""
+"""`config.json` of a small InternVL: the fields of its published family, with the sizes an example chooses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from megatron_v2pe.workshop.synthetic.small_families import SMALL_FAMILIES, SmallFamily
+
 
 def small_internvl2(
-    tile: int, patch: int, vision: Mapping[str, Any], language: Mapping[str, Any], **others: Any
+    tile: int,
+    patch: int,
+    vision: Mapping[str, Any],
+    language: Mapping[str, Any],
+    family: SmallFamily = SMALL_FAMILIES["internlm2"],
+    **others: Any,
 ) -> dict[str, Any]:
     """Return the configuration.
 
@@ -16,6 +23,7 @@ def small_internvl2(
         patch: side of a patch.
         vision: sizes of the tower, and what differs in its fields.
         language: sizes of the language model, its `vocab_size`, positions and rotary settings.
+        family: whose fields the language model and the tower have beside them.
         others: what differs in the model's own fields.
     """
     tower = {
@@ -37,10 +45,10 @@ def small_internvl2(
         "torch_dtype": "float32",
     }
     decoder = {
-        "architectures": ["InternLM2ForCausalLM"],
-        "model_type": "internlm2",
+        "architectures": family.llm["architectures"],
+        "model_type": family.llm["model_type"],
         "hidden_act": "silu",
-        "bias": False,
+        **{name: value for name, value in family.llm.items() if name == "bias"},
         "rms_norm_eps": 1e-5,
         "initializer_range": 0.02,
         "tie_word_embeddings": False,
@@ -53,14 +61,14 @@ def small_internvl2(
     return {
         "architectures": ["InternVLChatModel"],
         "model_type": "internvl_chat",
-        "vision_config": {**tower, **vision},
-        "llm_config": {**decoder, **language},
+        "vision_config": {**tower, **family.vision, **vision},
+        "llm_config": {**decoder, **family.llm, **language},
         "hidden_size": language["hidden_size"],
         "force_image_size": tile,
         "downsample_ratio": 0.5,
         "ps_version": "v2",
         "select_layer": -1,
-        "template": "internlm2-chat",
+        "template": family.template,
         "dynamic_image_size": True,
         "use_thumbnail": True,
         "min_dynamic_patch": 1,

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("out", type=Path, nargs="?", default=ROOT / "work_dirs" / "needle_on_a_laptop", help="(default: %(default)s)")
-    add("--model", choices=SMALL_FAMILIES, default=Settings.model, help="family of the tiny model (default: %(default)s)")
+    add("--model", choices=SMALL_FAMILIES, default=Settings.model, help="family of the model (default: %(default)s)")
     add("--seeds", type=int, default=1, metavar="K", help="repetitions, told with mean and deviation (default: 1)")
     side_by_side, *shared = LAYOUTS
     add("--parallel", choices=shared, default=side_by_side, help="layout of all training (default: %(default)s)")

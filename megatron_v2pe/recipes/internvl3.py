@@ -1,12 +1,12 @@
 """Fine-tuning InternVL3 of 1B, 8B and 38B with V2PE, on packs of 32K and of 128K tokens.
 
-Nobody has published such a run. What is known: InternVL3's report (arXiv 2504.10479) draws a stride for each image from
-1, 1/2, ..., 1/256 of a position for a token, which are the nine of `v2pe_rnd`. Optimizer, packing and tiles are those of
-the published V2PE runs of InternVL2-2B, which `internvl2_2b` has. The stochastic depth of the 6B tower, 0.4, is that of
-MindSpeed-MM's configurations.
+Nobody has published such a run. What is known: InternVL3's report (arXiv 2504.10479) draws a stride for each image
+from 1, 1/2, ..., 1/256 of a position for a token, which are the nine of `v2pe_rnd`. Optimizer, packing and tiles are
+those of the published V2PE runs of InternVL2-2B, which `internvl2_2b` has. The stochastic depth of the 6B tower, 0.4,
+is that of MindSpeed-MM's configurations.
 
-Layouts are for GPUs of 80 GB. They are chosen by the estimate of memory, which no GPU has confirmed for these sizes; a test
-computes what each docstring says (`tests/unit/train/test_family_recipes.py`):
+Layouts are for GPUs of 80 GB. They are chosen by the estimate of memory, which no GPU has confirmed for these sizes; a
+test computes what each docstring says (`tests/unit/train/test_family_recipes.py`):
 
 - Tensor parallelism is at most the number of heads of keys and values: 2 of 1B, 4 of 8B, 8 of 38B; it stays in a node.
 - Context parallelism comes next, because it divides what a long pack keeps and shares the optimizer's state as well.
@@ -33,9 +33,7 @@ def _run(size: str, layout: ParallelConfig, packs: int, drop_path_rate: float = 
     save = f"work_dirs/internvl3_{size.lower()}_v2pe_32k"
     return replace(
         base,
-        model=replace(
-            base.model, model_name_or_path=f"pretrained/{name}", preset=name, drop_path_rate=drop_path_rate
-        ),
+        model=replace(base.model, model_name_or_path=f"pretrained/{name}", preset=name, drop_path_rate=drop_path_rate),
         data=replace(base.data, template="internvl2_5"),
         parallel=layout,
         train=replace(base.train, global_batch_size=packs),
@@ -62,14 +60,12 @@ def _longer(base: ExperimentConfig, layout: ParallelConfig, packs: int) -> Exper
         ),
         parallel=layout,
         train=replace(base.train, train_steps=2000, global_batch_size=packs),
-        checkpoint=replace(
-            base.checkpoint, save=base.checkpoint.save.replace("32k", "128k"), save_interval=250
-        ),
+        checkpoint=replace(base.checkpoint, save=base.checkpoint.save.replace("32k", "128k"), save_interval=250),
     )
 
 
 def internvl3_1b_v2pe_32k() -> ExperimentConfig:
-    """InternVL3-1B, packs of 34,000 tokens: any number of GPUs that divides 32, each with a pack of its own (71 GiB)."""
+    """InternVL3-1B, packs of 34,000 tokens: no sharing, each of 8 GPUs has a pack of its own (71 GiB)."""
     return _run("1B", ParallelConfig(), packs=32)
 
 
@@ -79,7 +75,7 @@ def internvl3_1b_v2pe_128k() -> ExperimentConfig:
 
 
 def internvl3_8b_v2pe_32k() -> ExperimentConfig:
-    """InternVL3-8B, packs of 34,000 tokens: TP 4 with sequence parallelism, 8 GPUs work on two packs (70 GiB of each)."""
+    """InternVL3-8B, packs of 34,000 tokens: TP 4, sequence parallel; 8 GPUs share two packs (70 GiB of each)."""
     return _run("8B", ParallelConfig(tensor_model_parallel_size=4, sequence_parallel=True), packs=32)
 
 

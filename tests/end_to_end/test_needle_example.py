@@ -213,7 +213,7 @@ def made(example, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("needle")
     pictures.write(folder / "images")
-    return folder, start_model.make(folder / "start", seed=0)
+    return folder, start_model.make(folder / "start", seed=0, model="internlm2")
 
 
 def test_training_and_test_pictures_are_disjoint(made):

@@ -23,6 +23,10 @@ class SmallFamily:
     llm: dict[str, Any]
     """Fields of `llm_config`."""
     template: str = "internvl2_5"
+    chat_tokens: tuple[str, ...] = ("<|im_end|>", "<|im_start|>")
+    """Special tokens of its template; the last begins a turn."""
+    rope: dict[str, Any] | None = field(default_factory=lambda: {"type": "dynamic", "factor": 2.0})
+    """Scaling of rotary positions, as a small model with heads of 32 states it."""
     byte_level: bool = False
     """Whether its tokenizer is byte-level BPE (`tokenizer.json`) in place of SentencePiece's."""
     vision: dict[str, Any] = field(default_factory=dict)
@@ -44,21 +48,38 @@ SMALL_FAMILIES = {
     "qwen3": SmallFamily(
         "InternVL3.5 with Qwen3",
         _llm("Qwen3ForCausalLM", "qwen3", rms_norm_eps=1e-6, use_sliding_window=False, attention_bias=False),
+        rope=None,
         byte_level=True,
     ),
     "llama": SmallFamily(
         "InternVL2 with Llama 3",
         _llm("LlamaForCausalLM", "llama", attention_bias=False, mlp_bias=False),
+        rope={
+            **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            "original_max_position_embeddings": 8192,
+        },
         template="internlm2-chat",
         byte_level=True,
     ),
     "internlm3": SmallFamily(
-        "InternVL3 with InternLM3", _llm("InternLM3ForCausalLM", "internlm3", bias=False, qkv_bias=False)
+        "InternVL3 with InternLM3",
+        _llm("InternLM3ForCausalLM", "internlm3", bias=False, qkv_bias=False, head_dim=32),
+        rope={"type": "dynamic", "factor": 6.0},
     ),
     "phi3": SmallFamily(
         "InternVL2 with Phi-3",
-        _llm("Phi3ForCausalLM", "phi3", embd_pdrop=0.0, resid_pdrop=0.0, attention_dropout=0.0),
+        _llm(
+            *("Phi3ForCausalLM", "phi3"),
+            **{"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attention_dropout": 0.0},
+            original_max_position_embeddings=4096,
+        ),
         template="phi3-chat",
+        chat_tokens=("<|end|>", "<|system|>", "<|assistant|>", "<|user|>"),
+        rope={
+            "type": "longrope",
+            "short_factor": [1.0 + pair / 16 for pair in range(16)],
+            "long_factor": [1.0 + 4 * pair for pair in range(16)],
+        },
     ),
     "internvit-6b": SmallFamily(
         "InternVL2 with InternLM2 and the norms of InternViT-6B",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,18 @@ CHAT_TOKENS = ("<|im_end|>", "<|im_start|>")
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 
-def added_tokens(pieces: int) -> dict[str, int]:
+def added_tokens(pieces: int, chat: Sequence[str] = CHAT_TOKENS) -> dict[str, int]:
     """Return the special tokens, which follow the pieces of the SentencePiece model, with their ids."""
-    return {token: pieces + index for index, token in enumerate(CHAT_TOKENS + IMAGE_TOKENS)}
+    return {token: pieces + index for index, token in enumerate((*chat, *IMAGE_TOKENS))}
 
 
-def write_tokenizer(folder: Path, texts: list[str], pieces: int) -> int:
+def write_tokenizer(folder: Path, texts: list[str], pieces: int, chat: Sequence[str] = CHAT_TOKENS) -> int:
     """Train a tokenizer and write its files; return its number of tokens, special ones included."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, pieces))
-    for name, content in tokenizer_files(pieces).items():
+    for name, content in tokenizer_files(pieces, chat).items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return pieces + len(added_tokens(pieces))
+    return pieces + len(added_tokens(pieces, chat))
 
 
 def train_tokenizer(texts: list[str], pieces: int) -> bytes:
@@ -55,8 +56,13 @@ def train_tokenizer(texts: list[str], pieces: int) -> bytes:
     return model.getvalue()
 
 
-def read_texts(folder: Path) -> list[str]:
-    """Return every line of text in a folder's annotation files as the chat template writes it, each once.
+def read_texts(folder: Path, name: str = "internlm2-chat", chat: Sequence[str] = CHAT_TOKENS) -> list[str]:
+    """Return every line of text in a folder's annotation files as a chat template writes it, each once.
+
+    Args:
+        folder: of the `*.jsonl`.
+        name: of the template.
+        chat: its special tokens, which are left out.
 
     Raises:
         FileNotFoundError: there is no annotation file.
@@ -65,19 +71,20 @@ def read_texts(folder: Path) -> list[str]:
     if not files:
         raise FileNotFoundError(f"{folder}: holds no annotation (*.jsonl)")
     samples = [json.loads(line) for path in files for line in path.read_bytes().splitlines()]
-    template = get_template("internlm2-chat")
+    template = get_template(name)
     rendered = [
         message.text
         for sample in samples
         for message in template.render([(turn["from"], turn["value"]) for turn in sample["conversations"]])
     ]
-    lines = [line for text in rendered for line in re.split(r"<image>|<\|im_start\|>|<\|im_end\|>|\n", text) if line]
+    between = "|".join(map(re.escape, ("<image>", *chat, "\n")))
+    lines = [line for text in rendered for line in re.split(between, text) if line]
     return list(dict.fromkeys(lines))
 
 
-def tokenizer_files(pieces: int) -> dict[str, Any]:
+def tokenizer_files(pieces: int, chat: Sequence[str] = CHAT_TOKENS) -> dict[str, Any]:
     """Return the JSON files beside `tokenizer.model`."""
-    added = added_tokens(pieces)
+    added = added_tokens(pieces, chat)
 
     def entry(token: str) -> dict[str, Any]:
         plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
@@ -85,7 +92,7 @@ def tokenizer_files(pieces: int) -> dict[str, Any]:
 
     base = {"<unk>": 0, "<s>": 1, "</s>": 2}
     roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
-    extra = [*reversed(CHAT_TOKENS), *IMAGE_TOKENS]
+    extra = [*reversed(chat), *IMAGE_TOKENS]
     decoder = {str(index): {**entry(token), "special": True} for token, index in {**base, **added}.items()}
     return {
         "added_tokens.json": added,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ from torch import Tensor
 
 from megatron_v2pe.checkpoint.hf.random_weights import random_weights
 from megatron_v2pe.checkpoint.hf.table import MappingTable, mapping_table
+from megatron_v2pe.generate.engine import Engine
+from megatron_v2pe.generate.generation import GenerationOptions, generate
+from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.micro_batch import PackCutter, TensorPack
 from megatron_v2pe.models.native_config import NATIVE, in_layout
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.v2pe.position_ids import Ticks, find_images, position_ticks
+from megatron_v2pe.v2pe.position_ids import find_images, position_ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import load_full
@@ -47,6 +51,26 @@ LLMS: dict[str, dict[str, Any]] = {
     "qwen3": {
         **LLM, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 16, "attention_bias": False,
     },
+    "llama": {
+        **LLM, "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 16,
+        },
+    },
+    "internlm3": {
+        **LLM, "architectures": ["InternLM3ForCausalLM"], "model_type": "internlm3", "bias": False, "qkv_bias": False,
+        "head_dim": 16, "num_attention_heads": 3, "num_key_value_heads": 1,
+        "rope_scaling": {"type": "dynamic", "factor": 6.0},
+    },
+    "phi3": {
+        **LLM, "architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "num_key_value_heads": 4,
+        "original_max_position_embeddings": 16, "max_position_embeddings": 64, "sliding_window": 128,
+        "rope_scaling": {
+            "type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.5, 1.7],
+            "long_factor": [1.5, 2.0, 2.5, 3.0, 4.0, 5.0],
+        },
+    },
 }  # fmt: skip
 """`llm_config` of small models by name."""
 
@@ -68,8 +92,8 @@ def small_state(config: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if tensor.dim() == 1:
             tensor += 0.2 * torch.randn(tensor.shape, generator=generator)
-        elif "embed" in name:
-            tensor.div_(0.5)
+        elif "lm_head" in name or "output" in name:
+            tensor *= 10
     return state
 
 
@@ -100,27 +124,54 @@ def write_native(folder: Path, config: Mapping[str, Any], state: Mapping[str, Te
     (folder / "config.json").write_text(json.dumps(in_layout(config, NATIVE, SPECIAL["img_context_id"])))
 
 
-def our_logits(
-    config: dict[str, Any], state: dict[str, Tensor], ids: Tensor, num_tiles: list[int], pixels: Tensor, stride: Any
-) -> Tensor:
-    """Return the logits [S, vocabulary] of one document; runs in a worker process.
+@dataclass(frozen=True)
+class Document:
+    """Text with images."""
+
+    ids: Tensor
+    """int64 [S]."""
+    num_tiles: list[int]
+    """Tiles of each image."""
+    pixels: Tensor
+    """[tiles, 3, side, side]."""
+
+
+def document(tiles: Sequence[int], text: int, seed: int = 0) -> Document:
+    """Draw a document with images of so many tiles, and `text` tokens before, between and behind them."""
+    generator = torch.Generator().manual_seed(seed)
+    parts = [torch.randint(10, 300, (text,), generator=generator)]
+    for count in tiles:
+        image = torch.tensor([5] + [7] * (4 * count) + [6])
+        parts += [image, torch.randint(10, 300, (text,), generator=generator)]
+    return Document(torch.cat(parts), list(tiles), torch.randn(sum(tiles), 3, 28, 28, generator=generator))
+
+
+def outcomes(
+    config: dict[str, Any], state: dict[str, Tensor], documents: list[Document], strides: list[Any], tokens: int
+) -> list[tuple[Tensor, list[int]]]:
+    """Return for every document its logits [S, vocabulary] and the ids of a greedy answer; runs in a worker process.
 
     Args:
         config: original `config.json`.
         state: weights by the original names.
-        ids: int64 [S].
-        num_tiles: tiles of each image.
-        pixels: [tiles, 3, side, side].
-        stride: positions a tile spans; None: ordinary positions.
+        documents: text and images.
+        strides: for each document, positions that a tile spans; None: ordinary positions.
+        tokens: tokens of an answer.
     """
-    model_config = InternVLConfig.from_hf(config)
-    policy = StridePolicy("default") if stride is None else StridePolicy("v2pe_fix", stride)
-    tokens, context = model_config.tokens_per_tile, SPECIAL["img_context_id"]
-    images = find_images(ids, num_tiles, tokens, **SPECIAL)
-    strides = policy.draw(len(images), tokens, epoch=0, sample=0)
-    ticks: Ticks = position_ticks(len(ids), images, strides, tokens, policy.denominator(tokens))
-    with built(config, ParallelConfig(), ModelOptions(params_dtype=torch.float32), policy, context) as model:
-        load_full(model, to_keys(mapping_table(model_config), state))
-        pack = TensorPack(ids, ticks, [len(ids)], num_tiles=num_tiles, tiles=pixels)
-        with torch.no_grad():
-            return model.eval()(PackCutter(model.coordinates, context, tokens).cut(pack))
+    model_config, results = InternVLConfig.from_hf(config), []
+    context, per_tile = SPECIAL["img_context_id"], model_config.tokens_per_tile
+    full = to_keys(mapping_table(model_config), state)
+    for item, stride in zip(documents, strides, strict=True):
+        policy = StridePolicy("default") if stride is None else StridePolicy("v2pe_fix", stride)
+        images = find_images(item.ids, item.num_tiles, per_tile, **SPECIAL)
+        drawn = policy.draw(len(images), per_tile, epoch=0, sample=0)
+        ticks = position_ticks(len(item.ids), images, drawn, per_tile, policy.denominator(per_tile))
+        with built(config, ParallelConfig(), ModelOptions(params_dtype=torch.float32), policy, context) as model:
+            load_full(model.eval(), full)
+            pack = TensorPack(item.ids, ticks, [len(item.ids)], num_tiles=item.num_tiles, tiles=item.pixels)
+            with torch.no_grad():
+                logits = model(PackCutter(model.coordinates, context, per_tile).cut(pack))
+            prompt = Prompt(item.ids, ticks, item.pixels, tuple(item.num_tiles))
+            answer = generate(Engine(model), [prompt], GenerationOptions(max_new_tokens=tokens))[0]
+        results.append((logits, list(answer.token_ids)))
+    return results

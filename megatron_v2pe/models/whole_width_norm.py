@@ -68,9 +68,7 @@ class _SplitRMSNorm(torch.autograd.Function):
     """RMSNorm of rows [..., width on this rank], statistics in float32 or wider over the rows of all ranks."""
 
     @staticmethod
-    def forward(
-        ctx: Any, states: Tensor, weight: Tensor, eps: float, width: int, group: dist.ProcessGroup
-    ) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, eps: float, width: int, group: dist.ProcessGroup) -> Tensor:
         wide = states.to(torch.promote_types(states.dtype, torch.float32))
         squares = torch.linalg.vecdot(wide, wide).unsqueeze(-1)
         dist.all_reduce(squares, group=group)

@@ -1,6 +1,6 @@
 """RMSNorm of queries or keys over all heads together, whose statistics tensor-parallel ranks form in common.
 
-InternViT-6B normalises the whole width of its queries, and that of its keys, before heads are told apart. A rank holds
+InternViT-6B normalises the whole width of its queries, and that of its keys, before it is cut into heads. A rank holds
 some of the heads, so that the mean of squares is a sum over ranks, and so is one term of the gradient:
 
     y = w x r,  r = (sum x^2 / n + eps)^(-1/2)        dx = r (w dy - x r^2 (sum w dy x) / n)

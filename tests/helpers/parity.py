@@ -112,7 +112,7 @@ def run(case: Case) -> Result:
         groups = ProcessGroupCollection.use_mpu_process_groups()
         wrapped = wrap(model, case.layout, groups, torch.device(case.device))
         if case.planted_break:
-            broken = _BREAKS[case.planted_break](model)
+            broken = BREAKS[case.planted_break](model)
             undo.enter_context(broken or nullcontext())
         dp_rank = parallel_state.get_data_parallel_rank()
         dp_size = parallel_state.get_data_parallel_world_size()
@@ -354,7 +354,7 @@ def _forget_marks(model: Any) -> Any:
     )
 
 
-_BREAKS: dict[str, Callable[[Any], AbstractContextManager[Any] | None]] = {
+BREAKS: dict[str, Callable[[Any], AbstractContextManager[Any] | None]] = {
     "gradients_by_hooks": _collect_by_hooks,
     "triton_kernels": _by_triton,
     "forgotten_marks": _forget_marks,

@@ -149,10 +149,10 @@ FAMILIES: dict[str, Family] = {
         rope_scaling=LONGROPE,
         rms_norm_eps=1e-5,
     ),
-    "qwen2": _language_model("qwen2", TOWER_6B, hidden_size=56, num_attention_heads=14, **_DYNAMIC),
-    "qwen2, tied": _language_model("qwen2", TOWER_300M, tie_word_embeddings=True),
+    "qwen2": _language_model("qwen2", TOWER_300M, hidden_size=56, num_attention_heads=14, **_DYNAMIC),
+    "qwen2 tied": _language_model("qwen2", TOWER_300M, tie_word_embeddings=True),
     "qwen3": _language_model("qwen3", TOWER_300M, head_dim=12, attention_bias=False),
-    "qwen3, tied": _language_model(
+    "qwen3 tied": _language_model(
         "qwen3",
         TOWER_6B,
         head_dim=16,

@@ -25,7 +25,7 @@ from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 
-NOT_YET = frozenset(FAMILIES) - {"internlm2"}
+NOT_YET = frozenset(FAMILIES) - {"internlm2", "qwen2 tied"}
 TOLERANCE = {"logits": 2e-4, "loss": 1e-5, "gradients": 1e-4}
 """Largest errors allowed, see `errors`. Measured over all cases: logits 1e-5 of 4.5, loss 1e-7, gradients 6e-6."""
 CACHE_TOLERANCE = 1e-5

@@ -25,7 +25,7 @@ from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 
-NOT_YET = frozenset(FAMILIES) - {"internlm2", "qwen2 tied"}
+NOT_YET = frozenset(name for name in FAMILIES if "6B" in name or name in ("llama 3", "qwen3 tied"))
 TOLERANCE = {"logits": 2e-4, "loss": 1e-5, "gradients": 1e-4}
 """Largest errors allowed, see `errors`. Measured over all cases: logits 1e-5 of 4.5, loss 1e-7, gradients 6e-6."""
 CACHE_TOLERANCE = 1e-5
@@ -82,7 +82,7 @@ class Runs:
     """Steps and answers of families, references made once for every family and kind of positions."""
 
     def __init__(self, run: Callable[..., Any]) -> None:
-        """Remember how to run a function: `run(processes, function, **arguments)` returns what rank 0 gave."""
+        """Remember how to run a function: `run(processes, function, **arguments)` returns what the last rank gave."""
         self._run = run
         self._weights: dict[str, dict[str, Tensor]] = {}
         self._steps: dict[tuple[str, StridePolicy], Reference] = {}

@@ -1,8 +1,8 @@
 """A tiny checkpoint of every language model and both towers: `config.json` in the published layout, and its documents.
 
-Sizes are small and unlike one another on purpose: an odd vocabulary, heads that do not share the hidden width, groups of
-one, two, three and seven queries, heads whose width is no power of two. Lengths from which a scaling of rotary positions
-sets in lie between those of the documents.
+Sizes are small and unlike one another on purpose: an odd vocabulary, heads that do not share the hidden width, groups
+of one, two, three and seven queries, heads whose width is no power of two. Lengths from which a scaling of rotary
+positions sets in lie between those of the documents.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every language model and both towers equal `transformers`' InternVL, in one process and in every kind of layout.
 
 The reference (`helpers/family_reference.py`) runs every document alone; ours runs packs of several documents with
-several images, and a pack of texts. Float32 on both sides. Layouts are chosen by pairs here; `scripts/check_families.sh`
-runs every family in every layout.
+several images, and a pack of texts. Float32 on both sides. Layouts are chosen by pairs here;
+`scripts/check_families.sh` runs every family in every layout.
 """
 
 from __future__ import annotations

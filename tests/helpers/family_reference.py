@@ -19,8 +19,9 @@ from helpers.parity import Pack
 
 _TEXT_KINDS = {"internlm2": "llama", "internlm3": "llama"}
 """`model_type` of ours -> that of a class which computes the same, where transformers has none of its own."""
-_TEXT_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", 
-                "num_key_value_heads", "vocab_size", "max_position_embeddings", "rms_norm_eps", "hidden_act", "tie_word_embeddings")  # fmt: skip
+_TEXT_FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                "vocab_size", "max_position_embeddings", "rms_norm_eps", "hidden_act",
+                "tie_word_embeddings")  # fmt: skip
 _OWN_FIELDS = ("head_dim", "original_max_position_embeddings", "attention_bias", "mlp_bias")
 _TOWER_LAYER = {
     "layernorm_before": "norm1",

@@ -16,7 +16,7 @@ from typing import Any
 from megatron_v2pe.data.special_tokens import SpecialTokens
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.library_files import CUT_AT_BLANKS, LibraryFiles, open_library
-from megatron_v2pe.foreign.tokenizer_settings import Source, TokenizerSettings
+from megatron_v2pe.foreign.tokenizer_settings import TokenizerSettings, TokenizerSource
 
 _WORDS = re.compile(r"\s*\S*(?:[^\S ]\s*\S*)*")
 """Parts that end before a blank behind which no white space stands; they follow each other without a gap."""
@@ -26,7 +26,7 @@ _MOST_WORDS, _LONGEST_WORD = 1 << 18, 64
 class LibraryPieces:
     """Ids of texts, and texts of ids, by the `tokenizers` library."""
 
-    def __init__(self, folder: Path, source: Source, settings: TokenizerSettings) -> None:
+    def __init__(self, folder: Path, source: TokenizerSource, settings: TokenizerSettings) -> None:
         """Open the tokenizer of a folder.
 
         Raises:

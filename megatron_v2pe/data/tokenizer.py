@@ -19,12 +19,12 @@ from megatron_v2pe.data.special_tokens import IMG_CONTEXT, IMG_END, IMG_START, N
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.tokenizer_files import MODEL, check_rows, load_pieces, special_tokens
-from megatron_v2pe.foreign.tokenizer_settings import Source, TokenizerSettings, source_of
+from megatron_v2pe.foreign.tokenizer_settings import TokenizerSettings, TokenizerSource, source_of
 
-__all__ = ["BOS", "EOS", "IMG_CONTEXT", "IMG_END", "IMG_START", "NEEDED", "Pieces", "Tokenizer"]
+__all__ = ["BOS", "EOS", "IMG_CONTEXT", "IMG_END", "IMG_START", "NEEDED", "PieceFinder", "Tokenizer"]
 
 
-class Pieces(Protocol):
+class PieceFinder(Protocol):
     """What finds the pieces of a text: SentencePiece or the `tokenizers` library."""
 
     special: dict[str, int]
@@ -62,7 +62,7 @@ class Pieces(Protocol):
 class Tokenizer:
     """A tokenizer: it turns text into token ids and ids back into text."""
 
-    def __init__(self, model_file: str | Path, special: Mapping[str, int], pieces: Pieces | None = None) -> None:
+    def __init__(self, model_file: str | Path, special: Mapping[str, int], pieces: PieceFinder | None = None) -> None:
         """Load a SentencePiece model, or take pieces of another kind.
 
         Args:
@@ -74,7 +74,7 @@ class Tokenizer:
             ConfigError: see `SentencePieces`.
         """
         self.model_file = str(model_file)
-        self._engine: Pieces = SentencePieces(self.model_file, special) if pieces is None else pieces
+        self._engine: PieceFinder = SentencePieces(self.model_file, special) if pieces is None else pieces
         self.special = self._engine.special
         self.bos_id, self.eos_id, self.before = self._engine.bos_id, self._engine.eos_id, self._engine.before
 
@@ -91,10 +91,10 @@ class Tokenizer:
         settings = TokenizerSettings.read(path, ConfigError)
         source = source_of(path, settings.name, ConfigError)
         if model.suffix == ".model" and model.name != MODEL:
-            source = Source.SENTENCE_PIECES
+            source = TokenizerSource.SENTENCE_PIECES
         if source is None:
             load_pieces(model, ConfigError)
-        if source is None or source is Source.SENTENCE_PIECES:
+        if source is None or source is TokenizerSource.SENTENCE_PIECES:
             adds_bos = settings.adds_bos is not False
             special = special_tokens(path, ConfigError)
             return cls(model, special, SentencePieces(str(model), special, adds_bos=adds_bos, eos=settings.eos))

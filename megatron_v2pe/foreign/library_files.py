@@ -35,8 +35,8 @@ from megatron_v2pe.foreign.tokenizer_settings import (
     MODEL,
     VOCABULARY,
     WHOLE,
-    Source,
     TokenizerSettings,
+    TokenizerSource,
     json_object,
 )
 
@@ -109,7 +109,7 @@ class LibraryFiles:
     """SHA-256 of all on which ids depend."""
 
 
-def open_library(folder: Path, source: Source, settings: TokenizerSettings, error: Kind) -> LibraryFiles:
+def open_library(folder: Path, source: TokenizerSource, settings: TokenizerSettings, error: Kind) -> LibraryFiles:
     """Open the tokenizer of a folder by the library.
 
     Args:
@@ -124,9 +124,9 @@ def open_library(folder: Path, source: Source, settings: TokenizerSettings, erro
             or the entry.
     """
     stated = added_tokens(folder, error)
-    if source is Source.QWEN_FILES:
+    if source is TokenizerSource.QWEN_FILES:
         content, where = _qwen_files(folder, error), folder / VOCABULARY
-    elif source is Source.LLAMA_MODEL:
+    elif source is TokenizerSource.LLAMA_MODEL:
         content, where = _llama_model(folder, settings, error), folder / MODEL
     else:
         content, where = _whole(folder / WHOLE, source, settings, error), folder / WHOLE
@@ -237,7 +237,7 @@ def _bpe(vocabulary: dict[str, int], merges: Iterable[Any]) -> dict[str, Any]:
     return {"type": "BPE", "vocab": vocabulary, "merges": list(merges)}
 
 
-def _whole(path: Path, source: Source, settings: TokenizerSettings, error: Kind) -> dict[str, Any]:
+def _whole(path: Path, source: TokenizerSource, settings: TokenizerSettings, error: Kind) -> dict[str, Any]:
     """Read `tokenizer.json`; its own parts make way for the rules of a class that has some."""
     shown = printable(path)
     content = json_object(path, error)
@@ -255,9 +255,9 @@ def _whole(path: Path, source: Source, settings: TokenizerSettings, error: Kind)
     for name in _PARTS:
         _check_part(name, content.get(name), f"{shown}: {name}", error)
     kept = {name: content.get(name) for name in ("added_tokens", "post_processor") if name in content}
-    if source is Source.QWEN_WHOLE:
+    if source is TokenizerSource.QWEN_WHOLE:
         return {"version": "1.0", "model": _bpe(vocabulary, merges), **QWEN, **kept}
-    if source is Source.LLAMA_WHOLE and not _is_byte_level(content):
+    if source is TokenizerSource.LLAMA_WHOLE and not _is_byte_level(content):
         return {**_llama(vocabulary, merges, settings), **kept}
     plain = {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")}
     return {"version": "1.0", "model": {**model.content, "type": "BPE", "merges": merges}, **plain, **kept}

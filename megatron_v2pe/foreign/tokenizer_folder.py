@@ -16,8 +16,8 @@ from megatron_v2pe.foreign.tokenizer_settings import (
     TOKENS_MAP,
     VOCABULARY,
     WHOLE,
-    Source,
     TokenizerSettings,
+    TokenizerSource,
     source_of,
 )
 
@@ -46,7 +46,7 @@ def check_folder(folder: Path, rows: int, error: Kind) -> None:
         if beside := next((name for name in (ADDED, TOKENS_MAP, CONFIG) if os.path.lexists(folder / name)), None):
             raise error(f"{printable(folder / MODEL)}: missing; {beside} beside it belongs to a tokenizer")
         return
-    if source is Source.SENTENCE_PIECES:
+    if source is TokenizerSource.SENTENCE_PIECES:
         size = load_pieces(folder / MODEL, error).get_piece_size()
     else:
         files = open_library(folder, source, settings, error)

@@ -40,7 +40,7 @@ _DEFAULTS: dict[str, dict[str, str]] = {
 """Tokens of the classes where a configuration does not name them; the empty name stands for none."""
 
 
-class Source(Enum):
+class TokenizerSource(Enum):
     """Which files a tokenizer is made of, and by whose rules."""
 
     SENTENCE_PIECES = "tokenizer.model, each part as it is"
@@ -53,9 +53,9 @@ class Source(Enum):
     @property
     def file(self) -> str:
         """Name of the file that holds the vocabulary."""
-        if self in (Source.SENTENCE_PIECES, Source.LLAMA_MODEL):
+        if self in (TokenizerSource.SENTENCE_PIECES, TokenizerSource.LLAMA_MODEL):
             return MODEL
-        return VOCABULARY if self is Source.QWEN_FILES else WHOLE
+        return VOCABULARY if self is TokenizerSource.QWEN_FILES else WHOLE
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def role_tokens(folder: Path, error: Kind) -> frozenset[str]:
     return frozenset(found)
 
 
-def source_of(folder: Path, name: str, error: Kind) -> Source | None:
+def source_of(folder: Path, name: str, error: Kind) -> TokenizerSource | None:
     """Return of which files a folder's tokenizer is made; None where none of them is there.
 
     Args:
@@ -126,18 +126,18 @@ def source_of(folder: Path, name: str, error: Kind) -> Source | None:
     """
     has = {file for file in (MODEL, WHOLE, VOCABULARY, MERGES) if os.path.lexists(folder / file)}
     if MODEL in has and (name in (*INTERN, "") or WHOLE not in has and name not in (LLAMA, QWEN)):
-        return Source.SENTENCE_PIECES
+        return TokenizerSource.SENTENCE_PIECES
     if WHOLE in has:
         if name == QWEN:
-            return Source.QWEN_WHOLE
-        return Source.LLAMA_WHOLE if name == LLAMA else Source.WHOLE
+            return TokenizerSource.QWEN_WHOLE
+        return TokenizerSource.LLAMA_WHOLE if name == LLAMA else TokenizerSource.WHOLE
     if MODEL in has:
-        return Source.LLAMA_MODEL if name == LLAMA else Source.SENTENCE_PIECES
+        return TokenizerSource.LLAMA_MODEL if name == LLAMA else TokenizerSource.SENTENCE_PIECES
     if has & {VOCABULARY, MERGES}:
         for absent in {VOCABULARY, MERGES} - has:
             present = MERGES if absent == VOCABULARY else VOCABULARY
             raise error(f"{printable(folder / absent)}: missing; {present} beside it belongs to a tokenizer")
-        return Source.QWEN_FILES
+        return TokenizerSource.QWEN_FILES
     return None
 
 

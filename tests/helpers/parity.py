@@ -20,6 +20,7 @@ from megatron_v2pe.kernels import choice
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.head import Targets
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack, WholePack
+from megatron_v2pe.models.norms import PARTIAL_GRADIENT
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
@@ -244,7 +245,8 @@ def _forget_norm_reduction(model: Any) -> None:
 
 def _forget_head_norm_reduction(model: Any) -> None:
     """Drop the sum of the gradients of queries' and keys' norms over tensor-parallel ranks."""
-    model.config.qk_layernorm = False
+    for parameter in model.parameters():
+        setattr(parameter, PARTIAL_GRADIENT, False)
 
 
 def _forget_tied_reduction(model: Any) -> None:

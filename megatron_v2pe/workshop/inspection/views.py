@@ -263,8 +263,7 @@ class Viewer:
         for message in sorted({run.message for run in runs if run.learned}):
             answer = texts[message].removeprefix(self.template.assistant)
             question = texts.get(message - 1, "").removeprefix(self.template.user)
-            ends = self.template.end + self.template.separator
-            yield question.removesuffix(ends), answer.removesuffix(ends)
+            yield question.removesuffix(self.template.end), answer.removesuffix(self.template.end)
 
 
 def as_position(ticks: int, denominator: int) -> str:

@@ -31,6 +31,8 @@ REQUIREMENTS = [
     "pillow>=11,<14",
     # 0.2.2 refuses InternVL2's tokenizer ("piece must not include null character").
     "sentencepiece>=0.2,!=0.2.2,<0.3",
+    # Tokenizers of the models that have no SentencePiece model: Qwen, Llama-3.
+    "tokenizers>=0.21,<1",
     "protobuf>=4,<8",
     "safetensors>=0.5,<1",
     # Checksums of checkpoints, data sets and answers: ten times as fast as those of the standard library.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_v2pe.data.conversation import SYSTEM, Template
+from megatron_v2pe.data.conversation import SYSTEM, Message, Template
 from megatron_v2pe.data.tokenizer import IMG_CONTEXT, IMG_END, IMG_START, Tokenizer
 from megatron_v2pe.data.types import IGNORE_INDEX, CompactText
 from megatron_v2pe.errors import DataError
@@ -68,17 +68,32 @@ def compact_conversation(
             taken for an image.
     """
     turns = _with_image_tokens(turns, num_images)
-    ids, learned = [tokenizer.bos_id], list[tuple[int, int]]()
+    ids, learned = list(tokenizer.before), list[tuple[int, int]]()
     for message in template.render(turns, prompt=prompt):
         tokens = tokenizer.encode_known(message.text) if message.fixed else tokenizer.encode(message.text)
         if message.learned_from is not None:
-            head = tokenizer.prefix_length(message.text, tokens, message.learned_from)
-            learned.append((len(ids) + head, len(ids) + len(tokens)))
+            head, tail = _learned(tokenizer, template, message, tokens)
+            learned.append((len(ids) + head, len(ids) + tail))
         ids += tokens
     array = np.array(ids, dtype=np.int32)
     images = _images(array, num_images, tokenizer)
     ranges = np.array(_without_images(learned, images), dtype=np.int32).reshape(-1, 2)
     return CompactText(array, ranges, images)
+
+
+def _learned(tokenizer: Tokenizer, template: Template, message: Message, tokens: Sequence[int]) -> tuple[int, int]:
+    """Return the range of an answer's tokens that is learned: behind what opens it, up to the end of the turn.
+
+    Where text is not stripped, an answer may begin with white space that is one token with the end of what opens it.
+    The published code for such templates leaves out as many tokens as that has alone.
+    """
+    assert message.learned_from is not None, "no answer"
+    end = len(tokens)
+    if message.ends:
+        end -= tokens[::-1].index(tokenizer.token_id(template.end))
+    if template.strips:
+        return tokenizer.prefix_length(message.text, tokens, message.learned_from), end
+    return min(len(tokenizer.encode_known(message.text[: message.learned_from])), end), end
 
 
 def expand(text: CompactText, num_tiles: Sequence[int], tokens_per_tile: int) -> tuple[Tensor, Tensor]:

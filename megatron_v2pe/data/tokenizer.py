@@ -1,69 +1,104 @@
-"""The tokenizer of an InternVL2 checkpoint: SentencePiece, and special tokens that no piece runs across.
+"""The tokenizer of an InternVL checkpoint, of whichever kind: text becomes ids, ids become text.
 
-Reads the files of the HF layout (`tokenizer.model`, `added_tokens.json`, `tokenizer_config.json`) without any code of
-the checkpoint. Special tokens are cut out first, longest name first; SentencePiece sees what lies between them.
+Reads the files of the HF layout without any code of the checkpoint: `tokenizer.model` by SentencePiece, or
+`tokenizer.json`, or `vocab.json` with `merges.txt`, by the `tokenizers` library (which of them:
+`foreign.tokenizer_settings`). Special tokens are cut out first, longest name first; pieces lie between them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from megatron_v2pe.data.conversation import get_template
-from megatron_v2pe.data.word_pieces import WordPieces
+from megatron_v2pe.data.conversation import fitting_templates, get_template
+from megatron_v2pe.data.library_pieces import LibraryPieces
+from megatron_v2pe.data.sentence_pieces import BOS, EOS, SentencePieces
+from megatron_v2pe.data.special_tokens import IMG_CONTEXT, IMG_END, IMG_START, NEEDED
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.foreign.files import read_bytes
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.foreign.tokenizer_files import LARGEST_ID, MODEL, check_rows, load_pieces, special_tokens
+from megatron_v2pe.foreign.tokenizer_files import MODEL, check_rows, load_pieces, special_tokens
+from megatron_v2pe.foreign.tokenizer_settings import TokenizerSettings, TokenizerSource, source_of
 
-IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
-NEEDED = (IMG_START, IMG_END, IMG_CONTEXT)
-"""Tokens an InternVL2 tokenizer must have."""
-BOS, EOS = "<s>", "</s>"
+__all__ = ["BOS", "EOS", "IMG_CONTEXT", "IMG_END", "IMG_START", "NEEDED", "PieceFinder", "Tokenizer"]
+
+
+class PieceFinder(Protocol):
+    """What finds the pieces of a text: SentencePiece or the `tokenizers` library."""
+
+    special: dict[str, int]
+    """Tokens of their own, name -> id."""
+    bos_id: int | None
+    eos_id: int | None
+    before: tuple[int, ...]
+    """Ids that stand before every text."""
+    pieces: int
+    """Ids without those of tokens of their own."""
+    file: str
+    """Name of the file that holds them."""
+    size: int
+    """One more than the largest id."""
+    digest: str
+    """SHA-256 of all on which ids depend."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids; special tokens are left out."""
+        ...
+
+    def bytes_of(self, number: int) -> int:
+        """Return how many bytes of a text an id stands for."""
+        ...
+
+    def again(self) -> tuple[Any, ...]:
+        """Return what another process makes the same of."""
+        ...
 
 
 class Tokenizer:
     """A tokenizer: it turns text into token ids and ids back into text."""
 
-    def __init__(self, model_file: str | Path, special: dict[str, int]) -> None:
-        """Load a SentencePiece model.
+    def __init__(self, model_file: str | Path, special: Mapping[str, int], pieces: PieceFinder | None = None) -> None:
+        """Load a SentencePiece model, or take pieces of another kind.
 
         Args:
-            model_file: `tokenizer.model`.
-            special: tokens of their own, name -> id; `<s>` and `</s>` are known from the model.
+            model_file: `tokenizer.model`; where `pieces` are given, the file or folder to name in errors.
+            special: tokens of their own of a SentencePiece model, name -> id; `<s>` and `</s>` are known from it.
+            pieces: what finds pieces; by default the SentencePiece model.
 
         Raises:
-            ConfigError: the file is missing or no SentencePiece model, a special token is empty, or its id no such
-                number or not that of the model.
+            ConfigError: see `SentencePieces`.
         """
         self.model_file = str(model_file)
-        self._sp = load_pieces(self.model_file, ConfigError)
-        self._words = WordPieces(self._sp)
-        names = {BOS: self._sp.bos_id(), EOS: self._sp.eos_id(), "<unk>": self._sp.unk_id()}
-        self._check(special, names)
-        self.special = {name: number for name, number in names.items() if number >= 0} | special
-        self.bos_id, self.eos_id = self._sp.bos_id(), self._sp.eos_id()
-        if (null := _null_piece(self._sp)) is not None:
-            self.special["\0"] = null
-        self._names = {number: name for name, number in self.special.items()}
+        self._engine: PieceFinder = SentencePieces(self.model_file, special) if pieces is None else pieces
+        self.special = self._engine.special
+        self.bos_id, self.eos_id, self.before = self._engine.bos_id, self._engine.eos_id, self._engine.before
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
-        """Read the tokenizer files of an HF folder, or a `.model` file and the JSON files beside it.
+        """Read the tokenizer files of an HF folder, or a file of them and those beside it.
 
         Raises:
-            ConfigError: no `tokenizer.model`, one that is damaged, or a JSON file that is; see
-                `foreign.tokenizer_files.special_tokens`.
+            ConfigError: no file of a tokenizer, or one that is damaged; see `foreign.tokenizer_files.added_tokens` and
+                `foreign.library_files.open_library`.
         """
         path = Path(folder)
         model, path = (path, path.parent) if path.is_file() else (path / MODEL, path)
-        return cls(model, special_tokens(path, ConfigError))
+        settings = TokenizerSettings.read(path, ConfigError)
+        source = source_of(path, settings.name, ConfigError)
+        if model.suffix == ".model" and model.name != MODEL:
+            source = TokenizerSource.SENTENCE_PIECES
+        if source is None:
+            load_pieces(model, ConfigError)
+        if source is None or source is TokenizerSource.SENTENCE_PIECES:
+            adds_bos = settings.adds_bos is not False
+            special = special_tokens(path, ConfigError)
+            return cls(model, special, SentencePieces(str(model), special, adds_bos=adds_bos, eos=settings.eos))
+        return cls(path / source.file, {}, LibraryPieces(path, source, settings))
 
     @classmethod
     def of_model(cls, folder: str | Path, rows: int | None, template: str | None = None) -> Tokenizer:
@@ -82,31 +117,52 @@ class Tokenizer:
         if missing := tokenizer.missing():
             raise ConfigError(
                 f"{printable(folder)}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer; "
-                "copy tokenizer.model, tokenizer_config.json and added_tokens.json of the model's own folder"
+                "copy the tokenizer's files (tokenizer*.*, added_tokens.json, vocab.json, merges.txt) of the model's "
+                "own folder"
             )
         if rows is not None:
-            check_rows(tokenizer._sp.get_piece_size(), tokenizer.special, rows, folder, ConfigError)
-        if template is not None and (end := get_template(template).end) not in tokenizer.special:
-            raise ConfigError(
-                f"{printable(tokenizer.model_file)}: the tokenizer has no token {end}, which ends an answer in "
-                f"conversation template {template!r}; name the template the checkpoint was made with"
-            )
+            tokenizer.check_rows(rows, folder)
+        if template is not None:
+            tokenizer.check_template(template)
         return tokenizer
+
+    def check_rows(self, rows: int, folder: str | Path) -> None:
+        """Check that a model of `rows` vocabulary rows has one for every id; `folder` is named in the error.
+
+        Raises:
+            ConfigError: see `foreign.tokenizer_files.check_rows`.
+        """
+        check_rows(self._engine.pieces, self.special, rows, folder, ConfigError, self._engine.file)
+
+    def check_template(self, name: str) -> None:
+        """Check that a conversation template belongs to this tokenizer: it has a token for each mark of the template.
+
+        Raises:
+            ConfigError: the template is unknown, or a mark is no token; names the templates that fit.
+        """
+        template = get_template(name)
+        if absent := [mark for mark in template.marks if mark not in self.special]:
+            role = "which ends an answer" if template.end in absent else "a mark of a turn"
+            mark = template.end if template.end in absent else absent[0]
+            fit = ", ".join(fitting_templates(self.special))
+            raise ConfigError(
+                f"{printable(self.model_file)}: the tokenizer has no token {mark}, {role} in "
+                f"conversation template {name!r}; name the template the checkpoint was made with"
+                + (f": those whose tokens it has are {fit}" if fit else "")
+            )
 
     def __len__(self) -> int:
         """Return the number of ids, special tokens included."""
-        return max([self._sp.get_piece_size(), *(number + 1 for number in self.special.values())])
+        return self._engine.size
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Reload in another process."""
-        return Tokenizer, (self.model_file, {k: v for k, v in self.special.items() if k != "\0"})
+        return _again, (self.model_file, type(self._engine), self._engine.again())
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of the SentencePiece model and the special tokens: equal for tokenizers that give equal ids."""
-        digest = hashlib.sha256(read_bytes(self.model_file, ConfigError))
-        digest.update(json.dumps(sorted(self.special.items())).encode())
-        return digest.hexdigest()
+        """SHA-256 of all on which ids depend: equal for tokenizers that give equal ids."""
+        return self._engine.digest
 
     def missing(self) -> list[str]:
         """Return the image tokens this tokenizer lacks."""
@@ -138,36 +194,20 @@ class Tokenizer:
         return self.special[name]
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`; no `<s>` is put before it.
+        """Return the ids of `text`; nothing is put before it.
 
         Raises:
             DataError: the text cannot be encoded: half a surrogate pair.
         """
-        ids: list[int] = []
-        end = 0
-        first, pattern = self._common_pattern
-        if any(character in text for character in self._first_characters if character != first):
-            pattern = self._pattern
-        for match in pattern.finditer(text):
-            if match.start() > end:
-                ids += self._pieces(text[end : match.start()])
-            repeats, name = match[0], match[0]
-            if match.lastgroup == "context":
-                name = IMG_CONTEXT
-            ids += [self.special[name]] * (len(repeats) // len(name))
-            end = match.end()
-        return ids + (self._pieces(text[end:]) if end < len(text) else [])
+        try:
+            return self._engine.encode(text)
+        except Exception as error:  # third-party: RuntimeError, TypeError or UnicodeEncodeError, by library and version
+            raise DataError(f"text cannot be tokenised: {type(error).__name__}: {error}") from error
 
     @property
     def encode_known(self) -> Callable[[str], tuple[int, ...]]:
         """`encode` for texts that come again and again, such as those of a template: the last few are remembered."""
         return self._remembered
-
-    def _pieces(self, text: str) -> list[int]:
-        try:
-            return self._words.encode(text)
-        except Exception as error:  # third-party: RuntimeError or UnicodeEncodeError, by version
-            raise DataError(f"text cannot be tokenised: {type(error).__name__}: {error}") from error
 
     def prefix_length(self, text: str, ids: Sequence[int], characters: int) -> int:
         """Return how many of the `ids` of `text` lie within its first `characters`; one across the border does not."""
@@ -175,81 +215,23 @@ class Tokenizer:
         if tuple(ids[: len(head)]) == head:
             return len(head)
         remaining, count = len(text[:characters].encode()), 0
-        while remaining >= (size := self._bytes(ids[count])) and remaining:
+        while count < len(ids) and remaining >= (size := self._engine.bytes_of(ids[count])) and remaining:
             remaining -= size
             count += 1
         return count
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; special tokens are left out."""
-        parts: list[str] = []
-        run: list[int] = []
-        for number in [*ids, None]:
-            if number is not None and number not in self._names and number < self._sp.get_piece_size():
-                run.append(number)
-            elif run:
-                parts.append(self._sp.decode(run))
-                run = []
-            if number is not None and self._names.get(number) == "\0":
-                parts.append("\0")
-        return "".join(parts)
-
-    def _check(self, special: dict[str, int], known: dict[str, int]) -> None:
-        where, taken = printable(self.model_file), {number: name for name, number in known.items() if number >= 0}
-        for name, number in special.items():
-            shown = printable(name)[:80]
-            if not name or not 0 <= number <= LARGEST_ID:
-                raise ConfigError(f"{where}: special token {shown!r}: found id {number}, expected 0 to {LARGEST_ID}")
-            if known.get(name, -1) not in (-1, number) or taken.get(number, name) != name:
-                found = ", ".join(f"{known_name} {known_id}" for known_name, known_id in known.items())
-                raise ConfigError(f"{where}: special token {shown!r}: found id {number}, but the model has {found}")
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        return self._pattern_of(self.special)
-
-    @cached_property
-    def _first_characters(self) -> list[str]:
-        """First characters of special tokens, the most frequent first."""
-        return [character for character, _ in Counter(name[0] for name in self.special).most_common()]
-
-    @cached_property
-    def _common_pattern(self) -> tuple[str, re.Pattern[str]]:
-        """The most frequent first character, and a pattern for the tokens that begin with it: several times as fast."""
-        first = self._first_characters[0]
-        return first, self._pattern_of([name for name in self.special if name.startswith(first)])
-
-    @staticmethod
-    def _pattern_of(special: Iterable[str]) -> re.Pattern[str]:
-        """Return a pattern that matches any of these tokens, the longest first, and a run of `<IMG_CONTEXT>` at once.
-
-        A first character that all of them share stands once before the alternatives: `<(?:img>|/img>|...)` fails at
-        once where there is no `<`.
-        """
-        names = sorted(special, key=len, reverse=True)
-        shared = names[0][0] if len({name[0] for name in names}) == 1 else ""
-        alternatives: list[str] = []
-        if IMG_CONTEXT in names:
-            rest = re.escape(IMG_CONTEXT[len(shared) :])
-            alternatives.append(f"(?P<context>{rest}(?:{re.escape(IMG_CONTEXT)})*)")
-        alternatives += [re.escape(name[len(shared) :]) for name in names if name != IMG_CONTEXT]
-        return re.compile(f"{re.escape(shared)}(?:{'|'.join(alternatives)})")
+        return self._engine.decode(ids)
 
     @cached_property
     def _remembered(self) -> Callable[[str], tuple[int, ...]]:
         return lru_cache(maxsize=64)(lambda text: tuple(self.encode(text)))
 
-    def _bytes(self, number: int) -> int:
-        if number in self._names:
-            return len(self._names[number].encode())
-        if self._sp.is_byte(number):
-            return 1
-        return len(self._sp.id_to_piece(number).replace("\u2581", " ").encode())
 
-
-def _null_piece(sp: Any) -> int | None:
-    """Id of a piece that is the character U+0000: newer SentencePiece versions know it but no longer use it."""
-    for number in range(sp.get_piece_size()):
-        if sp.is_unused(number) and sp.id_to_piece(number) == "\0":
-            return number
-    return None
+def _again(model_file: str, kind: type[SentencePieces] | type[LibraryPieces], given: tuple[Any, ...]) -> Tokenizer:
+    """Make the tokenizer of another process again."""
+    if issubclass(kind, LibraryPieces):
+        return Tokenizer(model_file, {}, kind(*given))
+    path, special, adds_bos, eos = given
+    return Tokenizer(model_file, special, SentencePieces(path, special, adds_bos=adds_bos, eos=eos))

@@ -1,6 +1,7 @@
-"""The files of a SentencePiece tokenizer in the HF layout: opened and checked for all who need them.
+"""The files of a tokenizer in the HF layout: opened and checked for all who need them.
 
-Training and asking tokenise with them, a conversion checks them before it carries them along.
+Training and asking tokenise with them, a conversion checks them before it carries them along. Which of the files count
+is decided by `tokenizer_settings.kind_of`; those of the `tokenizers` library are opened by `library_files`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,12 +19,17 @@ import sentencepiece
 from megatron_v2pe.foreign.files import LFS_POINTER, Kind, read_bytes
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields, Range, check, typed
-from megatron_v2pe.foreign.text import read_json_object
+from megatron_v2pe.foreign.tokenizer_settings import (
+    ADDED,
+    CONFIG,
+    MERGES,
+    MODEL,
+    VOCABULARY,
+    WHOLE,
+    json_object,
+    role_tokens,
+)
 
-MODEL, CONFIG, ADDED = "tokenizer.model", "tokenizer_config.json", "added_tokens.json"
-TOKENS_MAP = "special_tokens_map.json"
-WHOLE = "tokenizer.json"
-"""The form of the fast tokenizers: where the other two files are not written any more, it alone has the tokens."""
 LARGEST_ID = 2**31 - 1
 _LONGEST_TOKEN = 1000
 _Id = Annotated[int, Range(0, LARGEST_ID)]
@@ -34,10 +40,38 @@ _ALL_MESSAGES, _ERRORS = 0, 2
 
 
 @dataclass(frozen=True)
-class _AddedToken:
+class AddedToken:
+    """A token of its own: found in a text before anything else is, and never part of a piece."""
+
+    content: str
+    id: int
+    lstrip: bool = False
+    """Whether blanks before it belong to it."""
+    rstrip: bool = False
+    """Whether blanks behind it belong to it."""
+    single_word: bool = False
+    """Whether it counts only where no letter touches it."""
+    normalized: bool = False
+    """Whether it is looked for in the text as the normaliser leaves it."""
+    special: bool = True
+    """Whether it is left out where ids become text."""
+
+
+@dataclass(frozen=True)
+class _Entry:
     """An entry of `added_tokens_decoder`; its other fields are for other programs."""
 
     content: str
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool | None = None
+    special: bool = False
+
+    def token(self, number: int) -> AddedToken:
+        """Return it with its id; what `normalized` is by default stands in the class AddedToken of `tokenizers`."""
+        normalized = not self.special if self.normalized is None else self.normalized
+        return AddedToken(self.content, number, self.lstrip, self.rstrip, self.single_word, normalized, self.special)
 
 
 def load_pieces(path: str | Path, error: Kind) -> Any:
@@ -52,7 +86,9 @@ def load_pieces(path: str | Path, error: Kind) -> Any:
     """
     shown = printable(path)
     if not os.path.lexists(path):
-        raise error(f"{shown}: no such file; the tokenizer of an InternVL2 checkpoint is a SentencePiece model")
+        raise error(
+            f"{shown}: no such file; a tokenizer is {MODEL} (SentencePiece), {WHOLE}, or {VOCABULARY} with {MERGES}"
+        )
     content = read_bytes(path, error)
     if content.startswith(LFS_POINTER):
         raise error(f"{shown}: a Git LFS pointer of {len(content)} bytes, not the tokenizer; run `git lfs pull`")
@@ -86,7 +122,12 @@ def _no_word_of_null_piece(content: bytes) -> Iterator[None]:
 
 
 def special_tokens(folder: Path, error: Kind) -> dict[str, int]:
-    """Return the tokens of their own that a folder states, name -> id; none where it holds no such file.
+    """Return the tokens of their own that a folder states, name -> id; for the rest see `added_tokens`."""
+    return {name: token.id for name, token in added_tokens(folder, error).items()}
+
+
+def added_tokens(folder: Path, error: Kind) -> dict[str, AddedToken]:
+    """Return the tokens of their own that a folder states, by name; none where it holds no such file.
 
     The published code reads `added_tokens.json` and `tokenizer_config.json`; only where these name no token, as
     newer versions of transformers write them, those of `tokenizer.json` count.
@@ -96,31 +137,48 @@ def special_tokens(folder: Path, error: Kind) -> dict[str, int]:
             token, one token with two ids or one id with two tokens; names the file, the token, what was found and what
             was expected.
     """
-    ids: dict[str, tuple[int, str]] = {}
-    names: dict[int, tuple[str, str]] = {}
     found = [*_from_config(folder / CONFIG, error), *_from_list(folder / ADDED, error)]
-    for name, number, where in found or _from_whole(folder / WHOLE, error):
+    return collected(found or tokens_of_whole(folder / WHOLE, error), error)
+
+
+def collected(found: Iterable[tuple[AddedToken, str]], error: Kind) -> dict[str, AddedToken]:
+    """Return tokens by name; a name that comes again keeps what was said of it first.
+
+    Args:
+        found: tokens, and where each stands.
+        error: class of the error to raise.
+
+    Raises:
+        V2PEError: of class `error`: see `added_tokens`.
+    """
+    tokens: dict[str, tuple[AddedToken, str]] = {}
+    names: dict[int, tuple[str, str]] = {}
+    for token, where in found:
+        name, number = token.content, token.id
         shown = printable(name)[:80]
         if not 0 < len(name) <= _LONGEST_TOKEN or name != name.encode("utf-8", "replace").decode():
             raise error(f"{where}: found a token of {len(name)} characters ({shown!r}), expected text of 1 to 1000")
-        if (before := ids.setdefault(name, (number, where)))[0] != number:
-            raise error(f"{where}: token {shown!r}: found id {number}, but {before[1]} gives it {before[0]}")
+        if (before := tokens.setdefault(name, (token, where)))[0].id != number:
+            raise error(f"{where}: token {shown!r}: found id {number}, but {before[1]} gives it {before[0].id}")
         if (other := names.setdefault(number, (name, where)))[0] != name:
             raise error(f"{where}: token {shown!r}: id {number} is taken by {printable(other[0])[:80]!r} in {other[1]}")
-    return {name: number for name, (number, _) in ids.items()}
+    return {name: token for name, (token, _) in tokens.items()}
 
 
-def check_rows(pieces: int, special: Mapping[str, int], rows: int, source: str | Path, error: Kind) -> None:
+def check_rows(
+    pieces: int, special: Mapping[str, int], rows: int, source: str | Path, error: Kind, file: str = MODEL
+) -> None:
     """Check that a model has a row for every id of a tokenizer: code that reads both asks here.
 
     A token beyond the rows would be an index out of range, or worse: a row of padding, which was never trained.
 
     Args:
-        pieces: of the SentencePiece model; 0 where there is none.
+        pieces: ids without those of tokens of their own; 0 where there is no tokenizer.
         special: tokens of their own, name -> id.
         rows: vocabulary rows of the model (`vocab_size`).
         source: folder of the tokenizer, for the error.
         error: class of the error to raise.
+        file: name of the file that holds the pieces.
 
     Raises:
         V2PEError: of class `error`: the model has fewer rows; names both numbers, the first token without a row, and
@@ -135,57 +193,45 @@ def check_rows(pieces: int, special: Mapping[str, int], rows: int, source: str |
         "tokens were added without resizing the model: remove them, or resize it (resize_token_embeddings), save both"
     )
     if pieces > rows:
-        mend = f"{MODEL} alone has {pieces} pieces, it belongs to another model"
+        mend = f"{file} alone has {pieces} pieces, it belongs to another model"
     raise error(f"{printable(source)}: {count} tokens in the tokenizer, {rows} rows in the model{first}; {mend}")
 
 
-def check_folder(folder: Path, rows: int, error: Kind) -> None:
-    """Check that the tokenizer of a folder loads, and that the model has a row for every id; a folder may have none.
-
-    Args:
-        folder: of an HF checkpoint.
-        rows: vocabulary rows of the model (`vocab_size`).
-        error: class of the error to raise.
-
-    Raises:
-        V2PEError: of class `error`: see `load_pieces`, `special_tokens` and `check_rows`, or the SentencePiece model is
-            missing and other files of a tokenizer are there; the file is named.
-    """
-    special = special_tokens(folder, error)
-    size = 0
-    if os.path.lexists(folder / MODEL):
-        size = load_pieces(folder / MODEL, error).get_piece_size()
-    elif beside := next((name for name in (ADDED, TOKENS_MAP, CONFIG) if os.path.lexists(folder / name)), None):
-        raise error(f"{printable(folder / MODEL)}: missing; {beside} beside it belongs to a tokenizer")
-    check_rows(size, special, rows, folder, error)
-
-
-def _from_config(path: Path, error: Kind) -> list[tuple[str, int, str]]:
-    fields = Fields(_object(path, error), printable(path), error)
+def _from_config(path: Path, error: Kind) -> list[tuple[AddedToken, str]]:
+    fields = Fields(json_object(path, error), printable(path), error)
     where = f"{fields.source}: added_tokens_decoder"
-    found: list[tuple[str, int, str]] = []
+    found: list[tuple[AddedToken, str]] = []
     for number, entry in fields.get("added_tokens_decoder", dict, {}).items():
         if not re.fullmatch(r"[0-9]{1,10}", number) or int(number) > LARGEST_ID:
             raise error(f"{where}: found {printable(number)[:40]!r}, expected an id between 0 and {LARGEST_ID}")
-        token = typed(_AddedToken, entry, f"{where}: {number}", error, unknown=True)
-        found.append((token.content, int(number), f"{where}: {number}"))
+        token = typed(_Entry, entry, f"{where}: {number}", error, unknown=True)
+        found.append((token.token(int(number)), f"{where}: {number}"))
     return found
 
 
-def _from_whole(path: Path, error: Kind) -> list[tuple[str, int, str]]:
-    fields = Fields(_object(path, error), printable(path), error)
-    found: list[tuple[str, int, str]] = []
-    for place, entry in enumerate(fields.get("added_tokens", list[dict[str, Any]], [])):
-        token = Fields(entry, f"{fields.source}: added_tokens[{place}]", error)
-        found.append((token.text("content"), token.get("id", _Id), token.source))
+def tokens_of_whole(path: Path, error: Kind) -> list[tuple[AddedToken, str]]:
+    """Return the tokens that a `tokenizer.json` states, and where each stands; none where there is no such file.
+
+    Raises:
+        V2PEError: of class `error`: see `added_tokens`.
+    """
+    return tokens_in(json_object(path, error), printable(path), error)
+
+
+def tokens_in(content: dict[str, Any], source: str, error: Kind) -> list[tuple[AddedToken, str]]:
+    """Return the same of the content of a `tokenizer.json`, for which `source` stands in errors."""
+    found: list[tuple[AddedToken, str]] = []
+    for place, entry in enumerate(Fields(content, source, error).get("added_tokens", list[dict[str, Any]], [])):
+        where = f"{source}: added_tokens[{place}]"
+        number = Fields(entry, where, error).get("id", _Id)
+        found.append((typed(_Entry, entry, where, error, unknown=True).token(number), where))
     return found
 
 
-def _from_list(path: Path, error: Kind) -> list[tuple[str, int, str]]:
-    ids = check(dict[str, _Id], _object(path, error), printable(path), error)
-    return [(name, number, printable(path)) for name, number in ids.items()]
-
-
-def _object(path: Path, error: Kind) -> dict[str, Any]:
-    """Return the object of a JSON file, an empty one where there is no such file."""
-    return read_json_object(path, error, 1 << 26, unique=True) if os.path.lexists(path) else {}
+def _from_list(path: Path, error: Kind) -> list[tuple[AddedToken, str]]:
+    ids = check(dict[str, _Id], json_object(path, error), printable(path), error)
+    roles = role_tokens(path.parent, error) if ids else frozenset[str]()
+    return [
+        (AddedToken(name, number, normalized=name not in roles, special=name in roles), printable(path))
+        for name, number in ids.items()
+    ]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from megatron_v2pe.generate.memory import is_out_of_memory
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.vision_cache import VisionCache
 from megatron_v2pe.parallel import topology
-from megatron_v2pe.v2pe.position_ids import continue_positions
 
 Run = Callable[[Engine, Prompt], None]
 """Runs a prompt through the model; `session.Session`'s prefill, which stands above this module's engine."""
@@ -48,7 +46,7 @@ def explain(engine: Engine, prompt: Prompt, tokens: list[int], run: Run) -> str:
     with torch.inference_mode(), _watched(engine) as found:
         failed = None
         try:
-            run(engine, _with_tokens(prompt, tokens))
+            run(engine, prompt.continued(tokens))
         except (V2PEError, RuntimeError, MemoryError) as error:
             if not isinstance(error, V2PEError) and not is_out_of_memory(error):
                 raise
@@ -101,19 +99,6 @@ def _from_all_ranks(mine: Any) -> list[Any]:
     everyone: list[Any] = [None] * group.size()
     dist.all_gather_object(everyone, mine, group=group)
     return everyone
-
-
-def _with_tokens(prompt: Prompt, tokens: list[int]) -> Prompt:
-    """Return the prompt, with the beginning of its answer as part of it."""
-    if not tokens:
-        return prompt
-    ticks = prompt.position_ticks
-    more = continue_positions(ticks.last, len(tokens), ticks.denominator)
-    return replace(
-        prompt,
-        input_ids=torch.cat([prompt.input_ids, torch.tensor(tokens, dtype=prompt.input_ids.dtype)]),
-        position_ticks=ticks.mapped(lambda values: torch.cat([values, more.to(values)])),
-    )
 
 
 Found = list[tuple[tuple[int, int], str]]

@@ -152,12 +152,14 @@ def generate(
         return answers[number].finish_reason == "length"
 
     batch = [prompts[number] for number in alive]
+    answer_round = _answer_ahead if engine.static else _answer
+    steps = range(0)
     try:
         with _shortage_as_error_by(batch) if engine.stages.alone else nullcontext():
-            if engine.static:
-                _answer_ahead(engine, batch, options, alive, keys, add)
-            else:
-                _answer(engine, batch, options, alive, keys, add)
+            while alive and steps.stop < options.max_new_tokens:
+                batch = [prompts[number].continued(answers[number].token_ids) for number in alive]
+                steps = range(steps.stop, steps.stop + _steps_alike(engine, batch, options.max_new_tokens - steps.stop))
+                alive = answer_round(engine, batch, options, alive, keys, add, steps)
     except _NoNumbersError as failed:
         number = failed.number
     else:
@@ -186,23 +188,25 @@ def _answer(
     alive: list[int],
     keys: Sequence[str],
     add: Add,
-) -> None:
-    """Read every token before the next is computed."""
-    session = Session(engine, batch, min(options.max_new_tokens, CHUNK))
+    steps: range,
+) -> list[int]:
+    """Read every token before the next is computed; return who goes on after tokens number `steps` of each answer."""
+    session = Session(engine, batch, min(len(steps), CHUNK))
     logits = session.prefill()
-    for step in range(options.max_new_tokens):
+    for step in steps:
         watchdog.progress("answering")
         tokens = _next(session, logits, options, [keys[number] for number in alive], step)
         for number, token in zip(alive, tokens, strict=True):
             _check(number, token)
         rows = [None] * len(alive) if logits is None else logits
         going = [row for row, number in enumerate(alive) if add(number, tokens[row], rows[row])]
-        if not going or step + 1 == options.max_new_tokens:
+        if not going or step + 1 == steps.stop:
             break
         if len(going) < len(alive):
             session.keep(going)
             alive, tokens = [alive[row] for row in going], [tokens[row] for row in going]
         logits = session.decode(tokens)
+    return [alive[row] for row in going]
 
 
 def _answer_ahead(
@@ -212,17 +216,18 @@ def _answer_ahead(
     alive: list[int],
     keys: Sequence[str],
     add: Add,
-) -> None:
-    """Read tokens while the next ones are computed."""
-    session = Session(engine, batch, min(options.max_new_tokens, _RESERVE))
+    steps: range,
+) -> list[int]:
+    """Read tokens while the next ones are computed; return who goes on after tokens number `steps` of each answer."""
+    session = Session(engine, batch, min(len(steps), _RESERVE))
     logits = session.prefill()
     assert logits is not None
     choice = Choice(
-        options.sampling, options.stop_ids, options.min_new_tokens, options.max_new_tokens, options.keep_logits
+        options.sampling, options.stop_ids, options.min_new_tokens, len(steps), steps.start, options.keep_logits
     )
-    steps = StepsAhead(session, logits, choice, alive, [keys[number] for number in alive])
+    ahead = StepsAhead(session, logits, choice, alive, [keys[number] for number in alive])
     going = set(alive)
-    while (reading := steps.reading()) is not None:
+    while (reading := ahead.reading()) is not None:
         watchdog.progress("answering")
         rows = [None] * len(reading.numbers) if reading.logits is None else reading.logits
         for number, token, row in zip(reading.numbers, reading.get(), rows, strict=True):
@@ -231,7 +236,21 @@ def _answer_ahead(
             _check(number, token)
             if not add(number, token, row):
                 going.remove(number)
-                steps.end(number)
+                ahead.end(number)
+    return [number for number in alive if number in going]
+
+
+def _steps_alike(engine: Engine, batch: Sequence[Prompt], most: int) -> int:
+    """Return for how many new tokens, `most` at most, each prompt keeps the rotary angles that it begins with.
+
+    With longrope the angles of all its tokens change once a document outgrows the trained length, and then nothing in
+    the cache is right any more. The token that is the first beyond is still chosen before.
+    """
+    switch = engine.model.rotary.scaling.switches_after
+    if switch is None:
+        return most
+    room = [switch - 1 - prompt.position_ticks.last / prompt.position_ticks.denominator for prompt in batch]
+    return min([most, *(int(positions) + 1 for positions in room if positions >= 0)])
 
 
 class _NoNumbersError(Exception):

@@ -15,7 +15,7 @@ from megatron_v2pe.checkpoint.trained import trained_model
 from megatron_v2pe.checkpoint.vet import verify_side_files
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.image_plan import TilingOptions
-from megatron_v2pe.data.tokenizer import EOS, Tokenizer
+from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks
@@ -60,11 +60,14 @@ class Pretrained:
     dtype: torch.dtype
     window: int
     """Positions a prompt and its answer may reach."""
+    end_ids: tuple[int, ...] = ()
+    """Tokens that end an answer by the checkpoint's `generation_config.json`."""
 
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: the end of a turn and of the text."""
-        end = get_template(self.config.template).end
-        return frozenset({self.tokenizer.token_id(EOS), self.tokenizer.token_id(end)})
+        """Tokens that end an answer: the end of a turn, of the text, and those the checkpoint's own settings name."""
+        end = self.tokenizer.token_id(get_template(self.config.template).end)
+        text_end = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
+        return frozenset({end, *text_end, *self.end_ids})
 
     def at_stride(self, stride: Stride) -> Pretrained:
         """Return the same model for questions at another stride; the cache of image features is kept.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from megatron_v2pe.data.conversation import get_template
@@ -14,7 +15,7 @@ from megatron_v2pe.data.tokenize import compact_conversation, expand, image_star
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.generate.tiles import ImageTiles
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.v2pe.position_ids import Ticks, position_ticks
+from megatron_v2pe.v2pe.position_ids import Ticks, continue_positions, position_ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
 
 
@@ -30,6 +31,21 @@ class Prompt:
     """T of them, uint8 [H, W, 3] each; where tiles are normalised already, [3, H, W] of a floating type."""
     num_tiles: tuple[int, ...]
     """Tiles of each image; T in all."""
+    answered: int = 0
+    """Tokens at its end that are the beginning of the answer: an image token that was chosen there is of no image."""
+
+    def continued(self, tokens: Sequence[int]) -> Prompt:
+        """Return the prompt with the beginning of its answer as part of it."""
+        if not tokens:
+            return self
+        ticks = self.position_ticks
+        more = continue_positions(ticks.last, len(tokens), ticks.denominator)
+        return replace(
+            self,
+            input_ids=torch.cat([self.input_ids, self.input_ids.new_tensor(tokens)]),
+            position_ticks=ticks.mapped(lambda values: torch.cat([values, more.to(values)])),
+            answered=self.answered + len(tokens),
+        )
 
 
 def checkpoint_tiling(model: InternVLConfig, max_num: int | None = None) -> TilingOptions:

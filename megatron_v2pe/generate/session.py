@@ -38,6 +38,8 @@ from megatron_v2pe.v2pe.position_ids import Ticks, continue_positions
 Result = TypeVar("Result")
 _STEPS_AHEAD = 64
 """Decode steps whose rotary angles are made at once."""
+_CHOSEN_IMAGE_TOKEN = -1
+"""Stands, while a prompt is cut, for an image token that is part of an answer, and for which there is no image."""
 
 
 class Session:
@@ -100,7 +102,7 @@ class Session:
         """Return this rank's share of all pieces, with the routing of image features to their tokens."""
         model, device = self.engine.model, self.engine.device
         pack = TensorPack(  # on the host: what is planned from it would wait for the device
-            torch.cat([prompt.input_ids for prompt in self._prompts]),
+            torch.cat([self._ids_to_cut(prompt) for prompt in self._prompts]),
             Ticks.joined([prompt.position_ticks for prompt in self._prompts], self._denominator),
             [piece.length for piece in pieces],
             num_tiles=[len(prompt.tiles) for prompt in self._prompts],
@@ -108,8 +110,19 @@ class Session:
         facts = model.image_token_id, model.internvl.tokens_per_tile, model.pre_process
         batch = PackCutter(self._place, *facts).cut(pack)
         ends = [self._last_ticks[piece.sequence] for piece in pieces]  # a piece is scaled as its whole prompt
-        batch = replace(batch, last_ticks=(*ends, *[0] * (len(batch.layout.seqlens) - len(ends))))
+        batch = replace(
+            batch,
+            input_ids=batch.input_ids.masked_fill(batch.input_ids == _CHOSEN_IMAGE_TOKEN, model.image_token_id),
+            last_ticks=(*ends, *[0] * (len(batch.layout.seqlens) - len(ends))),
+        )
         return batch.mapped(lambda tensor: to_device(tensor, device))
+
+    def _ids_to_cut(self, prompt: Prompt) -> Tensor:
+        """Return a prompt's tokens, with another id for image tokens that were chosen in its answer."""
+        ids = prompt.input_ids
+        asked = len(ids) - prompt.answered
+        chosen = (ids == self.engine.model.image_token_id) & (torch.arange(len(ids), device=ids.device) >= asked)
+        return ids.masked_fill(chosen, _CHOSEN_IMAGE_TOKEN)
 
     def _needed(self, cached: int) -> int:
         """Return the bytes this rank is about to take."""

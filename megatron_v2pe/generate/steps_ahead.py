@@ -58,6 +58,9 @@ class Choice:
     """Tokens that cannot be chosen before `min_new_tokens`."""
     min_new_tokens: int
     max_new_tokens: int
+    """Tokens to choose in these steps."""
+    chosen_before: int
+    """Tokens of each answer that were chosen earlier, and belong to the session's prompts."""
     keep_logits: bool
 
 
@@ -157,12 +160,13 @@ class StepsAhead:
         self._draws = self._points(range(launched + 1, launched + 1 + WINDOW))
 
     def _points(self, tokens: Sequence[int]) -> Tensor | None:
-        """Return draws float64 [sequences, tokens] for the tokens of all answers; None where nothing is drawn."""
+        """Return draws float64 [sequences, tokens] for tokens of these steps; None where nothing is drawn."""
         sampling = self._choice.sampling
         if sampling.temperature == 0:
             return None
         names = [name for name in self._names for _ in tokens]
-        draws = points(sampling, names, [*tokens] * len(self._names))
+        numbers = [self._choice.chosen_before + token for token in tokens]
+        draws = points(sampling, names, numbers * len(self._names))
         return to_device(draws.view(len(self._names), len(tokens)), self._device)
 
     def _leave_out(self) -> None:
@@ -184,7 +188,7 @@ class StepsAhead:
             column: of the draws.
         """
         choice, allowed = self._choice, logits
-        if self._chosen < choice.min_new_tokens and choice.stop_ids:
+        if choice.chosen_before + self._chosen < choice.min_new_tokens and choice.stop_ids:
             allowed = logits.index_fill(1, self._stops, -torch.inf)
         self._tokens = chosen(allowed, choice.sampling, None if self._draws is None else self._draws[:, column])
         self._chosen += 1

@@ -58,7 +58,7 @@ def usual_settings(llm: LanguageConfig) -> dict[str, Any]:
         "activation_func": F.silu,
         "add_bias_linear": False,
         "add_qkv_bias": llm.qkv_bias,
-        "qk_layernorm": llm.qk_layernorm,
+        "head_norms": llm.qk_layernorm,
     }
 
 

@@ -65,6 +65,7 @@ def layer_spec(
     keep_attention: bool = False,
     query_norm: NormBuilder = IdentityOp,
     key_norm: NormBuilder = IdentityOp,
+    qkv_bias: bool | None = None,
 ) -> ModuleSpec:
     """Return the spec of one transformer layer.
 
@@ -78,19 +79,21 @@ def layer_spec(
         query_norm: norm of the queries, given and returned as [S, batch, this rank's heads, head size]; none by
             default. One over all heads together sums over the tensor-parallel ranks itself.
         key_norm: norm of the keys, likewise.
+        qkv_bias: whether the joint projection to queries, keys and values has a bias. None: it has one where the
+            layer's configuration asks for one anywhere (`add_bias_linear`) or here (`add_qkv_bias`).
 
     Raises:
         ConfigError: norms of queries and keys that the decoder's layer does not compute.
     """
     norms = query_norm, key_norm
     if spec == "te":
-        return _te_layer(mask, layer or TransformerLayer, norms)
+        return _te_layer(mask, layer or TransformerLayer, norms, qkv_bias)
     kind = layer or DecoderLayer
     if issubclass(kind, DecoderLayer) and norms not in ((IdentityOp, IdentityOp), (HeadNorm, HeadNorm)):
         raise ConfigError(
             "norms of queries and keys: a decoder layer of spec local computes HeadNorm of both, or none of either"
         )
-    return _local_layer(mask, kind, partial(FlashCoreAttention, keep_result=keep_attention), norms)
+    return _local_layer(mask, kind, partial(FlashCoreAttention, keep_result=keep_attention), norms, qkv_bias)
 
 
 def block_spec(layers: list[ModuleSpec], final_norm: bool) -> TransformerBlockSubmodules:
@@ -99,13 +102,17 @@ def block_spec(layers: list[ModuleSpec], final_norm: bool) -> TransformerBlockSu
 
 
 def _local_layer(
-    mask: AttnMaskType, layer: type[TransformerLayer], attention: CoreAttention, norms: tuple[NormBuilder, NormBuilder]
+    mask: AttnMaskType,
+    layer: type[TransformerLayer],
+    attention: CoreAttention,
+    norms: tuple[NormBuilder, NormBuilder],
+    qkv_bias: bool | None,
 ) -> ModuleSpec:
     return ModuleSpec(
         module=layer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=Norm,
-            self_attention=_attention(mask, ColumnLinear, RowLinear, attention, norms),
+            self_attention=_attention(mask, _joint(ColumnLinear, qkv_bias), RowLinear, attention, norms),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=Norm,
             mlp=_mlp(ColumnLinear, RowLinear),
@@ -115,7 +122,12 @@ def _local_layer(
     )
 
 
-def _te_layer(mask: AttnMaskType, layer: type[TransformerLayer], norms: tuple[NormBuilder, NormBuilder]) -> ModuleSpec:
+def _te_layer(
+    mask: AttnMaskType,
+    layer: type[TransformerLayer],
+    norms: tuple[NormBuilder, NormBuilder],
+    qkv_bias: bool | None,
+) -> ModuleSpec:
     """Return a layer of Transformer Engine's linears, norms fused in, and its attention; not run without a GPU."""
     from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
@@ -126,7 +138,7 @@ def _te_layer(mask: AttnMaskType, layer: type[TransformerLayer], norms: tuple[No
     return ModuleSpec(
         module=layer,
         submodules=TransformerLayerSubmodules(
-            self_attention=_attention(mask, fused_column, row, attention, norms),
+            self_attention=_attention(mask, _joint(fused_column, qkv_bias), row, attention, norms),
             self_attn_bda=get_bias_dropout_add,
             mlp=_mlp(fused_column, row),
             mlp_bda=get_bias_dropout_add,
@@ -134,8 +146,17 @@ def _te_layer(mask: AttnMaskType, layer: type[TransformerLayer], norms: tuple[No
     )
 
 
+def _joint(column: type, bias: bool | None) -> Callable[..., nn.Module]:
+    """Return what builds the joint projection; Megatron-Core's attention asks for a bias where any linear has one."""
+    return column if bias is None else lambda *sizes, **settings: column(*sizes, **{**settings, "bias": bias})
+
+
 def _attention(
-    mask: AttnMaskType, column: type, row: type, core_attention: CoreAttention, norms: tuple[NormBuilder, NormBuilder]
+    mask: AttnMaskType,
+    column: Callable[..., nn.Module],
+    row: type,
+    core_attention: CoreAttention,
+    norms: tuple[NormBuilder, NormBuilder],
 ) -> ModuleSpec:
     return ModuleSpec(
         module=SelfAttention,

@@ -219,6 +219,12 @@ def to_native(config: Mapping[str, Any], image_token_id: int | None = None) -> d
     llm, vision = dict(config["llm_config"]), dict(config["vision_config"])
     architecture = llm["architectures"][0]
     text = native_text(architecture)
+    for name, value in text.only_original.items():
+        if llm.get(name, value) != value:
+            raise ConfigError(
+                f"llm_config: {name} is {llm[name]!r}: transformers' {text.model_type} computes {value!r}; it "
+                "stays in the original layout"
+            )
     kept_llm = {name: value for name, value in llm.items() if name not in _TEXT_FIELDS}
     own = {name: value for name, value in llm.items() if name in _TEXT_FIELDS}
     if _positions_version(config) != "default" and (places := _scaled_places(own)):
@@ -226,6 +232,9 @@ def to_native(config: Mapping[str, Any], image_token_id: int | None = None) -> d
             kept_llm[name] = own.pop(name)
             if (base := kept_llm[name].get("rope_theta")) is not None:
                 own.setdefault("rope_theta", base)
+    if own.get("sliding_window") is not None and not {"use_sliding_window"} & own.keys():
+        kept_llm["sliding_window"] = own["sliding_window"]  # wider than the trained length, and taken for none here
+        own["sliding_window"] = None
     tied = bool(llm.get("tie_word_embeddings", False))
     text_config = {"model_type": text.model_type, **own, "tie_word_embeddings": tied}
     vision_config, kept_vision = _native_vision(vision)
@@ -319,8 +328,8 @@ def _original_text(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
     return {
         **TEXT_DEFAULTS.get(kind, {}),
         **only,
-        **kept,
         **content,
+        **kept,
         "architectures": [architecture],
         "model_type": reader.model_types[0],
         "tie_word_embeddings": tied,

@@ -15,6 +15,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megatron_v2pe.kernels.norms import add_rms_norm, rms_norm
+from megatron_v2pe.models.transformer_config import LayerConfig
+
+PARTIAL_GRADIENT = "gradient_is_partial"
+"""Attribute of a parameter that tensor-parallel ranks hold whole, while each has a part of its gradient."""
 
 
 class _Norm(nn.Module):
@@ -64,13 +68,18 @@ class RMSNorm(_Norm):
 class HeadNorm:
     """The norm of each head of queries or keys that a configuration asks for, as a layer spec's builder."""
 
-    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-6) -> RMSNorm | IdentityOp:  # type: ignore[misc]
-        """Build RMSNorm over the width of one head, `hidden_size`, where `config.qk_layernorm` is true, else nothing.
+    def __new__(cls, config: LayerConfig, hidden_size: int, eps: float = 1e-6) -> RMSNorm | IdentityOp:  # type: ignore[misc]
+        """Build RMSNorm over the width of one head, `hidden_size`, where `config.head_norms` is true, else nothing.
 
-        All tensor-parallel ranks hold its weight, and each sees its own heads: Megatron-Core sums the gradients over
-        the group by the names `q_layernorm` and `k_layernorm`.
+        All tensor-parallel ranks hold its weight, and each sees the gradient of its own heads, all tokens of them; the
+        mark has `train.ddp.finalize_gradients` sum them, with and without sequence parallelism.
         """
-        return RMSNorm(config, hidden_size, eps) if config.qk_layernorm else IdentityOp()
+        if not config.head_norms:
+            return IdentityOp()
+        norm = RMSNorm(config, hidden_size, eps)
+        setattr(norm.weight, "sequence_parallel", False)  # noqa: B010 (a tensor attribute)
+        setattr(norm.weight, PARTIAL_GRADIENT, True)
+        return norm
 
 
 class Norm:

@@ -72,6 +72,9 @@ class LayerConfig(TransformerConfig):
     """Value of `parallel.attention_backend`; Megatron-Core has a field of that name for kernels of its own."""
     mlp_chunk_tokens: int | None = None
     """Rows the MLP works on at a time, see `mlp.run_mlp`; None: all."""
+    head_norms: bool = False
+    """Every head of queries and keys has an RMSNorm, see `norms.HeadNorm`. Megatron-Core's `qk_layernorm` stays false:
+    by it gradients of all parameters with certain names are summed over tensor-parallel ranks, a tower's shards too."""
 
 
 def common_settings(tensor_model_parallel_size: int, options: ModelOptions) -> dict[str, Any]:

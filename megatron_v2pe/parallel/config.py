@@ -38,6 +38,11 @@ class ModelSizes:
     vision_ffn_hidden_size: int
     """Width of the vision tower's MLP."""
 
+    def largest_tensor_parallel(self, limit: int) -> int:
+        """Return the largest tensor-parallel size up to a limit that divides all there is of the language model."""
+        counts = self.num_attention_heads, self.num_query_groups, self.ffn_hidden_size, self.padded_vocab_size
+        return max(size for size in range(1, limit + 1) if not any(count % size for count in counts))
+
 
 @dataclass(frozen=True)
 class ParallelConfig:
@@ -160,9 +165,13 @@ class ParallelConfig:
             (sizes.padded_vocab_size, "rows of the padded vocabulary"),
         ):
             if count % degree:
+                most = sizes.largest_tensor_parallel(degree)
+                rest = self.context_parallel_size * degree // most
+                more = f" with context_parallel_size {rest}" if degree % most == 0 else ""
                 raise ConfigError(
-                    f"tensor_model_parallel_size {degree} does not divide the {count} {what}; take a divisor of it, "
-                    "and context_parallel_size for more processes a pack"
+                    f"tensor_model_parallel_size {degree} does not divide the {count} {what}; the largest below it "
+                    f"that this model can have is {most}: take {most}{more}, for context parallel processes need not "
+                    "divide heads"
                 )
         if self.vision_parallel == "replicated":
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from megatron_v2pe.models.linear import ColumnLinear, RowLinear
+from megatron_v2pe.models.norms import PARTIAL_GRADIENT
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel.config import ParallelConfig
 
@@ -79,24 +81,30 @@ def collect_in_place(model: nn.Module) -> None:
 
 
 def finalize_gradients(chunks: list[Any], num_tokens: Tensor | None = None, **settings: Any) -> None:
-    """Complete a step's gradients: Megatron-Core's reductions, then those of replicated towers.
+    """Complete a step's gradients: Megatron-Core's reductions, then those of what tensor-parallel ranks saw in part.
 
-    A whole tower on every tensor-parallel rank has seen that rank's tiles only; its gradient is the sum over them.
-    Megatron-Core's count of tokens (always zero here) is not handed on: it would be reduced, and read by the host.
+    A whole tower on every tensor-parallel rank has seen that rank's tiles only, and a norm of queries or keys that
+    rank's heads; their gradients are the sums over the ranks. Megatron-Core's count of tokens (always zero here) is not
+    handed on: it would be reduced, and read by the host.
     """
     finalize_model_grads(chunks, None, **settings)
     for chunk in chunks:
         model: InternVLModel = get_attr_wrapped_model(chunk, "coordinates", return_model_obj=True)
-        if not (model.coordinates.replicated_vision and model.pre_process):
-            continue
-        parts = (model.vision_model, model.vision_projection)
-        learning = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
-        if learning:
+        learning = [parameter for parameter in _seen_in_part(model) if parameter.requires_grad]
+        if learning and model.pg_collection.tp.size() > 1:
             gradients: list[Tensor] = [parameter.main_grad for parameter in learning]  # type: ignore[attr-defined]
             flat = _flatten_dense_tensors(gradients)
             dist.all_reduce(flat, group=model.pg_collection.tp)
             for gradient, total in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
                 gradient.copy_(total)
+
+
+def _seen_in_part(model: InternVLModel) -> Iterator[nn.Parameter]:
+    """Yield the parameters that tensor-parallel ranks hold alike, while each has a part of their gradients."""
+    if model.coordinates.replicated_vision and model.pre_process:
+        yield from model.vision_model.parameters()
+        yield from model.vision_projection.parameters()
+    yield from (p for p in model.language_model.parameters() if getattr(p, PARTIAL_GRADIENT, False))
 
 
 def gather_parameters(wrapped: DistributedDataParallel) -> None:

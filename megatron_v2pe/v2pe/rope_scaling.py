@@ -48,6 +48,11 @@ class RopeScaling(ABC):
     """Whether it is used with V2PE positions too."""
 
     @property
+    def switches_after(self) -> int | None:
+        """Positions after which a growing document gets other angles throughout; None: it keeps its first ones."""
+        return None
+
+    @property
     def attention_factor(self) -> float:
         """Number by which cosines and sines are multiplied, so that scores are multiplied by its square."""
         return 1.0
@@ -244,6 +249,11 @@ class LongRopeScaling(RopeScaling):
             )
         if not all(divisor > 0 for divisor in (*self.short_factor, *self.long_factor)):
             raise ConfigError("rotary scaling longrope: a number of short_factor or long_factor is not above 0")
+
+    @property
+    def switches_after(self) -> int | None:
+        """Return the trained length: beyond it the other list is used."""
+        return self.trained_positions
 
     @property
     def attention_factor(self) -> float:

@@ -97,7 +97,7 @@ def unsound(config):
     flags = ("dynamic_image_size", "use_thumbnail", "pad2square")
     rules = {
         "flags": all(isinstance(whole[name], bool) for name in flags),
-        "vision flags": isinstance(vision.qkv_bias, bool) and vision.qk_normalization is False,
+        "vision flags": isinstance(vision.qkv_bias, bool) and isinstance(vision.qk_normalization, bool),
         "tied": isinstance(llm.tie_word_embeddings, bool),
         "layers": all(type(part.num_layers) is int and 1 <= part.num_layers <= 1000 for part in (vision, llm)),
         "heads": all(part.hidden_size % part.num_attention_heads == 0 for part in (vision, llm)),

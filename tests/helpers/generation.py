@@ -162,12 +162,15 @@ def recompute(model: Any, prompt: Prompt, answer: Sequence[int]) -> Tensor:
     ticks, last = prompt.position_ticks, prompt.position_ticks.last
     steps: list[Tensor] = []
     for count in range(len(answer)):
-        ids = torch.cat([prompt.input_ids, prompt.input_ids.new_tensor(answer[:count])])
+        chosen = prompt.input_ids.new_tensor(answer[:count])
+        ids = torch.cat([prompt.input_ids, chosen.masked_fill(chosen == model.image_token_id, -1)])
         more = continue_positions(last, count, ticks.denominator)
         reached = Ticks(torch.cat([ticks.values, more]), ticks.denominator)
         cutter = PackCutter(model.coordinates, model.image_token_id, model.internvl.tokens_per_tile)
         batch = cutter.cut(TensorPack(ids, reached, [len(ids)], num_tiles=[prompt.tiles.shape[0]]))
-        steps.append(model.logits_of_last(replace(batch, last_ticks=(last,)), features))
+        batch = replace(batch, input_ids=torch.cat([prompt.input_ids, chosen]))  # an image token may be of no image
+        reach = reached.last if model.rotary.scaling.switches_after else last  # dynamic scaling is the prompt's
+        steps.append(model.logits_of_last(replace(batch, last_ticks=(reach,)), features))
     return torch.stack(steps)
 
 
@@ -281,6 +284,7 @@ BREAKS: dict[str | None, Callable[[], AbstractContextManager[Any]]] = {
     "lse ignored": _lse_ignored,
     "pieces forget": _pieces_forget,
     "static steps stand still": _stand_still,
+    "angles of the prompt": lambda: mock.patch.object(generation, "_steps_alike", lambda engine, batch, most: most),
     "fake graphs": _fake_graphs,
     "fake graphs that fail": lambda: _fake_graphs("operation not permitted when stream is capturing"),
 }

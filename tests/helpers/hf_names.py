@@ -15,6 +15,8 @@ _VISION = {
     "attn.proj": "self_attention.linear_proj",
     "mlp.fc1": "mlp.linear_fc1",
     "mlp.fc2": "mlp.linear_fc2",
+    "attn.q_norm": "self_attention.q_layernorm",
+    "attn.k_norm": "self_attention.k_layernorm",
     "norm1": "self_attention.linear_qkv.layer_norm",
     "norm2": "mlp.linear_fc1.layer_norm",
 }

@@ -1,4 +1,4 @@
-"""Our decoder and tower with weights handed in by HF name, to be held against other libraries.
+"""Our decoder with weights handed in by HF name, to be held against other libraries (towers: `towers.py`).
 
 The other library builds a small model; its weights arrive here under the names of an InternVL2 checkpoint. Runs inside
 a `WorkerPool`.
@@ -64,32 +64,14 @@ def decoder(checkpoint: str, weights: dict[str, Tensor], ids: Tensor, seqlens: S
         return _outcome(model, model(batch))
 
 
-def tower(checkpoint: str, weights: dict[str, Tensor], pixel_values: Tensor, select_layer: int = -1) -> Outcome:
-    """Run the vision tower.
-
-    Args:
-        checkpoint: HF folder, gives the architecture.
-        weights: every tensor of the tower, by HF name.
-        pixel_values: [tiles, 3, height, width].
-        select_layer: which hidden state to return, 0 the embeddings.
-
-    Returns:
-        Hidden states [tiles, 1 + patches, hidden].
-    """
-    with _with_weights(checkpoint, weights, "vision_model.", select_layer=select_layer) as (model, _):
-        return _outcome(model, model.vision_model(pixel_values))
-
-
 @contextmanager
-def _with_weights(
-    checkpoint: str, weights: dict[str, Tensor], prefix: str, **changes: Any
-) -> Iterator[tuple[Any, StridePolicy]]:
+def _with_weights(checkpoint: str, weights: dict[str, Tensor], prefix: str) -> Iterator[tuple[Any, StridePolicy]]:
     """Build the model with the checkpoint's weights, those of one part replaced."""
     hf_config, state = read_checkpoint(checkpoint)
     part = {name for name in state if name.startswith(prefix)}
     assert weights.keys() == part, f"names that only one side has: {sorted(weights.keys() ^ part)}"
     policy = StridePolicy("default")
-    with built({**hf_config, **changes}, ParallelConfig(), ModelOptions(), policy, NO_IMAGES) as model:
+    with built(hf_config, ParallelConfig(), ModelOptions(), policy, NO_IMAGES) as model:
         load_full(model, to_full_state({**state, **weights}, model.internvl.vision.num_attention_heads))
         yield model, policy
 

@@ -20,6 +20,7 @@ from megatron_v2pe.kernels import choice
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.head import Targets
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack, WholePack
+from megatron_v2pe.models.norms import PARTIAL_GRADIENT
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
@@ -112,7 +113,7 @@ def run(case: Case) -> Result:
         groups = ProcessGroupCollection.use_mpu_process_groups()
         wrapped = wrap(model, case.layout, groups, torch.device(case.device))
         if case.planted_break:
-            broken = _BREAKS[case.planted_break](model)
+            broken = BREAKS[case.planted_break](model)
             undo.enter_context(broken or nullcontext())
         dp_rank = parallel_state.get_data_parallel_rank()
         dp_size = parallel_state.get_data_parallel_world_size()
@@ -244,7 +245,8 @@ def _forget_norm_reduction(model: Any) -> None:
 
 def _forget_head_norm_reduction(model: Any) -> None:
     """Drop the sum of the gradients of queries' and keys' norms over tensor-parallel ranks."""
-    model.config.qk_layernorm = False
+    for parameter in model.parameters():
+        setattr(parameter, PARTIAL_GRADIENT, False)
 
 
 def _forget_tied_reduction(model: Any) -> None:
@@ -354,7 +356,7 @@ def _forget_marks(model: Any) -> Any:
     )
 
 
-_BREAKS: dict[str, Callable[[Any], AbstractContextManager[Any] | None]] = {
+BREAKS: dict[str, Callable[[Any], AbstractContextManager[Any] | None]] = {
     "gradients_by_hooks": _collect_by_hooks,
     "triton_kernels": _by_triton,
     "forgotten_marks": _forget_marks,

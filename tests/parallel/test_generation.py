@@ -132,6 +132,38 @@ def test_dynamic_scaling_goes_by_the_prompt(case, check, hf_config):
     assert error <= TOLERANCE[torch.float64]
 
 
+@pytest.fixture(scope="module")
+def growing(case, hf_config):
+    """Prompts below and above the length from which longrope is another one; answers cross it at different tokens."""
+
+    def make(**changes):
+        this = case(options=GenerationOptions(max_new_tokens=8, sampling=Sampling(temperature=1.5, seed=3)), **changes)
+        reach = sorted(prompt.position_ticks.reach for prompt in this.prompts)
+        trained = reach[2] + 4
+        assert sum(length <= trained < length + 7 for length in reach) > 1 and reach[-1] > trained
+        lists = {"short_factor": [1.0] * 8, "long_factor": [1.5, 2, 3, 4, 6, 8, 12, 16]}
+        rope = {"rope_scaling": {"type": "longrope", **lists}, "original_max_position_embeddings": trained}
+        return replace(this, hf_config={**hf_config, "llm_config": {**hf_config["llm_config"], **rope}})
+
+    return make
+
+
+@pytest.mark.parametrize("name", [None, "cp2", "pp2"])
+def test_an_answer_that_outgrows_the_trained_length(growing, check, name):
+    """Longrope is another one for all tokens of a longer document: what is in the cache is computed again."""
+    error, _ = check(growing(), name)
+    assert error <= TOLERANCE[torch.float64]
+
+
+def test_an_answer_that_outgrows_the_trained_length_in_static_steps(growing, check, pools):
+    _, (loop,) = check(growing())
+    (ahead,) = pools[1].run(generation.run, case=growing(static=True))
+    assert ahead.ids == loop.ids
+    assert generation.relative_error(loop.logits, ahead.logits) <= TOLERANCE[torch.float64]
+    error, _ = check(growing(), planted_break="angles of the prompt")
+    assert error > BREAK_IS_SEEN_ABOVE
+
+
 @pytest.mark.parametrize("name", [None, "pp2", "cp2"])
 def test_sequences_end_one_by_one(case, check, name):
     """Each answer ends at a token of its own, the others go on; long answers outgrow the room of their slabs."""

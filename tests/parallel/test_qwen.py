@@ -8,14 +8,17 @@ against one process, in float64, and a planted break is seen. Packs have images 
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 
 import pytest
 import torch
 
-from helpers import generation, parity
+from helpers import generation, parity, short_runs
 from helpers.packs import IMG_CONTEXT, random_packs
+from megatron_v2pe.checkpoint.folder import newest
+from megatron_v2pe.checkpoint.vet import vet_checkpoint
 from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.models.config import InternVLConfig
@@ -110,7 +113,7 @@ def test_a_layout_equals_one_process(errors, kind, tied, name):
     ("name", "planted_break"),
     [
         ("tp2", "head_norm_reduction"),
-        ("tp2_sp", "norm_reduction"),
+        ("tp2_sp", "head_norm_reduction"),
         ("pp2", "tied_reduction"),
         ("pp4", "tied_reduction"),
     ],
@@ -128,6 +131,40 @@ def test_recompute_changes_nothing(errors):
     options = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     found = errors("qwen3", True, "tp2_pp2_sp", **options)
     assert max(found["loss"], found["logits"], found["gradients"]) <= TOLERANCE, found
+
+
+@pytest.fixture(scope="module")
+def train(pools, case):
+    """Train the tied Qwen3 on in a layout, in float32."""
+
+    def run(name, steps, **places):
+        world, layout = (1, ParallelConfig()) if name is None else LAYOUTS[name]
+        this = case("qwen3", True)
+        weights = {key: tensor.float() for key, tensor in this.weights.items()}
+        this = replace(this, layout=layout, dtype=torch.float32, weights=weights)
+        places = {key: str(value) for key, value in places.items()}
+        return pools[world].run(short_runs.train, case=this, steps=steps, **places)[0]
+
+    return run
+
+
+def test_a_tied_run_is_stored_once_and_goes_on_in_any_layout(train, golden, tmp_path):
+    """To the bit in its own layout; norms of gradients count a tied weight, and a norm of heads, once."""
+    shutil.copytree(golden / "reference_checkpoint", tmp_path / "hf")
+    train("tp2_pp2_sp", 2, save_to=tmp_path)
+    stored = vet_checkpoint(newest(tmp_path)).tensors
+    assert "language_model.embedding.word_embeddings.weight" in stored
+    assert not [key for key in stored if "output_layer" in key]
+    whole, resumed = train("tp2_pp2_sp", 4), train("tp2_pp2_sp", 2, resume_from=tmp_path)
+    assert resumed.losses == whole.losses[2:] and resumed.grad_norms == whole.grad_norms[2:]
+    assert all(torch.equal(tensor, resumed.weights[key]) for key, tensor in whole.weights.items())
+    single = train(None, 4)
+    assert single.losses == pytest.approx(whole.losses, rel=1e-6)  # measured 1.4e-7
+    assert single.grad_norms == pytest.approx(whole.grad_norms, rel=2e-6)  # measured 3.6e-7
+    for name in (None, "pp2_dp2_overlap"):
+        other = train(name, 2, resume_from=tmp_path)
+        assert other.losses == pytest.approx(whole.losses[2:], rel=1e-6)
+        assert other.grad_norms == pytest.approx(whole.grad_norms[2:], rel=2e-6)
 
 
 @pytest.fixture(scope="module")

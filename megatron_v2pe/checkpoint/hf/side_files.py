@@ -12,7 +12,7 @@ from typing import Any
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.hf.folder import other_files
 from megatron_v2pe.errors import CheckpointError
-from megatron_v2pe.foreign import tokenizer_files
+from megatron_v2pe.foreign import tokenizer_folder, tokenizer_settings
 from megatron_v2pe.foreign.files import check_regular, read_bytes
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import check
@@ -24,7 +24,7 @@ OBJECTS = (
     "processor_config.json",
     "configuration.json",
     "tokenizer.json",
-    tokenizer_files.CONFIG,
+    tokenizer_settings.CONFIG,
 )
 """Files that hold a JSON object; other JSON files may hold anything."""
 _TEXTS = {".py", ".md", ".txt", ".jinja"}
@@ -47,14 +47,14 @@ def check_side_files(folder: Path, rows: int) -> None:
         path = folder / relative
         if relative.name in OBJECTS:
             read_json_object(path, CheckpointError)
-        elif relative.name == tokenizer_files.TOKENS_MAP:
+        elif relative.name == tokenizer_settings.TOKENS_MAP:
             content = read_json_object(path, CheckpointError)
             check(dict[str, str | dict[str, Any] | list[Any] | None], content, printable(path), CheckpointError)
         elif relative.suffix == ".json":
             read_json(path, CheckpointError, constants=True)
         elif relative.suffix in _TEXTS:
             _warn_of_text(path)
-    tokenizer_files.check_folder(folder, rows, CheckpointError)
+    tokenizer_folder.check_folder(folder, rows, CheckpointError)
 
 
 def _warn_of_text(path: Path) -> None:

@@ -1,1 +1,1 @@
-"""InternViT-300M: the vision tower of InternVL2 up to 8B."""
+"""InternViT: the vision towers of InternVL, 300M (LayerNorm) and 6B (RMSNorm, normalised queries and keys)."""

@@ -1,4 +1,4 @@
-"""The `vision_config` of InternViT-300M; the 6B tower, which has other norms, is refused."""
+"""The `vision_config` of InternViT: both published towers, and every mix of norms and biases their class allows."""
 
 from __future__ import annotations
 
@@ -56,12 +56,6 @@ def read_vision_config(section: Fields) -> VisionConfig:
     )
     if config.num_channels != 3:
         raise section.error(f"{where}: num_channels: found {config.num_channels}, expected 3: images are read as RGB")
-    if config.qk_normalization or config.norm_type == "rms_norm":
-        raise section.error(
-            f"{where}: qk_normalization={config.qk_normalization}, norm_type={config.norm_type}: the InternViT-6B "
-            "tower is not supported yet; supported is InternViT-300M (layer_norm, no q/k normalisation). Where "
-            "a field is missing, the published class takes qk_normalization true and norm_type rms_norm"
-        )
     _check_rest(section, config)
     return config
 

@@ -29,19 +29,24 @@ def tower_table(vision: VisionConfig) -> Iterator[TensorMapping]:
 def _layer(vision: VisionConfig, source: str, target: str) -> Iterator[TensorMapping]:
     """Yield those of one layer; its `qkv` has all queries, all keys, all values, and every head has its own key."""
     hidden, ffn = vision.hidden_size, vision.ffn_hidden_size
-    qkv, fc1 = f"{target}.self_attention.linear_qkv", f"{target}.mlp.linear_fc1"
+    attention, fc1 = f"{target}.self_attention", f"{target}.mlp.linear_fc1"
+    qkv = f"{attention}.linear_qkv"
     heads = QueryGroups(vision.num_attention_heads, vision.num_attention_heads).part_by_part
     yield mapped(f"{source}.attn.qkv.weight", f"{qkv}.weight", 3 * hidden, hidden, rows=heads)
     if vision.qkv_bias:
         yield mapped(f"{source}.attn.qkv.bias", f"{qkv}.bias", 3 * hidden, rows=heads)
-    yield mapped(f"{source}.attn.proj.weight", f"{target}.self_attention.linear_proj.weight", hidden, hidden)
-    yield mapped(f"{source}.attn.proj.bias", f"{target}.self_attention.linear_proj.bias", hidden)
+    yield mapped(f"{source}.attn.proj.weight", f"{attention}.linear_proj.weight", hidden, hidden)
+    yield mapped(f"{source}.attn.proj.bias", f"{attention}.linear_proj.bias", hidden)
     yield mapped(f"{source}.mlp.fc1.weight", f"{fc1}.weight", ffn, hidden)
     yield mapped(f"{source}.mlp.fc1.bias", f"{fc1}.bias", ffn)
     yield mapped(f"{source}.mlp.fc2.weight", f"{target}.mlp.linear_fc2.weight", hidden, ffn)
     yield mapped(f"{source}.mlp.fc2.bias", f"{target}.mlp.linear_fc2.bias", hidden)
     for norm, place in (("norm1", qkv), ("norm2", fc1)):
         yield mapped(f"{source}.{norm}.weight", f"{place}.layer_norm_weight", hidden)
-        yield mapped(f"{source}.{norm}.bias", f"{place}.layer_norm_bias", hidden)
+        if vision.norm_type == "layer_norm":
+            yield mapped(f"{source}.{norm}.bias", f"{place}.layer_norm_bias", hidden)
+    if vision.qk_normalization:  # over all heads, in their order
+        for norm in ("q", "k"):
+            yield mapped(f"{source}.attn.{norm}_norm.weight", f"{attention}.{norm}_layernorm.weight", hidden)
     yield mapped(f"{source}.ls1", f"{target}.ls1", hidden)
     yield mapped(f"{source}.ls2", f"{target}.ls2", hidden)

@@ -16,6 +16,7 @@ from megatron.core import tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
@@ -31,6 +32,7 @@ from megatron_v2pe.models.layer_specs import block_spec, layer_spec
 from megatron_v2pe.models.mlp import run_mlp
 from megatron_v2pe.models.transformer_config import LayerConfig, ModelOptions, common_settings
 from megatron_v2pe.models.vision_tower import TOWERS, VisionTower
+from megatron_v2pe.models.whole_width_norm import WholeWidthNorm
 from megatron_v2pe.parallel.config import ParallelConfig
 
 _NORMS = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm"}
@@ -139,7 +141,10 @@ class InternViT(VisionTower):
         self.patch_embedding = nn.Conv2d(vision.num_channels, width, patch, stride=patch, dtype=dtype)
         self.class_token = nn.Parameter(torch.randn(1, 1, width, dtype=dtype))
         self.position_embedding = nn.Parameter(torch.randn(1, 1 + grid**2, width, dtype=dtype))
-        layers = [layer_spec(spec, AttnMaskType.no_mask, InternViTLayer)] * vision.num_layers
+        norm = _query_key_norm(vision, pg_collection)
+        norms: dict[str, Any] = {"query_norm": norm, "key_norm": norm}
+        layer = layer_spec(spec, AttnMaskType.no_mask, InternViTLayer, **norms, qkv_bias=vision.qkv_bias)
+        layers = [layer] * vision.num_layers
         self.decoder = InternViTBlock(config, block_spec(layers, final_norm=False), pg_collection=pg_collection)
         if config.perform_initialization:
             self._initialize(config.init_method_std)
@@ -218,9 +223,17 @@ def tower_config(model: InternVLConfig, parallel: ParallelConfig, options: Model
     )
 
 
+def _query_key_norm(vision: VisionConfig, groups: ProcessGroupCollection) -> Any:
+    """Return the spec of the norms of queries and keys."""
+    if not vision.qk_normalization:
+        return IdentityOp
+    return ModuleSpec(WholeWidthNorm, params={"width": vision.hidden_size, "tp_group": groups.tp})
+
+
 def _in_order_of_use(layer: nn.Module) -> list[nn.Parameter]:
     attention, mlp = layer.self_attention, layer.mlp
-    before: list[Any] = [layer.input_layernorm, attention.linear_qkv, attention.linear_proj]  # type: ignore[union-attr]
+    norms: list[Any] = [attention.q_layernorm, attention.k_layernorm]  # type: ignore[union-attr]
+    before: list[Any] = [layer.input_layernorm, attention.linear_qkv, *norms, attention.linear_proj]  # type: ignore[union-attr]
     after: list[Any] = [layer.pre_mlp_layernorm, mlp.linear_fc1, mlp.linear_fc2]  # type: ignore[union-attr]
     ordered = [*(p for m in before for p in m.parameters()), layer.ls1, *(p for m in after for p in m.parameters())]
     ordered.append(layer.ls2)

@@ -19,7 +19,8 @@ from megatron_v2pe.data.indexed.layout import Manifest
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.foreign.tokenizer_files import MODEL
+from megatron_v2pe.foreign.tokenizer_folder import has_tokenizer
+from megatron_v2pe.foreign.tokenizer_settings import MODEL
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.presets import preset_config, preset_named
 from megatron_v2pe.train.config import ExperimentConfig
@@ -158,8 +159,8 @@ def _checkpoint(found: Findings, ranks: int | None) -> None:
     found.right.append(f"model: {printable(place.folder)}, {kind} of a supported architecture")
     found.doubts += unlike_preset(found.model, config.model.preset)
     found.attempt(lambda: _layout(found, ranks))
-    if config.model.tokenizer_path is None and not (place.hf / MODEL).is_file():
-        found.absent.append(f"{printable(place.hf / MODEL)}: the tokenizer's files")
+    if config.model.tokenizer_path is None and not has_tokenizer(place.hf):
+        found.absent.append(f"{printable(place.hf / MODEL)}: the tokenizer's files, or those of another kind")
         found.unseen += ["tokenizer", "template"]
     else:
         found.attempt(lambda: _tokenizer(found, place.hf))
@@ -198,9 +199,10 @@ def _vetted(found: Findings, folder: Path) -> None:
 
 
 def _weights(found: Findings, folder: Path) -> None:
-    from megatron_v2pe.checkpoint.hf.hf_to_mcore import open_folder
+    from megatron_v2pe.checkpoint.hf.hf_to_mcore import check_folder
 
-    count = len(open_folder(folder).files.places())
+    _, _, weights, _ = check_folder(folder)
+    count = len(weights.layout.places())
     found.right.append(f"weights: names, shapes and types of {count} tensors")
 
 

@@ -17,6 +17,7 @@ from megatron_v2pe.data.conversation import TEMPLATES, get_template
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.image_files import image_size
 from megatron_v2pe.data.image_plan import LineKey, TilingOptions, plan_video
+from megatron_v2pe.data.special_tokens import SpecialTokens
 from megatron_v2pe.data.tokenizer import BOS, EOS, NEEDED, Tokenizer
 from megatron_v2pe.data.types import Clip, Sample
 from megatron_v2pe.errors import DataError
@@ -36,13 +37,16 @@ class Marks(Tokenizer):
         self.special = {name: number for number, name in enumerate(dict.fromkeys([BOS, EOS, *NEEDED, *marks]))}
         self.model_file = "no tokenizer"
         self.bos_id, self.eos_id = self.special[BOS], self.special[EOS]
+        self.before = (self.special[BOS],)
+        self._cut = SpecialTokens(self.special)
 
     def __reduce__(self) -> tuple[type[Marks], tuple[()]]:
         """Make another one in another process."""
         return Marks, ()
 
-    def _pieces(self, text: str) -> list[int]:
-        return [len(self.special)]
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text; what lies between two marks is one token."""
+        return self._cut.encode(text, lambda _: [len(self.special)])
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,8 @@ class Viewer:
         for message in sorted({run.message for run in runs if run.learned}):
             answer = texts[message].removeprefix(self.template.assistant)
             question = texts.get(message - 1, "").removeprefix(self.template.user)
-            yield question.removesuffix(self.template.end), answer.removesuffix(self.template.end)
+            ends = self.template.end + self.template.separator
+            yield question.removesuffix(ends), answer.removesuffix(ends)
 
 
 def as_position(ticks: int, denominator: int) -> str:

@@ -31,8 +31,14 @@ def write_tokenizer(folder: Path, texts: list[str], pieces: int, chat: Sequence[
     return pieces + len(added_tokens(pieces, chat))
 
 
-def train_tokenizer(texts: list[str], pieces: int) -> bytes:
-    """Train a byte-pair SentencePiece model on texts; bytes stand for characters not in them."""
+def train_tokenizer(texts: list[str], pieces: int, *, add_dummy_prefix: bool = False) -> bytes:
+    """Train a byte-pair SentencePiece model on texts; bytes stand for characters not in them.
+
+    Args:
+        texts: what is trained on.
+        pieces: of the model.
+        add_dummy_prefix: put a space before every text, as Llama's models do and InternLM2's does not.
+    """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -44,7 +50,7 @@ def train_tokenizer(texts: list[str], pieces: int) -> bytes:
         byte_fallback=True,
         split_digits=True,
         normalization_rule_name="identity",
-        add_dummy_prefix=False,
+        add_dummy_prefix=add_dummy_prefix,
         remove_extra_whitespaces=False,
         unk_id=0,
         bos_id=1,

@@ -27,7 +27,7 @@ def real() -> Tokenizer:
     return Tokenizer.from_folder(shared_path("golden/tokenizer"))
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("name", ["internlm2-chat", "Hermes-2", "phi3-chat"])
 def test_prompt_strings(gold, name):
     turns = [("human", "Q1 <image>"), ("gpt", "A1"), ("human", "Q2")]
     assert "".join(message.text for message in TEMPLATES[name].render(turns, prompt=True)) == gold["prompts"][name]

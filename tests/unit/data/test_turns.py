@@ -73,8 +73,9 @@ def test_a_system_turn_takes_the_place_of_the_templates_own(name):
     template = get_template(name)
     plain, other = template.render(ASKED), template.render([("system", " Be brief.\n"), *ASKED])
     assert plain[1:] == other[1:] and plain[0].fixed and not other[0].fixed
-    head, own, tail = plain[0].text.partition("你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型")
-    assert own and other[0].text.startswith(head + "Be brief.") and other[0].text.endswith(template.end)
+    head, own, _ = plain[0].text.partition(template.system_prompt)
+    assert own and other[0].text.startswith(head + template.said(" Be brief.\n"))
+    assert other[0].text.endswith(template.end + template.separator)
     assert other[0].learned_from is None
     bare = replace(template, system="")
     with pytest.raises(DataError, match="a system turn, but the template .* has none; leave it out"):

@@ -12,6 +12,9 @@ from megatron_v2pe.generate import generation
 from megatron_v2pe.generate.generation import GenerationOptions, generate
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.v2pe.position_ids import Ticks
+from megatron_v2pe.v2pe.rotary import RotaryEmbedding
+
+MODEL = SimpleNamespace(rotary=RotaryEmbedding(8, 1e4, 256))
 
 
 def prompts():
@@ -36,7 +39,7 @@ def test_tokens_and_tiles_are_named(monkeypatch, static, error):
         raise error
 
     monkeypatch.setattr(generation, "Session", refuse)
-    engine = SimpleNamespace(static=static, stages=SimpleNamespace(alone=True))
+    engine = SimpleNamespace(static=static, model=MODEL, stages=SimpleNamespace(alone=True))
     with pytest.raises(MemoryShortageError) as found:
         generate(engine, prompts(), GenerationOptions(4))
     assert str(error)[:20] in str(found.value)
@@ -50,7 +53,7 @@ def test_of_several_processes_only_what_is_agreed_upon_is_told(monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(generation, "Session", refuse)
-    engine = SimpleNamespace(static=False, stages=SimpleNamespace(alone=False))
+    engine = SimpleNamespace(static=False, model=MODEL, stages=SimpleNamespace(alone=False))
     with pytest.raises(torch.OutOfMemoryError):
         generate(engine, prompts(), GenerationOptions(4))
 
@@ -60,6 +63,6 @@ def test_what_is_no_lack_of_memory_is_left_as_it_is(monkeypatch):
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(generation, "Session", refuse)
-    engine = SimpleNamespace(static=False, stages=SimpleNamespace(alone=True))
+    engine = SimpleNamespace(static=False, model=MODEL, stages=SimpleNamespace(alone=True))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         generate(engine, prompts(), GenerationOptions(4))

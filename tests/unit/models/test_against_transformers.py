@@ -9,11 +9,11 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
-from transformers.models.internvl import InternVLVisionConfig, InternVLVisionModel
 
-from helpers import oracles
+from helpers import oracles, towers
 from helpers.golden import read_checkpoint
 from helpers.hf_names import to_full_state
+from megatron_v2pe.parallel.config import ParallelConfig
 
 LOGITS = 1e-4  # absolute; measured 6.9e-6 on logits up to 4.3
 HIDDEN = 5e-5  # absolute; measured 2.2e-6 on values up to 11
@@ -26,17 +26,6 @@ DECODER_LAYER = {
     "feed_forward.w2": "mlp.down_proj",
     "feed_forward.w3": "mlp.up_proj",
 }
-TOWER_LAYER = {
-    "ls1": "lambda_1",
-    "ls2": "lambda_2",
-    **{f"{ours}.{kind}": f"{theirs}.{kind}" for kind in ("weight", "bias") for ours, theirs in (
-        ("norm1", "layernorm_before"),
-        ("norm2", "layernorm_after"),
-        ("attn.proj", "attention.projection_layer"),
-        ("mlp.fc1", "mlp.fc1"),
-        ("mlp.fc2", "mlp.fc2"),
-    )},
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +38,6 @@ def checkpoint(golden):
     return str(golden / "reference_checkpoint")
 
 
-def randomised(model, seed=0):
-    """Draw weights of a size at which no part of the model is lost in another."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            around_one = "norm" in name and name.endswith("weight") or "lambda" in name
-            width = parameter.shape[-1] if parameter.dim() == 2 else 100
-            parameter.copy_(1 + 0.2 * noise if around_one else noise * width**-0.5)
-    return model.eval()
-
-
 def language_model(config, kind):
     """A causal model of `transformers` with the sizes of the checkpoint's decoder."""
     llm = config["llm_config"]
@@ -69,9 +46,11 @@ def language_model(config, kind):
     rope = {"rope_type": "default", "rope_theta": float(llm["rope_theta"])}
     settings = {**sizes, "tie_word_embeddings": False, "attn_implementation": "eager", "hidden_act": "silu"}
     if kind == "mistral":
-        return randomised(MistralForCausalLM(MistralConfig(**settings, rope_parameters=rope, sliding_window=None)))
+        return towers.randomised(
+            MistralForCausalLM(MistralConfig(**settings, rope_parameters=rope, sliding_window=None))
+        )
     rope |= {"rope_type": "dynamic", "factor": llm["rope_scaling"]["factor"]}
-    return randomised(LlamaForCausalLM(LlamaConfig(**settings, rope_parameters=rope)))
+    return towers.randomised(LlamaForCausalLM(LlamaConfig(**settings, rope_parameters=rope)))
 
 
 def language_names(tensors, config):
@@ -90,32 +69,6 @@ def language_names(tensors, config):
         parts = [tensors[f"{theirs}self_attn.{part}_proj.weight"].chunk(groups) for part in "qkv"]
         in_order = [part[group] for group in range(groups) for part in parts]
         renamed[ours + "attention.wqkv.weight"] = torch.cat(in_order)
-    return renamed
-
-
-def vision_model(config):
-    vision = config["vision_config"]
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "layer_norm_eps")
-    sizes = {name: vision[name] for name in (*names, "image_size", "patch_size", "norm_type", "hidden_act")}
-    options = {"attention_bias": True, "use_qk_norm": False, "attn_implementation": "eager"}
-    return randomised(InternVLVisionModel(InternVLVisionConfig(**sizes, **options)))
-
-
-def vision_names(tensors):
-    """Tensors of InternVLVisionModel by InternViT's names: q, k and v one after the other."""
-    place = "vision_model.embeddings."
-    renamed = {
-        place + "class_embedding": tensors["embeddings.cls_token"],
-        place + "position_embedding": tensors["embeddings.position_embeddings"],
-        place + "patch_embedding.weight": tensors["embeddings.patch_embeddings.projection.weight"],
-        place + "patch_embedding.bias": tensors["embeddings.patch_embeddings.projection.bias"],
-    }
-    for layer in range(sum(name.endswith("lambda_1") for name in tensors)):
-        ours, theirs = f"vision_model.encoder.layers.{layer}.", f"encoder.layer.{layer}."
-        renamed |= {ours + our: tensors[theirs + their] for our, their in TOWER_LAYER.items()}
-        for kind in ("weight", "bias"):
-            parts = [tensors[f"{theirs}attention.{part}_proj.{kind}"] for part in "qkv"]
-            renamed[f"{ours}attn.qkv.{kind}"] = torch.cat(parts)
     return renamed
 
 
@@ -177,25 +130,42 @@ def test_a_mistake_in_the_weights_is_seen(swapped, config, checkpoint, pools):
         assert (result.output - model(ids[None]).logits[0]).abs().max() > 1000 * LOGITS
 
 
-@pytest.mark.parametrize("select_layer", [-1, -2, 0])
-@pytest.mark.parametrize("size", [56, 84])
-def test_tower(size, select_layer, config, checkpoint, pools):
+TOWERS = {
+    "300M": {"norm_type": "layer_norm", "qk_normalization": False, "qkv_bias": True},
+    "6B": towers.LARGE,
+    "mixed": {"norm_type": "layer_norm", "qk_normalization": True, "qkv_bias": True},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "select_layer"),
+    [
+        *((kind, size, layer) for kind in ("300M", "6B") for size, layer in ((56, -1), (84, -2), (56, 0), (84, -1))),
+        ("mixed", 56, -1),
+    ],
+)
+def test_tower(kind, size, select_layer, pools):
     """84 pixels are a grid of 6 x 6 for a position embedding of 4 x 4."""
-    model = vision_model(config)
+    config = towers.small_config(**TOWERS[kind]) | {"select_layer": select_layer}
+    model = towers.by_transformers(config["vision_config"])
     pixels = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
-    weights = vision_names(weights_of(model))
-    arguments = {"checkpoint": checkpoint, "weights": weights, "pixel_values": pixels, "select_layer": select_layer}
-    result = pools[1].run(oracles.tower, **arguments)[0]
-    states = hidden_states(model, pixels)
+    run = towers.Run(config, towers.published_names(weights_of(model)), pixels)
+    result = pools[1].run(towers.ours, run=run, layout=ParallelConfig())[0]
+    states = towers.hidden_states(model, pixels)
+    assert torch.equal(states[-1], model(pixels).last_hidden_state)  # nothing comes after the layers
     assert (result.output - states[select_layer]).abs().max() < HIDDEN
     if select_layer == -1:
-        assert_same_gradients(result.gradients, vision_names(gradients_of(model, states[-1])), config)
+        assert_same_gradients(result.gradients, towers.published_names(gradients_of(model, states[-1])), config)
 
 
-def hidden_states(model, pixels):
-    """Embeddings, then the output of every layer."""
-    states = [model.embeddings(pixels)]
-    for layer in model.encoder.layer:
-        states.append(layer(states[-1]))
-    assert torch.equal(states[-1], model(pixels).last_hidden_state)  # nothing comes after the layers
-    return states
+@pytest.mark.parametrize("forgotten", ["q_norm", "k_norm"])
+def test_a_forgotten_norm_of_the_6b_tower_is_seen(forgotten, pools):
+    """Planted break: a weight of ones in place of the checkpoint's."""
+    config = towers.small_config()
+    model = towers.by_transformers(config["vision_config"])
+    pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(2))
+    weights = towers.published_names(weights_of(model))
+    weights |= {name: torch.ones_like(value) for name, value in weights.items() if forgotten in name}
+    result = pools[1].run(towers.ours, run=towers.Run(config, weights, pixels), layout=ParallelConfig())[0]
+    with torch.no_grad():
+        assert (result.output - towers.hidden_states(model, pixels)[-1]).abs().max() > 100 * HIDDEN

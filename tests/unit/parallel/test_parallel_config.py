@@ -89,6 +89,24 @@ def test_tensor_parallel_must_divide_the_vision_tower_too(change, what):
         ParallelConfig(tensor_model_parallel_size=2).validate(2, sizes)
 
 
+@pytest.mark.parametrize(
+    ("degree", "groups", "others", "remedy"),
+    [
+        (4, 2, {"num_attention_heads": 16}, "take 2 with context_parallel_size 2,"),  # the sizes of Qwen2.5-3B
+        (8, 2, {"num_attention_heads": 16}, "take 2 with context_parallel_size 4,"),
+        (4, 2, {"num_attention_heads": 14}, "take 2 with context_parallel_size 2,"),  # of Qwen2.5-0.5B
+        (7, 2, {"num_attention_heads": 14}, "that this model can have is 2: take 2,"),
+        (3, 2, {"num_attention_heads": 14}, "that this model can have is 2: take 2,"),
+    ],
+)
+def test_fewer_groups_than_ranks_are_answered_with_the_layout_that_works(degree, groups, others, remedy):
+    sizes = ModelSizes(**{**INTERNVL2_2B.__dict__, "num_query_groups": groups, "ffn_hidden_size": 4864, **others})
+    with pytest.raises(ConfigError, match=f"{degree} does not divide .*{remedy}"):
+        ParallelConfig(tensor_model_parallel_size=degree).validate(degree, sizes)
+    context = int(remedy.rpartition(" ")[2].strip(",")) if "context" in remedy else 1
+    ParallelConfig(2, context_parallel_size=context).validate(2 * context, sizes)
+
+
 def test_a_ring_asks_nothing_of_the_heads_and_all_to_all_only_that_they_can_be_dealt_out():
     ParallelConfig(context_parallel_size=16).validate(16, INTERNVL2_2B)
     ParallelConfig(context_parallel_size=3).validate(3, INTERNVL2_2B)

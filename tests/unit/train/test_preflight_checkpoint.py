@@ -38,7 +38,7 @@ def state(hf, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-@pytest.mark.parametrize("name", ["vicuna_v1.1", "internvl2_5", "internlm2_chat"])
+@pytest.mark.parametrize("name", ["vicuna_v1.1", "internvl_zh", "internlm2_chat"])
 def test_a_template_the_checkpoint_names_and_asking_would_refuse(hf, name):
     state(hf, template=name)
     with pytest.raises(

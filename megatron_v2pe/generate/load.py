@@ -221,12 +221,14 @@ def _check(arguments: argparse.Namespace, stride: Stride | None) -> InternVLConf
     from megatron_v2pe.checkpoint.trained import trained_model
     from megatron_v2pe.checkpoint.vet import verify_side_files
     from megatron_v2pe.data.tokenizer import Tokenizer
+    from megatron_v2pe.generate.end_tokens import end_tokens
     from megatron_v2pe.generate.policy import inference_policy
 
     place = find_checkpoint(arguments.checkpoint, "--checkpoint")
     if arguments.verify and not place.is_hf:
         verify_side_files(place.folder)
     model = trained_model(place.folder)  # before the tokenizer: another architecture has another one
-    Tokenizer.of_model(place.hf, model.llm.vocab_size, model.template)
+    tokenizer = Tokenizer.of_model(place.hf, model.llm.vocab_size, model.template)
+    end_tokens(place.hf, tokenizer, model.template, model.llm.vocab_size)
     inference_policy(model, stride, arguments.rope_pos_id_version)
     return model

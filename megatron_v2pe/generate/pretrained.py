@@ -13,7 +13,6 @@ from megatron_v2pe.checkpoint import store
 from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.checkpoint.trained import trained_model
 from megatron_v2pe.checkpoint.vet import verify_side_files
-from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch
@@ -21,6 +20,7 @@ from megatron_v2pe.device.device import Device
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.generate.end_tokens import end_tokens
 from megatron_v2pe.generate.engine import PREFILL_TOKENS, Engine
 from megatron_v2pe.generate.generation import Generated, GenerationOptions, OnText, check_prompt, generate
 from megatron_v2pe.generate.policy import inference_policy
@@ -60,14 +60,12 @@ class Pretrained:
     dtype: torch.dtype
     window: int
     """Positions a prompt and its answer may reach."""
-    end_ids: tuple[int, ...] = ()
-    """Tokens that end an answer by the checkpoint's `generation_config.json`."""
+    ends: frozenset[int]
+    """Tokens that end an answer, see `generate.end_tokens`."""
 
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end an answer: the end of a turn, of the text, and those the checkpoint's own settings name."""
-        end = self.tokenizer.token_id(get_template(self.config.template).end)
-        text_end = () if self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
-        return frozenset({end, *text_end, *self.end_ids})
+        return self.ends
 
     def at_stride(self, stride: Stride) -> Pretrained:
         """Return the same model for questions at another stride; the cache of image features is kept.
@@ -183,6 +181,7 @@ def open_pretrained(
         verify_side_files(path)
     config = trained_model(path)
     tokenizer = Tokenizer.of_model(hf, config.llm.vocab_size, config.template)
+    ends = end_tokens(hf, tokenizer, config.template, config.llm.vocab_size)
     policy = inference_policy(config, stride, version)
     world, layout = world or launch.World(), layout or ParallelConfig()
     layout.validate(world.world_size, model_sizes(config))
@@ -198,7 +197,7 @@ def open_pretrained(
         store.load_model(path, model, verify)
         engine = Engine(model.eval(), VisionCache(vision_cache_bytes), prefill_tokens)
         reach = config.llm.max_position_embeddings if window is None else window
-        yield Pretrained(engine, config, tokenizer, policy, chosen, dtype, reach)
+        yield Pretrained(engine, config, tokenizer, policy, chosen, dtype, reach, ends)
     finally:
         topology.destroy()
         launch.shutdown()

@@ -29,7 +29,11 @@ class AnswerText:
         self._context = 0
         """First token decoded anew each time: a token's text may depend on whether others stand before it."""
         self._read = 0
-        """Tokens whose text is in `_given` or `_pending`."""
+        """Tokens up to the last end of a whole character: their text is in `_given` or `_pending`."""
+        self._taken = ""
+        """The text from `_context` on that is in `_given` or `_pending`; it may reach beyond `_read`."""
+        self._waited = 0
+        """Tokens since a character was last whole."""
         self._given = ""
         self._pending = ""
         self.stopped = False
@@ -44,25 +48,44 @@ class AnswerText:
         """Add a token; return the text that is certain now, which may be empty."""
         assert not self.stopped, "the answer has ended"
         self._ids.append(token)
-        new = self._new_text()
-        late = (
-            len(self._ids) - self._read >= _LONGEST_CHARACTER
-        )  # by now it is no character that will still be finished
-        if not new or (new.endswith(_UNFINISHED) and not late):
-            return ""
-        self._context, self._read = self._read, len(self._ids)
-        return self._advance(new, final=False)
+        self._waited += 1
+        new = self._new_text(late=self._waited >= _LONGEST_CHARACTER)
+        return self._advance(new, final=False) if new else ""
 
     def finish(self) -> str:
         """End the answer; return the text that was held back."""
         if self.stopped:
             return ""
-        new, self._read = self._new_text(), len(self._ids)
-        return self._advance(new, final=True)
+        return self._advance(self._rest(), final=True)
 
-    def _new_text(self) -> str:
-        before = self._decode(self._ids[self._context : self._read])
-        return self._decode(self._ids[self._context :])[len(before) :]
+    def _new_text(self, late: bool) -> str:
+        """Return the text not taken yet, once its last character is whole.
+
+        A character has at most four bytes and so at most four tokens. After as many (`late`) what is unfinished may be
+        the beginning of a character whose first byte came in one token with the end of another: the characters before
+        it are taken then. If there are none, it is no character that will still be finished. Some tokenizers give
+        U+FFFD for every byte of a run that is no whole number of characters, also for those that were characters when
+        they came: such a run is unfinished as a whole.
+        """
+        whole = self._decode(self._ids[self._context :])
+        goes_on = whole.startswith(self._taken)
+        if not goes_on or whole.endswith(_UNFINISHED):
+            if not late:
+                return ""
+            certain = whole.rstrip(_UNFINISHED) if goes_on else ""
+            if len(certain) > len(self._taken):
+                new, self._taken, self._waited = certain[len(self._taken) :], certain, 0
+                return new
+        new, self._waited = self._rest(), 0
+        if new:  # a token without text says nothing of how the next one begins
+            self._context, self._read = self._read if goes_on else len(self._ids), len(self._ids)
+            self._taken = self._decode(self._ids[self._context :])
+        return new
+
+    def _rest(self) -> str:
+        """Return all text that is not taken yet."""
+        whole = self._decode(self._ids[self._context :])
+        return whole[len(self._taken) :] if whole.startswith(self._taken) else self._decode(self._ids[self._read :])
 
     def _advance(self, new: str, final: bool) -> str:
         """Take in new text and return what is certain."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from helpers.tokenizer_kinds import KINDS, texts
+from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.generate.stop_strings import AnswerText
 from megatron_v2pe.workshop.synthetic.small_data import write_tokenizer
 
@@ -65,3 +67,23 @@ def test_pieces_join_to_the_whole_text(tmp_path):
     pieces = [text.push(token) for token in ids] + [text.finish()]
     assert "".join(pieces) == tokenizer.decode(ids) == whole
     assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama3", "llama, legacy", "phi3"])
+def test_texts_of_every_kind_grow_to_the_whole(tmp_path, kind):
+    """Characters whose bytes are tokens of their own come whole, in every script, and so does what ends them."""
+    KINDS[kind](tmp_path)
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    cases = [text for text in texts(400, seed=3) if "\0" not in text]
+    for whole in cases:
+        ids = tokenizer.encode(whole)
+        text = AnswerText(tokenizer.decode, ("never",))
+        pieces = [text.push(token) for token in ids] + [text.finish()]
+        assert "".join(pieces) == tokenizer.decode(ids), whole
+        assert not any("\ufffd" in piece for piece in pieces), whole
+    stopping = AnswerText(tokenizer.decode, ("橘猫", "🐱"))
+    for token in tokenizer.encode("图中有一只橘猫🐱躺在沙发上。"):
+        stopping.push(token)
+        if stopping.stopped:
+            break
+    assert stopping.stopped and stopping.text.strip() == "图中有一只"

@@ -1,4 +1,4 @@
-"""What a checkpoint folder is made of: the names of its files, which one is a run's newest, how one is put in place."""
+"""What a checkpoint folder is made of: the names of its files, which one is a run's newest, which may be replaced."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_v2pe.base.logging import get_logger
@@ -122,32 +120,12 @@ def remove_old(root: Path, newest: int, keep_latest: int | None) -> None:
         shutil.rmtree(old)
 
 
-@contextmanager
-def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
-    """Give a temporary folder beside `target` to write into; it becomes `target` when the block ends without error.
-
-    Args:
-        target: the folder to create.
-        overwrite: replace a folder that is there already.
-        marker: file that only a folder of this kind holds; a folder without it is never replaced.
-
-    Raises:
-        CheckpointError: `target` exists and may not be replaced.
-    """
-    _check_target(target, overwrite, marker)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    mark = f".{target.name}.writing-{socket.gethostname()}-"  # another process may write the same folder
+def remove_left_over(target: Path) -> None:
+    """Remove what conversions of earlier versions have left beside `target` when they were killed."""
+    mark = f".{target.name}.writing-{socket.gethostname()}-"
     for stale in target.parent.iterdir():
         if stale.name.startswith(mark) and not _runs(stale.name.removeprefix(mark)):
             shutil.rmtree(stale, ignore_errors=True)
-    temporary = target.with_name(f"{mark}{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        yield temporary
-        put_in_place(temporary, target, replace=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _runs(process: str) -> bool:
@@ -161,7 +139,17 @@ def _runs(process: str) -> bool:
     return True
 
 
-def _check_target(target: Path, overwrite: bool, marker: str) -> None:
+def check_target(target: Path, overwrite: bool, marker: str) -> None:
+    """Check that a folder can be created, or may be replaced.
+
+    Args:
+        target: the folder to create.
+        overwrite: replace a folder that is there already.
+        marker: file that only a folder of this kind holds; a folder without it is never replaced.
+
+    Raises:
+        CheckpointError: `target` exists and may not be replaced.
+    """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise CheckpointError(f"{target}: exists and is not a folder")
     if not target.is_dir() or not any(target.iterdir()):

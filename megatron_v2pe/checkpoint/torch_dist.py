@@ -23,16 +23,21 @@ from megatron_v2pe.foreign.pickles import load_archive
 class TorchDistWriter:
     """Append tensors to a new data file; use as a context manager."""
 
-    def __init__(self, folder: Path, rank: int = 0) -> None:
+    def __init__(self, folder: Path, rank: int = 0, part: int = 0, kept: int = 0) -> None:
         """Open a data file in `folder`, which exists.
 
         Args:
             folder: of the checkpoint.
             rank: of the process that writes the file.
+            part: number of the file among those of this process.
+            kept: bytes of a file that is there already which stay; it is cut off behind them.
         """
-        self._name = f"__{rank}_0.distcp"
-        self._file = (folder / self._name).open("wb")
+        self.name = f"__{rank}_{part}.distcp"
+        self._file = (folder / self.name).open("r+b" if kept else "wb")
+        self._file.truncate(kept)
+        self._file.seek(kept)
         self._stream = SummedStream(self._file, self._file.name)
+        self._stream.place = kept
         self.written = Written()
 
     def __enter__(self) -> TorchDistWriter:
@@ -45,17 +50,26 @@ class TorchDistWriter:
             if error[0] is None:
                 self._file.flush()
                 os.fsync(self._file.fileno())
-                self.written.sizes[self._name] = self._stream.place
+                self.written.sizes[self.name] = self._stream.place
         finally:
             self._stream.close()
             self._file.close()
 
-    def add_rows(self, key: str, shape: Sequence[int], first_row: int, rows: Tensor) -> None:
-        """Write rows `first_row ...` of tensor `key`, all other axes whole; see `add`."""
-        self.add(key, tuple(shape), (first_row, *[0] * (rows.dim() - 1)), rows)
+    @property
+    def place(self) -> int:
+        """Bytes of the file by now."""
+        return self._stream.place
 
-    def add(self, key: str, size: tuple[int, ...], begin: tuple[int, ...], values: Tensor) -> None:
-        """Write a part of a tensor.
+    def flush(self) -> None:
+        """Hand what is written to the system, so that it stays when this process is killed."""
+        self._file.flush()
+
+    def add_rows(self, key: str, shape: Sequence[int], first_row: int, rows: Tensor) -> Shard:
+        """Write rows `first_row ...` of tensor `key`, all other axes whole; see `add`."""
+        return self.add(key, tuple(shape), (first_row, *[0] * (rows.dim() - 1)), rows)
+
+    def add(self, key: str, size: tuple[int, ...], begin: tuple[int, ...], values: Tensor) -> Shard:
+        """Write a part of a tensor, and return where it lies.
 
         Args:
             key: name in the checkpoint.
@@ -77,8 +91,9 @@ class TorchDistWriter:
         finally:
             torch.serialization.set_crc32_options(checksums)
         length, digest = self._stream.place - start, self._stream.take()
-        shard = Shard(tuple(begin), tuple(values.shape), self._name, start, length, digest)
+        shard = Shard(tuple(begin), tuple(values.shape), self.name, start, length, digest)
         self.written.add(key, values.dtype, tuple(size), shard)
+        return shard
 
 
 class TorchDistReader:
@@ -93,7 +108,7 @@ class TorchDistReader:
             checksums: compared with what is read; None: nothing is compared.
         """
         self._folder, self.tensors = folder, tensors
-        self._checksums = checksums
+        self.checksums = checksums
         self._sums: dict[str, dict[tuple[int, int], str]] = {}
         self._files: dict[str, memoryview] = {}
         self._checked: set[tuple[str, int]] = set()
@@ -143,8 +158,8 @@ class TorchDistReader:
         content = self._file(shard.file)[shard.offset : shard.offset + shard.length]
         if len(content) != shard.length:
             raise CheckpointError(f"{where}: damaged: {len(content)} of {shard.length} bytes")
-        if self._checksums is not None and (shard.file, shard.offset) not in self._checked:
-            known = self._sums.setdefault(shard.file, self._checksums.shards_of(shard.file))
+        if self.checksums is not None and (shard.file, shard.offset) not in self._checked:
+            known = self._sums.setdefault(shard.file, self.checksums.shards_of(shard.file))
             expected = known.get((shard.offset, shard.length))
             if (found := digest_of(content)) != expected:
                 raise CheckpointError(

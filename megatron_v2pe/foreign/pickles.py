@@ -14,6 +14,7 @@ import math
 import pickle
 import zipfile
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import torch
@@ -188,13 +189,24 @@ def write_pickle(value: Any, stream: BinaryIO) -> None:
     pickle.dump(value, stream)
 
 
-def load_archive(content: memoryview, source: str, error: Kind) -> Any:
+@dataclass(frozen=True)
+class PlacedTensor:
+    """Where the values of a tensor lie in an archive, one behind the other."""
+
+    begin: int
+    """First byte."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+def load_archive(content: memoryview, source: str, error: Kind, begins: list[int] | None = None) -> Any:
     """Return what `torch.save` wrote: plain values and tensors; nothing else is known.
 
     Args:
         content: the archive; tensors are views of it, so it has to stay as it is.
         source: file, for the error.
         error: class of the error to raise.
+        begins: where given, it takes the first byte of every tensor's data, and the tensors hold no values.
 
     Raises:
         V2PEError: of class `error`: no archive, damaged, compressed, or it asks for another class.
@@ -203,14 +215,37 @@ def load_archive(content: memoryview, source: str, error: Kind) -> Any:
         raise error(f"{source}: damaged, or a pickle where a zip belongs")
     try:
         with zipfile.ZipFile(_Window(content)) as archive:
-            return _read_archive(archive, content, source, error)
+            return _read_archive(archive, content, source, error, begins)
     except error:
         raise
     except Exception as problem:  # a damaged zip can raise anything
         raise error(f"{source}: damaged: {type(problem).__name__}: {printable(problem)[:200]}") from problem
 
 
-def _read_archive(archive: zipfile.ZipFile, content: memoryview, source: str, error: Kind) -> Any:
+def locate_tensor(content: memoryview, source: str, error: Kind) -> PlacedTensor | None:
+    """Return where in an archive of `torch.save` the values of its one tensor lie; they are not read.
+
+    Args:
+        content: the archive.
+        source: file, for the error.
+        error: class of the error to raise.
+
+    Returns:
+        None where the archive holds anything but one tensor whose values lie in their order, without holes.
+
+    Raises:
+        V2PEError: as `load_archive`.
+    """
+    begins: list[int] = []
+    value = load_archive(content, source, error, begins)
+    if not isinstance(value, Tensor) or len(begins) != 1 or not value.is_contiguous():
+        return None
+    return PlacedTensor(begins[0] + value.storage_offset() * value.itemsize, value.dtype, tuple(value.shape))
+
+
+def _read_archive(
+    archive: zipfile.ZipFile, content: memoryview, source: str, error: Kind, begins: list[int] | None
+) -> Any:
     entries: dict[str, zipfile.ZipInfo] = {}
     for entry in archive.infolist():
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
@@ -235,7 +270,11 @@ def _read_archive(archive: zipfile.ZipFile, content: memoryview, source: str, er
         entry = entries.get(f"{prefix}data/{key}")
         if entry is None or not isinstance(count, int) or count < 0 or count * dtype.itemsize != entry.file_size:
             raise error(f"{source}: damaged: data {printable(key)[:40]!r} is missing or of another size than stated")
-        return _tensor(_bytes(entry, content), dtype)
+        data = _bytes(entry, content)
+        if begins is None:
+            return _tensor(data, dtype)
+        begins.append(_begin(entry, content))
+        return torch.empty(count, dtype=dtype, device="meta")
 
     def tensor(flat: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
         numbers = (offset, *size, *stride) if isinstance(size, tuple) and isinstance(stride, tuple) else (None,)
@@ -270,13 +309,18 @@ def _is_small(value: Any) -> bool:
     return not level
 
 
-def _bytes(entry: zipfile.ZipInfo, content: memoryview) -> memoryview:
-    """Return the bytes of an entry that is not compressed."""
+def _begin(entry: zipfile.ZipInfo, content: memoryview) -> int:
+    """Return the first byte of an entry's content."""
     header = entry.header_offset
     if bytes(content[header : header + 4]) != b"PK\x03\x04":
         raise zipfile.BadZipFile(f"no record at byte {header}")
     name, extra = (int.from_bytes(content[header + at : header + at + 2], "little") for at in (26, 28))
-    begin = header + 30 + name + extra
+    return header + 30 + name + extra
+
+
+def _bytes(entry: zipfile.ZipInfo, content: memoryview) -> memoryview:
+    """Return the bytes of an entry that is not compressed."""
+    begin = _begin(entry, content)
     if begin + entry.file_size > len(content):
         raise zipfile.BadZipFile(f"a record of {entry.file_size} bytes does not fit")
     return content[begin : begin + entry.file_size]

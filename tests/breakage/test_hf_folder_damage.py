@@ -320,15 +320,22 @@ def test_weights_that_are_no_numbers_are_refused_by_name(folder, tmp_path, value
     assert names(tmp_path / "mcore") == []
 
 
+def examined(values):
+    """What is found in a tensor called `w`."""
+    examination = finite.Examination("w", values.dtype, tuple(values.shape))
+    examination.update(memoryview(values.view(torch.uint8).numpy()))
+    return examination.result()
+
+
 def test_large_numbers_are_numbers():
     """Sums of a block overflow where no value does."""
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         values = torch.full((300_000,), torch.finfo(dtype).max, dtype=dtype)
         numbers = finite.NumbersOnly("here")
-        numbers.look(values, "w")
+        numbers.note(examined(values))
         numbers.conclude()
         values[-1] = float("nan")
-        numbers.look(values, "w")
+        numbers.note(examined(values))
         with pytest.raises(CheckpointError, match=r"the first at \[299999\] is nan"):
             numbers.conclude()
 
@@ -409,13 +416,15 @@ def test_every_change_to_an_export_is_noticed(exported, tmp_path):
 
 
 def test_without_checksums_a_flipped_weight_would_pass(exported, tmp_path):
-    """Planted break: the list of checksums taken away."""
+    """Planted break: the lists of checksums taken away, first one, then the other."""
     copy = tmp_path / "hf"
     shutil.copytree(exported, copy)
     (copy / "checksums.json").unlink()
     content = bytearray((copy / SHARD).read_bytes())
     content[-1] ^= 1
     (copy / SHARD).write_bytes(content)
+    assert "language_model.output.weight has the SHA-256" in use(copy, tmp_path)
+    (copy / "manifest.json").unlink()
     assert use(copy, tmp_path) == "right"
 
 

@@ -165,7 +165,7 @@ def test_types_that_do_not_fit(source, tmp_path):
     [
         ({"llm_config__architectures": ["FalconForCausalLM"]}, ("FalconForCausalLM", "InternLM2ForCausalLM")),
         ({"model_type": "llava", "architectures": ["LlavaForConditionalGeneration"]}, ("Llava", "InternVLChatModel")),
-        ({"llm_config__rope_scaling": {"type": "yarn"}}, ("'yarn'",)),
+        ({"llm_config__rope_scaling": {"type": "ntk", "factor": 2.0}}, ("ntk", "yarn")),
         ({"rope_pos_id_version": "v3pe"}, ("'v3pe'",)),
     ],
 )
@@ -185,7 +185,7 @@ def test_no_config_or_a_name_that_is_taken(source, tmp_path):
 
 
 def test_nothing_is_left_of_a_conversion_that_breaks_off(source, tmp_path, monkeypatch):
-    from megatron_v2pe.checkpoint.hf import hf_to_mcore as module
+    from megatron_v2pe.checkpoint.hf import to_mcore as module
 
     def no_space(*arguments):
         raise OSError(28, "No space left on device")

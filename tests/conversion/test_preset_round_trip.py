@@ -96,6 +96,6 @@ def test_every_preset_through_models_of_every_layout(pools, converted, square, t
 def test_a_swapped_permutation_is_seen(converted, tmp_path, monkeypatch):
     """Planted break: queries and keys of the tower change places on the way back."""
     swap_queries_and_keys(monkeypatch)
-    mcore_to_hf(converted["InternVL3-1B"][1] / "mcore", tmp_path / "hf")
+    mcore_to_hf(converted["InternVL3-1B"][1] / "mcore", tmp_path / "hf", verify=False)
     wrong = wrong_tensors(converted["InternVL3-1B"][1] / "hf", tmp_path / "hf")
     assert {name.split(".attn.")[1] for name in wrong} == {"qkv.weight", "qkv.bias"}

@@ -38,7 +38,9 @@ def test_a_swapped_permutation_is_caught(sources, tmp_path, monkeypatch):
     """Planted break: q and k of the tower change places on the way back."""
     hf_to_mcore(sources["reference"], tmp_path / "mcore")
     swap_queries_and_keys(monkeypatch)
-    mcore_to_hf(tmp_path / "mcore", tmp_path / "hf")
+    with pytest.raises(CheckpointError, match=r"attn\.qkv\.(weight|bias) has the SHA-256 .*manifest.json says"):
+        mcore_to_hf(tmp_path / "mcore", tmp_path / "hf")
+    mcore_to_hf(tmp_path / "mcore", tmp_path / "hf", verify=False)
     with pytest.raises(AssertionError, match="safetensors"):
         assert_same_files(sources["reference"], tmp_path / "hf")
 

@@ -1,4 +1,4 @@
-"""Checks that run in a thread beside the one that writes; what they find is raised before the result has its place."""
+"""Checks that run in threads beside the one that writes; what they find is raised before the result has its place."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class ChecksBeside:
     An error is raised by `look`, or at the latest when the block ends.
     """
 
-    def __init__(self) -> None:
-        """Start with nothing to check."""
-        self._thread = ThreadPoolExecutor(1, "checks")
+    def __init__(self, threads: int = 1) -> None:
+        """Start with nothing to check; with several threads, checks may end in another order than they begin."""
+        self._thread = ThreadPoolExecutor(threads, "checks")
         self._running: deque[Future[None]] = deque()
 
     def __enter__(self) -> ChecksBeside:
@@ -36,6 +36,11 @@ class ChecksBeside:
     def add(self, check: Callable[Arguments, None], *arguments: Arguments.args, **options: Arguments.kwargs) -> None:
         """Have a check made, in the order of the calls; its arguments stay in memory until then."""
         self._running.append(self._thread.submit(check, *arguments, **options))
+
+    def wait_for_all_but(self, number: int) -> None:
+        """Wait until no more than about `number` checks are not done, so that they keep pace; raise what one found."""
+        while len(self._running) > number:
+            self._running.popleft().result()
 
     def look(self) -> None:
         """Raise the error of a check that is done, if it found one."""

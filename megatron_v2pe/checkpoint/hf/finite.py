@@ -1,17 +1,16 @@
-"""Weights that are numbers: NaN and infinity, and matrices of zeros alone, are found at the speed of memory."""
+"""Weights that are numbers: NaN and infinity, and matrices of zeros alone, are found; SHA-256 of every tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from megatron_v2pe.base.logging import get_logger
-from megatron_v2pe.checkpoint.hf.folder import HFWeights
 from megatron_v2pe.errors import CheckpointError
 
 _NAMED = 3
@@ -29,29 +28,86 @@ _EXPONENTS: dict[torch.dtype, tuple[Any, Any, int]] = {
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What is no number in one tensor."""
+class Examined:
+    """What is known of a tensor whose bytes were all looked at."""
 
     name: str
-    nans: int
-    infinite: int
-    values: int
-    first: tuple[int, ...]
-    value: float
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    sha256: str
+    """The SHA-256 of its bytes, as a safetensors file holds them."""
+    nans: int = 0
+    infinite: int = 0
+    first: int = 0
+    """Where in the flat tensor the first value lies that is not finite."""
+    value: float = 0.0
+    """That value."""
+    zeros: bool = False
+    """Whether it holds zeros and nothing else."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether there is nothing to say of it."""
+        return not (self.nans or self.infinite or self.zeros)
 
     def __str__(self) -> str:
-        """Return it in words."""
+        """Return in words what of it is not finite."""
+        place = [int(axis) for axis in np.unravel_index(self.first, self.shape)] if self.shape else []
         return (
-            f"{self.name}: {self.nans + self.infinite} of {self.values} values are not finite ({self.nans} NaN, "
-            f"{self.infinite} infinite), the first at {list(self.first)} is {self.value}"
+            f"{self.name}: {self.nans + self.infinite} of {math.prod(self.shape)} values are not finite ({self.nans} "
+            f"NaN, {self.infinite} infinite), the first at {place} is {self.value}"
         )
 
 
-class NumbersOnly:
-    """Looks at the tensors of a conversion, and counts those that hold NaN or infinity.
+class Examination:
+    """Looks at the bytes of one floating-point tensor, block by block in their order.
 
-    Compares bits in one thread: PyTorch's threads wait for one another where other programs take their cores. All
-    tensors are looked at before anything is said, so that one message tells how much is damaged.
+    Compares bits in one thread: PyTorch's threads wait for one another where other programs take their cores.
+    """
+
+    def __init__(self, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        """Begin with a tensor of which nothing was seen."""
+        self._name, self._dtype, self._shape = name, dtype, shape
+        self._digest = hashlib.sha256()
+        self._signed, unsigned, self._infinity = _EXPONENTS[dtype]
+        self._unsigned, self._mask = unsigned, unsigned(2 ** (8 * dtype.itemsize - 1) - 1)
+        self._without_sign = np.empty(_BLOCK // dtype.itemsize, unsigned)
+        self._seen = self._largest = self._nans = self._infinite = 0
+        self._first: tuple[int, float] | None = None
+
+    def update(self, content: memoryview) -> None:
+        """Look at the next bytes, whole elements."""
+        for begin in range(0, len(content), _BLOCK):
+            block = content[begin : begin + _BLOCK]  # small enough for the cache: both read it
+            self._digest.update(block)
+            bits = np.frombuffer(block, self._unsigned)
+            largest = int(np.bitwise_and(bits, self._mask, out=self._without_sign[: bits.size]).max())
+            self._largest = max(self._largest, largest)
+            if largest >= self._infinity:
+                self._count(bits)
+            self._seen += bits.size
+
+    def result(self) -> Examined:
+        """Return what was found; all bytes of the tensor have been seen."""
+        assert self._seen == math.prod(self._shape), (self._name, self._seen, self._shape)
+        first, value = self._first or (0, 0.0)
+        zeros = self._largest == 0 and len(self._shape) > 1 and self._seen > 0  # a bias, or a scale, may be zero
+        found = self._nans, self._infinite, first, value, zeros
+        return Examined(self._name, self._dtype, self._shape, self._digest.hexdigest(), *found)
+
+    def _count(self, bits: Any) -> None:
+        values = torch.from_numpy(bits.view(np.dtype(f"i{self._dtype.itemsize}")).copy()).view(self._dtype)
+        wrong, nans = ~torch.isfinite(values), int(torch.isnan(values).sum())
+        self._nans, self._infinite = self._nans + nans, self._infinite + int(wrong.sum()) - nans
+        if self._first is None:
+            place = int(wrong.int().argmax())
+            self._first = (self._seen + place, float(values[place].item()))
+
+
+class NumbersOnly:
+    """Takes what was found in the tensors of a conversion, and counts those that hold NaN or infinity.
+
+    All tensors are looked at before anything is said, so that one message tells how much is damaged.
     """
 
     def __init__(self, source: str, refuse: bool = True) -> None:
@@ -62,7 +118,7 @@ class NumbersOnly:
             refuse: whether `conclude` refuses what was found, or only warns of it.
         """
         self._source, self._refuse = source, refuse
-        self._found: list[_Found] = []
+        self._found: list[Examined] = []
         self._zeros: list[str] = []
 
     @property
@@ -70,18 +126,12 @@ class NumbersOnly:
         """Whether `conclude` will refuse: nothing more needs to be written."""
         return self._refuse and bool(self._found)
 
-    def look(self, tensor: Tensor, name: str) -> None:
-        """Look at a floating-point tensor in memory."""
-        signed = _EXPONENTS[tensor.dtype][0]
-        values: Any = tensor.flatten().view(signed).numpy()
-        content = memoryview(values).cast("B")
-        blocks = (content[begin : begin + _BLOCK] for begin in range(0, len(content), _BLOCK))
-        self._note(tensor, name, _largest(blocks, tensor.dtype))
-
-    def look_in(self, weights: HFWeights, name: str) -> None:
-        """Look at a floating-point tensor of an HF folder."""
-        tensor = weights.tensor(name)
-        self._note(tensor, name, _largest(weights.blocks(name), tensor.dtype))
+    def note(self, examined: Examined) -> None:
+        """Take what was found in a tensor."""
+        if examined.nans or examined.infinite:
+            self._found.append(examined)
+        elif examined.zeros:
+            self._zeros.append(examined.name)
 
     def conclude(self) -> None:
         """Say what was found in all tensors, in a warning where it is not refused; nothing where all are numbers.
@@ -93,6 +143,8 @@ class NumbersOnly:
             CheckpointError: some are not, and that is refused; names the first tensors, places and values, counts NaN
                 and infinity over all tensors, and says how to convert them all the same.
         """
+        self._zeros.sort()
+        self._found.sort(key=lambda one: one.name)  # several threads look, and end in any order
         if self._zeros:
             more = "" if len(self._zeros) <= _NAMED else f" and {len(self._zeros) - _NAMED} more"
             _log.warning(
@@ -116,35 +168,3 @@ class NumbersOnly:
             f"{line}: the weights are damaged, or the training that made them diverged. "
             "tools/convert_checkpoint.py --no-refuse-non-finite converts them as they are"
         )
-
-    def _note(self, tensor: Tensor, name: str, largest: int) -> None:
-        if largest >= _EXPONENTS[tensor.dtype][2]:
-            self._add(tensor, name)
-        elif largest == 0 and tensor.dim() > 1:  # a bias, or a scale, may be zero
-            self._zeros.append(name)
-
-    def _add(self, tensor: Tensor, name: str) -> None:
-        wrong = ~torch.isfinite(tensor)
-        first = tuple(int(axis) for axis in np.unravel_index(int(wrong.flatten().int().argmax()), tensor.shape))
-        nans = int(torch.isnan(tensor).sum())
-        counts = nans, int(wrong.sum()) - nans, tensor.numel()
-        self._found.append(_Found(name, *counts, first, float(tensor[first].item())))
-
-
-def _largest(blocks: Iterable[memoryview], dtype: torch.dtype) -> int:
-    """Return the bits of the largest absolute value, NaN being larger than infinity; looks no further than at these.
-
-    Args:
-        blocks: whole numbers of elements, `_BLOCK` bytes at most.
-        dtype: of the elements.
-    """
-    _, unsigned, infinity = _EXPONENTS[dtype]
-    mask = unsigned(2 ** (8 * dtype.itemsize - 1) - 1)
-    without_sign = np.empty(_BLOCK // dtype.itemsize, unsigned)
-    largest = 0
-    for block in blocks:
-        bits = np.frombuffer(block, unsigned)
-        largest = max(largest, int(np.bitwise_and(bits, mask, out=without_sign[: bits.size]).max()))
-        if largest >= infinity:
-            break
-    return largest

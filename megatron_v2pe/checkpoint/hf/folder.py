@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -127,6 +127,10 @@ class HFWeights:
         """Return a tensor that lies in the mapped file."""
         return self._files[name].tensor(name)
 
+    def read_into(self, name: str, begin: int, out: memoryview) -> None:
+        """Read bytes of a tensor, see `SafetensorsFile.read_into`."""
+        self._files[name].read_into(name, begin, out)
+
     def blocks(self, name: str) -> Iterator[memoryview]:
         """Yield the bytes of a tensor in pieces, see `SafetensorsFile.blocks`."""
         return self._files[name].blocks(name)
@@ -184,10 +188,10 @@ def other_files(folder: Path, depth: int = 1) -> Iterator[Path]:
             yield path.relative_to(folder)
 
 
-def copy_other_files(source: Path, target: Path, but: Path | None = None) -> None:
-    """Copy every file that is no weight file, `but` one; `target` exists."""
+def copy_other_files(source: Path, target: Path, but: Collection[str] = ()) -> None:
+    """Copy every file that is no weight file, `but` some of the folder itself; `target` exists."""
     for relative in other_files(source):
-        if relative != but:
+        if str(relative) not in but:
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / relative, target / relative)
 

@@ -16,7 +16,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +25,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from megatron_v2pe.checkpoint.range_reader import RangeReader
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.files import check_regular
 from megatron_v2pe.foreign.printable import printable
@@ -154,6 +155,7 @@ class SafetensorsFile:
                     f"{self.header.file_size}"
                 )
             self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._reader = RangeReader(path)
         self._places = {place.name: place for place in self.header.tensors}
 
     def tensor(self, name: str) -> Tensor:
@@ -164,6 +166,16 @@ class SafetensorsFile:
         count, offset = math.prod(place.shape), self.header.data_start + place.begin
         return torch.frombuffer(self._map, dtype=place.dtype, count=count, offset=offset).view(place.shape)
 
+    def read_into(self, name: str, begin: int, out: memoryview) -> None:
+        """Read bytes of a tensor, from byte `begin` of it on, until `out` is full; they are not mapped.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        place = self._places[name]
+        assert begin + len(out) <= place.nbytes, name
+        self._reader.read_into(self.header.data_start + place.begin + begin, out)
+
     def blocks(self, name: str, size: int = 1 << 18) -> Iterator[memoryview]:
         """Yield the bytes of a tensor, `size` at a time, in memory that is used again for the next.
 
@@ -172,22 +184,11 @@ class SafetensorsFile:
         Raises:
             CheckpointError: the file cannot be read.
         """
-        place, buffer = self._places[name], memoryview(bytearray(size))
-        try:
-            with self.path.open("rb", buffering=0) as stream:
-                stream.seek(self.header.data_start + place.begin)
-                left = place.nbytes
-                while left:
-                    count = stream.readinto(buffer[: min(size, left)]) or 0
-                    while count < min(size, left):
-                        more = stream.readinto(buffer[count : min(size, left)])
-                        if not more:
-                            raise CheckpointError(f"{printable(self.path)}: truncated while it was read")
-                        count += more
-                    yield buffer[:count]
-                    left -= count
-        except OSError as error:
-            raise CheckpointError(f"{printable(self.path)}: cannot be read: {error.strerror}") from error
+        buffer, total = memoryview(bytearray(size)), self._places[name].nbytes
+        for begin in range(0, total, size):
+            block = buffer[: min(size, total - begin)]
+            self.read_into(name, begin, block)
+            yield block
 
 
 def write_file(
@@ -222,9 +223,14 @@ def write_file(
 
 def build_header(tensors: Sequence[tuple[str, Sequence[int]]], dtype: torch.dtype) -> Header:
     """Return the header of a new file with these names and shapes, as the safetensors library would write it."""
+    return header_of([(name, shape, dtype) for name, shape in tensors])
+
+
+def header_of(tensors: Iterable[tuple[str, Sequence[int], torch.dtype]]) -> Header:
+    """Return the header of a new file with these names, shapes and types, in this order."""
     position = 0
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    for name, shape in tensors:
+    for name, shape, dtype in tensors:
         end = position + math.prod(shape) * dtype.itemsize
         content[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         position = end

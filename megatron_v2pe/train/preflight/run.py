@@ -199,10 +199,9 @@ def _vetted(found: Findings, folder: Path) -> None:
 
 
 def _weights(found: Findings, folder: Path) -> None:
-    from megatron_v2pe.checkpoint.hf.hf_to_mcore import check_folder
+    from megatron_v2pe.checkpoint.hf.hf_to_mcore import open_folder
 
-    _, _, weights, _ = check_folder(folder)
-    count = len(weights.layout.places())
+    count = len(open_folder(folder).files.places())
     found.right.append(f"weights: names, shapes and types of {count} tensors")
 
 

@@ -1,0 +1,155 @@
+"""A checkpoint that is to be read: an HF folder in either layout, or a Megatron folder, converted or trained.
+
+Opening looks at everything but the values of weights: names, shapes and types against the table, files beside them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT
+from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout, HFWeights
+from megatron_v2pe.checkpoint.hf.manifest import TensorManifest
+from megatron_v2pe.checkpoint.hf.row_sources import HFRows, MegatronRows, RowSource
+from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace
+from megatron_v2pe.checkpoint.hf.table import MappingTable, mapping_table
+from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
+from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.models.config import InternVLConfig, layout_of, read_config
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """A checkpoint that was looked at."""
+
+    folder: Path
+    hf: Path
+    """Folder of its `config.json` and tokenizer."""
+    is_hf: bool
+    model: InternVLConfig
+    layout: str
+    """`original` or `native`: how its HF tensors are called and cut."""
+    table: MappingTable
+    """The rows of that layout."""
+    files: FileLayout
+    """How its weights lie in an HF folder, or lay in the one it comes from; types too."""
+    rows: RowSource
+    manifest: TensorManifest | None
+    """SHA-256 of its HF tensors, where a conversion has left them."""
+    trained: bool = False
+    """Whether it was written by a training run."""
+
+    @property
+    def where(self) -> str:
+        """The folder, for messages."""
+        return printable(self.folder)
+
+    def table_of(self, layout: str) -> MappingTable:
+        """Return the table of this model in a layout, under the names that are written."""
+        return self.table if layout == self.layout else mapping_table(self.model, layout)
+
+    def types(self) -> dict[str, torch.dtype]:
+        """Return the type of every key of a Megatron-Core checkpoint, as the HF tensors have it."""
+        places = self.files.places()
+        return {mapping.key: places[mapping.name].dtype for mapping in self.table.tensors}
+
+    def bytes_of(self) -> Counter[torch.dtype]:
+        """Return the bytes of the HF tensors per type."""
+        found: Counter[torch.dtype] = Counter()
+        for place in self.files.places().values():
+            found[place.dtype] += place.nbytes
+        return found
+
+
+def open_hf(folder: Path) -> OpenSource:
+    """Open an HF folder.
+
+    Raises:
+        ConfigError: an architecture that is not supported.
+        CheckpointError: weights are missing, of other names or shapes than the architecture's, or damaged.
+    """
+    model = InternVLConfig.from_hf(read_config(folder), printable(folder / CONFIG))
+    weights, layout = HFWeights(folder), layout_of(folder)
+    table = mapping_table(model, layout, weights.layout.places())
+    check_places(table, weights.layout.places(), printable(folder))
+    rows = HFRows(weights, table)
+    return OpenSource(folder, folder, True, model, layout, table, weights.layout, rows, TensorManifest.read(folder))
+
+
+def open_megatron(folder: Path, verify: bool = True) -> OpenSource:
+    """Open the folder of a Megatron checkpoint.
+
+    Args:
+        folder: of one checkpoint, see `resolve.find_checkpoint`.
+        verify: compare what is read with the folder's checksums.
+
+    Raises:
+        ConfigError: an architecture that is not supported.
+        CheckpointError: it is incomplete, damaged, refused or of another model.
+    """
+    reader = vet_checkpoint(folder, verify)
+    hf = folder / HF_FOLDER
+    model = InternVLConfig.from_hf(read_config(hf), printable(hf / CONFIG))
+    files, layout = FileLayout.load(hf / HF_LAYOUT), layout_of(hf)
+    places = files.places()
+    table = mapping_table(model, layout, places)
+    _check_index(hf / INDEX, files)
+    source = str(hf / HF_LAYOUT)
+    table.check_names(places, source)
+    for mapping in table.tensors:
+        table.check_shape(mapping, places[mapping.name].shape, source)
+    weights = {key: entry for key, entry in reader.tensors.items() if not key.startswith("optimizer.")}
+    table.check_keys({key: entry.size for key, entry in weights.items()}, str(folder))
+    trained = read_description(folder / DESCRIPTION).get("kind") != "converted"
+    manifest = TensorManifest.read(folder) if verify and not trained else None
+    rows = MegatronRows(folder, weights, reader.checksums)
+    return OpenSource(folder, hf, False, model, layout, table, files, rows, manifest, trained)
+
+
+def in_original_names(source: OpenSource) -> OpenSource:
+    """Return a checkpoint under the names of the published folders, whichever layout it has.
+
+    Its tensors are those of that layout, so two checkpoints of one model can be compared; its manifest is of its own.
+    """
+    table = mapping_table(source.model)
+    return source if source.layout == "original" else replace(source, table=table, layout="original", manifest=None)
+
+
+def check_places(table: MappingTable, places: dict[str, TensorPlace], source: str) -> Counter[torch.dtype]:
+    """Check names, shapes and types of all tensors of an HF folder; return bytes per type.
+
+    Raises:
+        CheckpointError: tensors are missing or left over, of another shape than the table's, of no floating-point
+            type, or of several types that would become one tensor.
+    """
+    table.check_names(places, source)
+    bytes_of: Counter[torch.dtype] = Counter()
+    of_key: dict[str, tuple[str, torch.dtype]] = {}
+    for mapping in table.tensors:
+        place = places[mapping.name]
+        table.check_shape(mapping, place.shape, source)
+        if not place.dtype.is_floating_point:
+            raise CheckpointError(f"{source}: {place.name} is {place.dtype}, expected a floating-point type")
+        first, dtype = of_key.setdefault(mapping.key, (place.name, place.dtype))
+        if dtype != place.dtype:
+            raise CheckpointError(
+                f"{source}: {first} is {dtype} and {place.name} is {place.dtype}; they become one tensor"
+            )
+        bytes_of[place.dtype] += place.nbytes
+    return bytes_of
+
+
+def _check_index(path: Path, layout: FileLayout) -> None:
+    """Check that the index of an HF folder, if it has one, says of every tensor in which file it is."""
+    if not path.is_file():
+        return
+    expected = {place.name: file for file, header in layout.shards for place in header.tensors}
+    if read_description(path).get("weight_map") != expected:
+        raise CheckpointError(f"{printable(path)}: damaged: weight_map does not fit {HF_LAYOUT} beside it")

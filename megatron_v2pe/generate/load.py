@@ -154,7 +154,12 @@ def load_request(arguments: argparse.Namespace, world: World | None = None) -> L
     )
     layout.validate(world.world_size)
     stride = None if arguments.rope_pos_id_stride is None else parse_stride(arguments.rope_pos_id_stride)
-    return LoadRequest(arguments, world, layout, stride, _check(arguments, stride))
+    model = _check(arguments, stride)
+    if layout.model_parallel_size > 1:  # several processes: what is imported here they need anyway
+        from megatron_v2pe.models.build import model_sizes
+
+        layout.validate(world.world_size, model_sizes(model))
+    return LoadRequest(arguments, world, layout, stride, model)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from megatron_v2pe.kernels.decode_attention import decode_attention
 from megatron_v2pe.kernels.gradients import add_product
 from megatron_v2pe.kernels.norms import add_rms_norm
 from megatron_v2pe.kernels.residual import scaled_residual
-from megatron_v2pe.kernels.rotary import split_and_rotate
+from megatron_v2pe.kernels.rotary import split_and_rotate, split_norm_and_rotate
 from megatron_v2pe.kernels.swiglu import swiglu
 from megatron_v2pe.kernels.tiles import normalise_tiles
 from perf import attention_kernels
@@ -88,6 +88,12 @@ def _operations(device: Device, dtype: torch.dtype) -> list[_Operation]:
             4 * rows * 2048 * size,
         ),
         _Operation("split and rotary", split_and_rotate, (joint, angles.cos(), angles.sin()), 2 * joint.nbytes),
+        _Operation(
+            "split, norms of heads and rotary",
+            lambda joint, query, key, cos, sin: split_norm_and_rotate(joint, query, key, 1e-6, cos, sin),
+            (joint, made(128), made(128), angles.cos(), angles.sin()),
+            2 * joint.nbytes,
+        ),
         _Operation("tower residual", scaled_residual, tower, 3 * tower[0].nbytes),
         _Operation(
             "tile normalisation",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 
 import pytest
 
@@ -24,11 +25,11 @@ def start(golden, tmp_path_factory):
     return folder
 
 
-def requested(checkpoint, *words):
+def requested(checkpoint, *words, world=World()):  # noqa: B008 (it is frozen)
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoint", type=type(checkpoint))
     add_checkpoint_arguments(parser)
-    return load_request(parser.parse_args(["--checkpoint", str(checkpoint), *words]), World())
+    return load_request(parser.parse_args(["--checkpoint", str(checkpoint), *words]), world)
 
 
 def test_a_run_is_asked_at_strides_as_it_was_trained(start, tmp_path):
@@ -66,3 +67,16 @@ def test_a_template_that_cannot_be_asked_is_refused_before_a_conversion(golden, 
     hf = write_checkpoint_copy(golden / "reference_checkpoint", tmp_path / "hf", template="phi3-chat")
     with pytest.raises(ConfigError, match=r"no token <\|end\|>"):
         requested(hf)
+
+
+def test_heads_that_a_layout_cannot_divide_are_refused_before_anything_is_converted(start, tmp_path):
+    """The checkpoint has two key-value heads; the folder has no weights, which nobody looks at."""
+    (tmp_path / "hf").mkdir()
+    for file in (start / "hf").iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, tmp_path / "hf")
+    four = World(rank=0, local_rank=0, world_size=4)
+    with pytest.raises(ConfigError, match="4 does not divide the 2 query groups.*take 2 with context_parallel_size 2"):
+        requested(tmp_path / "hf", "--tensor-model-parallel-size", "4", world=four)
+    words = ("--tensor-model-parallel-size", "2", "--context-parallel-size", "2")
+    assert requested(tmp_path / "hf", *words, world=four).layout.context_parallel_size == 2

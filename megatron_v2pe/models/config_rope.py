@@ -108,6 +108,8 @@ def rope_config(section: Fields, max_positions: int, head_dim: int) -> RopeConfi
         numbers = _numbers(section, places, kind, max_positions)
         if kind == "yarn" and base <= 1:
             raise section.error(f"{section.source}: rope_theta is {base}, with which yarn cannot be computed")
+        if kind == "dynamic" and head_dim == 2:
+            raise section.error(f"{section.source}: rope_scaling of type dynamic needs heads wider than 2")
         for name in ("short_factor", "long_factor"):
             if name in numbers and len(numbers[name]) != head_dim // 2:
                 raise section.error(

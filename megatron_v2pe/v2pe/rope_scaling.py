@@ -185,10 +185,10 @@ class YarnScaling(RopeScaling):
         """Check factors and length."""
         _check_factor(self)
         _check_trained(self)
-        if not 0 < self.beta_slow <= self.beta_fast:
+        if not 1e-6 <= self.beta_slow <= self.beta_fast:
             raise ConfigError(
                 f"rotary scaling yarn: beta_slow is {self.beta_slow} and beta_fast {self.beta_fast}; expected a lower "
-                "and a higher number of turns, above 0"
+                "and a higher number of turns, at least 1e-6"
             )
 
     @property
@@ -247,8 +247,8 @@ class LongRopeScaling(RopeScaling):
                 f"rotary scaling longrope: short_factor has {len(self.short_factor)} numbers, long_factor "
                 f"{len(self.long_factor)}; expected as many"
             )
-        if not all(divisor > 0 for divisor in (*self.short_factor, *self.long_factor)):
-            raise ConfigError("rotary scaling longrope: a number of short_factor or long_factor is not above 0")
+        if not all(divisor >= 1e-6 for divisor in (*self.short_factor, *self.long_factor)):
+            raise ConfigError("rotary scaling longrope: a number of short_factor or long_factor is below 1e-6")
 
     @property
     def switches_after(self) -> int | None:

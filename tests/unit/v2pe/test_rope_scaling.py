@@ -119,7 +119,7 @@ def test_longrope_is_chosen_for_each_document_by_its_positions():
         (lambda: Llama3Scaling(8.0, 4.0, 4.0, 8192), "low_freq_factor is 4.0 and high_freq_factor 4.0"),
         (lambda: YarnScaling(4.0, 8192, 1.0, 32.0), "beta_slow is 32.0 and beta_fast 1.0"),
         (lambda: LongRopeScaling((1.0,), (1.0, 2.0), 4096, 2.0), "short_factor has 1 numbers, long_factor 2"),
-        (lambda: LongRopeScaling((1.0,), (0.0,), 4096, 2.0), "is not above 0"),
+        (lambda: LongRopeScaling((1.0,), (0.0,), 4096, 2.0), "is below 1e-6"),
         (lambda: LongRopeScaling((1.0,), (1.0,), 1, 2.0), "longrope needs the length .* found 1"),
         (lambda: LONGROPE.frequencies(128, 1e4, 1), "32 divisors, heads of width 128 have 64"),
     ],

@@ -1,4 +1,4 @@
-"""Convert checkpoints: `python tools/convert_checkpoint.py hf-to-mcore|mcore-to-hf SOURCE TARGET`."""
+"""Convert checkpoints: `python tools/convert_checkpoint.py hf-to-mcore|mcore-to-hf|hf-to-hf|mcore-to-mcore SRC OUT`."""
 
 from __future__ import annotations
 
@@ -15,23 +15,33 @@ EXAMPLES = """examples, from the top of the repository:
 A training run goes back the same way, with the V2PE settings it was trained with written into config.json:
   python tools/convert_checkpoint.py mcore-to-hf work_dirs/my_run work_dirs/my_run_hf
 
+Another layout, type or size of files, without a checkpoint in between; weights of a run without its optimizer:
+  python tools/convert_checkpoint.py hf-to-hf pretrained/InternVL3-8B out --layout native --max-shard-size 5GB
+  python tools/convert_checkpoint.py mcore-to-mcore work_dirs/my_run out --dtype bf16
+
+What a conversion would read, write and hold, also where there is no more than a config.json or a preset's name:
+  python tools/convert_checkpoint.py hf-to-mcore --preset InternVL2_5-78B out --plan
+
 The Megatron side (format torch_dist) loads in any tensor and pipeline parallel layout. Weights are read from
-safetensors only, never from a pickle."""
+safetensors only, never from a pickle. A conversion that was killed is gone on with by the same command.
+
+status: 0 converted; 2 something has to be mended, see the message; 75 the disk is full, the same command goes on;
+130 interrupted, the same command goes on"""
+COMMANDS = {
+    "hf-to-mcore": ("HF folder", "checkpoint", "HF InternVL folder to Megatron-Core"),
+    "mcore-to-hf": ("checkpoint", "HF folder", "Megatron-Core checkpoint to HF folder"),
+    "hf-to-hf": ("HF folder", "HF folder", "HF folder in another layout, type or size of files"),
+    "mcore-to-mcore": ("checkpoint", "checkpoint", "weights of a checkpoint alone, in another type or size of files"),
+}
 
 
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=formatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="hf-to-mcore|mcore-to-hf")
-    forward = commands.add_parser(
-        "hf-to-mcore", help="HF InternVL2 folder to Megatron-Core", epilog=EXAMPLES, formatter_class=formatter
-    )
-    backward = commands.add_parser(
-        "mcore-to-hf", help="Megatron-Core checkpoint to HF folder", epilog=EXAMPLES, formatter_class=formatter
-    )
-    for command, source, target in ((forward, "HF folder", "checkpoint"), (backward, "checkpoint", "HF folder")):
-        command.add_argument("source", type=Path, metavar="SOURCE", help=f"{source} to read")
-        command.add_argument("target", type=Path, metavar="TARGET", help=f"{target} to create")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
+    for name, (source, target, about) in COMMANDS.items():
+        command = commands.add_parser(name, help=about, epilog=EXAMPLES, formatter_class=formatter)
+        command.add_argument("places", nargs="+", type=Path, metavar="SOURCE TARGET", help=f"{source}, {target}")
         command.add_argument("--overwrite", action="store_true", help=f"replace a {target} that is there")
         command.add_argument(
             "--refuse-non-finite",
@@ -40,58 +50,99 @@ def _parser() -> argparse.ArgumentParser:
             help="refuse weights that are NaN or infinite; with --no-refuse-non-finite they are converted as they are, "
             "and counted",
         )
-    backward.add_argument(
+        command.add_argument(
+            "--dtype", choices=("bf16", "fp32", "fp16"), help="type of the weights; unset: as they are"
+        )
+        command.add_argument(
+            "--max-shard-size",
+            metavar="SIZE",
+            help="bytes of a file of weights: 5GB; unset: as the original was cut, 5GB in another layout; one data "
+            "file of a Megatron checkpoint",
+        )
+        command.add_argument(
+            "--memory-limit", metavar="SIZE", help="bytes to hold above the interpreter, at most (default: 2GiB)"
+        )
+        command.add_argument("--plan", action="store_true", help="say what will be read, written and held; do nothing")
+        if name.startswith("hf"):
+            command.add_argument(
+                "--preset",
+                metavar="NAME",
+                help="with --plan: a published model in place of SOURCE, see tools/presets.py",
+            )
+        if name.endswith("hf"):
+            command.add_argument(
+                "--layout",
+                choices=("original", "native"),
+                help="names and config.json of the published folders, or of transformers' class; unset: the source's",
+            )
+        if name == "mcore-to-hf":
+            _add_export(command)
+        if name.startswith("mcore"):
+            command.add_argument(
+                "--no-verify",
+                dest="verify",
+                action="store_false",
+                help="do not compare the checkpoint with its checksums, for one that was edited on purpose",
+            )
+    return parser
+
+
+def _add_export(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--rope-pos-id-version",
         choices=("default", "v2pe_fix", "v2pe_rnd"),
         help="write this V2PE version into config.json; unset: what the run was trained with, or the original",
     )
-    backward.add_argument("--rope-pos-id-stride", metavar="STRIDE", help="write this stride: 64, 1/2, 0.5")
-    backward.add_argument(
-        "--dtype", choices=("bf16", "fp32", "fp16"), help="type of the weights; unset: as in the original HF folder"
+    command.add_argument("--rope-pos-id-stride", metavar="STRIDE", help="write this stride: 64, 1/2, 0.5")
+    command.add_argument(
+        "--manifest",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="write manifest.json, the SHA-256 of every tensor; unset: unless the folder is the original to the byte",
     )
-    backward.add_argument(
-        "--no-verify",
-        dest="verify",
-        action="store_false",
-        help="do not compare the checkpoint with its checksums, for one that was edited on purpose",
-    )
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (`exit_status`)."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    preset, expected = getattr(arguments, "preset", None), 2
+    if preset is not None:
+        expected = 1
+        if not arguments.plan:
+            parser.error("--preset goes with --plan: a preset has no weights")
+    if len(arguments.places) != expected:
+        wanted = "TARGET" if expected == 1 else "SOURCE TARGET"
+        parser.error(f"{arguments.command}: expected {wanted}, found {len(arguments.places)} folders")
     from megatron_v2pe.base.logging import quiet_expected_warnings, setup_logging
 
     quiet_expected_warnings()
     setup_logging()
-    return finished(lambda: _convert(arguments))  # imports torch, seconds; --help need not wait
+    interrupted = "interrupted; the same command goes on where this one was"
+    return finished(lambda: _convert(arguments), interrupted)  # imports torch, seconds; --help need not wait
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
+    from megatron_v2pe.checkpoint.hf import api
 
+    asked = vars(arguments)
+    target = arguments.places[-1]
+    names = ("overwrite", "refuse_non_finite", "dtype", "max_shard_size", "memory_limit", "layout", "verify")
+    names += ("rope_pos_id_version", "rope_pos_id_stride", "manifest")
+    options = {name: asked[name] for name in names if name in asked}
+    if arguments.plan:
+        from megatron_v2pe.checkpoint.hf.on_paper import plan_conversion
+        from megatron_v2pe.checkpoint.hf.options import Options
+
+        preset = asked.get("preset")
+        source = None if preset is not None else arguments.places[0]
+        print("\n".join(plan_conversion(arguments.command, source, target, Options(**options), preset)))
+        return
     start = time.monotonic()
-    if arguments.command == "hf-to-mcore":
-        hf_to_mcore(
-            arguments.source,
-            arguments.target,
-            overwrite=arguments.overwrite,
-            refuse_non_finite=arguments.refuse_non_finite,
-        )
-    else:
-        mcore_to_hf(
-            arguments.source,
-            arguments.target,
-            rope_pos_id_version=arguments.rope_pos_id_version,
-            rope_pos_id_stride=arguments.rope_pos_id_stride,
-            overwrite=arguments.overwrite,
-            dtype=arguments.dtype,
-            verify=arguments.verify,
-            refuse_non_finite=arguments.refuse_non_finite,
-        )
-    size = sum(path.stat().st_size for path in arguments.target.rglob("*") if path.is_file())
-    print(f"{arguments.target}: {size / 1e6:.1f} MB in {time.monotonic() - start:.1f} s")
+    convert = getattr(api, arguments.command.replace("-", "_"))
+    convert(arguments.places[0], target, **options)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"{target}: {size / 1e6:.1f} MB in {time.monotonic() - start:.1f} s")
 
 
 if __name__ == "__main__":

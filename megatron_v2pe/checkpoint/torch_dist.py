@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ class TorchDistWriter:
             part: number of the file among those of this process.
             kept: bytes of a file that is there already which stay; it is cut off behind them.
         """
-        self.name = f"__{rank}_{part}.distcp"
+        self.name = sys.intern(f"__{rank}_{part}.distcp")  # one object, however many writers: pickles see a difference
         self._file = (folder / self.name).open("r+b" if kept else "wb")
         self._file.truncate(kept)
         self._file.seek(kept)

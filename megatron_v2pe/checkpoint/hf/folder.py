@@ -222,6 +222,15 @@ def verify_checksums(folder: Path) -> None:
             ) from error
 
 
+def weight_map(folder: Path) -> dict[str, str] | None:
+    """Return tensor name -> file as the index of an HF folder says, None where it has none; no file is looked at.
+
+    Raises:
+        CheckpointError: the index is damaged.
+    """
+    return _index(folder).get("weight_map", dict[str, str]) if os.path.lexists(folder / INDEX) else None
+
+
 def _index(folder: Path) -> Fields:
     path = folder / INDEX
     return Fields(read_json_object(path, CheckpointError, 1 << 26, unique=True), printable(path), CheckpointError)

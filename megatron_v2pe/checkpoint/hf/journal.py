@@ -18,7 +18,7 @@ from typing import Any
 
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.base.run_lock import FolderLock
-from megatron_v2pe.base.whole_files import naming, put_in_place
+from megatron_v2pe.base.whole_files import naming, put_in_place, write_text
 from megatron_v2pe.checkpoint.folder import check_target, remove_left_over
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.files import read_bytes
@@ -46,8 +46,8 @@ class Journal:
         lines = self._lines()
         if lines and lines[0] == {"converts": dict(self.identity)}:
             self.found = lines[1:]
-        else:
-            self.path.write_text(json.dumps({"converts": self.identity}) + "\n", encoding="utf-8")
+        text = [json.dumps(line) for line in ({"converts": self.identity}, *self.found)]
+        write_text(self.path, "\n".join(text) + "\n")  # without a last line that was cut off
 
     def of_another(self) -> str | None:
         """Return which source an earlier process has left something of, where it is not this conversion."""
@@ -56,11 +56,6 @@ class Journal:
         if first == dict(self.identity):
             return None
         return str(first.get("source")) if isinstance(first, dict) else "an unknown source"
-
-    def rewrite(self, lines: list[dict[str, Any]]) -> None:
-        """Keep these lines alone: what was found behind them does not hold."""
-        text = [json.dumps(line) for line in ({"converts": self.identity}, *lines)]
-        self.path.write_text("\n".join(text) + "\n", encoding="utf-8")
 
     def add(self, **line: Any) -> None:
         """Add a line; what it says is written by now."""

@@ -35,8 +35,8 @@ class ConversionPlan:
     """Files of weights; None: they are not there."""
     writes: Counter[torch.dtype]
     written_tensors: int
-    written_files: int | None
-    """Files of weights; None: not known before."""
+    written_files: int
+    """Files of weights, about."""
     holds: int
     """Bytes above the interpreter, at most."""
     limit: int
@@ -44,7 +44,9 @@ class ConversionPlan:
     """Bytes of the target's disk that nobody uses, with what an unfinished conversion to it has written."""
 
     @classmethod
-    def of(cls, source: OpenSource, target: Path, options: Options, files: FileLayout) -> ConversionPlan:
+    def of(
+        cls, source: OpenSource, target: Path, options: Options, files: FileLayout, to_mcore: bool
+    ) -> ConversionPlan:
         """Return the plan of a conversion.
 
         Args:
@@ -52,8 +54,10 @@ class ConversionPlan:
             target: folder to create.
             options: what is asked.
             files: tensors that are written, as an HF folder has them.
+            to_mcore: whether they are written as a Megatron checkpoint.
         """
-        places = source.files.places()
+        places, total = source.files.places(), sum(place.nbytes for place in files.places().values())
+        data_files = 1 if options.largest_file is None else -(-total // options.largest_file)
         writes: Counter[torch.dtype] = Counter()
         for place in files.places().values():
             writes[place.dtype] += place.nbytes
@@ -69,8 +73,8 @@ class ConversionPlan:
             len(places) if source.is_hf else len(keys),
             len(source.files.shards) if source.is_hf else None,
             writes,
-            len(files.places()),
-            len(files.shards),
+            len(keys) if to_mcore else len(files.places()),
+            data_files if to_mcore else len(files.shards),
             options.budget.held(widest * (2 if options.dtype else 1)),
             options.budget.limit,
             free_bytes(target),
@@ -78,13 +82,14 @@ class ConversionPlan:
 
     def lines(self) -> list[str]:
         """Return the plan in words."""
-        there = "" if self.read_files is None else f" in {self.read_files} files"
-        cut = "" if self.written_files is None else f" in {self.written_files} files"
+        there = "" if self.read_files is None else f" in {_counted(self.read_files, 'file')}"
+        cut = f" in {_counted(self.written_files, 'file')}"
         return [
             f"reads {printable(self.source)}: {self.read_tensors} tensors, {_text(self.reads)}{there}",
             f"writes {printable(self.target)}: {self.written_tensors} tensors, {_text(self.writes)}{cut}",
             f"holds {_size(self.holds)} at most above the interpreter (--memory-limit {_size(self.limit)})",
-            f"disk: {_size(self.free)} free, {_size(self.needed)} needed",
+            f"disk: {_size(self.free)} free, {_size(self.needed)} needed"
+            + ("" if self.needed <= self.free else ": too little, the conversion would be refused"),
         ]
 
     @property
@@ -127,3 +132,7 @@ def _text(bytes_of: Counter[torch.dtype]) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -21,6 +21,7 @@ from megatron_v2pe.checkpoint.hf.options import Options
 from megatron_v2pe.checkpoint.hf.plan import ConversionPlan
 from megatron_v2pe.checkpoint.hf.relayout import DEFAULT_SHARD, correct_total, cut, write_index
 from megatron_v2pe.checkpoint.hf.row_sources import HFTensors
+from megatron_v2pe.checkpoint.hf.to_mcore import retyped
 from megatron_v2pe.checkpoint.hf.write_hf import write_files
 from megatron_v2pe.models.config import read_config
 from megatron_v2pe.models.native_config import in_layout
@@ -48,7 +49,7 @@ def write_hf(
     layout = options.layout or source.layout
     table, files = source.table_of(layout), new_files(source, options)
     recut = files_are_new(source, options)
-    ConversionPlan.of(source, target, options, files).announce()
+    ConversionPlan.of(source, target, options, files, to_mcore=False).announce()
     identity = {"source": source.where, "files": stamps(source.folder), "to": "hf", "version": __version__}
     identity |= options.identity()
     with unfinished_folder(target, options.overwrite, CONFIG, identity) as unfinished:
@@ -82,9 +83,7 @@ def new_files(source: OpenSource, options: Options) -> FileLayout:
     """Return the files of weights that are written: names, and of every tensor its place and type."""
     wanted = options.wanted_dtype
     if not files_are_new(source, options):
-        if wanted is None:
-            return source.files
-        return FileLayout(tuple((name, header.with_dtype(wanted)) for name, header in source.files.shards))
+        return retyped(source, options)
     types = source.types()
     largest = options.largest_file or bytes_in(DEFAULT_SHARD, "--max-shard-size")
     table = source.table_of(options.layout or source.layout)

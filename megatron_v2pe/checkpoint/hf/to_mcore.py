@@ -48,10 +48,8 @@ def write_megatron(
         OSError: the disk is full.
     """
     dtype = options.wanted_dtype
-    files = source.files
-    if dtype is not None:
-        files = FileLayout(tuple((name, header.with_dtype(dtype)) for name, header in files.shards))
-    ConversionPlan.of(source, target, options, files).announce()
+    files = retyped(source, options)
+    ConversionPlan.of(source, target, options, files, to_mcore=True).announce()
     identity = {"source": source.where, "files": stamps(source.folder), "to": "mcore", "version": __version__}
     identity |= options.identity()
     known = source.manifest if dtype is None else None
@@ -83,6 +81,14 @@ def write_megatron(
         description = _description(source.bytes_of().most_common(1)[0][0] if dtype is None else dtype)
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         Checksums({**written.file_sums(), **sums_of_files(folder, but=written.sizes)}).write(folder)
+
+
+def retyped(source: OpenSource, options: Options) -> FileLayout:
+    """Return the HF tensors of a checkpoint in the files they lie in, in the type that is asked for."""
+    dtype = options.wanted_dtype
+    if dtype is None:
+        return source.files
+    return FileLayout(tuple((name, header.with_dtype(dtype)) for name, header in source.files.shards))
 
 
 def _description(dtype: torch.dtype) -> dict[str, Any]:

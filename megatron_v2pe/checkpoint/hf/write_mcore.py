@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -76,7 +77,7 @@ class ShardsWriter:
         if (line.key, shard.begin, shard.sizes) != asked or self._digest(shard) != shard.digest:
             self._left = []
             return False
-        self.written.add(line.key, dtype, size, shard)
+        self.written.add(stretch.key, dtype, size, replace(shard, file=sys.intern(shard.file)))
         if shard.offset == 0 and self._place:
             self._part += 1
         self._place = shard.offset + shard.length

@@ -8,6 +8,9 @@ The published code reads `rope_pos_id_version` and `rope_pos_id_stride` at the t
 `llm_config`. It also overwrites `llm_config.rope_scaling` by `{"type": "v2pe", ...}` in what it saves, which its own
 configuration class then refuses to load. That form is understood here in every spelling, and never exported: where a
 `config.json` has it, an export is loadable rather than equal to it to the byte (`loadable`).
+
+All of this speaks of the original form of a `config.json`; one in transformers' native form is translated when it is read
+and when it is written.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from megatron_v2pe.checkpoint.vet import read_description
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
-from megatron_v2pe.models.config import NORMALIZE_TYPES, InternVLConfig, read_config
+from megatron_v2pe.models.config import NORMALIZE_TYPES, InternVLConfig, layout_of, read_config
 from megatron_v2pe.models.config_rope import PLACES
+from megatron_v2pe.models.native_config import in_layout
 from megatron_v2pe.v2pe.settings import VERSIONS, V2PESettings
 
 PUBLISHED_ROPE_SCALING = {"factor": 2.0, "type": "dynamic"}
@@ -92,7 +96,8 @@ def trained_config(folder: Path) -> dict[str, Any]:
 def start_config(checkpoint: Path) -> dict[str, str]:
     """Return the `config.json` for checkpoints of a run, where it is not that of the one the run starts from: a run's.
 
-    What a run does not say, its checkpoints are to say as the model it started from was trained.
+    What a run does not say, its checkpoints are to say as the model it started from was trained. The file stays in the
+    layout, original or native, that it has there.
 
     Returns:
         Name of the file -> content; nothing where the file is copied as it is.
@@ -100,7 +105,7 @@ def start_config(checkpoint: Path) -> dict[str, str]:
     stated = trained_config(checkpoint)
     if stated == read_config(checkpoint / HF_FOLDER):
         return {}
-    return {f"{HF_FOLDER}/{CONFIG}": to_text(stated)}
+    return {f"{HF_FOLDER}/{CONFIG}": to_text(in_layout(stated, layout_of(checkpoint / HF_FOLDER)))}
 
 
 def as_trained(

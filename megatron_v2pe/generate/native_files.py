@@ -1,0 +1,208 @@
+"""The files beside the weights by which `transformers` asks a native export: tokenizer, processor, chat template.
+
+They are made of the tokenizer of the folder that is exported and of what `config.json` says of tiles and conversations:
+
+| file | from |
+|---|---|
+| `tokenizer.json` | as it is; of a SentencePiece model alone it is made (`foreign/sentence_piece_library.py`) |
+| `tokenizer_config.json` | the folder's, with the names of the image tokens, without remote code |
+| `chat_template.jinja` | the conversation template (`data/chat_template.py`) |
+| `generation_config.json` | the folder's, with the end of an answer among the tokens that stop |
+| `preprocessor_config.json`, `processor_config.json`, `video_preprocessor_config.json` | size and number of tiles, norms |
+
+What the folder had in their place, and its remote code, which `transformers` would never run beside a native
+`config.json`, lies in `v2pe_original/`: an export back to the original layout takes it from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.data.chat_template import VIDEO, chat_template
+from megatron_v2pe.data.conversation import TEMPLATES
+from megatron_v2pe.data.image_operations import NORMALISATION
+from megatron_v2pe.data.tokenizer import IMG_CONTEXT, IMG_END, IMG_START
+from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.foreign import tokenizer_files
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.sentence_piece_library import library_of_pieces
+from megatron_v2pe.foreign.text import read_json_object
+from megatron_v2pe.models.config import InternVLConfig
+
+ORIGINALS = "v2pe_original"
+"""Folder of a native export with the files of the original that others stand in place of."""
+TOKENIZER_CONFIG, TOKENS_MAP, GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
+CHAT_TEMPLATE, PREPROCESSOR, PROCESSOR = "chat_template.jinja", "preprocessor_config.json", "processor_config.json"
+VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
+_MADE = (TOKENIZER_CONFIG, GENERATION, CHAT_TEMPLATE, PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR)
+_VOCABULARY = ("tokenizer.json", "vocab.json")
+_LIBRARY_CLASS = "PreTrainedTokenizerFast"
+_CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "LlamaTokenizer", "LlamaTokenizerFast", _LIBRARY_CLASS)
+"""Tokenizer classes of transformers that open a folder of these kinds."""
+_OF_CODE = ("auto_map", "chat_template", "additional_special_tokens", "sp_model_kwargs", "tokenizer_file")
+_log = get_logger(__name__)
+
+
+def write_native_files(source: Path, target: Path, config: Mapping[str, Any]) -> None:
+    """Write the files of a native folder in place of those that have been copied from the source.
+
+    Args:
+        source: HF folder, or `hf/` of a Megatron checkpoint, in original layout.
+        target: folder that is being written; it holds `config.json` and copies of the source's other files.
+        config: content of the native `config.json`.
+
+    Raises:
+        V2PEError: a tokenizer file is damaged, or it is of a kind for which no `tokenizer.json` can be made.
+    """
+    model = InternVLConfig.from_hf(config, printable(target / "config.json"))
+    _put_aside(target)
+    _write(target / PREPROCESSOR, _image_processor(model))
+    _write(target / VIDEO_PREPROCESSOR, _video_processor(model))
+    _write(target / PROCESSOR, {"processor_class": "InternVLProcessor", "image_seq_length": model.tokens_per_tile})
+    if not any(os.path.lexists(source / name) for name in (*_VOCABULARY, tokenizer_files.MODEL)):
+        _log.warning("%s: no tokenizer lies there; the native folder has no chat template either", printable(source))
+        return
+    special = tokenizer_files.special_tokens(source, CheckpointError)
+    stated = _json(source / TOKENIZER_CONFIG)
+    made = not any(os.path.lexists(source / name) for name in _VOCABULARY)
+    if made:
+        content = library_of_pieces(source / tokenizer_files.MODEL, special, CheckpointError)
+        _write(target / "tokenizer.json", content)
+    begins = _begins(source, stated, made)
+    _write(target / TOKENIZER_CONFIG, _tokenizer(stated, _json(source / TOKENS_MAP), made, begins))
+    if model.template not in TEMPLATES:
+        _log.warning("conversation template %r is not known: no %s is written", model.template, CHAT_TEMPLATE)
+        return
+    template = TEMPLATES[model.template]
+    (target / CHAT_TEMPLATE).write_text(chat_template(template, begins=begins) + "\n", encoding="utf-8")
+    ends = [special[template.end]] if template.end in special else []
+    _write(target / GENERATION, _generation(_json(source / GENERATION), config["text_config"], ends))
+
+
+def restore_original_files(source: Path, target: Path) -> None:
+    """Put the files of the original back in a folder of original layout that is made of a native one.
+
+    Args:
+        source: HF folder, or `hf/` of a Megatron checkpoint, in native layout.
+        target: folder that is being written; it holds `config.json` and copies of the source's other files.
+    """
+    shutil.rmtree(target / ORIGINALS, ignore_errors=True)
+    for name in _MADE:
+        (target / name).unlink(missing_ok=True)
+    kept = source / ORIGINALS
+    if kept.is_dir():
+        for path in sorted(kept.iterdir()):
+            shutil.copyfile(path, target / path.name)
+        if not os.path.lexists(kept / "tokenizer.json") and os.path.lexists(target / tokenizer_files.MODEL):
+            (target / "tokenizer.json").unlink(missing_ok=True)
+    else:
+        stated = {name: value for name, value in _json(source / TOKENIZER_CONFIG).items() if name not in _NATIVE_ONLY}
+        if stated:
+            _write(target / TOKENIZER_CONFIG, stated)
+        if os.path.lexists(source / GENERATION):
+            shutil.copyfile(source / GENERATION, target / GENERATION)
+    if not list(target.glob("modeling_*.py")):
+        _log.warning(
+            "%s: holds no remote code (modeling_internvl_chat.py and what it imports), which transformers needs to open "
+            "this layout; this program needs none. Copy the .py files of the published folder beside it, and auto_map "
+            "of its config.json",
+            printable(target),
+        )
+
+
+_NATIVE_ONLY = ("extra_special_tokens", "processor_class", "chat_template")
+
+
+def _put_aside(target: Path) -> None:
+    """Move what other files take the place of, and remote code, to a folder of their own."""
+    aside = target / ORIGINALS
+    for path in sorted(target.iterdir()):
+        if path.name in (*_MADE, TOKENS_MAP) or path.suffix == ".py":
+            aside.mkdir(exist_ok=True)
+            path.rename(aside / path.name)
+
+
+def _image_processor(model: InternVLConfig) -> dict[str, Any]:
+    """Return the settings of `GotOcr2ImageProcessor`, which cuts tiles."""
+    if model.dynamic_image_size and not model.use_thumbnail:
+        _log.warning("use_thumbnail is false, but transformers adds a thumbnail to every image of several tiles")
+    if model.pad2square:
+        _log.warning("pad2square is true, which transformers' image processor does not do")
+    mean, deviation = NORMALISATION[model.normalize_type]
+    return {
+        "image_processor_type": "GotOcr2ImageProcessorFast",
+        "processor_class": "InternVLProcessor",
+        "crop_to_patches": model.dynamic_image_size,
+        "min_patches": model.min_dynamic_patch,
+        "max_patches": model.max_dynamic_patch if model.dynamic_image_size else 1,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": model.tile_size, "width": model.tile_size},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(deviation),
+    }
+
+
+def _video_processor(model: InternVLConfig) -> dict[str, Any]:
+    """Return the settings of `InternVLVideoProcessor`: a frame is one tile."""
+    frames = {"video_processor_type": "InternVLVideoProcessor", "do_sample_frames": False}
+    same = ("processor_class", "do_convert_rgb", "do_resize", "size", "resample", "do_rescale", "rescale_factor",
+            "do_normalize", "image_mean", "image_std")  # fmt: skip
+    image = _image_processor(model)
+    return {**frames, **{name: image[name] for name in same}}
+
+
+def _begins(source: Path, stated: Mapping[str, Any], made: bool) -> bool:
+    """Tell whether a text begins with `<s>`: SentencePiece's classes put it there unless they are asked not to."""
+    adds = stated.get("add_bos_token")
+    return made if adds is None else bool(adds)
+
+
+def _tokenizer(stated: dict[str, Any], roles: Mapping[str, Any], made: bool, begins: bool) -> dict[str, Any]:
+    """Return the `tokenizer_config.json` of a native folder."""
+    result = {name: value for name, value in stated.items() if name not in _OF_CODE}
+    for name, token in roles.items():
+        if name.endswith("_token"):
+            result.setdefault(name, token["content"] if isinstance(token, dict) else token)
+    if made or result.get("tokenizer_class") not in _CLASSES:
+        result["tokenizer_class"] = _LIBRARY_CLASS
+    if begins:
+        result["add_bos_token"] = True
+    result["extra_special_tokens"] = {
+        "start_image_token": IMG_START,
+        "end_image_token": IMG_END,
+        "context_image_token": IMG_CONTEXT,
+        "video_token": VIDEO,
+    }
+    result["processor_class"] = "InternVLProcessor"
+    return result
+
+
+def _generation(stated: dict[str, Any], text: Mapping[str, Any], ends: list[int]) -> dict[str, Any]:
+    """Return the `generation_config.json` of a native folder."""
+    found = [stated.get("eos_token_id"), text.get("eos_token_id")]
+    ids = [number for value in found for number in (value if isinstance(value, list) else [value])]
+    stops = sorted({*ends, *(number for number in ids if isinstance(number, int))})
+    result = {name: value for name, value in stated.items() if name not in ("_from_model_config", "eos_token_id")}
+    for name in ("bos_token_id", "pad_token_id"):
+        if isinstance(text.get(name), int):
+            result.setdefault(name, text[name])
+    return {**result, **({"eos_token_id": stops} if stops else {})}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json_object(path, CheckpointError, unique=True) if os.path.lexists(path) else {}
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,8 +9,8 @@ The published code reads `rope_pos_id_version` and `rope_pos_id_stride` at the t
 configuration class then refuses to load. That form is understood here in every spelling, and never exported: where a
 `config.json` has it, an export is loadable rather than equal to it to the byte (`loadable`).
 
-All of this speaks of the original form of a `config.json`; one in transformers' native form is translated when it is read
-and when it is written.
+All of this speaks of the original form of a `config.json`; one in transformers' native form is translated when it is
+read and when it is written.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ They are made of the tokenizer of the folder that is exported and of what `confi
 | `tokenizer_config.json` | the folder's, with the names of the image tokens, without remote code |
 | `chat_template.jinja` | the conversation template (`data/chat_template.py`) |
 | `generation_config.json` | the folder's, with the end of an answer among the tokens that stop |
-| `preprocessor_config.json`, `processor_config.json`, `video_preprocessor_config.json` | size and number of tiles, norms |
+| `preprocessor_config.json`, `processor_config.json`, `video_preprocessor_config.json` | tiles, norms |
 
 What the folder had in their place, and its remote code, which `transformers` would never run beside a native
 `config.json`, lies in `v2pe_original/`: an export back to the original layout takes it from there.
@@ -27,21 +27,29 @@ from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.data.chat_template import VIDEO, chat_template
 from megatron_v2pe.data.conversation import TEMPLATES
 from megatron_v2pe.data.image_operations import NORMALISATION
-from megatron_v2pe.data.tokenizer import IMG_CONTEXT, IMG_END, IMG_START
-from megatron_v2pe.errors import CheckpointError
-from megatron_v2pe.foreign import tokenizer_files
+from megatron_v2pe.data.tokenizer import IMG_CONTEXT, IMG_END, IMG_START, Tokenizer
+from megatron_v2pe.errors import CheckpointError, ConfigError
+from megatron_v2pe.foreign.library_files import open_library
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.sentence_piece_library import library_of_pieces
 from megatron_v2pe.foreign.text import read_json_object
+from megatron_v2pe.foreign.tokenizer_files import special_tokens
+from megatron_v2pe.foreign.tokenizer_settings import (
+    CONFIG,
+    MODEL,
+    TOKENS_MAP,
+    WHOLE,
+    TokenizerSettings,
+    TokenizerSource,
+    source_of,
+)
 from megatron_v2pe.models.config import InternVLConfig
 
 ORIGINALS = "v2pe_original"
 """Folder of a native export with the files of the original that others stand in place of."""
-TOKENIZER_CONFIG, TOKENS_MAP, GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
-CHAT_TEMPLATE, PREPROCESSOR, PROCESSOR = "chat_template.jinja", "preprocessor_config.json", "processor_config.json"
-VIDEO_PREPROCESSOR = "video_preprocessor_config.json"
-_MADE = (TOKENIZER_CONFIG, GENERATION, CHAT_TEMPLATE, PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR)
-_VOCABULARY = ("tokenizer.json", "vocab.json")
+GENERATION, CHAT_TEMPLATE, PROCESSOR = "generation_config.json", "chat_template.jinja", "processor_config.json"
+PREPROCESSOR, VIDEO_PREPROCESSOR = "preprocessor_config.json", "video_preprocessor_config.json"
+_MADE = (CONFIG, GENERATION, CHAT_TEMPLATE, PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR)
 _LIBRARY_CLASS = "PreTrainedTokenizerFast"
 _CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "LlamaTokenizer", "LlamaTokenizerFast", _LIBRARY_CLASS)
 """Tokenizer classes of transformers that open a folder of these kinds."""
@@ -65,23 +73,26 @@ def write_native_files(source: Path, target: Path, config: Mapping[str, Any]) ->
     _write(target / PREPROCESSOR, _image_processor(model))
     _write(target / VIDEO_PREPROCESSOR, _video_processor(model))
     _write(target / PROCESSOR, {"processor_class": "InternVLProcessor", "image_seq_length": model.tokens_per_tile})
-    if not any(os.path.lexists(source / name) for name in (*_VOCABULARY, tokenizer_files.MODEL)):
+    settings = TokenizerSettings.read(source, ConfigError)
+    kind = source_of(source, settings.name, ConfigError)
+    if kind is None:
         _log.warning("%s: no tokenizer lies there; the native folder has no chat template either", printable(source))
         return
-    special = tokenizer_files.special_tokens(source, CheckpointError)
-    stated = _json(source / TOKENIZER_CONFIG)
-    made = not any(os.path.lexists(source / name) for name in _VOCABULARY)
-    if made:
-        content = library_of_pieces(source / tokenizer_files.MODEL, special, CheckpointError)
-        _write(target / "tokenizer.json", content)
-    begins = _begins(source, stated, made)
-    _write(target / TOKENIZER_CONFIG, _tokenizer(stated, _json(source / TOKENS_MAP), made, begins))
+    tokenizer = Tokenizer.from_folder(source)
+    made = kind in (TokenizerSource.SENTENCE_PIECES, TokenizerSource.LLAMA_MODEL)
+    if kind is TokenizerSource.SENTENCE_PIECES:
+        _write(target / WHOLE, library_of_pieces(source / MODEL, special_tokens(source, ConfigError), ConfigError))
+    elif kind is TokenizerSource.LLAMA_MODEL:
+        text = open_library(source, kind, settings, ConfigError).library.to_str(pretty=True)
+        (target / WHOLE).write_text(text, encoding="utf-8")
+    begins = bool(tokenizer.before)
+    _write(target / CONFIG, _tokenizer(_json(source / CONFIG), _json(source / TOKENS_MAP), made, begins))
     if model.template not in TEMPLATES:
         _log.warning("conversation template %r is not known: no %s is written", model.template, CHAT_TEMPLATE)
         return
     template = TEMPLATES[model.template]
     (target / CHAT_TEMPLATE).write_text(chat_template(template, begins=begins) + "\n", encoding="utf-8")
-    ends = [special[template.end]] if template.end in special else []
+    ends = [tokenizer.special[template.end]] if template.end in tokenizer.special else []
     _write(target / GENERATION, _generation(_json(source / GENERATION), config["text_config"], ends))
 
 
@@ -99,17 +110,17 @@ def restore_original_files(source: Path, target: Path) -> None:
     if kept.is_dir():
         for path in sorted(kept.iterdir()):
             shutil.copyfile(path, target / path.name)
-        if not os.path.lexists(kept / "tokenizer.json") and os.path.lexists(target / tokenizer_files.MODEL):
-            (target / "tokenizer.json").unlink(missing_ok=True)
+        if not os.path.lexists(kept / WHOLE) and os.path.lexists(target / MODEL):
+            (target / WHOLE).unlink(missing_ok=True)
     else:
-        stated = {name: value for name, value in _json(source / TOKENIZER_CONFIG).items() if name not in _NATIVE_ONLY}
+        stated = {name: value for name, value in _json(source / CONFIG).items() if name not in _NATIVE_ONLY}
         if stated:
-            _write(target / TOKENIZER_CONFIG, stated)
+            _write(target / CONFIG, stated)
         if os.path.lexists(source / GENERATION):
             shutil.copyfile(source / GENERATION, target / GENERATION)
     if not list(target.glob("modeling_*.py")):
         _log.warning(
-            "%s: holds no remote code (modeling_internvl_chat.py and what it imports), which transformers needs to open "
+            "%s: holds no remote code (modeling_internvl_chat.py and what it imports), which transformers needs for "
             "this layout; this program needs none. Copy the .py files of the published folder beside it, and auto_map "
             "of its config.json",
             printable(target),
@@ -160,12 +171,6 @@ def _video_processor(model: InternVLConfig) -> dict[str, Any]:
             "do_normalize", "image_mean", "image_std")  # fmt: skip
     image = _image_processor(model)
     return {**frames, **{name: image[name] for name in same}}
-
-
-def _begins(source: Path, stated: Mapping[str, Any], made: bool) -> bool:
-    """Tell whether a text begins with `<s>`: SentencePiece's classes put it there unless they are asked not to."""
-    adds = stated.get("add_bos_token")
-    return made if adds is None else bool(adds)
 
 
 def _tokenizer(stated: dict[str, Any], roles: Mapping[str, Any], made: bool, begins: bool) -> dict[str, Any]:

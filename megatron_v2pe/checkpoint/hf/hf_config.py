@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.foreign.tokenizer_files import special_tokens
+from megatron_v2pe.models.native_config import in_layout
+
+_IMAGE_TOKEN = "<IMG_CONTEXT>"
 
 
 def with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -20,6 +28,21 @@ def with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
     for section in ("llm_config", "vision_config"):
         result[section] = stated(config[section])
     return result
+
+
+def for_folder(config: Mapping[str, Any], layout: str, tokenizer: Path) -> dict[str, Any]:
+    """Return a `config.json` in a layout, the id of the image token taken from a folder's tokenizer.
+
+    Args:
+        config: the original form.
+        layout: `original` or `native`.
+        tokenizer: folder with the files of the tokenizer; where there are none, `config` has to state the id.
+
+    Raises:
+        ConfigError: see `native_config.to_native`.
+        CheckpointError: a damaged file of the tokenizer.
+    """
+    return in_layout(config, layout, special_tokens(tokenizer, CheckpointError).get(_IMAGE_TOKEN))
 
 
 def to_text(config: dict[str, Any]) -> str:

@@ -1,0 +1,103 @@
+"""Tokenizer, chat template and settings of a native export: `transformers` opens them and gives our ids."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from helpers.native_models import small_config
+from helpers.tokenizer_kinds import KINDS, texts, write_internlm2
+from megatron_v2pe.checkpoint.hf.hf_config import for_folder
+from megatron_v2pe.data.conversation import TEMPLATES
+from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.generate.native_files import ORIGINALS, restore_original_files, write_native_files
+from megatron_v2pe.models.native_config import NATIVE
+
+transformers = pytest.importorskip("transformers")
+WRITERS = {**KINDS, "internlm2": write_internlm2}
+MODELS = {"internlm2": "internlm2", "llama": "llama", "llama3": "llama", "phi3": "phi3", "qwen2": "qwen2"}
+TEMPLATE_OF = {"internlm2": "internlm2-chat", "phi3": "phi3-chat"}
+COUNT = 2500
+
+
+def exported(kind, tmp_path, **changes):
+    """The original folder and the native one made of it, without weights."""
+    source, target = tmp_path / "original", tmp_path / "native"
+    rows = WRITERS[kind](source)
+    config = small_config(MODELS.get(kind.split(",")[0], "qwen2"), **changes)
+    config["llm_config"] = {**config["llm_config"], "vocab_size": rows + 100}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1], "_from_model_config": True}))
+    (source / "modeling_internvl_chat.py").write_text("raise RuntimeError\n")
+    (source / "README.md").write_text("A model.\n")
+    shutil.copytree(source, target)
+    native = for_folder(config, NATIVE, source)
+    (target / "config.json").write_text(json.dumps(native))
+    write_native_files(source, target, native)
+    return source, target, native
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_transformers_gives_our_ids(kind, tmp_path):
+    name = TEMPLATE_OF.get(kind, "internvl2_5")
+    if kind.startswith("llama") and kind != "llama3":
+        name = "internlm2-chat"
+    source, target, native = exported(kind, tmp_path, template=name)
+    ours, again = Tokenizer.from_folder(source), Tokenizer.from_folder(target)
+    theirs = transformers.AutoTokenizer.from_pretrained(target)
+    assert native["image_token_id"] == ours.img_context_id == theirs.convert_tokens_to_ids("<IMG_CONTEXT>")
+    assert theirs.context_image_token_id == ours.img_context_id and theirs.start_image_token_id == ours.img_start_id
+    assert again.before == ours.before and again.special.items() >= ours.special.items()
+    different = [
+        text
+        for text in texts(COUNT)
+        if not ours.encode(text) == again.encode(text) == theirs.encode(text, add_special_tokens=False)
+    ]
+    assert not different, (len(different), different[:3])
+    turns = [("human", ' What "is" 中 it?\n'), ("gpt", " A\n thing. "), ("human", "And that?")]
+    roles = {"human": "user", "gpt": "assistant", "system": "system"}
+    template = TEMPLATES[name]
+    for conversation in (turns, [("system", "Be brief."), *turns]):
+        messages = [{"role": roles[role], "content": [{"type": "text", "text": text}]} for role, text in conversation]
+        given = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        expected = list(ours.before)
+        for message in template.render(conversation, prompt=True):
+            expected += ours.encode(message.text)
+        assert list(given) == expected
+    stops = transformers.GenerationConfig.from_pretrained(target).eos_token_id
+    assert {0, 1} <= {*stops} and (template.end not in ours.special or ours.special[template.end] in stops)
+
+
+@pytest.mark.parametrize("kind", ["internlm2", "qwen2"])
+def test_the_original_files_come_back(kind, tmp_path):
+    source, target, _ = exported(kind, tmp_path)
+    assert not list(target.glob("*.py")) and (target / ORIGINALS / "modeling_internvl_chat.py").is_file()
+    back = tmp_path / "back"
+    shutil.copytree(target, back)
+    shutil.copy(source / "config.json", back / "config.json")
+    restore_original_files(target, back)
+    files = {path.name: path.read_bytes() for path in source.iterdir()}
+    assert {path.name: path.read_bytes() for path in back.iterdir()} == files
+
+
+def test_a_native_folder_of_others_becomes_original(tmp_path, caplog):
+    _, target, _ = exported("qwen2", tmp_path)
+    shutil.rmtree(target / ORIGINALS)
+    back = tmp_path / "back"
+    shutil.copytree(target, back)
+    restore_original_files(target, back)
+    assert "no remote code" in caplog.text
+    stated = json.loads((back / "tokenizer_config.json").read_text())
+    assert "extra_special_tokens" not in stated and stated["tokenizer_class"] == "Qwen2Tokenizer"
+    assert Tokenizer.from_folder(back).encode("a <img> b") == Tokenizer.from_folder(target).encode("a <img> b")
+
+
+def test_tiles_and_norms_go_into_the_processor(tmp_path):
+    _, target, native = exported("qwen2", tmp_path, max_dynamic_patch=9, normalize_type="siglip")
+    read = {path.stem: json.loads(path.read_text()) for path in target.glob("*processor_config.json")}
+    image = read["preprocessor_config"]
+    assert (image["max_patches"], image["size"], image["image_mean"]) == (9, {"height": 28, "width": 28}, [0.5] * 3)
+    assert read["processor_config"]["image_seq_length"] == native["image_seq_length"] == 4
+    assert read["video_preprocessor_config"]["size"] == image["size"]

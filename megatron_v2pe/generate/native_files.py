@@ -44,6 +44,7 @@ from megatron_v2pe.foreign.tokenizer_settings import (
     source_of,
 )
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.native_config import NATIVE
 
 ORIGINALS = "v2pe_original"
 """Folder of a native export with the files of the original that others stand in place of."""
@@ -55,6 +56,24 @@ _CLASSES = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "LlamaTokenizer", "LlamaToke
 """Tokenizer classes of transformers that open a folder of these kinds."""
 _OF_CODE = ("auto_map", "chat_template", "additional_special_tokens", "sp_model_kwargs", "tokenizer_file")
 _log = get_logger(__name__)
+
+
+def side_files(source: Path, target: Path, layout: str, config: Mapping[str, Any]) -> None:
+    """Write the files beside the weights of a folder whose layout is not the source's; a `SideFiles` of conversions.
+
+    Args:
+        source: HF folder, or `hf/` of a Megatron checkpoint, in the other layout.
+        target: folder that is being written; it holds `config.json` and copies of the source's other files.
+        layout: of the target.
+        config: content of the `config.json` that is written.
+
+    Raises:
+        V2PEError: see `write_native_files`.
+    """
+    if layout == NATIVE:
+        write_native_files(source, target, config)
+    else:
+        restore_original_files(source, target)
 
 
 def write_native_files(source: Path, target: Path, config: Mapping[str, Any]) -> None:
@@ -136,7 +155,8 @@ def _put_aside(target: Path) -> None:
     for path in sorted(target.iterdir()):
         if path.name in (*_MADE, TOKENS_MAP) or path.suffix == ".py":
             aside.mkdir(exist_ok=True)
-            path.rename(aside / path.name)
+            shutil.copyfile(path, aside / path.name)
+            path.unlink()
 
 
 def _image_processor(model: InternVLConfig) -> dict[str, Any]:

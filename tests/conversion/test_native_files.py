@@ -6,9 +6,9 @@ import json
 import shutil
 
 import pytest
+
 from helpers.native_models import small_config
 from helpers.tokenizer_kinds import KINDS, texts, write_internlm2
-
 from megatron_v2pe.checkpoint.hf.hf_config import for_folder
 from megatron_v2pe.data.conversation import TEMPLATES
 from megatron_v2pe.data.tokenizer import Tokenizer

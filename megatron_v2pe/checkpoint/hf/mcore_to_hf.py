@@ -10,7 +10,7 @@ from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.hf.open_source import OpenSource, open_megatron
 from megatron_v2pe.checkpoint.hf.options import Options
 from megatron_v2pe.checkpoint.hf.side_files import check_side_files
-from megatron_v2pe.checkpoint.hf.to_hf import files_are_new, write_hf
+from megatron_v2pe.checkpoint.hf.to_hf import SideFiles, files_are_new, write_hf
 from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.checkpoint.trained import loadable, trained_config, with_settings
 from megatron_v2pe.errors import CheckpointError
@@ -35,6 +35,8 @@ def mcore_to_hf(
     memory_limit: str | None = None,
     max_shard_size: str | None = None,
     manifest: bool | None = None,
+    language_model: str | None = None,
+    side_files: SideFiles | None = None,
 ) -> None:
     """Convert a Megatron-Core checkpoint, converted or trained in any layout, to an HF folder.
 
@@ -56,6 +58,10 @@ def mcore_to_hf(
         memory_limit: bytes above the interpreter, at most: `2GiB`.
         max_shard_size: bytes of a file of weights: `5GB`; by default they are cut as in the original.
         manifest: write `manifest.json`, the SHA-256 of every tensor; by default unless the folder is the original's.
+        language_model: `model_type` of the language model in an original folder that is made of a native one, where it
+            is not to be the one that the native folder states: `internlm2` for `llama`.
+        side_files: writes tokenizer and processor of a folder in another layout than the one that was converted;
+            `generate.native_files.side_files` is one. None: the files are copied as they are.
 
     Raises:
         ConfigError: V2PE settings that do not go together, or an unknown `dtype`.
@@ -73,12 +79,14 @@ def mcore_to_hf(
         rope_pos_id_version,
         rope_pos_id_stride,
         manifest,
+        language_model,
     )
     source = open_export(folder, options)
     config = new_config(source, options)
     asked = dtype is not None or rope_pos_id_version is not None or rope_pos_id_stride is not None
     new = source.trained or asked or files_are_new(source, options)
-    write_hf(source, target, options, "Megatron to HF", config, new)  # else to the byte, and nothing is added
+    # where it is not new it comes back to the byte, and nothing is added
+    write_hf(source, target, options, "Megatron to HF", config, new, side_files)
 
 
 def open_export(folder: Path, options: Options) -> OpenSource:

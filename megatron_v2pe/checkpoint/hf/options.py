@@ -37,6 +37,8 @@ class Options:
     rope_pos_id_stride: str | int | float | Fraction | None = None
     manifest: bool | None = None
     """Whether an HF folder gets a `manifest.json`; None: unless it is the original's to the byte."""
+    language_model: str | None = None
+    """`model_type` of the language model in an original folder that is made of a native one: `internlm2`."""
 
     def __post_init__(self) -> None:
         """Refuse what nobody can do.

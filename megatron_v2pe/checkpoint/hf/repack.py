@@ -8,7 +8,7 @@ from megatron_v2pe.checkpoint.hf.hf_to_mcore import open_folder
 from megatron_v2pe.checkpoint.hf.mcore_to_hf import new_config, open_export
 from megatron_v2pe.checkpoint.hf.options import Options
 from megatron_v2pe.checkpoint.hf.side_files import check_side_files
-from megatron_v2pe.checkpoint.hf.to_hf import write_hf
+from megatron_v2pe.checkpoint.hf.to_hf import SideFiles, write_hf
 from megatron_v2pe.checkpoint.hf.to_mcore import write_megatron
 from megatron_v2pe.checkpoint.trained import loadable
 from megatron_v2pe.models.config import read_config
@@ -24,6 +24,8 @@ def hf_to_hf(
     overwrite: bool = False,
     refuse_non_finite: bool = True,
     memory_limit: str | None = None,
+    language_model: str | None = None,
+    side_files: SideFiles | None = None,
 ) -> None:
     """Write an HF folder anew: in the other layout, in another type, in files of another size.
 
@@ -38,18 +40,22 @@ def hf_to_hf(
         overwrite: replace an HF folder that is there.
         refuse_non_finite: as in `hf_to_mcore`.
         memory_limit: bytes above the interpreter, at most: `2GiB`.
+        language_model: as in `Options`.
+        side_files: as in `to_hf.write_hf`; `generate.native_files.side_files` is one.
 
     Raises:
         ConfigError: another architecture, a layout that has no form for it, or a `config.json` that cannot be used.
         CheckpointError: see `hf_to_mcore`.
         InUseError: another process writes to `target`.
     """
-    options = Options(overwrite, refuse_non_finite, dtype, memory_limit, max_shard_size, layout)
+    options = Options(
+        overwrite, refuse_non_finite, dtype, memory_limit, max_shard_size, layout, language_model=language_model
+    )
     opened = open_folder(source)
     check_side_files(source, opened.model.llm.vocab_size)
     stated = read_config(source)
     config = loadable(stated)
-    write_hf(opened, target, options, "HF to HF", None if config == stated else config, new=True)
+    write_hf(opened, target, options, "HF to HF", None if config == stated else config, True, side_files)
 
 
 def mcore_to_mcore(

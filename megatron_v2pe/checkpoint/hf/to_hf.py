@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,24 @@ from megatron_v2pe.checkpoint.hf.relayout import DEFAULT_SHARD, correct_total, c
 from megatron_v2pe.checkpoint.hf.row_sources import HFTensors
 from megatron_v2pe.checkpoint.hf.to_mcore import retyped
 from megatron_v2pe.checkpoint.hf.write_hf import write_files
-from megatron_v2pe.models.config import read_config
-from megatron_v2pe.models.native_config import in_layout
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.models.config import InternVLConfig, read_config
+from megatron_v2pe.models.native_config import ORIGINAL, with_language_model
 from megatron_v2pe.version import __version__
+
+SideFiles = Callable[[Path, Path, str, Mapping[str, Any]], None]
+"""Writes the files beside the weights of a folder in another layout than the source's. It takes the source's folder of
+`config.json`, the folder that is being written, its layout and the content of its `config.json`."""
 
 
 def write_hf(
-    source: OpenSource, target: Path, options: Options, what: str, config: dict[str, Any] | None, new: bool
+    source: OpenSource,
+    target: Path,
+    options: Options,
+    what: str,
+    config: dict[str, Any] | None,
+    new: bool,
+    side_files: SideFiles | None = None,
 ) -> None:
     """Write the folder; it appears when it is complete, or not at all.
 
@@ -40,6 +52,7 @@ def write_hf(
         what: is done, for the bar.
         config: content of `config.json`, in its original form; None: as it lies there.
         new: whether the folder is another one than the original; then it gets checksums, and a manifest.
+        side_files: writes tokenizer and processor of a folder in another layout; None: they are copied as they are.
 
     Raises:
         CheckpointError: the weights are damaged, or `target` exists.
@@ -47,6 +60,7 @@ def write_hf(
         OSError: the disk is full.
     """
     layout = options.layout or source.layout
+    source, config = _restated(source, options, layout, config)
     table, files = source.table_of(layout), new_files(source, options)
     recut = files_are_new(source, options)
     ConversionPlan.of(source, target, options, files, to_mcore=False).announce()
@@ -64,6 +78,8 @@ def write_hf(
         config = _config(source, options, layout, config)
         if config is not None:
             (folder / CONFIG).write_text(hf_config.to_text(config), encoding="utf-8")
+            if side_files is not None and layout != source.layout:
+                side_files(source.hf, folder, layout, config)
         if recut:
             write_index(folder, files)
         elif options.dtype is not None:
@@ -104,4 +120,24 @@ def _config(
         config = hf_config.with_dtype(config or read_config(source.hf), name)
     if config is None and layout != source.layout:
         config = read_config(source.hf)
-    return None if config is None else in_layout(config, layout)
+    return None if config is None else hf_config.for_folder(config, layout, source.hf)
+
+
+def _restated(
+    source: OpenSource, options: Options, layout: str, config: dict[str, Any] | None
+) -> tuple[OpenSource, dict[str, Any] | None]:
+    """Return the checkpoint and its `config.json` with the language model stated as the user asks.
+
+    Raises:
+        ConfigError: it is asked for another layout than the original one of a native checkpoint, or the language model
+            cannot be stated so.
+    """
+    if options.language_model is None:
+        return source, config
+    if layout != ORIGINAL or source.layout == ORIGINAL:
+        raise ConfigError(
+            f"--language-model {options.language_model}: it chooses the language model of an original folder that is "
+            f"made of a native one; here {source.layout} becomes {layout}: leave it out"
+        )
+    config = with_language_model(config or read_config(source.hf), options.language_model)
+    return replace(source, model=InternVLConfig.from_hf(config, source.where)), config

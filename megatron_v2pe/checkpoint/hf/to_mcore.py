@@ -26,7 +26,6 @@ from megatron_v2pe.checkpoint.hf.plan import ConversionPlan
 from megatron_v2pe.checkpoint.hf.relayout import correct_total
 from megatron_v2pe.checkpoint.hf.write_mcore import write_tensors
 from megatron_v2pe.models.config import read_config
-from megatron_v2pe.models.native_config import in_layout
 from megatron_v2pe.version import __version__
 
 
@@ -75,7 +74,7 @@ def write_megatron(
             config = hf_config.with_dtype(config or read_config(source.hf), str(dtype).removeprefix("torch."))
             correct_total(folder / HF_FOLDER, files)
         if config is not None:
-            text = hf_config.to_text(in_layout(config, source.layout))
+            text = hf_config.to_text(hf_config.for_folder(config, source.layout, source.hf))
             (folder / HF_FOLDER / CONFIG).write_text(text, encoding="utf-8")
         manifest_of(job.sums, source.layout).write(folder)
         description = _description(source.bytes_of().most_common(1)[0][0] if dtype is None else dtype)

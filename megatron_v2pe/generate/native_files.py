@@ -110,7 +110,7 @@ def write_native_files(source: Path, target: Path, config: Mapping[str, Any]) ->
         _log.warning("conversation template %r is not known: no %s is written", model.template, CHAT_TEMPLATE)
         return
     template = TEMPLATES[model.template]
-    (target / CHAT_TEMPLATE).write_text(chat_template(template, begins=begins) + "\n", encoding="utf-8")
+    (target / CHAT_TEMPLATE).write_text(chat_template(template, tokenizer) + "\n", encoding="utf-8")
     ends = [tokenizer.special[template.end]] if template.end in tokenizer.special else []
     _write(target / GENERATION, _generation(_json(source / GENERATION), config["text_config"], ends))
 
@@ -207,7 +207,7 @@ def _tokenizer(stated: dict[str, Any], roles: Mapping[str, Any], made: bool, beg
         "start_image_token": IMG_START,
         "end_image_token": IMG_END,
         "context_image_token": IMG_CONTEXT,
-        "video_token": VIDEO,
+        "video_token": VIDEO.strip(),
     }
     result["processor_class"] = "InternVLProcessor"
     return result

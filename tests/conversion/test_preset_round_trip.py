@@ -23,7 +23,7 @@ from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
 PRESETS = {
     name: preset
     for name, preset in preset_table.PRESETS.items()
-    if preset.tower == "InternViT-300M" and not preset.language.startswith("Qwen3")
+    if preset.tower == "InternViT-300M"
 }
 COVER = ((1, 1), (2, 1), (1, 2), (4, 1), (1, 4), (2, 2))
 SQUARE = tuple((tp, pp) for tp in (1, 2, 4) for pp in (1, 2, 4))

@@ -2,8 +2,9 @@
 # The main job from end to end, small enough for two CPU cores (118 s were measured): makes a small InternVL2 and a data set
 # of real pictures, converts, trains on two processes (stopped half-way and resumed), exports, asks, draws the loss.
 #
-#   bash scripts/quickstart.sh [OUT] [SETTING ...]
+#   bash scripts/quickstart.sh [OUT] [--model FAMILY] [SETTING ...]
 #
+# FAMILY is what the small model is made like: internlm2 (default), qwen2, qwen3, llama, internlm3, phi3, internvit-6b.
 # OUT is a new folder for everything it writes (default: work_dirs/quickstart). Settings go to tools/train.py, in both
 # training runs; for example context parallel instead of tensor parallel:
 #
@@ -29,6 +30,21 @@ case "$out" in
     /*) ;;
     *) out=$PWD/$out ;;
 esac
+model=internlm2
+left=$#
+while [ "$left" -gt 0 ]; do # takes --model FAMILY out of the arguments, the settings stay in their order
+    left=$((left - 1))
+    case "$1" in
+        --model)
+            if [ "$left" -eq 0 ]; then echo "error: --model needs the name of a family: see --help" >&2; exit 2; fi
+            model=$2 left=$((left - 1))
+            shift
+            ;;
+        --model=*) model=${1#--model=} ;;
+        *) set -- "$@" "$1" ;;
+    esac
+    shift
+done
 if [ "$#" -eq 0 ]; then layout="TP 2, sequence parallel, random strides"; else layout="the recipe with $*"; fi
 cd "$root"
 
@@ -62,7 +78,8 @@ step "make a data set of real photographs and scans, in the V2PE-Data layout"
 finished
 
 step "make a small InternVL2 with random weights and its tokenizer, in the HF layout"
-"$python" examples/quickstart/make_model.py "$out/hf" --texts "$out/data/annotation"
+"$python" examples/quickstart/make_model.py "$out/hf" --texts "$out/data/annotation" --model "$model"
+template=$(sed -n 's/^  "template": "\(.*\)",*$/\1/p' "$out/hf/config.json")
 finished
 
 step "convert it to a Megatron checkpoint"
@@ -72,7 +89,7 @@ finished
 train() {
     GPUS_PER_NODE=2 sh scripts/train_torchrun.sh --recipe quickstart \
         --model.model-name-or-path "$out/megatron" --data.meta-path "$out/data/meta.json" \
-        --checkpoint.save "$out/run" "$@"
+        --data.template "$template" --checkpoint.save "$out/run" "$@"
 }
 
 step "train on 2 processes ($layout), stop half-way, after step $half"

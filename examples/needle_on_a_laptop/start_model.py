@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from task import DIGITS, NAMES, PATCH, TILE, TOKENS_PER_TILE, WORDS, Costs
 
-from megatron_v2pe.checkpoint.hf.random_weights import random_weights, write_checkpoint, write_json
+from megatron_v2pe.checkpoint.hf.random_weights import random_weights, write_checkpoint
 from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.tokenize import encode_conversation
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.workshop.synthetic.small_families import small_family
 from megatron_v2pe.workshop.synthetic.small_model import small_internvl2
-from megatron_v2pe.workshop.synthetic.tokenizer import added_tokens, write_tokenizer
+from megatron_v2pe.workshop.synthetic.small_tokenizer import SmallVocabulary, write_family_tokenizer
 
 PIECES = 768
 TRAINED_LENGTH = 256
@@ -33,14 +34,15 @@ OUTPUTS = ("wo.weight", "w2.weight", "o_proj.weight", "down_proj.weight")
 """Matrices at the end of attention and of the MLP, by the names that families give them: they begin small."""
 
 
-def hf_config(vocabulary: int, model: str) -> dict[str, Any]:
+def hf_config(vocabulary: SmallVocabulary, model: str) -> dict[str, Any]:
     """Return `config.json`: the fields of the family, smaller numbers."""
     language = {
         **LANGUAGE,
-        "vocab_size": vocabulary,
+        "vocab_size": vocabulary.tokens,
         "max_position_embeddings": TRAINED_LENGTH,
         "rope_theta": ROPE_THETA,
         "rope_scaling": None,
+        **vocabulary.ids,
     }
     family = small_family(model)
     return small_internvl2(TILE, PATCH, VISION, language, family, downsample_ratio=1.0, use_thumbnail=False)
@@ -48,15 +50,14 @@ def hf_config(vocabulary: int, model: str) -> dict[str, Any]:
 
 def make(folder: Path, seed: int, model: str) -> Costs:
     """Write the checkpoint of a family (`SMALL_FAMILIES`); return what lines and turns cost in its tokens."""
-    template = get_template(small_family(model).template)
+    family = small_family(model)
+    template = get_template(family.template)
     frames = [message.text for message in template.render([("human", "Anna"), ("gpt", "Anna seven")])]
-    marks = [part for text in frames for part in text.replace(template.end, "").split("\n")]
-    plain = [mark.replace("<|im_start|>", "") for mark in marks]
+    between = "|".join(map(re.escape, template.marks))
+    plain = [part for text in frames for part in re.sub(between, "", text).split("\n")]
     lines = [*NAMES, *WORDS, *(f"{a} {b}" for a, b in zip(WORDS, (*WORDS[1:], WORDS[0]), strict=True))]
     texts = [line for line in [*plain, *lines, *(f" {digit}" for digit in DIGITS)] if line]
-    vocabulary = write_tokenizer(folder, texts * 4, PIECES)
-    end = added_tokens(PIECES)["<|im_end|>"]
-    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": [2, end], "pad_token_id": 2})
+    vocabulary = write_family_tokenizer(folder, texts * 4, PIECES, family)
     config = hf_config(vocabulary, model)
     weights = random_weights(config, seed, dict.fromkeys(OUTPUTS, 0.02))
     write_checkpoint(folder, config, weights)

@@ -24,6 +24,7 @@ from commands import Command, execute, execute_lanes, launcher, tool
 from settings import LAYOUTS, ORDINARY, ROWS, SIDE_BY_SIDE, STRIDES, V2PE, Settings
 
 from megatron_v2pe.checkpoint.checksums import CHECKSUMS
+from megatron_v2pe.checkpoint.hf.random_weights import write_json
 from megatron_v2pe.train.metrics_file import read_metrics
 from megatron_v2pe.workshop.synthetic.small_families import small_family
 
@@ -322,7 +323,7 @@ def _scaled(source: Path, target: Path, kind: str, factor: int) -> None:
     config["llm_config"]["rope_scaling"] = {"type": kind, "factor": float(factor)}
     (target / "config.json").unlink()
     (target / CHECKSUMS).unlink(missing_ok=True)  # of what was exported; this is another configuration
-    start_model.write_json(target / "config.json", config)
+    write_json(target / "config.json", config)
 
 
 def _linked(source: str, target: str) -> str:

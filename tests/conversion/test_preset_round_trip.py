@@ -20,11 +20,7 @@ from megatron_v2pe.models.presets import preset_config, reduced
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
 
-PRESETS = {
-    name: preset
-    for name, preset in preset_table.PRESETS.items()
-    if preset.tower == "InternViT-300M"
-}
+PRESETS = {name: preset for name, preset in preset_table.PRESETS.items() if preset.tower == "InternViT-300M"}
 COVER = ((1, 1), (2, 1), (1, 2), (4, 1), (1, 4), (2, 2))
 SQUARE = tuple((tp, pp) for tp in (1, 2, 4) for pp in (1, 2, 4))
 

@@ -23,12 +23,11 @@ class SmallFamily:
     llm: dict[str, Any]
     """Fields of `llm_config`."""
     template: str = "internvl2_5"
-    chat_tokens: tuple[str, ...] = ("<|im_end|>", "<|im_start|>")
-    """Special tokens of its template; the last begins a turn."""
     rope: dict[str, Any] | None = field(default_factory=lambda: {"type": "dynamic", "factor": 2.0})
     """Scaling of rotary positions, as a small model with heads of 32 states it."""
-    byte_level: bool = False
-    """Whether its tokenizer is byte-level BPE (`tokenizer.json`) in place of SentencePiece's."""
+    tokenizer: str = "internlm2"
+    """Kind of its tokenizer: `internlm2` and `llama2` (SentencePiece), `phi3`, or byte-level BPE: `qwen2`, `qwen3`,
+    `llama3`."""
     vision: dict[str, Any] = field(default_factory=dict)
     """Fields of `vision_config` in which its tower differs from InternViT-300M."""
 
@@ -43,13 +42,13 @@ SMALL_FAMILIES = {
     "qwen2": SmallFamily(
         "InternVL3 with Qwen2.5",
         _llm("Qwen2ForCausalLM", "qwen2", rms_norm_eps=1e-6, use_sliding_window=False),
-        byte_level=True,
+        tokenizer="qwen2",
     ),
     "qwen3": SmallFamily(
         "InternVL3.5 with Qwen3",
         _llm("Qwen3ForCausalLM", "qwen3", rms_norm_eps=1e-6, use_sliding_window=False, attention_bias=False),
         rope=None,
-        byte_level=True,
+        tokenizer="qwen3",
     ),
     "llama": SmallFamily(
         "InternVL2 with Llama 3",
@@ -59,11 +58,12 @@ SMALL_FAMILIES = {
             "original_max_position_embeddings": 8192,
         },
         template="internlm2-chat",
-        byte_level=True,
+        tokenizer="llama3",
     ),
     "internlm3": SmallFamily(
         "InternVL3 with InternLM3",
         _llm("InternLM3ForCausalLM", "internlm3", bias=False, qkv_bias=False, head_dim=32),
+        tokenizer="llama2",
         rope={"type": "dynamic", "factor": 6.0},
     ),
     "phi3": SmallFamily(
@@ -74,7 +74,7 @@ SMALL_FAMILIES = {
             original_max_position_embeddings=4096,
         ),
         template="phi3-chat",
-        chat_tokens=("<|end|>", "<|system|>", "<|assistant|>", "<|user|>"),
+        tokenizer="phi3",
         rope={
             "type": "longrope",
             "short_factor": [1.0 + pair / 16 for pair in range(16)],

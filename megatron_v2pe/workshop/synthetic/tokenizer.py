@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,18 @@ CHAT_TOKENS = ("<|im_end|>", "<|im_start|>")
 IMAGE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")
 
 
-def added_tokens(pieces: int, chat: Sequence[str] = CHAT_TOKENS) -> dict[str, int]:
+def added_tokens(pieces: int) -> dict[str, int]:
     """Return the special tokens, which follow the pieces of the SentencePiece model, with their ids."""
-    return {token: pieces + index for index, token in enumerate((*chat, *IMAGE_TOKENS))}
+    return {token: pieces + index for index, token in enumerate(CHAT_TOKENS + IMAGE_TOKENS)}
 
 
-def write_tokenizer(folder: Path, texts: list[str], pieces: int, chat: Sequence[str] = CHAT_TOKENS) -> int:
+def write_tokenizer(folder: Path, texts: list[str], pieces: int) -> int:
     """Train a tokenizer and write its files; return its number of tokens, special ones included."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.model").write_bytes(train_tokenizer(texts, pieces))
-    for name, content in tokenizer_files(pieces, chat).items():
+    for name, content in tokenizer_files(pieces).items():
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return pieces + len(added_tokens(pieces, chat))
+    return pieces + len(added_tokens(pieces))
 
 
 def train_tokenizer(texts: list[str], pieces: int, *, add_dummy_prefix: bool = False) -> bytes:
@@ -62,13 +61,12 @@ def train_tokenizer(texts: list[str], pieces: int, *, add_dummy_prefix: bool = F
     return model.getvalue()
 
 
-def read_texts(folder: Path, name: str = "internlm2-chat", chat: Sequence[str] = CHAT_TOKENS) -> list[str]:
+def read_texts(folder: Path, name: str = "internlm2-chat") -> list[str]:
     """Return every line of text in a folder's annotation files as a chat template writes it, each once.
 
     Args:
         folder: of the `*.jsonl`.
-        name: of the template.
-        chat: its special tokens, which are left out.
+        name: of the template, whose special tokens are left out.
 
     Raises:
         FileNotFoundError: there is no annotation file.
@@ -83,14 +81,14 @@ def read_texts(folder: Path, name: str = "internlm2-chat", chat: Sequence[str] =
         for sample in samples
         for message in template.render([(turn["from"], turn["value"]) for turn in sample["conversations"]])
     ]
-    between = "|".join(map(re.escape, ("<image>", *chat, "\n")))
+    between = "|".join(map(re.escape, ("<image>", *template.marks, "\n")))
     lines = [line for text in rendered for line in re.split(between, text) if line]
     return list(dict.fromkeys(lines))
 
 
-def tokenizer_files(pieces: int, chat: Sequence[str] = CHAT_TOKENS) -> dict[str, Any]:
+def tokenizer_files(pieces: int) -> dict[str, Any]:
     """Return the JSON files beside `tokenizer.model`."""
-    added = added_tokens(pieces, chat)
+    added = added_tokens(pieces)
 
     def entry(token: str) -> dict[str, Any]:
         plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
@@ -98,7 +96,7 @@ def tokenizer_files(pieces: int, chat: Sequence[str] = CHAT_TOKENS) -> dict[str,
 
     base = {"<unk>": 0, "<s>": 1, "</s>": 2}
     roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
-    extra = [*reversed(chat), *IMAGE_TOKENS]
+    extra = [*reversed(CHAT_TOKENS), *IMAGE_TOKENS]
     decoder = {str(index): {**entry(token), "special": True} for token, index in {**base, **added}.items()}
     return {
         "added_tokens.json": added,

@@ -232,6 +232,11 @@ def to_native(config: Mapping[str, Any], image_token_id: int | None = None) -> d
             kept_llm[name] = own.pop(name)
             if (base := kept_llm[name].get("rope_theta")) is not None:
                 own.setdefault("rope_theta", base)
+    for name in _ROPE_PLACES:
+        if isinstance(own.get(name), Mapping) and "su" in (own[name].get("rope_type"), own[name].get("type")):
+            kept_llm[name], scaling = own[name], dict(own[name])  # transformers 5 does not open the older name
+            scaling.pop("type", None)
+            own[name] = {**scaling, "rope_type": "longrope"}
     if own.get("sliding_window") is not None and not {"use_sliding_window"} & own.keys():
         kept_llm["sliding_window"] = own["sliding_window"]  # wider than the trained length, and taken for none here
         own["sliding_window"] = None

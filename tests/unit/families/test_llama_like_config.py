@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_rope import RopeConfig
+from megatron_v2pe.models.native_config import to_native, to_original
 from megatron_v2pe.v2pe.rope_scaling import DynamicScaling, Llama3Scaling, LongRopeScaling
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
 
@@ -143,6 +145,27 @@ def test_llama3_in_both_places(place):
     numbers = {"factor": 8.0, "low_freq_factor": 1, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     section = read(LLAMA_3_70B, **{place: {"rope_type": "llama3", **numbers}}, max_position_embeddings=131072)
     assert section.llm.rope == RopeConfig(5e5, Llama3Scaling(8.0, 1.0, 4.0, 8192))
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 8192}  # fmt: skip
+
+
+@pytest.mark.parametrize("section", [YI_34B, {**LLAMA_3_70B, "rope_scaling": LLAMA3}, PHI_3_MINI, INTERNLM3_8B])
+def test_transformers_computes_the_same_angles_from_the_native_form(section):
+    """Also of the older name `su`, which transformers 5 does not open; the way back gives the file as it was."""
+    config = {**internvl2_2b_config(), "llm_config": section}
+    native = to_native(config, image_token_id=5)
+    text = AutoConfig.for_model(**native["text_config"])
+    rope, ours = text.rope_parameters, read(section).llm
+    if (kind := rope["rope_type"]) != "default":
+        for length in (1, 4096, 4097, 50_000):
+            expected, factor = ROPE_INIT_FUNCTIONS[kind](text, None, seq_len=length)
+            found = ours.rope.scaling.frequencies(ours.head_dim, ours.rope.base, length)
+            assert ((found - expected) / expected).abs().max() < 4e-7  # measured 2e-7: float32
+            assert ours.rope.scaling.attention_factor == pytest.approx(factor, abs=1e-15)
+    assert (kind, rope["rope_theta"]) == (ours.rope.scaling.kind.replace("none", "default"), ours.rope.base)
+    assert to_original(native)["llm_config"]["rope_scaling"] == section["rope_scaling"]
 
 
 @pytest.mark.parametrize(

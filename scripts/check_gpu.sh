@@ -1,5 +1,5 @@
 #!/bin/sh
-# One command that shows what runs on a GPU, how right it is and how fast; at most 8 minutes on one card of 80 GB.
+# One command that shows what runs on a GPU, how right it is and how fast; at most 10 minutes on one card of 80 GB.
 #
 #   bash scripts/check_gpu.sh [PARTS] [--json FILE] [--device auto|cpu|cuda] ...
 #
@@ -10,6 +10,7 @@
 #   d generation   first token, decoding one and eight answers, decoding behind a long cache
 #   e peer         transformers' InternVL of the same shape, training and generating, on the same card
 #   f kernels      attention and fused operations, each kernel's time
+#   g families     every language model and both towers beside transformers' InternVL on the same card
 #
 # Everything it needs is made by itself. Prints one table, writes one JSON (--json), ends with 1 where a number is wrong.
 # Without a GPU each part runs in a small form on the CPU: bash scripts/check_gpu.sh f --device cpu

@@ -11,6 +11,9 @@
 | `data_cases` | a small data list with samples of every kind; comparing folders and batches |
 | `documented_commands` | the commands that the pages tell a reader to type |
 | `evaluation` | evaluation of a small checkpoint in any layout, with faults on single ranks |
+| `family_cases` | a tiny checkpoint of every language model and both towers |
+| `family_parity` | our model beside `transformers` for those checkpoints, in any layout |
+| `family_reference` | the model of `transformers` that such a checkpoint describes |
 | `generation` | generation with a cache beside the same answers recomputed whole at every step |
 | `golden` | runs the golden cases of the published implementation through our model |
 | `hand_written_sets` | files of a benchmark written row by row, and the questions made of them |

@@ -71,7 +71,14 @@ def build(config: dict[str, Any], image_token: int, plain_rope: bool = False, se
         plain_rope: leave out dynamic scaling of rotary positions, as V2PE does; other scalings stay.
         seed: of the weights.
     """
-    from transformers import AutoConfig, InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig
+    from transformers import InternVLForConditionalGeneration
+
+    return _randomised(InternVLForConditionalGeneration(configuration(config, image_token, plain_rope)), seed)
+
+
+def configuration(config: dict[str, Any], image_token: int, plain_rope: bool = False, attention: str = "eager") -> Any:
+    """Return the configuration of transformers' class; `attention` names its kernels, see `build` for the others."""
+    from transformers import AutoConfig, InternVLConfig, InternVLVisionConfig
 
     llm, vision = config["llm_config"], config["vision_config"]
     kind = _TEXT_KINDS.get(llm["model_type"], llm["model_type"])
@@ -87,7 +94,7 @@ def build(config: dict[str, Any], image_token: int, plain_rope: bool = False, se
         patch_size=vision["patch_size"],
         use_mean_pooling=True,
     )  # fmt: skip
-    whole = InternVLConfig(
+    return InternVLConfig(
         vision_config=tower,
         text_config=text,
         image_token_id=image_token,
@@ -95,9 +102,8 @@ def build(config: dict[str, Any], image_token: int, plain_rope: bool = False, se
         downsample_ratio=config["downsample_ratio"],
         vision_feature_layer=config["select_layer"],
         tie_word_embeddings=llm["tie_word_embeddings"],
-        attn_implementation="eager",
+        attn_implementation=attention,
     )
-    return _randomised(InternVLForConditionalGeneration(whole), seed)
 
 
 def weights(config: dict[str, Any], image_token: int, seed: int = 0) -> dict[str, Tensor]:
@@ -106,7 +112,14 @@ def weights(config: dict[str, Any], image_token: int, seed: int = 0) -> dict[str
     return published(config, {name: parameter.detach() for name, parameter in model.named_parameters()})
 
 
-def step(config: dict[str, Any], image_token: int, packs: Sequence[Pack], scaled: bool, seed: int = 0) -> Reference:
+def step(
+    config: dict[str, Any],
+    image_token: int,
+    packs: Sequence[Pack],
+    scaled: bool,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Reference:
     """Run one training step, every document alone.
 
     Args:
@@ -115,30 +128,38 @@ def step(config: dict[str, Any], image_token: int, packs: Sequence[Pack], scaled
         packs: documents with labels, weights and tiles.
         scaled: whether positions are 0, 1, 2, ... with the checkpoint's scaling; else those of the packs, as floats,
             without dynamic scaling.
-        seed: of the weights.
+        device: where it runs.
+        dtype: of weights and activations.
     """
-    model = build(config, image_token, plain_rope=not scaled, seed=seed)
+    model = build(config, image_token, plain_rope=not scaled).to(device)
+    rotary = model.model.language_model.rotary_emb
+    kept = {name: buffer.clone() for name, buffer in rotary.named_buffers()}
+    model = model.to(dtype)
+    for name, buffer in kept.items():  # frequencies stay in float32
+        setattr(rotary, name, buffer)
     denominator = sum(pack.weights.double().sum().item() for pack in packs)
     total, logits = 0.0, []
     for pack in packs:
-        tiles, found = pack.pixel_values.float(), []
+        tiles, found = pack.pixel_values.to(device, dtype), []
         parts = (pack.input_ids, pack.labels, pack.weights, pack.position_ticks.values)
-        for ids, labels, shares, ticks in zip(*(part.split(pack.seqlens) for part in parts), strict=True):
+        for document in zip(*(part.split(pack.seqlens) for part in parts), strict=True):
+            ids, labels, shares, ticks = (part.to(device) for part in document)
             count = int((ids == image_token).sum()) // model.config.image_seq_length
             own, tiles = tiles[:count], tiles[count:]
             positions = None if scaled else (ticks.double() / pack.position_ticks.denominator).float()
-            output = document_logits(model, ids, own, positions)
+            output = document_logits(model, ids, own, positions).float()
             losses = F.cross_entropy(output, labels, reduction="none", ignore_index=-100)
             loss = (losses * shares.float()).sum() / denominator
             loss.backward()
             total += loss.item()
-            found.append(output.detach())
+            found.append(output.detach().cpu())
         assert not len(tiles), f"{len(tiles)} tiles belong to no document"
         logits.append(torch.cat(found))
     gradients = {
         name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for name, parameter in model.named_parameters()
     }
+    gradients = {name: gradient.float().cpu() for name, gradient in gradients.items()}
     return Reference(total, logits, published(config, gradients))
 
 
@@ -157,7 +178,7 @@ def document_logits(model: Any, ids: Tensor, tiles: Tensor, positions: Tensor | 
     output = model(
         input_ids=ids[None],
         attention_mask=torch.ones_like(ids)[None],
-        pixel_values=tiles.float() if len(tiles) else None,
+        pixel_values=tiles if len(tiles) else None,
         use_cache=False,
         **extra,
     )
@@ -165,11 +186,16 @@ def document_logits(model: Any, ids: Tensor, tiles: Tensor, positions: Tensor | 
 
 
 def answer(
-    config: dict[str, Any], image_token: int, prompts: Sequence[tuple[Tensor, Tensor]], count: int
+    config: dict[str, Any],
+    image_token: int,
+    prompts: Sequence[tuple[Tensor, Tensor]],
+    count: int,
+    device: str = "cpu",
 ) -> list[list[int]]:
     """Return what `generate` answers greedily to prompts, each alone: ids and tiles."""
-    model, found = build(config, image_token), []
-    for ids, tiles in prompts:
+    model, found = build(config, image_token).to(device), []
+    for prompt in prompts:
+        ids, tiles = (part.to(device) for part in prompt)
         _forget_lengths(model)
         given: dict[str, Any] = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]}
         if len(tiles):  # `generate` takes no None for pixel_values

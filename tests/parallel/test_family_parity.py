@@ -20,7 +20,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 ONE_PROCESS = "one process"
 DEFAULT = StridePolicy("default")
 STRIDES = [StridePolicy("v2pe_fix", Fraction(1, 2)), StridePolicy("v2pe_fix", 64), StridePolicy("v2pe_rnd", seed=5)]
-NAMES = [name for name in FAMILIES if name not in families.NOT_YET]
+NAMES = list(FAMILIES)
 CASES = [
     *((name, layout, DEFAULT) for name in NAMES for layout in (ONE_PROCESS, *families.usual_layouts(name))),
     *((name, families.one_more_layout(name), STRIDES[number % 3]) for number, name in enumerate(NAMES)),

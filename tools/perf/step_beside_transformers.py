@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -53,11 +53,24 @@ class Published:
         return config
 
 
+class ShapeOfModel(Protocol):
+    """Sizes of a model."""
+
+    @property
+    def vocab(self) -> int:
+        """Return the rows of the vocabulary."""
+        ...
+
+    def hf_config(self) -> dict[str, Any]:
+        """Return the `config.json`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """The step both do."""
 
-    shape: Shape | Published
+    shape: ShapeOfModel
     tokens: int
     tiles: int
     supervised: int
@@ -228,8 +241,8 @@ def theirs(task: Task) -> Measured:
 
 def peer_model(task: Task) -> Any:
     """Return transformers' InternVL in the task's shape and type, on its device, to be trained."""
+    from transformers import AutoConfig, InternVLForConditionalGeneration, InternVLVisionConfig
     from transformers import InternVLConfig as PeerConfig
-    from transformers import InternVLForConditionalGeneration, InternVLVisionConfig, LlamaConfig
 
     config = task.shape.hf_config()
     llm, vision = config["llm_config"], config["vision_config"]
@@ -242,17 +255,23 @@ def peer_model(task: Task) -> Any:
         "vocab_size",
         "rms_norm_eps",
     )
-    text = LlamaConfig(
-        **{name: llm[name] for name in names},
+    kind = {"internlm2": "llama", "internlm3": "llama"}.get(llm["model_type"], llm["model_type"])
+    text = AutoConfig.for_model(
+        kind,
+        **{name: llm[name] for name in (*names, "head_dim") if name in llm},
         max_position_embeddings=max(task.tokens, llm["max_position_embeddings"]),
-        tie_word_embeddings=False,
+        tie_word_embeddings=llm["tie_word_embeddings"],
     )
     tower = InternVLVisionConfig(
-        **{name: vision[name] for name in (*names[:4], "image_size", "patch_size", "layer_norm_eps")},
+        **{name: vision[name] for name in (*names[:4], "image_size", "patch_size", "layer_norm_eps", "norm_type")},
         attention_bias=vision["qkv_bias"],
+        use_qk_norm=vision["qk_normalization"],
     )
     whole = PeerConfig(
-        vision_config=tower, text_config=text, image_token_id=task.image_token, tie_word_embeddings=False
+        vision_config=tower,
+        text_config=text,
+        image_token_id=task.image_token,
+        tie_word_embeddings=llm["tie_word_embeddings"],
     )
     whole._attn_implementation = "sdpa"
     torch.manual_seed(0)

@@ -315,6 +315,6 @@ BREAKS: list[tuple[str, str, str]] = [
     ("qwen3", "CP2 ring", "norms of queries and keys swapped"),
     ("llama 3", "one process", "norms of queries and keys swapped"),
     ("qwen3", "TP2", "head_norm_reduction"),
-    ("qwen2 tied", "PP2", "tied_gradients"),
+    ("qwen2 tied", "PP2", "tied_reduction"),
 ]
 """Family, layout, and what is planted: a change of our weights, or a break of `parity.BREAKS`."""

@@ -254,17 +254,6 @@ def _forget_tied_reduction(model: Any) -> None:
     model.share_embeddings_and_output_weights = False
 
 
-def _forget_head_norm_reduction(model: Any) -> None:
-    """Keep each tensor-parallel rank's gradients of the norms of queries and keys to itself."""
-    model.config.qk_layernorm = False
-
-
-def _forget_tied_gradients(model: Any) -> Any:
-    """Do not sum the gradients of embedding and head where they are one weight on two stages."""
-    name = "megatron.core.distributed.finalize_model_grads._allreduce_word_embedding_grads"
-    return mock.patch(name, lambda *arguments, **options: None)
-
-
 def _forget_head_reduction(model: Any) -> None:
     """Drop the sum of the head's input gradient over tensor-parallel ranks."""
     if model.post_process:
@@ -373,9 +362,7 @@ BREAKS: dict[str, Callable[[Any], AbstractContextManager[Any] | None]] = {
     "forgotten_marks": _forget_marks,
     "unmasked_padding": _unmask_padding,
     "norm_reduction": _forget_norm_reduction,
-    "head_norm_reduction": _forget_head_norm_reduction,
     "head_reduction": _forget_head_reduction,
-    "tied_gradients": _forget_tied_gradients,
     "head_norm_reduction": _forget_head_norm_reduction,
     "tied_reduction": _forget_tied_reduction,
     "document_borders": _local_document_borders,

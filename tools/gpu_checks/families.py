@@ -59,7 +59,7 @@ class Preset:
 
     name: str
     layers: int | None = None
-    """Of the decoder; None: all."""
+    """Layers of the decoder; None: all."""
     tower_layers: int | None = None
 
     @property

@@ -15,7 +15,8 @@ from typing import Any
 
 from megatron_v2pe.data.special_tokens import SpecialTokens
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.foreign.library_files import CUT_AT_BLANKS, LibraryFiles, open_library
+from megatron_v2pe.foreign.library_files import LibraryFiles, open_library
+from megatron_v2pe.foreign.library_rules import CUT_AT_BLANKS
 from megatron_v2pe.foreign.tokenizer_settings import TokenizerSettings, TokenizerSource
 
 _WORDS = re.compile(r"\s*\S*(?:[^\S ]\s*\S*)*")

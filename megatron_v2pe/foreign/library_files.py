@@ -2,22 +2,22 @@
 
 Whatever the files are, they become one description in the form of `tokenizer.json`, whose parts are looked at here
 before the library sees them: it takes ids that come twice without a word, gives added tokens other ids than a file
-states, and ends in a panic at some damage. The rules of Llama's and of Qwen2's class are those of transformers
-(`models/llama/tokenization_llama.py`, `models/qwen2/tokenization_qwen2.py`, release 5).
+states, and ends in a panic at some damage.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from megatron_v2pe.foreign.files import Kind
+from megatron_v2pe.foreign import library_rules as rules
+from megatron_v2pe.foreign.files import LFS_POINTER, Kind, read_bytes
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.foreign.text import kind_of, lines
@@ -30,6 +30,7 @@ from megatron_v2pe.foreign.tokenizer_files import (
     tokens_in,
 )
 from megatron_v2pe.foreign.tokenizer_settings import (
+    LARGEST_FILE,
     LLAMA,
     MERGES,
     MODEL,
@@ -40,52 +41,7 @@ from megatron_v2pe.foreign.tokenizer_settings import (
     json_object,
 )
 
-WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""How Qwen2's tokenizers cut text before they look for pieces, as their documentation has it."""
-CUT_AT_BLANKS = (
-    WORDS,
-    WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|"),
-)
-"""Patterns of which no match holds a blank behind a character that is no white space: Qwen2's and Llama-3's."""
-_LONGEST_LINE, _LONGEST_PATTERN = 1 << 12, 1 << 12
-_PARTS = {
-    "normalizer": (
-        "NFC",
-        "NFD",
-        "NFKC",
-        "NFKD",
-        "Prepend",
-        "Replace",
-        "Lowercase",
-        "Strip",
-        "ByteLevel",
-        "Precompiled",
-    ),
-    "pre_tokenizer": ("ByteLevel", "Split", "Metaspace", "Digits", "Whitespace", "WhitespaceSplit", "Punctuation"),
-    "post_processor": ("ByteLevel", "TemplateProcessing"),
-    "decoder": ("ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "BPEDecoder"),
-}
-"""Parts of a `tokenizer.json` that are read; each may also be null, or a `Sequence` of them."""
-_LISTS = {
-    "normalizer": "normalizers",
-    "pre_tokenizer": "pretokenizers",
-    "post_processor": "processors",
-    "decoder": "decoders",
-}
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-QWEN: dict[str, Any] = {
-    "normalizer": {"type": "NFC"},
-    "pre_tokenizer": {
-        "type": "Sequence",
-        "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": WORDS}, "behavior": "Isolated", "invert": False},
-            BYTE_LEVEL,
-        ],
-    },
-    "decoder": BYTE_LEVEL,
-}
+_LONGEST_LINE = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -125,7 +81,7 @@ def open_library(folder: Path, source: TokenizerSource, settings: TokenizerSetti
     """
     stated = added_tokens(folder, error)
     if source is TokenizerSource.QWEN_FILES:
-        content, where = _qwen_files(folder, error), folder / VOCABULARY
+        content, where = _qwen_files(folder, stated, error), folder / VOCABULARY
     elif source is TokenizerSource.LLAMA_MODEL:
         content, where = _llama_model(folder, settings, error), folder / MODEL
     else:
@@ -134,15 +90,19 @@ def open_library(folder: Path, source: TokenizerSource, settings: TokenizerSetti
     own = collected(tokens_in(content, shown, error), error) if "added_tokens" in content else {}
     for name, token in own.items():
         if (other := stated.get(name, token)).id != token.id:
-            raise error(
-                f"{shown}: token {printable(name)[:80]!r}: found id {token.id}, but {folder} gives it {other.id}"
-            )
+            told = f"{printable(folder)} gives it {other.id} in another file"
+            raise error(f"{shown}: token {printable(name)[:80]!r}: found id {token.id}, but {told}")
     added = collected(((token, shown) for token in (own | stated).values()), error)
+    processor = content.pop("post_processor", None)
     content["added_tokens"] = [asdict(token) for token in sorted(added.values(), key=lambda token: token.id)]
     library = _opened(content, shown, error)
     _check_ids(library, added, shown, error)
     bos, eos = (_id_of(library, name) for name in (settings.bos, settings.eos))
-    before = _before(content, library, settings, bos)
+    if settings.adds_bos is None and processor is not None:
+        before = _before(library, processor, f"{shown}: post_processor", error)
+    else:
+        adds = settings.name == LLAMA if settings.adds_bos is None else settings.adds_bos
+        before = (bos,) if adds and bos is not None else ()
     return LibraryFiles(
         library=library,
         pieces=1 + max(content["model"]["vocab"].values()),
@@ -150,14 +110,16 @@ def open_library(folder: Path, source: TokenizerSource, settings: TokenizerSetti
         before=before,
         bos=bos,
         eos=eos,
-        words=_words(content),
-        byte_level=_is_byte_level(content),
+        words=rules.words(content),
+        byte_level=rules.is_byte_level(content),
         digest=_digest(content, before),
     )
 
 
-def _qwen_files(folder: Path, error: Kind) -> dict[str, Any]:
+def _qwen_files(folder: Path, stated: Mapping[str, AddedToken], error: Kind) -> dict[str, Any]:
     path = folder / VOCABULARY
+    _refuse_pointer(path, error)
+    _refuse_pointer(folder / MERGES, error)
     content = json_object(path, error)
     if not content:
         raise error(f"{printable(path)}: holds no token")
@@ -178,7 +140,18 @@ def _qwen_files(folder: Path, error: Kind) -> dict[str, Any]:
         raise error(f"{source}: holds no merge")
     _check_vocabulary(content, printable(path), error)
     _check_merges(content, merges, where, error)
-    return {"version": "1.0", "model": _bpe(content, merges), **QWEN}
+    made = {left + right for left, right in merges} | set(stated)
+    if unmade := [token for token in content if len(token) > 1 and token not in made]:
+        raise error(
+            f"{source}: no merge makes {len(unmade)} tokens of {VOCABULARY}, the first of which is "
+            f"{printable(unmade[0])[:80]!r}: the file is cut short, or belongs to another vocabulary"
+        )
+    return {"version": "1.0", "model": rules.bpe(content, merges), **rules.QWEN}
+
+
+def _refuse_pointer(path: Path, error: Kind) -> None:
+    if (content := read_bytes(path, error, LARGEST_FILE)).startswith(LFS_POINTER):
+        raise error(f"{printable(path)}: a Git LFS pointer of {len(content)} bytes; run `git lfs pull`")
 
 
 def _llama_model(folder: Path, settings: TokenizerSettings, error: Kind) -> dict[str, Any]:
@@ -195,7 +168,7 @@ def _llama_model(folder: Path, settings: TokenizerSettings, error: Kind) -> dict
         merges += sorted((pair for pair in cuts if pair[0] in vocabulary and pair[1] in vocabulary), key=_lengths)
     own = [number for number in numbers if pieces.is_control(number) or pieces.is_unknown(number)]
     tokens = [asdict(AddedToken(pieces.id_to_piece(number), number)) for number in own]
-    return _llama(vocabulary, merges, settings) | {"added_tokens": tokens + _user_defined(folder, pieces)}
+    return rules.llama(vocabulary, merges, settings) | {"added_tokens": tokens + _user_defined(folder, pieces)}
 
 
 def _lengths(pair: tuple[str, str]) -> tuple[int, int]:
@@ -215,31 +188,10 @@ def _user_defined(folder: Path, pieces: Any) -> list[dict[str, Any]]:
     ]
 
 
-def _llama(vocabulary: dict[str, int], merges: Iterable[Any], settings: TokenizerSettings) -> dict[str, Any]:
-    scheme = ("always" if settings.legacy else "first") if settings.prefix_space else "never"
-    decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if settings.prefix_space:
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    return {
-        "version": "1.0",
-        "model": _bpe(vocabulary, merges) | {"fuse_unk": True, "byte_fallback": True},
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False},
-        "decoder": {"type": "Sequence", "decoders": decoders},
-    }
-
-
-def _bpe(vocabulary: dict[str, int], merges: Iterable[Any]) -> dict[str, Any]:
-    return {"type": "BPE", "vocab": vocabulary, "merges": list(merges)}
-
-
 def _whole(path: Path, source: TokenizerSource, settings: TokenizerSettings, error: Kind) -> dict[str, Any]:
     """Read `tokenizer.json`; its own parts make way for the rules of a class that has some."""
     shown = printable(path)
+    _refuse_pointer(path, error)
     content = json_object(path, error)
     fields = Fields(content, shown, error)
     model = fields.section("model")
@@ -252,13 +204,13 @@ def _whole(path: Path, source: TokenizerSource, settings: TokenizerSettings, err
     _check_vocabulary(vocabulary, f"{shown}: model: vocab", error)
     merges = _pairs(model.get("merges", list), shown, error)
     _check_merges(vocabulary, merges, [f"{shown}: model: merges[{place}]" for place in range(len(merges))], error)
-    for name in _PARTS:
-        _check_part(name, content.get(name), f"{shown}: {name}", error)
+    for name in rules.PARTS:
+        rules.check_part(name, content.get(name), f"{shown}: {name}", error)
     kept = {name: content.get(name) for name in ("added_tokens", "post_processor") if name in content}
     if source is TokenizerSource.QWEN_WHOLE:
-        return {"version": "1.0", "model": _bpe(vocabulary, merges), **QWEN, **kept}
-    if source is TokenizerSource.LLAMA_WHOLE and not _is_byte_level(content):
-        return {**_llama(vocabulary, merges, settings), **kept}
+        return {"version": "1.0", "model": rules.bpe(vocabulary, merges), **rules.QWEN, **kept}
+    if source is TokenizerSource.LLAMA_WHOLE and not rules.is_byte_level(content):
+        return {**rules.llama(vocabulary, merges, settings), **kept}
     plain = {name: content.get(name) for name in ("normalizer", "pre_tokenizer", "decoder")}
     return {"version": "1.0", "model": {**model.content, "type": "BPE", "merges": merges}, **plain, **kept}
 
@@ -292,26 +244,6 @@ def _check_merges(vocabulary: Mapping[str, int], merges: list[tuple[str, str]], 
             )
 
 
-def _check_part(name: str, part: Any, where: str, error: Kind) -> None:
-    if part is None:
-        return
-    found = Fields(part, where, error).text("type")
-    if found == "Sequence":
-        for place, inner in enumerate(Fields(part, where, error).get(_LISTS[name], list)):
-            _check_part(name, inner, f"{where}[{place}]", error)
-    elif found not in _PARTS[name]:
-        raise error(f"{where}: unknown: {printable(found)[:40]!r}; known are {', '.join(_PARTS[name])}")
-    pattern = part.get("pattern")
-    if isinstance(pattern, dict) and len(str(pattern)) > _LONGEST_PATTERN:
-        raise error(f"{where}: a pattern of {len(str(pattern))} characters, at most {_LONGEST_PATTERN} are read")
-
-
-def _is_byte_level(content: Mapping[str, Any]) -> bool:
-    part = content.get("pre_tokenizer") or {}
-    parts = part.get("pretokenizers") or [part]
-    return any(isinstance(inner, dict) and inner.get("type") == "ByteLevel" for inner in parts)
-
-
 def _opened(content: dict[str, Any], shown: str, error: Kind) -> tokenizers.Tokenizer:
     try:
         library = tokenizers.Tokenizer.from_str(json.dumps(content))
@@ -337,26 +269,20 @@ def _id_of(library: tokenizers.Tokenizer, name: str | None) -> int | None:
     return None if name is None else library.token_to_id(name)
 
 
-def _before(
-    content: Mapping[str, Any], library: tokenizers.Tokenizer, settings: TokenizerSettings, bos: int | None
-) -> tuple[int, ...]:
-    """Return the ids before every text: as `add_bos_token` says, else as the file's post-processor, else the class."""
-    if settings.adds_bos is None and content.get("post_processor") is not None:
-        library_ids: list[int] = library.encode("", add_special_tokens=True).ids
-        return tuple(library_ids)
-    adds = settings.name == LLAMA if settings.adds_bos is None else settings.adds_bos
-    return (bos,) if adds and bos is not None else ()
-
-
-def _words(content: Mapping[str, Any]) -> str | None:
-    """Return the pattern of a pre-tokenizer that is one `Split` and a `ByteLevel` that adds and cuts nothing."""
-    parts = (content.get("pre_tokenizer") or {}).get("pretokenizers") or []
-    plain = len(parts) == 2 and parts[0].get("type") == "Split" and parts[1].get("type") == "ByteLevel"
-    if not plain or (content.get("normalizer") or {"type": "NFC"}) != {"type": "NFC"}:
-        return None
-    isolated = parts[0].get("behavior") == "Isolated" and not parts[0].get("invert")
-    whole = not parts[1].get("add_prefix_space") and not parts[1].get("use_regex", True)
-    return (parts[0].get("pattern") or {}).get("Regex") if isolated and whole else None
+def _before(library: tokenizers.Tokenizer, processor: Any, where: str, error: Kind) -> tuple[int, ...]:
+    """Return the ids that a post-processor puts before a text; what it puts behind one is left to the template."""
+    ids: list[int] = []
+    for part in (Fields(part, where, error) for part in processor.get("processors") or [processor]):
+        if part.text("type") != "TemplateProcessing":
+            continue
+        for item in part.get("single", list[dict[str, Any]]):
+            if "SpecialToken" not in item:
+                break
+            name = Fields(item["SpecialToken"], f"{where}: single", error).text("id")
+            if (number := library.token_to_id(name)) is None:
+                raise error(f"{where}: single: {printable(name)[:80]!r} is no token of the vocabulary")
+            ids.append(number)
+    return tuple(ids)
 
 
 def _digest(content: Mapping[str, Any], before: tuple[int, ...]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from megatron_v2pe.foreign.library_files import WORDS
+from megatron_v2pe.foreign.library_rules import WORDS
 from megatron_v2pe.workshop.synthetic.tokenizer import IMAGE_TOKENS, train_tokenizer
 
 QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.folder import HF_LAYOUT
-from megatron_v2pe.checkpoint.hf.open_source import OpenSource, open_hf
+from megatron_v2pe.checkpoint.hf.open_source import OpenSource, check_copies, open_hf
 from megatron_v2pe.checkpoint.hf.options import Options
 from megatron_v2pe.checkpoint.hf.side_files import check_side_files
 from megatron_v2pe.checkpoint.hf.to_mcore import write_megatron
@@ -75,6 +75,7 @@ def open_folder(source: Path) -> OpenSource:
     if os.path.lexists(source / HF_LAYOUT):
         raise CheckpointError(f"{printable(source / HF_LAYOUT)}: the name is taken by the converter; rename this file")
     opened = open_hf(source)
+    check_copies(opened)
     if has_v2pe_scaling(read_config(source)) and opened.model.v2pe.rope_pos_id_version == "default":
         _log.warning(
             "%s: llm_config.rope_scaling.type is 'v2pe' but no rope_pos_id_version is stated; taken as plain rotary "

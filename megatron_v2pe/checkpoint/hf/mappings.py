@@ -196,6 +196,8 @@ class TensorMapping:
     """Columns of the Megatron-Core tensor where it has more than the HF tensor: those behind are zeros."""
     may_be_padded: bool = False
     """Training checkpoints hold more rows than `key_rows`: those beyond are padding."""
+    copy: bool = False
+    """Another tensor has these rows too: the output projection of a tied model, which few checkpoints hold."""
 
     @property
     def key_rows(self) -> int:

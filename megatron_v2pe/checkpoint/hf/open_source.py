@@ -23,6 +23,7 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.config import InternVLConfig, layout_of, read_config
 
 CONFIG = "config.json"
+_COMPARED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,29 @@ def check_places(table: MappingTable, places: dict[str, TensorPlace], source: st
             )
         bytes_of[place.dtype] += place.nbytes
     return bytes_of
+
+
+def check_copies(source: OpenSource) -> None:
+    """Check that an HF folder whose model is tied has in its output projection, if it has one, its embedding.
+
+    Raises:
+        CheckpointError: the two differ; they are named.
+    """
+    weights = HFWeights(source.folder)
+    for copy in (mapping for mapping in source.table.tensors if mapping.copy):
+        original = next(row for row in source.table.tensors if row.key == copy.key and not row.copy)
+        left = weights.layout.places()[copy.name].nbytes
+        one, other = (memoryview(bytearray(min(_COMPARED_AT_ONCE, left))) for _ in range(2))
+        for begin in range(0, left, _COMPARED_AT_ONCE):
+            parts = one[: min(_COMPARED_AT_ONCE, left - begin)], other[: min(_COMPARED_AT_ONCE, left - begin)]
+            for name, part in zip((original.name, copy.name), parts, strict=True):
+                weights.read_into(name, begin, part)
+            if parts[0] != parts[1]:
+                raise CheckpointError(
+                    f"{source.where}: {copy.name} is not {original.name}, though tie_word_embeddings of config.json "
+                    "says that they are one; state false there if the model has an output projection of its own, or "
+                    f"remove {copy.name}"
+                )
 
 
 def _check_index(path: Path, layout: FileLayout) -> None:

@@ -86,6 +86,8 @@ class HFRows:
         self._pieces: dict[str, list[_Piece]] = {}
         self._keys: dict[str, RowsOfKey] = {}
         for mapping in table.tensors:
+            if mapping.copy:
+                continue
             self._keys[mapping.key] = RowsOfKey(places[mapping.name].dtype, mapping.key_shape)
             pieces = self._pieces.setdefault(mapping.key, [])
             for runs in mapping.stretches():

@@ -65,7 +65,8 @@ class MappingTable:
             raise ConfigError(f"{source}: {next(name for name in names if names.count(name) > 1)} stands there twice")
         of_key: dict[str, list[TensorMapping]] = {}
         for mapping in self.tensors:
-            of_key.setdefault(mapping.key, []).append(mapping)
+            if not mapping.copy:
+                of_key.setdefault(mapping.key, []).append(mapping)
         for key, mappings in of_key.items():
             if problem := _fault(mappings):
                 names = ", ".join(mapping.name for mapping in mappings)
@@ -123,8 +124,9 @@ def mapping_table(model: InternVLConfig, layout: str = ORIGINAL, names: Iterable
     Args:
         model: the model.
         layout: `original` or `native`, see `models.config.layout_of`.
-        names: of the tensors of a native checkpoint that is there: where they are those of transformers' modules
-            (`model.language_model...`), the table has them too. Without, it has the names that transformers writes.
+        names: of the tensors of a checkpoint that is there. Where those of a native one are transformers' modules'
+            (`model.language_model...`), the table has them too; without, it has the names that transformers writes.
+            Where a tied model has an output projection all the same, the table has it as a copy.
 
     Raises:
         ConfigError: no table is known for its tower or its language model, or a family's table is wrong.
@@ -134,11 +136,24 @@ def mapping_table(model: InternVLConfig, layout: str = ORIGINAL, names: Iterable
         known = ", ".join(LANGUAGE_TABLES)
         raise ConfigError(f"language model {model.llm.architecture!r} cannot be converted; known: {known}")
     tower = TOWER_TABLES.get(model.vision.architecture)
-    table = MappingTable((*tower(model.vision), *_projector(model), *language(model.llm)))
+    table = MappingTable(
+        (*tower(model.vision), *_projector(model), *language(model.llm), *_copies(model.llm, language))
+    )
+    names = {*names}
     if layout == NATIVE:
         table = MappingTable(tuple(native_rows(table.tensors, model.llm.architecture)))
         table = table.renamed(MODULE_NAMES) if has_module_names(names) else table
+    table = MappingTable(tuple(row for row in table.tensors if not row.copy or row.name in names))
     return table.check(f"table of {model.llm.architecture} with {model.vision.architecture}")
+
+
+def _copies(llm: LanguageConfig, language: LanguageRows) -> Iterator[TensorMapping]:
+    """Yield the output projection of a tied model, which repeats its embedding, under the name it has where untied."""
+    if llm.tie_word_embeddings:
+        names = {row.name for row in language(llm)}
+        for row in language(replace(llm, tie_word_embeddings=False)):
+            if row.name not in names:
+                yield replace(row, key="language_model.embedding.word_embeddings.weight", copy=True)
 
 
 def _projector(model: InternVLConfig) -> Iterator[TensorMapping]:

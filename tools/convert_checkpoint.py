@@ -75,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
                 choices=("original", "native"),
                 help="names and config.json of the published folders, or of transformers' class; unset: the source's",
             )
+            command.add_argument(
+                "--language-model",
+                metavar="MODEL_TYPE",
+                help="of an original folder that is made of a native one: internlm2 for what is llama there",
+            )
         if name == "mcore-to-hf":
             _add_export(command)
         if name.startswith("mcore"):
@@ -128,7 +133,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     asked = vars(arguments)
     target = arguments.places[-1]
     names = ("overwrite", "refuse_non_finite", "dtype", "max_shard_size", "memory_limit", "layout", "verify")
-    names += ("rope_pos_id_version", "rope_pos_id_stride", "manifest")
+    names += ("rope_pos_id_version", "rope_pos_id_stride", "manifest", "language_model")
     options = {name: asked[name] for name in names if name in asked}
     if arguments.plan:
         from megatron_v2pe.checkpoint.hf.on_paper import plan_conversion
@@ -138,6 +143,10 @@ def _convert(arguments: argparse.Namespace) -> None:
         source = None if preset is not None else arguments.places[0]
         print("\n".join(plan_conversion(arguments.command, source, target, Options(**options), preset)))
         return
+    if arguments.command.endswith("hf"):
+        from megatron_v2pe.generate.native_files import side_files
+
+        options["side_files"] = side_files
     start = time.monotonic()
     convert = getattr(api, arguments.command.replace("-", "_"))
     convert(arguments.places[0], target, **options)

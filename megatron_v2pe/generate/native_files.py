@@ -139,10 +139,9 @@ def restore_original_files(source: Path, target: Path) -> None:
             shutil.copyfile(source / GENERATION, target / GENERATION)
     if not list(target.glob("modeling_*.py")):
         _log.warning(
-            "%s: holds no remote code (modeling_internvl_chat.py and what it imports), which transformers needs for "
-            "this layout; this program needs none. Copy the .py files of the published folder beside it, and auto_map "
-            "of its config.json",
-            printable(target),
+            "the folder holds no remote code (modeling_internvl_chat.py and what it imports), which transformers needs "
+            "for this layout; this program needs none. Copy the .py files of the published folder beside it, and "
+            "auto_map of its config.json"
         )
 
 

@@ -279,18 +279,15 @@ def _activations(
 
 def _decoder_layer(model: InternVLConfig, layout: ParallelConfig, tokens: int, numbers: Numbers) -> _Layers:
     llm, degree, size = model.llm, layout.tensor_model_parallel_size, numbers.itemsize
-    share = degree if layout.sequence_parallel else 1
-    row = tokens * size
-    hidden = row * llm.hidden_size // share
-    queries = row * llm.query_size // degree
-    keys = row * llm.key_size // degree
-    sums = tokens * 4 * llm.num_attention_heads // degree
-    wide = row * llm.ffn_hidden_size // degree
-    attention = queries + sums
-    outside = hidden * (2 + 2 * numbers.norm_copies) + queries + 2 * keys + attention
+    part, row = DecoderShare.of(llm, degree), tokens * size
+    hidden = row * llm.hidden_size // (degree if layout.sequence_parallel else 1)
+    queries, keys, wide = row * part.queries, row * part.keys, row * part.ffn
+    attention = queries + tokens * 4 * part.heads  # its output and log-sum-exp
+    joint = (queries + 2 * keys) * (2 if llm.qk_layernorm else 1)  # with norms, what they are given is kept as well
+    outside = hidden * (2 + 2 * numbers.norm_copies) + joint + attention
     chunks = numbers.chunks(tokens)
     # The gradient of the MLP's input; under sequence parallelism of the gathered one, beside what was gathered for it.
-    mlp = ceil(wide * SWIGLU_WORKING / chunks) + (3 * row * llm.hidden_size if share > 1 else hidden)
+    mlp = ceil(wide * SWIGLU_WORKING / chunks) + (3 * row * llm.hidden_size if layout.sequence_parallel else hidden)
     again = mlp + ceil(2 * wide / chunks)  # a recomputed layer ends before its MLP, and backward forms the product
     # Attention: its output's gradient, gradients of its inputs, and sums of them in fp32, once for every block held.
     blocks = exchange_named(layout.cp_comm_type).blocks_held(layout.context_parallel_size)
@@ -320,8 +317,12 @@ def _tower(
     # Of one tile:
     pixels = 3 * model.tile_size**2 * size
     given = tokens * size * vision.hidden_size
-    wide = tokens * size * vision.ffn_hidden_size // degree
-    outside = given * TOWER_HIDDEN + 4 * given // degree + tokens * 4 * vision.num_attention_heads // degree
+    wide = tokens * size * share(vision.ffn_hidden_size, degree)
+    heads = share(vision.num_attention_heads, degree)
+    outside = given * TOWER_HIDDEN + tokens * 4 * heads
+    outside += tokens * size * heads * vision.head_dim * (4 + _norms_of_heads(model, degree, numbers))
+    if vision.norm_type == "rms_norm":
+        outside += 2 * given * (numbers.norm_copies - 1)
     features = model.tokens_per_tile * model.llm.hidden_size * size
     projector = 2 * given + 2 * features // degree
     part = min(plan.tower_tiles or tiles, tiles)
@@ -335,6 +336,16 @@ def _tower(
     again = part * (outside + kept_wide) if recomputed else 0
     formed = part * ceil(wide / chunks) if recomputed and not kept_wide else 0
     return tiles * (pixels + kept), again + formed + working
+
+
+def _norms_of_heads(model: InternVLConfig, degree: int, numbers: Numbers) -> int:
+    """Return how many widths of all its heads a tower layer keeps because queries and keys are normed.
+
+    Each keeps what the norm is given, in one piece, and its result; on the CPU of one process also what its weight
+    multiplies.
+    """
+    copies = numbers.norm_copies if degree == 1 else 1
+    return 2 * (1 + copies) if model.vision.qk_normalization else 0
 
 
 CHUNKS_KEPT = 4

@@ -10,6 +10,7 @@ from helpers import counted_flops, parity
 from helpers.packs import random_packs
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import Learning, StepCost
+from megatron_v2pe.models.presets import preset_config
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config
@@ -32,6 +33,10 @@ def config(golden):
 
 @pytest.fixture(scope="module")
 def weights(pools, config):
+    return drawn(pools, config)
+
+
+def drawn(pools, config):
     return {name: tensor.float() for name, tensor in pools[1].run(parity.random_weights, hf_config=config)[0].items()}
 
 
@@ -74,6 +79,22 @@ def test_as_pytorch_counts(pools, config, weights, name):
     theirs = found.products + found.causal + found.full
     assert ours == pytest.approx(theirs, rel=1e-9)
     assert cost.flop(0, squares, 0, 0) == pytest.approx(found.causal, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["nothing", "tower but its last two layers", "decoder"])
+def test_qwen3_and_the_6b_tower_as_pytorch_counts(pools, config, name):
+    """Heads together wider than hidden states; norms of queries and keys count nothing."""
+    published = preset_config("InternVL3_5-38B")
+    sizes = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
+    llm = published["llm_config"] | {part: config["llm_config"][part] for part in (*sizes, "vocab_size")}
+    llm |= {"num_key_value_heads": config["llm_config"]["num_key_value_heads"], "head_dim": 24}
+    tower = {part: config["vision_config"][part] for part in (*sizes, "image_size", "patch_size")}
+    large = config | {"llm_config": llm, "vision_config": published["vision_config"] | tower}
+    pack, found = counted(pools, large, drawn(pools, large), FROZEN[name])
+    cost, squares, tiles, padded = expected(large, pack, FROZEN[name])
+    supervised = int((pack.labels != -100).sum())
+    ours = padded.flop(len(pack.input_ids), 0, 0, supervised) + cost.flop(0, squares, tiles, 0)
+    assert ours == pytest.approx(found.products + found.causal + found.full, rel=1e-9)
 
 
 def test_a_frozen_part_that_is_counted_as_learning_is_seen(pools, config, weights):

@@ -165,14 +165,10 @@ def _llama_model(folder: Path, settings: TokenizerSettings, error: Kind) -> dict
     merges: list[tuple[str, str]] = []
     for piece in vocabulary:
         cuts = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-        merges += sorted((pair for pair in cuts if pair[0] in vocabulary and pair[1] in vocabulary), key=_lengths)
+        merges += [pair for pair in cuts if pair[0] in vocabulary and pair[1] in vocabulary]
     own = [number for number in numbers if pieces.is_control(number) or pieces.is_unknown(number)]
     tokens = [asdict(AddedToken(pieces.id_to_piece(number), number)) for number in own]
     return rules.llama(vocabulary, merges, settings) | {"added_tokens": tokens + _user_defined(folder, pieces)}
-
-
-def _lengths(pair: tuple[str, str]) -> tuple[int, int]:
-    return len(pair[0]), len(pair[1])
 
 
 def _user_defined(folder: Path, pieces: Any) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
+from megatron_v2pe.data.special_tokens import IMG_END
 from megatron_v2pe.workshop.long_context.pipeline import PLACEHOLDER, Encoding, Turns
 
 _REMEMBERED_CHARACTERS = 2_000
@@ -35,9 +36,15 @@ class TokenBudget:
         return tiles * self.encoding.tokens_per_tile + 2
 
     def conversation(self, turns: Turns, tiles: Sequence[int]) -> int:
-        """Return the tokens of a conversation, `<s>` included; the k-th placeholder has `tiles[k]` tiles."""
-        texts = [part for message in self.encoding.messages(turns) for part in message.split(PLACEHOLDER)]
-        return 1 + sum(map(self.text, texts)) + sum(map(self.image, tiles))
+        """Return the tokens of a conversation, with those before every text; the k-th placeholder has `tiles[k]` tiles.
+
+        What stands behind an image is counted behind its mark: some tokenizers treat the beginning of a text otherwise.
+        """
+        count = len(self.encoding.tokenizer.before) + sum(map(self.image, tiles))
+        for message in self.encoding.messages(turns):
+            first, *behind = message.split(PLACEHOLDER)
+            count += self.text(first) + sum(self.text(IMG_END + part) - 1 for part in behind)
+        return count
 
     def line(self, text: str) -> int:
         """Return the tokens a line adds to a text of lines; newlines may join the words they stand between."""

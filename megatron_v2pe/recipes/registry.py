@@ -10,6 +10,14 @@ from megatron_v2pe.recipes.internvl2_2b import (
     internvl2_2b_v2pe_32k,
     internvl2_2b_v2pe_256k,
 )
+from megatron_v2pe.recipes.internvl3 import (
+    internvl3_1b_v2pe_32k,
+    internvl3_1b_v2pe_128k,
+    internvl3_8b_v2pe_32k,
+    internvl3_8b_v2pe_128k,
+    internvl3_38b_v2pe_32k,
+    internvl3_38b_v2pe_128k,
+)
 from megatron_v2pe.recipes.long_context import long_context
 from megatron_v2pe.recipes.quickstart import quickstart
 from megatron_v2pe.train.config import ExperimentConfig
@@ -20,6 +28,12 @@ RECIPES: dict[str, Callable[[], ExperimentConfig]] = {
         internvl2_2b_baseline_32k,
         internvl2_2b_v2pe_32k,
         internvl2_2b_v2pe_256k,
+        internvl3_1b_v2pe_32k,
+        internvl3_1b_v2pe_128k,
+        internvl3_8b_v2pe_32k,
+        internvl3_8b_v2pe_128k,
+        internvl3_38b_v2pe_32k,
+        internvl3_38b_v2pe_128k,
         debug,
         quickstart,
         long_context,

@@ -231,6 +231,11 @@ def weight_map(folder: Path) -> dict[str, str] | None:
     return _index(folder).get("weight_map", dict[str, str]) if os.path.lexists(folder / INDEX) else None
 
 
+def adapter_file(folder: Path) -> str | None:
+    """Return the name of a file that says a folder holds an adapter, None where there is none."""
+    return next((name for name in _ADAPTERS if os.path.lexists(folder / name)), None)
+
+
 def _index(folder: Path) -> Fields:
     path = folder / INDEX
     return Fields(read_json_object(path, CheckpointError, 1 << 26, unique=True), printable(path), CheckpointError)
@@ -292,7 +297,7 @@ def _check_one_set(folder: Path, index: dict[str, str] | None) -> None:
                 f"{printable(folder / name)}: its download is not at its end{_begun(folder / name)}: the same download "
                 "goes on; where the file is known to be whole, remove what lies beside it"
             )
-    if adapter := next((name for name in _ADAPTERS if os.path.lexists(folder / name)), None):
+    if adapter := adapter_file(folder):
         raise CheckpointError(
             f"{printable(folder / adapter)}: an adapter beside the weights {min(used)}: transformers adds it to them, "
             "this program does not. Merge it into the weights (peft's merge_and_unload), or move it elsewhere"

@@ -40,7 +40,7 @@ class LogitInput:
     prompt: str | None = None
     images: tuple[str, ...] = ()
     seed: int = 0
-    """Of random tokens and pixels, where no prompt is given."""
+    """The seed of random tokens and pixels, where no prompt is given."""
 
 
 def logits_of(folder: Path, given: LogitInput) -> Tensor:

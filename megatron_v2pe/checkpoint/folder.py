@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_v2pe.base.logging import get_logger
@@ -118,6 +120,31 @@ def remove_old(root: Path, newest: int, keep_latest: int | None) -> None:
     for old in counted[:-keep_latest] if keep_latest else ():
         _log.info("removing old checkpoint %s", old)
         shutil.rmtree(old)
+
+
+@contextmanager
+def new_folder(target: Path, overwrite: bool, marker: str) -> Iterator[Path]:
+    """Give a temporary folder beside `target` to write into; it becomes `target` when the block ends without error.
+
+    Args:
+        target: the folder to create.
+        overwrite: replace a folder that is there already.
+        marker: file that only a folder of this kind holds; a folder without it is never replaced.
+
+    Raises:
+        CheckpointError: `target` exists and may not be replaced.
+    """
+    check_target(target, overwrite, marker)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    remove_left_over(target)  # another process may write the same folder: its own is left alone
+    temporary = target.with_name(f".{target.name}.writing-{socket.gethostname()}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        put_in_place(temporary, target, replace=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_left_over(target: Path) -> None:

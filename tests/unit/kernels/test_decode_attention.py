@@ -24,8 +24,8 @@ DEVICE = "cuda" if CUDA else "cpu"
 # Largest errors over the largest value, over the cases below: float32 3e-7, fp16 2e-4.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 TYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
-SHAPES = [(1, 16), (2, 128), (3, 24), (4, 64)]
-"""Query heads of a group, width of a head."""
+SHAPES = [(1, 16), (2, 128), (3, 24), (4, 64), (7, 64), (1, 96), (16, 128)]
+"""Query heads of a group, width of a head; the last three are those of Qwen2-0.5B, Phi-3 and InternLM3."""
 STARTS, LENGTHS, PLACES = [0, 150, 160, 161], [129, 1, 0, 200], 361
 BREAK_IS_SEEN_ABOVE = 0.01
 

@@ -54,6 +54,8 @@ class Family:
     llm: dict[str, Any]
     """Fields of `llm_config` beyond the common ones."""
     tower: dict[str, Any]
+    select_layer: int = -1
+    """Which of the tower's hidden states the projector gets."""
 
     def config(self) -> dict[str, Any]:
         """Return its `config.json`."""
@@ -68,7 +70,7 @@ class Family:
             "min_dynamic_patch": 1,
             "pad2square": False,
             "ps_version": "v2",
-            "select_layer": -1,
+            "select_layer": self.select_layer,
             "template": self.template,
             "tie_word_embeddings": tied,
             "torch_dtype": "float32",
@@ -107,7 +109,7 @@ class Family:
         }
 
 
-def _language_model(kind: str, tower: dict[str, Any], **llm: Any) -> Family:
+def _language_model(kind: str, tower: dict[str, Any], select_layer: int = -1, **llm: Any) -> Family:
     architecture, template = {
         "internlm2": ("InternLM2ForCausalLM", "internlm2-chat"),
         "internlm3": ("InternLM3ForCausalLM", "internlm2-chat"),
@@ -116,7 +118,7 @@ def _language_model(kind: str, tower: dict[str, Any], **llm: Any) -> Family:
         "qwen2": ("Qwen2ForCausalLM", "Hermes-2"),
         "qwen3": ("Qwen3ForCausalLM", "Hermes-2"),
     }[kind]
-    return Family(architecture, kind, template, llm, tower)
+    return Family(architecture, kind, template, llm, tower, select_layer)
 
 
 _DYNAMIC = {"max_position_embeddings": 20, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
@@ -137,7 +139,12 @@ FAMILIES: dict[str, Family] = {
         "llama", TOWER_6B, rope_theta=500000.0, rms_norm_eps=1e-5, rope_scaling=LLAMA3, attention_bias=False
     ),
     "yi": _language_model(
-        "llama", TOWER_300M, hidden_size=56, num_attention_heads=14, rope_scaling={"type": "linear", "factor": 2.0}
+        "llama",
+        TOWER_300M,
+        select_layer=-2,
+        hidden_size=56,
+        num_attention_heads=14,
+        rope_scaling={"type": "linear", "factor": 2.0},
     ),
     "phi3": _language_model(
         "phi3",

@@ -156,7 +156,8 @@ class Runs:
         """Answer prompts greedily.
 
         Returns:
-            What transformers answers; of every layout, what ours answers, and the error of its cache.
+            What transformers answers; of every layout, and of static steps in one process, what ours answers, and the
+            error of its cache.
         """
         config = answering(self._config_of(name))
         prompts = _prompts(config, self._packs)
@@ -182,9 +183,11 @@ class Runs:
         whole = self._run(1, generation.recomputed, case=case, ids=expected)
         found: dict[str, tuple[Any, float]] = {}
         for layout in layouts:
-            here = replace(case, layout=replace(LAYOUTS[layout], sequence_parallel=False))
-            result = self._run(_processes(layout), generation.run, case=here)
-            found[layout] = result.ids, generation.relative_error(whole, result.logits)
+            for static in (False, True) if _processes(layout) == 1 else (False,):  # uncaptured on the CPU
+                here = replace(case, layout=replace(LAYOUTS[layout], sequence_parallel=False), static=static)
+                result = self._run(_processes(layout), generation.run, case=here)
+                what = f"{layout}, static steps" if static else layout
+                found[what] = result.ids, generation.relative_error(whole, result.logits)
         return expected, found
 
     def weights(self, name: str) -> dict[str, Tensor]:

@@ -142,10 +142,10 @@ def _one_card(outcome: Outcome, runs: Runs, name: str) -> None:
     allowed = {what: WORSE_THAN_THEIRS * other[what] + near for what, near in NEAR.items()}
     _within(outcome, f"{name}, bf16", half, allowed, {f"theirs {what}": other[what] for what in NEAR})
     expected, answers = runs.answers(name, ["one process"])
-    ids, error = answers["one process"]
-    outcome.add(f"{name}, answers", **{"as transformers'": str(ids == expected), "cache error": error})
-    outcome.must(ids == expected, f"{name}: answers {ids}, transformers answers {expected}")
-    outcome.must(error <= 10 * CACHE_TOLERANCE, f"{name}: cache against recompute {error:.1e}")
+    for steps, (ids, error) in answers.items():
+        outcome.add(f"{name}, answers, {steps}", **{"as transformers'": str(ids == expected), "cache error": error})
+        outcome.must(ids == expected, f"{name}, {steps}: answers {ids}, transformers answers {expected}")
+        outcome.must(error <= 10 * CACHE_TOLERANCE, f"{name}, {steps}: cache against recompute {error:.1e}")
 
 
 def _sharded(outcome: Outcome, runs: Runs, layout: str) -> None:

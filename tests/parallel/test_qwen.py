@@ -60,14 +60,15 @@ def case(golden_config, pools):
     """A step of one of the models, tied or not; its weights are drawn once."""
     known = {}
 
-    def make(kind, tied, **options):
-        if (kind, tied) not in known:
+    def make(kind, tied, tower=None, **options):
+        if (kind, tied, str(tower)) not in known:
             config = {**golden_config, "llm_config": {**SIZES, **SECTIONS[kind], "tie_word_embeddings": tied}}
+            config["vision_config"] = {**config["vision_config"], **(tower or {})}
             weights = pools[1].run(parity.random_weights, hf_config=config)[0]
             assert ("language_model.output_layer.weight" in weights) is not tied
             assert ("language_model.decoder.layers.0.self_attention.q_layernorm.weight" in weights) is (kind == "qwen3")
-            known[kind, tied] = config, random_packs(config, POLICY, "mixed"), weights
-        config, packs, weights = known[kind, tied]
+            known[kind, tied, str(tower)] = config, random_packs(config, POLICY, "mixed"), weights
+        config, packs, weights = known[kind, tied, str(tower)]
         return parity.Case(config, ParallelConfig(), packs, weights, IMG_CONTEXT, POLICY, torch.float64, options)
 
     return make
@@ -106,6 +107,13 @@ def errors(pools, case):
 )
 def test_a_layout_equals_one_process(errors, kind, tied, name):
     found = errors(kind, tied, name)
+    assert max(found["loss"], found["logits"], found["gradients"]) <= TOLERANCE, found
+
+
+def test_norms_of_a_tower_are_none_of_heads(errors):
+    """InternVL3.5-38B: the 6B tower's norms of queries and keys are cut over the ranks, Qwen3's are not."""
+    tower = {"norm_type": "rms_norm", "qk_normalization": True, "qkv_bias": False}
+    found = errors("qwen3", False, "tp2_sp", tower=tower)
     assert max(found["loss"], found["logits"], found["gradients"]) <= TOLERANCE, found
 
 

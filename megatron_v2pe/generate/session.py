@@ -119,10 +119,11 @@ class Session:
 
     def _ids_to_cut(self, prompt: Prompt) -> Tensor:
         """Return a prompt's tokens, with another id for image tokens that were chosen in its answer."""
-        ids = prompt.input_ids
-        asked = len(ids) - prompt.answered
-        chosen = (ids == self.engine.model.image_token_id) & (torch.arange(len(ids), device=ids.device) >= asked)
-        return ids.masked_fill(chosen, _CHOSEN_IMAGE_TOKEN)
+        asked = len(prompt.input_ids) - prompt.answered
+        question, answer = prompt.input_ids[:asked], prompt.input_ids[asked:]
+        return torch.cat([
+            question, answer.masked_fill(answer == self.engine.model.image_token_id, _CHOSEN_IMAGE_TOKEN)
+        ])  # fmt: skip
 
     def _needed(self, cached: int) -> int:
         """Return the bytes this rank is about to take."""

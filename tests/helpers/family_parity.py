@@ -21,6 +21,7 @@ from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.generate.generation import GenerationOptions
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.native_config import ORIGINAL
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
@@ -191,12 +192,16 @@ class Runs:
         return expected, found
 
     def weights(self, name: str) -> dict[str, Tensor]:
-        """Return the reference's weights by checkpoint key."""
+        """Return the reference's weights by checkpoint key, through the table of the published names."""
         if name not in self._weights:
             config = self._config_of(name)
-            found = self._run(1, family_reference.weights, config=config, image_token=IMG_CONTEXT)
-            self._weights[name] = full_state(config, found)
+            self._weights[name] = full_state(config, family_reference.published(config, self.native_weights(name)))
         return self._weights[name]
+
+    def native_weights(self, name: str) -> dict[str, Tensor]:
+        """Return the reference's weights by the names of its modules."""
+        arguments = {"config": self._config_of(name), "image_token": IMG_CONTEXT}
+        return self._run(1, family_reference.weights, **arguments)
 
 
 def _processes(layout: str) -> int:
@@ -223,13 +228,13 @@ def _prompts(config: dict[str, Any], packs: str) -> list[Prompt]:
     return found
 
 
-def full_state(config: dict[str, Any], published: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state by checkpoint key from tensors by the published names, which must be those of the table."""
-    table = mapping_table(InternVLConfig.from_hf(config))
-    table.check_names(published, "the reference")
+def full_state(config: dict[str, Any], tensors: Mapping[str, Tensor], layout: str = ORIGINAL) -> dict[str, Tensor]:
+    """Return the state by checkpoint key from the tensors of a layout, whose names must be those of its table."""
+    table = mapping_table(InternVLConfig.from_hf(config), layout, tensors)
+    table.check_names(tensors, "the reference")
     full: dict[str, Tensor] = {}
     for mapping in table.tensors:
-        tensor = published[mapping.name]
+        tensor = tensors[mapping.name]
         table.check_shape(mapping, tensor.shape, "the reference")
         whole = full.setdefault(mapping.key, tensor.new_zeros(mapping.key_shape))
         for first, rows in mapping.to_mcore(tensor):

@@ -107,9 +107,9 @@ def configuration(config: dict[str, Any], image_token: int, plain_rope: bool = F
 
 
 def weights(config: dict[str, Any], image_token: int, seed: int = 0) -> dict[str, Tensor]:
-    """Return the random weights of the reference by the published names."""
+    """Return the random weights of the reference by the names of its modules."""
     model = build(config, image_token, seed=seed)
-    return published(config, {name: parameter.detach() for name, parameter in model.named_parameters()})
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def step(

@@ -10,9 +10,11 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
+import torch
 
 from helpers import family_parity as families
 from helpers.family_cases import FAMILIES
+from megatron_v2pe.models.native_config import NATIVE
 from megatron_v2pe.v2pe.settings import StridePolicy
 
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -39,6 +41,14 @@ def test_a_step_equals_transformers(run, name, layout, policy):
     errors = run.errors(name, layout, policy)
     for what, allowed in families.TOLERANCE.items():
         assert errors[what] <= allowed, errors
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tables_of_both_layouts_give_one_state(run, name):
+    native = families.full_state(FAMILIES[name].config(), run.native_weights(name), NATIVE)
+    published = run.weights(name)
+    assert native.keys() == published.keys()
+    assert all(torch.equal(native[key], tensor) for key, tensor in published.items())
 
 
 @pytest.mark.parametrize(("name", "layout", "planted_break"), families.BREAKS)

@@ -152,7 +152,7 @@ def normed_by_hand(joint, query_weight, key_weight, cos, sin):
 
 
 @pytest.mark.parametrize(("groups", "queries", "width"), HEADS)
-def test_rotary_behind_norms(numbers, groups, queries, width):
+def test_rotary_behind_norms(numbers, groups, queries, width, monkeypatch):
     """37 tokens are more than two programs of the gradient's kernel."""
     angles = numbers(37, width // 2).float()
     cos, sin = angles.cos(), angles.sin()
@@ -170,6 +170,12 @@ def test_rotary_behind_norms(numbers, groups, queries, width):
     for one, other in zip(found, expected, strict=True):  # float32 angles: the same in both, exactly
         assert (one - other).abs().max() <= 1e-13 * other.abs().max()
     assert all(part.is_contiguous() for part in operation(*inputs[:3]))
+    monkeypatch.setattr(rotary, "_ROWS", 10)  # the plain form goes through tokens in parts
+    with choice.forced("plain"):
+        narrow = with_gradients(operation, 3)(*inputs)
+    for part, other in zip(narrow, expected, strict=True):
+        assert part.dtype == joint.dtype
+        assert (part.double() - other).abs().max() <= TOLERANCE[part.dtype] * other.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

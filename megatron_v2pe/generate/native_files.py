@@ -43,7 +43,7 @@ from megatron_v2pe.foreign.tokenizer_settings import (
     TokenizerSource,
     source_of,
 )
-from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.config import InternVLConfig, layout_of
 from megatron_v2pe.models.native_config import NATIVE
 
 ORIGINALS = "v2pe_original"
@@ -59,10 +59,10 @@ _log = get_logger(__name__)
 
 
 def side_files(source: Path, target: Path, layout: str, config: Mapping[str, Any]) -> None:
-    """Write the files beside the weights of a folder whose layout is not the source's; a `SideFiles` of conversions.
+    """Write the files beside the weights that follow from layout and `config.json`; a `SideFiles` of conversions.
 
     Args:
-        source: HF folder, or `hf/` of a Megatron checkpoint, in the other layout.
+        source: HF folder, or `hf/` of a Megatron checkpoint, in either layout.
         target: folder that is being written; it holds `config.json` and copies of the source's other files.
         layout: of the target.
         config: content of the `config.json` that is written.
@@ -70,9 +70,12 @@ def side_files(source: Path, target: Path, layout: str, config: Mapping[str, Any
     Raises:
         V2PEError: see `write_native_files`.
     """
-    if layout == NATIVE:
+    before = layout_of(source)
+    if layout == NATIVE and before == NATIVE:
+        _refresh(source, target, config)
+    elif layout == NATIVE:
         write_native_files(source, target, config)
-    else:
+    elif before == NATIVE:
         restore_original_files(source, target)
 
 
@@ -143,6 +146,16 @@ def restore_original_files(source: Path, target: Path) -> None:
             "for this layout; this program needs none. Copy the .py files of the published folder beside it, and "
             "auto_map of its config.json"
         )
+
+
+def _refresh(source: Path, target: Path, config: Mapping[str, Any]) -> None:
+    """Write tiles and conversation template into a native folder whose `config.json` may state others than before."""
+    model, before = InternVLConfig.from_hf(config), InternVLConfig.from_folder(source)
+    if os.path.lexists(target / PREPROCESSOR):
+        _write(target / PREPROCESSOR, {**_json(source / PREPROCESSOR), **_image_processor(model)})
+    if model.template != before.template and model.template in TEMPLATES and os.path.lexists(target / CHAT_TEMPLATE):
+        text = chat_template(TEMPLATES[model.template], Tokenizer.from_folder(source))
+        (target / CHAT_TEMPLATE).write_text(text + "\n", encoding="utf-8")
 
 
 _NATIVE_ONLY = ("extra_special_tokens", "processor_class", "chat_template")

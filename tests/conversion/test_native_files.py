@@ -21,7 +21,7 @@ from megatron_v2pe.data.image_tiles import cut_tiles
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.sentence_piece_library import library_of_pieces
-from megatron_v2pe.generate.native_files import ORIGINALS, restore_original_files, write_native_files
+from megatron_v2pe.generate.native_files import ORIGINALS, restore_original_files, side_files, write_native_files
 from megatron_v2pe.kernels.tiles import normalise_tiles
 from megatron_v2pe.models.native_config import NATIVE
 
@@ -105,6 +105,19 @@ def test_a_native_folder_of_others_becomes_original(tmp_path, caplog):
     stated = json.loads((back / "tokenizer_config.json").read_text())
     assert "extra_special_tokens" not in stated and stated["tokenizer_class"] == "Qwen2Tokenizer"
     assert Tokenizer.from_folder(back).encode("a <img> b") == Tokenizer.from_folder(target).encode("a <img> b")
+
+
+def test_a_native_folder_that_was_trained_on_states_its_new_tiles_and_template(tmp_path):
+    _, target, native = exported("qwen2", tmp_path)
+    again = tmp_path / "again"
+    shutil.copytree(target, again)
+    side_files(target, again, NATIVE, native)
+    assert {path.name: path.read_bytes() for path in again.iterdir() if path.is_file()} == {
+        path.name: path.read_bytes() for path in target.iterdir() if path.is_file()
+    }
+    side_files(target, again, NATIVE, {**native, "max_dynamic_patch": 3, "template": "internvl2_5"})
+    assert json.loads((again / "preprocessor_config.json").read_text())["max_patches"] == 3
+    assert (again / "chat_template.jinja").read_text() != (target / "chat_template.jinja").read_text()
 
 
 def test_tiles_and_norms_go_into_the_processor(tmp_path):

@@ -30,8 +30,9 @@ from megatron_v2pe.models.native_config import ORIGINAL, with_language_model
 from megatron_v2pe.version import __version__
 
 SideFiles = Callable[[Path, Path, str, Mapping[str, Any]], None]
-"""Writes the files beside the weights of a folder in another layout than the source's. It takes the source's folder of
-`config.json`, the folder that is being written, its layout and the content of its `config.json`."""
+"""Writes the files beside the weights that follow from `config.json` and from the layout, where one of them is not the
+source's. It takes the source's folder of `config.json`, the folder that is being written, its layout and the content of
+its `config.json`."""
 
 
 def write_hf(
@@ -78,7 +79,7 @@ def write_hf(
         config = _config(source, options, layout, config)
         if config is not None:
             (folder / CONFIG).write_text(hf_config.to_text(config), encoding="utf-8")
-            if side_files is not None and layout != source.layout:
+            if side_files is not None:
                 side_files(source.hf, folder, layout, config)
         if recut:
             write_index(folder, files)

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from helpers.native_models import LLMS, SPECIAL, from_keys, small_config, small_state, to_keys
+from helpers.native_models import LLMS, SPECIAL, VISION, VISION_6B, from_keys, small_config, small_state, to_keys
 from megatron_v2pe.checkpoint.hf.native_table import MODULE_NAMES
 from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.errors import ConfigError
@@ -48,12 +48,16 @@ def test_a_config_comes_back_as_it_was(name, version):
     assert back == before
 
 
+@pytest.mark.parametrize("tower", [VISION, VISION_6B], ids=["300M", "6B"])
 @pytest.mark.parametrize("name", LLMS)
-def test_tensors_come_back_bit_by_bit(name):
-    config = small_config(name)
+def test_tensors_come_back_bit_by_bit(name, tower):
+    config = small_config(name, vision_config=tower)
     model, state = InternVLConfig.from_hf(config), small_state(config)
     state = {key: value.to(torch.bfloat16) for key, value in state.items()}
-    original, native = mapping_table(model), mapping_table(InternVLConfig.from_hf(native_config(name)), NATIVE)
+    original, native = (
+        mapping_table(model),
+        mapping_table(InternVLConfig.from_hf(in_layout(config, NATIVE, CONTEXT)), NATIVE),
+    )
     there = from_keys(native, to_keys(original, state))
     again = from_keys(native, to_keys(native, there))
     back = from_keys(original, to_keys(native, again))
@@ -103,6 +107,7 @@ def test_a_published_native_config_with_fields_left_out():
         ({"text_config": {"layer_types": ["sliding_attention"] * 2}}, ("text_config: layer_types",)),
         ({"vision_config": {"use_mean_pooling": False}}, ("vision_config: use_mean_pooling", "True")),
         ({"vision_config": {"use_mask_token": True}}, ("vision_config: use_mask_token",)),
+        ({"vision_config": {"use_qk_norm": True, "layer_norm_eps": 1e-5}}, ("vision_config: layer_norm_eps", "1e-05")),
         ({"vision_config": {"image_size": [28, 56]}}, ("vision_config: image_size", "square")),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, ("siglip_vision_model", "internvl_vision")),
         ({"vision_config": {"attention_dropout": 0.1}}, ("vision_config: attention_dropout",)),
@@ -127,6 +132,7 @@ def test_what_is_not_computed_is_named(changes, words):
     ("changes", "words"),
     [
         ({"ps_version": "v1"}, ("ps_version", "v1")),
+        ({"vision_config": {**VISION_6B, "layer_norm_eps": 1e-5}}, ("layer_norm_eps is 1e-05", "original layout")),
         ({"llm_config": {**LLMS["internlm3"], "qkv_bias": True}}, ("qkv_bias", "llama")),
     ],
 )

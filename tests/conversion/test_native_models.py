@@ -7,7 +7,16 @@ from fractions import Fraction
 import pytest
 import torch
 
-from helpers.native_models import LLMS, document, outcomes, small_config, small_state, write_native
+from helpers.native_models import (
+    LLMS,
+    VISION,
+    VISION_6B,
+    document,
+    outcomes,
+    small_config,
+    small_state,
+    write_native,
+)
 from megatron_v2pe.v2pe.transformers_positions import transformers_positions
 
 transformers = pytest.importorskip("transformers")
@@ -40,11 +49,13 @@ def inputs(model, item, stride):
     return given
 
 
-@pytest.mark.parametrize("name", LLMS)
-def test_logits_and_answers(name, tmp_path, pools):
+@pytest.mark.parametrize(
+    ("name", "tower"), [*((name, VISION) for name in LLMS), ("internlm2", VISION_6B), ("qwen2", VISION_6B)]
+)
+def test_logits_and_answers(name, tower, tmp_path, pools):
     for select_layer, strides in ((-1, STRIDES[1:]), (-2, STRIDES[:1])):
         positions = {"rope_pos_id_version": "v2pe_rnd"} if strides[0] is not None else {}
-        config = small_config(name, select_layer=select_layer, **positions)
+        config = small_config(name, select_layer=select_layer, vision_config=tower, **positions)
         state = small_state(config)
         pairs = [(item, stride) for item in DOCUMENTS for stride in strides]
         items, asked = [list(side) for side in zip(*pairs, strict=True)]

@@ -34,6 +34,11 @@ VISION = {
     "layer_norm_eps": 1e-6, "qk_normalization": False, "qkv_bias": True, "initializer_factor": 1.0,
     "hidden_act": "gelu", "drop_path_rate": 0.1, "use_flash_attn": True,
 }  # fmt: skip
+VISION_6B = {
+    **VISION, "hidden_size": 40, "num_attention_heads": 5, "norm_type": "rms_norm", "qk_normalization": True,
+    "qkv_bias": False,
+}  # fmt: skip
+"""A small tower of the kind of InternViT-6B: heads that no tensor-parallel size divides, norms over all of them."""
 LLM = {
     "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 300, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,

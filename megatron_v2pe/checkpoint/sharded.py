@@ -33,6 +33,7 @@ from megatron_v2pe.checkpoint.description import read_common
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import CheckpointError, V2PEError
+from megatron_v2pe.models.padding import CutPart
 
 State = dict[str, Any]
 """Nested: names -> sharded tensors and plain values, as Megatron-Core's modules describe themselves."""
@@ -46,7 +47,8 @@ def parts_to_save(state: State) -> tuple[list[ShardedTensor], Any]:
     """
     sharded, common = save_preprocess(_without_objects(state))
     parts = [part for part in nested_values(sharded) if isinstance(part, ShardedTensor)]
-    return [part for part in parts if is_main_replica(part.replica_id)], common
+    held = [part for part in parts if part.data is not None and part.data.numel()]  # some hold padding alone
+    return [part for part in held if is_main_replica(part.replica_id)], common
 
 
 def bytes_of(parts: list[ShardedTensor], device: torch.device) -> int:
@@ -94,26 +96,36 @@ def _load(state: State, reader: TorchDistReader, folder: Path) -> State:
 
 
 def _filled(part: Any, reader: TorchDistReader, folder: Path) -> torch.Tensor:
-    """Return the tensor of a part, its values read."""
+    """Return the tensor of a part, its values read and its padding zero."""
     assert isinstance(part, ShardedTensor) and part.data is not None, part
     stored = reader.tensors[part.key]
     begin, wanted = tuple(part.global_offset), tuple(part.global_shape)
-    if stored.size != wanted and not (part.allow_shape_mismatch and len(stored.size) == len(wanted)):
+    longer = part.allow_shape_mismatch and stored.size[1:] == wanted[1:] and stored.size[0] > wanted[0]
+    if stored.size != wanted and not longer:
         raise CheckpointError(
             f"{folder}: does not fit this model: {part.key} has shape {list(stored.size)}, "
             f"the model's is {list(wanted)}"
         )
     target = part.data.detach()
     whole = target[(None,) * part.prepend_axis_num]
-    if stored.size == wanted:
-        reader.read(part.key, begin, tuple(whole.shape), whole)
-        return target
-    # A vocabulary padded to another multiple: rows that the checkpoint lacks are zeros.
-    whole.zero_()
-    sizes = [max(min(extent, there - at), 0) for extent, there, at in zip(whole.shape, stored.size, begin, strict=True)]
-    if all(sizes):
-        reader.read(part.key, begin, tuple(sizes), whole[tuple(slice(0, extent) for extent in sizes)])
-    return target
+    reader.read(part.key, begin, tuple(whole.shape), whole)
+    if longer and begin[0] + whole.shape[0] == wanted[0]:  # one of those that hold the last rows
+        _check_padding(part.key, stored.size, wanted[0], reader, folder)
+    return part.filled() if isinstance(part, CutPart) else target
+
+
+def _check_padding(key: str, size: tuple[int, ...], rows: int, reader: TorchDistReader, folder: Path) -> None:
+    """Check that rows which a checkpoint holds of a vocabulary beyond the model's are padding.
+
+    Raises:
+        CheckpointError: they hold numbers, which would be lost.
+    """
+    beyond = reader.read_rows(key, rows, size[0] - rows)
+    if count := int(beyond.count_nonzero()):
+        raise CheckpointError(
+            f"{folder}: does not fit this model: {key} has {size[0]} rows, the model's vocabulary {rows}, and {count} "
+            "values of the rows beyond are not zero: they are no padding"
+        )
 
 
 def _without_objects(state: State) -> State:

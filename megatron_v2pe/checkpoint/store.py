@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,7 @@ from megatron_v2pe.device.rank_errors import raise_on_all_ranks, run_on_first_ra
 from megatron_v2pe.errors import CheckpointError, SpaceError
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.text import read_json
+from megatron_v2pe.models import padding
 from megatron_v2pe.version import __version__
 
 ADAPTER = ".adapter."
@@ -104,6 +106,7 @@ def begin_save(
     """
     folder = iteration_folder(root, state.iteration)
     temporary = root / f".{folder.name}.writing"
+    raise_on_all_ranks(lambda: padding.check(model))
     metadata = _metadata()
     tensors = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
     tensors["optimizer"] = optimizer_state.state_to_save(optimizer, tensors["model"], metadata)
@@ -282,6 +285,9 @@ def _finish(
     files: Mapping[str, str] | None,
 ) -> None:
     """Write what lies beside the tensors, checksums last."""
+    for key, tensor in written.tensors.items():  # parts without padding differ in size: Megatron-Core checks nothing
+        held = sum(prod(shard.sizes) for shard in tensor.shards)
+        assert held == prod(tensor.size), f"{key}: ranks wrote {held} values of {list(tensor.size)}"
     with naming(temporary):
         write_description(temporary, written, common)
         _copy(hf_source / HF_FOLDER, temporary / HF_FOLDER)

@@ -9,6 +9,7 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.utils import get_pg_size
 from torch import nn
 
+from megatron_v2pe.models import padding
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
@@ -58,6 +59,7 @@ def build_model(
         model = model.with_vision(drop_path_rate=options.drop_path_rate)
     stage = InternVLModel(model, parallel, options, build_rotary(model, policy), image_token_id, pg_collection)
     mark_sharded_parameters(stage)
+    padding.clear(stage)
     if adapt is not None:  # afterwards: an adapter says itself which of its parameters are parts
         adapt(stage)
     return stage
@@ -94,7 +96,4 @@ def model_sizes(model: InternVLConfig) -> ModelSizes:
         num_attention_heads=model.llm.num_attention_heads,
         num_query_groups=model.llm.num_query_groups,
         ffn_hidden_size=model.llm.ffn_hidden_size,
-        padded_vocab_size=model.llm.padded_vocab_size,
-        vision_num_attention_heads=model.vision.num_attention_heads,
-        vision_ffn_hidden_size=model.vision.ffn_hidden_size,
     )

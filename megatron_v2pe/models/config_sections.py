@@ -7,6 +7,7 @@ that `architectures` states. What the rest of the program knows of a model stand
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -16,8 +17,18 @@ from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.models.config_rope import RopeConfig
 
 VOCAB_PADDING_MULTIPLE = 128
-"""Vocabulary rows are padded to this multiple whatever the tensor parallel size, so that one shape serves all."""
+"""Vocabulary rows in memory are a multiple of this number and of the tensor parallel size."""
 Config = TypeVar("Config")
+
+
+def share(count: int, degree: int) -> int:
+    """Return how many of so many rows, heads or columns a tensor-parallel rank holds, padding included."""
+    return -(-count // degree)
+
+
+def padded(count: int, degree: int) -> int:
+    """Return how many all ranks hold together: `count`, rounded up to a multiple of the tensor-parallel size."""
+    return share(count, degree) * degree
 
 
 @dataclass(frozen=True)
@@ -97,8 +108,13 @@ class LanguageConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Vocabulary rows held in memory: `vocab_size` rounded up to a multiple of 128."""
-        return -(-self.vocab_size // VOCAB_PADDING_MULTIPLE) * VOCAB_PADDING_MULTIPLE
+        """Vocabulary rows in memory of one process: `vocab_size` rounded up to a multiple of 128."""
+        return self.vocabulary_rows(1)
+
+    def vocabulary_rows(self, tensor_parallel: int) -> int:
+        """Return the vocabulary rows in memory of all ranks of a tensor parallel size: what it and 128 divide."""
+        multiple = math.lcm(VOCAB_PADDING_MULTIPLE, tensor_parallel)
+        return -(-self.vocab_size // multiple) * multiple
 
     def check(self, section: Fields) -> None:
         """Check that heads, groups and widths go together.

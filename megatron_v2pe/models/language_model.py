@@ -21,6 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_v2pe.base.plugins import FAMILIES, Registry
+from megatron_v2pe.models import padding
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_sections import LanguageConfig
 from megatron_v2pe.models.head import Targets, masked_logits, weighted_nll_sum
@@ -129,7 +130,7 @@ class LanguageModel(GPTModel):
         super().__init__(
             config,
             block_spec(layers, final_norm=True),
-            vocab_size=llm.padded_vocab_size,
+            vocab_size=llm.vocabulary_rows(config.tensor_model_parallel_size),
             max_sequence_length=llm.max_position_embeddings,
             pre_process=pre_process,
             post_process=post_process,
@@ -139,8 +140,12 @@ class LanguageModel(GPTModel):
             pg_collection=pg_collection,
         )
         self.unpadded_vocab_size = llm.vocab_size
+        if pre_process:
+            padding.mark(self.embedding.word_embeddings.weight, 0, llm.vocab_size, pg_collection.tp)
         self.head_chunk_size = head_chunk_size
-        if post_process:  # the head takes chosen rows of the gathered sequence, not a slice of it
+        if post_process:
+            padding.mark(self.output_layer.weight, 0, llm.vocab_size, pg_collection.tp)
+            # The head takes chosen rows of the gathered sequence, not a slice of it.
             self.output_layer.sequence_parallel = False
             self.output_layer.allreduce_dgrad = pg_collection.tp.size() > 1
 

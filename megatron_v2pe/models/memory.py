@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.config_sections import LanguageConfig
+from megatron_v2pe.models.config_sections import LanguageConfig, share
 from megatron_v2pe.models.flops import Learning
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.parallel.attention.context_parallel import exchange_named
@@ -136,14 +136,9 @@ def parameters(model: InternVLConfig, layout: ParallelConfig, stage: int, learni
     embedding += (1 + (vision.image_size // vision.patch_size) ** 2) * v
     learn = sum(learning.tower_layers(vision.num_layers))
     shuffled = v * round(1 / model.downsample_ratio) ** 2
-    projector = 2 * shuffled + (shuffled * width + width + width * width) // shards + width
+    projector = 2 * shuffled + (shuffled + 1 + width) * share(width, shards) + width
     tower = embedding + vision.num_layers * each
     return Parameters(decoder, tower, projector, tower if learning.backbone else learn * each)
-
-
-def share(count: int, degree: int) -> int:
-    """Return how many of so many rows, heads or columns a tensor-parallel rank holds, padding included."""
-    return -(-count // degree)
 
 
 @dataclass(frozen=True)
@@ -161,7 +156,7 @@ class DecoderShare:
         """Return those of a model at a tensor parallel size."""
         groups = share(llm.num_query_groups, degree)
         heads = groups * (llm.num_attention_heads // llm.num_query_groups)
-        vocabulary = share(llm.padded_vocab_size, degree)
+        vocabulary = llm.vocabulary_rows(degree) // degree
         return cls(heads, heads * llm.head_dim, groups * llm.head_dim, share(llm.ffn_hidden_size, degree), vocabulary)
 
 
@@ -255,7 +250,7 @@ def _activations(
     ends = stream * (1 + numbers.norm_copies * last)  # what the decoder starts from; what its last norm keeps
     one = tower_kept + angles + labels + inputs + whole * layer.whole + ends
     others = (flight - 1) * one
-    vocabulary = llm.padded_vocab_size // layout.tensor_model_parallel_size
+    vocabulary = llm.vocabulary_rows(layout.tensor_model_parallel_size) // layout.tensor_model_parallel_size
     moments = {"before the head": one}
     if last:
         chosen = min(ceil(load.supervised / layout.context_parallel_size), tokens)

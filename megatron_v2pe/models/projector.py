@@ -8,8 +8,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from megatron_v2pe.kernels.gelu import gelu
+from megatron_v2pe.models.config_sections import padded
 from megatron_v2pe.models.linear import ColumnLinear, RowLinear
 from megatron_v2pe.models.norms import LayerNorm
+from megatron_v2pe.models.padding import mark
 
 PROJECTOR_NORM_EPS = 1e-5
 
@@ -45,12 +47,13 @@ class Projector(MegatronModule):
         super().__init__(config)
         groups = {"config": config, "init_method": config.init_method, "tp_group": pg_collection.tp}
         self.norm = LayerNorm(config, input_size, PROJECTOR_NORM_EPS)
-        self.linear_fc1 = ColumnLinear(
-            input_size, output_size, bias=True, gather_output=False, is_expert=False, **groups
-        )
+        inner = padded(output_size, pg_collection.tp.size())
+        self.linear_fc1 = ColumnLinear(input_size, inner, bias=True, gather_output=False, is_expert=False, **groups)
         self.linear_fc2 = RowLinear(
-            output_size, output_size, bias=True, input_is_parallel=True, skip_bias_add=False, is_expert=False, **groups
+            inner, output_size, bias=True, input_is_parallel=True, skip_bias_add=False, is_expert=False, **groups
         )
+        for parameter, axis in ((self.linear_fc1.weight, 0), (self.linear_fc1.bias, 0), (self.linear_fc2.weight, 1)):
+            mark(parameter, axis, output_size, pg_collection.tp)
 
     def forward(self, features: Tensor) -> Tensor:
         """Project [tiles, tokens, input_size] to [tiles, tokens, output_size]."""

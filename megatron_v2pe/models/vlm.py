@@ -23,6 +23,7 @@ from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.fusion import fire_forward_hooks, place_features, touch
 from megatron_v2pe.models.language_model import LanguageModel, decoder_config
 from megatron_v2pe.models.micro_batch import MicroBatch
+from megatron_v2pe.models.padding import without_padding
 from megatron_v2pe.models.projector import Projector, pixel_shuffle
 from megatron_v2pe.models.tile_recompute import encode_in_parts
 from megatron_v2pe.models.transformer_config import ModelOptions
@@ -190,7 +191,7 @@ class InternVLModel(MegatronModule):
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return what a distributed checkpoint stores; of replicated towers, one copy counts."""
-        state = super().sharded_state_dict(*args, **kwargs)
+        state = without_padding(super().sharded_state_dict(*args, **kwargs))
         if self.coordinates.replicated_vision:
             for name, entry in state.items():
                 if name.startswith(VISION_PARTS):

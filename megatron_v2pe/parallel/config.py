@@ -21,7 +21,11 @@ _Layers = Annotated[int, Range(1, 1000)]
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The sizes of a model that a parallel layout has to divide."""
+    """The sizes of a model that a parallel layout has to divide.
+
+    Those of the vision tower, of the projector and of the vocabulary are none of them: they are padded in memory
+    (`models/padding.py`).
+    """
 
     num_layers: int
     """Decoder layers of the language model."""
@@ -31,12 +35,6 @@ class ModelSizes:
     """Key-value heads of the language model."""
     ffn_hidden_size: int
     """Width of the language model's MLP."""
-    padded_vocab_size: int
-    """Rows of the embedding and of the head in memory."""
-    vision_num_attention_heads: int
-    """Heads of the vision tower."""
-    vision_ffn_hidden_size: int
-    """Width of the vision tower's MLP."""
 
     def largest_tensor_parallel(self, limit: int) -> int:
         """Return the largest tensor-parallel size up to a limit that divides all there is of the language model."""
@@ -162,7 +160,6 @@ class ParallelConfig:
             (sizes.num_attention_heads, "attention heads of the language model"),
             (sizes.num_query_groups, "query groups (key-value heads) of the language model"),
             (sizes.ffn_hidden_size, "columns of the language model's MLP"),
-            (sizes.padded_vocab_size, "rows of the padded vocabulary"),
         ):
             if count % degree:
                 most = sizes.largest_tensor_parallel(degree)
@@ -172,15 +169,4 @@ class ParallelConfig:
                     f"tensor_model_parallel_size {degree} does not divide the {count} {what}; the largest below it "
                     f"that this model can have is {most}: take {most}{more}, for context parallel processes need not "
                     "divide heads"
-                )
-        if self.vision_parallel == "replicated":
-            return
-        for count, what in (
-            (sizes.vision_num_attention_heads, "attention heads of the vision tower"),
-            (sizes.vision_ffn_hidden_size, "columns of the vision tower's MLP"),
-        ):
-            if count % degree:
-                raise ConfigError(
-                    f"tensor_model_parallel_size {degree} does not divide the {count} {what}; "
-                    "vision_parallel replicated does without"
                 )

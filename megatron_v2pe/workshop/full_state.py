@@ -36,7 +36,7 @@ def sharded_pieces(model: nn.Module, value_of: Callable[[nn.Parameter], Tensor])
 
 
 def load_full(model: nn.Module, full: dict[str, Tensor]) -> None:
-    """Copy whole tensors, by checkpoint key, into this rank's shards; padded rows are left zero."""
+    """Copy whole tensors, by checkpoint key, into this rank's shards; what is padding stays zero."""
     with torch.no_grad():
         for piece in sharded_pieces(model, lambda parameter: parameter.detach()):
             source = full[piece.key]
@@ -66,7 +66,7 @@ def gather_full(model: nn.Module, value_of: Callable[[nn.Parameter], Tensor | No
     dist.all_gather_object(ranks, local)
     full: dict[str, Tensor] = {}
     seen: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-    for key, shape, offset, data in (item for rank in ranks for item in rank):
+    for key, shape, offset, data in (item for rank in ranks for item in rank if item[3].numel()):
         known = seen.setdefault((key, offset), data)
         scale = max(known.abs().max().item(), 1e-12)
         difference = (known - data).abs().max().item() / scale

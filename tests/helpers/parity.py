@@ -21,6 +21,7 @@ from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.head import Targets
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack, WholePack
 from megatron_v2pe.models.norms import PARTIAL_GRADIENT
+from megatron_v2pe.models.padding import paddings
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
@@ -125,13 +126,9 @@ def run(case: Case) -> Result:
         loss = forward_backward(wrapped, mine, len(mine), denominator)
         _gather_distributed_gradients(wrapped)
         gradients = gather_full(model, lambda parameter: getattr(parameter, "main_grad", None))
-        vocab = model.internvl.llm.vocab_size
-        for name in ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight"):
-            if name not in gradients:  # the head of a tied model
-                continue
-            if gradients[name][vocab:].any():  # of none, where the vocabulary needs no padding
-                raise AssertionError(f"{name}: padded vocabulary rows have gradients")
-            gradients[name] = gradients[name][:vocab]
+        for name, parameter, padding in paddings(model):
+            if parameter.requires_grad and padding.of(parameter.main_grad).any():  # type: ignore[attr-defined]
+                raise AssertionError(f"{name}: what is padding has gradients")
         return Result(loss, gradients, logits)
 
 

@@ -10,6 +10,7 @@ from unittest import mock
 import torch
 
 from helpers import parity
+from megatron_v2pe.models.padding import paddings
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.train.config import AdamWConfig
 from megatron_v2pe.workshop.built_model import built
@@ -29,6 +30,9 @@ class History:
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     """Whole tensors after the last step."""
     loader: dict[str, Any] = field(default_factory=dict)
+    padding: dict[str, tuple[int, float, float]] = field(default_factory=dict)
+    """By parameter of this rank: how many of its values are padding, the largest of them after the last step, and the
+    largest of their gradients in any step."""
 
 
 def train_by_megatron_core(case: parity.Case, steps: int, settings: AdamWConfig = SETTINGS) -> History:
@@ -87,12 +91,26 @@ def train(
             wrapped.zero_grad_buffer()
             optimizer.zero_grad()
             history.losses.append(forward_backward(wrapped, mine, len(mine), denominator))
+            _look_at_padding(model, history, gradients=True)
             history.learning_rates.append(optimizer.param_groups[0]["lr"])
             history.grad_norms.append(take_step(optimizer).item())
             scheduler.step(increment=1)
         gather_parameters(wrapped)
+        _look_at_padding(model, history, gradients=False)
         if save_to is not None:
             state = store.TrainingState(first + steps, {"consumed": 17}, {})
             store.save(Path(save_to), model, optimizer, state, hf_source=Path(save_to), keep_latest=2)
         history.weights = gather_full(model, lambda parameter: parameter.detach())
     return history
+
+
+def _look_at_padding(model: Any, history: History, gradients: bool) -> None:
+    """Note the largest values of what is padding."""
+    for name, parameter, padding in paddings(model):
+        if gradients and not parameter.requires_grad:
+            continue
+        values = padding.of(parameter.main_grad if gradients else parameter.detach())  # type: ignore[attr-defined]
+        largest = values.abs().max().item() if values.numel() else 0.0
+        _, weight, gradient = history.padding.get(name, (0, 0.0, 0.0))
+        seen = (weight, max(gradient, largest)) if gradients else (largest, gradient)
+        history.padding[name] = (values.numel(), *seen)

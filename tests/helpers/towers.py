@@ -7,15 +7,25 @@ same weights. What runs our side is for use inside a `WorkerPool`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from helpers.hf_names import to_full_state
+from megatron_v2pe.checkpoint import store
+from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.models import padding
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.transformer_config import ModelOptions
+from megatron_v2pe.models.whole_width_norm import WholeWidthNorm
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.parallel.topology import single_rank_group
+from megatron_v2pe.train.config import AdamWConfig
+from megatron_v2pe.train.ddp import wrap
+from megatron_v2pe.train.optimizer_step import build_optimizer
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import gather_full, load_full
@@ -132,9 +142,8 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)
     """Of `ModelOptions`."""
     drop_path: DropPathKey | None = None
-    dtype: torch.dtype = torch.float32
     planted_break: str | None = None
-    """`padding`: heads that are padding hold numbers; `own statistics`: a rank norms by its own heads alone."""
+    """A key of `BREAKS`."""
 
 
 @dataclass(frozen=True)
@@ -144,20 +153,82 @@ class Outcome:
     output: Tensor
     gradients: dict[str, Tensor]
     """Gradients of half the sum of the squared outputs, by checkpoint key."""
+    refused: str
+    """What a save would say of the padding, empty where it is zero."""
+    padding: float
+    """The largest gradient of what is padding on any rank."""
 
 
-def ours(run: Run, layout: ParallelConfig) -> Outcome:
-    """Run our tower on this rank."""
-    options = ModelOptions(params_dtype=run.dtype, **run.options)
+def ours(runs: list[Run], layout: ParallelConfig) -> list[Outcome]:
+    """Run our tower on this rank, once for each of several runs."""
+    return [_ours(run, layout) for run in runs]
+
+
+def _ours(run: Run, layout: ParallelConfig) -> Outcome:
+    options = ModelOptions(params_dtype=run.pixels.dtype, **run.options)
     with built(run.hf_config, layout, options, StridePolicy("default"), -1) as model:
-        tower = model.vision_model
-        heads = model.internvl.vision.num_attention_heads
-        with torch.no_grad():
-            whole = gather_full(model, lambda parameter: parameter.detach())
-        weights = {name: tensor.to(run.dtype) for name, tensor in to_full_state(run.weights, heads).items()}
-        load_full(model, whole | weights)
-        output = tower(run.pixels.to(run.dtype), run.drop_path)
+        weights = to_full_state(run.weights, model.internvl.vision.num_attention_heads)
+        whole = gather_full(model, lambda parameter: parameter.detach())
+        load_full(model, whole | {name: tensor.to(run.pixels.dtype) for name, tensor in weights.items()})
+        if run.planted_break:
+            BREAKS[run.planted_break](model)
+        refused = ""
+        try:
+            padding.check(model)
+        except CheckpointError as error:
+            refused = str(error)
+        output = model.vision_model(run.pixels, run.drop_path)
         (output.square().sum() / 2).backward()
+        parts = [place.of(p.grad) for _, p, place in padding.paddings(model.vision_model) if p.grad is not None]
+        largest = torch.tensor(max((part.abs().max().item() for part in parts if part.numel()), default=0.0))
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX)
         gradients = gather_full(model, lambda parameter: parameter.grad)
         part = {name: value for name, value in gradients.items() if name.startswith("vision_model.")}
-        return Outcome(output.detach().clone(), part)
+        return Outcome(output.detach().clone(), part, refused, largest.item())
+
+
+def _fill_padding(model: Any) -> None:
+    """Let heads and columns that are padding hold numbers."""
+    with torch.no_grad():
+        for _, parameter, place in padding.paddings(model.vision_model):
+            place.of(parameter).fill_(0.1)
+
+
+def _norms(model: Any) -> list[WholeWidthNorm]:
+    return [module for module in model.modules() if isinstance(module, WholeWidthNorm)]
+
+
+def _forget_the_sum(model: Any) -> None:
+    """Let every rank norm its own heads by themselves."""
+    for norm in _norms(model):
+        norm.tp_group = single_rank_group()
+
+
+def _count_the_padding(model: Any) -> None:
+    """Let the width of statistics be that with padding."""
+    for norm in _norms(model):
+        norm.width = norm.weight.shape[0] * norm.tp_group.size()
+
+
+BREAKS = {"padding": _fill_padding, "sum": _forget_the_sum, "width": _count_the_padding}
+
+
+def saved_again(folder: str, hf_config: dict[str, Any], layout: ParallelConfig, root: str) -> list[str]:
+    """Load a converted folder into a model of a layout, in bf16, and save it as a run's checkpoint of no steps.
+
+    Returns:
+        On every rank the parameters whose padding is not zero, which nothing but the load can have made zero.
+    """
+    options = ModelOptions(params_dtype=torch.bfloat16, perform_initialization=False)
+    with built(hf_config, layout, options, StridePolicy("default"), -1) as model:
+        with torch.no_grad():
+            for parameter in model.parameters():  # what a load leaves out shows
+                parameter.fill_(float("nan"))
+        store.load_model(Path(folder), model)
+        found = [name for name, parameter, place in padding.paddings(model) if place.of(parameter).any()]
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        wrapped = wrap(model, layout, groups, torch.device("cpu"))
+        optimizer = build_optimizer(wrapped, AdamWConfig(), torch.bfloat16, True, False, groups)
+        state = store.TrainingState(0, {}, {})
+        store.save(Path(root), model, optimizer, state, hf_source=Path(folder))
+    return found

@@ -1,7 +1,8 @@
 """InternViT on Megatron-Core layers: patch embedding, position embedding, pre-norm layers with layer scale.
 
 There is no final norm: the last hidden state is the raw residual stream. Tensor parallelism shards attention heads and
-feed-forward columns; every tensor-parallel rank sees the same tiles.
+feed-forward columns, with heads and columns of zeros behind the checkpoint's where it does not divide them
+(`models/padding.py`); every tensor-parallel rank sees the same tiles.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from torch import Tensor, nn
 from megatron_v2pe.families.internvit.config import ARCHITECTURE
 from megatron_v2pe.kernels.residual import scaled_residual
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.config_sections import VisionConfig
+from megatron_v2pe.models.config_sections import VisionConfig, padded
 from megatron_v2pe.models.drop_path import DropPathKey, keep_factors, layer_rates
 from megatron_v2pe.models.fusion import in_turn
 from megatron_v2pe.models.layer_specs import block_spec, layer_spec
 from megatron_v2pe.models.mlp import run_mlp
+from megatron_v2pe.models.padding import mark
 from megatron_v2pe.models.transformer_config import LayerConfig, ModelOptions, common_settings
 from megatron_v2pe.models.vision_tower import TOWERS, VisionTower
 from megatron_v2pe.models.whole_width_norm import WholeWidthNorm
@@ -146,6 +148,8 @@ class InternViT(VisionTower):
         layer = layer_spec(spec, AttnMaskType.no_mask, InternViTLayer, **norms, qkv_bias=vision.qkv_bias)
         layers = [layer] * vision.num_layers
         self.decoder = InternViTBlock(config, block_spec(layers, final_norm=False), pg_collection=pg_collection)
+        for layer in self.decoder.layers:
+            _mark_padding(layer, vision, pg_collection)
         if config.perform_initialization:
             self._initialize(config.init_method_std)
 
@@ -209,9 +213,9 @@ def tower_config(model: InternVLConfig, parallel: ParallelConfig, options: Model
     return LayerConfig(
         num_layers=vision.num_layers,
         hidden_size=vision.hidden_size,
-        num_attention_heads=vision.num_attention_heads,
+        num_attention_heads=padded(vision.num_attention_heads, tensor_parallel_size),
         kv_channels=vision.head_dim,
-        ffn_hidden_size=vision.ffn_hidden_size,
+        ffn_hidden_size=padded(vision.ffn_hidden_size, tensor_parallel_size),
         normalization=_NORMS[vision.norm_type],
         layernorm_epsilon=vision.norm_eps,
         activation_func=F.gelu,
@@ -221,6 +225,22 @@ def tower_config(model: InternVLConfig, parallel: ParallelConfig, options: Model
         init_method_std=vision.initializer_range,
         **common_settings(tensor_parallel_size, options),
     )
+
+
+def _mark_padding(layer: nn.Module, vision: VisionConfig, groups: ProcessGroupCollection) -> None:
+    """Say where the layer holds heads and columns of the MLP that the checkpoint does not have; see `padding.py`."""
+    attention, mlp, width, wide = layer.self_attention, layer.mlp, vision.hidden_size, vision.ffn_hidden_size
+    qkv, projection, fc1, fc2 = attention.linear_qkv, attention.linear_proj, mlp.linear_fc1, mlp.linear_fc2  # type: ignore[union-attr]
+    parts: list[tuple[Any, str, int, int]] = [
+        *((qkv, kind, 0, 3 * width) for kind in ("weight", "bias")),
+        (projection, "weight", 1, width),
+        *((fc1, kind, 0, wide) for kind in ("weight", "bias")),
+        (fc2, "weight", 1, wide),
+    ]
+    if vision.qk_normalization:
+        parts += [(norm, "weight", 0, width) for norm in (attention.q_layernorm, attention.k_layernorm)]  # type: ignore[union-attr]
+    for module, kind, axis, size in parts:
+        mark(getattr(module, kind), axis, size, groups.tp)
 
 
 def _query_key_norm(vision: VisionConfig, groups: ProcessGroupCollection) -> Any:

@@ -150,7 +150,7 @@ def test_tower(kind, size, select_layer, pools):
     model = towers.by_transformers(config["vision_config"])
     pixels = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
     run = towers.Run(config, towers.published_names(weights_of(model)), pixels)
-    result = pools[1].run(towers.ours, run=run, layout=ParallelConfig())[0]
+    result = pools[1].run(towers.ours, runs=[run], layout=ParallelConfig())[0][0]
     states = towers.hidden_states(model, pixels)
     assert torch.equal(states[-1], model(pixels).last_hidden_state)  # nothing comes after the layers
     assert (result.output - states[select_layer]).abs().max() < HIDDEN
@@ -166,6 +166,7 @@ def test_a_forgotten_norm_of_the_6b_tower_is_seen(forgotten, pools):
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(2))
     weights = towers.published_names(weights_of(model))
     weights |= {name: torch.ones_like(value) for name, value in weights.items() if forgotten in name}
-    result = pools[1].run(towers.ours, run=towers.Run(config, weights, pixels), layout=ParallelConfig())[0]
+    run = towers.Run(config, weights, pixels)
+    result = pools[1].run(towers.ours, runs=[run], layout=ParallelConfig())[0][0]
     with torch.no_grad():
         assert (result.output - towers.hidden_states(model, pixels)[-1]).abs().max() > 100 * HIDDEN

@@ -100,7 +100,7 @@ def test_the_setting_takes_the_backend_and_runs_its_first_right_kernel(caplog):
 
 
 def test_the_setting_takes_the_exchange_with_its_own_check():
-    sizes = ModelSizes(24, 16, 8, 8192, 92672, 16, 4096)
+    sizes = ModelSizes(24, 16, 8, 8192)
     ParallelConfig(context_parallel_size=2, cp_comm_type="pairs").validate(2, sizes)
     with pytest.raises(ConfigError, match="cp_comm_type pairs: context_parallel_size 4 is above 2"):
         ParallelConfig(context_parallel_size=4, cp_comm_type="pairs").validate(4, sizes)

@@ -38,7 +38,7 @@ class ModelSizes:
 
     def largest_tensor_parallel(self, limit: int) -> int:
         """Return the largest tensor-parallel size up to a limit that divides all there is of the language model."""
-        counts = self.num_attention_heads, self.num_query_groups, self.ffn_hidden_size, self.padded_vocab_size
+        counts = self.num_attention_heads, self.num_query_groups, self.ffn_hidden_size
         return max(size for size in range(1, limit + 1) if not any(count % size for count in counts))
 
 

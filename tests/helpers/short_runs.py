@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 
-from helpers import parity
+from helpers import parity, towers
 from megatron_v2pe.models.padding import paddings
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.train.config import AdamWConfig
@@ -96,6 +96,8 @@ def train(
             history.grad_norms.append(take_step(optimizer).item())
             scheduler.step(increment=1)
         gather_parameters(wrapped)
+        if case.planted_break == "padding":
+            towers.BREAKS["padding"](model)
         _look_at_padding(model, history, gradients=False)
         if save_to is not None:
             state = store.TrainingState(first + steps, {"consumed": 17}, {})

@@ -7,25 +7,23 @@ same weights. What runs our side is for use inside a `WorkerPool`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from helpers.hf_names import to_full_state
 from megatron_v2pe.checkpoint import store
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.kernels.norms import rms_norm
 from megatron_v2pe.models import padding
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.whole_width_norm import WholeWidthNorm
 from megatron_v2pe.parallel.config import ParallelConfig
-from megatron_v2pe.parallel.topology import single_rank_group
-from megatron_v2pe.train.config import AdamWConfig
-from megatron_v2pe.train.ddp import wrap
-from megatron_v2pe.train.optimizer_step import build_optimizer
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import gather_full, load_full
@@ -198,10 +196,14 @@ def _norms(model: Any) -> list[WholeWidthNorm]:
     return [module for module in model.modules() if isinstance(module, WholeWidthNorm)]
 
 
+def _normed_alone(norm: WholeWidthNorm, states: Tensor) -> Tensor:
+    return rms_norm(states.flatten(-2), norm.weight, norm.eps).view(states.shape)
+
+
 def _forget_the_sum(model: Any) -> None:
     """Let every rank norm its own heads by themselves."""
     for norm in _norms(model):
-        norm.tp_group = single_rank_group()
+        norm.forward = partial(_normed_alone, norm)
 
 
 def _count_the_padding(model: Any) -> None:
@@ -226,9 +228,7 @@ def saved_again(folder: str, hf_config: dict[str, Any], layout: ParallelConfig, 
                 parameter.fill_(float("nan"))
         store.load_model(Path(folder), model)
         found = [name for name, parameter, place in padding.paddings(model) if place.of(parameter).any()]
-        groups = ProcessGroupCollection.use_mpu_process_groups()
-        wrapped = wrap(model, layout, groups, torch.device("cpu"))
-        optimizer = build_optimizer(wrapped, AdamWConfig(), torch.bfloat16, True, False, groups)
         state = store.TrainingState(0, {}, {})
-        store.save(Path(root), model, optimizer, state, hf_source=Path(folder))
+        with mock.patch.object(store.optimizer_state, "state_to_save", lambda *_: {}):  # there is no optimizer
+            store.save(Path(root), model, None, state, hf_source=Path(folder))  # type: ignore[arg-type]
     return found

@@ -33,7 +33,7 @@ class Padding:
 
     axis: int
     size: int
-    """Of the whole tensor along the axis, without padding."""
+    """Length of the whole tensor along the axis, without padding."""
     kept: int
     """Entries along the axis that this rank holds of it."""
 

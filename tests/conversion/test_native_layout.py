@@ -21,7 +21,11 @@ from megatron_v2pe.models.native_config import (
     to_original,
     with_language_model,
 )
+from megatron_v2pe.models.preset_table import PRESETS
+from megatron_v2pe.models.presets import preset_config, reduced
 
+AutoConfig = pytest.importorskip("transformers").AutoConfig
+AutoModelForImageTextToText = pytest.importorskip("transformers").AutoModelForImageTextToText
 CONTEXT = SPECIAL["img_context_id"]
 
 
@@ -64,6 +68,28 @@ def test_tensors_come_back_bit_by_bit(name, tower):
     assert {*back} == {*state} and all(torch.equal(back[key], state[key]) for key in state)
     assert len(there) > len(state)
     assert sum(value.numel() for value in there.values()) == sum(value.numel() for value in state.values())
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_published_models(name):
+    """Reduced widths: every bit comes back. Published sizes: names and shapes are those of transformers' modules."""
+    config = reduced(preset_config(name))
+    native = in_layout(config, NATIVE, CONTEXT)
+    model = InternVLConfig.from_hf(native)
+    assert model == InternVLConfig.from_hf(config)
+    one, other = mapping_table(model), mapping_table(model, NATIVE)
+    generator = torch.Generator().manual_seed(0)
+    state = {row.name: torch.randint(1 << 15, row.shape, generator=generator).short() for row in one.tensors}
+    back = from_keys(one, to_keys(other, from_keys(other, to_keys(one, state))))
+    assert {*back} == {*state} and all(torch.equal(back[key], state[key]) for key in state)
+
+    whole = in_layout(preset_config(name), NATIVE, CONTEXT)
+    table = mapping_table(InternVLConfig.from_hf(whole), NATIVE).renamed(MODULE_NAMES)
+    with torch.device("meta"):
+        theirs = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**whole)).state_dict()
+    if whole["tie_word_embeddings"]:
+        del theirs["lm_head.weight"]
+    assert {row.name: row.shape for row in table.tensors} == {key: tuple(value.shape) for key, value in theirs.items()}
 
 
 def test_the_names_of_modules_are_read_too():

@@ -139,7 +139,7 @@ def _checker(
     from megatron_v2pe.errors import CheckpointError, ConfigError
     from megatron_v2pe.workshop.checking.samples import SampleChecker
 
-    get_template(config.data.template)
+    get_template(config.data.template_name)
     reads, unseen = arguments.full or arguments.headers, list[str]()
     if not reads:
         unseen.append("headers and pixels of images and videos (--headers, --full)")
@@ -150,7 +150,7 @@ def _checker(
     if not (arguments.tokenizer or config.model.tokenizer_path or config.model.model_name_or_path):
         return SampleChecker.of_text(config.data, reads), [*unseen, f"{tokens}: {remedy}"]
     try:
-        tokenizer, facts = tokenizer_and_facts(arguments, config)
+        tokenizer, facts, config = tokenizer_and_facts(arguments, config)
     except (ConfigError, CheckpointError) as error:
         if arguments.tokenizer:
             raise

@@ -84,14 +84,14 @@ def _inspect(arguments: argparse.Namespace, settings: Sequence[str]) -> None:
     from megatron_v2pe.workshop.inspection.views import Viewer
 
     config = _with_positions(read_settings(settings, RECIPES))
-    tokenizer, facts = tokenizer_and_facts(arguments, config)
+    tokenizer, facts, config = tokenizer_and_facts(arguments, config)
     seed = config.train.seed
     encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.policy(seed), seed)
     if arguments.sample is None:
         found = find_pack(encoder, arguments.pack, arguments.epoch)
     else:
         found = find_sample(encoder, arguments.sample, arguments.epoch)
-    template = get_template(config.data.template)
+    template = get_template(config.data.template_name)
     viewer = Viewer(config.data, tokenizer, template, facts.tokens_per_tile, encoder.denominator)
     view = viewer.pack(found.title, found.documents, found.left_out, _padded(arguments, config, found))
     if arguments.sheet:

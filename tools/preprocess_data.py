@@ -103,7 +103,7 @@ def _build(arguments: argparse.Namespace, settings: Sequence[str]) -> Manifest:
         image_check=arguments.image_check,
         max_skipped_samples=arguments.max_skipped,
     )
-    tokenizer, facts = tokenizer_and_facts(arguments, config)
+    tokenizer, facts, config = tokenizer_and_facts(arguments, config)
     encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.policy(0), config.train.seed)
     return build(read_data_list(config.data.meta_path), encoder, options, to_dict(config.v2pe))
 

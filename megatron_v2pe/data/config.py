@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from megatron_v2pe.base.config_tree import OneOf, check_values
+from megatron_v2pe.data.conversation import USUAL_TEMPLATE
 from megatron_v2pe.data.loss_weights import LOSS_REDUCTIONS
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
@@ -26,8 +27,8 @@ class DataConfig:
     """Data list: a JSON object, dataset name -> annotation, root, repeat_time and further settings."""
     indexed_path: str = ""
     """Indexed data set to train on in place of a data list: a folder made by `tools/preprocess_data.py`."""
-    template: str = "internlm2-chat"
-    """Conversation template (the published `conv_style`)."""
+    template: str | None = None
+    """Conversation template (the published `conv_style`); unset: the checkpoint's."""
     max_seq_length: _Tokens = 2048
     """Longest document in tokens; longer ones are rejected, never cut."""
     force_image_size: Annotated[int, Range(1, 1 << 14)] | None = None
@@ -76,6 +77,11 @@ class DataConfig:
     max_skipped_samples: Annotated[int, Range(0, 10**12)] = 0
     """Samples that may be rejected before the run stops with the reasons; each is counted and reported."""
 
+    @property
+    def template_name(self) -> str:
+        """Name of the conversation template; that of a run is settled once its checkpoint is known."""
+        return self.template or USUAL_TEMPLATE
+
     def validate(self) -> None:
         """Check values that no type can hold apart, and those that must agree with one another.
 
@@ -88,7 +94,7 @@ class DataConfig:
                 "data.meta_path is empty: name the JSON file that lists the datasets, or an indexed data set in "
                 "data.indexed_path"
             )
-        if not self.template:
+        if self.template == "":
             raise ConfigError("data.template is empty, for example internlm2-chat")
         if self.max_padding_share < 1 and self.pack_padding_multiple == 1:
             raise ConfigError(

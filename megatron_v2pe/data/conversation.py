@@ -21,6 +21,8 @@ INTERNVL_SYSTEM = (
     "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，英文名叫InternVL, 是一个有用无害的人工智能助手。"
 )
 """System prompt of the published InternVL2 checkpoints."""
+USUAL_TEMPLATE = "internlm2-chat"
+"""Conversation template where neither a run nor a checkpoint names one."""
 _MARK = re.compile(r"<\|[^|\s]{1,80}\|>")
 
 
@@ -151,12 +153,13 @@ def add_template(template: Template) -> None:
     TEMPLATES.add(template.name, template)
 
 
-def get_template(name: str) -> Template:
-    """Return a template.
+def get_template(name: str | None) -> Template:
+    """Return a template; None stands for `USUAL_TEMPLATE`.
 
     Raises:
         ConfigError: unknown name; lists the known ones.
     """
+    name = USUAL_TEMPLATE if name is None else name
     if name not in TEMPLATES:
         raise ConfigError(f"conversation template {name!r} is none of {', '.join(TEMPLATES)}")
     return TEMPLATES.get(name)

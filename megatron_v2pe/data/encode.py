@@ -84,7 +84,7 @@ class DocumentEncoder:
         media, turns = self._media(sample, dataset, size_of, clip_of)
         tiles = [count for item in media for count in item.tiles]
         self._check_tiles(sum(tiles))
-        text = compact_conversation(self.tokenizer, get_template(self.config.template), turns, len(tiles))
+        text = compact_conversation(self.tokenizer, get_template(self.config.template_name), turns, len(tiles))
         num_tokens = len(text.ids) + sum(tiles) * self.facts.tokens_per_tile - len(tiles)
         self._check_length(num_tokens)
         return EncodedSample(text, tuple(media), num_tokens, sample.id)

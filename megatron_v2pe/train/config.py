@@ -7,7 +7,7 @@ What needs the world's or the model's size is checked once those are known.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -326,6 +326,10 @@ class ExperimentConfig:
         settled = self.updated({"v2pe": recorded}, self.data.indexed_path)
         settled.v2pe.validate()
         return settled
+
+    def with_template(self, name: str) -> ExperimentConfig:
+        """Return the settings with the conversation template of a checkpoint, where the run names none."""
+        return self if self.data.template else replace(self, data=replace(self.data, template=name))
 
     @classmethod
     def load(cls, path: str | Path) -> ExperimentConfig:

@@ -49,7 +49,9 @@ def read_settings(words: Sequence[str], recipes: Recipes) -> ExperimentConfig:
     return config
 
 
-def tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig) -> tuple[Tokenizer, ModelFacts]:
+def tokenizer_and_facts(
+    arguments: argparse.Namespace, config: ExperimentConfig
+) -> tuple[Tokenizer, ModelFacts, ExperimentConfig]:
     """Find the tokenizer, and what is to be known of the model; no weights are read.
 
     Args:
@@ -82,5 +84,6 @@ def tokenizer_and_facts(arguments: argparse.Namespace, config: ExperimentConfig)
         model = trained_model(found.folder)
         size, tokens = size or model.tile_size, tokens or model.tokens_per_tile
         rows = model.llm.vocab_size
-    tokenizer = Tokenizer.of_model(place, rows, config.data.template)
-    return tokenizer, ModelFacts(size or DEFAULT_TILE_SIZE, tokens or DEFAULT_TOKENS_PER_TILE)
+        config = config.with_template(model.template)
+    tokenizer = Tokenizer.of_model(place, rows, config.data.template_name)
+    return tokenizer, ModelFacts(size or DEFAULT_TILE_SIZE, tokens or DEFAULT_TOKENS_PER_TILE), config

@@ -41,7 +41,7 @@ def header(budget: MemoryBudget, plan: Plan, packs: int | None, start: Start) ->
     """
     config = budget.config
     yield f"model: {config.model.model_name_or_path}, {parameter_words(budget.model, budget.learning)}"
-    yield f"positions: {positions(config)}; template {config.data.template}"
+    yield f"positions: {positions(config)}; template {config.data.template_name}"
     yield _data(config, budget.model, plan, packs)
     yield f"layout: {some(budget.world_size, 'rank')}, {layout_words(config.parallel, budget.world_size)}"
     yield f"numbers: {config.train.precision}; {_learning_rate(config)}"

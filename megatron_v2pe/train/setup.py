@@ -144,6 +144,7 @@ def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Tr
     _log.info("device: %s", where(device, world))
     watchdog.progress("looking for the checkpoint")
     model = check_checkpoint(config)
+    config = config.with_template(model.template)
     save = config.checkpoint.save
     older = [Path(save) / "converted"] if save else []  # where earlier versions kept what a run converted
     name, cache = config.model.model_name_or_path, config.model.converted_dir

@@ -125,7 +125,7 @@ class _Job:
             },
             "seed": self.encoder.seed,
             "tokenizer_sha256": self.encoder.tokenizer.fingerprint,
-            "template_sha256": template_digest(self.encoder.config.template),
+            "template_sha256": template_digest(self.encoder.config.template_name),
             "images": self.options.images,
             "image_check": self.options.image_check,
             "v2pe": self.v2pe,

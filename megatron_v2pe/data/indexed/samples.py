@@ -50,7 +50,7 @@ SETTINGS = (
 
 def settings_of(config: DataConfig, tokenizer: Tokenizer, facts: ModelFacts) -> dict[str, Any]:
     """Return all settings that must be equal, by name."""
-    settings = {name: getattr(config, name) for name in SETTINGS}
+    settings = {name: getattr(config, name) for name in SETTINGS} | {"template": config.template_name}
     return settings | asdict(facts) | {"image_token": tokenizer.img_context_id}
 
 
@@ -195,8 +195,8 @@ class IndexedSamples:
         differing = [f"{name} {theirs.get(name)} (now {ours[name]})" for name in ours if theirs.get(name) != ours[name]]
         if tokenizer.fingerprint != self.manifest.tokenizer_sha256:
             differing.append(f"another tokenizer than {tokenizer.model_file}")
-        if template_digest(config.template) != self.manifest.template_sha256:
-            differing.append(f"another text of template {config.template}")
+        if template_digest(config.template_name) != self.manifest.template_sha256:
+            differing.append(f"another text of template {config.template_name}")
         if differing:
             raise ConfigError(f"data.indexed_path {self.folder} was built with {', '.join(differing)}; build it again")
         for field, count, setting in (

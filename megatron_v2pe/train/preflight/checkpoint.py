@@ -76,10 +76,10 @@ def check_checkpoint(config: ExperimentConfig) -> InternVLConfig:
     if model.template not in TEMPLATES:
         raise ConfigError(
             f"{path}: conversation template {model.template!r} is none of {', '.join(TEMPLATES)}, so that the "
-            f"checkpoint could not be asked; to train it with data.template {config.data.template}, write that into "
-            'the file ("template")'
+            f"checkpoint could not be asked; to train it with data.template {config.data.template_name}, write that "
+            'into the file ("template")'
         )
-    tokenizer = Tokenizer.of_model(place.hf, model.llm.vocab_size, config.data.template)
+    tokenizer = Tokenizer.of_model(place.hf, model.llm.vocab_size, config.data.template or model.template)
     if config.model.tokenizer_path is not None:
         given = Tokenizer.of_model(config.model.tokenizer_path, model.llm.vocab_size)
         if given.fingerprint != tokenizer.fingerprint:

@@ -181,13 +181,13 @@ def _layout(found: Findings, ranks: int | None) -> None:
 
 
 def _tokenizer(found: Findings, hf: Path) -> None:
-    config = found.config
-    model = check_checkpoint(config)
+    model = check_checkpoint(found.config)
+    config = found.config = found.config.with_template(model.template)
     tokenizer = Tokenizer.of_model(config.model.tokenizer_path or hf, model.llm.vocab_size)
     facts = ModelFacts(model.tile_size, model.tokens_per_tile)
     seed = config.train.seed
     found.encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.policy(seed), seed)
-    found.right.append(f"tokenizer of {len(tokenizer):,} tokens, template {config.data.template}")
+    found.right.append(f"tokenizer of {len(tokenizer):,} tokens, template {config.data.template_name}")
     found.doubts += [*changes_from_start(config), *tiling_not_exported(config.data)]
 
 

@@ -90,6 +90,10 @@ def _ask(text: str) -> dict[str, str]:
 def config_for(meta: Path, **changes: Any) -> DataConfig:
     """Return settings that suit the small data set."""
     settings: dict[str, Any] = dict(
-        max_seq_length=400, max_packed_tokens=700, num_images_expected=20, max_dynamic_patch=6
+        template="internlm2-chat",
+        max_seq_length=400,
+        max_packed_tokens=700,
+        num_images_expected=20,
+        max_dynamic_patch=6,
     )
     return DataConfig(meta_path=str(meta), **{**settings, "max_buffer_size": 4, **changes})

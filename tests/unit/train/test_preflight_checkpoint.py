@@ -21,6 +21,7 @@ from megatron_v2pe.train.preflight.checkpoint import (
     check_checkpoint,
     tiling_not_exported,
 )
+from megatron_v2pe.train.preflight.run import inspect_run
 from megatron_v2pe.workshop.synthetic.small_data import SPECIAL, write_checkpoint_copy
 
 
@@ -153,3 +154,16 @@ def test_a_run_whose_first_checkpoint_is_gone_is_told_of_its_own(hf, tmp_path):
     with pytest.raises(ConfigError, match=f"no such folder.*--model.model-name-or-path {run}"):
         check_checkpoint(config(tmp_path / "gone", f"checkpoint.save={run}"))
     check_checkpoint(config(run, f"checkpoint.save={run}"))
+
+
+def test_the_checkpoints_template_is_taken_where_a_run_names_none(hf):
+    """Another one that is named is taken, if its marks are tokens."""
+    plain = config(hf)
+    assert plain.data.template is None
+    for name in ("internvl2_5", "internlm2-chat"):
+        state(hf, template=name)
+        found = inspect_run(plain)
+        assert found.config.data.template == name and found.encoder.config.template == name
+        assert f"template {name}" in "\n".join(found.right)
+        assert plain.with_template(check_checkpoint(plain).template).data.template == name
+        assert config(hf, "--data.template", "Hermes-2").with_template(name).data.template == "Hermes-2"

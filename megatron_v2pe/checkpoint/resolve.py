@@ -155,6 +155,10 @@ def instead_of_missing(folder: Path) -> str:
 
 def _instead_of(folder: Path) -> str:
     """Return which checkpoints lie in a folder that is none."""
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "; it is an unmerged adapter: merge it into its model (peft's merge_and_unload), and name what that gives"
+        )
     if (folder / "logs").is_dir():
         return "; a training run that has saved nothing yet (checkpoint.save_interval), or whose saving failed"
     return _listed(folder, _named(folder))

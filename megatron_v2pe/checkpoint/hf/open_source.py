@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT
-from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout, HFWeights
+from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout, HFWeights, refuse_adapter, refuse_adapter_tensors
 from megatron_v2pe.checkpoint.hf.manifest import TensorManifest
 from megatron_v2pe.checkpoint.hf.row_sources import HFRows, MegatronRows, RowSource
 from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace
@@ -76,6 +76,7 @@ def open_hf(folder: Path) -> OpenSource:
         ConfigError: an architecture that is not supported.
         CheckpointError: weights are missing, of other names or shapes than the architecture's, or damaged.
     """
+    refuse_adapter(folder)
     model = InternVLConfig.from_hf(read_config(folder), printable(folder / CONFIG))
     weights, layout = HFWeights(folder), layout_of(folder)
     table = mapping_table(model, layout, weights.layout.places())
@@ -107,6 +108,7 @@ def open_megatron(folder: Path, verify: bool = True) -> OpenSource:
     for mapping in table.tensors:
         table.check_shape(mapping, places[mapping.name].shape, source)
     weights = {key: entry for key, entry in reader.tensors.items() if not key.startswith("optimizer.")}
+    refuse_adapter_tensors(weights, str(folder))
     table.check_keys({key: entry.size for key, entry in weights.items()}, str(folder))
     trained = read_description(folder / DESCRIPTION).get("kind") != "converted"
     manifest = TensorManifest.read(folder) if verify and not trained else None
@@ -130,6 +132,7 @@ def check_places(table: MappingTable, places: dict[str, TensorPlace], source: st
         CheckpointError: tensors are missing or left over, of another shape than the table's, of no floating-point
             type, or of several types that would become one tensor.
     """
+    refuse_adapter_tensors(places, source)
     table.check_names(places, source)
     bytes_of: Counter[torch.dtype] = Counter()
     of_key: dict[str, tuple[str, torch.dtype]] = {}

@@ -11,19 +11,11 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 
 from megatron_v2pe.checkpoint.checksums import FileSum, ShardSum
 from megatron_v2pe.checkpoint.folder import COMMON, MEGATRON_CONFIG, METADATA
@@ -119,6 +111,14 @@ class Written:
         return {name: FileSum(size, None, tuple(shards[name])) for name, size in self.sizes.items()}
 
 
+def import_for_writing() -> None:
+    """Import what `write_description` needs; it takes a third as long as PyTorch itself, and whoever reads has no use.
+
+    A conversion calls this in a thread while it writes tensors.
+    """
+    import_module("torch.distributed.checkpoint.filesystem")
+
+
 def write_description(folder: Path, written: Written, common: Any) -> None:
     """Write what Megatron-Core reads beside the data files, the folder can be loaded after this.
 
@@ -127,6 +127,16 @@ def write_description(folder: Path, written: Written, common: Any) -> None:
         written: by all writers.
         common: plain values and tensors that are the same on every rank.
     """
+    from torch.distributed.checkpoint.filesystem import CURRENT_DCP_VERSION, _StorageInfo
+    from torch.distributed.checkpoint.metadata import (
+        ChunkStorageMetadata,
+        Metadata,
+        MetadataIndex,
+        StorageMeta,
+        TensorProperties,
+        TensorStorageMetadata,
+    )
+
     entries: dict[str, Any] = {}
     places: dict[MetadataIndex, _StorageInfo] = {}
     for key, tensor in written.tensors.items():

@@ -67,7 +67,7 @@ def test_a_plan_says_what_would_be_read_written_and_held(sources, tmp_path, monk
     odd, target = sources["odd"], tmp_path / "out"
     lines = plan_conversion("hf-to-hf", odd, target, Options(dtype="fp32", max_shard_size="50KB"), None)
     assert "83 tensors, 0.8 MiB (bfloat16) in 3 files" in lines[0]
-    assert "83 tensors, 1.6 MiB (float32) in 3" in lines[1] and "2.00 GiB" in lines[2]
+    assert "83 tensors, 1.6 MiB (float32) in 41 files" in lines[1] and "2.00 GiB" in lines[2]
     for name in ("config.json", "model.safetensors.index.json"):
         shutil.copy(odd / name, tmp_path / name)
         lines = plan_conversion("hf-to-mcore", tmp_path, target, Options(), None)

@@ -10,7 +10,7 @@ import torch
 
 from megatron_v2pe.base.progress import byte_progress
 from megatron_v2pe.checkpoint.checksums import CHECKSUMS, Checksums, sums_of_files
-from megatron_v2pe.checkpoint.description import write_description
+from megatron_v2pe.checkpoint.description import import_for_writing, write_description
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, FORMAT_VERSION, HF_FOLDER, HF_LAYOUT
 from megatron_v2pe.checkpoint.hf import hf_config
 from megatron_v2pe.checkpoint.hf.checks_beside import ChecksBeside
@@ -58,6 +58,7 @@ def write_megatron(
         total = sum(place.nbytes for place in source.files.places().values())
         with ChecksBeside(EXAMINERS) as checks, byte_progress(total, what) as progress:
             job = Job(unfinished.journal, numbers, options.budget, progress, source.where, known)
+            checks.add(import_for_writing)
             if source.is_hf:
                 for path, digest in known_digests(source.folder):
                     checks.add(check_digest, path, digest)

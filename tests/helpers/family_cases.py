@@ -1,8 +1,8 @@
 """A tiny checkpoint of every language model and both towers: `config.json` in the published layout, and its documents.
 
 Sizes are small and unlike one another on purpose: an odd vocabulary, heads that do not share the hidden width, groups
-of one, two, three and seven queries, heads whose width is no power of two. Lengths from which a scaling of rotary
-positions sets in lie between those of the documents.
+of one, two, three and seven queries, heads whose width is no power of two, a tower that no two ranks share without
+padding. Lengths from which a scaling of rotary positions sets in lie between those of the documents.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOWER_300M: dict[str, Any] = {
 TOWER_6B: dict[str, Any] = {
     "hidden_size": 40,
     "num_attention_heads": 5,
-    "intermediate_size": 80,
+    "intermediate_size": 75,
     "qkv_bias": False,
     "qk_normalization": True,
     "norm_type": "rms_norm",

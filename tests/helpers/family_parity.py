@@ -64,23 +64,17 @@ _RECOMPUTED = ("TP2 + SP", "CP2 ring", "CP2 x PP2", "TP2 x PP2 + SP")
 def usual_layouts(name: str) -> list[str]:
     """Return a layout of each kind for a family: TP2, PP2 and CP2, forms of them in turn."""
     number = list(FAMILIES).index(name)
-    if FAMILIES[name].tower["num_attention_heads"] % 2:  # until a tower's heads are padded
-        return ["PP2", ("CP2 ring", "CP2 all-to-all")[number % 2]]
     return ["TP2" if number % 4 == 3 else "TP2 + SP", "PP2", ("CP2 ring", "CP2 all-to-all")[number % 2]]
 
 
 def one_more_layout(name: str) -> str:
     """Return a further layout for a family, for positions of V2PE."""
     further = ("CP2 all-to-all", "TP2 + SP", "one process", "CP2 ring", "PP2")
-    if FAMILIES[name].tower["num_attention_heads"] % 2:
-        return "CP2 ring"
     return further[list(FAMILIES).index(name) % len(further)]
 
 
 def generating_layouts(name: str) -> list[str]:
     """Return the layouts in which a family answers."""
-    if FAMILIES[name].tower["num_attention_heads"] % 2:
-        return ["CP2 ring"]
     return [("TP2", "CP2 ring", "PP2")[list(FAMILIES).index(name) % 3]]
 
 

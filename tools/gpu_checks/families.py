@@ -48,7 +48,9 @@ WORSE_THAN_THEIRS = 2.0
 """How many times as far from float32 as transformers in bfloat16 ours may be, and a little more where both are near."""
 NEAR = {"logits": 0.05, "loss": 1e-3, "gradients": 0.05}
 SHARDED = "qwen3 tied"
-SHARDED_LAYOUTS = ("CP2 ring", "TP2 + SP", "CP2 all-to-all", "PP2", "DP2", "TP2 x CP2 + SP", "TP2, replicated tower")
+SHARDED_LAYOUTS = ("TP2 + SP", "CP2 ring", "CP2 all-to-all", "PP2", "DP2", "TP2 x CP2 + SP", "TP2, replicated tower")
+ANSWERING = ("internlm3", "phi3", "qwen2 tied", "qwen3 tied")
+"""Families that answer; every shape of heads costs seconds of compilation, and these are unlike one another."""
 SMALL = ("qwen3 tied",)
 """Families that run on the CPU."""
 
@@ -141,6 +143,8 @@ def _one_card(outcome: Outcome, runs: Runs, name: str) -> None:
     other = runs.errors_of_the_reference(name, POLICY, torch.bfloat16)
     allowed = {what: WORSE_THAN_THEIRS * other[what] + near for what, near in NEAR.items()}
     _within(outcome, f"{name}, bf16", half, allowed, {f"theirs {what}": other[what] for what in NEAR})
+    if name not in ANSWERING:
+        return
     expected, answers = runs.answers(name, ["one process"])
     for steps, (ids, error) in answers.items():
         outcome.add(f"{name}, answers, {steps}", **{"as transformers'": str(ids == expected), "cache error": error})

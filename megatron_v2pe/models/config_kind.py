@@ -99,18 +99,13 @@ def kind_of_model(top: Fields, native: bool = False) -> Kind:
 def supported() -> str:
     """Return which models are supported, in words."""
     readers = {name: reader for name in LANGUAGE_MODELS if (reader := LANGUAGE_MODELS.find(name)) is not None}
-    titles = " or ".join(dict.fromkeys(_with_article(reader.title) for reader in readers.values()))
+    titles = ", ".join(f"{reader.title} ({name})" for name, reader in readers.items())
     examples = [reader.example for reader in readers.values() if reader.example is not None]
     such = f", such as {examples[0]}" if examples else ""
     return (
-        f"supported is InternVL2 with {titles} language model (model_type {_KIND}, architectures {_CLASS} and "
-        f"{' or '.join(readers)}){such}, or its native form in transformers (model_type {NATIVE_KIND}, architectures "
-        f"{NATIVE_CLASS}, text_config of {', '.join(native_kinds())})"
+        f"supported is {_CLASS} (model_type {_KIND}) with one of {titles}{such}, and {NATIVE_CLASS} (model_type "
+        f"{NATIVE_KIND}) with a text_config of {', '.join(native_kinds())}"
     )
-
-
-def _with_article(title: str) -> str:
-    return f"{'an' if title[:1] in 'AEIOU' else 'a'} {title}"
 
 
 def _part(section: Fields, what: str, families: Registry[SectionReader[Any]]) -> ConfigPart:

@@ -137,7 +137,7 @@ def wrong_fields(folder, count):
         except ConfigError as error:
             message = str(error)
             refused += not right
-            if not message.startswith(str(folder)) or "\n" in message or len(message) > 600:
+            if not message.startswith(str(folder)) or "\n" in message or len(message) > 800:
                 yield f"{section} {name}: message {message[:200]!r}"
             if not right and name not in message and kind != CHOICE and name != "architectures":
                 yield f"{section} {name} = {str(value)[:40]}: not named in {message[:200]!r}"

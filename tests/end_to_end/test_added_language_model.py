@@ -262,7 +262,7 @@ def test_without_the_folder_its_checkpoint_is_refused_by_name(checkpoint, tmp_pa
     line = command("tools/convert_checkpoint.py", "hf-to-mcore", str(checkpoint), str(tmp_path / "mcore"))
     finished = run(line, tmp_path / "log")
     assert finished.status != 0
-    assert "'BrookForCausalLM' is not supported; supported is InternVL2 with an InternLM2" in finished.output
+    assert "'BrookForCausalLM' is not supported; supported is InternVLChatModel" in finished.output
 
 
 @pytest.mark.slow

@@ -89,6 +89,14 @@ SETTINGS: dict[str, Row] = {
         optional=True,
     ),
     **_choice("model.spec", "auto local te"),
+    **_choice(
+        "model.preset",
+        "InternVL2-1B InternVL2-2B InternVL2-4B InternVL2-8B InternVL2-26B InternVL2-40B InternVL2-76B InternVL2_5-1B "
+        "InternVL2_5-2B InternVL2_5-4B InternVL2_5-8B InternVL2_5-26B InternVL2_5-38B InternVL2_5-78B InternVL3-1B "
+        "InternVL3-2B InternVL3-8B InternVL3-9B InternVL3-14B InternVL3-38B InternVL3-78B InternVL3_5-1B "
+        "InternVL3_5-2B InternVL3_5-4B InternVL3_5-8B InternVL3_5-14B InternVL3_5-38B",
+        True,
+    ),
     **_choice("model.ps_version", "v1 v2", True),
     **_choice("v2pe.rope_pos_id_version", "default v2pe_fix v2pe_rnd recorded"),
     **_choice("data.normalize_type", "imagenet clip siglip"),
@@ -106,7 +114,7 @@ SETTINGS: dict[str, Row] = {
     **_choice("checkpoint.resume", "auto never"),
     "v2pe.rope_pos_id_stride": Row("stride", optional=True),
     "v2pe.strides": Row("strides"),
-    "logging.writers": Row("strides"),
+    "logging.writers": Row("strides", optional=True),
 }
 
 ODD_VALUES: tuple[Any, ...] = (

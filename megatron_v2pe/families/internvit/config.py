@@ -32,7 +32,7 @@ def read_vision_config(section: Fields) -> VisionConfig:
     """
     where, hidden_size = section.source, section.whole("hidden_size", least=1, most=WIDEST)
     patch_size = section.whole("patch_size", least=1, most=1024)
-    check_null(section, "hidden_act", "layer_norm_eps")
+    check_null(section, "hidden_act", "layer_norm_eps", "norm_type")
     section.text("hidden_act", "gelu", GELU)
     for name in ("dropout", "attention_dropout"):
         if rate := section.number(name, 0.0, 0, 1):

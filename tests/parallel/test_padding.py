@@ -21,6 +21,7 @@ from helpers.packs import random_packs
 from megatron_v2pe.checkpoint.description import read_tensors
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.models.drop_path import DropPathKey
+from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
@@ -126,6 +127,28 @@ def source(case, tmp_path_factory):
     write_hf_folder(root / "hf", case.hf_config, dtype=torch.bfloat16, shards=2, seed=1)
     hf_to_mcore(root / "hf", root / "mcore")
     return root
+
+
+WHOLE_MODEL = {
+    "sequence parallel, tiles recomputed": (
+        tensor_parallel(2, sequence_parallel=True, use_distributed_optimizer=False),
+        {"recompute_plan": RecomputePlan(0, 0, 0, 1)},
+    ),
+    "a whole tower on every rank": (tensor_parallel(2, vision_parallel="replicated"), {}),
+    "three ranks": (tensor_parallel(3, use_distributed_optimizer=False), {}),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE_MODEL)
+def test_the_whole_model(name, case, pools):
+    """Loss, logits and every gradient in float64, by which layouts differ by rounding alone; measured MEASURED."""
+    layout, options = WHOLE_MODEL[name]
+    alone = replace(case, dtype=torch.float64, drop_path_seed=1, options={"drop_path_rate": 0.2})
+    this = replace(alone, layout=layout, options={**alone.options, **options})
+    result = pools[layout.tensor_model_parallel_size].run(parity.run, case=this)[0]
+    errors = parity.compare(pools[1].run(parity.run, case=alone)[0], result)
+    print("MEAS", errors)
+    assert max(errors["loss"], errors["logits"], errors["gradients"]) < 2e-12, errors
 
 
 STEPS = 2

@@ -190,7 +190,7 @@ def to_original(native: Mapping[str, Any], source: str = "config.json") -> dict[
             "vision_feature_layer", "image_seq_length", *_TOP_FIXED}  # fmt: skip
     result = {**_TOP_DEFAULTS, **kept["config"], **{name: native[name] for name in native if name not in left}}
     for name in ("template", "downsample_ratio"):
-        result[name] = _TOP_DEFAULTS[name] if result.get(name) is None else result[name]
+        result[name] = _TOP_DEFAULTS[name] if result.get(name) in (None, "") else result[name]
     result["model_type"], result["architectures"], result["ps_version"] = ORIGINAL_KIND, [ORIGINAL_CLASS], "v2"
     result["select_layer"] = top.whole("vision_feature_layer", -1)
     result["llm_config"] = _original_text(top, kept["llm_config"])
@@ -325,7 +325,8 @@ def _original_text(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
         )
     content = {name: value for name, value in text.content.items() if name not in ("model_type", "architectures")}
     if any(name in kept for name in _ROPE_PLACES):
-        bases = [(content.pop(name, None) or {}).get("rope_theta") for name in _ROPE_PLACES]
+        places = [content.pop(name, None) for name in _ROPE_PLACES]
+        bases = [place.get("rope_theta") for place in places if isinstance(place, Mapping)]
         if stated := [base for base in bases if base is not None]:
             content.setdefault("rope_theta", stated[0])
     tied = top.flag("tie_word_embeddings", text.flag("tie_word_embeddings", False))
@@ -407,7 +408,8 @@ def _tokens_per_tile(config: Mapping[str, Any]) -> int | None:
     side, patch = config.get("force_image_size"), config["vision_config"].get("patch_size")
     side = config["vision_config"].get("image_size") if side is None else side
     ratio = config.get("downsample_ratio", 0.5)
-    if not all(isinstance(value, (int, float)) for value in (side, patch, ratio)) or not patch:
+    numbers = (side, patch, ratio)
+    if not all(isinstance(value, (int, float)) and 0 < value < 1 << 30 for value in numbers):
         return None
     return int((side // patch) ** 2 * ratio**2)
 

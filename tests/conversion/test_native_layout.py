@@ -154,6 +154,28 @@ def test_what_is_not_computed_is_named(changes, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+STRANGE = [None, True, -1, 3.5, 1e400, 10**30, "", "x", [], ["a"], [14, 15], {}, {"a": 1}, {"llm_config": 3},
+           {"config": {"llm_config": 1}}, {"llm_config": {"rope_scaling": 5}},
+           {"vision_config": {"architectures": ["X"]}}]  # fmt: skip
+
+
+def test_a_strange_value_is_refused_or_means_a_model():
+    """Every field of a native file takes every strange value: what is raised is an error for users."""
+    refused = 0
+    for place in (None, "text_config", "vision_config", RECORD):
+        whole = native_config("internlm2", rope_pos_id_version="v2pe_fix", rope_pos_id_stride=3)
+        for name in [*(whole if place is None else whole[place]), "rope_scaling", "rope_parameters"]:
+            for value in STRANGE:
+                config = copy.deepcopy(whole)
+                (config if place is None else config[place])[name] = value
+                try:
+                    model = InternVLConfig.from_hf(config)
+                    assert InternVLConfig.from_hf(in_layout(to_original(config), NATIVE, CONTEXT)) == model
+                except ConfigError:
+                    refused += 1
+    assert refused > 200
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -17,6 +17,8 @@ from helpers.native_models import (
     small_state,
     write_native,
 )
+from megatron_v2pe.checkpoint.hf.open_source import open_hf
+from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.v2pe.transformers_positions import transformers_positions
 
 transformers = pytest.importorskip("transformers")
@@ -73,3 +75,5 @@ def test_logits_and_answers(name, tower, tmp_path, pools):
                 assert (logits - without).abs().max() > 100 * LOGITS
             ids = model.generate(**given, max_new_tokens=ANSWER, do_sample=False, eos_token_id=None)
             assert ids[0, len(item.ids) :].tolist() == answer
+        model.save_pretrained(tmp_path / "saved")  # as transformers writes it: every field of its classes, its names
+        assert open_hf(tmp_path / "saved").model == InternVLConfig.from_hf(config)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from megatron_v2pe.foreign.tokenizer_settings import (
     TokenizerSettings,
     TokenizerSource,
     json_object,
+    role_tokens,
 )
 
 _LONGEST_LINE = 1 << 12
@@ -92,7 +93,9 @@ def open_library(folder: Path, source: TokenizerSource, settings: TokenizerSetti
         if (other := stated.get(name, token)).id != token.id:
             told = f"{printable(folder)} gives it {other.id} in another file"
             raise error(f"{shown}: token {printable(name)[:80]!r}: found id {token.id}, but {told}")
-    added = collected(((token, shown) for token in (own | stated).values()), error)
+    roles = role_tokens(folder, error)  # what has a role is special, whatever is said of the token itself
+    both = (replace(token, special=token.special or token.content in roles) for token in (own | stated).values())
+    added = collected(((token, shown) for token in both), error)
     processor = content.pop("post_processor", None)
     content["added_tokens"] = [asdict(token) for token in sorted(added.values(), key=lambda token: token.id)]
     library = _opened(content, shown, error)

@@ -39,6 +39,23 @@ def test_ids_and_texts_are_those_of_transformers(pair):
     assert differing(ours, theirs, texts(2000)) == []
 
 
+def test_what_transformers_saves_is_opened(pair, tmp_path):
+    """It writes `tokenizer.json` alone, without `added_tokens_decoder`, and leaves `legacy` of Llama's class out."""
+    _, theirs = pair
+    theirs.save_pretrained(tmp_path)
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert differing(Tokenizer.from_folder(tmp_path), saved, texts(300)) == []
+
+
+def test_a_token_with_a_role_is_special(tmp_path):
+    KINDS["qwen2"](tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(path.read_text().replace('"special": true', '"special": false'))
+    ours, theirs = Tokenizer.from_folder(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert differing(ours, theirs, texts(300)) == []
+    assert ours.decode(ours.encode("a<|im_end|>b<img>c")) == "abc"
+
+
 def test_roles_are_those_of_transformers(pair):
     ours, theirs = pair
     assert (ours.bos_id, ours.eos_id) == (theirs.bos_token_id, theirs.eos_token_id)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# One command that shows what runs on a GPU, how right it is and how fast; at most 10 minutes on one card of 80 GB.
+# One command that shows what runs on a GPU, how right it is and how fast; about 17 minutes on one card of 80 GB.
 #
 #   bash scripts/check_gpu.sh [PARTS] [--json FILE] [--device auto|cpu|cuda] ...
 #

@@ -77,7 +77,10 @@ def _cell(
 
 
 def _text(cell: dict[str, float] | None) -> str:
-    return "does not run" if cell is None else f"{cell['logits']:.0e}, {cell['gradients']:.0e}"
+    if cell is None:
+        return "does not run"
+    logits = f"{cell['logits']:.0e}" if cell["logits"] else "-"  # data-parallel ranks have those of their own packs
+    return f"{logits}, {cell['gradients']:.0e}"
 
 
 if __name__ == "__main__":

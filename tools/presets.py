@@ -15,6 +15,7 @@ EXAMPLES = """Examples:
 
   python tools/presets.py                                   all of them, with exact numbers of parameters
   python tools/presets.py InternVL3-8B                      its config.json, in the original layout
+  python tools/presets.py InternVL3-8B --layout native      the same as transformers' own class has it
   python tools/presets.py InternVL3-8B --write FOLDER       a folder with that file, which is all a plan needs
   python tools/presets.py InternVL3-8B --write FOLDER --small --weights
                                                             small widths and random weights: a model to try things with
@@ -34,19 +35,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("name", nargs="?", help="a preset; without one all are listed")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write config.json into a new or empty folder")
     parser.add_argument(
+        "--layout", choices=("original", "native"), default="original", help="of config.json (default: %(default)s)"
+    )
+    parser.add_argument(
         "--small", action="store_true", help="small widths, with the same heads per group, norms, biases"
     )
     parser.add_argument("--weights", action="store_true", help="with --write: random weights as well, in bfloat16")
     arguments = parser.parse_args(argv)
     if arguments.weights and arguments.write is None:
         parser.error("--weights goes with --write FOLDER")
+    if arguments.weights and arguments.layout != "original":
+        parser.error("--weights goes with --layout original; tools/convert_checkpoint.py hf-to-hf makes the other")
     if arguments.name is None and (arguments.write is not None or arguments.small):
         parser.error("name a preset; without arguments all are listed")
     return finished(lambda: _run(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from megatron_v2pe.models.presets import preset_config, reduced
+    from megatron_v2pe.models.presets import image_token, preset_config, reduced
 
     if arguments.name is None:
         print("\n".join(_table()))
@@ -54,6 +60,11 @@ def _run(arguments: argparse.Namespace) -> None:
     config = preset_config(arguments.name)
     if arguments.small:
         config = reduced(config)
+    if arguments.layout == "native":
+        from megatron_v2pe.models.native_config import to_native
+
+        last = config["llm_config"]["vocab_size"] - 1
+        config = to_native(config, last if arguments.small else image_token(arguments.name))
     text = json.dumps(config, indent=2) + "\n"
     folder = arguments.write
     if folder is None:
@@ -92,11 +103,8 @@ def _table() -> Iterator[str]:
     for name, preset in PRESETS.items():
         shape = LANGUAGE_SHAPES[preset.language]
         sizes = (shape.layers, shape.hidden_size, shape.heads, shape.groups, shape.ffn)
-        try:
-            count = f"{stored_parameters(InternVLConfig.from_hf(preset_config(name), name)):,}"
-        except ConfigError:
-            count = "not read yet"
-        row = (count, preset.tower, preset.language, "/".join(map(str, sizes)), f"{preset.vocab_size:,}")
+        count = stored_parameters(InternVLConfig.from_hf(preset_config(name), f"preset {name}"))
+        row = (f"{count:,}", preset.tower, preset.language, "/".join(map(str, sizes)), f"{preset.vocab_size:,}")
         rows.append((name, *row, preset.template))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     right = {1, 5}

@@ -163,6 +163,17 @@ LANGUAGE_SHAPES = {
 }
 """Language models by name; a Qwen2.5 has the shape of the Qwen2 of its size."""
 
+IMAGE_TOKENS = {
+    92553: 92546,
+    151655: 151648,
+    151674: 151667,
+    151936: 151671,
+    128265: 128258,
+    32020: 32013,  # unverified: as in the others, seven from the end
+    64007: 64000,  # unverified, likewise
+}
+"""Size of a vocabulary -> id of `<IMG_CONTEXT>` in it; that of InternLM3 is not known here."""
+
 _SMALL, _LARGE = "InternViT-300M", "InternViT-6B"
 _IN, _Q2, _Q25, _Q3 = 92553, 151655, 151674, 151936
 _HERMES, _INTERN, _V25 = "Hermes-2", "internlm2-chat", "internvl2_5"

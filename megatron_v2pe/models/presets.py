@@ -13,7 +13,15 @@ from typing import Any
 from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.models.preset_table import LANGUAGE_SHAPES, PRESETS, TOWER_SHAPES, LanguageShape, Preset, TowerShape
+from megatron_v2pe.models.preset_table import (
+    IMAGE_TOKENS,
+    LANGUAGE_SHAPES,
+    PRESETS,
+    TOWER_SHAPES,
+    LanguageShape,
+    Preset,
+    TowerShape,
+)
 
 TILE, PATCH = 448, 14
 """Sides of a tile and of a patch in pixels, the same in every generation."""
@@ -76,6 +84,18 @@ def preset_config(name: str) -> dict[str, Any]:
         "use_thumbnail": True,
         "vision_config": _tower(TOWER_SHAPES[preset.tower]),
     }
+
+
+def image_token(name: str) -> int:
+    """Return the id of `<IMG_CONTEXT>` in a preset's vocabulary, which the native layout states in its `config.json`.
+
+    Raises:
+        ConfigError: no preset has this name, or the id is not known without the checkpoint's tokenizer.
+    """
+    known = preset_named(name)
+    if (found := IMAGE_TOKENS.get(PRESETS[known].vocab_size)) is None:
+        raise ConfigError(f"preset {known}: the id of <IMG_CONTEXT> is not known; the checkpoint's tokenizer says it")
+    return found
 
 
 def _language(shape: LanguageShape, preset: Preset) -> dict[str, Any]:

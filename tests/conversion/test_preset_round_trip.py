@@ -1,4 +1,4 @@
-"""Every preset, reduced: HF to Megatron to HF gives the same bytes per tensor, through models of several layouts.
+"""Every preset, reduced: the same bytes per tensor from HF to Megatron to HF, through models, and from native to HF.
 
 Always on is a cover: every preset in one layout, every architecture and every tower in several. The whole square of
 TP 1, 2, 4 x PP 1, 2, 4 is marked slow (`scripts/check_presets.sh`).
@@ -6,6 +6,7 @@ TP 1, 2, 4 x PP 1, 2, 4 is marked slow (`scripts/check_presets.sh`).
 
 from __future__ import annotations
 
+import json
 from itertools import cycle
 
 import pytest
@@ -14,13 +15,13 @@ import torch
 from helpers.conversion import swap_queries_and_keys
 from helpers.golden import read_checkpoint
 from helpers.resaved import resave
-from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
-from megatron_v2pe.models import preset_table
+from megatron_v2pe.checkpoint.hf.api import hf_to_hf, hf_to_mcore, mcore_to_hf
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.preset_table import PRESETS
 from megatron_v2pe.models.presets import preset_config, reduced
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
 
-PRESETS = {name: preset for name, preset in preset_table.PRESETS.items() if preset.tower == "InternViT-300M"}
 COVER = ((1, 1), (2, 1), (1, 2), (4, 1), (1, 4), (2, 2))
 SQUARE = tuple((tp, pp) for tp in (1, 2, 4) for pp in (1, 2, 4))
 
@@ -31,7 +32,7 @@ def converted(tmp_path_factory):
     root = tmp_path_factory.mktemp("presets")
     made = {}
     for name in PRESETS:
-        config = reduced(preset_config(name))
+        config = reduced(preset_config(name)) | {"image_token_id": 300}
         write_hf_folder(root / name / "hf", config, shards=2)
         hf_to_mcore(root / name / "hf", root / name / "mcore")
         made[name] = (config, root / name)
@@ -72,6 +73,18 @@ def taken_through(pools, converted, names, tp, pp, tmp_path):
 def test_there_and_back_without_a_model(converted, name, tmp_path):
     mcore_to_hf(converted[name][1] / "mcore", tmp_path / "hf")
     assert wrong_tensors(converted[name][1] / "hf", tmp_path / "hf") == set()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_original_to_native_to_original(converted, name, tmp_path):
+    config, folder = converted[name]
+    hf_to_hf(folder / "hf", tmp_path / "native", layout="native")
+    hf_to_hf(tmp_path / "native", tmp_path / "back", layout="original")
+    assert wrong_tensors(folder / "hf", tmp_path / "back") == set()
+    back = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert InternVLConfig.from_hf(back) == InternVLConfig.from_hf(config)
+    native, _ = read_checkpoint(tmp_path / "native")
+    assert native["model_type"] == "internvl"
 
 
 @pytest.mark.parametrize("square", COVER, ids=lambda one: f"tp{one[0]}_pp{one[1]}")

@@ -9,16 +9,9 @@ import pytest
 from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.config_sections import LANGUAGE_MODELS
 from megatron_v2pe.models.memory import stored_parameters
 from megatron_v2pe.models.preset_table import LANGUAGE_SHAPES, PRESETS, TOWER_SHAPES
 from megatron_v2pe.models.presets import preset_config, preset_named, reduced
-
-READABLE = [
-    name
-    for name, preset in PRESETS.items()
-    if LANGUAGE_SHAPES[preset.language].architecture in LANGUAGE_MODELS and preset.tower == "InternViT-300M"
-]
 
 
 def counted_by_hand(config):
@@ -44,7 +37,7 @@ def test_parameters_are_as_many_as_were_published(name):
     assert abs(counted - PRESETS[name].billions) <= 0.0101  # published with two digits, or 38.4
 
 
-@pytest.mark.parametrize("name", READABLE)
+@pytest.mark.parametrize("name", PRESETS)
 def test_tables_and_the_estimate_count_the_same(name):
     config = preset_config(name)
     model = InternVLConfig.from_hf(config, name)
@@ -107,11 +100,11 @@ def test_a_name_that_is_not_known():
         preset_named("InternVL3-7B")
 
 
-@pytest.mark.parametrize("name", READABLE)
+@pytest.mark.parametrize("name", PRESETS)
 def test_reduced_keeps_what_decides_names_and_order(name):
     whole, small = preset_config(name), reduced(preset_config(name))
     model, real = InternVLConfig.from_hf(small, name), InternVLConfig.from_hf(whole, name)
-    assert stored_parameters(model) < 1_000_000
+    assert stored_parameters(model) < 2_000_000
     for flag in ("architecture", "qkv_bias", "qk_layernorm", "tie_word_embeddings"):
         assert getattr(model.llm, flag) == getattr(real.llm, flag)
     assert model.llm.num_attention_heads // model.llm.num_query_groups == (

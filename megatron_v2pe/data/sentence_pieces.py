@@ -56,9 +56,13 @@ class SentencePieces:
         given = {name: number for name, number in self.special.items() if name != "\0"}
         return self.model_file, given, self.adds_bos, self._eos
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 of the SentencePiece model and the special tokens."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         digest = hashlib.sha256(read_bytes(self.model_file, ConfigError))
         digest.update(json.dumps(sorted(self.special.items())).encode())
         if not self.adds_bos:

@@ -39,8 +39,11 @@ class PieceFinder(Protocol):
     """Name of the file that holds them."""
     size: int
     """One more than the largest id."""
-    digest: str
-    """SHA-256 of all on which ids depend."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all on which ids depend."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""

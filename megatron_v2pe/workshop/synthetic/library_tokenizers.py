@@ -7,7 +7,7 @@ transformers opens them too. The same texts give the same files in every run.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +136,10 @@ def _write_settings(
     listed: Sequence[str],
     roles: dict[str, str],
     stated: dict[str, Any],
-    stripping: set[str] | None = None,
+    stripping: Container[str] = (),
 ) -> None:
     def entry(name: str) -> dict[str, Any]:
-        rstrip = name in (stripping or ())
+        rstrip = name in stripping
         return {"content": name, "lstrip": False, "normalized": False, "rstrip": rstrip, "single_word": False}
 
     decoder = {str(number): {**entry(name), "special": name not in QWEN3_PLAIN} for name, number in ids.items()}

@@ -15,7 +15,8 @@ from helpers.golden import read_checkpoint
 from helpers.hf_names import to_full_state
 from helpers.packs import random_packs
 from helpers.sealing import seal
-from megatron_v2pe.checkpoint.hf.api import mcore_to_hf
+from megatron_v2pe.checkpoint.hf.api import mcore_to_hf, mcore_to_mcore
+from megatron_v2pe.checkpoint.hf.compare import compare, open_any
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.parallel.config import ParallelConfig
@@ -106,6 +107,9 @@ def test_a_training_checkpoint_converts_back(trained, sources, tmp_path, name, d
         exported["vision_projection.linear_fc1.weight"], before["vision_projection.linear_fc1.weight"]
     )
     assert state["language_model.output.weight"].shape[0] == 509
+    mcore_to_mcore(root, tmp_path / "light")  # the weights alone, whole and without padding
+    found = compare(open_any(root), open_any(tmp_path / "light"))
+    assert found.same and found.equal == len(state)
     _check_settings_are_carried_over(root, sources, tmp_path)
 
 

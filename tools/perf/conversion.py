@@ -14,76 +14,98 @@ from typing import Any
 
 from megatron_v2pe.errors import CheckpointError, ConfigError
 
-DESCRIPTION = "conversion of a full-size InternVL2-2B both ways: rate beside cp, peak memory, identity"
+DESCRIPTION = "conversion of a full-size model both ways: rate beside cp, peak memory above the interpreter, identity"
 _TOOL = Path(__file__).parents[1] / "convert_checkpoint.py"
-_NEEDED_GB = 19
+_FOLDERS = 3
+"""Copies of the weights on the disk at once."""
 
 
 def run(argv: list[str]) -> dict[str, Any]:
     """Make a checkpoint, convert it there and back, compare; see `--help` for the arguments."""
     parser = argparse.ArgumentParser(prog="python tools/benchmark.py conversion", description=DESCRIPTION)
-    parser.add_argument("--work", type=Path, default=Path("work_dirs"), help="folder with 19 GB free; emptied after")
-    parser.add_argument("--layers", type=int, default=24, help="layers of the language model, 24 in InternVL2-2B")
+    parser.add_argument("--work", type=Path, default=Path("work_dirs"), help="folder with room; emptied after")
+    parser.add_argument("--preset", default="InternVL2-2B", help="model, see tools/presets.py (default: %(default)s)")
+    parser.add_argument("--layers", type=int, help="layers of the language model; default: all")
     arguments = parser.parse_args(argv)
-    if arguments.layers < 1:
+    if arguments.layers is not None and arguments.layers < 1:
         raise ConfigError(f"--layers is {arguments.layers}, expected 1 or more")
     arguments.work.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(arguments.work).free / 1e9
-    if arguments.layers == 24 and free < _NEEDED_GB:
-        raise ConfigError(f"--work {arguments.work}: {free:.1f} GB free, {_NEEDED_GB} needed")
     with tempfile.TemporaryDirectory(prefix="conversion_", dir=arguments.work) as folder:
-        return conversion_benchmark(Path(folder), arguments.layers)
+        return conversion_benchmark(Path(folder), arguments.preset, arguments.layers)
 
 
-def conversion_benchmark(work_folder: Path, layers: int = 24) -> dict[str, Any]:
+def conversion_benchmark(work_folder: Path, preset: str = "InternVL2-2B", layers: int | None = None) -> dict[str, Any]:
     """Measure in `work_folder`; every step is a process of its own.
 
     Returns:
-        Parameters, bytes, and per step seconds, MB/s and the peak of anonymous memory in GiB.
+        Parameters, bytes, and per step seconds, MB/s, and the peak of memory above that of a Python that has imported
+        the converter and does nothing, in GiB: of all memory, and of memory that is no page of a file.
 
     Raises:
+        ConfigError: an unknown preset, or a disk that is too small.
         CheckpointError: a step failed, or what came back differs.
     """
-    from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config, write_hf_folder
+    from megatron_v2pe.models.presets import preset_config
+    from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
 
-    config = internvl2_2b_config()
-    config["llm_config"]["num_hidden_layers"] = layers
+    config = preset_config(preset)
+    if layers is not None:
+        config["llm_config"]["num_hidden_layers"] = layers
     source, mcore, back, copy = (work_folder / name for name in ("hf", "mcore", "back", "copy"))
     parameters = write_hf_folder(source, config)
+    written = sum(path.stat().st_size for path in source.iterdir())
+    if (free := shutil.disk_usage(work_folder).free) < (_FOLDERS - 1) * written:
+        raise ConfigError(f"--work: {free / 1e9:.1f} GB free, {(_FOLDERS - 1) * written / 1e9:.1f} more are needed")
     size = sum(path.stat().st_size for path in source.iterdir())
-    python = [sys.executable, str(_TOOL)]
+    python, remove = [sys.executable, str(_TOOL)], f'rm -r "{copy}"'
+    copied = f'cp -r "{source}" "{copy}"'
     steps = [
-        ("cp", ["cp", "-r", str(source), str(copy)]),
+        ("cp", ["sh", "-c", copied]),
         ("hf-to-mcore", [*python, "hf-to-mcore", str(source), str(mcore)]),
         ("mcore-to-hf", [*python, "mcore-to-hf", str(mcore), str(back)]),
-        ("cp and sync", ["sh", "-c", f'rm -r "{copy}"; cp -r "{source}" "{copy}" && sync "{copy}"/*']),
+        ("cp and sync", ["sh", "-c", f'{copied} && sync "{copy}"/*']),
     ]
+    _, *interpreter = _measure([sys.executable, "-c", "import megatron_v2pe.checkpoint.hf.api"])
     rows = []
     for name, command in steps:
         subprocess.run(["sync"], check=True)  # what the step before left to write is not this step's work
-        seconds, anonymous = _measure(command)
-        rows.append({"step": name, "s": seconds, "MB/s": size / 1e6 / seconds, "anonymous GiB": anonymous / 2**30})
+        seconds, resident, anonymous = _measure(command)
+        row = {"step": name, "s": seconds, "MB/s": size / 1e6 / seconds}
+        if name in ("hf-to-mcore", "mcore-to-hf"):
+            row |= {
+                "GiB above": (resident - interpreter[0]) / 2**30,
+                "anonymous GiB above": (anonymous - interpreter[1]) / 2**30,
+            }
+        else:
+            subprocess.run(["sh", "-c", remove], check=True)
+        if name == "mcore-to-hf":
+            shutil.rmtree(mcore)  # so that no more than three copies of the weights are there at once
+        rows.append(row)
     return {"parameters": parameters, "bytes": size, "identical": _identical(source, back), "steps": rows}
 
 
-def _measure(command: list[str]) -> tuple[float, int]:
-    """Run a command; return seconds and the largest anonymous memory seen, in bytes, polled every 20 ms."""
-    start, peak = time.monotonic(), 0
+def _measure(command: list[str]) -> tuple[float, int, int]:
+    """Run a command; return seconds, and the most memory and the most anonymous memory seen, in bytes.
+
+    Memory counts pages of mapped files. The first is the system's own record, the second is polled every 20 ms.
+    """
+    start, resident, anonymous = time.monotonic(), 0, 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
-        peak = max(peak, _anonymous(process.pid))
+        resident = max(resident, _memory(process.pid, "VmHWM"))
+        anonymous = max(anonymous, _memory(process.pid, "RssAnon"))
         time.sleep(0.02)
     if process.returncode:
         raise CheckpointError(f"{' '.join(command)}: exit status {process.returncode}")
-    return time.monotonic() - start, peak
+    return time.monotonic() - start, resident, anonymous
 
 
-def _anonymous(pid: int) -> int:
+def _memory(pid: int, field: str) -> int:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:  # it has just ended, or this is not Linux
         return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon")), 0)
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(field)), 0)
 
 
 def _identical(ours: Path, theirs: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_v2pe.checkpoint.description import StoredTensor
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, TRAINING_STATE
-from megatron_v2pe.checkpoint.hf.folder import adapter_file
+from megatron_v2pe.checkpoint.hf.adapter_files import adapter_file
 from megatron_v2pe.checkpoint.hf.manifest import MANIFEST
 from megatron_v2pe.checkpoint.hf.on_paper import has_shards, open_on_paper
 from megatron_v2pe.checkpoint.hf.open_source import OpenSource, open_hf, open_megatron

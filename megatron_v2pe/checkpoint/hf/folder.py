@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.checksums import CHECKSUMS, Checksums
+from megatron_v2pe.checkpoint.hf.adapter_files import adapter_file
 from megatron_v2pe.checkpoint.hf.safetensors_io import Header, SafetensorsFile, TensorPlace
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.files import check_links, check_name, check_regular
@@ -23,10 +24,6 @@ from megatron_v2pe.foreign.text import read_json, read_json_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""Files of a set of changes that transformers puts on top of the weights it finds beside them."""
-_ADAPTER_MARKS = (".lora_A.", ".lora_B.", ".lora_embedding_", "base_model.model.", ".adapter.", ".modules_to_save.")
-"""Parts of the names of tensors that peft, or this project, gives an adapter's."""
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 _WEIGHTS = {".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *_PICKLES}
 _FILES = {".json", ".model", ".safetensors"}
@@ -133,10 +130,6 @@ class HFWeights:
         """Read bytes of a tensor, see `SafetensorsFile.read_into`."""
         self._files[name].read_into(name, begin, out)
 
-    def blocks(self, name: str) -> Iterator[memoryview]:
-        """Yield the bytes of a tensor in pieces, see `SafetensorsFile.blocks`."""
-        return self._files[name].blocks(name)
-
     def _check_index(self, index: dict[str, str]) -> None:
         for name, file in index.items():
             found = self._files.get(name)
@@ -231,39 +224,6 @@ def weight_map(folder: Path) -> dict[str, str] | None:
         CheckpointError: the index is damaged.
     """
     return _index(folder).get("weight_map", dict[str, str]) if os.path.lexists(folder / INDEX) else None
-
-
-def adapter_file(folder: Path) -> str | None:
-    """Return the name of a file that says a folder holds an adapter, None where there is none."""
-    return next((name for name in _ADAPTERS if os.path.lexists(folder / name)), None)
-
-
-def refuse_adapter(folder: Path) -> None:
-    """Refuse a folder that holds an adapter and no model.
-
-    Raises:
-        CheckpointError: it does; says what to do.
-    """
-    adapter = adapter_file(folder)
-    if adapter is not None and not any(os.path.lexists(folder / name) for name in (INDEX, SINGLE)):
-        raise CheckpointError(
-            f"{printable(folder / adapter)}: an unmerged adapter, and no model beside it: merge it into the model it "
-            "was trained for (peft's merge_and_unload, then save_pretrained), and name the folder that this gives"
-        )
-
-
-def refuse_adapter_tensors(names: Collection[str], source: str) -> None:
-    """Refuse tensors that are those of an unmerged adapter by their names.
-
-    Raises:
-        CheckpointError: some are; names the first, counts them, and says what to do.
-    """
-    found = sorted(name for name in names if any(mark in name for mark in _ADAPTER_MARKS))
-    if found:
-        raise CheckpointError(
-            f"{source}: holds an unmerged adapter: {len(found)} of {len(names)} tensors, {printable(found[0])[:200]} "
-            "first; merge it into the weights (peft's merge_and_unload, then save_pretrained), and convert the result"
-        )
 
 
 def _index(folder: Path) -> Fields:

@@ -6,13 +6,14 @@ Opening looks at everything but the values of weights: names, shapes and types a
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT
-from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout, HFWeights, refuse_adapter, refuse_adapter_tensors
+from megatron_v2pe.checkpoint.hf.adapter_files import refuse_adapter, refuse_adapter_tensors
+from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout, HFWeights
 from megatron_v2pe.checkpoint.hf.manifest import TensorManifest
 from megatron_v2pe.checkpoint.hf.row_sources import HFRows, MegatronRows, RowSource
 from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace
@@ -114,15 +115,6 @@ def open_megatron(folder: Path, verify: bool = True) -> OpenSource:
     manifest = TensorManifest.read(folder) if verify and not trained else None
     rows = MegatronRows(folder, weights, reader.checksums)
     return OpenSource(folder, hf, False, model, layout, table, files, rows, manifest, trained)
-
-
-def in_original_names(source: OpenSource) -> OpenSource:
-    """Return a checkpoint under the names of the published folders, whichever layout it has.
-
-    Its tensors are those of that layout, so two checkpoints of one model can be compared; its manifest is of its own.
-    """
-    table = mapping_table(source.model)
-    return source if source.layout == "original" else replace(source, table=table, layout="original", manifest=None)
 
 
 def check_places(table: MappingTable, places: dict[str, TensorPlace], source: str) -> Counter[torch.dtype]:

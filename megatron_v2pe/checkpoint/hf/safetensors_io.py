@@ -16,7 +16,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -175,20 +175,6 @@ class SafetensorsFile:
         place = self._places[name]
         assert begin + len(out) <= place.nbytes, name
         self._reader.read_into(self.header.data_start + place.begin + begin, out)
-
-    def blocks(self, name: str, size: int = 1 << 18) -> Iterator[memoryview]:
-        """Yield the bytes of a tensor, `size` at a time, in memory that is used again for the next.
-
-        They are read, not mapped: two threads that touch the pages of one map wait for each other.
-
-        Raises:
-            CheckpointError: the file cannot be read.
-        """
-        buffer, total = memoryview(bytearray(size)), self._places[name].nbytes
-        for begin in range(0, total, size):
-            block = buffer[: min(size, total - begin)]
-            self.read_into(name, begin, block)
-            yield block
 
 
 def write_file(

@@ -82,10 +82,10 @@ SETTINGS: dict[str, Row] = {
     **_rows("number", "parallel.distributed_timeout_minutes", 0.001, 525_600),
     **_rows("number", "model.down_sample_ratio", 1 / 64, 1, True),
     **_rows("number", "model.drop_path_rate", 0, 0.99, True),
-    **_rows("text", "model.model_name_or_path data.meta_path data.indexed_path data.template logging.wandb_project"),
+    **_rows("text", "model.model_name_or_path data.meta_path data.indexed_path logging.wandb_project"),
     **_rows(
         "text",
-        "model.converted_dir model.tokenizer_path checkpoint.save checkpoint.load logging.dir",
+        "data.template model.converted_dir model.tokenizer_path checkpoint.save checkpoint.load logging.dir",
         optional=True,
     ),
     **_choice("model.spec", "auto local te"),
@@ -114,7 +114,7 @@ SETTINGS: dict[str, Row] = {
     **_choice("checkpoint.resume", "auto never"),
     "v2pe.rope_pos_id_stride": Row("stride", optional=True),
     "v2pe.strides": Row("strides"),
-    "logging.writers": Row("strides", optional=True),
+    "logging.writers": Row("strides"),
 }
 
 ODD_VALUES: tuple[Any, ...] = (
@@ -142,6 +142,8 @@ def verdict(row: Row, value: Any) -> bool | None:
     """Tell whether a setting may have a value: True, False, or None where it depends on how the value is written."""
     if row.kind == "choice" and isinstance(value, str) and value in row.choices:  # "none" may be one
         return True
+    if row.kind == "strides" and isinstance(value, str):  # "none" is an empty list where that may be one
+        return None
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and row.kind != "text"):
         return row.optional
     if row.kind == "flag":

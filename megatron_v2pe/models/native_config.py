@@ -12,9 +12,7 @@ The program works with the original form alone: a native file is translated when
 when it is written (`checkpoint/hf/`). What the native form has no place for stands in its field `v2pe_original`, which
 transformers keeps and does not read, so that a file goes there and back without a loss.
 
-A field that a native file leaves out means what transformers' class takes for it: the defaults here are those of
-`configuration_internvl.py`, `configuration_qwen2.py`, `configuration_qwen3.py`, `configuration_llama.py` and
-`configuration_phi3.py` of transformers 5.23, and are the same in 4.52.
+A field that a native file leaves out means what transformers' class takes for it (`native_fields.py`).
 """  # noqa: E501
 
 from __future__ import annotations
@@ -28,6 +26,18 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.models.config_sections import LANGUAGE_MODELS, VISION_TOWERS, SectionReader
+from megatron_v2pe.models.native_fields import (
+    ORIGINAL_VISION_DEFAULTS,
+    TEXT_DEFAULT_KIND,
+    TEXT_DEFAULTS,
+    TEXT_FIELDS,
+    TOP_DEFAULTS,
+    TOP_FIELDS,
+    TOP_FIXED,
+    VISION_DEFAULTS,
+    VISION_FIXED,
+    VISION_NAMES,
+)
 
 ORIGINAL, NATIVE = "original", "native"
 LAYOUTS = (ORIGINAL, NATIVE)
@@ -38,8 +48,6 @@ RECORD = "v2pe_original"
 """Field of a native `config.json` with what only the original form has a place for."""
 QK_NORM_EPS = 1e-6
 """Epsilon of transformers' norms of the tower's queries and keys, whatever `layer_norm_eps` says."""
-NATIVE_TEMPLATE = "internvl2_5"
-"""Conversation template of the models that were published in native form: InternVL2.5, 3 and 3.5."""
 _ROPE_PLACES = ("rope_scaling", "rope_parameters")
 _UNSCALED = ("dynamic",)
 """Scalings that are not used under V2PE positions: the native form then states none."""
@@ -59,69 +67,6 @@ class NativeText:
 
 NATIVE_TEXTS: Registry[NativeText] = Registry("native form of a language model", FAMILIES, "config")
 """Native forms by what `llm_config.architectures` states; a family without one is called the same on both sides."""
-
-_LLAMA = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-}  # fmt: skip
-_QWEN = {
-    **_LLAMA, "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
-    "max_position_embeddings": 32768,
-}  # fmt: skip
-TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": _LLAMA,
-    "qwen2": _QWEN,
-    "qwen3": {**_QWEN, "head_dim": 128},
-    "phi3": {
-        **_LLAMA, "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 4096,
-        "rms_norm_eps": 1e-5,
-    },
-}  # fmt: skip
-"""What transformers' classes take for fields of `text_config` that are left out, by `model_type`."""
-_TEXT_DEFAULT_KIND = "qwen2"
-VISION_DEFAULTS: dict[str, Any] = {
-    "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "attention_bias": False,
-    "use_qk_norm": False, "intermediate_size": 4096, "hidden_act": "gelu", "norm_type": "layer_norm",
-    "layer_norm_eps": 1e-6, "image_size": 448, "patch_size": 14, "num_channels": 3, "layer_scale_init_value": 0.1,
-    "hidden_dropout_prob": 0.0, "attention_dropout": 0.0, "initializer_range": 0.02,
-}  # fmt: skip
-"""What `InternVLVisionConfig` takes for fields that are left out, of those that the original form has too."""
-_VISION_FIXED: dict[str, Any] = {
-    "projection_dropout": 0.0, "use_mask_token": False, "use_absolute_position_embeddings": True,
-    "use_mean_pooling": True,
-}  # fmt: skip
-"""Fields of `InternVLVisionConfig` that the original form has not, with the one value that is computed.
-
-`use_mean_pooling` false puts a norm behind the last layer, true none."""
-_VISION_NAMES = {
-    "attention_bias": "qkv_bias", "use_qk_norm": "qk_normalization", "layer_scale_init_value": "initializer_factor",
-    "hidden_dropout_prob": "dropout",
-}  # fmt: skip
-"""Native name -> original name of fields of the tower whose names differ."""
-_ORIGINAL_VISION_DEFAULTS = {"qk_normalization": True, "norm_type": "rms_norm", "qkv_bias": False}
-"""What the published class takes where its defaults are not those of the native one."""
-_TOP_DEFAULTS: dict[str, Any] = {
-    "downsample_ratio": 0.5, "dynamic_image_size": True, "use_thumbnail": True, "min_dynamic_patch": 1,
-    "max_dynamic_patch": 12, "template": NATIVE_TEMPLATE,
-}  # fmt: skip
-"""What a native model is used with where it does not say: `GotOcr2ImageProcessor` cuts up to 12 tiles and adds a
-thumbnail, which `InternVLProcessor` asks of it."""
-_TOP_FIXED = {"vision_feature_select_strategy": "default", "projector_hidden_act": "gelu"}
-_TEXT_FIELDS = frozenset(
-    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size head_dim "
-    "max_position_embeddings original_max_position_embeddings rms_norm_eps initializer_range hidden_act rope_theta "
-    "rope_scaling rope_parameters partial_rotary_factor bos_token_id eos_token_id pad_token_id use_cache "
-    "attention_dropout attention_bias mlp_bias resid_pdrop embd_pdrop pretraining_tp sliding_window "
-    "use_sliding_window max_window_layers layer_types torch_dtype dtype tie_word_embeddings".split()
-)
-"""Fields of transformers' classes; others of an `llm_config` stand in `v2pe_original`."""
-_TOP_FIELDS = frozenset(
-    "downsample_ratio image_token_id torch_dtype dtype transformers_version template dynamic_image_size "
-    "dynamic_max_patch use_thumbnail min_dynamic_patch max_dynamic_patch pad2square min_num_frame max_num_frame "
-    "normalize_type rope_pos_id_version rope_pos_id_stride force_image_size".split()
-)
-"""Fields of an original `config.json` that stand at the top of the native one: those of both, and those that say how a
-model was trained."""
 
 
 def layout_of_config(config: Mapping[str, Any]) -> str:
@@ -185,12 +130,12 @@ def to_original(native: Mapping[str, Any], source: str = "config.json") -> dict[
         )
     record = Fields(top.get(RECORD, dict, {}), f"{source}: {RECORD}", ConfigError)
     kept = {part: record.get(part, dict, {}) for part in ("config", "llm_config", "vision_config")}
-    _same(top, _TOP_FIXED)
+    _same(top, TOP_FIXED)
     left = {"text_config", "vision_config", RECORD, "model_type", "architectures", "tie_word_embeddings",
-            "vision_feature_layer", "image_seq_length", *_TOP_FIXED}  # fmt: skip
-    result = {**_TOP_DEFAULTS, **kept["config"], **{name: native[name] for name in native if name not in left}}
+            "vision_feature_layer", "image_seq_length", *TOP_FIXED}  # fmt: skip
+    result = {**TOP_DEFAULTS, **kept["config"], **{name: native[name] for name in native if name not in left}}
     for name in ("template", "downsample_ratio"):
-        result[name] = _TOP_DEFAULTS[name] if result.get(name) in (None, "") else result[name]
+        result[name] = TOP_DEFAULTS[name] if result.get(name) in (None, "") else result[name]
     result["model_type"], result["architectures"], result["ps_version"] = ORIGINAL_KIND, [ORIGINAL_CLASS], "v2"
     result["select_layer"] = top.whole("vision_feature_layer", -1)
     result["llm_config"] = _original_text(top, kept["llm_config"])
@@ -225,8 +170,8 @@ def to_native(config: Mapping[str, Any], image_token_id: int | None = None) -> d
                 f"llm_config: {name} is {llm[name]!r}: transformers' {text.model_type} computes {value!r}; it "
                 "stays in the original layout"
             )
-    kept_llm = {name: value for name, value in llm.items() if name not in _TEXT_FIELDS}
-    own = {name: value for name, value in llm.items() if name in _TEXT_FIELDS}
+    kept_llm = {name: value for name, value in llm.items() if name not in TEXT_FIELDS}
+    own = {name: value for name, value in llm.items() if name in TEXT_FIELDS}
     if _positions_version(config) != "default" and (places := _scaled_places(own)):
         for name in places:
             kept_llm[name] = own.pop(name)
@@ -243,7 +188,7 @@ def to_native(config: Mapping[str, Any], image_token_id: int | None = None) -> d
     tied = bool(llm.get("tie_word_embeddings", False))
     text_config = {"model_type": text.model_type, **own, "tie_word_embeddings": tied}
     vision_config, kept_vision = _native_vision(vision)
-    kept_top = {name: value for name, value in config.items() if name not in _TOP_FIELDS}
+    kept_top = {name: value for name, value in config.items() if name not in TOP_FIELDS}
     for derived in ("llm_config", "vision_config", "select_layer", "ps_version", "model_type", "architectures"):
         kept_top.pop(derived, None)
     if native_kinds().get(text.model_type) == architecture:
@@ -251,7 +196,7 @@ def to_native(config: Mapping[str, Any], image_token_id: int | None = None) -> d
     kept_llm.pop("model_type", None)
     record = {"config": kept_top, "llm_config": kept_llm, "vision_config": kept_vision}
     record = {part: fields for part, fields in record.items() if fields}
-    stated = {name: value for name, value in config.items() if name in _TOP_FIELDS}
+    stated = {name: value for name, value in config.items() if name in TOP_FIELDS}
     token = stated.pop("image_token_id", None) if image_token_id is None else image_token_id
     if token is None:
         raise ConfigError("image_token_id is not known: no tokenizer lies beside config.json, and it does not say")
@@ -263,7 +208,7 @@ def to_native(config: Mapping[str, Any], image_token_id: int | None = None) -> d
         "image_token_id": token,
         "image_seq_length": _tokens_per_tile(config),
         "vision_feature_layer": config.get("select_layer", -1),
-        **_TOP_FIXED,
+        **TOP_FIXED,
         "tie_word_embeddings": tied,
         "text_config": text_config,
         "vision_config": vision_config,
@@ -312,7 +257,7 @@ def with_language_model(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
 def _original_text(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
     """Return the `llm_config` of a native file; `kept` is what it has recorded of the one it was made from."""
     text = Fields(top.content.get("text_config") or {}, f"{top.source}: text_config", ConfigError)
-    kind = text.text("model_type", _TEXT_DEFAULT_KIND)
+    kind: str = text.get("model_type", str, TEXT_DEFAULT_KIND)
     recorded = Fields(kept, f"{top.source}: {RECORD}: llm_config", ConfigError).get("architectures", list[str], None)
     architecture = native_kinds().get(kind)
     if recorded and recorded[0] in LANGUAGE_MODELS and native_text(recorded[0]).model_type == kind:
@@ -346,9 +291,12 @@ def _original_vision(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
     """Return the original `vision_config` of a native file; `kept` is what it has recorded."""
     vision = Fields(top.content.get("vision_config") or {}, f"{top.source}: vision_config", ConfigError)
     kind = vision.text("model_type", "internvl_vision", ("internvl_vision",))
-    _same(vision, _VISION_FIXED)
-    content = {**VISION_DEFAULTS, **{name: value for name, value in vision.content.items() if value is not None}}
-    for name in ("model_type", *_VISION_FIXED):
+    _same(vision, VISION_FIXED)
+    content: dict[str, Any] = {
+        **VISION_DEFAULTS,
+        **{name: value for name, value in vision.content.items() if value is not None},
+    }
+    for name in ("model_type", *VISION_FIXED):
         content.pop(name, None)
     for name in ("image_size", "patch_size"):
         content[name] = _side(content[name], f"{vision.source}: {name}")
@@ -357,7 +305,7 @@ def _original_vision(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
             f"{vision.source}: layer_norm_eps: found {content['layer_norm_eps']}, expected {QK_NORM_EPS}: transformers "
             "normalises queries and keys with this number whatever is stated, here they share one"
         )
-    renamed = {_VISION_NAMES.get(name, name): value for name, value in content.items()}
+    renamed: dict[str, Any] = {VISION_NAMES.get(name, name): value for name, value in content.items()}
     assert kind == "internvl_vision"
     default, reader = next((name, reader) for name, reader in _towers().items() if reader.is_default)
     return {"architectures": [default], "model_type": reader.model_types[0], **kept, **renamed}
@@ -372,10 +320,10 @@ def _native_vision(vision: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
     names = vision.get("architectures") or [next(name for name, reader in _towers().items() if reader.is_default)]
     if not (_towers()[names[0]].is_default):
         raise ConfigError(f"vision tower {names[0]!r} has no native form; write the original layout")
-    stated = {**_ORIGINAL_VISION_DEFAULTS, **vision}
+    stated = {**ORIGINAL_VISION_DEFAULTS, **vision}
     result: dict[str, Any] = {"model_type": "internvl_vision"}
     for native, default in VISION_DEFAULTS.items():
-        value = stated.pop(_VISION_NAMES.get(native, native), None)
+        value = stated.pop(VISION_NAMES.get(native, native), None)
         result[native] = default if value is None else value
     for name in ("image_size", "patch_size"):
         result[name] = [result[name]] * 2
@@ -384,7 +332,7 @@ def _native_vision(vision: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
             f"vision_config: layer_norm_eps is {result['layer_norm_eps']}: transformers' tower normalises queries and "
             f"keys with {QK_NORM_EPS} whatever is stated; write the original layout"
         )
-    result.update(_VISION_FIXED)
+    result.update(VISION_FIXED)
     result.update({name: stated.pop(name) for name in ("torch_dtype", "dtype") if name in stated})
     for derived in ("model_type", "architectures"):
         stated.pop(derived, None)

@@ -112,9 +112,7 @@ def _known(source: OpenSource, options: Options, layout: str) -> TensorManifest 
     return source.manifest if options.dtype is None and layout == source.layout else None
 
 
-def _config(
-    source: OpenSource, options: Options, layout: str, config: dict[str, Any] | None
-) -> Mapping[str, Any] | None:
+def _config(source: OpenSource, options: Options, layout: str, config: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return the `config.json` to write, in its layout; None: as it lies there."""
     if options.wanted_dtype is not None:
         name = str(options.wanted_dtype).removeprefix("torch.")

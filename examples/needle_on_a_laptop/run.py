@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parents[2]
-NEEDED = ("torch", "megatron.core", "sklearn", "matplotlib", "sentencepiece", "PIL", "tqdm", "rapidfuzz")
+NEEDED = ("torch", "megatron.core", "sklearn", "matplotlib", "sentencepiece", "tokenizers", "PIL", "tqdm", "rapidfuzz")
 
 
 def main(argv: list[str] | None = None) -> int:

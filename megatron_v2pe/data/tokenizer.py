@@ -18,7 +18,7 @@ from megatron_v2pe.data.sentence_pieces import BOS, EOS, SentencePieces
 from megatron_v2pe.data.special_tokens import IMG_CONTEXT, IMG_END, IMG_START, NEEDED
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.foreign.tokenizer_files import MODEL, check_rows, load_pieces, special_tokens
+from megatron_v2pe.foreign.tokenizer_files import MODEL, AddedToken, added_tokens, check_rows, load_pieces
 from megatron_v2pe.foreign.tokenizer_settings import TokenizerSettings, TokenizerSource, source_of
 
 __all__ = ["BOS", "EOS", "IMG_CONTEXT", "IMG_END", "IMG_START", "NEEDED", "PieceFinder", "Tokenizer"]
@@ -99,7 +99,7 @@ class Tokenizer:
             load_pieces(model, ConfigError)
         if source is None or source is TokenizerSource.SENTENCE_PIECES:
             adds_bos = settings.adds_bos is not False
-            special = special_tokens(path, ConfigError)
+            special = _without_rules(added_tokens(path, ConfigError), path)
             return cls(model, special, SentencePieces(str(model), special, adds_bos=adds_bos, eos=settings.eos))
         return cls(path / source.file, {}, LibraryPieces(path, source, settings))
 
@@ -230,6 +230,17 @@ class Tokenizer:
     @cached_property
     def _remembered(self) -> Callable[[str], tuple[int, ...]]:
         return lru_cache(maxsize=64)(lambda text: tuple(self.encode(text)))
+
+
+def _without_rules(tokens: Mapping[str, AddedToken], folder: Path) -> dict[str, int]:
+    """Return the ids of tokens by name; refuse those that take white space beside them, as no such tokenizer has it."""
+    for name, token in tokens.items():
+        if token.lstrip or token.rstrip or token.single_word:
+            raise ConfigError(
+                f"{printable(folder)}: token {printable(name)[:80]!r} has lstrip, rstrip or single_word, which is read "
+                "for other classes of tokenizers; name the class (tokenizer_class), or set the field to false"
+            )
+    return {name: token.id for name, token in tokens.items()}
 
 
 def _again(model_file: str, kind: type[SentencePieces] | type[LibraryPieces], given: tuple[Any, ...]) -> Tokenizer:

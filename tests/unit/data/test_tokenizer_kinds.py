@@ -8,7 +8,7 @@ import pytest
 
 from helpers.tokenizer_kinds import KINDS, TEXTS, texts, write_internlm2
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.errors import DataError
+from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign import library_rules
 
 transformers = pytest.importorskip("transformers")
@@ -111,3 +111,12 @@ def test_a_begin_token_as_the_files_say(tmp_path):
     path.write_text(path.read_text().replace("{", '{"add_bos_token": false,', 1))
     other = Tokenizer.from_folder(tmp_path)
     assert other.before == () and pickle.loads(pickle.dumps(other)).before == ()
+
+
+def test_rules_that_a_kind_does_not_know_are_refused(tmp_path):
+    """InternLM2's class gives text to SentencePiece as it is: a token that swallows blanks would give other ids."""
+    write_internlm2(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(path.read_text().replace('"rstrip": false', '"rstrip": true', 4))
+    with pytest.raises(ConfigError, match="token '.*' has lstrip, rstrip or single_word, which is read for"):
+        Tokenizer.from_folder(tmp_path)

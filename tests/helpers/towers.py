@@ -84,9 +84,8 @@ def by_transformers(vision: dict[str, Any], seed: int = 0) -> Any:
 
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "layer_norm_eps")
     sizes = {name: vision[name] for name in (*names, "image_size", "patch_size", "norm_type", "hidden_act")}
-    bias, normed = vision["qkv_bias"], vision["qk_normalization"]
-    config = InternVLVisionConfig(**sizes, attention_bias=bias, use_qk_norm=normed, attn_implementation="eager")
-    return randomised(InternVLVisionModel(config), seed)
+    sizes |= {"attention_bias": vision["qkv_bias"], "use_qk_norm": vision["qk_normalization"]}
+    return randomised(InternVLVisionModel(InternVLVisionConfig(**sizes, **{"attn_implementation": "eager"})), seed)
 
 
 def randomised(model: Any, seed: int = 0) -> Any:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from helpers.golden import read_checkpoint
+from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
+from megatron_v2pe.data.conversation import get_template
 from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.tokenizer import Tokenizer
@@ -24,6 +26,7 @@ from megatron_v2pe.generate.prompt import checkpoint_tiling, encode_prompt
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.recipes.quickstart import quickstart
 from megatron_v2pe.v2pe.settings import StridePolicy, V2PESettings
+from megatron_v2pe.workshop.synthetic.small_families import SMALL_FAMILIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -180,6 +183,33 @@ def test_a_prompt_is_the_beginning_of_the_training_document(made: Path) -> None:
             assert document.labels[answer] == document.input_ids[answer]
             assert prompt.num_tiles == tuple(tiles for _, tiles in document.images)
             assert len(prompt.tiles) == sum(prompt.num_tiles)
+
+
+@pytest.mark.parametrize("family", SMALL_FAMILIES)
+def test_a_small_model_of_every_family(made: Path, tmp_path: Path, family: str) -> None:
+    """Its tokenizer and template are the family's, a prompt begins its training document, its weights come back."""
+    texts = str(made / "data" / "annotation")
+    assert example("make_model").main([str(tmp_path / "hf"), "--texts", texts, "--model", family]) == 0
+    model, known = InternVLConfig.from_folder(tmp_path / "hf"), SMALL_FAMILIES[family]
+    assert [model.llm.architecture] == known.llm["architectures"] and model.template == known.template
+    assert model.llm.num_query_groups % 2 == 0  # TP 2, as the quickstart trains
+    tokenizer = Tokenizer.of_model(tmp_path / "hf", model.llm.vocab_size, model.template)
+    assert len(tokenizer) == model.llm.vocab_size
+    data = replace(quickstart().data, template=model.template)
+    facts, policy = ModelFacts(model.tile_size, model.tokens_per_tile), StridePolicy("v2pe_fix", 4)
+    encoder = DocumentEncoder(data, tokenizer, facts, policy, 0)
+    dataset = next(d for d in read_data_list(made / "data" / "meta.json") if d.name == "quickstart_multi")
+    document, sample = encoder.document(dataset, 0, epoch=0, number=0), dataset.read(0)
+    tiling = checkpoint_tiling(model, dataset.max_dynamic_patch)
+    prompt = encode_prompt(sample.conversations[:-1], sample.images, model, tokenizer, policy, tiling)
+    answer = len(prompt.input_ids)
+    assert prompt.input_ids.tolist() == document.input_ids[:answer].tolist()
+    end = tokenizer.token_id(get_template(model.template).end)
+    assert document.labels[answer] == document.input_ids[answer] and end in document.labels.tolist()
+    hf_to_mcore(tmp_path / "hf", tmp_path / "megatron")
+    mcore_to_hf(tmp_path / "megatron", tmp_path / "back")
+    for file in sorted((tmp_path / "hf").glob("*.safetensors")):
+        assert (tmp_path / "back" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_plot_writes_a_png_and_says_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

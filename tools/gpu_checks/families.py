@@ -3,8 +3,8 @@
 The models are those of `tests/parallel/test_family_parity.py` with heads as wide, and groups as large, as the published
 ones have: 64, 96 and 128 numbers, 1 to 16 queries for a key. First a step and greedy answers on one card, in float32
 beside transformers in float32, and in bfloat16, where ours may be as far from float32 as transformers in bfloat16 is.
-Then one timed step of InternVL3-1B, and of four layers as wide as those of InternVL3-8B, beside transformers' step of the
-same shape. Last, Qwen3 with the 6B tower in every kind of layout, several ranks on the card under NCCL.
+Then one timed step of InternVL3-1B, and of four layers as wide as those of InternVL3-8B, beside transformers' step of
+the same shape. Last, Qwen3 with the 6B tower in every kind of layout, several ranks on the card under NCCL.
 """
 
 from __future__ import annotations

@@ -108,7 +108,8 @@ def problem(command: Command) -> str | None:
         except ConfigError as error:
             return str(error)
         return None
-    chosen = words[:1] if program == "tools/benchmark.py" and words and not words[0].startswith("-") else []
+    of_parts = program in ("tools/benchmark.py", "tools/convert_checkpoint.py")
+    chosen = words[:1] if of_parts and words and not words[0].startswith("-") else []
     known = help_of(program, *chosen)
     for word in words:
         flag = word.partition("=")[0]

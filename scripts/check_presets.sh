@@ -9,4 +9,4 @@ root=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 if asked_for_help "$@"; then show_usage "$0"; exit 0; fi
 cd "$root"
 python=${PYTHON:-$root/.venv/bin/python}
-exec "$python" -m pytest -q -m slow tests/conversion/test_preset_round_trip.py "$@"
+exec "$python" -m pytest -q -m exhaustive tests/conversion/test_preset_round_trip.py "$@"

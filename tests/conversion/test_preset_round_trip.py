@@ -91,7 +91,7 @@ def test_through_models_of_a_layout(pools, converted, square, tmp_path):
     assert found == dict.fromkeys(names, set())
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("square", SQUARE, ids=lambda one: f"tp{one[0]}_pp{one[1]}")
 def test_every_preset_through_models_of_every_layout(pools, converted, square, tmp_path):
     found = taken_through(pools, converted, list(PRESETS), *square, tmp_path)

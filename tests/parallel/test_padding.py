@@ -30,7 +30,7 @@ from megatron_v2pe.workshop.worker_pool import WorkerError
 OUTPUT = 2e-5  # absolute, on values up to 11; measured 2.0e-6
 GRADIENT = 1e-5  # relative to the largest entry of each tensor; measured 1.1e-6
 POLICY = StridePolicy("v2pe_fix", 1)
-SIZES = [2, 3, *(pytest.param(size, marks=pytest.mark.slow) for size in (4, 5, 8))]
+SIZES = [2, 3, *(pytest.param(size, marks=pytest.mark.exhaustive) for size in (4, 5, 8))]
 LLM_HEADS = {4: 4, 8: 8}
 """Of the decoder, which has to be divided; 30 elsewhere."""
 

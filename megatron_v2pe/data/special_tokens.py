@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 
-IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+from megatron_v2pe.foreign.tokenizer_settings import IMG_CONTEXT, IMG_END, IMG_START
+
 NEEDED = (IMG_START, IMG_END, IMG_CONTEXT)
 """Tokens an InternVL tokenizer must have."""
 

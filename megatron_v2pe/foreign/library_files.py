@@ -165,13 +165,11 @@ def _llama_model(folder: Path, settings: TokenizerSettings, error: Kind) -> dict
     pieces = load_pieces(folder / MODEL, error)
     numbers = range(pieces.get_piece_size())
     vocabulary = {pieces.id_to_piece(number): number for number in numbers}
-    merges: list[tuple[str, str]] = []
-    for piece in vocabulary:
-        cuts = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-        merges += [pair for pair in cuts if pair[0] in vocabulary and pair[1] in vocabulary]
     own = [number for number in numbers if pieces.is_control(number) or pieces.is_unknown(number)]
     tokens = [asdict(AddedToken(pieces.id_to_piece(number), number)) for number in own]
-    return rules.llama(vocabulary, merges, settings) | {"added_tokens": tokens + _user_defined(folder, pieces)}
+    return rules.llama(vocabulary, rules.merges_of(vocabulary), settings) | {
+        "added_tokens": tokens + _user_defined(folder, pieces)
+    }
 
 
 def _user_defined(folder: Path, pieces: Any) -> list[dict[str, Any]]:

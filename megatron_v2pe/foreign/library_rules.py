@@ -6,7 +6,7 @@ All are in the form of `tokenizer.json`. The rules are those of transformers (`m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from megatron_v2pe.foreign.files import Kind
@@ -37,6 +37,8 @@ _LISTS = {
     "post_processor": "processors",
     "decoder": "decoders",
 }
+BLANK = "\u2581"
+"""How pieces of SentencePiece spell a blank."""
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 QWEN: dict[str, Any] = {
     "normalizer": {"type": "NFC"},
@@ -54,20 +56,39 @@ QWEN: dict[str, Any] = {
 def llama(vocabulary: dict[str, int], merges: Iterable[Any], settings: TokenizerSettings) -> dict[str, Any]:
     """Describe a tokenizer of Llama's class: no part of a text is cut, a blank comes before the first or every one."""
     scheme = ("always" if settings.legacy else "first") if settings.prefix_space else "never"
+    model = bpe(vocabulary, merges) | {"fuse_unk": True, "byte_fallback": True}
+    return {"version": "1.0", "model": model, **blanks_as_pieces(scheme)}
+
+
+def blanks_as_pieces(scheme: str) -> dict[str, Any]:
+    """Describe how SentencePiece spells blanks, and how pieces become text again.
+
+    Args:
+        scheme: whether a blank comes before a text: `always` (before each part between special tokens), `first` (before
+            the first part alone) or `never`.
+    """
     decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+        {"type": "Replace", "pattern": {"String": BLANK}, "content": " "},
         {"type": "ByteFallback"},
         {"type": "Fuse"},
     ]
-    if settings.prefix_space:
+    if scheme != "never":
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return {
-        "version": "1.0",
-        "model": bpe(vocabulary, merges) | {"fuse_unk": True, "byte_fallback": True},
         "normalizer": None,
-        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": False},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": BLANK, "prepend_scheme": scheme, "split": False},
         "decoder": {"type": "Sequence", "decoders": decoders},
     }
+
+
+def merges_of(pieces: Collection[str]) -> list[tuple[str, str]]:
+    """Return every pair of pieces that joins to a piece, in the order of the pieces that come out."""
+    known = set(pieces)
+    pairs: list[tuple[str, str]] = []
+    for piece in pieces:
+        cuts = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
+        pairs += [pair for pair in cuts if pair[0] in known and pair[1] in known]
+    return pairs
 
 
 def bpe(vocabulary: dict[str, int], merges: Iterable[Any]) -> dict[str, Any]:

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.foreign.files import Kind
+from megatron_v2pe.foreign.library_rules import blanks_as_pieces, merges_of
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.tokenizer_files import load_pieces
-
-_SPACE = "\u2581"
-"""How pieces spell a space."""
 
 
 def library_of_pieces(model_file: Path, special: Mapping[str, int], error: Kind) -> dict[str, Any]:
@@ -56,27 +54,16 @@ def library_of_pieces(model_file: Path, special: Mapping[str, int], error: Kind)
     names |= {number: name for name, number in own.items()}
     usual = [piece.piece for number, piece in enumerate(model.pieces) if piece.type == kinds.NORMAL and
              names[number] == piece.piece]  # fmt: skip
-    decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
-    if rules.add_dummy_prefix:
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    blanks = blanks_as_pieces("always" if rules.add_dummy_prefix else "never")
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [_added(name, number) for name, number in sorted(own.items(), key=lambda item: item[1])],
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Metaspace",
-            "replacement": _SPACE,
-            "prepend_scheme": "always" if rules.add_dummy_prefix else "never",
-            "split": False,
-        },
+        "normalizer": blanks["normalizer"],
+        "pre_tokenizer": blanks["pre_tokenizer"],
         "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": decoders},
+        "decoder": blanks["decoder"],
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -87,19 +74,9 @@ def library_of_pieces(model_file: Path, special: Mapping[str, int], error: Kind)
             "byte_fallback": bool(model.trainer_spec.byte_fallback),
             "ignore_merges": False,
             "vocab": {name: number for number, name in sorted(names.items())},
-            "merges": _merges(usual),
+            "merges": merges_of(usual),
         },
     }
-
-
-def _merges(pieces: list[str]) -> list[tuple[str, str]]:
-    """Return every pair of pieces that joins to a piece, in the order of the pieces that come out."""
-    known = set(pieces)
-    pairs: list[tuple[str, str]] = []
-    for piece in pieces:
-        cuts = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-        pairs += [pair for pair in cuts if pair[0] in known and pair[1] in known]
-    return pairs
 
 
 def _added(name: str, number: int) -> dict[str, Any]:

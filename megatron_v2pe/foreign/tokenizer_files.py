@@ -1,7 +1,7 @@
 """The files of a tokenizer in the HF layout: opened and checked for all who need them.
 
 Training and asking tokenise with them, a conversion checks them before it carries them along. Which of the files count
-is decided by `tokenizer_settings.kind_of`; those of the `tokenizers` library are opened by `library_files`.
+is decided by `tokenizer_settings.source_of`; those of the `tokenizers` library are opened by `library_files`.
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ VOCABULARY, MERGES = "vocab.json", "merges.txt"
 """The two files of a byte-level BPE, as Qwen's checkpoints have them."""
 LARGEST_FILE = 1 << 26
 """Bytes of one of these files, at most: 64 MiB; the largest published one has 17."""
+IMG_START, IMG_END, IMG_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
+"""Names of the tokens before, behind and of an image in every published checkpoint; their ids are read."""
 ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 INTERN = ("InternLM2Tokenizer", "InternLM3Tokenizer", "InternLMTokenizer")

@@ -151,8 +151,13 @@ def restore_original_files(source: Path, target: Path) -> None:
 def _refresh(source: Path, target: Path, config: Mapping[str, Any]) -> None:
     """Write tiles and conversation template into a native folder whose `config.json` may state others than before."""
     model, before = InternVLConfig.from_hf(config), InternVLConfig.from_folder(source)
+    tiles = _image_processor(model)
     if os.path.lexists(target / PREPROCESSOR):
-        _write(target / PREPROCESSOR, {**_json(source / PREPROCESSOR), **_image_processor(model)})
+        _write(target / PREPROCESSOR, {**_json(source / PREPROCESSOR), **tiles})
+    whole = _json(source / PROCESSOR)
+    if isinstance(own := whole.get("image_processor"), dict):  # transformers 5 saves it there, and reads it there first
+        kind = own.get("image_processor_type", tiles["image_processor_type"])
+        _write(target / PROCESSOR, {**whole, "image_processor": {**own, **tiles, "image_processor_type": kind}})
     if model.template != before.template and model.template in TEMPLATES and os.path.lexists(target / CHAT_TEMPLATE):
         text = chat_template(TEMPLATES[model.template], Tokenizer.from_folder(source))
         (target / CHAT_TEMPLATE).write_text(text + "\n", encoding="utf-8")

@@ -290,7 +290,7 @@ def _original_text(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
 def _original_vision(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
     """Return the original `vision_config` of a native file; `kept` is what it has recorded."""
     vision = Fields(top.content.get("vision_config") or {}, f"{top.source}: vision_config", ConfigError)
-    kind = vision.text("model_type", "internvl_vision", ("internvl_vision",))
+    vision.text("model_type", "internvl_vision", ("internvl_vision",))
     _same(vision, VISION_FIXED)
     content: dict[str, Any] = {
         **VISION_DEFAULTS,
@@ -306,7 +306,6 @@ def _original_vision(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
             "normalises queries and keys with this number whatever is stated, here they share one"
         )
     renamed: dict[str, Any] = {VISION_NAMES.get(name, name): value for name, value in content.items()}
-    assert kind == "internvl_vision"
     default, reader = next((name, reader) for name, reader in _towers().items() if reader.is_default)
     return {"architectures": [default], "model_type": reader.model_types[0], **kept, **renamed}
 

@@ -13,6 +13,7 @@ from typing import Any
 from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.models.config_sections import LANGUAGE_MODELS
 from megatron_v2pe.models.preset_table import (
     IMAGE_TOKENS,
     LANGUAGE_SHAPES,
@@ -25,15 +26,6 @@ from megatron_v2pe.models.preset_table import (
 
 TILE, PATCH = 448, 14
 """Sides of a tile and of a patch in pixels, the same in every generation."""
-MODEL_TYPES = {
-    "InternLM2ForCausalLM": "internlm2",
-    "InternLM3ForCausalLM": "internlm3",
-    "Phi3ForCausalLM": "phi3",
-    "LlamaForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-}
-"""What `llm_config.model_type` states, by the architecture."""
 _OWNER = re.compile(r"^opengvlab/", re.IGNORECASE)
 
 
@@ -109,7 +101,7 @@ def _language(shape: LanguageShape, preset: Preset) -> dict[str, Any]:
         "initializer_range": 0.02,
         "intermediate_size": shape.ffn,
         "max_position_embeddings": shape.positions,
-        "model_type": MODEL_TYPES[shape.architecture],
+        "model_type": LANGUAGE_MODELS[shape.architecture].model_types[0],
         "num_attention_heads": shape.heads,
         "num_hidden_layers": shape.layers,
         "num_key_value_heads": shape.groups,

@@ -117,6 +117,12 @@ def test_a_native_folder_that_was_trained_on_states_its_new_tiles_and_template(t
     }
     side_files(target, again, NATIVE, {**native, "max_dynamic_patch": 3, "template": "internvl2_5"})
     assert json.loads((again / "preprocessor_config.json").read_text())["max_patches"] == 3
+    own = {"image_processor_type": "GotOcr2ImageProcessor", "max_patches": 12, "data_format": "channels_first"}
+    saved = {"image_processor": own, "image_seq_length": 4, "processor_class": "InternVLProcessor"}
+    (target / "processor_config.json").write_text(json.dumps(saved))  # as transformers 5 saves a processor
+    side_files(target, again, NATIVE, {**native, "max_dynamic_patch": 3})
+    read = json.loads((again / "processor_config.json").read_text())
+    assert read.keys() == saved.keys() and read["image_processor"].items() >= {**own, "max_patches": 3}.items()
     assert (again / "chat_template.jinja").read_text() != (target / "chat_template.jinja").read_text()
 
 

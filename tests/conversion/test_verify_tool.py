@@ -10,12 +10,14 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.made_up_runs import make_run
+from megatron_v2pe.checkpoint.hf import facts as facts_module
 from megatron_v2pe.checkpoint.hf.api import hf_to_hf, hf_to_mcore, mcore_to_hf
 from megatron_v2pe.models.presets import preset_config, reduced
 from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
@@ -32,6 +34,12 @@ def tool(name):
 
 
 verify, inspect = tool("verify_checkpoint"), tool("inspect_checkpoint")
+
+
+def with_moments(reader):
+    """Return a checkpoint's reader with an optimizer's tensor beside each of the model's."""
+    moments = {f"optimizer.state.exp_avg.{key}": tensor for key, tensor in reader.tensors.items()}
+    return SimpleNamespace(tensors={**reader.tensors, **moments})
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +98,13 @@ def test_one_bit_one_type_and_one_shape_are_seen(sources, tmp_path, capsys):
     assert status == 1 and f"{name}: 1 of " in out.out and "82 the same, 1 different" in out.out
     assert said(capsys, verify, sources["odd"], copy, "--tolerance", "0.02")[0] == 0
     shutil.rmtree(copy)
+    signed = []
+    for zero in (0.0, -0.0):
+        copy, name = changed(sources["odd"], tmp_path, lambda tensor, zero=zero: torch.full_like(tensor, zero))
+        signed.append(copy.rename(tmp_path / f"zero{zero}"))
+    status, out = said(capsys, verify, *signed)
+    assert status == 1 and f"{name}: equal values in other bytes" in out.out
+    assert said(capsys, verify, *signed, "--tolerance", "0")[0] == 0
     mcore_to_hf_as_fp32(sources["odd"], tmp_path)
     status, out = said(capsys, verify, sources["odd"], tmp_path / "fp32")
     assert status == 1 and "bfloat16 and float32, the same values" in out.out and "... and 73 more" in out.out
@@ -166,6 +181,13 @@ def test_what_is_in_a_checkpoint(sources, converted, qwen, tmp_path, capsys):
     status, out = said(capsys, inspect, tmp_path / "run")
     assert status == 0 and "checkpoint of a training run" in out.out and "trained: step 2" in out.out
     assert "optimizer: " in out.out and "shards in them" in out.out
+    vet = facts_module.vet_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(facts_module, "vet_checkpoint", lambda *given, **options: with_moments(vet(*given, **options)))
+        facts = json.loads(said(capsys, inspect, tmp_path / "run", "--json")[1].out)
+    keys = set(vet(tmp_path / "run" / "iter_0000002", files=False).tensors)
+    assert facts["optimizer"]["tensors"] == sum(facts["stored_types"].values()) == len(keys)
+    assert facts["settings"]["rope_scaling"] == "dynamic by 2"
     facts = json.loads(said(capsys, inspect, qwen / "native", "--json")[1].out)
     assert facts["layout"] == "native" and facts["model"]["tied_head"] and "head" not in facts["sizes"]
 

@@ -143,7 +143,7 @@ def _compared(mapping: TensorMapping, ours: HFTensors, theirs: HFTensors, progre
     name = mapping.name
     types = ours.dtype(name), theirs.dtype(name)
     widths = ours.row_bytes(name), theirs.row_bytes(name)
-    worst, count = 0.0, 0
+    worst, count, same_bytes = 0.0, 0, True
     step = max(1, _BLOCK // max(*widths, 1))
     buffers = [memoryview(bytearray(min(step, mapping.shape[0]) * width)) for width in widths]
     for first in range(0, mapping.shape[0], step):
@@ -154,16 +154,17 @@ def _compared(mapping: TensorMapping, ours: HFTensors, theirs: HFTensors, progre
         progress.update(len(blocks[0]))
         if types[0] == types[1] and bytes_equal(*blocks):
             continue
+        same_bytes = False
         a, b = (torch.frombuffer(block, dtype=dtype).double() for block, dtype in zip(blocks, types, strict=True))
         apart = (a - b).abs().masked_fill((a == b) | (a.isnan() & b.isnan()), 0.0).nan_to_num(math.inf, math.inf)
         count += int(apart.count_nonzero())
         worst = max(worst, float(apart.max()))
-    if not count and types[0] == types[1]:
+    if same_bytes:
         return None
     kinds = [str(dtype).removeprefix("torch.") for dtype in types]
     named = f"{kinds[0]} and {kinds[1]}, " if kinds[0] != kinds[1] else ""
     if not count:
-        return Difference(name, f"{named}the same values")
+        return Difference(name, f"{named}the same values" if named else "equal values in other bytes (-0 and 0, NaN)")
     largest = max(_largest(ours, mapping), _largest(theirs, mapping))
     relative = worst / largest if largest else math.inf
     total = math.prod(mapping.shape)

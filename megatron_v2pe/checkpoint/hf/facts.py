@@ -165,10 +165,8 @@ def _settings(model: InternVLConfig) -> dict[str, Any]:
 
 def _scaling(scaling: RopeScaling) -> str:
     """Return kind and factor of a rotary scaling."""
-    kind = type(scaling).__name__.removesuffix("Scaling").lower()
-    kind = "none" if kind == "no" else kind
     factor = getattr(scaling, "factor", None)
-    return kind if factor is None else f"{kind} by {factor:g}"
+    return scaling.kind if factor is None else f"{scaling.kind} by {factor:g}"
 
 
 def _tokenizer(hf: Path) -> dict[str, Any] | None:
@@ -186,11 +184,12 @@ def _written(folder: Path) -> dict[str, Any]:
     fields = Fields(description, path, CheckpointError)
     tensors = vet_checkpoint(folder, verify=False, files=False).tensors
     optimizer = [one for key, one in tensors.items() if key.startswith(_OPTIMIZER)]
+    weights = [one for key, one in tensors.items() if not key.startswith(_OPTIMIZER)]
     return {
         "format_version": fields.whole("format_version"),
         "versions": fields.get("versions", dict[str, Any], {}),
         "shards": sum(len(one.shards) for one in tensors.values()),
-        "stored_types": dict(Counter(_short(one.dtype) for key, one in tensors.items() if key not in optimizer)),
+        "stored_types": dict(Counter(_short(one.dtype) for one in weights)),
         "optimizer": {"tensors": len(optimizer), "bytes": sum(map(_bytes, optimizer))} if optimizer else None,
     }
 

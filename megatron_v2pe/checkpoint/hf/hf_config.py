@@ -9,9 +9,8 @@ from typing import Any
 
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.tokenizer_files import special_tokens
+from megatron_v2pe.foreign.tokenizer_settings import IMG_CONTEXT
 from megatron_v2pe.models.native_config import in_layout
-
-_IMAGE_TOKEN = "<IMG_CONTEXT>"
 
 
 def with_dtype(config: dict[str, Any], name: str) -> dict[str, Any]:
@@ -42,7 +41,7 @@ def for_folder(config: Mapping[str, Any], layout: str, tokenizer: Path) -> dict[
         ConfigError: see `native_config.to_native`.
         CheckpointError: a damaged file of the tokenizer.
     """
-    return in_layout(config, layout, special_tokens(tokenizer, CheckpointError).get(_IMAGE_TOKEN))
+    return in_layout(config, layout, special_tokens(tokenizer, CheckpointError).get(IMG_CONTEXT))
 
 
 def to_text(config: dict[str, Any]) -> str:

@@ -36,27 +36,22 @@ class Job:
     """What is known of the tensors that were looked at."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def note(self, examined: Examined, **line: str) -> None:
-        """Take what was found in a tensor; a line of the journal where there is nothing to say of it.
+    def note(self, examined: Examined) -> None:
+        """Take what was found in a tensor, and list it in the journal where there is nothing to say of it.
 
         Raises:
             CheckpointError: the source's manifest states another sum.
         """
-        found = TensorSum.of(examined)
-        if self.known is not None:
-            self.known.compare(found, examined.name, self.source)
-        with self._lock:
-            self.numbers.note(examined)
-            self.sums[examined.name] = found
+        self.note_known(examined)
         if examined.clean:
-            self.journal.add(tensor=examined.name, sha256=examined.sha256, **line)
+            self.journal.add(tensor=examined.name, sha256=examined.sha256)
 
     def take_over(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], sha256: str) -> None:
         """Take the sum of a tensor that an earlier process has looked at and found nothing to say of."""
         self.note_known(Examined(name, dtype, shape, sha256))
 
     def note_known(self, examined: Examined) -> None:
-        """Take what was found in a tensor that the journal lists already."""
+        """Take what was found in a tensor that the journal lists already; for errors see `note`."""
         found = TensorSum.of(examined)
         if self.known is not None:
             self.known.compare(found, examined.name, self.source)

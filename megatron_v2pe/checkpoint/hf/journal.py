@@ -78,6 +78,11 @@ class Journal:
         return lines
 
 
+def hidden_folder(target: Path) -> Path:
+    """Return the folder that a conversion to `target` writes until it is whole."""
+    return target.with_name(f".{target.name}.writing")
+
+
 @dataclass(frozen=True)
 class Unfinished:
     """The folder that a conversion writes, and its journal."""
@@ -106,7 +111,7 @@ def unfinished_folder(target: Path, overwrite: bool, marker: str, identity: Mapp
     check_target(target, overwrite, marker)
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_left_over(target)
-    hidden = target.with_name(f".{target.name}.writing")
+    hidden = hidden_folder(target)
     hidden.mkdir(exist_ok=True)
     lock = FolderLock(hidden, f"a conversion to {target.name}")
     lock.take()

@@ -12,6 +12,7 @@ import torch
 
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.hf.folder import FileLayout
+from megatron_v2pe.checkpoint.hf.journal import hidden_folder
 from megatron_v2pe.checkpoint.hf.open_source import OpenSource
 from megatron_v2pe.checkpoint.hf.options import Options
 from megatron_v2pe.errors import SpaceError
@@ -119,7 +120,7 @@ class ConversionPlan:
 def free_bytes(target: Path) -> int:
     """Return the free bytes of the disk that a folder is made on, with those an unfinished conversion has taken."""
     parent = next(one for one in (target.absolute(), *target.absolute().parents) if one.is_dir())
-    hidden = target.with_name(f".{target.name}.writing")
+    hidden = hidden_folder(target)
     taken = sum(path.stat().st_size for path in hidden.rglob("*") if path.is_file()) if hidden.is_dir() else 0
     return shutil.disk_usage(parent).free + taken
 

@@ -1,1 +1,1 @@
-"""Nous-Hermes-2: the language model of InternVL2-40B. Only its conversation template is here, not the model."""
+"""The conversation template that InternVL2.5, 3 and 3.5 share; it belongs to no language model of its own."""

@@ -1,1 +1,1 @@
-"""Nous-Hermes-2: the language model of InternVL2-40B. Only its conversation template is here, not the model."""
+"""The conversation template `llama3-chat`; the language model itself stands in `families/llama/`."""

@@ -1,1 +1,1 @@
-"""Nous-Hermes-2: the language model of InternVL2-40B. Only its conversation template is here, not the model."""
+"""The conversation template of Nous-Hermes-2 (InternVL2-40B); the language model is Yi, in `families/llama/`."""

@@ -7,23 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megatron_v2pe.checkpoint.hf.mappings import QueryGroups, TensorMapping, mapped, vocabulary
+from megatron_v2pe.checkpoint.hf.mappings import QueryGroups, TensorMapping, mapped
 from megatron_v2pe.checkpoint.hf.table import LANGUAGE_TABLES
+from megatron_v2pe.checkpoint.hf.usual_rows import usual_rows
 from megatron_v2pe.families.phi3.config import ARCHITECTURE
 from megatron_v2pe.models.config_sections import LanguageConfig
 
 
 @LANGUAGE_TABLES.register(ARCHITECTURE)
 def language_table(llm: LanguageConfig) -> Iterator[TensorMapping]:
-    """Yield the mappings of the language model's tensors."""
-    theirs, ours = "language_model.model", "language_model.decoder"
-    size = (llm.vocab_size, llm.hidden_size)
-    yield vocabulary(f"{theirs}.embed_tokens.weight", "language_model.embedding.word_embeddings.weight", *size)
-    for number in range(llm.num_layers):
-        yield from _layer(llm, f"{theirs}.layers.{number}", f"{ours}.layers.{number}")
-    yield mapped(f"{theirs}.norm.weight", f"{ours}.final_layernorm.weight", llm.hidden_size)
-    if not llm.tie_word_embeddings:
-        yield vocabulary("language_model.lm_head.weight", "language_model.output_layer.weight", *size)
+    """Yield the mappings of the language model's tensors; those of its layers alone are not the usual ones."""
+    return usual_rows(llm, _layer)
 
 
 def _layer(llm: LanguageConfig, theirs: str, ours: str) -> Iterator[TensorMapping]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_v2pe.foreign.schema import Fields
-from megatron_v2pe.models.config_decoder import SIZES, check_full_attention, read_decoder
+from megatron_v2pe.models.config_decoder import SIZES, check_full_attention, read_decoder, refuse_biases
 from megatron_v2pe.models.config_fields import check_null
 from megatron_v2pe.models.config_sections import LanguageConfig, language_model
 
@@ -26,11 +26,7 @@ def read_llm_config(section: Fields) -> LanguageConfig:
         V2PEError: of the section's class: it asks for sliding windows or biases, or as `read_decoder` says.
     """
     check_null(section, "head_dim")
-    if section.flag("attention_bias", False):
-        raise section.error(
-            f"{section.source}: attention_bias: found true; supported is Qwen3 without biases (false), as all "
-            "published ones are"
-        )
+    refuse_biases(section, "Qwen3", ("attention_bias",))
     section.whole("num_key_value_heads", least=1)  # the class takes 32 without it, which fits few of its models
     read = ("attention_bias", *check_full_attention(section))
     return read_decoder(

@@ -131,7 +131,8 @@ def restore_original_files(source: Path, target: Path) -> None:
     kept = source / ORIGINALS
     if kept.is_dir():
         for path in sorted(kept.iterdir()):
-            shutil.copyfile(path, target / path.name)
+            if path.is_file() and (path.name == WHOLE or _stands_aside(path)):  # nothing else is of ours
+                shutil.copyfile(path, target / path.name)
         if not os.path.lexists(kept / WHOLE) and os.path.lexists(target / MODEL):
             (target / WHOLE).unlink(missing_ok=True)
     else:
@@ -167,13 +168,22 @@ _NATIVE_ONLY = ("extra_special_tokens", "processor_class", "chat_template")
 
 
 def _put_aside(target: Path) -> None:
-    """Move what other files take the place of, and remote code, to a folder of their own."""
+    """Move what other files take the place of, and remote code, to a folder of their own.
+
+    A `tokenizer.json` beside a `tokenizer.model` is copied there: without the copy, the one here was made.
+    """
     aside = target / ORIGINALS
     for path in sorted(target.iterdir()):
-        if path.name in (*_MADE, TOKENS_MAP) or path.suffix == ".py":
+        if _stands_aside(path) or path.name == WHOLE and os.path.lexists(target / MODEL):
             aside.mkdir(exist_ok=True)
             shutil.copyfile(path, aside / path.name)
+        if _stands_aside(path):
             path.unlink()
+
+
+def _stands_aside(path: Path) -> bool:
+    """Tell whether a file of an original folder makes way in a native one."""
+    return path.name in (*_MADE, TOKENS_MAP) or path.suffix == ".py"
 
 
 def _image_processor(model: InternVLConfig) -> dict[str, Any]:

@@ -20,7 +20,9 @@ from megatron_v2pe.data.image_plan import choose_grid
 from megatron_v2pe.data.image_tiles import cut_tiles
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.library_files import open_library
 from megatron_v2pe.foreign.sentence_piece_library import library_of_pieces
+from megatron_v2pe.foreign.tokenizer_settings import TokenizerSettings, TokenizerSource
 from megatron_v2pe.generate.native_files import ORIGINALS, restore_original_files, side_files, write_native_files
 from megatron_v2pe.kernels.tiles import normalise_tiles
 from megatron_v2pe.models.native_config import NATIVE
@@ -35,10 +37,14 @@ TEMPLATE_OF = {"internlm2": "internlm2-chat", "phi3": "phi3-chat"}
 COUNT = 2500
 
 
-def exported(kind, tmp_path, **changes):
-    """The original folder and the native one made of it, without weights."""
+def exported(kind, tmp_path, whole=False, **changes):
+    """The original folder, `whole` with a `tokenizer.json` too, and the native one made of it, without weights."""
     source, target = tmp_path / "original", tmp_path / "native"
     rows = WRITERS[kind](source)
+    if whole:
+        settings = TokenizerSettings.read(source, ConfigError)
+        library = open_library(source, TokenizerSource.LLAMA_MODEL, settings, ConfigError).library
+        (source / "tokenizer.json").write_text(library.to_str())
     config = small_config(MODELS.get(kind.split(",")[0], "qwen2"), **changes)
     config["llm_config"] = {**config["llm_config"], "vocab_size": rows + 100}
     (source / "config.json").write_text(json.dumps(config))
@@ -83,9 +89,11 @@ def test_transformers_gives_our_ids(kind, tmp_path):
     assert {0, 1} <= {*stops} and (template.end not in ours.special or ours.special[template.end] in stops)
 
 
-@pytest.mark.parametrize("kind", ["internlm2", "qwen2"])
-def test_the_original_files_come_back(kind, tmp_path):
-    source, target, _ = exported(kind, tmp_path)
+@pytest.mark.parametrize(
+    ("kind", "whole"), [("internlm2", False), ("internlm2", True), ("qwen2", False), ("phi3", True)]
+)
+def test_the_original_files_come_back(kind, whole, tmp_path):
+    source, target, _ = exported(kind, tmp_path, whole)
     assert not list(target.glob("*.py")) and (target / ORIGINALS / "modeling_internvl_chat.py").is_file()
     back = tmp_path / "back"
     shutil.copytree(target, back)
@@ -93,6 +101,20 @@ def test_the_original_files_come_back(kind, tmp_path):
     restore_original_files(target, back)
     files = {path.name: path.read_bytes() for path in source.iterdir()}
     assert {path.name: path.read_bytes() for path in back.iterdir()} == files
+
+
+def test_nothing_but_such_files_comes_back(tmp_path):
+    """What else somebody has put into the folder of originals stands in place of nothing, weights least of all."""
+    source, target, _ = exported("qwen2", tmp_path)
+    back = tmp_path / "back"
+    shutil.copytree(target, back)
+    files = {"config.json": b"ours", "model.safetensors": b"ours", "checksums.json": b"ours"}
+    for name, content in files.items():
+        (target / ORIGINALS / name).write_bytes(b"theirs")
+        (back / name).write_bytes(content)
+    (target / ORIGINALS / "deeper").mkdir()
+    restore_original_files(target, back)
+    assert {name: (back / name).read_bytes() for name in files} == files and not (back / "deeper").exists()
 
 
 def test_a_native_folder_of_others_becomes_original(tmp_path, caplog):

@@ -94,7 +94,7 @@ def start_folder(
     Every rank calls this; an error on rank 0 is raised on all. Its configuration and tokenizer may be read after this.
 
     Args:
-        source: an HF InternVL2 folder, a Megatron checkpoint folder, or a training run's folder.
+        source: an HF InternVL folder, a Megatron checkpoint folder, or a training run's folder.
         cache: where converted HF checkpoints are kept, see `conversions`.
         verify: compare the checksums of the folder's small files; those of tensors are compared when they are loaded.
         others: further folders in which a conversion may be found.

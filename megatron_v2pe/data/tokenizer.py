@@ -105,7 +105,7 @@ class Tokenizer:
 
     @classmethod
     def of_model(cls, folder: str | Path, rows: int | None, template: str | None = None) -> Tokenizer:
-        """Read the tokenizer of an InternVL2 model, and check that the two go together; every tool opens it by this.
+        """Read the tokenizer of an InternVL model, and check that the two go together; every tool opens it by this.
 
         Args:
             folder: see `from_folder`.
@@ -119,7 +119,7 @@ class Tokenizer:
         tokenizer = cls.from_folder(folder)
         if missing := tokenizer.missing():
             raise ConfigError(
-                f"{printable(folder)}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL2 tokenizer; "
+                f"{printable(folder)}: the tokenizer lacks {', '.join(missing)}; it is not an InternVL tokenizer; "
                 "copy the tokenizer's files (tokenizer*.*, added_tokens.json, vocab.json, merges.txt) of the model's "
                 "own folder"
             )

@@ -1,1 +1,1 @@
-"""InternVL2 on Megatron-Core: configuration, layer specs, tower, projector, language model."""
+"""InternVL on Megatron-Core: configuration, layer specs, tower, projector, language model."""

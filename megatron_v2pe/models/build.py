@@ -1,4 +1,4 @@
-"""Build this rank's part of InternVL2 from a configuration, a layout and a position policy."""
+"""Build this rank's part of InternVL from a configuration, a layout and a position policy."""
 
 from __future__ import annotations
 

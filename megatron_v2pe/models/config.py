@@ -38,7 +38,7 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True)
 class InternVLConfig:
-    """An InternVL2 chat model: tower, projector, language model and how images become tokens."""
+    """An InternVL chat model: tower, projector, language model and how images become tokens."""
 
     vision: VisionConfig
     llm: LanguageConfig
@@ -148,7 +148,7 @@ def read_stated(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     if not os.path.lexists(path):  # before the whole folder is walked through: it may be any folder
-        where = f"{printable(path)}: no such file; an InternVL2 checkpoint folder holds a config.json"
+        where = f"{printable(path)}: no such file; an InternVL checkpoint folder holds a config.json"
         raise ConfigError(where + _of_hub(Path(folder)))
     check_links(Path(folder), ConfigError)
     return read_json_object(path, ConfigError, LARGEST_CONFIG, unique=True)

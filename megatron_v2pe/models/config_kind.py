@@ -61,7 +61,7 @@ class Kind:
 
 
 def kind_of_model(top: Fields, native: bool = False) -> Kind:
-    """Return the families of an InternVL2 model's parts.
+    """Return the families of an InternVL model's parts.
 
     Args:
         top: the content of `config.json`, in its original form.

@@ -24,7 +24,7 @@ def pixel_shuffle(features: Tensor, ratio: float, version: str) -> Tensor:
 
     Args:
         features: [tiles, side * side, h], patches row-major, no class token.
-        ratio: 1 / b, 0.5 for every InternVL2.
+        ratio: 1 / b, 0.5 for every published InternVL.
         version: `v1` or `v2`.
 
     Returns:

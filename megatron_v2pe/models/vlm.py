@@ -1,4 +1,4 @@
-"""InternVL2 on one screen: embed text, encode images, put features in their places, decode, compute the loss.
+"""InternVL on one screen: embed text, encode images, put features in their places, decode, compute the loss.
 
 The result is that of one process, for every layout; but a rank embeds, encodes and decodes only what is its own: packs
 arrive cut (`micro_batch.py`), and features are brought to the ranks that hold their tokens. Positions come in as
@@ -39,7 +39,7 @@ VISION_PARTS = ("vision_model.", "vision_projection.")
 
 
 class InternVLModel(MegatronModule):
-    """One pipeline stage of InternVL2."""
+    """One pipeline stage of InternVL."""
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ from megatron_v2pe.train import notices, published_flags
 from megatron_v2pe.train.arguments import Assignment, checked_path, read_arguments, shown
 from megatron_v2pe.train.config import ExperimentConfig
 
-DESCRIPTION = """Fine-tune InternVL2 with variable visual position encoding.
+DESCRIPTION = """Fine-tune InternVL2, 2.5, 3 and 3.5 with variable visual position encoding.
 
 example: python -m megatron_v2pe.device.torchrun --nproc-per-node 2 tools/train.py --recipe internvl2_2b_v2pe_32k
 --model.model-name-or-path pretrained/InternVL2-2B --parallel.tensor-model-parallel-size 2

@@ -32,7 +32,7 @@ class ModelConfig:
     """The checkpoint to start from, and which of its parts learn."""
 
     model_name_or_path: str = ""
-    """Folder of an InternVL2 checkpoint: the HF layout (converted once, cached) or a Megatron one."""
+    """Folder of an InternVL checkpoint: the HF layout (converted once, cached) or a Megatron one."""
     preset: str | None = None
     """Published model, such as `InternVL3-8B`, whose shape a dry run takes where there is no checkpoint yet; where
     there is one, its own `config.json` counts. `tools/presets.py` lists them."""
@@ -74,7 +74,7 @@ class ModelConfig:
         if self.preset is not None:
             preset_named(self.preset)
         if not self.model_name_or_path and self.preset is None:
-            raise ConfigError("model.model_name_or_path is empty: name the folder of an InternVL2 checkpoint")
+            raise ConfigError("model.model_name_or_path is empty: name the folder of an InternVL checkpoint")
         if self.freeze_llm and self.freeze_backbone and self.freeze_mlp and not self.unfreeze_vit_layers:
             raise ConfigError("model.freeze_llm, freeze_backbone and freeze_mlp are all set: nothing would learn")
         if self.unfreeze_vit_layers and not self.freeze_backbone:

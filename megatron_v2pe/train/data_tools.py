@@ -59,7 +59,7 @@ def tokenizer_and_facts(
         config: `model.model_name_or_path` may be an HF folder, a Megatron checkpoint or a run.
 
     Raises:
-        ConfigError: neither a checkpoint nor a tokenizer is named, or it is none of InternVL2's.
+        ConfigError: neither a checkpoint nor a tokenizer is named, or it is none of InternVL's.
         CheckpointError: a run's newest checkpoint is missing.
     """
     from megatron_v2pe.checkpoint.resolve import find_checkpoint, look_for_checkpoint

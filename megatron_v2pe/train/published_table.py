@@ -186,7 +186,7 @@ _data = _Group("data")
 _packing = _Group("packing")
 _trainer = _Group("trainer")
 
-_WHOLE = "runs start from a whole InternVL2 checkpoint: give --model_name_or_path"
+_WHOLE = "runs start from a whole InternVL checkpoint: give --model_name_or_path"
 _NO_EFFECT = "without effect in the published recipe"
 
 ROWS: tuple[PublishedFlag, ...] = (

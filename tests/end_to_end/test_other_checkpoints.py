@@ -141,7 +141,7 @@ def test_the_tokenizer_of_a_larger_model_is_named_as_such(whole, tmp_path):
 
 def test_a_tokenizer_without_image_tokens_is_refused(whole, tmp_path):
     shutil.copy(whole / "hf" / "tokenizer.model", tmp_path)
-    with pytest.raises(V2PEError, match="lacks <img>, </img>, <IMG_CONTEXT>; it is not an InternVL2 tokenizer"):
+    with pytest.raises(V2PEError, match="lacks <img>, </img>, <IMG_CONTEXT>; it is not an InternVL tokenizer"):
         Tokenizer.of_model(tmp_path, None)
 
 

@@ -212,6 +212,6 @@ def refuse_inexact(config: TransformerConfig, dropout: float) -> None:
         ConfigError: attention dropout; or fused rotary embedding, which counts positions by itself.
     """
     if dropout:
-        raise ConfigError(f"attention dropout {dropout} is not supported; InternVL2 trains with 0")
+        raise ConfigError(f"attention dropout {dropout} is not supported; InternVL trains with 0")
     if config.apply_rope_fusion:
         raise ConfigError("apply_rope_fusion counts positions from 0 in every document; V2PE gives them explicitly")

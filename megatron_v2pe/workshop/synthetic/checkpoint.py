@@ -1,4 +1,4 @@
-"""HF InternVL2 folders with made-up weights, of any size, for tests and measurements of conversion.
+"""HF InternVL folders with made-up weights, of any size, for tests and measurements of conversion.
 
 The values are cheap (one block of seeded noise, read from another place for every tensor), the layout is that of a
 real checkpoint: sharded safetensors with an index, `config.json`, `generation_config.json`.

@@ -67,7 +67,7 @@ def states():
     ],
 )
 def test_attention_dropout_is_refused(config, settings):
-    with pytest.raises(ConfigError, match=r"attention dropout 0\.1 is not supported; InternVL2 trains with 0"):
+    with pytest.raises(ConfigError, match=r"attention dropout 0\.1 is not supported; InternVL trains with 0"):
         attention(configuration(**config), **settings)
 
 

@@ -148,7 +148,7 @@ def test_conversions(words, path, expected, parse):
         (("--chunk_num", "8", "--attn_type", "packed"), "--chunk_num 8 needs --attn_type ring, it is packed"),
         (
             ("--vision_path", "vit"),
-            "--vision_path vit is refused: runs start from a whole InternVL2 checkpoint",
+            "--vision_path vit is refused: runs start from a whole InternVL checkpoint",
         ),
         (("--use_llm_lora", "16"), "--use_llm_lora 16 is refused"),
         (("--use_packed_ds", "False"), "--use_packed_ds False is refused"),

@@ -99,7 +99,7 @@ def _table() -> Iterator[str]:
         "vocabulary",
         "template",
     )
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for name, preset in PRESETS.items():
         shape = LANGUAGE_SHAPES[preset.language]
         sizes = (shape.layers, shape.hidden_size, shape.heads, shape.groups, shape.ffn)

@@ -240,7 +240,7 @@ def locate_tensor(content: memoryview, source: str, error: Kind) -> PlacedTensor
     value = load_archive(content, source, error, begins)
     if not isinstance(value, Tensor) or len(begins) != 1 or not value.is_contiguous():
         return None
-    return PlacedTensor(begins[0] + value.storage_offset() * value.itemsize, value.dtype, tuple(value.shape))
+    return PlacedTensor(begins[0] + int(value.storage_offset()) * value.itemsize, value.dtype, tuple(value.shape))
 
 
 def _read_archive(

@@ -213,8 +213,8 @@ def _split_in_one_pass(query_norm: Any, key_norm: Any) -> Callable[..., tuple[Te
         return split_and_rotate
     if not all(type(norm) is RMSNorm for norm in norms) or query_norm.eps != key_norm.eps:
         return None
-    weights = [norm.weight.detach() for norm in norms]
-    return lambda joint, cos, sin: split_norm_and_rotate(joint, *weights, query_norm.eps, cos, sin)
+    query, key = (norm.weight.detach() for norm in norms)
+    return lambda joint, cos, sin: split_norm_and_rotate(joint, query, key, query_norm.eps, cos, sin)
 
 
 def _check(layer: Any) -> None:

@@ -161,10 +161,11 @@ class _Rotate(torch.autograd.Function):
 def _norm_and_rotate(target: Tensor, states: Tensor, weight: Tensor, eps: float, cos: Tensor, sin: Tensor) -> None:
     """Normalise and rotate [S, groups, heads, d] into a target of that shape; neither needs to be contiguous."""
     angles = cos[:, None, None], sin[:, None, None]
-    for some_target, source, *some in zip(*(tensor.split(_ROWS) for tensor in (target, states, *angles)), strict=True):
+    parts = (tensor.split(_ROWS) for tensor in (target, states, *angles))
+    for some_target, source, some_cos, some_sin in zip(*parts, strict=True):
         unit, _ = _unit(source, eps)
         unit *= weight
-        _rotate_into(turned := torch.empty_like(unit), unit, *some, 1)
+        _rotate_into(turned := torch.empty_like(unit), unit, some_cos, some_sin, 1)
         some_target.copy_(turned)
 
 
@@ -175,10 +176,10 @@ def _norm_gradient(
     angles = cos[:, None, None], sin[:, None, None]
     total = torch.zeros(weight.shape, dtype=torch.promote_types(states.dtype, torch.float32), device=states.device)
     parts = (tensor.split(_ROWS) for tensor in (target, gradient, states, *angles))
-    for some_target, given, source, *some in zip(*parts, strict=True):
+    for some_target, given, source, some_cos, some_sin in zip(*parts, strict=True):
         unit, inverse = _unit(source, eps)
         change = torch.empty_like(unit)
-        _rotate_into(change, given.to(unit.dtype), *some, -1)
+        _rotate_into(change, given.to(unit.dtype), some_cos, some_sin, -1)
         total += (change * unit).sum(dim=(0, 1, 2))
         change *= weight
         change -= unit * (change * unit).mean(dim=-1, keepdim=True)

@@ -100,5 +100,5 @@ def _queries_keys_values(attention: Any, joint: Tensor, pack: PackedSequence) ->
         return split_and_rotate(joint, *angles(pack, joint.shape[0]))
     for norm in norms:
         fire_forward_hooks(norm)  # they are not called, and what waits for gathered weights is a hook of theirs
-    weights = [cast(Tensor, in_turn(norm.weight)) for norm in norms]
-    return split_norm_and_rotate(joint, *weights, norms[0].eps, *angles(pack, joint.shape[0]))
+    query, key = (cast(Tensor, in_turn(norm.weight)) for norm in norms)
+    return split_norm_and_rotate(joint, query, key, norms[0].eps, *angles(pack, joint.shape[0]))

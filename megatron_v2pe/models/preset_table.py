@@ -121,15 +121,28 @@ _PHI3_ROPE: dict[str, Any] = {"type": "su", "long_factor": [*_PHI3_LONG], "short
 
 
 def _internlm2(*sizes: int, rope_theta: int = 1_000_000) -> LanguageShape:
-    return LanguageShape("InternLM2ForCausalLM", *sizes, 32768, rope_theta, 1e-5, (1, 2, 2), _INTERNLM2)
+    return _shape("InternLM2ForCausalLM", sizes, (32768, rope_theta), 1e-5, (1, 2, 2), _INTERNLM2)
 
 
 def _qwen2(*sizes: int) -> LanguageShape:
-    return LanguageShape("Qwen2ForCausalLM", *sizes, 32768, 1_000_000, 1e-6, (151643, 151645, None), _QWEN2)
+    return _shape("Qwen2ForCausalLM", sizes, (32768, 1_000_000), 1e-6, (151643, 151645, None), _QWEN2)
 
 
 def _qwen3(*sizes: int) -> LanguageShape:
-    return LanguageShape("Qwen3ForCausalLM", *sizes, 40960, 1_000_000, 1e-6, (151643, 151645, None), _QWEN3)
+    return _shape("Qwen3ForCausalLM", sizes, (40960, 1_000_000), 1e-6, (151643, 151645, None), _QWEN3)
+
+
+def _shape(
+    architecture: str,
+    sizes: tuple[int, ...],
+    positions: tuple[int, int],
+    eps: float,
+    tokens: tuple[int | None, int | None, int | None],
+    settings: dict[str, Any],
+) -> LanguageShape:
+    """Return a shape from its sizes (layers, width, heads, groups, ffn), and positions with their `rope_theta`."""
+    layers, hidden_size, heads, groups, ffn = sizes
+    return LanguageShape(architecture, layers, hidden_size, heads, groups, ffn, *positions, eps, tokens, settings)
 
 
 LANGUAGE_SHAPES = {

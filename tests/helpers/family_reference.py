@@ -102,7 +102,7 @@ def configuration(config: dict[str, Any], image_token: int, plain_rope: bool = F
         downsample_ratio=config["downsample_ratio"],
         vision_feature_layer=config["select_layer"],
         tie_word_embeddings=llm["tie_word_embeddings"],
-        attn_implementation=attention,
+        attn_implementation=attention,  # pyright: ignore[reportCallIssue]
     )
 
 

@@ -255,7 +255,8 @@ def peer_model(task: Task) -> Any:
         "vocab_size",
         "rms_norm_eps",
     )
-    kind = {"internlm2": "llama", "internlm3": "llama"}.get(llm["model_type"], llm["model_type"])
+    model_type: str = llm["model_type"]
+    kind = {"internlm2": "llama", "internlm3": "llama"}.get(model_type, model_type)
     text = AutoConfig.for_model(
         kind,
         **{name: llm[name] for name in (*names, "head_dim") if name in llm},

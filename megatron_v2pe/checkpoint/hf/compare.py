@@ -214,7 +214,7 @@ def check_manifest(source: OpenSource) -> int:
                 tensors.read(name, first, block)
                 if stored != types[name].dtype and len(block):
                     values: Tensor = torch.frombuffer(block, dtype=stored).to(types[name].dtype)
-                    block = memoryview(values.view(torch.uint8).numpy())
+                    block = memoryview(values.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
                 examination.update(block)
                 progress.update(len(block))
             manifest.compare(TensorSum.of(examination.result()), name, source.where)

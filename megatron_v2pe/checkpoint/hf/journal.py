@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +92,9 @@ class Unfinished:
 
 
 @contextmanager
-def unfinished_folder(target: Path, overwrite: bool, marker: str, identity: Mapping[str, Any]) -> Iterator[Unfinished]:
+def unfinished_folder(
+    target: Path, overwrite: bool, marker: str, identity: Mapping[str, Any]
+) -> Generator[Unfinished, None, None]:
     """Give a hidden folder to write into; it becomes `target` when the block ends without error.
 
     A process that is killed leaves the hidden folder, and the next with the same `identity` gets it again. After an

@@ -130,7 +130,7 @@ def _kept(path: Path, header: Header, job: Job, before: Mapping[str, str]) -> in
     if size < len(expected):
         return 0
     reader.read_into(0, head)
-    if head != expected:
+    if bytes(head) != expected:
         return 0
     for number, place in enumerate(header.tensors):
         known = before.get(place.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -206,7 +206,9 @@ def _tensor(content: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> 
     return torch.frombuffer(content, dtype=dtype).view(shape)
 
 
-def _examine(tensors: HFTensors, mapping: TensorMapping, dtype: torch.dtype, job: Job, before: dict[str, str]) -> None:
+def _examine(
+    tensors: HFTensors, mapping: TensorMapping, dtype: torch.dtype, job: Job, before: Mapping[str, str]
+) -> None:
     """Look at an HF tensor in the type it is converted to; take over what an earlier process has found."""
     name = mapping.name
     if name in before:
@@ -220,6 +222,6 @@ def _examine(tensors: HFTensors, mapping: TensorMapping, dtype: torch.dtype, job
         tensors.read(name, first, block)
         if dtype != stored and len(block):
             values = torch.frombuffer(block, dtype=stored).to(dtype).view(torch.uint8).numpy()
-            block = memoryview(values)
+            block = memoryview(values)  # pyright: ignore[reportArgumentType]
         examination.update(block)
     job.note(examination.result())

@@ -25,8 +25,8 @@ What a conversion would read, write and hold, also where there is no more than a
 The Megatron side (format torch_dist) loads in any tensor and pipeline parallel layout. Weights are read from
 safetensors only, never from a pickle. A conversion that was killed is gone on with by the same command.
 
-status: 0 converted; 2 something has to be mended, see the message; 75 the disk is full, the same command goes on;
-130 interrupted, the same command goes on"""
+status: 0 converted; 2 something has to be mended, see the message; 75 the disk is full: make room, and
+give the same command again; 130 interrupted, the same command goes on"""
 COMMANDS = {
     "hf-to-mcore": ("HF folder", "checkpoint", "HF InternVL folder to Megatron-Core"),
     "mcore-to-hf": ("checkpoint", "HF folder", "Megatron-Core checkpoint to HF folder"),

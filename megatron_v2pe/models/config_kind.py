@@ -19,7 +19,8 @@ from megatron_v2pe.models.config_sections import (
     SectionReader,
     VisionConfig,
 )
-from megatron_v2pe.models.native_config import NATIVE_CLASS, NATIVE_KIND, ORIGINAL_CLASS, ORIGINAL_KIND, native_kinds
+from megatron_v2pe.models.native_config import NATIVE_CLASS, NATIVE_KIND, ORIGINAL_CLASS, ORIGINAL_KIND
+from megatron_v2pe.models.native_texts import native_kinds
 
 _KIND, _CLASS = ORIGINAL_KIND, ORIGINAL_CLASS
 _POSITIONS = ("rope_pos_id_version", "rope_pos_id_stride")

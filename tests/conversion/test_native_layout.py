@@ -19,8 +19,8 @@ from megatron_v2pe.models.native_config import (
     in_layout,
     layout_of_config,
     to_original,
-    with_language_model,
 )
+from megatron_v2pe.models.native_texts import with_language_model
 from megatron_v2pe.models.preset_table import PRESETS
 from megatron_v2pe.models.presets import preset_config, reduced
 
@@ -201,3 +201,5 @@ def test_llama_of_a_native_folder_becomes_internlm2_when_asked():
     assert "language_model.model.layers.0.attention.wqkv.weight" in mapping_table(model).by_name()
     with pytest.raises(ConfigError, match="qwen2 is qwen2 in transformers"):
         with_language_model(plain, "qwen2")
+    with pytest.raises(ConfigError, match="'internlm4' is not known; known: internlm2, internlm3, llama,"):
+        with_language_model(plain, "internlm4")

@@ -231,7 +231,7 @@ def in_words(facts: dict[str, Any]) -> Iterator[str]:
     yield f"{facts['folder']}: {facts['kind']}, {facts['layout']} layout; weights {facts['weights']}"
     yield (
         f"model: {model['language_model']}, {model['layers']} layers of width {model['hidden_size']}, "
-        f"{model['heads']} heads in {model['groups']} groups of width {model['head_dim']}, vocabulary "
+        f"{model['heads']} heads of width {model['head_dim']} in {model['groups']} groups, vocabulary "
         f"{model['vocabulary']}{', head tied to the embedding' if model['tied_head'] else ''}"
     )
     yield (

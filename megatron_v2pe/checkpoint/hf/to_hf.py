@@ -26,7 +26,8 @@ from megatron_v2pe.checkpoint.hf.to_mcore import retyped
 from megatron_v2pe.checkpoint.hf.write_hf import write_files
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig, read_config
-from megatron_v2pe.models.native_config import ORIGINAL, with_language_model
+from megatron_v2pe.models.native_config import ORIGINAL
+from megatron_v2pe.models.native_texts import with_language_model
 from megatron_v2pe.version import __version__
 
 SideFiles = Callable[[Path, Path, str, Mapping[str, Any]], None]

@@ -6,7 +6,7 @@ from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.models.config_decoder import SIZES, read_decoder
 from megatron_v2pe.models.config_fields import check_null
 from megatron_v2pe.models.config_sections import LanguageConfig, language_model
-from megatron_v2pe.models.native_config import NATIVE_TEXTS, NativeText
+from megatron_v2pe.models.native_texts import NATIVE_TEXTS, NativeText
 
 ARCHITECTURE = "InternLM2ForCausalLM"
 NATIVE_TEXTS.add(ARCHITECTURE, NativeText("llama", only_original={"bias": False}))  # transformers has no class for it

@@ -6,7 +6,7 @@ from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.models.config_decoder import SIZES, read_decoder, refuse_biases
 from megatron_v2pe.models.config_fields import WIDEST
 from megatron_v2pe.models.config_sections import LanguageConfig, language_model
-from megatron_v2pe.models.native_config import NATIVE_TEXTS, NativeText
+from megatron_v2pe.models.native_texts import NATIVE_TEXTS, NativeText
 
 ARCHITECTURE = "InternLM3ForCausalLM"
 NATIVE_TEXTS.add(  # published as llama, which 5.23 computes for `internlm3` too

@@ -83,7 +83,7 @@ def _random_logits(folder: Path, seed: int) -> Tensor:
 def random_prompts(config: InternVLConfig, policy: StridePolicy, seed: int) -> list[Prompt]:
     """Return prompts of random tokens and pixels; the same for two models of the same sizes."""
     generator = torch.Generator().manual_seed(seed)
-    per_tile, side = config.tokens_per_tile, config.vision.image_size
+    per_tile, side = config.tokens_per_tile, config.tile_size
     found: list[Prompt] = []
     for number, before in enumerate(_RANDOM_LENGTHS):
         tiles = min(number, 2)

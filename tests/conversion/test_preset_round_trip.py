@@ -1,7 +1,7 @@
 """Every preset, reduced: the same bytes per tensor from HF to Megatron to HF, through models, and from native to HF.
 
 Always on is a cover: every preset in one layout, every architecture and every tower in several. The whole square of
-TP 1, 2, 4 x PP 1, 2, 4 is marked slow (`scripts/check_presets.sh`).
+TP 1, 2, 4 x PP 1, 2, 4 is marked exhaustive (`scripts/check_presets.sh`).
 """
 
 from __future__ import annotations

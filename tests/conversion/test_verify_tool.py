@@ -19,7 +19,10 @@ from safetensors.torch import load_file, save_file
 from helpers.made_up_runs import make_run
 from megatron_v2pe.checkpoint.hf import facts as facts_module
 from megatron_v2pe.checkpoint.hf.api import hf_to_hf, hf_to_mcore, mcore_to_hf
+from megatron_v2pe.generate.compared_logits import random_prompts
+from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.presets import preset_config, reduced
+from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
 
 REPOSITORY = Path(__file__).parents[2]
@@ -159,6 +162,14 @@ def test_logits_of_one_model_are_equal_and_of_another_not(sources, converted, tm
     copy, _ = changed(sources["odd"], tmp_path, lambda tensor: tensor * 1.5)
     status, out = said(capsys, verify, sources["odd"], copy, "--logits", "--tolerance", "10")
     assert status == 1 and ", 0 different" in out.out and "logits on random input of seed 0" in out.out
+
+
+def test_random_pictures_have_the_tiles_of_the_model():
+    """Where `force_image_size` is another than the tower's own, tiles have the former."""
+    config = InternVLConfig.from_hf({**reduced(preset_config("InternVL3-1B")), "force_image_size": 112})
+    assert config.vision.image_size == 56
+    prompts = random_prompts(config, StridePolicy("default"), seed=0)
+    assert [tuple(prompt.tiles[0].shape) for prompt in prompts[1:]] == [(112, 112, 3)] * 2
 
 
 @pytest.fixture

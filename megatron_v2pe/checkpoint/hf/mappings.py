@@ -15,7 +15,7 @@ A table has one `TensorMapping` for every HF tensor. Its row kind says where the
     HF      q_proj  q0 q1 | q2 q3      k_proj  k0 | k1      v_proj  v0 | v1
     rows            group 0: q0 q1 k0 v0        group 1: q2 q3 k1 v1
 
-Every kind can be undone to the bit: it moves rows, it never computes. Tensors go over one at a time.
+Every kind can be undone to the bit: it moves rows, it never computes.
 """
 
 from __future__ import annotations

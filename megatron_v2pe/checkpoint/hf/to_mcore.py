@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def write_megatron(
     with unfinished_folder(target, options.overwrite, DESCRIPTION, identity) as unfinished:
         folder = unfinished.folder
         numbers = NumbersOnly(source.where, options.refuse_non_finite)
-        total = sum(place.nbytes for place in source.files.places().values())
+        sizes = {row.key: math.prod(row.key_shape) for row in source.table.tensors}  # a copy of another is not written
+        total = sum(count * source.rows.keys[key].dtype.itemsize for key, count in sizes.items())
         with ChecksBeside(EXAMINERS) as checks, byte_progress(total, what) as progress:
             job = Job(unfinished.journal, numbers, options.budget, progress, source.where, known)
             checks.add(import_for_writing)

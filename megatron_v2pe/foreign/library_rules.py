@@ -18,10 +18,9 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """How Qwen2's tokenizers cut text before they look for pieces, as their documentation has it."""
-CUT_AT_BLANKS = (
-    WORDS,
-    WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|"),
-)
+LLAMA3_WORDS = WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+"""How Llama-3's do, which take up to three digits together."""
+CUT_AT_BLANKS = (WORDS, LLAMA3_WORDS)
 """Patterns of which no match holds a blank behind a character that is no white space: Qwen2's and Llama-3's."""
 _LONGEST_PATTERN = 1 << 12
 PARTS = {

@@ -33,6 +33,7 @@ from megatron_v2pe.v2pe.rope_scaling import (
 PUBLISHED_BASE = 10000.0
 """What the published class takes where nothing states `rope_theta`."""
 PLACES = ("rope_scaling", "rope_parameters")
+"""Fields of an `llm_config` that may state a scaling."""
 ORIGINAL = "original_max_position_embeddings"
 """Field with the length that a model was trained for before its scaling, in the section or beside the kind."""
 WITH_ORIGINAL = ("llama3", "yarn", "longrope")

@@ -23,6 +23,7 @@ from typing import Any
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
+from megatron_v2pe.models.config_rope import PLACES
 from megatron_v2pe.models.config_sections import LANGUAGE_MODELS, VISION_TOWERS, SectionReader
 from megatron_v2pe.models.native_fields import (
     ORIGINAL_VISION_DEFAULTS,
@@ -37,6 +38,7 @@ from megatron_v2pe.models.native_fields import (
     VISION_NAMES,
 )
 from megatron_v2pe.models.native_texts import NATIVE_TEXTS, native_kinds, native_text
+from megatron_v2pe.v2pe.rope_scaling import SCALINGS
 
 ORIGINAL, NATIVE = "original", "native"
 LAYOUTS = (ORIGINAL, NATIVE)
@@ -47,8 +49,7 @@ RECORD = "v2pe_original"
 """Field of a native `config.json` with what only the original form has a place for."""
 QK_NORM_EPS = 1e-6
 """Epsilon of transformers' norms of the tower's queries and keys, whatever `layer_norm_eps` says."""
-_ROPE_PLACES = ("rope_scaling", "rope_parameters")
-_UNSCALED = ("dynamic",)
+_UNSCALED = frozenset(kind for kind, scaling in SCALINGS.items() if not scaling.with_v2pe)
 """Scalings that are not used under V2PE positions: the native form then states none."""
 
 
@@ -130,7 +131,7 @@ def to_native(config: Mapping[str, Any], image_token_id: int | None = None) -> d
             kept_llm[name] = own.pop(name)
             if (base := kept_llm[name].get("rope_theta")) is not None:
                 own.setdefault("rope_theta", base)
-    for name in _ROPE_PLACES:
+    for name in PLACES:
         if isinstance(own.get(name), Mapping) and "su" in (own[name].get("rope_type"), own[name].get("type")):
             kept_llm[name], scaling = own[name], dict(own[name])  # transformers 5 does not open the older name
             scaling.pop("type", None)
@@ -194,8 +195,8 @@ def _original_text(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
             f"InternVL checkpoint; supported: {', '.join(native_kinds())}"
         )
     content = {name: value for name, value in text.content.items() if name not in ("model_type", "architectures")}
-    if any(name in kept for name in _ROPE_PLACES):
-        places = [content.pop(name, None) for name in _ROPE_PLACES]
+    if any(name in kept for name in PLACES):
+        places = [content.pop(name, None) for name in PLACES]
         bases = [place.get("rope_theta") for place in places if isinstance(place, Mapping)]
         if stated := [base for base in bases if base is not None]:
             content.setdefault("rope_theta", stated[0])
@@ -270,9 +271,9 @@ def _positions_version(config: Mapping[str, Any]) -> str:
 
 def _scaled_places(llm: Mapping[str, Any]) -> list[str]:
     """Return the fields of an `llm_config` that state a scaling which is not used under V2PE positions."""
-    found = [name for name in _ROPE_PLACES if isinstance(llm.get(name), Mapping)]
+    found = [name for name in PLACES if isinstance(llm.get(name), Mapping)]
     kinds = {llm[name].get("rope_type", llm[name].get("type")) for name in found}
-    return found if kinds & {*_UNSCALED} else []
+    return found if kinds & _UNSCALED else []
 
 
 def _tokens_per_tile(config: Mapping[str, Any]) -> int | None:

@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from megatron_v2pe.foreign.library_rules import WORDS
+from megatron_v2pe.foreign.library_rules import LLAMA3_WORDS, WORDS
 from megatron_v2pe.workshop.synthetic.tokenizer import IMAGE_TOKENS, train_tokenizer
 
 QWEN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -108,7 +108,7 @@ def write_llama_tokenizer(
 
 def _trained(texts: Sequence[str], pieces: int, kind: str) -> tokenizers.Tokenizer:
     library = tokenizers.Tokenizer(models.BPE(ignore_merges=kind == "llama3"))
-    pattern = WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|") if kind == "llama3" else WORDS
+    pattern = LLAMA3_WORDS if kind == "llama3" else WORDS
     library.normalizer = None if kind == "llama3" else normalizers.NFC()
     library.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -31,7 +31,7 @@ and "question" is "prompt".
 A line of the output: {"id": "1", "answer": "...", "finish_reason": "stop_token", "num_tokens": 7}. Started again, the
 command goes on with the ids that have no answer yet.
 
-CHECKPOINT is an HF InternVL2 folder (converted once, into --converted-dir), a Megatron checkpoint, or a run."""
+CHECKPOINT is an HF InternVL folder (converted once, into --converted-dir), a Megatron checkpoint, or a run."""
 
 
 def _parser() -> argparse.ArgumentParser:

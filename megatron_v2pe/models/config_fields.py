@@ -78,6 +78,22 @@ class Rest:
                     f"{expected}; other checkpoints are not supported"
                 )
 
+    def no_adapter(self, names: Iterable[str]) -> None:
+        """Check that fields, where they are stated, say that the weights have no low-rank adapter beside them.
+
+        Raises:
+            V2PEError: of the section's class: one states the rank of an adapter that was not merged.
+        """
+        for name in names:
+            self._seen.add(name)
+            found = self._section.content.get(name)
+            if found is not None and not any(_equal(found, value) for value in (0, False)):
+                raise self._section.error(
+                    f"{self._section.source}: {name}: found {_shown(found)}, which says that the weights hold an "
+                    "unmerged adapter: merge it into them (peft's merge_and_unload, then save_pretrained); where it "
+                    "is merged already, state 0"
+                )
+
     def unit_scales(self) -> None:
         """Check that factors (`embedding_multiplier`, `logits_scaling`, ...) are 1, with which nothing changes.
 
@@ -129,7 +145,7 @@ def check_top(section: Fields, *, select_layer: int, tokens_per_tile: int) -> No
     left_over = ("scale",)  # of published experiments without effect
     places = ("rope_theta", "rope_scaling", "rope_parameters")
     rest = Rest(section, ("rope_pos_id_version", "rope_pos_id_stride", *places, *left_over), "chat model")
-    rest.same(("use_backbone_lora", "use_llm_lora"), 0, False)
+    rest.no_adapter(("use_backbone_lora", "use_llm_lora"))
     rest.same(("img_emb_down_sample_ratio",), 1)
     rest.same(("projector_hidden_act",), *GELU)
     rest.same(("vision_feature_layer", "mm_vision_select_layer"), select_layer)

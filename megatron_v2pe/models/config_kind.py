@@ -129,6 +129,12 @@ def _part(section: Fields, what: str, families: Registry[SectionReader[Any]]) ->
         raise section.error(f"{section.source}: {what} {shown!r} is not supported; {supported()}")
     if architecture not in of_kind:
         shown = printable(kind)[:80]
+        if architecture is not None and of_kind:
+            fits = " or ".join(sorted(readers[architecture].model_types))
+            raise section.error(
+                f"{section.source}: architectures is {architecture}, but model_type {shown!r} is that of "
+                f"{' or '.join(of_kind)}: one of the two is another model's; {architecture} has the model_type {fits}"
+            )
         raise section.error(f"{section.source}: {what} of model_type {shown!r} is not supported; {supported()}")
     return ConfigPart(section, architecture, of_kind[architecture])
 

@@ -78,8 +78,12 @@ def native_rows(rows: Iterable[TensorMapping], architecture: str) -> Iterator[Te
 
 
 def has_module_names(names: Iterable[str]) -> bool:
-    """Tell whether tensors of a native checkpoint are called as the modules are."""
-    return any(name.startswith(("model.", "lm_head.")) for name in names)
+    """Tell whether tensors of a native checkpoint are called as the modules are.
+
+    Most of them decide, so that of a folder with names of both kinds those of the other kind are the ones left over.
+    """
+    of_modules = [name.startswith(("model.", "lm_head.")) for name in names]
+    return 2 * sum(of_modules) > len(of_modules)
 
 
 def _apart(row: TensorMapping) -> Iterator[TensorMapping]:

@@ -98,6 +98,7 @@ def test_the_names_of_modules_are_read_too():
     assert modules == written.renamed(MODULE_NAMES)
     assert {"model.language_model.norm.weight", "model.multi_modal_projector.linear_1.bias"} <= modules.by_name().keys()
     assert mapping_table(model, NATIVE, written.by_name()) == written
+    assert mapping_table(model, NATIVE, [*written.by_name(), "lm_head.weight"]) == written  # one of the other kind
 
 
 def test_a_folder_is_read_in_original_form(tmp_path):

@@ -17,8 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.made_up_runs import make_run
+from helpers.sealing import seal
 from megatron_v2pe.checkpoint.hf import facts as facts_module
-from megatron_v2pe.checkpoint.hf.api import hf_to_hf, hf_to_mcore, mcore_to_hf
+from megatron_v2pe.checkpoint.hf.api import hf_to_hf, hf_to_mcore, mcore_to_hf, mcore_to_mcore
+from megatron_v2pe.checkpoint.hf.on_paper import plan_conversion
+from megatron_v2pe.checkpoint.hf.options import Options
 from megatron_v2pe.generate.compared_logits import random_prompts
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.presets import preset_config, reduced
@@ -155,6 +158,34 @@ def test_a_folder_is_compared_with_its_own_manifest(converted, tmp_path, capsys)
 
 
 @pytest.mark.usefixtures("single_process")
+def test_a_run_of_another_type_than_its_start_is_written_as_it_says(sources, tmp_path, capsys):
+    """Runs hold float32 where the folder they start from has bfloat16 and sums of its own."""
+    hf_to_hf(sources["odd"], tmp_path / "start", layout="native")
+    hf_to_mcore(tmp_path / "start", tmp_path / "bf16")
+    hf_to_mcore(tmp_path / "start", tmp_path / "run", dtype="fp32")
+    for name in ("layout.json", "manifest.json", "checksums.json"):  # as training leaves them
+        shutil.copy(tmp_path / "bf16" / "hf" / name, tmp_path / "run" / "hf" / name)
+    run = make_run(tmp_path / "run", tmp_path / "work", v2pe={"rope_pos_id_version": "default"})
+    (run / "iter_0000002" / "manifest.json").unlink()
+    seal(run / "iter_0000002")
+    lines = plan_conversion("mcore-to-mcore", run, tmp_path / "again", Options(), None)
+    assert all("1.6 MiB (float32)" in line for line in lines[:2])
+    mcore_to_mcore(run, tmp_path / "again")
+    mcore_to_hf(tmp_path / "again", tmp_path / "hf")
+    for folder, of in (
+        (tmp_path / "again", ()),
+        (tmp_path / "hf", (tmp_path / "start",)),
+        (run, (tmp_path / "again",)),
+    ):
+        status, out = said(capsys, verify, folder, *of)
+        assert status == 0, out
+    status, out = said(capsys, inspect, tmp_path / "again")
+    assert (
+        "types: float32 1.6" in out.out
+        and json.loads((tmp_path / "again" / "checkpoint.json").read_text())["dtype"] == "float32"
+    )
+
+
 def test_logits_of_one_model_are_equal_and_of_another_not(sources, converted, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MEGATRON_V2PE_CONVERTED_DIR", str(tmp_path / "cache"))
     status, out = said(capsys, verify, sources["odd"], converted["odd"], "--logits", "--random", "3")

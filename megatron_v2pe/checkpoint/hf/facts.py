@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megatron_v2pe.checkpoint.description import StoredTensor
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, TRAINING_STATE
 from megatron_v2pe.checkpoint.hf.adapter_files import adapter_file
@@ -66,7 +68,7 @@ def facts_of(path: Path) -> dict[str, Any]:
         "weights": weights,
         "model": _model(model),
         "sizes": _sizes(source),
-        "types": {_short(dtype): count for dtype, count in source.bytes_of().most_common()},
+        "types": {_short(dtype): count for dtype, count in _bytes_of(source).most_common()},
         "files": _files(source, place.folder),
         "settings": _settings(model),
         "tokenizer": _tokenizer(source.hf),
@@ -127,13 +129,17 @@ def _model(model: InternVLConfig) -> dict[str, Any]:
 
 def _sizes(source: OpenSource) -> dict[str, dict[str, int]]:
     """Return parameters and bytes of every part, and of all."""
-    places, found = source.files.places(), {name: Counter[str]() for name, _ in (*_PARTS, ("all", ""))}
+    rows, found = source.rows.keys, {name: Counter[str]() for name, _ in (*_PARTS, ("all", ""))}
     for row in source.table.tensors:
-        place, key = places[row.name], row.key.removeprefix(_LANGUAGE)
+        key, count = row.key.removeprefix(_LANGUAGE), math.prod(row.shape)
         part = next(name for name, begin in _PARTS if key.startswith(begin))
         for name in (part, "all"):
-            found[name].update(tensors=1, parameters=math.prod(place.shape), bytes=place.nbytes)
+            found[name].update(tensors=1, parameters=count, bytes=count * rows[row.key].dtype.itemsize)
     return {name: dict(count) for name, count in found.items() if count}
+
+
+def _bytes_of(source: OpenSource) -> Counter[torch.dtype]:
+    return source.bytes_of() if source.is_hf else source.stored_bytes()
 
 
 def _files(source: OpenSource, folder: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ Opening looks at everything but the values of weights: names, shapes and types a
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,18 @@ class OpenSource:
         """Return the type of every key of a Megatron-Core checkpoint, as the HF tensors have it."""
         places = self.files.places()
         return {mapping.key: places[mapping.name].dtype for mapping in self.table.tensors}
+
+    def stored_bytes(self, dtype: torch.dtype | None = None) -> Counter[torch.dtype]:
+        """Return the bytes of the tensors of a Megatron checkpoint per type, with `dtype` those it has in that type.
+
+        Those of a run may be of another type than the HF tensors of the folder it started from.
+        """
+        found: Counter[torch.dtype] = Counter()
+        sizes = {row.key: math.prod(row.key_shape) for row in self.table.tensors}  # a copy is stored once
+        for key, count in sizes.items():
+            kind = dtype or self.rows.keys[key].dtype
+            found[kind] += count * kind.itemsize
+        return found
 
     def bytes_of(self) -> Counter[torch.dtype]:
         """Return the bytes of the HF tensors per type."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections import Counter
 from dataclasses import dataclass
@@ -57,20 +56,19 @@ class ConversionPlan:
             files: tensors that are written, as an HF folder has them.
             to_mcore: whether they are written as a Megatron checkpoint.
         """
-        places, total = source.files.places(), sum(place.nbytes for place in files.places().values())
-        data_files = 1 if options.largest_file is None else -(-total // options.largest_file)
+        places, keys = source.files.places(), source.rows.keys
         writes: Counter[torch.dtype] = Counter()
-        for place in files.places().values():
-            writes[place.dtype] += place.nbytes
-        keys = source.rows.keys
-        reads: Counter[torch.dtype] = Counter()
-        for stored in keys.values():
-            reads[stored.dtype] += math.prod(stored.shape) * stored.dtype.itemsize
+        if to_mcore:
+            writes = source.stored_bytes(options.wanted_dtype)
+        else:
+            for place in files.places().values():
+                writes[place.dtype] += place.nbytes
+        data_files = 1 if options.largest_file is None else -(-writes.total() // options.largest_file)
         widest = max((stored.row_bytes for stored in keys.values()), default=0)
         return cls(
             source.where,
             target,
-            source.bytes_of() if source.is_hf else reads,
+            source.bytes_of() if source.is_hf else source.stored_bytes(),
             len(places) if source.is_hf else len(keys),
             len(source.files.shards) if source.is_hf else None,
             writes,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +55,23 @@ def write_megatron(
     with unfinished_folder(target, options.overwrite, DESCRIPTION, identity) as unfinished:
         folder = unfinished.folder
         numbers = NumbersOnly(source.where, options.refuse_non_finite)
-        sizes = {row.key: math.prod(row.key_shape) for row in source.table.tensors}  # a copy of another is not written
-        total = sum(count * source.rows.keys[key].dtype.itemsize for key, count in sizes.items())
+        stored = source.stored_bytes()
+        total = stored.total()
         with ChecksBeside(EXAMINERS) as checks, byte_progress(total, what) as progress:
             job = Job(unfinished.journal, numbers, options.budget, progress, source.where, known)
             checks.add(import_for_writing)
             if source.is_hf:
                 for path, digest in known_digests(source.folder):
                     checks.add(check_digest, path, digest)
+            types = {name: place.dtype for name, place in files.places().items()}
+            largest = options.largest_file
             written = write_tensors(
-                source.table, source.rows, folder, job, checks, dtype=dtype, largest_file=options.largest_file
+                source.table, source.rows, folder, job, checks, types=types, dtype=dtype, largest_file=largest
             )
         numbers.conclude()
         write_description(folder, written, {})
         (folder / HF_FOLDER).mkdir(exist_ok=True)
-        changed = dtype is not None
+        changed = dtype is not None or source.trained or config is not None  # sums of the start are of other bytes
         copy_other_files(source.hf, folder / HF_FOLDER, but=(HF_LAYOUT, *((MANIFEST, CHECKSUMS) if changed else ())))
         files.save(folder / HF_FOLDER / HF_LAYOUT)
         if dtype is not None:
@@ -80,7 +81,7 @@ def write_megatron(
             text = hf_config.to_text(hf_config.for_folder(config, source.layout, source.hf))
             (folder / HF_FOLDER / CONFIG).write_text(text, encoding="utf-8")
         manifest_of(job.sums, source.layout).write(folder)
-        description = _description(source.bytes_of().most_common(1)[0][0] if dtype is None else dtype)
+        description = _description(stored.most_common(1)[0][0] if dtype is None else dtype)
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         Checksums({**written.file_sums(), **sums_of_files(folder, but=written.sizes)}).write(folder)
 

@@ -139,6 +139,7 @@ def write_tensors(
     job: Job,
     checks: ChecksBeside,
     *,
+    types: Mapping[str, torch.dtype],
     dtype: torch.dtype | None = None,
     largest_file: int | None = None,
 ) -> Written:
@@ -150,6 +151,8 @@ def write_tensors(
         folder: to write to.
         job: the conversion.
         checks: threads beside.
+        types: HF name -> the type in which the HF tensor is looked at: that of an export, which the manifest is of.
+            A run may hold other ones, float32 where the folder it started from has bfloat16.
         dtype: type to write; None: as the source has each tensor.
         largest_file: bytes of a data file; None: there is one.
 
@@ -164,7 +167,7 @@ def write_tensors(
     try:
         for key, mappings in of_key.items():
             for mapping in mappings:
-                checks.add(_examine, tensors, mapping, dtype or tensors.dtype(mapping.name), job, before)
+                checks.add(_examine, tensors, mapping, types[mapping.name], job, before)
             checks.wait_for_all_but(_AHEAD)
             if job.numbers.refused:  # what is left is looked at, and not written
                 continue

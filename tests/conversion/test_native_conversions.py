@@ -14,7 +14,7 @@ from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.checkpoint.hf.repack import hf_to_hf
 from megatron_v2pe.checkpoint.trained import trained_model
 from megatron_v2pe.data.tokenizer import Tokenizer
-from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.generate.native_files import ORIGINALS, side_files
 from megatron_v2pe.models.config import InternVLConfig, layout_of, read_config
 
@@ -107,6 +107,20 @@ def test_a_native_llama_becomes_internlm2_when_asked(tmp_path):
     ).encode("Hi <img>")
     with pytest.raises(ConfigError, match="leave it out"):
         hf_to_hf(tmp_path / "original", tmp_path / "no", language_model="internlm2", **options)
+
+
+def test_weights_beside_the_config_of_the_other_layout_are_named(tmp_path):
+    source = tmp_path / "original"
+    original_folder(source, "qwen2")
+    hf_to_hf(source, tmp_path / "native", layout="native")
+    (tmp_path / "native" / "checksums.json").unlink()
+    stated = {folder: (folder / "config.json").read_bytes() for folder in (source, tmp_path / "native")}
+    for folder, kind, other in ((source, "original", "native"), (tmp_path / "native", "native", "original")):
+        (folder / "config.json").write_bytes(next(text for name, text in stated.items() if name != folder))
+        words = f"the tensors have the names of the {kind} layout .*config.json is of the {other} one"
+        with pytest.raises(CheckpointError, match=words):
+            hf_to_mcore(folder, tmp_path / "mcore")
+    assert not (tmp_path / "mcore").exists()
 
 
 def test_a_folder_with_the_names_of_modules_is_read(tmp_path):

@@ -189,6 +189,12 @@ def _key_row(run: RowRun) -> int:
 
 
 def _check_sets(expected: set[str], found: set[str], source: str) -> None:
+    asked, there = _layout_of_names(expected), _layout_of_names(found)
+    if None not in (asked, there) and asked != there:
+        raise CheckpointError(
+            f"{source}: the tensors have the names of the {there} layout ({min(found - expected)}, ...), config.json "
+            f"is of the {asked} one: put the config.json there that belongs to the weights"
+        )
     problems = [
         f"{len(names)} tensors {what}: {_some(names)}"
         for what, names in (("are missing", expected - found), ("are not part of this architecture", found - expected))
@@ -205,3 +211,10 @@ def _some(names: set[str]) -> str:
 
 def _text(shape: Sequence[int]) -> str:
     return "[" + ", ".join(str(n) for n in shape) + "]"
+
+
+def _layout_of_names(names: Iterable[str]) -> str | None:
+    """Return the layout whose name for a tower's tensors occurs, None where none or both do."""
+    marks = {ORIGINAL: "vision_model.", NATIVE: "vision_tower."}
+    found = [layout for layout, mark in marks.items() if any(mark in name for name in names)]
+    return found[0] if len(found) == 1 else None

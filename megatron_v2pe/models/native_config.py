@@ -182,7 +182,7 @@ def without_native_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _original_text(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
     """Return the `llm_config` of a native file; `kept` is what it has recorded of the one it was made from."""
-    text = Fields(top.content.get("text_config") or {}, f"{top.source}: text_config", ConfigError)
+    text = Fields(top.get("text_config", dict, None) or {}, f"{top.source}: text_config", ConfigError)
     kind: str = text.get("model_type", str, TEXT_DEFAULT_KIND)
     recorded = Fields(kept, f"{top.source}: {RECORD}: llm_config", ConfigError).get("architectures", list[str], None)
     architecture = native_kinds().get(kind)
@@ -215,7 +215,7 @@ def _original_text(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
 
 def _original_vision(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
     """Return the original `vision_config` of a native file; `kept` is what it has recorded."""
-    vision = Fields(top.content.get("vision_config") or {}, f"{top.source}: vision_config", ConfigError)
+    vision = Fields(top.get("vision_config", dict, None) or {}, f"{top.source}: vision_config", ConfigError)
     vision.text("model_type", "internvl_vision", ("internvl_vision",))
     _same(vision, VISION_FIXED)
     content: dict[str, Any] = {

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.native_models import small_config, small_state
 from helpers.tokenizer_kinds import KINDS, write_internlm2
+from megatron_v2pe.checkpoint.hf import to_hf
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore, mcore_to_hf
 from megatron_v2pe.checkpoint.hf.repack import hf_to_hf
 from megatron_v2pe.checkpoint.trained import trained_model
@@ -141,3 +142,19 @@ def test_a_folder_with_the_names_of_modules_is_read(tmp_path):
     save_file(named, tmp_path / "native" / "model.safetensors", metadata={"format": "pt"})
     hf_to_hf(tmp_path / "native", tmp_path / "back", layout="original", side_files=side_files)
     assert same(weights(tmp_path / "back"), weights(tmp_path / "original"))
+
+
+def test_a_model_without_a_native_form_is_refused_before_a_weight_is_written(tmp_path, monkeypatch):
+    """Without a tokenizer nobody knows the image token's id; an hour of weights would be thrown away at the end."""
+    original_folder(tmp_path / "original", "qwen2")
+    for path in (tmp_path / "original").iterdir():
+        if path.name not in ("config.json", "model.safetensors"):
+            path.unlink()
+
+    def written(*_, **__):
+        raise AssertionError("weights are written")
+
+    monkeypatch.setattr(to_hf, "write_files", written)
+    with pytest.raises(ConfigError, match="image_token_id is not known"):
+        hf_to_hf(tmp_path / "original", tmp_path / "native", layout="native")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["original"]

@@ -204,3 +204,12 @@ def test_llama_of_a_native_folder_becomes_internlm2_when_asked():
         with_language_model(plain, "qwen2")
     with pytest.raises(ConfigError, match="'internlm4' is not known; known: internlm2, internlm3, llama,"):
         with_language_model(plain, "internlm4")
+
+
+@pytest.mark.parametrize("section", ["text_config", "vision_config"])
+@pytest.mark.parametrize("content", [[], "", 0, False])
+def test_a_section_that_is_no_object_is_refused(section, content):
+    """An empty list is not an empty object, which would mean the defaults of transformers."""
+    native = {**native_config("qwen2"), section: content}
+    with pytest.raises(ConfigError, match=f"{section}: found .*, expected an object"):
+        to_original(native)

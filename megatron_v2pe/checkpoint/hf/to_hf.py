@@ -57,12 +57,14 @@ def write_hf(
         side_files: writes tokenizer and processor of a folder in another layout; None: they are copied as they are.
 
     Raises:
+        ConfigError: the layout has no form for the model.
         CheckpointError: the weights are damaged, or `target` exists.
         InUseError: another process writes to `target`.
         OSError: the disk is full.
     """
     layout = options.layout or source.layout
     source, config = _restated(source, options, layout, config)
+    config = _config(source, options, layout, config)  # before anything is written: it may be refused
     table, files = source.table_of(layout), new_files(source, options)
     recut = files_are_new(source, options)
     ConversionPlan.of(source, target, options, files, to_mcore=False).announce()
@@ -77,7 +79,6 @@ def write_hf(
             written = write_files(HFTensors(source.rows, table), files, folder, job, summed=new)
         numbers.conclude()
         copy_other_files(source.hf, folder, but=(HF_LAYOUT, *((MANIFEST, CHECKSUMS) if new else ())))
-        config = _config(source, options, layout, config)
         if config is not None:
             (folder / CONFIG).write_text(hf_config.to_text(config), encoding="utf-8")
             if side_files is not None:

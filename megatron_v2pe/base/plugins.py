@@ -15,6 +15,8 @@ Megatron-Core, and no line of ours names a family. A folder may have any of thes
 |---|---|---|
 | `config.py` | a language model or a vision tower | `LANGUAGE_MODELS`, `VISION_TOWERS` in `models/config_sections.py` |
 | `hf_table.py` | its tensors | `LANGUAGE_TABLES`, `TOWER_TABLES` in `checkpoint/hf/table.py` |
+| `config.py` | its class in transformers' native layout | `NATIVE_TEXTS` in `models/native_texts.py` |
+| `hf_table.py` | its native names | `NATIVE_NAMES` in `checkpoint/hf/native_table.py` |
 | `layers.py` | layers of its own | `DECODERS` in `models/language_model.py` |
 | `tower.py` | a vision tower's modules | `TOWERS` in `models/vision_tower.py` |
 | `template.py` | a conversation template | `TEMPLATES` in `data/conversation.py` |

@@ -9,6 +9,7 @@
 | `counted_flops` | floating-point operations of a step as PyTorch's own counter sees them |
 | `damage` | damage done to files on purpose, the same for the same seed |
 | `data_cases` | a small data list with samples of every kind; comparing folders and batches |
+| `dense_decoder` | a decoder written out plainly in float64, with explicit positions, for comparison |
 | `documented_commands` | the commands that the pages tell a reader to type |
 | `evaluation` | evaluation of a small checkpoint in any layout, with faults on single ranks |
 | `family_cases` | a tiny checkpoint of every language model and both towers |
@@ -25,6 +26,7 @@
 | `made_up_card` | the optimizer in host memory, and the fused one, on a machine without a GPU |
 | `made_up_runs` | the folder of a training run made without training |
 | `many_commands` | many training command lines, one after the other in one process |
+| `native_models` | small models of every language model in both Hugging Face layouts, and their logits here and in `transformers` |
 | `non_finite` | models whose logits are not numbers, asked on every rank |
 | `one_device` | whether everything of an opened model lies on the chosen device |
 | `opened_images` | the images of benchmark questions, opened all at once |
@@ -32,11 +34,14 @@
 | `packs` | packs of random documents: odd lengths, several images, unusual micro-batches by name |
 | `parity` | one training step in any parallel layout, for comparison with one process |
 | `rank_problems` | what ranks see where one of them meets an error |
+| `resaved` | converted checkpoints loaded into a model of some layout and saved from there |
 | `sealing` | checksums made anew of checkpoint folders that a test has edited on purpose |
 | `setting_oracle` | what every setting of a run may be, written down a second time |
 | `shared` | material that is not part of the repository; tests skip where it is absent |
 | `short_runs` | a few optimizer steps on fixed packs, saved and resumed in any layout |
 | `step_memory` | one training step, its memory counted tensor by tensor |
+| `tokenizer_kinds` | a small tokenizer of every kind in the published layouts, and texts to compare tokenizers on |
 | `tool_runs` | the command-line tools in processes of their own, as a user starts them |
+| `towers` | small InternVits of both kinds, by transformers' own class and by ours in any layout |
 | `warm_python` | a `python` that has the project's imports behind it, for tests of many commands |
 """

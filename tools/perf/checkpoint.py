@@ -58,7 +58,7 @@ def checkpoint_benchmark(folder: Path, hidden: int, layers: int, repeats: int) -
     config = internvl2_2b_config()
     heads = hidden // 64
     config["llm_config"] |= {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": 4 * hidden}
-    config["llm_config"] |= {"num_attention_heads": heads, "num_key_value_heads": heads, "vocab_size": 20_000}
+    config["llm_config"] |= {"num_attention_heads": heads, "num_key_value_heads": heads, "vocab_size": 20_096}
     config["vision_config"]["num_hidden_layers"] = 1
     start = folder / "start"
     (start / "hf").mkdir(parents=True)

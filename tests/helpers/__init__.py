@@ -26,7 +26,7 @@
 | `made_up_card` | the optimizer in host memory, and the fused one, on a machine without a GPU |
 | `made_up_runs` | the folder of a training run made without training |
 | `many_commands` | many training command lines, one after the other in one process |
-| `native_models` | small models of every language model in both Hugging Face layouts, and their logits here and in `transformers` |
+| `native_models` | small models of every language model in both Hugging Face layouts, their logits here and there |
 | `non_finite` | models whose logits are not numbers, asked on every rank |
 | `one_device` | whether everything of an opened model lies on the chosen device |
 | `opened_images` | the images of benchmark questions, opened all at once |

@@ -143,7 +143,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         source = None if preset is not None else arguments.places[0]
         print("\n".join(plan_conversion(arguments.command, source, target, Options(**options), preset)))
         return
-    if arguments.command.endswith("hf"):
+    if arguments.command != "hf-to-mcore":
         from megatron_v2pe.generate.native_files import side_files
 
         options["side_files"] = side_files

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.made_up_runs import make_run
 from helpers.native_models import small_config, small_state
 from helpers.tokenizer_kinds import KINDS, write_internlm2
 from megatron_v2pe.checkpoint.hf import to_hf
@@ -108,6 +111,20 @@ def test_a_native_llama_becomes_internlm2_when_asked(tmp_path):
     ).encode("Hi <img>")
     with pytest.raises(ConfigError, match="leave it out"):
         hf_to_hf(tmp_path / "original", tmp_path / "no", language_model="internlm2", **options)
+
+
+def test_weights_of_a_native_run_keep_the_tiles_it_was_trained_with(tmp_path):
+    """What stands in config.json and in the processor's files goes through `mcore-to-mcore` together."""
+    original_folder(tmp_path / "original", "qwen2")
+    hf_to_hf(tmp_path / "original", tmp_path / "native", layout="native", side_files=side_files)
+    hf_to_mcore(tmp_path / "native", tmp_path / "mcore")
+    most = json.loads((tmp_path / "native" / "preprocessor_config.json").read_text())["max_patches"]
+    run = make_run(tmp_path / "mcore", tmp_path / "run", data={"max_dynamic_patch": most + 2})
+    convert = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"))["main"]
+    assert convert(["mcore-to-mcore", str(run), str(tmp_path / "again")]) == 0
+    assert convert(["mcore-to-hf", str(tmp_path / "again"), str(tmp_path / "out")]) == 0
+    stated = [json.loads((tmp_path / "out" / name).read_text()) for name in ("config.json", "preprocessor_config.json")]
+    assert (stated[0]["max_dynamic_patch"], stated[1]["max_patches"]) == (most + 2, most + 2)
 
 
 def test_weights_beside_the_config_of_the_other_layout_are_named(tmp_path):

@@ -9,8 +9,8 @@ from typing import Any
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.hf.open_source import OpenSource, open_megatron
 from megatron_v2pe.checkpoint.hf.options import Options
-from megatron_v2pe.checkpoint.hf.side_files import check_side_files
-from megatron_v2pe.checkpoint.hf.to_hf import SideFiles, files_are_new, write_hf
+from megatron_v2pe.checkpoint.hf.side_files import SideFiles, check_side_files
+from megatron_v2pe.checkpoint.hf.to_hf import files_are_new, write_hf
 from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.checkpoint.trained import loadable, trained_config, with_settings
 from megatron_v2pe.errors import CheckpointError

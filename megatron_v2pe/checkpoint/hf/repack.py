@@ -7,8 +7,8 @@ from pathlib import Path
 from megatron_v2pe.checkpoint.hf.hf_to_mcore import open_folder
 from megatron_v2pe.checkpoint.hf.mcore_to_hf import new_config, open_export
 from megatron_v2pe.checkpoint.hf.options import Options
-from megatron_v2pe.checkpoint.hf.side_files import check_side_files
-from megatron_v2pe.checkpoint.hf.to_hf import SideFiles, write_hf
+from megatron_v2pe.checkpoint.hf.side_files import SideFiles, check_side_files
+from megatron_v2pe.checkpoint.hf.to_hf import write_hf
 from megatron_v2pe.checkpoint.hf.to_mcore import write_megatron
 from megatron_v2pe.checkpoint.trained import loadable
 from megatron_v2pe.models.config import read_config
@@ -68,6 +68,7 @@ def mcore_to_mcore(
     refuse_non_finite: bool = True,
     memory_limit: str | None = None,
     verify: bool = True,
+    side_files: SideFiles | None = None,
 ) -> None:
     """Write a Megatron checkpoint anew: weights alone, in another type, in data files of another size.
 
@@ -83,6 +84,7 @@ def mcore_to_mcore(
         refuse_non_finite: as in `hf_to_mcore`.
         memory_limit: bytes above the interpreter, at most: `2GiB`.
         verify: compare what is read with the folder's checksums.
+        side_files: as in `to_hf.write_hf`: a run of native layout states its tiles and template there too.
 
     Raises:
         ConfigError: another architecture.
@@ -91,4 +93,4 @@ def mcore_to_mcore(
     """
     options = Options(overwrite, refuse_non_finite, dtype, memory_limit, max_shard_size, verify=verify)
     source = open_export(folder, options)
-    write_megatron(source, target, options, "Megatron to Megatron", new_config(source, options))
+    write_megatron(source, target, options, "Megatron to Megatron", new_config(source, options), side_files)

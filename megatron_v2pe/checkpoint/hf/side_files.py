@@ -6,6 +6,7 @@ here: the tokenizer and the JSON files. Text that is empty or is no text is warn
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ OBJECTS = (
 _TEXTS = {".py", ".md", ".txt", ".jinja"}
 _LARGEST_TEXT = 1 << 24
 _log = get_logger(__name__)
+SideFiles = Callable[[Path, Path, str, Mapping[str, Any]], None]
+"""Writes the files beside the weights that follow from `config.json` and from the layout, where one of them is not the
+source's. It takes the source's folder of `config.json`, the folder that is being written, its layout and the content of
+its `config.json`."""
 
 
 def check_side_files(folder: Path, rows: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from megatron_v2pe.checkpoint.hf.options import Options
 from megatron_v2pe.checkpoint.hf.plan import ConversionPlan
 from megatron_v2pe.checkpoint.hf.relayout import DEFAULT_SHARD, correct_total, cut, write_index
 from megatron_v2pe.checkpoint.hf.row_sources import HFTensors
+from megatron_v2pe.checkpoint.hf.side_files import SideFiles
 from megatron_v2pe.checkpoint.hf.to_mcore import retyped
 from megatron_v2pe.checkpoint.hf.write_hf import write_files
 from megatron_v2pe.errors import ConfigError
@@ -29,11 +29,6 @@ from megatron_v2pe.models.config import InternVLConfig, read_config
 from megatron_v2pe.models.native_config import ORIGINAL
 from megatron_v2pe.models.native_texts import with_language_model
 from megatron_v2pe.version import __version__
-
-SideFiles = Callable[[Path, Path, str, Mapping[str, Any]], None]
-"""Writes the files beside the weights that follow from `config.json` and from the layout, where one of them is not the
-source's. It takes the source's folder of `config.json`, the folder that is being written, its layout and the content of
-its `config.json`."""
 
 
 def write_hf(

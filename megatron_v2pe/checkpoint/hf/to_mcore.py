@@ -24,13 +24,19 @@ from megatron_v2pe.checkpoint.hf.open_source import CONFIG, OpenSource
 from megatron_v2pe.checkpoint.hf.options import Options
 from megatron_v2pe.checkpoint.hf.plan import ConversionPlan
 from megatron_v2pe.checkpoint.hf.relayout import correct_total
+from megatron_v2pe.checkpoint.hf.side_files import SideFiles
 from megatron_v2pe.checkpoint.hf.write_mcore import write_tensors
 from megatron_v2pe.models.config import read_config
 from megatron_v2pe.version import __version__
 
 
 def write_megatron(
-    source: OpenSource, target: Path, options: Options, what: str, config: dict[str, Any] | None = None
+    source: OpenSource,
+    target: Path,
+    options: Options,
+    what: str,
+    config: dict[str, Any] | None = None,
+    side_files: SideFiles | None = None,
 ) -> None:
     """Write the folder; it appears when it is complete, or not at all.
 
@@ -40,6 +46,7 @@ def write_megatron(
         options: what is asked.
         what: is done, for the bar.
         config: content of `hf/config.json`, in its original form; None: as it lies there.
+        side_files: writes tokenizer and processor beside a changed `config.json`; None: they are copied as they are.
 
     Raises:
         CheckpointError: the weights are damaged, or `target` exists.
@@ -78,8 +85,10 @@ def write_megatron(
             config = hf_config.with_dtype(config or read_config(source.hf), str(dtype).removeprefix("torch."))
             correct_total(folder / HF_FOLDER, files)
         if config is not None:
-            text = hf_config.to_text(hf_config.for_folder(config, source.layout, source.hf))
-            (folder / HF_FOLDER / CONFIG).write_text(text, encoding="utf-8")
+            stated = hf_config.for_folder(config, source.layout, source.hf)
+            (folder / HF_FOLDER / CONFIG).write_text(hf_config.to_text(stated), encoding="utf-8")
+            if side_files is not None:
+                side_files(source.hf, folder / HF_FOLDER, source.layout, stated)
         manifest_of(job.sums, source.layout).write(folder)
         description = _description(stored.most_common(1)[0][0] if dtype is None else dtype)
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

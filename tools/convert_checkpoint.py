@@ -143,9 +143,11 @@ def _convert(arguments: argparse.Namespace) -> None:
         source = None if preset is not None else arguments.places[0]
         print("\n".join(plan_conversion(arguments.command, source, target, Options(**options), preset)))
         return
-    if arguments.command != "hf-to-mcore":
-        from megatron_v2pe.generate.native_files import side_files
+    from megatron_v2pe.generate.native_files import check_conversation, side_files
 
+    if arguments.command.startswith("hf"):
+        check_conversation(arguments.places[0])
+    if arguments.command != "hf-to-mcore":
         options["side_files"] = side_files
     start = time.monotonic()
     convert = getattr(api, arguments.command.replace("-", "_"))

@@ -28,12 +28,13 @@ from megatron_v2pe.data.chat_template import VIDEO, chat_template
 from megatron_v2pe.data.conversation import TEMPLATES
 from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.data.tokenizer import IMG_CONTEXT, IMG_END, IMG_START, Tokenizer
-from megatron_v2pe.errors import CheckpointError, ConfigError
+from megatron_v2pe.errors import CheckpointError, ConfigError, V2PEError
 from megatron_v2pe.foreign.library_files import open_library
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.sentence_piece_library import library_of_pieces
 from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.foreign.tokenizer_files import special_tokens
+from megatron_v2pe.foreign.tokenizer_folder import has_tokenizer
 from megatron_v2pe.foreign.tokenizer_settings import (
     CONFIG,
     MODEL,
@@ -43,7 +44,7 @@ from megatron_v2pe.foreign.tokenizer_settings import (
     TokenizerSource,
     source_of,
 )
-from megatron_v2pe.models.config import InternVLConfig, layout_of
+from megatron_v2pe.models.config import InternVLConfig, layout_of, read_stated
 from megatron_v2pe.models.native_config import NATIVE
 
 ORIGINALS = "v2pe_original"
@@ -113,7 +114,8 @@ def write_native_files(source: Path, target: Path, config: Mapping[str, Any]) ->
         _log.warning("conversation template %r is not known: no %s is written", model.template, CHAT_TEMPLATE)
         return
     template = TEMPLATES[model.template]
-    (target / CHAT_TEMPLATE).write_text(chat_template(template, tokenizer) + "\n", encoding="utf-8")
+    if _belongs(model.template, tokenizer):
+        (target / CHAT_TEMPLATE).write_text(chat_template(template, tokenizer) + "\n", encoding="utf-8")
     ends = [tokenizer.special[template.end]] if template.end in tokenizer.special else []
     _write(target / GENERATION, _generation(_json(source / GENERATION), config["text_config"], ends))
 
@@ -160,8 +162,46 @@ def _refresh(source: Path, target: Path, config: Mapping[str, Any]) -> None:
         kind = own.get("image_processor_type", tiles["image_processor_type"])
         _write(target / PROCESSOR, {**whole, "image_processor": {**own, **tiles, "image_processor_type": kind}})
     if model.template != before.template and model.template in TEMPLATES and os.path.lexists(target / CHAT_TEMPLATE):
-        text = chat_template(TEMPLATES[model.template], Tokenizer.from_folder(source))
-        (target / CHAT_TEMPLATE).write_text(text + "\n", encoding="utf-8")
+        tokenizer = Tokenizer.from_folder(source)
+        if _belongs(model.template, tokenizer):
+            text = chat_template(TEMPLATES[model.template], tokenizer)
+            (target / CHAT_TEMPLATE).write_text(text + "\n", encoding="utf-8")
+
+
+def _belongs(template: str, tokenizer: Tokenizer) -> bool:
+    """Tell whether the tokenizer has a token for every mark of a template, and warn where it has not."""
+    try:
+        tokenizer.check_template(template)
+    except ConfigError as error:
+        _log.warning("%s; no %s is written", error, CHAT_TEMPLATE)
+        return False
+    return True
+
+
+def check_conversation(folder: Path) -> None:
+    """Check that template and image token that an HF folder states belong to the tokenizer that lies there.
+
+    A folder without a tokenizer, and a template that is not known, pass: what asks the model refuses them. What cannot
+    be read passes too: the conversion names it.
+
+    Raises:
+        ConfigError: a mark of the template is no token, or `image_token_id` of a native `config.json` is not the id of
+            the image token; names the file and both.
+    """
+    try:
+        if not has_tokenizer(folder):
+            return
+        model, tokenizer = InternVLConfig.from_folder(folder), Tokenizer.from_folder(folder)
+        stated, own = read_stated(folder).get("image_token_id"), tokenizer.special.get(IMG_CONTEXT)
+    except (V2PEError, OSError):
+        return
+    if model.template in TEMPLATES:
+        tokenizer.check_template(model.template)
+    if stated is not None and own is not None and stated != own:
+        raise ConfigError(
+            f"{printable(folder / 'config.json')}: image_token_id is {stated}, the tokenizer's {IMG_CONTEXT} is {own}; "
+            "one of them is of another checkpoint"
+        )
 
 
 _NATIVE_ONLY = ("extra_special_tokens", "processor_class", "chat_template")

@@ -23,7 +23,13 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.library_files import open_library
 from megatron_v2pe.foreign.sentence_piece_library import library_of_pieces
 from megatron_v2pe.foreign.tokenizer_settings import TokenizerSettings, TokenizerSource
-from megatron_v2pe.generate.native_files import ORIGINALS, restore_original_files, side_files, write_native_files
+from megatron_v2pe.generate.native_files import (
+    ORIGINALS,
+    check_conversation,
+    restore_original_files,
+    side_files,
+    write_native_files,
+)
 from megatron_v2pe.kernels.tiles import normalise_tiles
 from megatron_v2pe.models.native_config import NATIVE
 
@@ -208,3 +214,24 @@ def test_another_order_of_merges_would_be_seen(tmp_path):
     sample = texts(300)
     assert all(right.encode(text).ids == ours.encode(text) for text in sample)
     assert sum(wrong.encode(text).ids != ours.encode(text) for text in sample) > 20
+
+
+def test_a_template_or_an_image_token_of_another_checkpoint_is_refused(tmp_path):
+    _, target, native = exported("qwen2", tmp_path, template="internvl2_5")
+    check_conversation(target)
+    own = native["image_token_id"]
+    write_config(target, {**native, "image_token_id": own - 1})
+    with pytest.raises(ConfigError, match=f"image_token_id is {own - 1}, the tokenizer's <IMG_CONTEXT> is {own}"):
+        check_conversation(target)
+    write_config(target, {**native, "template": "llama3-chat"})
+    with pytest.raises(ConfigError, match=r"no token <\|.*'llama3-chat'.*internvl2_5"):
+        check_conversation(target)
+
+
+def test_a_template_without_its_tokens_gives_no_chat_template(tmp_path, caplog):
+    _, target, _ = exported("qwen2", tmp_path, template="llama3-chat")
+    assert not (target / "chat_template.jinja").exists() and "no chat_template.jinja is written" in caplog.text
+
+
+def write_config(folder, content):
+    (folder / "config.json").write_text(json.dumps(content))

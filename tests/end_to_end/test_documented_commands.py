@@ -99,6 +99,10 @@ def problem(command: Command) -> str | None:
             words.pop(0)  # the folder a script writes to
         if words[:1] == ["--tokens"]:
             del words[:2]
+        if words[:1] == ["--model"]:  # of the quickstart: what its small model is made like
+            if re.search(rf"(?<![\w-]){re.escape(words[1])}(?![\w-])", help_of(command.program)) is None:
+                return f"{words[1]} is no model of {command.program}"
+            del words[:2]
         if {"--help", "--print-flags"} & set(words) or "NAME" in words:
             return None
         if recipe is None and not words:
@@ -137,6 +141,7 @@ def test_a_wrong_command_would_be_noticed():
         "python tools/convert_checkpoint.py hf-to-mcore A B --overwrit": "is no flag of",
         "GPU=8 sh scripts/train_torchrun.sh --recipe debug": "GPU is none",
         "sh scripts/no_such.sh": "no such file",
+        "sh scripts/quickstart.sh OUT --model qwen9": "qwen9 is no model",
         "FOO=1 \\\n  sh scripts/quickstart.sh": "FOO is none",
     }
     for line, said in lines.items():

@@ -75,7 +75,7 @@ def test_windows_that_are_turned_off_change_nothing(kind):
         (QWEN2, {"num_key_value_heads": ...}, "'num_key_value_heads' is missing"),
         (QWEN2, {"num_key_value_heads": 4}, "6 heads are not a multiple of 4"),
         (QWEN2, {"head_dim": 32}, "head_dim: found 32, but Qwen2 is computed with 16"),
-        (QWEN2, {"model_type": "qwen3"}, "'qwen3' is not supported"),
+        (QWEN2, {"model_type": "qwen3"}, "model_type 'qwen3' is that of Qwen3ForCausalLM"),
         (QWEN3, {"attention_bias": True}, "attention_bias: found true"),
         (QWEN3, {"head_dim": None}, "head_dim: found null"),
         (QWEN3, {"head_dim": 33}, "expected an even number"),

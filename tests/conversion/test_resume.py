@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import threading
 
 import pytest
 
@@ -32,16 +33,20 @@ def contents(folder):
 
 
 def killed(convert, source, target, lines):
-    """Whether a process of its own that converts was killed, as it was about to write that line of its journal."""
+    """Whether a process of its own that converts was killed, with that many lines in its journal, at the next one.
+
+    Threads add lines at the same time, so a line counts when it is written, not when it is about to be.
+    """
     process = os.fork()
     if not process:
-        add, seen = Journal.add, [0]
+        add, written, one_at_a_time = Journal.add, [0], threading.Lock()
 
         def counted(journal, **line):
-            seen[0] += 1
-            if seen[0] > lines:
-                os.kill(os.getpid(), signal.SIGKILL)
-            add(journal, **line)
+            with one_at_a_time:
+                if written[0] == lines:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                add(journal, **line)
+                written[0] += 1
 
         Journal.add = counted
         try:

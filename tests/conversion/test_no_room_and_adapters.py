@@ -34,6 +34,7 @@ def error_at_a_limit(convert, source, target, largest):
     process = os.fork()
     if not process:
         status = 255
+        torch.set_num_threads(1)  # the threads of the process before are not there, and PyTorch would wait for them
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
             convert(source, target)

@@ -13,6 +13,7 @@ import signal
 import threading
 
 import pytest
+import torch
 
 from megatron_v2pe.base.run_lock import FolderLock
 from megatron_v2pe.checkpoint.hf.api import hf_to_hf, hf_to_mcore, mcore_to_hf, mcore_to_mcore
@@ -49,6 +50,7 @@ def killed(convert, source, target, lines):
                 written[0] += 1
 
         Journal.add = counted
+        torch.set_num_threads(1)  # the threads of the process before are not there, and PyTorch would wait for them
         try:
             convert(source, target)
         finally:

@@ -12,7 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any
@@ -62,6 +62,8 @@ class TrainingState:
     """State of the data loader: what has been consumed."""
     settings: dict[str, Any]
     """The resolved configuration of the run."""
+    after_steps: dict[str, Any] = field(default_factory=dict)
+    """State of what the run does between steps, such as validation."""
 
 
 def save(

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -25,6 +25,7 @@ from megatron_v2pe.errors import CheckpointError, DataError, TrainingError
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, PixelSettings
+from megatron_v2pe.train.after_step import AfterSteps
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.ddp import gather_parameters
 from megatron_v2pe.train.memory import shortage_explained
@@ -60,12 +61,16 @@ class Trainer:
     """Peak of a device, 10^12 operations a second, that MFU is a share of; None where it is not known."""
     explain_shortage: Callable[[int, tuple[int, int]], AbstractContextManager[None]] = shortage_explained
     """Takes a step's number and what its longest pack holds; says what would help where memory runs out inside."""
+    after: AfterSteps = field(default_factory=AfterSteps)
+    """What is done between steps."""
 
     def run(self, start: int, train_steps: int, exit_step: int | None, stop: StopRequest) -> int:
         """Train from step `start` to `train_steps`, or until it is asked to stop; return the steps done."""
         last = min(train_steps, exit_step or train_steps)
         iteration, saved, ended_well = start, start, False
         self.model.train()
+        if start and (missed := self.after.run(start, start == train_steps)):
+            self.metrics.add(start, missed)
         steps = StepDataReader(self.feed, self.cutter, self.pixels, self.num_micro_batches, self._key)
         try:
             while iteration < last:
@@ -80,16 +85,18 @@ class Trainer:
                 with self.explain_shortage(iteration + 1, data.largest):
                     metrics, end = self.step(iteration, data, began, stop)
                 iteration += 1
-                self.metrics.write(metrics)
                 stopping = stop.agree(*end.asked)
                 ends = stopping or iteration == last
-                if ends or (self.save_interval and iteration % self.save_interval == 0):
+                self.metrics.write(metrics, {} if stopping else self.after.run(iteration, iteration == train_steps))
+                due = self.save_interval is not None and iteration % self.save_interval == 0
+                if ends or due or self.after.asks_to_save(iteration):
                     saved = iteration if self._save(iteration, ends) else saved
                 if stopping:
                     break
             ended_well = True
         finally:
             steps.close(ended_well)
+            self.after.close()
         assert saved == iteration
         return iteration
 
@@ -104,6 +111,7 @@ class Trainer:
                 raise
             _log.error("no checkpoint of step %d, training goes on: %s", iteration, error)
             return False
+        self.after.saved(iteration)
         return True
 
     def step(self, iteration: int, data: StepData, began: float, stop: StopRequest) -> tuple[StepMetrics, StepResult]:

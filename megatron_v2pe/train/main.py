@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
 
 from megatron_v2pe.base import exit_status
 from megatron_v2pe.base.config_tree import to_dict
@@ -27,9 +23,9 @@ from megatron_v2pe.device.rank_errors import raise_on_all_ranks, run_on_first_ra
 from megatron_v2pe.errors import CheckpointError, V2PEError
 from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.models.micro_batch import PixelSettings
-from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.train import setup
+from megatron_v2pe.train.after_step import AfterSteps
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.ddp import wrap
@@ -37,29 +33,13 @@ from megatron_v2pe.train.header import Start
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.optimizer_step import apply_settings, build_optimizer, build_scheduler
-from megatron_v2pe.train.setup import TrainingRun
+from megatron_v2pe.train.setup import Loaded, TrainingRun
 from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.train.writers import MetricsLog, check_writers
 
 LOG = "train.log"
 """Name of the log beside the metrics."""
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model with its weights and its optimizer, where a run begins."""
-
-    model: InternVLModel
-    wrapped: DistributedDataParallel
-    """The model as Megatron-Core trains it, its gradients reduced over data parallel ranks."""
-    optimizer: MegatronOptimizer
-    resumed: Path | None
-    """Training checkpoint the run goes on from; None where it starts from the checkpoint's weights."""
-    iteration: int
-    """Steps done."""
-    loader_state: dict[str, Any] | None
-    """State of the loader from which the data go on; None at a start."""
 
 
 def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
@@ -100,6 +80,7 @@ def _train(run: TrainingRun) -> int:
         lambda: MetricsLog(run.config.logging, run.logs, run.world.rank, loaded.iteration, last, run.where)
     )
     setup.introduce(run, feed, Start(run.start, loaded.resumed, loaded.iteration, run.logs))
+    after = setup.after_steps(run, loaded, feed)
     stated = start_config(run.start)
     stop = StopRequest()
     trainer = Trainer(
@@ -114,10 +95,11 @@ def _train(run: TrainingRun) -> int:
         seed=train.seed,
         cost=StepCost.of(run.model, run.budget.learning),
         metrics=metrics,
-        save=lambda step: _save(run, loaded, feed, stated, step),
+        save=lambda step: _save(run, loaded, feed, after, stated, step),
         save_interval=run.config.checkpoint.save_interval,
         peak_tflops=setup.peak_of_device(run),
         explain_shortage=partial(shortage_explained, budget=run.budget),
+        after=after,
     )
     try:
         done = trainer.run(loaded.iteration, train.train_steps, train.exit_step, stop)
@@ -147,20 +129,22 @@ def _load(run: TrainingRun) -> Loaded:
         run.groups,
     )
     if resumed is None:
-        return Loaded(model, wrapped, optimizer, None, 0, None)
+        return Loaded(model, wrapped, optimizer, None, 0, None, {})
     try:
         state = store.load_training(resumed, model, optimizer, settings.verify)
     except CheckpointError as error:
         raise CheckpointError(f"{error}{offer_others(resumed)}") from error
-    return Loaded(model, wrapped, optimizer, resumed, state.iteration, state.loader)
+    return Loaded(model, wrapped, optimizer, resumed, state.iteration, state.loader, state.after_steps)
 
 
-def _save(run: TrainingRun, loaded: Loaded, feed: DataFeed, stated: Mapping[str, str], iteration: int) -> None:
+def _save(
+    run: TrainingRun, loaded: Loaded, feed: DataFeed, after: AfterSteps, stated: Mapping[str, str], iteration: int
+) -> None:
     """Write a checkpoint, its configuration and tokenizer from where the run started, `stated` in place of its own."""
     settings = run.config.checkpoint
     if settings.save is None:
         return
-    state = store.TrainingState(iteration, feed.state_dict(), to_dict(run.config))
+    state = store.TrainingState(iteration, feed.state_dict(), to_dict(run.config), after.state_dict())
     source = run.start
     if not (source / HF_FOLDER).is_dir():  # one of this run's own that was too old to keep: later ones have its files
         source = newest(Path(settings.save)) or source

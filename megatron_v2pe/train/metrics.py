@@ -6,6 +6,7 @@ speed of a run. Its row has its own numbers and `warm_up: true`; averages are ov
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +82,8 @@ class LoggedStep:
     """Averages over all steps of this process, without the one that warms up."""
     last: int
     """Step at which this process ends, if nothing stops it before."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """What was done after the step has given, by names with a slash; all of them are in the row too."""
 
     @property
     def iteration(self) -> int:

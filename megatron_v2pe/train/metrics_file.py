@@ -1,7 +1,8 @@
 """`metrics.jsonl`: a row of JSON per logged step, appended to and never rewritten.
 
 A run that goes on from a checkpoint leaves the rows of an interrupted run as they are. Its first row says where it went
-on (`resumed_from`, steps done by then); whoever reads passes over rows of later steps that stand before it.
+on (`resumed_from`, steps done by then); whoever reads passes over rows of later steps that stand before it. A row that
+says `added` holds values of work that was done after a step whose row stands before.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.foreign.text import lines, parse_json
 
 METRICS = "metrics.jsonl"
+ADDED = "added"
+"""Marks a row that belongs to the one of the same step before it."""
 _RESUMED = "resumed_from"
 _TAIL = 1 << 16
 
@@ -82,6 +85,10 @@ def read_metrics(path: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]
         step, resumed = fields.whole("iteration", least=0), fields.whole(_RESUMED, None, least=0)
         if resumed is not None:
             rows = {earlier: row for earlier, row in rows.items() if earlier <= resumed}
+        if fields.flag(ADDED, None):
+            found = {name: value for name, value in fields.content.items() if name not in (ADDED, _RESUMED, "time")}
+            rows[step] = rows.get(step, {}) | found
+            continue
         rows[step] = dict(fields.content) | {name: fields.number(name) for name in numbers}
     return [rows[step] for step in sorted(rows)]
 

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.conversions import start_folder
+from megatron_v2pe.checkpoint.folder import TRAINING_STATE
 from megatron_v2pe.checkpoint.resolve import hf_folder
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.loader import PackLoader, build_loader
@@ -27,6 +30,7 @@ from megatron_v2pe.device.cuda_start import check_precision
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks, share_from_first_rank
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.layer_specs import choose_spec
@@ -36,6 +40,7 @@ from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.parallel.attention.attention_backend import check_backend
+from megatron_v2pe.train.after_step import AfterStep, AfterSteps
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.ddp import freeze
@@ -99,6 +104,24 @@ class TrainingRun:
     def encoder(self) -> DocumentEncoder:
         """What makes documents of samples."""
         return DocumentEncoder(self.config.data, self.tokenizer, self.facts, self.policy, self.config.train.seed)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its weights and its optimizer, where a run begins."""
+
+    model: InternVLModel
+    wrapped: DistributedDataParallel
+    """The model as Megatron-Core trains it, its gradients reduced over data parallel ranks."""
+    optimizer: MegatronOptimizer
+    resumed: Path | None
+    """Training checkpoint the run goes on from; None where it starts from the checkpoint's weights."""
+    iteration: int
+    """Steps done."""
+    loader_state: dict[str, Any] | None
+    """State of the loader from which the data go on; None at a start."""
+    after_steps: dict[str, Any]
+    """State of what is done between steps; empty at a start."""
 
 
 def choose_device(config: ExperimentConfig, local_rank: int) -> Device:
@@ -281,6 +304,24 @@ def open_feed(run: TrainingRun, state: dict[str, Any] | None) -> DataFeed:
     tile_ranks = dist.get_process_group_ranks(run.groups.tp_cp) if run.groups.pp.rank() == 0 else None
     limit = run.config.data.max_skipped_samples
     return DataFeed(loader, groups, tile_ranks, topology.coordinates_of(parallel, run.groups), limit)
+
+
+def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed) -> AfterSteps:
+    """Build what the run does between its steps, in the state that a checkpoint it goes on from holds.
+
+    Args:
+        run: run to be trained, its steps counted.
+        loaded: its model and optimizer.
+        feed: its data.
+
+    Raises:
+        CheckpointError: the state is damaged.
+    """
+    works: list[AfterStep] = []
+    after = AfterSteps(works)
+    if loaded.resumed is not None:
+        after.load_state_dict(loaded.after_steps, f"{printable(loaded.resumed / TRAINING_STATE)}: after_steps")
+    return after
 
 
 def cutter_of(run: TrainingRun) -> PackCutter:

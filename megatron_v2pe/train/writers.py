@@ -12,6 +12,7 @@ switch ours on; others, from the `writer.py` of a plug-in (`base/plugins`), are 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from megatron_v2pe.base.progress import Progress, duration, on_terminal, progres
 from megatron_v2pe.errors import ConfigError, how_to_install
 from megatron_v2pe.train.config import LoggingConfig
 from megatron_v2pe.train.metrics import LoggedStep, Rates, StepMetrics
-from megatron_v2pe.train.metrics_file import METRICS, MetricsFile
+from megatron_v2pe.train.metrics_file import ADDED, METRICS, MetricsFile
 
 _log = get_logger(__name__)
 
@@ -66,6 +67,13 @@ class MetricsWriter:
         """
         raise NotImplementedError
 
+    def write_values(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Write what was done after a step that an earlier process has written; by default nothing.
+
+        Raises:
+            OSError: it cannot be written, as in `write`.
+        """
+
     def close(self) -> None:
         """Flush and close what is written to."""
 
@@ -101,6 +109,12 @@ class ConsoleWriter(MetricsWriter):
             words.append(f"ETA {duration(left)}")
         text = "  ".join([f"step {step.iteration}/{step.last}", *words])
         _log.info("%s", text, extra=FILE_ONLY if self._bar is not None else None)
+        if step.values:
+            self.write_values(step.iteration, step.values)
+
+    def write_values(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Write them in a line of their own."""
+        _log.info("after step %d: %s", iteration, ", ".join(f"{name} {value:.6g}" for name, value in values.items()))
 
     def close(self) -> None:
         """Close the bar."""
@@ -120,6 +134,10 @@ class JsonlWriter(MetricsWriter):
     def write(self, step: LoggedStep) -> None:
         """Append a row."""
         self._file.write(step.row)
+
+    def write_values(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Append a row that belongs to the step's, which an earlier process has written."""
+        self._file.write({"iteration": iteration, ADDED: True, **values, "time": time.time()})
 
     def close(self) -> None:
         """Close the file."""
@@ -141,10 +159,16 @@ class TensorBoardWriter(MetricsWriter):
         self._board: Any = SummaryWriter(str(place.folder / "tensorboard"), purge_step=place.start + 1)
 
     def write(self, step: LoggedStep) -> None:
-        """Add the step's scalars."""
+        """Add the step's scalars; values of other work keep their names."""
         for name in self.scalars if step.row["warm_up"] else (*self.scalars, *self.rates):
             if step.row[name] is not None:
                 self._board.add_scalar(f"train/{name}", step.row[name], step.iteration)
+        self.write_values(step.iteration, step.values)
+
+    def write_values(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Add a scalar for each."""
+        for name, value in values.items():
+            self._board.add_scalar(name, value, iteration)
 
     def close(self) -> None:
         """Flush and close the file."""
@@ -178,6 +202,10 @@ class WandbWriter(MetricsWriter):
     def write(self, step: LoggedStep) -> None:
         """Send the row."""
         self._run.log(step.row, step=step.iteration)
+
+    def write_values(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Send them as those of the step."""
+        self._run.log(dict(values), step=iteration)
 
     def close(self) -> None:
         """End the run, once all is sent."""
@@ -249,8 +277,8 @@ class MetricsLog:
         for writer in chosen_writers(config, keeps_files=folder is not None):
             self._writers.append(writer(place))
 
-    def write(self, metrics: StepMetrics) -> None:
-        """Take a step, and log it where its turn has come."""
+    def write(self, metrics: StepMetrics, values: Mapping[str, float] | None = None) -> None:
+        """Take a step, and log it where its turn has come, or where there are values of work done after it."""
         if self._is_silent:
             return
         warm_up, self._has_warmed_up = not self._has_warmed_up, True
@@ -259,18 +287,25 @@ class MetricsLog:
             self._whole.add(metrics)
         for writer in self._writers:
             writer.advance(metrics.iteration)
-        if metrics.iteration % self._interval and metrics.iteration != self._total:
+        if not values and metrics.iteration % self._interval and metrics.iteration != self._total:
             return
         device = {"device": self._device} if self._device else {}
-        row = {**asdict(metrics), "warm_up": warm_up, **device, "time": time.time()}
-        step, self._recent = LoggedStep(row, self._recent, self._whole, self._total), Rates()
+        row = {**asdict(metrics), **(values or {}), "warm_up": warm_up, **device, "time": time.time()}
+        step, self._recent = LoggedStep(row, self._recent, self._whole, self._total, values or {}), Rates()
+        self._each(step.iteration, lambda writer: writer.write(step))
+        self._device = ""
+
+    def add(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Log what was done after a step whose row an earlier process has written."""
+        self._each(iteration, lambda writer: writer.write_values(iteration, values))
+
+    def _each(self, iteration: int, write: Callable[[MetricsWriter], None]) -> None:
         try:
             for writer in self._writers:
-                writer.write(step)
-            self._device = ""
+                write(writer)
         except OSError as error:  # a full disk does not end a run; its checkpoints do not depend on this
             if not self._has_complained:
-                _log.error("metrics of step %d are not written, training goes on: %s", metrics.iteration, error)
+                _log.error("metrics of step %d are not written, training goes on: %s", iteration, error)
             self._has_complained = True
 
     def rates(self) -> str:

@@ -9,11 +9,13 @@ import sys
 from typing import ClassVar
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_v2pe.base.logging import keep_log, setup_logging
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.train.config import LoggingConfig
 from megatron_v2pe.train.metrics import LoggedStep, Rates, StepMetrics
+from megatron_v2pe.train.metrics_file import METRICS, read_metrics
 from megatron_v2pe.train.writers import WRITERS, MetricsLog, MetricsWriter, check_writers
 
 
@@ -229,3 +231,21 @@ class Losses(MetricsWriter):
     def close(self):
         self.file.close()
 """
+
+
+def test_values_of_work_after_a_step_are_in_its_row_or_added_to_it(tmp_path):
+    """Validation of a step that a request to stop has ended is done by the next process."""
+    log = MetricsLog(LoggingConfig(log_interval=10), tmp_path, 0, 0, 3)
+    log.write(step(1, 1.0))
+    log.write(step(2, 1.0), {"validation/loss": 2.5})
+    log.write(step(3, 1.0))
+    log.close()
+    log = MetricsLog(LoggingConfig(), tmp_path, 0, 3, 4)
+    log.add(3, {"validation/loss": 2.25})
+    log.write(step(4, 1.0))
+    log.close()
+    found = read_metrics(tmp_path / METRICS, numbers=["loss"])
+    assert [(row["iteration"], row.get("validation/loss")) for row in found] == [(2, 2.5), (3, 2.25), (4, None)]
+    assert all("loss" in row for row in found)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("validation/loss")
+    assert [(event.step, event.value) for event in events] == [(2, 2.5), (3, 2.25)]

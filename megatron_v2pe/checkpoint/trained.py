@@ -21,6 +21,7 @@ from typing import Any
 
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, TRAINING_STATE
 from megatron_v2pe.checkpoint.hf.hf_config import to_text
+from megatron_v2pe.checkpoint.low_rank.unmerged import settled_config
 from megatron_v2pe.checkpoint.resolve import CONFIG, FoundCheckpoint
 from megatron_v2pe.checkpoint.vet import read_description
 from megatron_v2pe.errors import CheckpointError, ConfigError
@@ -63,8 +64,9 @@ def trained_model(folder: Path) -> InternVLConfig:
 def trained_config(folder: Path) -> dict[str, Any]:
     """Return the content of `config.json` as an export of a checkpoint writes it.
 
-    That of an HF folder and of a converted checkpoint is what the file holds. Of a training checkpoint it is what the
-    run started from, with the settings it was trained with.
+    That of an HF folder and of a converted checkpoint is what the file holds, without the ranks of an adapter that is
+    merged when the folder is read. Of a training checkpoint it is what the run started from, with the settings it was
+    trained with.
 
     Args:
         folder: of an HF checkpoint or of one Megatron checkpoint, see `resolve.find_checkpoint`.
@@ -76,7 +78,7 @@ def trained_config(folder: Path) -> dict[str, Any]:
     place = FoundCheckpoint.of(folder)
     config = read_config(place.hf)
     if place.is_hf:
-        return config
+        return settled_config(folder, config)
     InternVLConfig.from_hf(config, printable(place.hf / CONFIG))  # its sections are there
     if read_description(folder / DESCRIPTION).get("kind") == "converted":
         return config

@@ -35,13 +35,18 @@ def refuse_adapter(folder: Path) -> None:
         )
 
 
+def is_adapter_tensor(name: str) -> bool:
+    """Tell whether a tensor belongs to an adapter, by its name."""
+    return any(mark in name for mark in _ADAPTER_MARKS)
+
+
 def refuse_adapter_tensors(names: Collection[str], source: str) -> None:
     """Refuse tensors that are those of an unmerged adapter by their names.
 
     Raises:
         CheckpointError: some are; names the first, counts them, and says what to do.
     """
-    found = sorted(name for name in names if any(mark in name for mark in _ADAPTER_MARKS))
+    found = sorted(filter(is_adapter_tensor, names))
     if found:
         raise CheckpointError(
             f"{source}: holds an unmerged adapter: {len(found)} of {len(names)} tensors, {printable(found[0])[:200]} "

@@ -12,7 +12,7 @@ from megatron_v2pe.checkpoint.hf.options import Options
 from megatron_v2pe.checkpoint.hf.side_files import check_side_files
 from megatron_v2pe.checkpoint.hf.to_mcore import write_megatron
 from megatron_v2pe.checkpoint.resolve import instead_of_missing, look_for_checkpoint
-from megatron_v2pe.checkpoint.trained import has_v2pe_scaling
+from megatron_v2pe.checkpoint.trained import has_v2pe_scaling, trained_config
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.config import read_config
@@ -53,7 +53,9 @@ def hf_to_mcore(
     options = Options(overwrite, refuse_non_finite, dtype, memory_limit=memory_limit, max_shard_size=max_shard_size)
     opened = open_folder(source)
     check_side_files(source, opened.model.llm.vocab_size)
-    write_megatron(opened, folder, options, "HF to Megatron")
+    stated = trained_config(source)
+    config = None if stated == read_config(source) else stated
+    write_megatron(opened, folder, options, "HF to Megatron", config)
 
 
 def open_folder(source: Path) -> OpenSource:

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT
 from megatron_v2pe.checkpoint.hf.adapter_files import refuse_adapter, refuse_adapter_tensors
-from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout, HFWeights
+from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout
 from megatron_v2pe.checkpoint.hf.manifest import TensorManifest
 from megatron_v2pe.checkpoint.hf.row_sources import HFRows, MegatronRows, RowSource
 from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace
 from megatron_v2pe.checkpoint.hf.table import MappingTable, mapping_table
+from megatron_v2pe.checkpoint.low_rank.adapter import Adapter
+from megatron_v2pe.checkpoint.low_rank.merged_rows import MergedRows
+from megatron_v2pe.checkpoint.low_rank.unmerged import open_weights
 from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable
@@ -48,6 +53,10 @@ class OpenSource:
     """SHA-256 of its HF tensors, where a conversion has left them."""
     trained: bool = False
     """Whether it was written by a training run."""
+    merged: Sequence[Any] = ()
+    """What `rows` have of adapters, as plain values: a conversion's bytes depend on them."""
+    renamed: bool = False
+    """Whether the tensors have other names in the files than `files` says: those of an unmerged adapter's base."""
 
     @property
     def where(self) -> str:
@@ -83,20 +92,36 @@ class OpenSource:
         return found
 
 
-def open_hf(folder: Path) -> OpenSource:
+def open_hf(folder: Path, merge: bool = True) -> OpenSource:
     """Open an HF folder.
+
+    Args:
+        folder: also one of the published code that holds an adapter among its weights.
+        merge: read such a folder with its adapter merged into the weights; otherwise its base alone.
 
     Raises:
         ConfigError: an architecture that is not supported.
         CheckpointError: weights are missing, of other names or shapes than the architecture's, or damaged.
     """
     refuse_adapter(folder)
-    model = InternVLConfig.from_hf(read_config(folder), printable(folder / CONFIG))
-    weights, layout = HFWeights(folder), layout_of(folder)
+    opened = open_weights(folder)
+    model = InternVLConfig.from_hf(opened.config, printable(folder / CONFIG))
+    weights, layout = opened.weights, layout_of(folder)
     table = mapping_table(model, layout, weights.layout.places())
     check_places(table, weights.layout.places(), printable(folder))
-    rows = HFRows(weights, table)
-    return OpenSource(folder, folder, True, model, layout, table, weights.layout, rows, TensorManifest.read(folder))
+    source = OpenSource(
+        folder,
+        folder,
+        True,
+        model,
+        layout,
+        table,
+        weights.layout,
+        HFRows(weights, table),
+        TensorManifest.read(folder),
+        renamed=opened.halves is not None,
+    )
+    return merged_source(source, [(opened.adapter(model, folder), 1.0)]) if source.renamed and merge else source
 
 
 def open_megatron(folder: Path, verify: bool = True) -> OpenSource:
@@ -130,6 +155,18 @@ def open_megatron(folder: Path, verify: bool = True) -> OpenSource:
     return OpenSource(folder, hf, False, model, layout, table, files, rows, manifest, trained)
 
 
+def merged_source(
+    base: OpenSource, adapters: Sequence[tuple[Adapter, float]], dtype: torch.dtype | None = None
+) -> OpenSource:
+    """Return a base with adapters merged into it; for arguments see `MergedRows`.
+
+    Its tensors are no longer those of the base's manifest, so it has none.
+    """
+    merged = [[adapter.digest(), weight] for adapter, weight in adapters]
+    rows = MergedRows(base.rows, adapters, dtype)
+    return replace(base, rows=rows, manifest=None, merged=[*base.merged, *merged])
+
+
 def check_places(table: MappingTable, places: dict[str, TensorPlace], source: str) -> Counter[torch.dtype]:
     """Check names, shapes and types of all tensors of an HF folder; return bytes per type.
 
@@ -161,7 +198,7 @@ def check_copies(source: OpenSource) -> None:
     Raises:
         CheckpointError: the two differ; they are named.
     """
-    weights = HFWeights(source.folder)
+    weights = open_weights(source.folder).weights
     for copy in (mapping for mapping in source.table.tensors if mapping.copy):
         original = next(row for row in source.table.tensors if row.key == copy.key and not row.copy)
         left = weights.layout.places()[copy.name].nbytes

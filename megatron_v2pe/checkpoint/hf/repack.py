@@ -10,7 +10,7 @@ from megatron_v2pe.checkpoint.hf.options import Options
 from megatron_v2pe.checkpoint.hf.side_files import SideFiles, check_side_files
 from megatron_v2pe.checkpoint.hf.to_hf import write_hf
 from megatron_v2pe.checkpoint.hf.to_mcore import write_megatron
-from megatron_v2pe.checkpoint.trained import loadable
+from megatron_v2pe.checkpoint.trained import loadable, trained_config
 from megatron_v2pe.models.config import read_config
 
 
@@ -54,7 +54,7 @@ def hf_to_hf(
     opened = open_folder(source)
     check_side_files(source, opened.model.llm.vocab_size)
     stated = read_config(source)
-    config = loadable(stated)
+    config = loadable(trained_config(source))
     write_hf(opened, target, options, "HF to HF", None if config == stated else config, True, side_files)
 
 

@@ -20,7 +20,7 @@ import xxhash
 
 from megatron_v2pe.checkpoint.checksums import Checksums
 from megatron_v2pe.checkpoint.description import Shard, StoredTensor
-from megatron_v2pe.checkpoint.hf.folder import HFWeights
+from megatron_v2pe.checkpoint.hf.folder import FileLayout
 from megatron_v2pe.checkpoint.hf.mappings import RowRun, TensorMapping
 from megatron_v2pe.checkpoint.hf.table import MappingTable
 from megatron_v2pe.checkpoint.range_reader import RangeReader
@@ -63,6 +63,19 @@ class RowSource(Protocol):
         ...
 
 
+class NamedWeights(Protocol):
+    """The weights of an HF folder by name."""
+
+    @property
+    def layout(self) -> FileLayout:
+        """How they are cut into files."""
+        ...
+
+    def read_into(self, name: str, begin: int, out: memoryview) -> None:
+        """Read bytes of a tensor, see `SafetensorsFile.read_into`."""
+        ...
+
+
 @dataclass(frozen=True)
 class _Piece:
     key_row: int
@@ -74,7 +87,7 @@ class _Piece:
 class HFRows:
     """Rows of Megatron-Core tensors, put together from the tensors of an HF folder."""
 
-    def __init__(self, weights: HFWeights, table: MappingTable) -> None:
+    def __init__(self, weights: NamedWeights, table: MappingTable) -> None:
         """Find out where the rows of every key lie.
 
         Args:

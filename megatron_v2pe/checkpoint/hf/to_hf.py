@@ -64,7 +64,7 @@ def write_hf(
     recut = files_are_new(source, options)
     ConversionPlan.of(source, target, options, files, to_mcore=False).announce()
     identity = {"source": source.where, "files": stamps(source.folder), "to": "hf", "version": __version__}
-    identity |= options.identity()
+    identity |= {**options.identity(), **({"merged": source.merged} if source.merged else {})}
     with unfinished_folder(target, options.overwrite, CONFIG, identity) as unfinished:
         folder = unfinished.folder
         numbers = NumbersOnly(source.where, options.refuse_non_finite)
@@ -90,7 +90,7 @@ def write_hf(
 
 def files_are_new(source: OpenSource, options: Options) -> bool:
     """Tell whether the weights are cut into other files than those of the source."""
-    return options.largest_file is not None or (options.layout or source.layout) != source.layout
+    return options.largest_file is not None or source.renamed or (options.layout or source.layout) != source.layout
 
 
 def new_files(source: OpenSource, options: Options) -> FileLayout:

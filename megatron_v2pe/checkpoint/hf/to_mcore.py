@@ -23,7 +23,7 @@ from megatron_v2pe.checkpoint.hf.manifest import MANIFEST, manifest_of
 from megatron_v2pe.checkpoint.hf.open_source import CONFIG, OpenSource
 from megatron_v2pe.checkpoint.hf.options import Options
 from megatron_v2pe.checkpoint.hf.plan import ConversionPlan
-from megatron_v2pe.checkpoint.hf.relayout import correct_total
+from megatron_v2pe.checkpoint.hf.relayout import correct_total, write_index
 from megatron_v2pe.checkpoint.hf.side_files import SideFiles
 from megatron_v2pe.checkpoint.hf.write_mcore import write_tensors
 from megatron_v2pe.models.config import read_config
@@ -57,7 +57,7 @@ def write_megatron(
     files = retyped(source, options)
     ConversionPlan.of(source, target, options, files, to_mcore=True).announce()
     identity = {"source": source.where, "files": stamps(source.folder), "to": "mcore", "version": __version__}
-    identity |= options.identity()
+    identity |= {**options.identity(), **({"merged": source.merged} if source.merged else {})}
     known = source.manifest if dtype is None else None
     with unfinished_folder(target, options.overwrite, DESCRIPTION, identity) as unfinished:
         folder = unfinished.folder
@@ -78,9 +78,11 @@ def write_megatron(
         numbers.conclude()
         write_description(folder, written, {})
         (folder / HF_FOLDER).mkdir(exist_ok=True)
-        changed = dtype is not None or source.trained or config is not None  # sums of the start are of other bytes
+        changed = bool(dtype or source.trained or config or source.merged)  # sums of the start are of other bytes
         copy_other_files(source.hf, folder / HF_FOLDER, but=(HF_LAYOUT, *((MANIFEST, CHECKSUMS) if changed else ())))
         files.save(folder / HF_FOLDER / HF_LAYOUT)
+        if source.renamed:
+            write_index(folder / HF_FOLDER, files)
         if dtype is not None:
             config = hf_config.with_dtype(config or read_config(source.hf), str(dtype).removeprefix("torch."))
             correct_total(folder / HF_FOLDER, files)

@@ -3,21 +3,18 @@
 `apply_adapters` asks a function for the adapter of every linear that is a target, after a stage is built and before it
 is wrapped for training. Its place in a run is the argument `adapt` of `build.build_model`, called in `train/setup.py`:
 
-    build_model(..., adapt=lambda stage: apply_adapters(stage, ("attention", "mlp"), make_low_rank))
+    build_model(..., adapt=lambda stage: apply_adapters(stage, targets, make))
 
-What an adapter is, and how it works under tensor parallelism, stands in `linear.py`. What there is today:
+What an adapter is, and how it works under tensor parallelism, stands in `linear.py`; LoRA in `lora.py`. Around it:
 
-- Training: no setting asks for adapters. It would be a section of `train/config.py` beside `model`; the published
-  flags `--use_llm_lora` and `--use_backbone_lora` are refused in `train/published_table.py`.
-- Saving and loading (`checkpoint/store.py`): adapters are stored beside their linears and loaded again. A model
-  without adapters refuses a folder that holds some.
-- Export (`checkpoint/hf/mcore_to_hf.py`): refused, since the table has no row for an adapter's tensors.
-- A Hugging Face folder with `adapter_config.json`: refused in `checkpoint/hf/folder.py`, it has to be merged first.
+- Settings: section `adapter` (`train/adapter_settings.py`); which linears and pieces a model has by its Hugging Face
+  names: `checkpoint/hf/adapter_rows.py`.
+- Checkpoints of a run (`checkpoint/adapters.py`): what learns is stored, with a pointer to the model it belongs to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import nn
 
@@ -25,6 +22,7 @@ from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.linear import ColumnLinear, LinearAdapter, RowLinear
+from megatron_v2pe.parallel.token_draws import TokenDraws
 
 TARGETS = {
     "attention": ("linear_qkv", "linear_proj"),
@@ -42,6 +40,36 @@ MakeAdapter = Callable[[str, ColumnLinear | RowLinear], LinearAdapter]
 """(name of the linear in the model, the linear) to its adapter."""
 
 
+def adaptable_linears(model: nn.Module) -> dict[str, ColumnLinear | RowLinear]:
+    """Return the linears of a stage that may carry an adapter, by their names in the whole model.
+
+    A pipeline stage counts its layers from 0; the names have the numbers that checkpoints give them.
+    """
+    found: dict[str, ColumnLinear | RowLinear] = {}
+    numbers = {name: module.layer_number - 1 for name, module in model.named_modules() if _is_layer(name, module)}
+    for name, module in model.named_modules():
+        if isinstance(module, (ColumnLinear, RowLinear)) and name.split(".")[-1] in TARGETS:
+            layer = next((one for one in numbers if name.startswith(f"{one}.")), None)
+            if layer is not None:
+                name = f"{layer.rpartition('.')[0]}.{numbers[layer]}{name[len(layer) :]}"
+            found[name] = module
+    return found
+
+
+def _is_layer(name: str, module: nn.Module) -> bool:
+    return name.rpartition(".")[2].isdigit() and hasattr(module, "layer_number")
+
+
+def is_target(name: str, target: str) -> bool:
+    """Tell whether a linear, by its name in the whole model, is one that a target names.
+
+    Raises:
+        ConfigError: the target is unknown; names the nearest.
+    """
+    part, attributes = _parsed(target)
+    return name.split(".")[-1] in attributes and part in ("", name.split(".")[0])
+
+
 def apply_adapters(model: nn.Module, targets: Sequence[str], make: MakeAdapter) -> list[str]:
     """Put an adapter on every linear that is a target; every rank calls this with the same targets.
 
@@ -56,21 +84,41 @@ def apply_adapters(model: nn.Module, targets: Sequence[str], make: MakeAdapter) 
     Raises:
         ConfigError: a target is unknown; names the nearest.
     """
-    wanted = [_parsed(target) for target in targets]
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, (ColumnLinear, RowLinear))}
-    found = [
-        name
-        for name in linears
-        if any(name.split(".")[-1] in attributes and part in ("", name.split(".")[0]) for part, attributes in wanted)
-    ]
+    for target in targets:
+        _parsed(target)
+    linears = adaptable_linears(model)
+    found = [name for name in linears if any(is_target(name, target) for target in targets)]
     for name in found:
-        linear = linears[name]
-        assert linear.linear_adapter is None, f"{name} has an adapter already"
-        adapter = make(name, linear).to(device=linear.weight.device)
-        linear._modules["adapter"] = adapter
-        for parameter_name, parameter in adapter.named_parameters():
-            setattr(parameter, "tensor_model_parallel", parameter_name in adapter.sharded_axes)  # noqa: B010
+        attach(linears[name], name, make(name, linears[name]))
     return found
+
+
+def attach(linear: ColumnLinear | RowLinear, name: str, adapter: LinearAdapter) -> None:
+    """Put an adapter on a linear; its name is for the error of a second one."""
+    assert linear.linear_adapter is None, f"{name} has an adapter already"
+    linear._modules["adapter"] = adapter.to(device=linear.weight.device)
+    for parameter_name, parameter in adapter.named_parameters():
+        setattr(parameter, "tensor_model_parallel", parameter_name in adapter.sharded_axes)  # noqa: B010
+
+
+def adapters_of(model: nn.Module) -> Iterator[LinearAdapter]:
+    """Yield the adapters of a model, or of a part of it."""
+    return (module for module in model.modules() if isinstance(module, LinearAdapter))
+
+
+def need_draws(model: nn.Module) -> bool:
+    """Tell whether an adapter of a model, or of a part of it, draws in training."""
+    return any(adapter.needs_draws for adapter in adapters_of(model))
+
+
+def draw_by(module: nn.Module, draws: TokenDraws | None) -> None:
+    """Say by which key the adapters in a module draw, before it runs; None leaves them as they are.
+
+    It has to be said again before a recompute, when other micro-batches have passed.
+    """
+    if draws is not None:
+        for adapter in adapters_of(module):
+            adapter.draws = draws
 
 
 def _parsed(target: str) -> tuple[str, tuple[str, ...]]:

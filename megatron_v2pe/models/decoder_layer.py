@@ -18,6 +18,7 @@ from torch import Tensor
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.kernels.rotary import split_and_rotate, split_norm_and_rotate
+from megatron_v2pe.models.adapters import draw_by
 from megatron_v2pe.models.fusion import fire_forward_hooks, in_turn
 from megatron_v2pe.models.mlp import run_mlp
 from megatron_v2pe.models.norms import RMSNorm
@@ -64,6 +65,7 @@ class DecoderLayer(TransformerLayer):
             [S, 1, hidden], and None in place of a context.
         """
         assert attention_mask is None and packed_seq_params is not None
+        draw_by(self, packed_seq_params.draws)
         update = attend(self.self_attention, self.input_layernorm(hidden_states), packed_seq_params)
         hidden, normed = self.pre_mlp_layernorm(hidden_states, update)
         again = self.recomputed_alone and torch.is_grad_enabled() and is_checkpointing()

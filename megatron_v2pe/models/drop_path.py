@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megatron_v2pe.base.keyed_random import seed_of
 from megatron_v2pe.device.transfer import to_device
+from megatron_v2pe.parallel.token_draws import TokenDraws
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class DropPathKey:
     def generator(self, layer: int) -> torch.Generator:
         """Return the generator of one layer's draws."""
         return torch.Generator().manual_seed(seed_of(self.seed, self.pack, layer, purpose="drop path"))
+
+    def token_draws(self, tiles: int, tokens: int, device: torch.device) -> TokenDraws:
+        """Return the names of draws for the tokens of the tiles from `first_tile` on, tile after tile."""
+        return TokenDraws(self.seed, self.pack, torch.arange(tiles * tokens, device=device) + self.first_tile * tokens)
 
 
 def layer_rates(drop_path_rate: float, num_layers: int) -> list[float]:

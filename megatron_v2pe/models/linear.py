@@ -30,6 +30,7 @@ from megatron.core.utils import get_pg_size
 from torch import Tensor, nn
 
 from megatron_v2pe.kernels.gradients import add_product
+from megatron_v2pe.parallel.token_draws import TokenDraws
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,12 @@ class LinearAdapter(nn.Module):
 
     gated: tuple[str, ...] = ()
     """Those divided along axis 0 that hold, as the first linear of a gated MLP does, rows of the gate, then others."""
+
+    draws: TokenDraws | None = None
+    """Names what is drawn for the rows of the input; set before each forward pass in training (`adapters.draw_by`)."""
+
+    needs_draws = False
+    """Whether it draws in training."""
 
     def __init__(self, tp_group: dist.ProcessGroup) -> None:
         """Remember the tensor-parallel group of the linear."""

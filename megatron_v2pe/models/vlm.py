@@ -18,6 +18,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor, nn
 
+from megatron_v2pe.models.adapters import draw_by, need_draws
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.fusion import fire_forward_hooks, place_features, touch
@@ -31,6 +32,7 @@ from megatron_v2pe.models.vision_tower import TOWERS
 from megatron_v2pe.parallel.attention.context_parallel import exchange_named
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
+from megatron_v2pe.parallel.token_draws import TokenDraws
 from megatron_v2pe.parallel.topology import coordinates_of, single_rank_group
 from megatron_v2pe.v2pe.rotary import RotaryEmbedding
 
@@ -121,7 +123,10 @@ class InternVLModel(MegatronModule):
 
     def _encode(self, pixel_values: Tensor, drop_path: DropPathKey | None) -> Tensor:
         patches = touch(self.vision_model(pixel_values, drop_path)[:, 1:], self.vision_model.unused_parameters())
-        return self.vision_projection(pixel_shuffle(patches, self.internvl.downsample_ratio, self.internvl.ps_version))
+        shuffled = pixel_shuffle(patches, self.internvl.downsample_ratio, self.internvl.ps_version)
+        if drop_path is not None and self.training and need_draws(self.vision_projection):
+            draw_by(self.vision_projection, drop_path.token_draws(*shuffled.shape[:2], patches.device))
+        return self.vision_projection(shuffled)
 
     def logits_of_last(self, batch: MicroBatch, features: Tensor | None) -> Tensor:
         """Return logits [vocab_size] that predict the token after the last of one document of this rank alone.
@@ -164,7 +169,12 @@ class InternVLModel(MegatronModule):
         """Return layout and rotary angles, made once for all layers."""
         cos, sin = self.rotary.cos_sin(batch.position_ticks, batch.layout.local_seqlens, batch.last_ticks)
         in_order = exchange_named(self.config.cp_comm_type).needs_documents_in_order
-        return PackedSequence.build(batch.layout, cos, sin, in_order)
+        pack = PackedSequence.build(batch.layout, cos, sin, in_order)
+        if self.training and batch.drop_path is not None and need_draws(self.language_model):
+            places = torch.arange(sum(batch.layout.lengths), device=batch.input_ids.device)
+            places = batch.layout.shard(places, self.coordinates.context_parallel_rank, 0)
+            pack.draws = TokenDraws(batch.drop_path.seed, batch.drop_path.pack, places)
+        return pack
 
     def _first_stage(self, batch: MicroBatch) -> Tensor:
         """Return text and images as one sequence, this rank's tokens of it."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.parallel.attention.block import AttentionResult
+from megatron_v2pe.parallel.token_draws import TokenDraws
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 
 
@@ -32,6 +33,8 @@ class PackedSequence(PackedSeqParams):
     """float32 [S, head_dim // 2]."""
     documents_in_order: Tensor | None = None
     """int64 [S x context_parallel_size]: see `ZigzagLayout.documents_in_order`; None where it is not needed."""
+    draws: TokenDraws | None = None
+    """Names what adapters draw for the S tokens; None where they draw nothing."""
     kept: dict[int, AttentionResult] = field(default_factory=dict)
     """Attention results by layer number, on their way from a layer's forward pass to its recompute."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from megatron_v2pe.families.internvit.config import ARCHITECTURE
 from megatron_v2pe.kernels.residual import scaled_residual
+from megatron_v2pe.models.adapters import draw_by, need_draws
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_sections import VisionConfig, padded
 from megatron_v2pe.models.drop_path import DropPathKey, keep_factors, layer_rates
@@ -36,6 +38,7 @@ from megatron_v2pe.models.transformer_config import LayerConfig, ModelOptions, c
 from megatron_v2pe.models.vision_tower import TOWERS, VisionTower
 from megatron_v2pe.models.whole_width_norm import WholeWidthNorm
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.parallel.token_draws import TokenDraws
 
 _NORMS = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm"}
 """Megatron-Core's names of the norms that `norm_type` of a `vision_config` may name."""
@@ -79,7 +82,12 @@ class InternViTBlock(TransformerBlock):
     """The stack of layers, run up to the selected one, each recomputed in the backward pass where asked."""
 
     def forward(  # type: ignore[override]
-        self, hidden: Tensor, num_layers: int, keep: list[Tensor | None], recompute: int
+        self,
+        hidden: Tensor,
+        num_layers: int,
+        keep: list[Tensor | None],
+        recompute: int,
+        draws: TokenDraws | None = None,
     ) -> Tensor:
         """Run the first `num_layers` layers.
 
@@ -88,6 +96,7 @@ class InternViTBlock(TransformerBlock):
             num_layers: layers to run.
             keep: per layer, drop-path factors [2, tiles] or None.
             recompute: of how many layers, the first ones, only the input is kept for the backward pass.
+            draws: names what adapters draw for the tokens, token after token of all tiles; None: they draw nothing.
 
         Returns:
             [tokens, tiles, hidden].
@@ -97,14 +106,15 @@ class InternViTBlock(TransformerBlock):
             if number < recompute and learns and self.training and torch.is_grad_enabled():
                 if not hidden.requires_grad:  # reentrant recompute gives no gradients without an input that needs one
                     hidden = hidden.detach().requires_grad_()
-                hidden = tensor_parallel.checkpoint(_runner(layer, factors), False, hidden)
+                hidden = tensor_parallel.checkpoint(_runner(layer, factors, draws), False, hidden)
             else:
-                hidden = _runner(layer, factors)(hidden)
+                hidden = _runner(layer, factors, draws)(hidden)
         return hidden
 
 
-def _runner(layer: nn.Module, factors: Tensor | None) -> Callable[[Tensor], Tensor]:
+def _runner(layer: nn.Module, factors: Tensor | None, draws: TokenDraws | None) -> Callable[[Tensor], Tensor]:
     def run(hidden: Tensor) -> Tensor:
+        draw_by(layer, draws)
         layer.keep = factors  # type: ignore[assignment]  # again at recompute, when another micro-batch has passed
         return layer(hidden, attention_mask=None)[0]
 
@@ -177,7 +187,12 @@ class InternViT(VisionTower):
         hidden = torch.cat([self.class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         hidden = hidden + resize_position_embedding(self.position_embedding, rows, columns)
         keep = self._keep(drop_path, hidden)
-        hidden = self.decoder(hidden.transpose(0, 1).contiguous(), self.num_layers_run, keep, self.recompute)
+        draws = None
+        if drop_path is not None and self.training and need_draws(self.decoder):
+            of_tiles = drop_path.token_draws(*hidden.shape[:2], hidden.device)
+            draws = replace(of_tiles, tokens=of_tiles.tokens.view(hidden.shape[:2]).t().flatten())
+        hidden = hidden.transpose(0, 1).contiguous()
+        hidden = self.decoder(hidden, self.num_layers_run, keep, self.recompute, draws)
         return hidden.transpose(0, 1)
 
     def _keep(self, key: DropPathKey | None, hidden: Tensor) -> list[Tensor | None]:

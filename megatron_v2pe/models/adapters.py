@@ -15,6 +15,7 @@ What an adapter is, and how it works under tensor parallelism, stands in `linear
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 from torch import nn
 
@@ -46,7 +47,7 @@ def adaptable_linears(model: nn.Module) -> dict[str, ColumnLinear | RowLinear]:
     A pipeline stage counts its layers from 0; the names have the numbers that checkpoints give them.
     """
     found: dict[str, ColumnLinear | RowLinear] = {}
-    numbers = {name: module.layer_number - 1 for name, module in model.named_modules() if _is_layer(name, module)}
+    numbers = {name: cast(int, one.layer_number) - 1 for name, one in model.named_modules() if _is_layer(name, one)}
     for name, module in model.named_modules():
         if isinstance(module, (ColumnLinear, RowLinear)) and name.split(".")[-1] in TARGETS:
             layer = next((one for one in numbers if name.startswith(f"{one}.")), None)

@@ -125,7 +125,8 @@ class InternVLModel(MegatronModule):
         patches = touch(self.vision_model(pixel_values, drop_path)[:, 1:], self.vision_model.unused_parameters())
         shuffled = pixel_shuffle(patches, self.internvl.downsample_ratio, self.internvl.ps_version)
         if drop_path is not None and self.training and need_draws(self.vision_projection):
-            draw_by(self.vision_projection, drop_path.token_draws(*shuffled.shape[:2], patches.device))
+            tiles, tokens = shuffled.shape[:2]
+            draw_by(self.vision_projection, drop_path.token_draws(tiles, tokens, shuffled.device))
         return self.vision_projection(shuffled)
 
     def logits_of_last(self, batch: MicroBatch, features: Tensor | None) -> Tensor:

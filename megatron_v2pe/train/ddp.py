@@ -14,6 +14,7 @@ from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor, nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from megatron_v2pe.models.adapters import adapters_of
 from megatron_v2pe.models.linear import ColumnLinear, RowLinear
 from megatron_v2pe.models.norms import PARTIAL_GRADIENT
 from megatron_v2pe.models.vlm import InternVLModel
@@ -21,7 +22,7 @@ from megatron_v2pe.parallel.config import ParallelConfig
 
 
 def freeze(model: InternVLModel, *, backbone: bool, llm: bool, projector: bool, unfreeze_vit_layers: int = 0) -> None:
-    """Stop gradients of parts of the model.
+    """Stop gradients of parts of the model; adapters learn all the same.
 
     Args:
         model: this rank's stage, before wrapping.
@@ -39,6 +40,8 @@ def freeze(model: InternVLModel, *, backbone: bool, llm: bool, projector: bool, 
         tower: Any = model.vision_model
         for layer in tower.decoder.layers[unfreeze_vit_layers:]:
             layer.requires_grad_(True)
+    for adapter in adapters_of(model):
+        adapter.requires_grad_(True)
 
 
 def wrap(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from torch import nn
 
 from megatron_v2pe.models.build import build_model
 from megatron_v2pe.models.config import InternVLConfig
@@ -21,6 +23,7 @@ def built(
     options: ModelOptions,
     policy: StridePolicy,
     image_token_id: int,
+    adapt: Callable[[nn.Module], object] | None = None,
 ) -> Iterator[Any]:
     """Build this rank's pipeline stage under a layout, and forget the layout afterwards.
 
@@ -30,12 +33,13 @@ def built(
         options: of the model.
         policy: positions of images.
         image_token_id: token that stands for a piece of an image.
+        adapt: puts adapters on the stage, see `build_model`.
 
     Raises:
         ConfigError: the layout does not fit the model.
     """
     groups = topology.initialize(layout, seed=1)
     try:
-        yield build_model(InternVLConfig.from_hf(hf_config), layout, options, policy, image_token_id, groups)
+        yield build_model(InternVLConfig.from_hf(hf_config), layout, options, policy, image_token_id, groups, adapt)
     finally:
         topology.destroy()

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from megatron_v2pe.kernels import choice
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.head import Targets
+from megatron_v2pe.models.linear import LinearAdapter
+from megatron_v2pe.models.lora import LowRankPlan
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack, WholePack
 from megatron_v2pe.models.norms import PARTIAL_GRADIENT
 from megatron_v2pe.models.padding import paddings
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.parallel.token_draws import TokenDraws
 from megatron_v2pe.parallel.zigzag import ZigzagLayout
 from megatron_v2pe.v2pe.position_ids import Ticks
 from megatron_v2pe.v2pe.settings import StridePolicy
@@ -64,6 +67,8 @@ class Case:
     drop_path_seed: int | None = None
     frozen: dict[str, Any] = field(default_factory=dict)
     """Arguments of `train.ddp.freeze`; nothing is frozen by default."""
+    adapters: LowRankPlan | None = None
+    """LoRA on the linears; its factors are among `weights`."""
     planted_break: str | None = None
     device: str = "cpu"
     """Where it runs: `cpu`, or `cuda` in a pool of that device."""
@@ -107,7 +112,8 @@ def run(case: Case) -> Result:
     from megatron_v2pe.train.step import forward_backward
 
     options = ModelOptions(params_dtype=case.dtype, **case.options)
-    made = built(case.hf_config, case.layout, options, case.policy, case.image_token_id)
+    adapt = None if case.adapters is None else case.adapters.apply
+    made = built(case.hf_config, case.layout, options, case.policy, case.image_token_id, adapt)
     with made as model, ExitStack() as undo:
         load_full(model, case.weights)
         freeze_parts(model, case)
@@ -353,6 +359,22 @@ def _forget_marks(model: Any) -> Any:
     )
 
 
+def _forget_shared_factors(model: Any) -> Any:
+    """Keep each tensor-parallel rank's gradient of an adapter's whole factors to itself."""
+    return mock.patch.object(LinearAdapter, "shared", lambda adapter, parameter: parameter)
+
+
+def _draw_by_local_rows(model: Any) -> Any:
+    """Draw dropout by a token's place on its rank, and by an entry's place in the rank's columns."""
+    original = TokenDraws.keep
+
+    def keep(draws: TokenDraws, name: str, rows: slice, columns: range, rate: float) -> Tensor:
+        local = replace(draws, tokens=torch.arange(len(draws.tokens)))
+        return original(local, name, rows, range(len(columns)), rate)
+
+    return mock.patch.object(TokenDraws, "keep", keep)
+
+
 BREAKS: dict[str, Callable[[Any], AbstractContextManager[Any] | None]] = {
     "gradients_by_hooks": _collect_by_hooks,
     "triton_kernels": _by_triton,
@@ -370,4 +392,6 @@ BREAKS: dict[str, Callable[[Any], AbstractContextManager[Any] | None]] = {
     "shift_after_the_cut": _shift_after_the_cut,
     "feature_reduction": _forget_feature_reduction,
     "tower_reduction": _forget_tower_reduction,
+    "shared_factors": _forget_shared_factors,
+    "local_draws": _draw_by_local_rows,
 }

@@ -189,7 +189,7 @@ class InternViT(VisionTower):
         keep = self._keep(drop_path, hidden)
         draws = None
         if drop_path is not None and self.training and need_draws(self.decoder):
-            of_tiles = drop_path.token_draws(*hidden.shape[:2], hidden.device)
+            of_tiles = drop_path.token_draws(hidden.shape[0], hidden.shape[1], hidden.device)
             draws = replace(of_tiles, tokens=of_tiles.tokens.view(hidden.shape[:2]).t().flatten())
         hidden = hidden.transpose(0, 1).contiguous()
         hidden = self.decoder(hidden, self.num_layers_run, keep, self.recompute, draws)

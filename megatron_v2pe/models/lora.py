@@ -35,7 +35,7 @@ _ENTRIES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Piece:
+class LinearPiece:
     """Output rows of a linear with a pair of factors of their own.
 
     The rows lie in blocks of equal size, of each of which the piece has the same share: groups of heads in a joint
@@ -63,7 +63,7 @@ class Piece:
         return rows.unflatten(1, (-1, block))[:, :, self.begin * unit : (self.begin + self.size) * unit]
 
 
-WHOLE = Piece("whole")
+WHOLE = LinearPiece("whole")
 """All rows of a linear."""
 
 
@@ -104,7 +104,7 @@ class LowRankAdapter(LinearAdapter):
     """The pairs of factors of a linear, by name of the piece: `<linear>.adapter.<piece>.lora_A` and `lora_B`."""
 
     def __init__(
-        self, name: str, linear: ColumnLinear | RowLinear, pieces: Sequence[Piece], settings: LowRank, seed: int
+        self, name: str, linear: ColumnLinear | RowLinear, pieces: Sequence[LinearPiece], settings: LowRank, seed: int
     ) -> None:
         """Draw `lora_A` as `nn.Linear` draws its weight, by a key, so that every layout has the same; `lora_B` is zero.
 
@@ -153,7 +153,7 @@ class LowRankAdapter(LinearAdapter):
                 size = piece.rows_of(whole_out) if column else whole_in
                 padding.mark(getattr(pair, factor), axis, size, self.tp_group)
 
-    def pairs(self) -> Iterator[tuple[Piece, LowRankPair]]:
+    def pairs(self) -> Iterator[tuple[LinearPiece, LowRankPair]]:
         """Yield every piece with its factors."""
         for piece in self.pieces:
             yield piece, cast(LowRankPair, self._modules[piece.name])
@@ -195,7 +195,7 @@ class _How:
     """What `_LowRankProduct` does, beside its tensors."""
 
     name: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[LinearPiece, ...]
     settings: LowRank
     draws: TokenDraws | None
     first_column: int
@@ -275,7 +275,7 @@ def _drawn(name: str, rank: int, inputs: int, seed: int) -> Tensor:
 class LowRankPlan:
     """Which linears of a whole model get LoRA, and what it is; every rank has the same."""
 
-    pieces: Mapping[str, tuple[Piece, ...]]
+    pieces: Mapping[str, tuple[LinearPiece, ...]]
     """Name of a linear -> those of its pieces that get factors."""
     settings: Mapping[str, LowRank]
     """Part of the model (`language_model`, `vision_model`, `vision_projection`) -> rank, scaling and dropout."""

@@ -17,7 +17,7 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.adapters import PARTS, TARGETS, is_target
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.lora import WHOLE, Piece
+from megatron_v2pe.models.lora import WHOLE, LinearPiece
 
 DIVISIONS = ("auto", "fused", "split")
 """How a linear is divided into pieces: as the checkpoint's own layout has it, not at all, or as far as it goes."""
@@ -30,7 +30,7 @@ PIECES = ("q", "k", "v", *_HALVES)
 class PieceRow:
     """A piece of a linear, and the Hugging Face weight that holds the same rows."""
 
-    piece: Piece
+    piece: LinearPiece
     row: TensorMapping | None
     """None where the chosen division is not that of the layout, so that no tensor holds just these rows."""
 
@@ -87,13 +87,13 @@ def _apart(linear: str, found: Sequence[TensorMapping], model: InternVLConfig) -
         yield PieceRow(WHOLE, first)
 
 
-def _of_group(rows: Interleaved, part: str, key_rows: int) -> Piece:
+def _of_group(rows: Interleaved, part: str, key_rows: int) -> LinearPiece:
     begin, heads = rows.groups.place_in_group(part)
-    return Piece(part, begin, heads, rows.groups.shared + 2, key_rows // rows.groups.all_groups)
+    return LinearPiece(part, begin, heads, rows.groups.shared + 2, key_rows // rows.groups.all_groups)
 
 
-def _half(part: int) -> Piece:
-    return Piece(_HALVES[part], part, 1, len(_HALVES))
+def _half(part: int) -> LinearPiece:
+    return LinearPiece(_HALVES[part], part, 1, len(_HALVES))
 
 
 def chosen(linears: Mapping[str, tuple[PieceRow, ...]], targets: Sequence[str]) -> dict[str, tuple[PieceRow, ...]]:

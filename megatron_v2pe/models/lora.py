@@ -31,7 +31,7 @@ from megatron_v2pe.models.linear import ColumnLinear, LinearAdapter, RowLinear
 from megatron_v2pe.parallel.token_draws import TokenDraws
 
 _ENTRIES = 1 << 24
-"""Of a matrix of tokens and columns, so many are worked on at a time in float32: 64 MiB."""
+"""Entries of a matrix of tokens and columns that are worked on at a time in float32: 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ class LowRankPlan:
     settings: Mapping[str, LowRank]
     """Part of the model (`language_model`, `vision_model`, `vision_projection`) -> rank, scaling and dropout."""
     seed: int = 0
-    """Of the draws of `lora_A`."""
+    """Seed of the draws of `lora_A`."""
 
     @property
     def parts(self) -> tuple[str, ...]:

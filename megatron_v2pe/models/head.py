@@ -2,6 +2,9 @@
 
 Long samples supervise a few tokens in a hundred thousand; only those are projected to the vocabulary. Each chunk is
 recomputed in the backward pass, so that logits never exist for more than one chunk.
+
+The same pass says how much of the loss each data set gave, where the targets say to which set each row belongs: sums
+beside the loss, which has the same bits with and without them.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -31,17 +34,48 @@ class Targets:
     """float [n]: loss weights."""
     slice_counts: tuple[int, ...]
     """How many of the rows lie in each slice of sequence parallelism; one slice without it."""
+    sets: Tensor | None = None
+    """int64 [n]: the number of the data set that each row belongs to; None: no sums by set are asked for."""
+    num_sets: int = 0
+    """How many data sets there are; each gets a sum."""
 
     @classmethod
-    def from_labels(cls, labels: Tensor, weights: Tensor, ignore_index: int = -100, slices: int = 1) -> Targets:
-        """Collect the supervised rows of shifted `labels` [S] and `weights` [S], on the host; `slices` are equal."""
+    def from_labels(
+        cls,
+        labels: Tensor,
+        weights: Tensor,
+        ignore_index: int = -100,
+        slices: int = 1,
+        sets: Tensor | None = None,
+        num_sets: int = 0,
+    ) -> Targets:
+        """Collect the supervised rows of shifted `labels` [S] and `weights` [S], on the host; `slices` are equal.
+
+        `sets` [S] gives the number of each token's data set, below `num_sets`.
+        """
         rows = (labels != ignore_index).nonzero().squeeze(1)
         counts = torch.bincount(rows // (labels.shape[0] // slices), minlength=slices).tolist()
-        return cls(rows, labels[rows], weights[rows], tuple(counts))
+        of_rows = None if sets is None else sets[rows]
+        return cls(rows, labels[rows], weights[rows], tuple(counts), of_rows, num_sets)
 
     def mapped(self, change: Callable[[Tensor], Tensor]) -> Targets:
         """Return a copy whose every tensor is what `change` made of it."""
-        return replace(self, rows=change(self.rows), tokens=change(self.tokens), weights=change(self.weights))
+        return replace(
+            self,
+            rows=change(self.rows),
+            tokens=change(self.tokens),
+            weights=change(self.weights),
+            sets=None if self.sets is None else change(self.sets),
+        )
+
+
+class LossSums(NamedTuple):
+    """The loss of a rank's rows, and what each data set gave to it."""
+
+    total: Tensor
+    """Weighted sum of token losses, a scalar; it has a graph."""
+    by_set: Tensor
+    """The same sum of the rows of each data set: float64 [sets], without a graph. They add up to `total`."""
 
 
 def supervised_states(hidden: Tensor, targets: Targets, group: dist.ProcessGroup) -> Tensor:
@@ -145,7 +179,7 @@ def weighted_nll_sum(
     targets: Targets,
     vocab_size: int,
     chunk_size: int,
-) -> Tensor:
+) -> LossSums:
     """Return the sum of `weight * -log p(token)` over the supervised rows of a rank's hidden states.
 
     Args:
@@ -157,26 +191,42 @@ def weighted_nll_sum(
         chunk_size: rows projected at a time.
 
     Returns:
-        Scalar in float32 or wider. It always has a graph: with nothing supervised it is zero times the hidden state,
-        because a loss without a graph would skip the backward pass on this rank only.
+        The sum in float32 or wider, and the sums of `targets.num_sets` data sets. The sum always has a graph: with
+        nothing supervised it is zero times the hidden state, because a loss without a graph would skip the backward
+        pass on this rank only.
     """
 
     # One node in front of the parameter: however many chunks there are, its gradient arrives once. Overlapped gradient
     # reduction counts arrivals and would start too early, or never, if they varied from step to step.
     weight = weight.view_as(weight)
 
-    def chunk_sum(weight: Tensor, rows: Tensor, tokens: Tensor, weights: Tensor) -> Tensor:
+    def chunk_sums(
+        weight: Tensor, rows: Tensor, tokens: Tensor, weights: Tensor, sets: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         logits, first = masked_logits(output_layer, weight, rows, vocab_size)
         losses = VocabParallelNLL.apply(logits, tokens, first, output_layer.tp_group)
-        return (losses * weights.to(losses.dtype)).sum()
+        weighted = losses * weights.to(losses.dtype)
+        return weighted.sum(), _sums_of_sets(weighted.detach(), sets, targets.num_sets)
 
     if targets.rows.numel() == 0:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        return 0 * (hidden[:1].sum().to(wide) + weight[:1, :1].sum().to(wide))
+        nothing = 0 * (hidden[:1].sum().to(wide) + weight[:1, :1].sum().to(wide))
+        return LossSums(nothing, torch.zeros(targets.num_sets, dtype=torch.float64, device=hidden.device))
     selected = supervised_states(hidden, targets, output_layer.tp_group)
-    chunks = [part.split(chunk_size) for part in (selected, targets.tokens, targets.weights)]
+    parts = [selected, targets.tokens, targets.weights, *([] if targets.sets is None else [targets.sets])]
+    chunks = [part.split(chunk_size) for part in parts]
     if len(chunks[0]) == 1:
-        return chunk_sum(weight, selected, targets.tokens, targets.weights)
-    return sum(  # type: ignore[return-value]
-        tensor_parallel.checkpoint(chunk_sum, False, weight, *parts) for parts in zip(*chunks, strict=True)
-    )
+        return LossSums(*chunk_sums(weight, *parts))
+    sums = [tensor_parallel.checkpoint(chunk_sums, False, weight, *these) for these in zip(*chunks, strict=True)]
+    return LossSums(sum(total for total, _ in sums), torch.stack([by_set.detach() for _, by_set in sums]).sum(0))
+
+
+def _sums_of_sets(losses: Tensor, sets: Tensor | None, num_sets: int) -> Tensor:
+    """Add up losses [n] by the number of their set: float64 [num_sets], in an order that does not change.
+
+    A scatter would be shorter; on CUDA its order, and so its last bits, differ from run to run.
+    """
+    if sets is None:
+        return torch.zeros(num_sets, dtype=torch.float64, device=losses.device)
+    numbers = torch.arange(num_sets, device=losses.device).unsqueeze(1)
+    return torch.where(sets == numbers, losses.to(torch.float64), 0.0).sum(1)

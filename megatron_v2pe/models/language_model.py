@@ -24,7 +24,7 @@ from megatron_v2pe.base.plugins import FAMILIES, Registry
 from megatron_v2pe.models import padding
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_sections import LanguageConfig
-from megatron_v2pe.models.head import Targets, masked_logits, weighted_nll_sum
+from megatron_v2pe.models.head import LossSums, Targets, masked_logits, weighted_nll_sum
 from megatron_v2pe.models.layer_specs import block_spec, layer_spec
 from megatron_v2pe.models.norms import HeadNorm
 from megatron_v2pe.models.transformer_config import LayerConfig, ModelOptions, common_settings
@@ -167,8 +167,8 @@ class LanguageModel(GPTModel):
         """
         return self.decoder(hidden_states=hidden, attention_mask=None, packed_seq_params=packed_sequence)
 
-    def loss_sum(self, hidden: Tensor, targets: Targets) -> Tensor:
-        """Return the weighted sum of token losses; see `head.weighted_nll_sum`. `hidden` is what `decode` returned."""
+    def loss_sums(self, hidden: Tensor, targets: Targets) -> LossSums:
+        """Return the weighted sums of token losses; see `head.weighted_nll_sum`. `hidden` is what `decode` returned."""
         return weighted_nll_sum(
             self.output_layer,
             self.head_weight(),

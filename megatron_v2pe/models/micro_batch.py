@@ -62,6 +62,16 @@ class MicroBatch:
         )
 
 
+@dataclass(frozen=True)
+class DocumentSets:
+    """The data set of each document of a pack, by number, so that the head can tell how much of the loss each gave."""
+
+    of_documents: tuple[int, ...]
+    """The number of the data set of each document."""
+    count: int
+    """How many data sets there are, the same in every pack and on every rank."""
+
+
 class WholePack(Protocol):
     """A pack that has not been cut: a batch as it was read (`data.types.Batch`), or tensors in memory (`TensorPack`).
 
@@ -130,12 +140,15 @@ class PackCutter:
     first_stage: bool = True
     """Whether the rank embeds tokens and encodes tiles."""
 
-    def cut(self, pack: WholePack, drop_path: DropPathKey | None = None) -> MicroBatch:
+    def cut(
+        self, pack: WholePack, drop_path: DropPathKey | None = None, sets: DocumentSets | None = None
+    ) -> MicroBatch:
         """Return this rank's share of a pack, its tiles as they were given.
 
         Args:
             pack: the whole pack, with the tiles this rank encodes.
             drop_path: names the stochastic-depth draws of the pack.
+            sets: the data sets whose losses are to be added up apart, beside the loss.
 
         Raises:
             LayoutError: lengths, positions, labels, image tokens or tiles that do not agree; both numbers are printed.
@@ -155,7 +168,7 @@ class PackCutter:
             last_ticks=_last_ticks(pack, layout),
             pixel_values=tiles if tiles is not None and tiles.shape[0] else None,
             routing=self._routing(pack, num_tiles, layout),
-            targets=self._targets(pack, layout),
+            targets=self._targets(pack, layout, sets),
             drop_path=drop_path,
         )
 
@@ -167,14 +180,18 @@ class PackCutter:
         plan = ImageRouting.plan(image_tokens, num_tiles, self.tokens_per_tile, layout, self.coordinates)
         return plan.to(pack.input_ids.device) if num_tiles else None
 
-    def _targets(self, pack: WholePack, layout: ZigzagLayout) -> Targets | None:
+    def _targets(self, pack: WholePack, layout: ZigzagLayout, sets: DocumentSets | None) -> Targets | None:
         """Find the supervised rows among this rank's tokens."""
         if pack.labels is None or pack.loss_weights is None:
             return None
         rank = self.coordinates.context_parallel_rank
         slices = self.coordinates.tensor_model_parallel_size if self.coordinates.sequence_parallel else 1
         labels, weights = layout.shard(pack.labels, rank, IGNORE_INDEX), layout.shard(pack.loss_weights, rank, 0.0)
-        return Targets.from_labels(labels, weights, IGNORE_INDEX, slices)
+        if sets is None:
+            return Targets.from_labels(labels, weights, IGNORE_INDEX, slices)
+        of_tokens = torch.repeat_interleave(torch.tensor(sets.of_documents, dtype=torch.int64), torch.tensor(pack.seqlens))
+        of_mine = layout.shard(of_tokens.to(labels.device), rank, 0)  # padding is supervised nowhere
+        return Targets.from_labels(labels, weights, IGNORE_INDEX, slices, of_mine, sets.count)
 
 
 def _last_ticks(pack: WholePack, layout: ZigzagLayout) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from megatron_v2pe.models.adapters import draw_by, need_draws
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.fusion import fire_forward_hooks, place_features, touch
+from megatron_v2pe.models.head import LossSums
 from megatron_v2pe.models.language_model import LanguageModel, decoder_config
 from megatron_v2pe.models.micro_batch import MicroBatch
 from megatron_v2pe.models.padding import without_padding
@@ -90,7 +91,7 @@ class InternVLModel(MegatronModule):
             pg_collection,
         )
 
-    def forward(self, batch: MicroBatch, rows: Tensor | None = None) -> Tensor:
+    def forward(self, batch: MicroBatch, rows: Tensor | None = None) -> Tensor | LossSums:
         """Run one packed micro-batch through this stage.
 
         Args:
@@ -98,8 +99,9 @@ class InternVLModel(MegatronModule):
             rows: among this rank's tokens, those to return logits of, all by default; used without targets.
 
         Returns:
-            Last stage: this rank's part of the weighted loss sum, a scalar, or logits [n, vocab_size] where the batch
-            has no targets. Earlier stages: hidden states to send on.
+            Last stage: this rank's part of the weighted loss sum, a scalar; with that of each data set (`LossSums`)
+            where the targets name sets; logits [n, vocab_size] where the batch has no targets. Earlier stages: hidden
+            states to send on.
         """
         hidden = self._first_stage(batch) if self.pre_process else None
         hidden = self.language_model.decode(hidden, self._packed_sequence(batch))
@@ -107,7 +109,8 @@ class InternVLModel(MegatronModule):
             return hidden
         if batch.targets is None:
             return self.language_model.logits(hidden, rows)
-        return self.language_model.loss_sum(hidden, batch.targets)
+        sums = self.language_model.loss_sums(hidden, batch.targets)
+        return sums if batch.targets.num_sets else sums.total
 
     def encode_images(self, pixel_values: Tensor, drop_path: DropPathKey | None = None) -> Tensor:
         """Turn tiles [tiles, 3, size, size] into features [tiles, tokens_per_tile, hidden]."""

@@ -33,6 +33,9 @@ class StepResult:
 
     loss: float
     """Loss of the whole step."""
+    set_sums: tuple[float, ...]
+    """For each data set the weighted sum of the losses of its tokens; divided by the sum of their weights it is the
+    loss of the set, and all together divided by the step's denominator are `loss`."""
     grad_norm: float
     """Norm of all gradients before clipping, as rank 0 has it; NaN or infinite if it is so on any rank."""
     peak_memory_bytes: int
@@ -47,6 +50,7 @@ def run_micro_batches(
     num_micro_batches: int,
     denominator: float,
     forward_only: bool = False,
+    num_sets: int = 0,
 ) -> Tensor:
     """Run one step's micro-batches; gradients end up reduced in the model's gradient buffers.
 
@@ -57,10 +61,11 @@ def run_micro_batches(
         num_micro_batches: how many there are.
         denominator: global sum of loss weights, not 0.
         forward_only: compute the loss without gradients.
+        num_sets: data sets that the micro-batches name (`models.micro_batch.DocumentSets`), 0 where they name none.
 
     Returns:
-        This rank's share of the loss, float64 of no dimension on the model's device: the shares of all ranks of the
-        world add up to it.
+        This rank's shares, float64 [1 + num_sets] on the model's device: of the loss, and of the weighted sum of the
+        token losses of each data set, not divided. The shares of all ranks of the world add up to these.
     """
     reports: list[Tensor] = get_forward_backward_func()(
         forward_step_func=partial(_forward_step, denominator=denominator),
@@ -71,19 +76,19 @@ def run_micro_batches(
         micro_batch_size=1,
         forward_only=forward_only,
     )
-    share = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+    shares = torch.zeros(1 + num_sets, dtype=torch.float64, device=next(model.parameters()).device)
     for report in reports:
-        share += report.to(torch.float64)
+        shares += report
     # Tensor-parallel ranks have the same loss, so only the first one's counts. The others' times zero adds 0, or NaN
     # where a rank's own loss is not finite.
-    return share if parallel_state.get_tensor_model_parallel_rank() == 0 else share * 0
+    return shares if parallel_state.get_tensor_model_parallel_rank() == 0 else shares * 0
 
 
-def finish_step(loss_share: Tensor, grad_norm: Tensor, memory_bytes: int, asked: Iterable[bool]) -> StepResult:
+def finish_step(loss_shares: Tensor, grad_norm: Tensor, memory_bytes: int, asked: Iterable[bool]) -> StepResult:
     """Add up what the ranks have to say of a step, in one exchange, and read it: the wait for the step's end.
 
     Args:
-        loss_share: share of this rank, see `run_micro_batches`.
+        loss_shares: shares of this rank, float64 [1 + data sets], see `run_micro_batches`.
         grad_norm: norm of the gradients as this rank has it, float64 of no dimension on the same device.
         memory_bytes: peak of this rank.
         asked: requests of this rank, as many on all.
@@ -93,12 +98,16 @@ def finish_step(loss_share: Tensor, grad_norm: Tensor, memory_bytes: int, asked:
     known = torch.zeros(len(requests) + size, dtype=torch.float64)
     known[: len(requests)] = torch.tensor(requests, dtype=torch.float64)
     known[len(requests) + rank] = memory_bytes
-    computed = torch.stack([loss_share, grad_norm if rank == 0 else grad_norm * 0])
-    numbers = torch.cat([computed, to_device(known, computed.device)])
+    norm_of_first = (grad_norm if rank == 0 else grad_norm * 0).reshape(1)
+    numbers = torch.cat([loss_shares, norm_of_first, to_device(known, loss_shares.device)])
     dist.all_reduce(numbers)
-    loss, norm, *others = numbers.tolist()
-    made, memory = others[: len(requests)], others[len(requests) :]
-    return StepResult(loss, norm, int(max(memory)), tuple(count > 0 for count in made))
+    (loss, *set_sums), (norm, *others) = _split(numbers.tolist(), len(loss_shares))
+    made, memory = _split(others, len(requests))
+    return StepResult(loss, tuple(set_sums), norm, int(max(memory)), tuple(count > 0 for count in made))
+
+
+def _split(values: list[float], count: int) -> tuple[list[float], list[float]]:
+    return values[:count], values[count:]
 
 
 def forward_backward(
@@ -109,9 +118,9 @@ def forward_backward(
     forward_only: bool = False,
 ) -> float:
     """Run one step's micro-batches (`run_micro_batches`) and wait for its loss, the same on every rank."""
-    total = run_micro_batches(model, micro_batches, num_micro_batches, denominator, forward_only)
-    dist.all_reduce(total)
-    return total.item()
+    shares = run_micro_batches(model, micro_batches, num_micro_batches, denominator, forward_only)
+    dist.all_reduce(shares)
+    return shares[0].item()
 
 
 def _forward_step(iterator: Iterator[MicroBatch], model: nn.Module, denominator: float) -> tuple[Tensor, Any]:
@@ -119,7 +128,18 @@ def _forward_step(iterator: Iterator[MicroBatch], model: nn.Module, denominator:
     return output, partial(_loss, denominator=denominator)
 
 
-def _loss(loss_sum: Tensor, denominator: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Megatron-Core's triple: a normalised loss, a token count of zero so that nothing rescales it, a report."""
+def _loss(output: Tensor | tuple[Tensor, Tensor], denominator: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Megatron-Core's triple: a normalised loss, a token count of zero so that nothing rescales it, a report.
+
+    Args:
+        output: the sum of a micro-batch, or `LossSums`.
+        denominator: what the sum is divided by.
+
+    Returns:
+        The triple; the report is float64 [1 + data sets], the loss and the sums of the sets.
+    """
+    loss_sum, by_set = output if isinstance(output, tuple) else (output, None)
     loss = loss_sum / denominator
-    return loss, torch.zeros((), dtype=torch.int, device=loss.device), loss.detach().clone()
+    report = loss.detach().to(torch.float64).reshape(1)
+    report = report.clone() if by_set is None else torch.cat([report, by_set])
+    return loss, torch.zeros((), dtype=torch.int, device=loss.device), report

@@ -281,7 +281,7 @@ def copied_by_model(case: parity.Case) -> list[str]:
     options = ModelOptions(params_dtype=case.dtype, **case.options)
     made = built(case.hf_config, case.layout, options, case.policy, case.image_token_id)
     with made as model, ExitStack() as undo:
-        micro_batches = [parity.micro_batch(case, index, model) for index in range(len(case.packs))]
+        micro_batches = [parity.micro_batch(case, index, model, by_set=True) for index in range(len(case.packs))]
         model.to("meta").train()
         for module in (drop_path, packed_sequence):
             undo.enter_context(mock.patch.object(module, "to_device", allowed))
@@ -290,7 +290,7 @@ def copied_by_model(case: parity.Case) -> list[str]:
         for batch in micro_batches:
             with copies.allowed():
                 batch = batch.mapped(lambda tensor: tensor.to("meta"))
-            model(batch=batch).backward()
+            model(batch=batch).total.backward()
     return copies.found
 
 
@@ -328,9 +328,10 @@ def _read_of_the_loss() -> AbstractContextManager[Any]:
 
     original = step._loss
 
-    def loss(loss_sum: Tensor, denominator: float) -> Any:
+    def loss(output: Any, denominator: float) -> Any:
+        loss_sum = output[0] if isinstance(output, tuple) else output
         assert loss_sum.item() == loss_sum.item()
-        return original(loss_sum, denominator)
+        return original(output, denominator)
 
     return mock.patch.object(step, "_loss", loss)
 

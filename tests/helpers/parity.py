@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from megatron_v2pe.kernels import choice
 from megatron_v2pe.models.drop_path import DropPathKey
-from megatron_v2pe.models.head import Targets
+from megatron_v2pe.models.head import LossSums, Targets
 from megatron_v2pe.models.linear import LinearAdapter
 from megatron_v2pe.models.lora import LowRankPlan
-from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack, WholePack
+from megatron_v2pe.models.micro_batch import DocumentSets, MicroBatch, PackCutter, TensorPack, WholePack
 from megatron_v2pe.models.norms import PARTIAL_GRADIENT
 from megatron_v2pe.models.padding import paddings
 from megatron_v2pe.models.transformer_config import ModelOptions
@@ -33,6 +33,8 @@ from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import gather_full, load_full
 
+NUM_SETS = 3
+"""Documents belong by turns to so many data sets, the last of which has none."""
 GRADIENT_FLOOR = 1e-4
 """Gradients are compared relative to their largest entry, but not below this share of the largest of all tensors."""
 
@@ -79,6 +81,8 @@ class Result:
     """What one step gave, identical on every rank."""
 
     loss: float
+    set_sums: list[float]
+    """What each data set gave to the loss, divided by the step's denominator: they add up to `loss`."""
     gradients: dict[str, Tensor]
     logits: list[Tensor]
     """Per pack, [S, vocab_size]; only from layouts of one data-parallel rank."""
@@ -109,7 +113,7 @@ def run(case: Case) -> Result:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from megatron_v2pe.train.ddp import wrap
-    from megatron_v2pe.train.step import forward_backward
+    from megatron_v2pe.train.step import run_micro_batches
 
     options = ModelOptions(params_dtype=case.dtype, **case.options)
     adapt = None if case.adapters is None else case.adapters.apply
@@ -124,22 +128,24 @@ def run(case: Case) -> Result:
             undo.enter_context(broken or nullcontext())
         dp_rank = parallel_state.get_data_parallel_rank()
         dp_size = parallel_state.get_data_parallel_world_size()
-        shares = (micro_batch(case, index, model) for index in range(dp_rank, len(case.packs), dp_size))
+        shares = (micro_batch(case, index, model, by_set=True) for index in range(dp_rank, len(case.packs), dp_size))
         mine = [share.mapped(lambda tensor: tensor.to(case.device)) for share in shares]
         denominator = sum(pack.weights.double().sum().item() for pack in case.packs) or 1.0
         logits = [] if dp_size > 1 else _logits(wrapped, mine)
         wrapped.zero_grad_buffer()
-        loss = forward_backward(wrapped, mine, len(mine), denominator)
+        shares = run_micro_batches(wrapped, mine, len(mine), denominator, num_sets=NUM_SETS)
+        dist.all_reduce(shares)
+        loss, *set_sums = shares.tolist()
         _gather_distributed_gradients(wrapped)
         gradients = gather_full(model, lambda parameter: getattr(parameter, "main_grad", None))
         for name, parameter, padding in paddings(model):
             if parameter.requires_grad and padding.of(parameter.main_grad).any():  # type: ignore[attr-defined]
                 raise AssertionError(f"{name}: what is padding has gradients")
-        return Result(loss, gradients, logits)
+        return Result(loss, [one / denominator for one in set_sums], gradients, logits)
 
 
 def compare(reference: Result, other: Result) -> dict[str, float]:
-    """Return relative errors: `loss`, `logits` (worst pack) and `gradients` (worst tensor)."""
+    """Return relative errors: `loss`, `sets` (worst data set), `logits` (worst pack) and `gradients` (worst tensor)."""
     floor = max(GRADIENT_FLOOR * max(g.abs().max().item() for g in reference.gradients.values()), 1e-30)
     assert reference.gradients.keys() == other.gradients.keys()
     gradients = {
@@ -148,6 +154,8 @@ def compare(reference: Result, other: Result) -> dict[str, float]:
     }
     errors = {
         "loss": abs(reference.loss - other.loss) / max(abs(reference.loss), 1e-12),
+        "sets": max(abs(a - b) for a, b in zip(reference.set_sums, other.set_sums, strict=True))
+        / max(abs(reference.loss), 1e-12),
         "gradients": max(gradients.values()),
         "logits": max(
             (
@@ -168,8 +176,8 @@ def freeze_parts(model: Any, case: Case) -> None:
     freeze(model, **{"backbone": False, "llm": False, "projector": False, **case.frozen})
 
 
-def micro_batch(case: Case, index: int, model: Any) -> MicroBatch:
-    """Return pack `index` of a case as this rank takes it."""
+def micro_batch(case: Case, index: int, model: Any, by_set: bool = False) -> MicroBatch:
+    """Return pack `index` of a case as this rank takes it, with the numbers of data sets where sums of them are asked for."""
     pack = case.packs[index]
     tiles = model.coordinates.tiles(pack.pixel_values.shape[0])
     pixels = pack.pixel_values[tiles.start : tiles.stop].to(case.dtype) if model.pre_process else None
@@ -185,7 +193,9 @@ def micro_batch(case: Case, index: int, model: Any) -> MicroBatch:
     cutter = PackCutter(
         model.coordinates, case.image_token_id, model.internvl.tokens_per_tile, first_stage=model.pre_process
     )
-    return cutter.cut(whole, None if case.drop_path_seed is None else DropPathKey(case.drop_path_seed, index))
+    sets = DocumentSets(tuple((index + number) % (NUM_SETS - 1) for number in range(len(pack.seqlens))), NUM_SETS)
+    drop_path = None if case.drop_path_seed is None else DropPathKey(case.drop_path_seed, index)
+    return cutter.cut(whole, drop_path, sets if by_set else None)
 
 
 def _logits(wrapped: nn.Module, batches: Sequence[MicroBatch]) -> list[Tensor]:
@@ -292,9 +302,9 @@ def _positions_from_zero(model: Any) -> None:
 def _local_denominator(model: Any) -> None:
     """Scale the loss by a rank-dependent factor, as local denominators do."""
     if model.post_process:
-        original = model.language_model.loss_sum
+        original = model.language_model.loss_sums
         factor = 1.0 + 0.1 * dist.get_rank()
-        model.language_model.loss_sum = lambda hidden, targets: original(hidden, targets) * factor
+        model.language_model.loss_sums = lambda *given: LossSums(*(one * factor for one in original(*given)))
 
 
 def _zigzag_over_the_pack(model: Any) -> Any:
@@ -316,13 +326,15 @@ def _shift_after_the_cut(model: Any) -> Any:
     """Let each rank take its targets from the tokens it holds: wrong or lost at the ends of its chunks."""
     original = PackCutter.cut
 
-    def cut(cutter: PackCutter, pack: WholePack, drop_path: DropPathKey | None = None) -> MicroBatch:
+    def cut(cutter: PackCutter, pack: WholePack, drop_path: DropPathKey | None, sets: DocumentSets) -> MicroBatch:
         batch, labels, weights = original(cutter, pack, drop_path), pack.labels, pack.loss_weights
         assert labels is not None and weights is not None
         rank = model.coordinates.context_parallel_rank
         in_place = batch.layout.shard(labels.roll(1), rank, -100), batch.layout.shard(weights.roll(1), rank, 0.0)
         shifted = [torch.cat([values[1:], values.new_full((1,), -100)]) for values in in_place]
-        return replace(batch, targets=Targets.from_labels(*shifted))
+        of_tokens = torch.repeat_interleave(torch.tensor(sets.of_documents), torch.tensor(pack.seqlens))
+        of_mine = batch.layout.shard(of_tokens, rank, 0)
+        return replace(batch, targets=Targets.from_labels(*shifted, sets=of_mine, num_sets=sets.count))
 
     return mock.patch.object(PackCutter, "cut", cut)
 

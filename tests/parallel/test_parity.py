@@ -142,8 +142,9 @@ def run(pools):
 
 def assert_equal(reference, other, dtype):
     errors = parity.compare(reference, other)
-    for what in ("loss", "logits", "gradients"):
+    for what in ("loss", "sets", "logits", "gradients"):
         assert errors[what] <= TOLERANCE[dtype], errors
+    assert sum(other.set_sums) == pytest.approx(other.loss, rel=TOLERANCE[dtype], abs=1e-12)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

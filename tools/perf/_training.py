@@ -199,19 +199,19 @@ def run(step: Step) -> Measured:
 def _timed_head(model: Any) -> list[float]:
     """Time the head's forward pass and, by two hooks around it, its backward pass."""
     spent: list[float] = []
-    original = model.language_model.loss_sum
+    original = model.language_model.loss_sums
 
-    def loss_sum(hidden: torch.Tensor, targets: Any) -> torch.Tensor:
+    def loss_sums(hidden: torch.Tensor, targets: Any) -> Any:
         marks: dict[str, float] = {}
         if hidden.requires_grad:
             hidden = hidden.view_as(hidden)
             hidden.register_hook(lambda _: spent.append(time.perf_counter() - marks["backward"]))
         began = time.perf_counter()
-        loss = original(hidden, targets)
+        sums = original(hidden, targets)
         spent.append(time.perf_counter() - began)
-        loss = loss.view_as(loss)
+        loss = sums.total.view_as(sums.total)
         loss.register_hook(lambda _: marks.__setitem__("backward", time.perf_counter()))
-        return loss
+        return sums._replace(total=loss)
 
-    model.language_model.loss_sum = loss_sum
+    model.language_model.loss_sums = loss_sums
     return spent

@@ -74,7 +74,7 @@ def head_alone(shape: Shape, tokens: int, count: int, kind: str) -> dict[str, An
                 loss = F.cross_entropy(logits.float(), labels, reduction="sum")
                 del logits
             else:
-                loss = head.loss_sum(hidden, targets)
+                loss = head.loss_sums(hidden, targets).total
             torch.autograd.grad(loss, (hidden, head.output_layer.weight))
         seconds = time.perf_counter() - began
         gradients = hidden.numel() + head.output_layer.weight.numel()

@@ -142,7 +142,7 @@ class _Silent:
     rows: list[Any]
     asked: tuple[bool, bool] = (False, False)
 
-    def write(self, row: Any) -> None:
+    def write(self, row: Any, values: Any = None) -> None:
         self.rows.append(row)
 
     def agree(self, stopping: bool, interrupted: bool) -> bool:

@@ -177,7 +177,7 @@ def freeze_parts(model: Any, case: Case) -> None:
 
 
 def micro_batch(case: Case, index: int, model: Any, by_set: bool = False) -> MicroBatch:
-    """Return pack `index` of a case as this rank takes it, with the numbers of data sets where sums of them are asked for."""
+    """Return pack `index` of a case as this rank takes it; `by_set`: sums of data sets are asked for."""
     pack = case.packs[index]
     tiles = model.coordinates.tiles(pack.pixel_values.shape[0])
     pixels = pack.pixel_values[tiles.start : tiles.stop].to(case.dtype) if model.pre_process else None

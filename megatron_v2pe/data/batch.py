@@ -68,6 +68,7 @@ def collate(
         num_tiles=tuple(count for document in documents for _, count in document.images),
         sources=tuple(document.source for document in documents),
         unreadable=tuple(unreadable),
+        document_tiles=tuple(document.num_tiles for document in documents),
     )
 
 

@@ -195,3 +195,5 @@ class Batch:
     """Where each document comes from."""
     unreadable: tuple[tuple[SampleId, str], ...] = ()
     """Samples of the pack that had to be left out, and why; known to the rank that reads them."""
+    document_tiles: tuple[int, ...] = ()
+    """Tiles of each document; known to the rank that reads them."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol
@@ -22,11 +22,13 @@ from megatron_v2pe.data.bad_samples import FIND_ALL
 from megatron_v2pe.data.types import Batch
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import DataError
-from megatron_v2pe.models.micro_batch import IGNORE_INDEX
+from megatron_v2pe.models.micro_batch import IGNORE_INDEX, DocumentSets
 from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
+from megatron_v2pe.train.drawn import Drawn
 from megatron_v2pe.v2pe.position_ids import Ticks
 
 _TEXT = ("input_ids", "labels", "loss_weights")
+_COUNTS = ("packs", "tokens", "squares", "tiles", "supervised")
 
 
 class Loader(Protocol):
@@ -100,6 +102,8 @@ class Totals:
     """Number of tiles."""
     supervised: int = 0
     """Number of tokens whose successor is learned."""
+    drawn: Drawn = field(default_factory=lambda: Drawn.nothing(()))
+    """The same by data set, and how long the documents are."""
 
     @property
     def denominator(self) -> float:
@@ -107,8 +111,8 @@ class Totals:
         return self.weight or 1.0
 
     @classmethod
-    def of(cls, batches: Sequence[Batch]) -> Totals:
-        """Count the micro-batches of one reader."""
+    def of(cls, batches: Sequence[Batch], names: Sequence[str] = ()) -> Totals:
+        """Count the micro-batches of one reader; `names` are those of the data sets that are counted apart."""
         return cls(
             weight=sum(batch.loss_weights.double().sum().item() for batch in batches),
             packs=len(batches),
@@ -116,7 +120,20 @@ class Totals:
             squares=sum(length**2 for batch in batches for length in batch.seqlens),
             tiles=sum(sum(batch.num_tiles) for batch in batches),
             supervised=sum(int((batch.labels != IGNORE_INDEX).sum()) for batch in batches),
+            drawn=Drawn.of(batches, names),
         )
+
+    def to_vector(self) -> Tensor:
+        """Return all numbers as float64, to be added up over readers."""
+        counts = [getattr(self, name) for name in _COUNTS]
+        return torch.cat([torch.tensor([self.weight, *counts], dtype=torch.float64), self.drawn.counts])
+
+    @classmethod
+    def from_vector(cls, vector: Tensor, names: Sequence[str] = ()) -> Totals:
+        """Return the totals of a vector that `to_vector` has given for the same data sets."""
+        weight, *counts = vector[: 1 + len(_COUNTS)].tolist()
+        drawn = Drawn(tuple(names), vector[1 + len(_COUNTS) :])
+        return cls(weight, *(int(count) for count in counts), drawn)
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,8 @@ class Consumed:
     """State of the loader; empty on a rank that has none."""
     unreadable: Counter[str] = field(default_factory=Counter)
     """Samples that the loader had to leave out by then, by cause."""
+    drawn: Drawn | None = None
+    """What the step has drawn, over all copies of the model; known to every rank."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +168,7 @@ class DataFeed:
         tile_ranks: Sequence[int] | None,
         coordinates: RankCoordinates,
         max_skipped_samples: int,
+        names: Sequence[str] = (),
     ) -> None:
         """Set up the feed; every rank calls this.
 
@@ -159,6 +179,7 @@ class DataFeed:
                 of other stages.
             coordinates: where this rank stands in it.
             max_skipped_samples: bad samples allowed over all ranks.
+            names: of the data sets, the same on every rank; without them nothing is counted by data set.
         """
         self._copy = None if groups is None else groups.model_copy
         self._world = None if groups is None else groups.world
@@ -168,6 +189,9 @@ class DataFeed:
         self._tile_ranks, self._coordinates = tile_ranks, coordinates
         self._source = dist.get_rank() if self._copy is None else dist.get_process_group_ranks(self._copy)[0]
         self._limit = max_skipped_samples
+        self._numbers = {name: number for number, name in enumerate(names)}
+        self.drawn = Drawn.nothing(names)
+        """What finished steps have drawn; a run that goes on sets it to that of its checkpoint."""
         self._committed = Consumed() if loader is None else Consumed(loader.state_dict())
 
     def step(self, count: int) -> StepBatches:
@@ -182,14 +206,23 @@ class DataFeed:
             batches = [self._next() for _ in range(count)]
         except DataError as error:
             problem = error
-        totals = self._agree(problem, Totals() if self.loader is None else Totals.of(batches))
+        totals = self._agree(problem, Totals.of(batches if self.loader is not None else (), self.drawn.names))
         if self.loader is None:
-            return StepBatches(batches, totals)
-        return StepBatches(batches, totals, Consumed(self.loader.state_dict(), Counter(self.loader.unreadable)))
+            return StepBatches(batches, totals, Consumed(drawn=totals.drawn))
+        consumed = Consumed(self.loader.state_dict(), Counter(self.loader.unreadable), totals.drawn)
+        return StepBatches(batches, totals, consumed)
+
+    def sets_of(self, batch: Batch) -> DocumentSets | None:
+        """Return the numbers of the data sets of a micro-batch's documents; None where nothing is counted by set."""
+        if not self._numbers:
+            return None
+        return DocumentSets(tuple(self._numbers[source.dataset] for source in batch.sources), len(self._numbers))
 
     def commit(self, consumed: Consumed) -> None:
         """Note that a step is done; from now on a checkpoint counts its data as consumed."""
         self._committed = consumed
+        if consumed.drawn is not None:
+            self.drawn = self.drawn + consumed.drawn
 
     def state_dict(self) -> dict[str, Any]:
         """Return what finished steps have consumed, with the bad samples of all ranks; every rank calls this."""
@@ -203,10 +236,11 @@ class DataFeed:
         """Add up what the ranks have read; an error of one of them is one of all."""
         unreadable = 0 if self.loader is None else sum(self.loader.unreadable.values())
         unusable = self.loader.unusable if self.loader is not None and dist.get_rank() == 0 else 0
-        counts = torch.tensor([problem is not None, unreadable + unusable, *astuple(mine)], dtype=torch.float64)
+        counts = torch.tensor([problem is not None, unreadable + unusable], dtype=torch.float64)
+        counts = torch.cat([counts, mine.to_vector()])
         if self._world is not None:
             dist.all_reduce(counts, group=self._world)
-        failed, skipped, weight, *whole = counts.tolist()
+        failed, skipped = counts[:2].tolist()
         if failed:
             raise_on_all_ranks(partial(_raise, problem), self._world)
         if skipped > self._limit:
@@ -214,7 +248,7 @@ class DataFeed:
                 f"{skipped:.0f} bad samples over all ranks, data.max_skipped_samples allows {self._limit}; "
                 f"the ranks that met them name them in their output; {FIND_ALL}"
             )
-        return Totals(weight, *(int(count) for count in whole))
+        return Totals.from_vector(counts[2:], self.drawn.names)
 
     def _next(self) -> Batch:
         """Return the next micro-batch: the whole text, and the tiles this rank encodes.

@@ -26,7 +26,7 @@ from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, PixelSettings
 from megatron_v2pe.train.after_step import AfterSteps
-from megatron_v2pe.train.data_feed import DataFeed
+from megatron_v2pe.train.data_feed import DataFeed, Totals
 from megatron_v2pe.train.ddp import gather_parameters
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.metrics import StepMetrics
@@ -130,7 +130,8 @@ class Trainer:
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         batches = self._watched(iteration, data.micro_batches())
-        loss = run_micro_batches(self.model, batches, self.num_micro_batches, totals.denominator)
+        sets = len(totals.drawn.names)
+        loss = run_micro_batches(self.model, batches, self.num_micro_batches, totals.denominator, num_sets=sets)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         grad_norm = take_step(self.optimizer)
         end = finish_step(loss, grad_norm, self.device.peak_memory_bytes(), stop.asked)
@@ -178,7 +179,15 @@ class Trainer:
             tflop=flop / 1e12,
             tflops_per_device=tflops,
             mfu=None if self.peak_tflops is None else tflops / self.peak_tflops,
+            values=_losses_of_sets(totals, end),
         )
+
+
+def _losses_of_sets(totals: Totals, end: StepResult) -> dict[str, float]:
+    """Return the loss of each data set that the step learned from, by the name it has in a row."""
+    drawn = totals.drawn
+    of_sets = zip(drawn.names, end.set_sums, drawn.figure("weight"), strict=True)
+    return {f"loss/{name}": loss / weight for name, loss, weight in of_sets if weight}
 
 
 def _check_finite(what: str, value: float, step: int) -> None:

@@ -35,6 +35,8 @@ class StepMetrics:
     """Those operations in a second, for each device (a rank has one)."""
     mfu: float | None
     """Share of the device's peak; None where that is not known."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers of the step by names with a slash, such as `loss/<data set>`; its row has them as they are."""
 
 
 @dataclass
@@ -84,6 +86,8 @@ class LoggedStep:
     """Step at which this process ends, if nothing stops it before."""
     values: Mapping[str, float] = field(default_factory=dict)
     """What was done after the step has given, by names with a slash; all of them are in the row too."""
+    measured: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers of the step itself, by names with a slash (`StepMetrics.values`); they are in the row too."""
 
     @property
     def iteration(self) -> int:

@@ -22,7 +22,7 @@ from megatron_v2pe.checkpoint.conversions import start_folder
 from megatron_v2pe.checkpoint.folder import TRAINING_STATE
 from megatron_v2pe.checkpoint.resolve import hf_folder
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
-from megatron_v2pe.data.loader import PackLoader, build_loader
+from megatron_v2pe.data.loader import PackLoader, Plan, build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch, watchdog
 from megatron_v2pe.device.cards import peak_tflops
@@ -303,7 +303,14 @@ def open_feed(run: TrainingRun, state: dict[str, Any] | None) -> DataFeed:
     groups = HostGroups.open(copies, parallel.distributed_timeout_minutes)
     tile_ranks = dist.get_process_group_ranks(run.groups.tp_cp) if run.groups.pp.rank() == 0 else None
     limit = run.config.data.max_skipped_samples
-    return DataFeed(loader, groups, tile_ranks, topology.coordinates_of(parallel, run.groups), limit)
+    names = share_from_first_rank(lambda: tuple(dataset.name for dataset in _plan_of(loader).mixture.datasets))
+    return DataFeed(loader, groups, tile_ranks, topology.coordinates_of(parallel, run.groups), limit, names)
+
+
+def _plan_of(loader: PackLoader | None) -> Plan:
+    """Return the plan of the first rank's loader."""
+    assert loader is not None
+    return loader.plan
 
 
 def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed) -> AfterSteps:

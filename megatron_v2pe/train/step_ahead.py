@@ -112,7 +112,9 @@ class StepDataReader:
         largest = max((batch.input_ids.shape[0], sum(batch.num_tiles)) for batch in read.batches)
         cut: deque[MicroBatch] = deque()
         for index in range(self._count):
-            cut.append(self._copies.pinned(self._cutter.cut(read.batches[index], self._key(step, index))))
+            batch = read.batches[index]
+            share = self._cutter.cut(batch, self._key(step, index), self._feed.sets_of(batch))
+            cut.append(self._copies.pinned(share))
         first = deque([self._copies.start(cut.popleft())])
         return StepData(read.totals, read.consumed, largest, first, cut, self._copies, self._pixels)
 

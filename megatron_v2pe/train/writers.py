@@ -163,7 +163,7 @@ class TensorBoardWriter(MetricsWriter):
         for name in self.scalars if step.row["warm_up"] else (*self.scalars, *self.rates):
             if step.row[name] is not None:
                 self._board.add_scalar(f"train/{name}", step.row[name], step.iteration)
-        self.write_values(step.iteration, step.values)
+        self.write_values(step.iteration, {**step.measured, **step.values})
 
     def write_values(self, iteration: int, values: Mapping[str, float]) -> None:
         """Add a scalar for each."""
@@ -290,8 +290,11 @@ class MetricsLog:
         if not values and metrics.iteration % self._interval and metrics.iteration != self._total:
             return
         device = {"device": self._device} if self._device else {}
-        row = {**asdict(metrics), **(values or {}), "warm_up": warm_up, **device, "time": time.time()}
-        step, self._recent = LoggedStep(row, self._recent, self._whole, self._total, values or {}), Rates()
+        numbers = asdict(metrics)
+        measured = numbers.pop("values")
+        row = {**numbers, **measured, **(values or {}), "warm_up": warm_up, **device, "time": time.time()}
+        step = LoggedStep(row, self._recent, self._whole, self._total, values or {}, measured)
+        self._recent = Rates()
         self._each(step.iteration, lambda writer: writer.write(step))
         self._device = ""
 

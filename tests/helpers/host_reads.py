@@ -25,17 +25,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from helpers import parity
-from megatron_v2pe.data.types import Batch
+from megatron_v2pe.data.types import Batch, SampleId
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import StepCost
-from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, PixelSettings
+from megatron_v2pe.models.micro_batch import DocumentSets, MicroBatch, PackCutter, PixelSettings
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.train.config import AdamWConfig
 from megatron_v2pe.workshop.built_model import built
 
 READING = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "bincount"}
 """Operations whose result, or the shape of it, depends on values: the host has to wait for them."""
+_SETS = ("one", "two")
 _METHODS = ("tolist", "numpy", "cpu", "__array__")
 """Methods of a tensor that read it without an operation on the CPU."""
 
@@ -129,7 +130,10 @@ class _Feed:
         from megatron_v2pe.train.data_feed import StepBatches, Totals
 
         assert count == len(self._batches)
-        return StepBatches(list(self._batches), Totals.of(self._batches))
+        return StepBatches(list(self._batches), Totals.of(self._batches, _SETS))
+
+    def sets_of(self, batch: Batch) -> DocumentSets:
+        return DocumentSets(tuple(_SETS.index(source.dataset) for source in batch.sources), len(_SETS))
 
     def commit(self, consumed: Any) -> None:
         """Nothing is saved."""
@@ -258,7 +262,7 @@ def _batch(pack: parity.Pack, model: InternVLConfig, coordinates: Any) -> Batch:
         seqlens=pack.seqlens,
         tiles=noise[mine.start : mine.stop],
         num_tiles=(tiles,) if tiles else (),
-        sources=(),
+        sources=tuple(SampleId(_SETS[number % 2], number + 1, "") for number in range(len(pack.seqlens))),
     )
 
 

@@ -132,8 +132,8 @@ class Totals:
     def from_vector(cls, vector: Tensor, names: Sequence[str] = ()) -> Totals:
         """Return the totals of a vector that `to_vector` has given for the same data sets."""
         weight, *counts = vector[: 1 + len(_COUNTS)].tolist()
-        drawn = Drawn(tuple(names), vector[1 + len(_COUNTS) :])
-        return cls(weight, *(int(count) for count in counts), drawn)
+        whole = {name: int(count) for name, count in zip(_COUNTS, counts, strict=True)}
+        return cls(weight, **whole, drawn=Drawn(tuple(names), vector[1 + len(_COUNTS) :]))
 
 
 @dataclass(frozen=True)

@@ -189,9 +189,8 @@ class PackCutter:
         labels, weights = layout.shard(pack.labels, rank, IGNORE_INDEX), layout.shard(pack.loss_weights, rank, 0.0)
         if sets is None:
             return Targets.from_labels(labels, weights, IGNORE_INDEX, slices)
-        of_tokens = torch.repeat_interleave(
-            torch.tensor(sets.of_documents, dtype=torch.int64), torch.tensor(pack.seqlens)
-        )
+        owners, lengths = (torch.tensor(some, dtype=torch.int64) for some in (sets.of_documents, list(pack.seqlens)))
+        of_tokens = torch.repeat_interleave(owners, lengths)
         of_mine = layout.shard(of_tokens.to(labels.device), rank, 0)  # padding is supervised nowhere
         return Targets.from_labels(labels, weights, IGNORE_INDEX, slices, of_mine, sets.count)
 

@@ -24,7 +24,7 @@ from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.models.micro_batch import IGNORE_INDEX, DocumentSets
 from megatron_v2pe.parallel.rank_coordinates import RankCoordinates
-from megatron_v2pe.train.drawn import Drawn
+from megatron_v2pe.train.data_counts import DataCounts
 from megatron_v2pe.v2pe.position_ids import Ticks
 
 _TEXT = ("input_ids", "labels", "loss_weights")
@@ -102,7 +102,7 @@ class Totals:
     """Number of tiles."""
     supervised: int = 0
     """Number of tokens whose successor is learned."""
-    drawn: Drawn = field(default_factory=lambda: Drawn.nothing(()))
+    drawn: DataCounts = field(default_factory=lambda: DataCounts.nothing(()))
     """The same by data set, and how long the documents are."""
 
     @property
@@ -120,7 +120,7 @@ class Totals:
             squares=sum(length**2 for batch in batches for length in batch.seqlens),
             tiles=sum(sum(batch.num_tiles) for batch in batches),
             supervised=sum(int((batch.labels != IGNORE_INDEX).sum()) for batch in batches),
-            drawn=Drawn.of(batches, names),
+            drawn=DataCounts.of(batches, names),
         )
 
     def to_vector(self) -> Tensor:
@@ -133,7 +133,7 @@ class Totals:
         """Return the totals of a vector that `to_vector` has given for the same data sets."""
         weight, *counts = vector[: 1 + len(_COUNTS)].tolist()
         whole = {name: int(count) for name, count in zip(_COUNTS, counts, strict=True)}
-        return cls(weight, **whole, drawn=Drawn(tuple(names), vector[1 + len(_COUNTS) :]))
+        return cls(weight, **whole, drawn=DataCounts(tuple(names), vector[1 + len(_COUNTS) :]))
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Consumed:
     """State of the loader; empty on a rank that has none."""
     unreadable: Counter[str] = field(default_factory=Counter)
     """Samples that the loader had to leave out by then, by cause."""
-    drawn: Drawn | None = None
+    drawn: DataCounts | None = None
     """What the step has drawn, over all copies of the model; known to every rank."""
 
 
@@ -190,7 +190,7 @@ class DataFeed:
         self._source = dist.get_rank() if self._copy is None else dist.get_process_group_ranks(self._copy)[0]
         self._limit = max_skipped_samples
         self._numbers = {name: number for number, name in enumerate(names)}
-        self.drawn = Drawn.nothing(names)
+        self.drawn = DataCounts.nothing(names)
         """What finished steps have drawn; a run that goes on sets it to that of its checkpoint."""
         self._committed = Consumed() if loader is None else Consumed(loader.state_dict())
 

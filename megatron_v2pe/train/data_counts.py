@@ -1,7 +1,7 @@
 """What has been drawn of the data: samples, tokens, tiles and weights of each data set, and how long samples are.
 
-The readers of all copies of the model count their packs (`Drawn.of`); the counts travel with the exchange in which a
-step's totals are agreed upon (`train/data_feed.py`), so that every rank knows them and no device is read.
+The readers of all copies of the model count their packs (`DataCounts.of`); the counts travel with the exchange in which
+a step's totals are agreed upon (`train/data_feed.py`), so that every rank knows them and no device is read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SINGLE_TILES = 32
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DataCounts:
     """Counts over some steps; those of two spans add up."""
 
     names: tuple[str, ...]
@@ -37,13 +37,13 @@ class Drawn:
     """float64 [data sets * FIGURES + LENGTH_BINS + TILE_BINS] on the host; every count is exact below 2^53."""
 
     @classmethod
-    def nothing(cls, names: Sequence[str]) -> Drawn:
+    def nothing(cls, names: Sequence[str]) -> DataCounts:
         """Return counts of zero."""
         size = len(names) * len(FIGURES) + LENGTH_BINS + TILE_BINS
         return cls(tuple(names), torch.zeros(size, dtype=torch.float64))
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], names: Sequence[str]) -> Drawn:
+    def of(cls, batches: Sequence[Batch], names: Sequence[str]) -> DataCounts:
         """Count the micro-batches of one reader; without names nothing is counted."""
         drawn = cls.nothing(names)
         if not names:
@@ -52,10 +52,10 @@ class Drawn:
             drawn._count(batch)
         return drawn
 
-    def __add__(self, other: Drawn) -> Drawn:
+    def __add__(self, other: DataCounts) -> DataCounts:
         """Add up the counts of two spans of steps over the same data sets."""
         assert self.names == other.names
-        return Drawn(self.names, self.counts + other.counts)
+        return DataCounts(self.names, self.counts + other.counts)
 
     def figure(self, name: str) -> list[float]:
         """Return a figure (one of `FIGURES`) of every data set, in order."""
@@ -81,7 +81,7 @@ class Drawn:
         return {"sets": rows, "lengths": self.lengths, "tiles": self.tiles}
 
     @classmethod
-    def from_json(cls, state: Mapping[str, Any], names: Sequence[str], source: str) -> Drawn:
+    def from_json(cls, state: Mapping[str, Any], names: Sequence[str], source: str) -> DataCounts:
         """Return the counts of the data sets that a run has now; those of sets that it no longer has are left out.
 
         Args:

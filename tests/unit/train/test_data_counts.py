@@ -10,8 +10,16 @@ import torch
 from megatron_v2pe.data.batch import collate
 from megatron_v2pe.data.types import Picture, SampleId, TrainingDocument
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.train.data_counts import (
+    LENGTH_BINS,
+    TILE_BINS,
+    DataCounts,
+    length_bin,
+    length_range,
+    tile_bin,
+    tile_range,
+)
 from megatron_v2pe.train.data_feed import Totals
-from megatron_v2pe.train.drawn import LENGTH_BINS, TILE_BINS, Drawn, length_bin, length_range, tile_bin, tile_range
 from megatron_v2pe.v2pe.position_ids import Ticks
 
 NAMES = ("chart", "text", "never")
@@ -42,7 +50,7 @@ BATCHES = [
 
 
 def test_counts_written_out():
-    drawn = Drawn.of(BATCHES, NAMES)
+    drawn = DataCounts.of(BATCHES, NAMES)
     assert drawn.figure("samples") == [3, 1, 0]
     assert drawn.figure("tokens") == [122, 16, 0]
     assert drawn.figure("tiles") == [43, 0, 0]
@@ -61,18 +69,18 @@ def test_counts_travel_in_the_vector_of_a_step():
 
 
 def test_without_names_nothing_is_counted_by_set():
-    assert Drawn.of(BATCHES, ()).counts.sum() == 0
+    assert DataCounts.of(BATCHES, ()).counts.sum() == 0
 
 
 def test_the_way_through_a_checkpoint():
-    drawn = Drawn.of(BATCHES, NAMES)
+    drawn = DataCounts.of(BATCHES, NAMES)
     state = json.loads(json.dumps(drawn.to_json()))
-    back = Drawn.from_json(state, NAMES, "state")
+    back = DataCounts.from_json(state, NAMES, "state")
     assert torch.equal(back.counts, drawn.counts)
-    other = Drawn.from_json(state, ("new", "text"), "state")
+    other = DataCounts.from_json(state, ("new", "text"), "state")
     assert other.figure("samples") == [0, 1] and other.lengths == drawn.lengths
     with pytest.raises(CheckpointError, match="lengths has 2 bins"):
-        Drawn.from_json({**state, "lengths": [1, 2]}, NAMES, "state")
+        DataCounts.from_json({**state, "lengths": [1, 2]}, NAMES, "state")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ EXAMPLES = """examples, from the top of the repository; the first two make a tin
       --context-parallel-size 2 --prompt "..."
 
 A line of the input: {"id": 1, "prompt": "What is this?", "image": "a.png"}; paths are relative to the input's folder,
-and "question" is "prompt".
+and "question" is "prompt". "adapter": NAME has one of several --adapter answer the line, "none" the checkpoint alone.
 A line of the output: {"id": "1", "answer": "...", "finish_reason": "stop_token", "num_tokens": 7}. Started again, the
 command goes on with the ids that have no answer yet.
 
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--output", type=Path, metavar="FILE", help="JSONL file the answers to --input are added to")
     add("--image-root", type=Path, metavar="FOLDER", help="folder of the images of --input (default: its own)")
+    add("--adapter-name", metavar="NAME", help="of several --adapter, the one that answers; none: the checkpoint alone")
     add("--batch-size", type=int, default=1, help="lines of --input answered together (default: %(default)s)")
     choice = parser.add_argument_group("how answers are made")
     add = choice.add_argument
@@ -107,6 +108,7 @@ def _look(
     from megatron_v2pe.errors import ConfigError, DataError
     from megatron_v2pe.generate.generation import GenerationOptions
     from megatron_v2pe.generate.load import load_request
+    from megatron_v2pe.generate.named_adapters import check_asked
     from megatron_v2pe.generate.sampling import Sampling
 
     request = load_request(arguments, world)
@@ -126,7 +128,10 @@ def _look(
         raise DataError("--prompt: the prompt is empty")
     if arguments.prompt is not None and any("\ud800" <= letter <= "\udfff" for letter in arguments.prompt):
         raise DataError("--prompt: the prompt is not in the encoding of this terminal, see LC_ALL")
-    return request, options, _questions(arguments)
+    questions = _questions(arguments)
+    for name, said in ((arguments.adapter_name, "--adapter-name"), *((one.adapter, one.name) for one in questions)):
+        check_asked(name, request.adapters, said)
+    return request, options, questions
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -134,6 +139,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     request, options, questions = _look(arguments)
     with load_model(request) as loaded:
+        if arguments.adapter_name is not None:
+            loaded.pretrained.choose(arguments.adapter_name)
         _answer(arguments, loaded.pretrained, questions, loaded.tiling, options, request.world.rank == 0)
 
 

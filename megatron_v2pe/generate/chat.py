@@ -28,6 +28,7 @@ from megatron_v2pe.parallel.topology import model_copy_group
 
 _ENDS = ("/exit", "/quit")
 HELP = "/image PATH [PATH ...] shows images with the next question, /reset starts anew, /exit ends"
+_CHANGE = "; /adapter NAME has another adapter answer, /adapter none the checkpoint alone"
 Read = Callable[[], str | None]
 """Returns a line, or None at the end."""
 Write = Callable[[str], None]
@@ -49,7 +50,7 @@ class Chat:
         """Answer until `/exit` or the end of the input; both functions are called on the first rank only."""
         first = dist.get_rank() == 0
         say: Write = write if first else lambda _: None
-        say(f"{HELP}\n")
+        say(self._help())
         paths, self.waiting = self.waiting, []
         self._show(paths, say)
         while (line := _read_for_all_ranks(read, first)) is not None and line not in _ENDS:
@@ -67,10 +68,16 @@ class Chat:
         elif command == "/reset":
             self.turns, self.images, self.waiting = [], [], []
             say("a new conversation\n")
+        elif command == "/adapter" and self.pretrained.adapters is not None:
+            self.pretrained.choose(rest.strip())
+            say(f"{rest.strip()} answers from now on\n")
         elif command.startswith("/"):
-            say(f"{HELP}\n")
+            say(self._help())
         elif line:
             self._ask(line, say)
+
+    def _help(self) -> str:
+        return f"{HELP}{'' if self.pretrained.adapters is None else _CHANGE}\n"
 
     def _show(self, paths: Sequence[str], say: Write) -> None:
         """Keep images for the next question, all of them or none."""

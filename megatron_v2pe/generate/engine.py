@@ -17,7 +17,7 @@ from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.device.transfer import to_device
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.arena import LEAST_BYTES, Arena
-from megatron_v2pe.generate.lean_layers import lean_layers, lean_norm, linear
+from megatron_v2pe.generate.lean_layers import LeanLayer, lean_layers, lean_norm, linear
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.stages import Stages, in_step
 from megatron_v2pe.generate.static_step import StaticStep
@@ -63,7 +63,9 @@ class Engine:
         self.groups, self.coordinates = model.pg_collection, model.coordinates
         self.stages = Stages(self.groups.pp, topology.model_copy_group())
         decoder: Any = model.language_model.decoder
-        self.layers = lean_layers(list(decoder.layers), self.groups.tp)
+        self.layers: list[LeanLayer] = []
+        self._steps: dict[int, StaticStep] = {}
+        self.read_again()
         weight = next(iter(decoder.parameters()))
         self.dtype, self.device = weight.dtype, weight.device
         self.hidden_size: int = model.config.hidden_size
@@ -73,11 +75,19 @@ class Engine:
         least = LEAST_BYTES if self.device.type == "cuda" else 0
         self.arena = Arena(len(self.layers), layer.groups, layer.head_dim, self.dtype, self.device, least)
         """Keys and values of static steps, kept from one batch to the next."""
-        self._steps: dict[int, StaticStep] = {}
         self._steps_of = self.arena.moves
+
+    def read_again(self) -> None:
+        """Read the model's layers, after weights that were copied, such as those of norms, have changed.
+
+        Raises:
+            ConfigError: a layer the engine does not know.
+        """
+        decoder: Any = self.model.language_model.decoder
+        self.layers, self._steps = lean_layers(list(decoder.layers), self.groups.tp), {}
         if self.stages.last:
             self._final_norm = lean_norm(decoder.final_layernorm)
-            self._head = model.language_model.head_weight()[: model.internvl.llm.vocab_size]
+            self._head = self.model.language_model.head_weight()[: self.model.internvl.llm.vocab_size]
 
     def features(self, prompts: Sequence[Prompt]) -> Tensor:
         """Return features [own tiles, tokens_per_tile, hidden] of those tiles of all prompts that this rank encodes.

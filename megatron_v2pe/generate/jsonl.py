@@ -5,7 +5,7 @@ turns `{"from": "human" | "gpt", "value": TEXT}` of which the last is a question
 `query` or, where none of these is there, `text`; `context` stands before it, a line break between them. Turns and
 images may be spelt as in training data (`data.turns`, `foreign.media_fields`), `system` may hold a system prompt; a
 further field that looks like media is refused, others are named once. Without an `id`, or `question_id`, the line's
-number, from 1, is taken. An answer is
+number, from 1, is taken. `adapter` names which of the loaded adapters answers. An answer is
 `{"id", "answer", "finish_reason", "num_tokens", "asked", "check"}`, `asked` a checksum of the question, `check` one of
 the other fields (`foreign.seal`). Ids answered before are not asked again, unless the question is another one now,
 which is refused; a line that a killed run left half-written is cut off, any other damaged line is named and refused.
@@ -17,6 +17,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,7 @@ from megatron_v2pe.foreign.text import is_unicode, json_line, json_lines, kind_o
 from megatron_v2pe.generate.generation import Generated, GenerationOptions
 from megatron_v2pe.generate.pretrained import ChatQuestion, Pretrained
 
-_READ = (*TURN_FIELDS, "prompt", "id")
+_READ = (*TURN_FIELDS, "prompt", "id", "adapter")
 _ASKED = ("prompt", "question", "query", "text")
 """Fields that may hold the question; the last is read where none of the others is there."""
 _log = get_logger(__name__)
@@ -114,9 +115,8 @@ def _answers(path: Path) -> dict[str, _Answer]:
 
 def _asked(question: ChatQuestion) -> str:
     """Return a checksum of what is asked: its turns, and the names of its images without their folders."""
-    return checksum(
-        {"turns": [list(turn) for turn in question.turns], "images": [*map(os.path.basename, question.images)]}
-    )
+    asked = {"turns": [list(turn) for turn in question.turns], "images": [*map(os.path.basename, question.images)]}
+    return checksum(asked if question.adapter is None else {**asked, "adapter": question.adapter})
 
 
 def _read_answer(line: bytes, place: str) -> _Answer:
@@ -159,13 +159,19 @@ def answer_file(
         DataError: a question cannot be asked; nothing has been written then, unless an image turns out to be damaged.
     """
     pretrained.encode(questions, tiling, options.max_new_tokens)
-    for start in range(0, len(questions), batch_size):
-        batch = questions[start : start + batch_size]
+    for batch in _batches(questions, batch_size):
         answers = pretrained.ask(batch, tiling, options)
         if writes:
             with output.open("a", encoding="utf-8") as stream:
                 stream.writelines(_line(one, answer) for one, answer in zip(batch, answers, strict=True))
         yield len(batch)
+
+
+def _batches(questions: Sequence[ChatQuestion], size: int) -> Iterator[Sequence[ChatQuestion]]:
+    """Yield questions in their order, at most `size` together and only such as the same adapter answers."""
+    for _, same in groupby(questions, key=lambda one: one.adapter):
+        among = list(same)
+        yield from (among[start : start + size] for start in range(0, len(among), size))
 
 
 def _line(question: ChatQuestion, answer: Generated) -> str:
@@ -197,7 +203,7 @@ def _question(row: Any, place: str, number: int, root: Path, unread: Counter[str
             raise DataError(
                 f"{place}: {printable(image)[:80]}: nothing is fetched from an address; give the path of a file"
             )
-    return ChatQuestion(turns, [str(root / image) for image in media.images], name)
+    return ChatQuestion(turns, [str(root / image) for image in media.images], name, fields.text("adapter", None))
 
 
 def _prompt(fields: Fields, place: str) -> tuple[str, str] | None:

@@ -25,7 +25,7 @@ from megatron_v2pe.kernels.decode_attention import decode_attention, enter_cache
 from megatron_v2pe.kernels.norms import add_rms_norm
 from megatron_v2pe.kernels.rotary import split_and_rotate, split_norm_and_rotate
 from megatron_v2pe.kernels.swiglu import swiglu_forward
-from megatron_v2pe.models.linear import ColumnLinear, RowLinear
+from megatron_v2pe.models.linear import ColumnLinear, LinearAdapter, RowLinear
 from megatron_v2pe.models.norms import RMSNorm
 
 Norm = Callable[[Tensor], Tensor]
@@ -34,6 +34,28 @@ _FEW = range(2, 17)
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, query [T, groups, r, d], key [T, groups, d], value [T, groups, d]) to [T, groups, r, d]; r query heads share
 a key-value head. Query and key are rotated."""
+
+
+class LeanLinear:
+    """A linear's weight, bias and adapter. An adapter's product is added as it runs, so nothing is kept merged."""
+
+    def __init__(self, module: Any) -> None:
+        """Read a linear."""
+        self.weight: Tensor = module.weight
+        self.bias: Tensor | None = module.bias
+        self.adapter: LinearAdapter | None = module.linear_adapter
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Return the product of [T, in] with this rank's rows, and the bias."""
+        if self.adapter is None:
+            return linear(states, self.weight, self.bias)
+        product = self.partial(states)
+        return product if self.bias is None else product.add_(self.bias)
+
+    def partial(self, states: Tensor) -> Tensor:
+        """Return the product of [T, in] without the bias; of this rank's columns where ranks divide them."""
+        product = linear(states, self.weight)
+        return product if self.adapter is None else self.adapter(states, product)
 
 
 class LeanLayer:
@@ -59,15 +81,15 @@ class LeanLayer:
         self.attention_norm, self.mlp_norm = lean_norm(layer.input_layernorm), lean_norm(layer.pre_mlp_layernorm)
         norms = attention.q_layernorm, attention.k_layernorm
         self.query_norm, self.key_norm = (_norm(norm) for norm in norms)
-        self.qkv, self.projection = _weights(attention.linear_qkv), _weights(attention.linear_proj)
-        self.fc1, self.fc2 = _weights(mlp.linear_fc1), _weights(mlp.linear_fc2)
+        self.qkv, self.projection = LeanLinear(attention.linear_qkv), LeanLinear(attention.linear_proj)
+        self.fc1, self.fc2 = LeanLinear(mlp.linear_fc1), LeanLinear(mlp.linear_fc2)
         self.gated, self.activation = config.gated_linear_unit, mlp.activation_func
-        self._cuda = self.qkv[0].is_cuda  # on the CPU what follows is faster operation by operation, in place
+        self._cuda = self.qkv.weight.is_cuda  # on the CPU what follows is faster operation by operation, in place
         norm = layer.pre_mlp_layernorm
         self._added_norm = (norm.weight.detach(), norm.eps) if self._cuda and type(norm) is RMSNorm else None
         self._split = _split_in_one_pass(*norms) if self._cuda else None
         self._swiglu = self._cuda and self.gated and self.activation is F.silu
-        self.widest: int = max(self.qkv[0].shape[0], self.fc1[0].shape[0])
+        self.widest: int = max(self.qkv.weight.shape[0], self.fc1.weight.shape[0])
         """A lower bound of the most numbers it holds of one token at once."""
 
     def __call__(self, hidden: Tensor, cos: Tensor, signed_sin: Tensor, attend: Attend) -> Tensor:
@@ -126,19 +148,19 @@ class LeanLayer:
 
     def _joint(self, hidden: Tensor) -> Tensor:
         """Return queries, key and value of every group, [T, groups, r + 2, d]."""
-        joint = linear(self.attention_norm(hidden), *self.qkv)
+        joint = self.qkv(self.attention_norm(hidden))
         return joint.view(-1, self.groups, self.heads_per_group + 2, self.head_dim)
 
     def _after_attention(self, hidden: Tensor, seen: Tensor) -> Tensor:
         """Add what attention has seen, [T, groups, r, d], then run the MLP."""
-        update = self._row_parallel(seen.reshape(hidden.shape[0], -1), *self.projection)
+        update = self._row_parallel(seen.reshape(hidden.shape[0], -1), self.projection)
         if self._added_norm is None:
             hidden += update
             del update, seen  # what is not held any more makes room in the caches
-            wide = linear(self.mlp_norm(hidden), *self.fc1)
+            wide = self.fc1(self.mlp_norm(hidden))
         else:
             hidden, normed = add_rms_norm(hidden, update, *self._added_norm)
-            wide = linear(normed, *self.fc1)
+            wide = self.fc1(normed)
             del update, seen, normed
         if self._swiglu:
             wide = swiglu_forward(wide)
@@ -147,7 +169,7 @@ class LeanLayer:
             wide = self.activation(gate).mul_(straight)
         else:
             wide = self.activation(wide)
-        hidden += self._row_parallel(wide, *self.fc2)
+        hidden += self._row_parallel(wide, self.fc2)
         return hidden
 
     def keys_and_values(self, hidden: Tensor, cos: Tensor, signed_sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,9 +183,14 @@ class LeanLayer:
         Returns:
             Rotated keys and values, [T, groups, d] each.
         """
-        weight, bias = (None if part is None else self._last_two(part) for part in self.qkv)
-        assert weight is not None
-        joint = linear(self.attention_norm(hidden), weight, bias).view(-1, self.groups, 2, self.head_dim)
+        if self.qkv.adapter is None:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            joint = linear(
+                self.attention_norm(hidden), self._last_two(weight), None if bias is None else self._last_two(bias)
+            )
+            joint = joint.view(-1, self.groups, 2, self.head_dim)
+        else:
+            joint = self._joint(hidden)[:, :, -2:]
         key = joint[:, :, :1] if self.key_norm is None else self.key_norm(joint[:, :, :1])
         return rotate(key, cos, signed_sin).squeeze(2), joint[:, :, 1]
 
@@ -180,13 +207,13 @@ class LeanLayer:
         query = query if self.query_norm is None else self.query_norm(query)
         return torch.cat([query, key if self.key_norm is None else self.key_norm(key)], dim=2)
 
-    def _row_parallel(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _row_parallel(self, states: Tensor, lean: LeanLinear) -> Tensor:
         """Project this rank's columns; the sum over ranks."""
         if self.group is None:
-            return linear(states, weight, bias)
-        partial = linear(states, weight)
+            return lean(states)
+        partial = lean.partial(states)
         dist.all_reduce(partial, group=self.group)
-        return partial if bias is None else partial.add_(bias)
+        return partial if lean.bias is None else partial.add_(lean.bias)
 
 
 def lean_layers(layers: Sequence[nn.Module], group: dist.ProcessGroup) -> list[LeanLayer]:
@@ -196,10 +223,6 @@ def lean_layers(layers: Sequence[nn.Module], group: dist.ProcessGroup) -> list[L
         ConfigError: a layer has parts that are not known here.
     """
     return [LeanLayer(layer, number, group) for number, layer in enumerate(layers)]
-
-
-def _weights(module: Any) -> tuple[Tensor, Tensor | None]:
-    return module.forward_weight(), module.bias
 
 
 def _norm(module: nn.Module | None) -> Norm | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from megatron_v2pe.checkpoint.low_rank.adapter import Adapter
     from megatron_v2pe.data.image_plan import TilingOptions
     from megatron_v2pe.device.launch import World
     from megatron_v2pe.generate.pretrained import Pretrained
@@ -28,6 +29,8 @@ class LoadRequest:
     stride: Stride | None
     model: InternVLConfig
     """What the checkpoint was trained with."""
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    """Adapters that are loaded with it, by name; the first is chosen."""
 
     def at_stride(self, stride: Stride) -> LoadRequest:
         """Return the same request with another stride.
@@ -67,6 +70,14 @@ def add_checkpoint_arguments(
         window: what holds without `--window`, for its help.
         max_num: what holds without `--max-num`.
     """
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        help="a LoRA adapter of the checkpoint: PEFT's folder, or a run that trained one; may be repeated, the first "
+        "one answers unless another is named (default name: the folder's)",
+    )
     place = parser.add_argument_group("positions and images")
     add = place.add_argument
     add(
@@ -134,8 +145,9 @@ def load_request(arguments: argparse.Namespace, world: World | None = None) -> L
 
     Raises:
         ConfigError: settings that do not go together, a folder that is no checkpoint or lacks its tokenizer, a stride
-            for a checkpoint that was trained without.
-        CheckpointError: a run whose state is lost or damaged: it is not known how it was trained.
+            for a checkpoint that was trained without, adapters of one name.
+        CheckpointError: an adapter that is damaged or of another base; a run whose state is lost or damaged: it is not
+            known how it was trained.
         DataError: a tokenizer that cannot be read.
     """
     from megatron_v2pe.base.logging import setup_logging
@@ -159,7 +171,7 @@ def load_request(arguments: argparse.Namespace, world: World | None = None) -> L
         from megatron_v2pe.models.build import model_sizes
 
         layout.validate(world.world_size, model_sizes(model))
-    return LoadRequest(arguments, world, layout, stride, model)
+    return LoadRequest(arguments, world, layout, stride, model, _adapters(arguments.adapter, arguments, model))
 
 
 @contextmanager
@@ -205,12 +217,35 @@ def load_model(request: LoadRequest, before: Callable[[], None] | None = None) -
             prefill_tokens=arguments.prefill_tokens,
             vision_cache_bytes=arguments.vision_cache_mb << 20,
             verify=arguments.verify,
+            adapters=request.adapters,
         ) as pretrained:
             pictures = PictureOpening(arguments.transparency, arguments.exif_rotation)
             tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
             tiling = replace(tiling, operations=(*pictures.operations, *tiling.operations))
             _say(describe_positions(pretrained.config, pretrained.policy, request.stride))
             yield LoadedModel(pretrained, folder, tiling, dtype, request.world, device.describe())
+
+
+def _adapters(asked: Sequence[str], arguments: argparse.Namespace, model: InternVLConfig) -> dict[str, Adapter]:
+    """Read the adapters that a user names, each with what it is called."""
+    if not asked:
+        return {}
+    from megatron_v2pe.checkpoint.low_rank.open_adapter import open_adapter
+    from megatron_v2pe.checkpoint.resolve import find_checkpoint
+    from megatron_v2pe.generate.named_adapters import check_names
+
+    base = find_checkpoint(arguments.checkpoint, "--checkpoint")
+    folders = [named_folder(text) for text in asked]
+    check_names([name for name, _ in folders])
+    return {name: open_adapter(folder, base, model, "--adapter", arguments.verify) for name, folder in folders}
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """Return name and folder of an adapter as `--adapter` has them: `NAME=FOLDER`, or the folder, whose name counts."""
+    name, mark, folder = text.partition("=")
+    if mark and name and folder and "/" not in name and not Path(text).exists():
+        return name, Path(folder)
+    return Path(text).resolve().name, Path(text)
 
 
 def _say(line: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from megatron_v2pe.checkpoint import store
+from megatron_v2pe.checkpoint.low_rank.adapter import Adapter
 from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.checkpoint.trained import trained_model
 from megatron_v2pe.checkpoint.vet import verify_side_files
@@ -23,6 +24,7 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.generate.end_tokens import end_tokens
 from megatron_v2pe.generate.engine import PREFILL_TOKENS, Engine
 from megatron_v2pe.generate.generation import Generated, GenerationOptions, OnText, check_prompt, generate
+from megatron_v2pe.generate.named_adapters import NamedAdapters, check_asked
 from megatron_v2pe.generate.policy import inference_policy
 from megatron_v2pe.generate.prompt import Prompt, encode_prompt
 from megatron_v2pe.generate.vision_cache import DEFAULT_BYTES, VisionCache
@@ -46,6 +48,8 @@ class ChatQuestion:
     """Paths, in the order of the placeholders."""
     name: str = "prompt"
     """Name in messages, by which the answer's random draws are keyed too."""
+    adapter: str | None = None
+    """Name of the adapter that is to answer, `none` for the base alone; None: the one that is chosen."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,25 @@ class Pretrained:
     """Positions a prompt and its answer may reach."""
     ends: frozenset[int]
     """Tokens that end an answer, see `generate.end_tokens`."""
+    adapters: NamedAdapters | None = None
+    """Adapters that were loaded with the model; None: there are none."""
+
+    def choose(self, adapter: str | None) -> None:
+        """Have an adapter answer from now on; every rank calls this.
+
+        Args:
+            adapter: its name; `none`, or None: the base alone.
+
+        Raises:
+            ConfigError: none of this name was loaded.
+        """
+        if self.adapters is None:
+            check_asked(adapter, (), "adapter")
+            return
+        if self.adapters.choose(adapter):
+            if self.adapters.of_tower:
+                self.engine.vision_cache.clear()
+            self.engine.read_again()
 
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end an answer: the end of a turn, of the text, and those the checkpoint's own settings name."""
@@ -116,7 +139,7 @@ class Pretrained:
         """Answer a batch of questions; the stop tokens of the checkpoint's template are added to the options'.
 
         Args:
-            questions: at least one.
+            questions: at least one, all for the same adapter.
             tiling: how images become tiles.
             options: how answers are made.
             on_text: is given pieces of text as they come.
@@ -126,6 +149,9 @@ class Pretrained:
             MemoryShortageError: the questions do not fit together.
         """
         prompts = self.encode(questions, tiling, options.max_new_tokens)
+        if (adapter := questions[0].adapter) is not None:
+            assert all(one.adapter == adapter for one in questions), "one adapter answers a batch"
+            self.choose(adapter)
         options = options.with_stop_ids(self.stop_ids())
         names = [one.name for one in questions]
         return generate(self.engine, prompts, options, self.tokenizer.decode, names, on_text)
@@ -150,6 +176,7 @@ def open_pretrained(
     prefill_tokens: int = PREFILL_TOKENS,
     vision_cache_bytes: int = DEFAULT_BYTES,
     verify: bool = True,
+    adapters: Mapping[str, Adapter] | None = None,
 ) -> Iterator[Pretrained]:
     """Load a Megatron checkpoint folder, and leave the process group at the end.
 
@@ -168,6 +195,7 @@ def open_pretrained(
         prefill_tokens: see `Engine`.
         vision_cache_bytes: memory for image features kept from one question to the next.
         verify: compare what is read with the folder's checksums.
+        adapters: of this model, by name; the first of them is chosen.
 
     Raises:
         ConfigError: the configuration, the layout or the tokenizer does not fit.
@@ -195,9 +223,12 @@ def open_pretrained(
         model = build_model(config, layout, options, policy, tokenizer.img_context_id, groups)
         model.to(chosen.torch_device)  # before its values are read: they go there from the files, nothing is held twice
         store.load_model(path, model, verify)
+        named = NamedAdapters(model, adapters) if adapters else None
         engine = Engine(model.eval(), VisionCache(vision_cache_bytes), prefill_tokens)
         reach = config.llm.max_position_embeddings if window is None else window
-        yield Pretrained(engine, config, tokenizer, policy, chosen, dtype, reach, ends)
+        pretrained = Pretrained(engine, config, tokenizer, policy, chosen, dtype, reach, ends, named)
+        pretrained.choose(next(iter(adapters or ()), None))
+        yield pretrained
     finally:
         topology.destroy()
         launch.shutdown()

@@ -71,6 +71,11 @@ class VisionCache:
                 result[row] = result[first]
         return result
 
+    def clear(self) -> None:
+        """Forget all features: another tower would give others."""
+        self._features.clear()
+        self.num_bytes = 0
+
     def _encoded(self, tiles: Mapping[bytes, Tensor], encoder: Callable[[Tensor], Tensor]) -> Tensor:
         """Encode new tiles together, and keep what they gave."""
         features = encoder(torch.stack(list(tiles.values())))

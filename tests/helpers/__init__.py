@@ -23,6 +23,7 @@
 | `host_reads` | counts how often the host reads what a training step computes |
 | `jobs` | jobs of several processes watched from outside: processes, ports, how they end |
 | `kill_checks` | the frame of checks that kill a program at random moments and resume it |
+| `low_rank` | adapters of small models as PEFT writes them, and what our model computes with them |
 | `made_up_card` | the optimizer in host memory, and the fused one, on a machine without a GPU |
 | `made_up_runs` | the folder of a training run made without training |
 | `many_commands` | many training command lines, one after the other in one process |

@@ -23,6 +23,7 @@ from megatron_v2pe.device.device import Device
 from megatron_v2pe.generate import session as session_module
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.kv_cache import KVCache
+from megatron_v2pe.generate.lean_layers import LeanLinear
 from megatron_v2pe.generate.pretrained import ChatQuestion, Pretrained, open_pretrained
 from megatron_v2pe.generate.prompt import checkpoint_tiling
 from megatron_v2pe.generate.session import Session
@@ -139,7 +140,8 @@ def _cached(session: Session) -> Iterator[Tensor]:
 def _lean(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     for layer in engine.layers:
         for name, value in vars(layer).items():
-            for part in value if isinstance(value, tuple) else (value,):
+            parts = (value.weight, value.bias) if isinstance(value, LeanLinear) else value
+            for part in parts if isinstance(parts, tuple) else (parts,):
                 if isinstance(part, Tensor):
                     yield f"{layer.number}.{name}", part
     yield "head", engine._head

@@ -18,6 +18,8 @@ from megatron_v2pe.generate.chat import Chat
 class Model:
     """Answers with what it was asked; refuses a question with the word `refuse`."""
 
+    adapters = None
+
     def __init__(self, refuse="nothing"):
         self.asked = []
         self.refuse = refuse

@@ -69,6 +69,7 @@ def collate(
         sources=tuple(document.source for document in documents),
         unreadable=tuple(unreadable),
         document_tiles=tuple(document.num_tiles for document in documents),
+        images=tuple(tuple(dict.fromkeys(picture.path for picture in one.pictures)) for one in documents),
     )
 
 

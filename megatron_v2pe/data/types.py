@@ -197,3 +197,5 @@ class Batch:
     """Samples of the pack that had to be left out, and why; known to the rank that reads them."""
     document_tiles: tuple[int, ...] = ()
     """Tiles of each document; known to the rank that reads them."""
+    images: tuple[tuple[str, ...], ...] = ()
+    """For each document the files of its images or its video, each once; known to the rank that reads them."""

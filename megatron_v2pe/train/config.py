@@ -17,6 +17,7 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
 from megatron_v2pe.models.presets import preset_named
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.train.health.settings import HealthConfig
 from megatron_v2pe.train.optimizers.adamw import AdamWConfig
 from megatron_v2pe.train.optimizers.settings import OptimizerSettings
 from megatron_v2pe.v2pe.settings import V2PESettings
@@ -238,6 +239,8 @@ class ExperimentConfig:
     """Saving and resuming."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Console, JSONL, TensorBoard."""
+    health: HealthConfig = field(default_factory=HealthConfig)
+    """What a run watches of itself."""
 
     def validate(self, world_size: int | None = None) -> None:
         """Check all settings, and with the number of ranks also that the layout and the steps fit it.
@@ -256,6 +259,7 @@ class ExperimentConfig:
         self.train.validate()
         self.checkpoint.validate()
         self.logging.validate()
+        self.health.validate()
         self._validate_padding()
         self._validate_offload()
         if self.parallel.use_distributed_optimizer and not self.optimizer.shards_state():

@@ -92,7 +92,7 @@ def finalize_gradients(chunks: list[Any], num_tokens: Tensor | None = None, **se
     """
     finalize_model_grads(chunks, None, **settings)
     for chunk in chunks:
-        model: InternVLModel = get_attr_wrapped_model(chunk, "coordinates", return_model_obj=True)
+        model = unwrapped(chunk)
         learning = [parameter for parameter in _seen_in_part(model) if parameter.requires_grad]
         if learning and model.pg_collection.tp.size() > 1:
             gradients: list[Tensor] = [parameter.main_grad for parameter in learning]  # type: ignore[attr-defined]
@@ -108,6 +108,12 @@ def _seen_in_part(model: InternVLModel) -> Iterator[nn.Parameter]:
         yield from model.vision_model.parameters()
         yield from model.vision_projection.parameters()
     yield from (p for p in model.language_model.parameters() if getattr(p, PARTIAL_GRADIENT, False))
+
+
+def unwrapped(wrapped: nn.Module) -> InternVLModel:
+    """Return the bare stage inside of what `wrap` has made."""
+    model: Any = get_attr_wrapped_model(wrapped, "coordinates", return_model_obj=True)
+    return model
 
 
 def gather_parameters(wrapped: DistributedDataParallel) -> None:

@@ -6,9 +6,8 @@ meanwhile (`step_ahead.py`).
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -17,22 +16,26 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import Tensor
 
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.device import watchdog
 from megatron_v2pe.device.device import Device
-from megatron_v2pe.errors import CheckpointError, DataError, TrainingError
+from megatron_v2pe.device.host_memory import resident_bytes
+from megatron_v2pe.errors import CheckpointError, DataError
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, PixelSettings
 from megatron_v2pe.train.after_step import AfterSteps
 from megatron_v2pe.train.data_feed import DataFeed, Totals
-from megatron_v2pe.train.ddp import gather_parameters
+from megatron_v2pe.train.ddp import gather_parameters, unwrapped
+from megatron_v2pe.train.health.monitor import HealthMonitor, JudgedStep
+from megatron_v2pe.train.health.settings import HealthConfig
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.metrics import StepMetrics
-from megatron_v2pe.train.optimizer_step import take_step
+from megatron_v2pe.train.optimizer_step import GradientParts, measure_gradients, update
 from megatron_v2pe.train.signals import StopRequest
-from megatron_v2pe.train.step import StepResult, finish_step, run_micro_batches
+from megatron_v2pe.train.step import HostFigures, StepResult, finish_step, run_micro_batches
 from megatron_v2pe.train.step_ahead import StepData, StepDataReader
 from megatron_v2pe.train.writers import MetricsLog
 
@@ -63,6 +66,10 @@ class Trainer:
     """Takes a step's number and what its longest pack holds; says what would help where memory runs out inside."""
     after: AfterSteps = field(default_factory=AfterSteps)
     """What is done between steps."""
+    health: HealthMonitor = field(default_factory=lambda: HealthMonitor(HealthConfig(), clip_grad=0.0))
+    """Judges every step."""
+    parts: GradientParts | None = None
+    """Says to which part of the model a gradient belongs."""
 
     def run(self, start: int, train_steps: int, exit_step: int | None, stop: StopRequest) -> int:
         """Train from step `start` to `train_steps`, or until it is asked to stop; return the steps done."""
@@ -82,8 +89,9 @@ class Trainer:
                     if iteration > saved:
                         self._save(iteration, last=True)
                     raise
+                waited = time.perf_counter() - began
                 with self.explain_shortage(iteration + 1, data.largest):
-                    metrics, end = self.step(iteration, data, began, stop)
+                    metrics, end = self.step(iteration, data, began, waited, stop)
                 iteration += 1
                 stopping = stop.agree(*end.asked)
                 ends = stopping or iteration == last
@@ -114,32 +122,40 @@ class Trainer:
         self.after.saved(iteration)
         return True
 
-    def step(self, iteration: int, data: StepData, began: float, stop: StopRequest) -> tuple[StepMetrics, StepResult]:
-        """Do one optimizer step.
+    def step(
+        self, iteration: int, data: StepData, began: float, waited: float, stop: StopRequest
+    ) -> tuple[StepMetrics, StepResult]:
+        """Do one optimizer step; one whose loss or gradients are not finite updates nothing and counts as done.
 
         Args:
             iteration: number of steps done.
             data: data of this step.
             began: time at which it began, with the wait for its data.
+            waited: seconds this rank waited for them.
             stop: requests to stop that this rank has got.
 
         Raises:
-            TrainingError: loss or gradients are not finite; nothing is saved after that.
+            TrainingError: loss or gradients are not finite, and it is not to be skipped (`health.monitor`); nothing is
+                saved after that.
         """
         totals = data.totals
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         batches = self._watched(iteration, data.micro_batches())
-        sets = len(totals.drawn.names)
-        loss = run_micro_batches(self.model, batches, self.num_micro_batches, totals.denominator, num_sets=sets)
+        sets, reports = len(totals.drawn.names), list[Tensor]()
+        loss = run_micro_batches(
+            self.model, batches, self.num_micro_batches, totals.denominator, num_sets=sets, collected=reports
+        )
         learning_rate = self.optimizer.param_groups[0]["lr"]
-        grad_norm = take_step(self.optimizer)
-        end = finish_step(loss, grad_norm, self.device.peak_memory_bytes(), stop.asked)
-        _check_finite("loss", end.loss, iteration + 1)
-        _check_finite("norm of the gradients", end.grad_norm, iteration + 1)
+        norms = measure_gradients(self.optimizer, self.parts)
+        host = HostFigures(self.device.peak_memory_bytes(), resident_bytes(), waited)
+        end = finish_step(loss, norms[0], host, stop.asked, norms[1:])
+        if end.is_finite:
+            update(self.optimizer, norms[0])
+        values = self.health.judge(JudgedStep(iteration + 1, end, data.samples, reports), unwrapped(self.model))
         self.scheduler.step(increment=1)
         self.feed.commit(data.consumed)
-        return self._measured(iteration + 1, data, end, learning_rate, time.perf_counter() - began), end
+        return self._measured(iteration + 1, data, end, learning_rate, time.perf_counter() - began, values), end
 
     def _key(self, iteration: int, index: int) -> DropPathKey:
         """Number a pack in the run's order, so that its drop-path draws do not depend on the layout."""
@@ -159,7 +175,13 @@ class Trainer:
             index += 1
 
     def _measured(
-        self, iteration: int, data: StepData, end: StepResult, learning_rate: float, seconds: float
+        self,
+        iteration: int,
+        data: StepData,
+        end: StepResult,
+        learning_rate: float,
+        seconds: float,
+        values: Mapping[str, float],
     ) -> StepMetrics:
         totals = data.totals
         flop = self.cost.flop(totals.tokens, totals.squares, totals.tiles, totals.supervised)
@@ -179,7 +201,9 @@ class Trainer:
             tflop=flop / 1e12,
             tflops_per_device=tflops,
             mfu=None if self.peak_tflops is None else tflops / self.peak_tflops,
-            values=_losses_of_sets(totals, end),
+            host_memory_gib=end.host_memory_bytes / 2**30,
+            data_wait_seconds=end.data_wait_seconds,
+            values={**_losses_of_sets(totals, end), **values},
         )
 
 
@@ -188,11 +212,3 @@ def _losses_of_sets(totals: Totals, end: StepResult) -> dict[str, float]:
     drawn = totals.drawn
     of_sets = zip(drawn.names, end.set_sums, drawn.figure("weight"), strict=True)
     return {f"loss/{name}": loss / weight for name, loss, weight in of_sets if weight}
-
-
-def _check_finite(what: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        mend = "the last checkpoint was written before that. Resume with a lower optimizer.lr"
-        if step == 1:
-            mend = "nothing was saved. The weights it starts with may be no numbers: tools/generate.py names them"
-        raise TrainingError(f"step {step}: the {what} is {value}; {mend}, or look at the samples of this step")

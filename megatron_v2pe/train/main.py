@@ -30,6 +30,7 @@ from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.ddp import wrap
 from megatron_v2pe.train.header import Start
+from megatron_v2pe.train.health.monitor import HealthMonitor
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.optimizer_step import apply_settings, build_optimizer, build_scheduler
@@ -80,7 +81,8 @@ def _train(run: TrainingRun) -> int:
         lambda: MetricsLog(run.config.logging, run.logs, run.world.rank, loaded.iteration, last, run.where)
     )
     setup.introduce(run, feed, Start(run.start, loaded.resumed, loaded.iteration, run.logs))
-    after = setup.after_steps(run, loaded, feed)
+    health = HealthMonitor(run.config.health, settings.clip_grad, run.logs, loaded.iteration)
+    after = setup.after_steps(run, loaded, feed, health)
     stated = start_config(run.start)
     stop = StopRequest()
     trainer = Trainer(
@@ -100,6 +102,7 @@ def _train(run: TrainingRun) -> int:
         peak_tflops=setup.peak_of_device(run),
         explain_shortage=partial(shortage_explained, budget=run.budget),
         after=after,
+        health=health,
     )
     try:
         done = trainer.run(loaded.iteration, train.train_steps, train.exit_step, stop)

@@ -6,8 +6,9 @@ speed of a run. Its row has its own numbers and `warm_up: true`; averages are ov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -19,7 +20,7 @@ class StepMetrics:
     loss: float
     lr: float
     grad_norm: float
-    """Norm before clipping; 0 where `optimizer.clip_grad` is 0, which measures none."""
+    """Norm before clipping."""
     tokens: int
     """Tokens of all packs of the step, padding not counted."""
     tiles: int
@@ -35,8 +36,23 @@ class StepMetrics:
     """Those operations in a second, for each device (a rank has one)."""
     mfu: float | None
     """Share of the device's peak; None where that is not known."""
+    host_memory_gib: float = 0.0
+    """Host memory of the rank whose process and readers hold most (`device/host_memory.py`)."""
+    data_wait_seconds: float = 0.0
+    """Seconds of the step that the rank which waited longest waited for its data."""
     values: Mapping[str, float] = field(default_factory=dict)
-    """Further numbers of the step by names with a slash, such as `loss/<data set>`; its row has them as they are."""
+    """What else is known of the step, by names with a slash; they stand in its row by themselves."""
+
+    def row(self) -> dict[str, Any]:
+        """Return all numbers by name; None in place of one that is not finite, as in a step that was skipped."""
+        numbers = asdict(self)
+        numbers |= numbers.pop("values")
+        return {name: None if is_no_number(value) else value for name, value in numbers.items()}
+
+
+def is_no_number(value: Any) -> bool:
+    """Return whether a value is NaN or infinite, for which JSON has no word."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 @dataclass

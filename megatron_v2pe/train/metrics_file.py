@@ -22,6 +22,8 @@ from megatron_v2pe.foreign.text import lines, parse_json
 METRICS = "metrics.jsonl"
 ADDED = "added"
 """Marks a row that belongs to the one of the same step before it."""
+SKIPPED = "health/skipped"
+"""Stands in the row of a step that updated nothing, since its loss or gradients were not finite."""
 _RESUMED = "resumed_from"
 _TAIL = 1 << 16
 
@@ -71,7 +73,8 @@ def read_metrics(path: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]
 
     Args:
         path: path of the file.
-        numbers: names that every row has to have, with a finite number.
+        numbers: names that every row has to have, with a finite number; steps that were skipped because theirs are not
+            finite are left out.
 
     Raises:
         DataError: no such file, or a line other than a last one that has no end is no row; names file and line.
@@ -88,6 +91,9 @@ def read_metrics(path: Path, numbers: Sequence[str] = ()) -> list[dict[str, Any]
         if fields.flag(ADDED, None):
             found = {name: value for name, value in fields.content.items() if name not in (ADDED, _RESUMED, "time")}
             rows[step] = rows.get(step, {}) | found
+            continue
+        if numbers and fields.content.get(SKIPPED):
+            rows.pop(step, None)
             continue
         rows[step] = dict(fields.content) | {name: fields.number(name) for name in numbers}
     return [rows[step] for step in sorted(rows)]

@@ -9,7 +9,7 @@ switch. The learning rate of step s (0-based) is `lr * s / warmup` while s < war
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,20 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from megatron_v2pe.train.optimizers.settings import SCHEDULES, OptimizerSettings
+
+
+class GradientParts(Protocol):
+    """Says to which part of a model the gradients of an optimizer belong."""
+
+    @property
+    def count(self) -> int:
+        """Return how many parts there are."""
+        ...
+
+    def membership(self, optimizer: MegatronOptimizer, gradients: Sequence[Tensor], device: torch.device) -> Tensor:
+        """Return float32 [parts, gradients]: 1 where a gradient belongs to a part, 0 elsewhere."""
+        ...
+
 
 FUSED_ON = ("cuda",)
 """Devices on which an optimizer that can (`OptimizerSettings.runs_fused`) runs as one kernel."""
@@ -84,26 +98,49 @@ def _weight_decay_overrides(settings: OptimizerSettings) -> dict[ParamKey, Param
 
 
 @torch.no_grad()
-def take_step(optimizer: MegatronOptimizer) -> Tensor:
-    """Clip the gradients and update the parameters as Megatron-Core does, without reading anything back.
+def measure_gradients(optimizer: MegatronOptimizer, parts: GradientParts | None = None) -> Tensor:
+    """Make the gradients ready for an update, and return their norms without reading anything back.
+
+    Args:
+        optimizer: of the run.
+        parts: says to which part of the model a gradient belongs.
+
+    Returns:
+        float64 [1 + number of parts] on the device of the gradients: the norm of all of them before clipping, and of
+        those of each part.
+    """
+    found_inf = optimizer.prepare_grads()
+    assert not found_inf, "only a loss scale looks for infinities here, and there is none"
+    return gradient_norms(getattr(optimizer, "chained_optimizers", [optimizer]), parts)
+
+
+@torch.no_grad()
+def update(optimizer: MegatronOptimizer, norm: Tensor) -> None:
+    """Clip gradients that `measure_gradients` has made ready, and update the parameters, as Megatron-Core does.
 
     Megatron-Core reads the norm to decide about clipping, and without Transformer Engine and Apex that of every
     parameter (`local_multi_tensor_l2_norm`). Here norm and factor stay where the gradients are, with the same numbers.
 
-    Returns:
-        The norm of the gradients before clipping, float64 of no dimension on their device; 0 where it is not clipped.
+    Args:
+        optimizer: of the run.
+        norm: norm of all gradients, float64 of no dimension.
     """
-    found_inf = optimizer.prepare_grads()
-    assert not found_inf, "only a loss scale looks for infinities here, and there is none"
     parts: Sequence[Any] = getattr(optimizer, "chained_optimizers", [optimizer])
     limit = parts[0].config.clip_grad
-    norm = torch.zeros((), dtype=torch.float64, device=torch.cuda.current_device())
     if limit > 0:
-        norm = gradient_norm(parts)
         factor = (limit / (norm + 1e-6)).clamp(max=1.0)
         for gradients in _by_device(gradient for part in parts for gradient in _gradients(part)):
             torch._foreach_mul_(gradients, factor.to(gradients[0]))
     optimizer.step_with_ready_grads()
+
+
+def take_step(optimizer: MegatronOptimizer) -> Tensor:
+    """Clip the gradients and update the parameters, whatever the gradients are; return their norm before clipping.
+
+    The loop calls `measure_gradients` and `update` apart, and looks at the norm between them.
+    """
+    norm = measure_gradients(optimizer)[0]
+    update(optimizer, norm)
     return norm
 
 
@@ -124,22 +161,32 @@ def _by_device(gradients: Iterable[Tensor]) -> Iterable[list[Tensor]]:
     return lists.values()
 
 
-def gradient_norm(optimizers: Sequence[MegatronOptimizer]) -> Tensor:
-    """Return the norm of all gradients as one vector, float64 of no dimension on their device; every rank calls this.
+def gradient_norms(optimizers: Sequence[MegatronOptimizer], parts: GradientParts | None = None) -> Tensor:
+    """Return the norm of all gradients as one vector, and of those of each part; every rank calls this.
 
     What several ranks hold alike counts once. It is the root of a sum in float32, as Megatron-Core's.
+
+    Args:
+        optimizers: the members of the run's optimizer.
+        parts: says to which part of the model a gradient belongs; None: no parts.
+
+    Returns:
+        float64 [1 + number of parts] on the device of the gradients.
     """
     squares: dict[Any, Tensor] = {}
+    size = 1 if parts is None else 1 + parts.count
     for optimizer in optimizers:
         gradients, group = optimizer.get_main_grads_for_grad_norm(), optimizer.get_grad_stats_parallel_group()
         if group not in squares:
-            squares[group] = torch.zeros(1, dtype=torch.float32, device=torch.cuda.current_device())
+            squares[group] = torch.zeros(size, dtype=torch.float32, device=torch.cuda.current_device())
         for some in _by_device(gradients):
             lengths = torch.stack(torch._foreach_norm(some)).to(squares[group])
-            squares[group] += torch.linalg.vector_norm(lengths) ** 2
+            squares[group][0] += torch.linalg.vector_norm(lengths) ** 2
+            if parts is not None:
+                squares[group][1:] += parts.membership(optimizer, some, lengths.device) @ lengths**2
     for group, square in squares.items():
         dist.all_reduce(square, group=group)
-    return torch.cat(list(squares.values())).to(torch.float64).sum().sqrt()
+    return torch.stack(list(squares.values())).to(torch.float64).sum(0).sqrt()
 
 
 def apply_settings(optimizer: MegatronOptimizer, settings: OptimizerSettings) -> None:

@@ -46,6 +46,7 @@ from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.ddp import freeze
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.train.header import Start, header
+from megatron_v2pe.train.health.monitor import HealthMonitor
 from megatron_v2pe.train.memory import MemoryBudget, packs_per_step, plan_of_stage, shortage_foreseen
 from megatron_v2pe.train.preflight.checkpoint import (
     changes_from_before,
@@ -313,18 +314,19 @@ def _plan_of(loader: PackLoader | None) -> Plan:
     return loader.plan
 
 
-def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed) -> AfterSteps:
+def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed, health: HealthMonitor) -> AfterSteps:
     """Build what the run does between its steps, in the state that a checkpoint it goes on from holds.
 
     Args:
         run: run to be trained, its steps counted.
         loaded: its model and optimizer.
         feed: its data.
+        health: judges its steps.
 
     Raises:
         CheckpointError: the state is damaged.
     """
-    works: list[AfterStep] = []
+    works: list[AfterStep] = [health]
     after = AfterSteps(works)
     if loaded.resumed is not None:
         after.load_state_dict(loaded.after_steps, f"{printable(loaded.resumed / TRAINING_STATE)}: after_steps")

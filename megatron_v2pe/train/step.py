@@ -5,15 +5,18 @@ ranks; context-parallel ranks add what their own tokens give. The denominator is
 so every micro-batch contributes a plain sum and gradients are summed, never averaged again. (Megatron-Core's own token
 count is an integer and cannot carry weights.)
 
-Nothing of a step is read by the host while it runs. At its end all ranks add up one short vector, which holds all there
-is to know of it, and read that: `finish_step`. Under pipeline parallelism Megatron-Core's stages also read the shapes
-that they send each other, a wait in every exchange of theirs.
+Nothing of a step is read by the host while it runs. Before the parameters are updated all ranks add up one short
+vector, which holds all there is to know of the step, and read that: `finish_step`. Only then is the update asked for,
+or, where loss or gradients are not finite, left out; it runs on the device while the host prepares the next step. Under
+pipeline parallelism Megatron-Core's stages also read the shapes that they send each other, a wait in every exchange of
+theirs.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
 
@@ -42,6 +45,17 @@ class StepResult:
     """Peak memory of the rank that needed most."""
     asked: tuple[bool, ...]
     """For each request a rank may make (`finish_step`), whether any rank has made it."""
+    figures: tuple[float, ...] = ()
+    """Further figures of the device, as rank 0 has them."""
+    host_memory_bytes: int = 0
+    """Host memory of the rank whose process and readers hold most."""
+    data_wait_seconds: float = 0.0
+    """Seconds that the rank which waited longest waited for its data."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Return whether the parameters may be updated by this step."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def run_micro_batches(
@@ -51,6 +65,7 @@ def run_micro_batches(
     denominator: float,
     forward_only: bool = False,
     num_sets: int = 0,
+    collected: list[Tensor] | None = None,
 ) -> Tensor:
     """Run one step's micro-batches; gradients end up reduced in the model's gradient buffers.
 
@@ -62,6 +77,7 @@ def run_micro_batches(
         denominator: global sum of loss weights, not 0.
         forward_only: compute the loss without gradients.
         num_sets: data sets that the micro-batches name (`models.micro_batch.DocumentSets`), 0 where they name none.
+        collected: a list that takes what each micro-batch gave, on the device; a stage before the last gives nothing.
 
     Returns:
         This rank's shares, float64 [1 + num_sets] on the model's device: of the loss, and of the weighted sum of the
@@ -79,31 +95,58 @@ def run_micro_batches(
     shares = torch.zeros(1 + num_sets, dtype=torch.float64, device=next(model.parameters()).device)
     for report in reports:
         shares += report
+    if collected is not None:
+        collected += reports
     # Tensor-parallel ranks have the same loss, so only the first one's counts. The others' times zero adds 0, or NaN
     # where a rank's own loss is not finite.
     return shares if parallel_state.get_tensor_model_parallel_rank() == 0 else shares * 0
 
 
-def finish_step(loss_shares: Tensor, grad_norm: Tensor, memory_bytes: int, asked: Iterable[bool]) -> StepResult:
+@dataclass(frozen=True)
+class HostFigures:
+    """What a rank's host has to say of a step, beside what is computed."""
+
+    memory_bytes: int = 0
+    """Peak of the device's memory."""
+    host_memory_bytes: int = 0
+    """Host memory of the process and its readers."""
+    data_wait_seconds: float = 0.0
+    """Seconds it waited for its data."""
+
+
+def finish_step(
+    loss_shares: Tensor,
+    grad_norm: Tensor,
+    host: HostFigures,
+    asked: Iterable[bool],
+    figures: Tensor | None = None,
+) -> StepResult:
     """Add up what the ranks have to say of a step, in one exchange, and read it: the wait for the step's end.
 
     Args:
         loss_shares: shares of this rank, float64 [1 + data sets], see `run_micro_batches`.
         grad_norm: norm of the gradients as this rank has it, float64 of no dimension on the same device.
-        memory_bytes: peak of this rank.
+        host: what the host of this rank knows.
         asked: requests of this rank, as many on all.
+        figures: [n] further figures on the same device, as many on all ranks; those of rank 0 count.
     """
     rank, size = dist.get_rank(), dist.get_world_size()
-    requests = [float(one) for one in asked]
-    known = torch.zeros(len(requests) + size, dtype=torch.float64)
+    requests, mine = [float(one) for one in asked], astuple(host)
+    known = torch.zeros(len(requests) + len(mine) * size, dtype=torch.float64)
     known[: len(requests)] = torch.tensor(requests, dtype=torch.float64)
-    known[len(requests) + rank] = memory_bytes
-    norm_of_first = (grad_norm if rank == 0 else grad_norm * 0).reshape(1)
-    numbers = torch.cat([loss_shares, norm_of_first, to_device(known, loss_shares.device)])
+    known[len(requests) :].view(len(mine), size)[:, rank] = torch.tensor(mine, dtype=torch.float64)
+    of_first = grad_norm.reshape(1)
+    if figures is not None:
+        of_first = torch.cat([of_first, figures.to(torch.float64)])
+    of_first = of_first if rank == 0 else of_first * 0
+    numbers = torch.cat([loss_shares, of_first, to_device(known, loss_shares.device)])
     dist.all_reduce(numbers)
-    (loss, *set_sums), (norm, *others) = _split(numbers.tolist(), len(loss_shares))
-    made, memory = _split(others, len(requests))
-    return StepResult(loss, tuple(set_sums), norm, int(max(memory)), tuple(count > 0 for count in made))
+    (loss, *set_sums), others = _split(numbers.tolist(), len(loss_shares))
+    (norm, *found), others = _split(others, len(of_first))
+    made, by_rank = _split(others, len(requests))
+    memory, host_memory, waited = (max(by_rank[size * i : size * (i + 1)]) for i in range(len(mine)))
+    requested = tuple(count > 0 for count in made)
+    return StepResult(loss, tuple(set_sums), norm, int(memory), requested, tuple(found), int(host_memory), waited)
 
 
 def _split(values: list[float], count: int) -> tuple[list[float], list[float]]:

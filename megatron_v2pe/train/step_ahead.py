@@ -21,6 +21,7 @@ from megatron_v2pe.device.transfer import Arriving, Copies
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, PixelSettings
 from megatron_v2pe.train.data_feed import Consumed, DataFeed, Totals
+from megatron_v2pe.train.health.step_samples import PackSamples
 
 _PATIENCE_SECONDS = 10.0
 """How long the end of a run waits for a step that was read in vain: other ranks wait in its exchange."""
@@ -36,6 +37,8 @@ class StepData:
     """What counts as consumed once the step is done."""
     largest: tuple[int, int]
     """Tokens and tiles of the longest of this rank's packs."""
+    samples: tuple[PackSamples, ...]
+    """Samples of each of this rank's packs."""
     _first: deque[Arriving[MicroBatch]]
     """The first micro-batch, on its way to the device; a deque, so that it can be given away."""
     _others: deque[MicroBatch]
@@ -116,7 +119,8 @@ class StepDataReader:
             share = self._cutter.cut(batch, self._key(step, index), self._feed.sets_of(batch))
             cut.append(self._copies.pinned(share))
         first = deque([self._copies.start(cut.popleft())])
-        return StepData(read.totals, read.consumed, largest, first, cut, self._copies, self._pixels)
+        samples = tuple(map(PackSamples.of, read.batches))
+        return StepData(read.totals, read.consumed, largest, samples, first, cut, self._copies, self._pixels)
 
 
 def _popped(batches: deque[MicroBatch]) -> Iterator[MicroBatch]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from megatron_v2pe.train.metrics import LoggedStep, Rates, StepMetrics
 from megatron_v2pe.train.metrics_file import ADDED, METRICS, MetricsFile
 
 _log = get_logger(__name__)
+_NOTABLE_WAIT = 0.05
+"""Share of a step spent in waiting for data that the console shows."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,10 @@ class ConsoleWriter(MetricsWriter):
     def write(self, step: LoggedStep) -> None:
         """Write a line, or beside the bar."""
         row = step.row
-        learned = (f"loss {row['loss']:.4f}", f"lr {row['lr']:.2e}", f"grad norm {row['grad_norm']:.2f}")
+        learned = (_shown("loss", row["loss"], 4), f"lr {row['lr']:.2e}", _shown("grad norm", row["grad_norm"], 2))
         words = [*learned, step.recent.words(), f"{row['memory_gib']:.1f} GiB"]
+        if row["data_wait_seconds"] > _NOTABLE_WAIT * row["seconds"]:
+            words.append(f"waits for data {row['data_wait_seconds'] / row['seconds']:.0%}")
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(words))
         if step.whole.steps:
@@ -290,9 +294,8 @@ class MetricsLog:
         if not values and metrics.iteration % self._interval and metrics.iteration != self._total:
             return
         device = {"device": self._device} if self._device else {}
-        numbers = asdict(metrics)
-        measured = numbers.pop("values")
-        row = {**numbers, **measured, **(values or {}), "warm_up": warm_up, **device, "time": time.time()}
+        row = {**metrics.row(), **(values or {}), "warm_up": warm_up, **device, "time": time.time()}
+        measured = {name: row[name] for name in metrics.values if row[name] is not None}
         step = LoggedStep(row, self._recent, self._whole, self._total, values or {}, measured)
         self._recent = Rates()
         self._each(step.iteration, lambda writer: writer.write(step))
@@ -320,3 +323,7 @@ class MetricsLog:
         """Flush and close every writer."""
         for writer in self._writers:
             writer.close()
+
+
+def _shown(name: str, value: float | None, digits: int) -> str:
+    return f"{name} not finite" if value is None else f"{name} {value:.{digits}f}"

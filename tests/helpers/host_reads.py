@@ -353,12 +353,14 @@ def _targets_on_the_device() -> AbstractContextManager[Any]:
 
 
 def _norm_of_megatron_core() -> AbstractContextManager[Any]:
-    """Let Megatron-Core clip and step."""
+    """Let Megatron-Core measure the gradients."""
     from megatron_v2pe.train import loop
 
-    return mock.patch.object(
-        loop, "take_step", lambda optimizer: torch.tensor(optimizer.step()[1], dtype=torch.float64)
-    )
+    def measure(optimizer: Any, parts: Any) -> Tensor:
+        optimizer.prepare_grads()
+        return torch.tensor([optimizer.get_grad_norm()], dtype=torch.float64)
+
+    return mock.patch.object(loop, "measure_gradients", measure)
 
 
 PLANTED: dict[str, Callable[[], AbstractContextManager[Any]]] = {

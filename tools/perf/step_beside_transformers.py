@@ -197,7 +197,7 @@ def ours(task: Task) -> Measured:
     from megatron_v2pe.train.config import AdamWConfig
     from megatron_v2pe.train.ddp import wrap
     from megatron_v2pe.train.optimizer_step import build_optimizer, take_step
-    from megatron_v2pe.train.step import finish_step, run_micro_batches
+    from megatron_v2pe.train.step import HostFigures, finish_step, run_micro_batches
 
     device = Device(task.device)
     with _all_cores(task), model_of(task.step) as model:
@@ -214,7 +214,7 @@ def ours(task: Task) -> Measured:
             batch = host.mapped(lambda tensor: tensor.to(device.torch_device))
             batch = _typed(batch, DTYPES[task.precision])
             loss = run_micro_batches(wrapped, iter([batch]), 1, float(task.supervised))
-            return finish_step(loss, take_step(optimizer), 0, ()).loss
+            return finish_step(loss, take_step(optimizer), HostFigures(), ()).loss
 
         return _measured(task, device, step)
 

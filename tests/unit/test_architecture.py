@@ -86,6 +86,8 @@ def test_json_from_outside_has_one_reader():
 
 OBJECTS_BETWEEN_RANKS = {
     "device/rank_errors.py": "errors of one rank, raised on all",
+    "train/health/skipped_steps.py": "names of weights that are not finite, of all ranks",
+    "train/health/step_samples.py": "the samples of a step, of all ranks",
     "checkpoint/store.py": "what every rank has written, for the description of the tensors",
     "evaluate/batching.py": "lengths of prompts, so that batches are the same on all ranks of a copy",
     "generate/chat.py": "the line a user has typed",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.base.whole_files import put_in_place, write_text
+from megatron_v2pe.checkpoint.best import BestCheckpoints
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.text import read_text
@@ -112,14 +113,17 @@ def put_in_place_as_newest(temporary: Path, folder: Path, keep_latest: int | Non
 
 
 def remove_old(root: Path, newest: int, keep_latest: int | None) -> None:
-    """Remove all but the `keep_latest` newest checkpoints up to `newest`.
+    """Remove all but the `keep_latest` newest checkpoints up to `newest`, and those that are kept as the run's best.
 
     A checkpoint after `newest` comes from a run that was killed before it counted; it is written again in time.
     """
-    counted = [iteration_folder(root, number) for number in iterations(root) if number <= newest]
-    for old in counted[:-keep_latest] if keep_latest else ():
-        _log.info("removing old checkpoint %s", old)
-        shutil.rmtree(old)
+    counted = [number for number in iterations(root) if number <= newest]
+    best = BestCheckpoints.read(root).best(counted) if keep_latest else ()
+    for number in counted[:-keep_latest] if keep_latest else ():
+        if number not in best:
+            old = iteration_folder(root, number)
+            _log.info("removing old checkpoint %s", old)
+            shutil.rmtree(old)
 
 
 @contextmanager

@@ -1,22 +1,24 @@
 """What a folder is that a user names: an HF checkpoint, a Megatron checkpoint, or a training run and which part of it.
 
-Every tool asks here, so that what one of them takes is taken by all. A run stands for its newest checkpoint, `hf/` of a
-Megatron checkpoint for that checkpoint. How a checkpoint was trained is answered by `trained`; an HF folder becomes a
-Megatron checkpoint in `conversions`.
+Every tool asks here, so that what one of them takes is taken by all. A run stands for its newest checkpoint, `RUN/best`
+for the best by its validation, `hf/` of a Megatron checkpoint for that checkpoint. How a checkpoint was trained is
+answered by `trained`; an HF folder becomes a Megatron checkpoint in `conversions`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.checkpoint.best import BEST, BestCheckpoints
 from megatron_v2pe.checkpoint.folder import (
     DESCRIPTION,
     HF_FOLDER,
     HF_LAYOUT,
     METADATA,
     TRAINING_STATE,
+    iteration_folder,
     iterations,
     newest,
 )
@@ -78,7 +80,8 @@ def find_checkpoint(path: str | Path, said: str) -> FoundCheckpoint:
 def look_for_checkpoint(folder: Path, said: str) -> FoundCheckpoint | None:
     """Return what `find_checkpoint` does, but None where there is no checkpoint; all else is as there."""
     if not folder.is_dir():
-        return None
+        best = None if folder.exists() or folder.name != BEST else best_of(folder.parent)
+        return None if best is None else FoundCheckpoint(best, is_hf=False)
     whole = (folder / DESCRIPTION).is_file() or ((folder / METADATA).is_file() and (folder / HF_FOLDER).is_dir())
     kinds = [DESCRIPTION] if whole else []  # without it, whoever vets the folder says what is missing
     if not kinds and (there := iterations(folder)):
@@ -96,6 +99,16 @@ def look_for_checkpoint(folder: Path, said: str) -> FoundCheckpoint | None:
         return FoundCheckpoint(folder, is_hf=False)
     latest = newest(folder)  # also where there is none: a file that names one that is gone is an error
     return None if latest is None else FoundCheckpoint(latest, is_hf=False)
+
+
+def best_of(run: Path) -> Path | None:
+    """Return the best checkpoint of a run by its validation, None where none has been validated and kept.
+
+    Raises:
+        CheckpointError: the file that says which is damaged.
+    """
+    best = replace(BestCheckpoints.read(run), keep=1).best(iterations(run))
+    return iteration_folder(run, best[0]) if best else None
 
 
 def resume_folder(save: str | None, load: str | None, resume: str) -> Path | None:

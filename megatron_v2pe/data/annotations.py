@@ -13,7 +13,7 @@ from array import array
 from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -93,6 +93,17 @@ class Dataset:
     def _offsets(self) -> np.ndarray:
         """Return the start of each non-empty line, and its number from 1: int64 [lines, 2]."""
         return self._scanned[0]
+
+    @property
+    def line_numbers(self) -> np.ndarray:
+        """Return the number of each sample's line in the annotation file, from 1: int64 [samples]."""
+        return self._offsets[:, 1]
+
+    def part(self, chosen: np.ndarray) -> Dataset:
+        """Return a data set of some of the samples, in their order; `chosen` says which, bool [samples]."""
+        part = replace(self)
+        part.__dict__["_scanned"] = (self._offsets[chosen], self.checksum)
+        return part
 
     @property
     def checksum(self) -> str:

@@ -16,8 +16,8 @@ from megatron_v2pe.base.orphans import lost_reader
 from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.batch import PackReader
 from megatron_v2pe.data.config import DataConfig
-from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
+from megatron_v2pe.data.hold_out import HoldOut, training_sets
 from megatron_v2pe.data.image_operations import NORMALISATION
 from megatron_v2pe.data.indexed.plan import IndexedPlan, IndexedPlanState, IndexedReader
 from megatron_v2pe.data.indexed.samples import IndexedSamples
@@ -230,6 +230,7 @@ def build_loader(
     state: dict[str, Any] | None = None,
     read_seconds: float = READ_SECONDS,
     epochs: float | None = None,
+    hold_out: HoldOut | None = None,
 ) -> PackLoader:
     """Open a data list or an indexed data set for one data-parallel rank.
 
@@ -245,6 +246,7 @@ def build_loader(
         state: `state_dict` of an earlier run to go on from; any `dp_size` and worker count may have written it.
         read_seconds: see `PackLoader`.
         epochs: of a data list: after so many come empty packs, see `PackPlan`; an indexed set ends each epoch so.
+        hold_out: which samples never come.
 
     Raises:
         ConfigError: the data list is wrong, an indexed set was built with other settings, or the state belongs to
@@ -261,9 +263,10 @@ def build_loader(
         samples.check(config, tokenizer, facts)
         if dp_rank == 0:
             warn_of_edits(samples)
-        plan, reading = IndexedPlan(samples, config, seed, skipped, state), IndexedReader(samples, encoder, reader)
+        plan = IndexedPlan(samples, config, seed, skipped, state, hold_out)
+        reading = IndexedReader(samples, encoder, reader)
     else:
-        mixture = Mixture(read_data_list(config.meta_path), seed, config.use_data_resampling)
+        mixture = Mixture(training_sets(config.meta_path, hold_out), seed, config.use_data_resampling)
         plan, reading = PackPlan(mixture, encoder, skipped, state, epochs), reader
     return PackLoader(
         plan,

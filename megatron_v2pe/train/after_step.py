@@ -25,6 +25,11 @@ class AfterStep:
     name: str
     """Under this its state is kept in a checkpoint, unique in a run."""
 
+    @property
+    def at_start(self) -> bool:
+        """Whether it may be due before the first step of a run too, after 0 steps; other work is not asked then."""
+        return False
+
     def is_due(self, iteration: int, is_last: bool) -> bool:
         """Return whether its turn comes after a step.
 
@@ -76,6 +81,8 @@ class AfterSteps:
         values: dict[str, float] = {}
         for work in self.works:
             if self.done.get(work.name) == iteration or not work.is_due(iteration, is_last):
+                continue
+            if not iteration and not work.at_start:
                 continue
             watchdog.progress(f"{work.name} after step {iteration}")
             values |= work.run(iteration)

@@ -20,6 +20,7 @@ from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.train.health.settings import HealthConfig
 from megatron_v2pe.train.optimizers.adamw import AdamWConfig
 from megatron_v2pe.train.optimizers.settings import OptimizerSettings
+from megatron_v2pe.train.validation.settings import ValidationConfig
 from megatron_v2pe.v2pe.settings import V2PESettings
 
 CONFIG_FILE = "config.yaml"
@@ -241,6 +242,8 @@ class ExperimentConfig:
     """Console, JSONL, TensorBoard."""
     health: HealthConfig = field(default_factory=HealthConfig)
     """What a run watches of itself."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    """Loss of data that never train."""
 
     def validate(self, world_size: int | None = None) -> None:
         """Check all settings, and with the number of ranks also that the layout and the steps fit it.
@@ -260,6 +263,7 @@ class ExperimentConfig:
         self.checkpoint.validate()
         self.logging.validate()
         self.health.validate()
+        self.validation.validate(self.data, self.checkpoint.save)
         self._validate_padding()
         self._validate_offload()
         if self.parallel.use_distributed_optimizer and not self.optimizer.shards_state():

@@ -17,8 +17,8 @@ from megatron_v2pe.base.progress import progress_bar
 from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.config import DataConfig
-from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
+from megatron_v2pe.data.hold_out import HoldOut, training_sets
 from megatron_v2pe.data.indexed.plan import IndexedPlan
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
@@ -41,6 +41,7 @@ def steps_left(
     packs_per_step: int,
     state: dict[str, Any] | None = None,
     tell: Callable[[], None] = lambda: None,
+    hold_out: HoldOut | None = None,
 ) -> int:
     """Return the steps of `epochs` epochs, or of what is left of them after `state`.
 
@@ -51,21 +52,22 @@ def steps_left(
         packs_per_step: packs of a step, over all ranks.
         state: state of the loader, where a run goes on.
         tell: is called now and then while counting goes on.
+        hold_out: which samples never train.
 
     Raises:
         ConfigError: a data list too long to be counted; says what to do. Or the state belongs to other data.
         DataError: more samples cannot be used than the run allows.
     """
     if config.indexed_path:
-        return _steps_of_set(config, epochs, encoder.seed, packs_per_step, state, tell)
-    packs = packs_of_list(config, epochs, encoder, state, tell=tell)
+        samples, skipped = IndexedSamples(config.indexed_path), SkipLog(10**12, quiet=True)
+        return _steps_of_set(
+            IndexedPlan(samples, config, encoder.seed, skipped, state, hold_out), epochs, packs_per_step, tell
+        )
+    packs = packs_of_list(config, epochs, encoder, state, tell=tell, hold_out=hold_out)
     return -(-packs // packs_per_step)
 
 
-def _steps_of_set(
-    config: DataConfig, epochs: float, seed: int, packs_per_step: int, state: dict[str, Any] | None, tell: Callable
-) -> int:
-    plan = IndexedPlan(IndexedSamples(config.indexed_path), config, seed, SkipLog(10**12, quiet=True), state)
+def _steps_of_set(plan: IndexedPlan, epochs: float, packs_per_step: int, tell: Callable[[], None]) -> int:
     there = plan.state_dict()
     steps, done = 0, there["packs"]
     for epoch in range(there["epoch"], ceil(epochs)):
@@ -83,13 +85,14 @@ def packs_of_list(
     state: dict[str, Any] | None = None,
     most: int | None = None,
     tell: Callable[[], None] = lambda: None,
+    hold_out: HoldOut | None = None,
 ) -> int:
     """Return the packs that `epochs` epochs of a data list fill, or what is left of them; arguments of `steps_left`.
 
     Raises:
         ConfigError: an epoch has more than `most` samples, `MOST_COUNTED` by default.
     """
-    mixture = Mixture(read_data_list(config.meta_path), encoder.seed, config.use_data_resampling)
+    mixture = Mixture(training_sets(config.meta_path, hold_out), encoder.seed, config.use_data_resampling)
     check_countable(config.meta_path, epochs, mixture.epoch_length, most)
     lengths = _Lengths(encoder, tell, ceil(min(epochs, 1) * mixture.epoch_length))
     skipped = SkipLog(config.max_skipped_samples, quiet=True)
@@ -160,7 +163,11 @@ class _TooLong(Exception):
 
 
 def packs_of_epoch(
-    config: DataConfig, encoder: DocumentEncoder, most: int | None = None, seconds: float = 5.0
+    config: DataConfig,
+    encoder: DocumentEncoder,
+    most: int | None = None,
+    seconds: float = 5.0,
+    hold_out: HoldOut | None = None,
 ) -> int | None:
     """Return the packs of the first epoch; None where they cannot be counted, or not in a short time.
 
@@ -169,6 +176,7 @@ def packs_of_epoch(
         encoder: encoder of the run.
         most: most samples that are counted; `MOST_PLANNED` or `MOST_UNASKED` by default.
         seconds: time that counting a data list may take; videos take long to open.
+        hold_out: which samples never train.
     """
     until = time.monotonic() + seconds
 
@@ -178,8 +186,11 @@ def packs_of_epoch(
 
     try:
         if not config.indexed_path:
-            return packs_of_list(config, 1, encoder, most=most or MOST_UNASKED, tell=look_at_the_clock)
-        plan = IndexedPlan(IndexedSamples(config.indexed_path), config, encoder.seed, SkipLog(0, quiet=True))
+            return packs_of_list(
+                config, 1, encoder, most=most or MOST_UNASKED, tell=look_at_the_clock, hold_out=hold_out
+            )
+        samples, skipped = IndexedSamples(config.indexed_path), SkipLog(0, quiet=True)
+        plan = IndexedPlan(samples, config, encoder.seed, skipped, hold_out=hold_out)
         return sum(1 for _ in plan.epoch(0)) if plan.mixture.epoch_length <= (most or MOST_PLANNED) else None
     except (ConfigError, DataError, _TooLong):
         return None  # where it matters, training says what is wrong

@@ -76,7 +76,7 @@ class Trainer:
         last = min(train_steps, exit_step or train_steps)
         iteration, saved, ended_well = start, start, False
         self.model.train()
-        if start and (missed := self.after.run(start, start == train_steps)):
+        if missed := self.after.run(start, start == train_steps):
             self.metrics.add(start, missed)
         steps = StepDataReader(self.feed, self.cutter, self.pixels, self.num_micro_batches, self._key)
         try:

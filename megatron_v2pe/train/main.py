@@ -69,6 +69,8 @@ def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
 def _train(run: TrainingRun) -> int:
     """Load the model, open the data, train to the last step or a request to stop; return the exit status."""
     loaded = _load(run)
+    if run.config.validation.only:
+        return _validate(run, loaded)
     run = setup.with_counted_steps(run, loaded.loader_state, loaded.iteration)
     train, settings = run.config.train, run.config.optimizer
     scheduler = build_scheduler(loaded.optimizer, settings, train.train_steps)
@@ -111,6 +113,14 @@ def _train(run: TrainingRun) -> int:
         stop.restore()
     _report(run, metrics.rates(), loaded.iteration, done)
     return stop.status if done < train.train_steps else exit_status.FINISHED
+
+
+def _validate(run: TrainingRun, loaded: Loaded) -> int:
+    """Compute the validation loss of the weights that are loaded, tell it, and end."""
+    values = setup.validation_of(run, loaded).losses(loaded.iteration)
+    where = loaded.resumed or run.start
+    _log.info("%s: %s", where, ", ".join(f"{name} {value:.8g}" for name, value in values.items()))
+    return exit_status.FINISHED
 
 
 def _load(run: TrainingRun) -> Loaded:

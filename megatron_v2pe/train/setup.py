@@ -54,6 +54,8 @@ from megatron_v2pe.train.preflight.checkpoint import (
     check_checkpoint,
     tiling_not_exported,
 )
+from megatron_v2pe.train.validation.opening import open_validation
+from megatron_v2pe.train.validation.work import Validation
 from megatron_v2pe.v2pe.settings import StridePolicy
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -258,7 +260,8 @@ def with_counted_steps(run: TrainingRun, state: dict[str, Any] | None, iteration
     def count() -> int:
         watchdog.progress("counting the packs of the run's epochs")
         tell = partial(watchdog.progress, "counting the packs of the run's epochs")
-        return steps_left(run.config.data, epochs, run.encoder, run.packs_per_step, state, tell)
+        held = run.config.validation.hold_out
+        return steps_left(run.config.data, epochs, run.encoder, run.packs_per_step, state, tell, held)
 
     left = share_from_first_rank(count)
     if not iteration + left:
@@ -296,6 +299,7 @@ def open_feed(run: TrainingRun, state: dict[str, Any] | None) -> DataFeed:
             state=state,
             epochs=run.config.train.epochs,
             read_seconds=60 * run.config.parallel.distributed_timeout_minutes,
+            hold_out=run.config.validation.hold_out,
         )
 
     loader = raise_on_all_ranks(open_loader)
@@ -327,10 +331,18 @@ def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed, health: Health
         CheckpointError: the state is damaged.
     """
     works: list[AfterStep] = [health]
+    if run.config.validation.is_on:
+        works.append(validation_of(run, loaded))
     after = AfterSteps(works)
     if loaded.resumed is not None:
         after.load_state_dict(loaded.after_steps, f"{printable(loaded.resumed / TRAINING_STATE)}: after_steps")
     return after
+
+
+def validation_of(run: TrainingRun, loaded: Loaded) -> Validation:
+    """Open the validation of a run; errors as in `open_validation`."""
+    save = run.config.checkpoint.save
+    return open_validation(run, loaded.wrapped, cutter_of(run), Path(save) if save else None)
 
 
 def cutter_of(run: TrainingRun) -> PackCutter:
@@ -355,7 +367,7 @@ def introduce(run: TrainingRun, feed: DataFeed, start: Start) -> None:
     loader = feed.loader
     if run.world.rank or not isinstance(loader, PackLoader):
         return
-    packs = packs_of_epoch(run.config.data, run.encoder)
+    packs = packs_of_epoch(run.config.data, run.encoder, hold_out=run.config.validation.hold_out)
     for line in header(run.budget, loader.plan, packs, start):
         _log.info("%s", line)
     for line in changes_from_before(run.config, start.resumed) if start.resumed is not None else ():

@@ -36,7 +36,8 @@ SETTINGS: dict[str, Row] = {
         "data.dynamic_max_patch data.use_thumbnail data.use_data_resampling data.balance_attention "
         "parallel.sequence_parallel parallel.use_distributed_optimizer parallel.overlap_grad_reduce "
         "parallel.overlap_param_gather optimizer.weight_decay_on_all train.recompute_attention train.recompute_vision "
-        "logging.jsonl logging.tensorboard logging.wandb checkpoint.verify optimizer.optimizer_cpu_offload",
+        "logging.jsonl logging.tensorboard logging.wandb checkpoint.verify optimizer.optimizer_cpu_offload "
+        "validation.at_start validation.greater_is_better validation.allow_overlap validation.only",
     ),
     **_rows("whole", "data.max_seq_length data.max_packed_tokens model.head_chunk_size", 1, 16_777_216),
     **_rows("whole", "model.mlp_chunk_tokens", 1, 16_777_216, True),
@@ -68,7 +69,14 @@ SETTINGS: dict[str, Row] = {
     **_rows("whole", "train.exit_step checkpoint.save_interval", 1, 10**9, True),
     **_rows("whole", "train.gradient_accumulation_steps checkpoint.keep_latest", 1, 10**6, True),
     **_rows("whole", "train.global_batch_size", 1, 10**8, True),
-    **_rows("whole", "train.seed", 0, 2**63 - 1),
+    **_rows("whole", "train.seed validation.seed", 0, 2**63 - 1),
+    **_rows("whole", "validation.interval", 1, 10**9, True),
+    **_rows("whole", "validation.max_samples", 1, 10**12, True),
+    **_rows("whole", "validation.max_packed_tokens", 1, 16_777_216, True),
+    **_rows("whole", "validation.num_images_expected", 1, 1_000_000, True),
+    **_rows("whole", "validation.keep_best", 0, 10**6),
+    **_rows("number", "validation.share", 0, 0.9),
+    **_rows("text", "validation.meta_path validation.indexed_path validation.best_by"),
     **_rows("number", "data.max_padding_share optimizer.warmup_ratio", 0, 1),
     **_rows("number", "train.memory_share", 0.05, 1),
     **_rows("number", "train.epochs", 1e-6, 10**6, True),

@@ -23,6 +23,7 @@ from megatron_v2pe.data.batch import PackReader
 from megatron_v2pe.data.config import DataConfig
 from megatron_v2pe.data.data_list import read_image_operations, read_openings, read_shares
 from megatron_v2pe.data.encode import DocumentEncoder
+from megatron_v2pe.data.hold_out import HoldOut, with_counts
 from megatron_v2pe.data.indexed.layout import IndexedSet
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
@@ -82,14 +83,20 @@ class IndexedPlan:
         seed: int,
         skipped: SkipLog,
         state: dict[str, Any] | None = None,
+        hold_out: HoldOut | None = None,
     ) -> None:
-        """Start at the beginning, or where `state` (of an earlier run) left off.
+        """Start at the beginning, or where `state` (of an earlier run) left off; what is held out is never planned.
 
         Raises:
             ConfigError: the state belongs to other data, budgets or another seed.
         """
         self._samples, self._config, self._skipped = samples, config, skipped
-        sets = [entry for entry in _shares(samples.manifest.datasets, config.meta_path) if entry.samples]
+        sets = _shares(samples.manifest.datasets, config.meta_path)
+        self._trained: np.ndarray | None = None
+        if hold_out is not None:
+            counts, self._trained = hold_out.training_samples(samples)
+            sets = with_counts(sets, counts)
+        sets = [entry for entry in sets if entry.samples]
         self._first = np.array([entry.first for entry in sets])
         self.mixture: Mixture[IndexedSet] = Mixture(sets, seed, config.use_data_resampling)
         """The order of the samples of each epoch."""
@@ -127,6 +134,7 @@ class IndexedPlan:
         """Yield the packs of an epoch from its pack `start` on; as many windows as needed are packed."""
         datasets, lines = self.mixture.order(epoch)
         order = self._first[datasets] + lines
+        order = order if self._trained is None else self._trained[order]
         window = self._config.packing_window or len(order)
         passed = 0
         for begin in range(0, len(order), window):

@@ -109,6 +109,18 @@ class IndexedSamples:
         self._samples.check_all()
         return self._rows["tiles"]
 
+    @property
+    def lines(self) -> np.ndarray:
+        """Number of every sample's line in its annotation file, from 1, int32 [n]; checked as `num_tokens`."""
+        self._samples.check_all()
+        return self._rows["line"]
+
+    @property
+    def supervised(self) -> np.ndarray:
+        """Tokens of every sample that something is learned from, int32 [n]; checked as `num_tokens`."""
+        self._samples.check_all()
+        return self._rows["supervised"]
+
     def source(self, number: int) -> SampleId:
         """Return where a sample comes from.
 

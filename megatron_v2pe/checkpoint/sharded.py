@@ -110,11 +110,11 @@ def _filled(part: Any, reader: TorchDistReader, folder: Path) -> torch.Tensor:
     whole = target[(None,) * part.prepend_axis_num]
     reader.read(part.key, begin, tuple(whole.shape), whole)
     if longer and begin[0] + whole.shape[0] == wanted[0]:  # one of those that hold the last rows
-        _check_padding(part.key, stored.size, wanted[0], reader, folder)
+        check_padding(part.key, stored.size, wanted[0], reader, folder)
     return part.filled() if isinstance(part, CutPart) else target
 
 
-def _check_padding(key: str, size: tuple[int, ...], rows: int, reader: TorchDistReader, folder: Path) -> None:
+def check_padding(key: str, size: tuple[int, ...], rows: int, reader: TorchDistReader, folder: Path) -> None:
     """Check that rows which a checkpoint holds of a vocabulary beyond the model's are padding.
 
     Raises:

@@ -36,6 +36,7 @@ from megatron_v2pe.checkpoint.folder import (
     iteration_of,
     put_in_place_as_newest,
 )
+from megatron_v2pe.checkpoint.growth import GrownReader, Growth
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
 from megatron_v2pe.checkpoint.writer import CheckpointWriter, SynchronousWriter
@@ -187,7 +188,7 @@ def load_training(folder: Path, model: nn.Module, optimizer: MegatronOptimizer, 
     return state
 
 
-def load_model(folder: Path, model: nn.Module, verify: bool = True) -> None:
+def load_model(folder: Path, model: nn.Module, verify: bool = True, growth: Growth | None = None) -> None:
     """Load the weights of a Megatron checkpoint folder, whatever layout wrote it.
 
     Adapters of the model (`models/adapters.py`) are loaded where the folder holds some, and stay as they are where it
@@ -197,11 +198,15 @@ def load_model(folder: Path, model: nn.Module, verify: bool = True) -> None:
         folder: of the checkpoint.
         model: this rank's stage (unwrapped).
         verify: compare checksums.
+        growth: new tokens that the model has rows for and the folder has not.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged, unsafe, of another model, or of one with adapters.
     """
     reader = _vet(folder, verify)
+    if growth is not None:
+        found = reader
+        reader = raise_on_all_ranks(lambda: GrownReader(found, growth))
     stored, own = any(ADAPTER in key for key in reader.tensors), any(ADAPTER in key for key in model.state_dict())
     if stored:
         everyone: list[Any] = [None] * dist.get_world_size()

@@ -108,7 +108,7 @@ class TorchDistReader:
             tensors: its tensors.
             checksums: compared with what is read; None: nothing is compared.
         """
-        self._folder, self.tensors = folder, tensors
+        self.folder, self.tensors = folder, tensors
         self.checksums = checksums
         self._sums: dict[str, dict[tuple[int, int], str]] = {}
         self._files: dict[str, memoryview] = {}
@@ -150,12 +150,12 @@ class TorchDistReader:
             target[place].copy_(piece)
             covered += piece.numel()
         if covered != target.numel():
-            raise CheckpointError(f"{self._folder}: {key}: shards hold {covered} of {target.numel()} values")
+            raise CheckpointError(f"{self.folder}: {key}: shards hold {covered} of {target.numel()} values")
         return target
 
     def _shard(self, key: str, entry: StoredTensor, shard: Shard) -> Tensor:
         """Return a shard as a view of its file, compared with its checksum the first time."""
-        where = f"{self._folder / shard.file}: {key}"
+        where = f"{self.folder / shard.file}: {key}"
         content = self._file(shard.file)[shard.offset : shard.offset + shard.length]
         if len(content) != shard.length:
             raise CheckpointError(f"{where}: damaged: {len(content)} of {shard.length} bytes")
@@ -176,7 +176,7 @@ class TorchDistReader:
 
     def _file(self, name: str) -> memoryview:
         if name not in self._files:
-            path = self._folder / name
+            path = self.folder / name
             try:
                 with path.open("rb") as stream:
                     # Copied on writing, so that views of it are ordinary tensors; the file itself is never changed.

@@ -9,7 +9,7 @@ be cut before all such blanks and the parts encoded one by one, with the ids of 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from megatron_v2pe.data.special_tokens import SpecialTokens
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.library_files import LibraryFiles, open_library
 from megatron_v2pe.foreign.library_rules import CUT_AT_BLANKS
+from megatron_v2pe.foreign.tokenizer_files import AddedToken
 from megatron_v2pe.foreign.tokenizer_settings import TokenizerSettings, TokenizerSource
 
 _WORDS = re.compile(r"\s*\S*(?:[^\S ]\s*\S*)*")
@@ -27,15 +28,17 @@ _MOST_WORDS, _LONGEST_WORD = 1 << 18, 64
 class LibraryPieces:
     """Ids of texts, and texts of ids, by the `tokenizers` library."""
 
-    def __init__(self, folder: Path, source: TokenizerSource, settings: TokenizerSettings) -> None:
-        """Open the tokenizer of a folder.
+    def __init__(
+        self, folder: Path, source: TokenizerSource, settings: TokenizerSettings, more: Sequence[AddedToken] = ()
+    ) -> None:
+        """Open the tokenizer of a folder, with `more` tokens of their own that its files do not state.
 
         Raises:
             ConfigError: see `foreign.library_files.open_library`.
         """
-        files = open_library(folder, source, settings, ConfigError)
+        files = open_library(folder, source, settings, ConfigError, more)
         self._library = files.library
-        self._folder, self._source, self._settings = folder, source, settings
+        self._given = folder, source, settings, tuple(more)
         self.special = {name: token.id for name, token in files.added.items()}
         self._names = {number: name for name, number in self.special.items()}
         self.bos_id, self.eos_id, self.before = files.bos, files.eos, files.before
@@ -47,7 +50,16 @@ class LibraryPieces:
 
     def again(self) -> tuple[Any, ...]:
         """Return what another process makes the same of."""
-        return self._folder, self._source, self._settings
+        return self._given
+
+    def with_tokens(self, tokens: Sequence[AddedToken]) -> LibraryPieces:
+        """Return the same with further tokens of their own; see `data.tokenizer.Tokenizer.with_tokens`."""
+        folder, source, settings, more = self._given
+        return LibraryPieces(folder, source, settings, (*more, *tokens))
+
+    def known_id(self, text: str) -> int | None:
+        """Return the id of the token or piece that is spelled so; None where there is none."""
+        return self._library.token_to_id(text)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; raises what the library raises."""

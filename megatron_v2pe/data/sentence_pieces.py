@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from megatron_v2pe.data.word_pieces import WordPieces
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.files import read_bytes
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.foreign.tokenizer_files import LARGEST_ID, MODEL, load_pieces
+from megatron_v2pe.foreign.tokenizer_files import LARGEST_ID, MODEL, AddedToken, load_pieces
 
 BOS, EOS = "<s>", "</s>"
 
@@ -22,7 +22,13 @@ class SentencePieces:
     """Ids of texts, and texts of ids, by a SentencePiece model."""
 
     def __init__(
-        self, model_file: str, special: Mapping[str, int], *, adds_bos: bool = True, eos: str | None = None
+        self,
+        model_file: str,
+        special: Mapping[str, int],
+        *,
+        adds_bos: bool = True,
+        eos: str | None = None,
+        shown: Collection[str] = (),
     ) -> None:
         """Load a SentencePiece model.
 
@@ -31,12 +37,14 @@ class SentencePieces:
             special: tokens of their own, name -> id; `<s>` and `</s>` are known from the model.
             adds_bos: whether `<s>` stands before every text.
             eos: the token that ends a text, where it is not the model's own.
+            shown: tokens of their own that are part of a text; the others are left out where ids become text.
 
         Raises:
             ConfigError: the file is missing or no SentencePiece model, a special token is empty, or its id no such
                 number or not that of the model.
         """
         self.model_file, self.adds_bos, self._eos = model_file, adds_bos, eos
+        self._shown = frozenset(shown) & special.keys()
         self._sp = load_pieces(model_file, ConfigError)
         self._words = WordPieces(self._sp)
         names = {BOS: self._sp.bos_id(), EOS: self._sp.eos_id(), "<unk>": self._sp.unk_id()}
@@ -54,7 +62,19 @@ class SentencePieces:
     def again(self) -> tuple[Any, ...]:
         """Return what another process makes the same of."""
         given = {name: number for name, number in self.special.items() if name != "\0"}
-        return self.model_file, given, self.adds_bos, self._eos
+        return self.model_file, given, self.adds_bos, self._eos, self._shown
+
+    def with_tokens(self, tokens: Sequence[AddedToken]) -> SentencePieces:
+        """Return the same with further tokens of their own; see `data.tokenizer.Tokenizer.with_tokens`."""
+        path, special, adds_bos, eos, shown = self.again()
+        own = special | {token.content: token.id for token in tokens}
+        shown = shown | {token.content for token in tokens if not token.special}
+        return SentencePieces(path, own, adds_bos=adds_bos, eos=eos, shown=shown)
+
+    def known_id(self, text: str) -> int | None:
+        """Return the id of the token or piece that is spelled so; None where there is none."""
+        number = self._sp.piece_to_id(text)
+        return self.special.get(text, None if number == self._sp.unk_id() else number)
 
     @property
     def digest(self) -> str:
@@ -74,7 +94,7 @@ class SentencePieces:
         return self._cut.encode(text, self._words.encode)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids; special tokens are left out."""
+        """Return the text of ids; special tokens are left out, but for those that are shown."""
         parts: list[str] = []
         run: list[int] = []
         for number in [*ids, None]:
@@ -83,8 +103,8 @@ class SentencePieces:
             elif run:
                 parts.append(self._sp.decode(run))
                 run = []
-            if number is not None and self._names.get(number) == "\0":
-                parts.append("\0")
+            if number is not None and ((name := self._names.get(number)) == "\0" or name in self._shown):
+                parts.append(name or "")
         return "".join(parts)
 
     def bytes_of(self, number: int) -> int:

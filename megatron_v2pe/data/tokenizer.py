@@ -18,7 +18,7 @@ from megatron_v2pe.data.sentence_pieces import BOS, EOS, SentencePieces
 from megatron_v2pe.data.special_tokens import IMG_CONTEXT, IMG_END, IMG_START, NEEDED
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.foreign.tokenizer_files import MODEL, AddedToken, added_tokens, check_rows, load_pieces
+from megatron_v2pe.foreign.tokenizer_files import MODEL, AddedToken, added_tokens, check_rows, load_pieces, shown_tokens
 from megatron_v2pe.foreign.tokenizer_settings import TokenizerSettings, TokenizerSource, source_of
 
 __all__ = ["BOS", "EOS", "IMG_CONTEXT", "IMG_END", "IMG_START", "NEEDED", "PieceFinder", "Tokenizer"]
@@ -61,6 +61,14 @@ class PieceFinder(Protocol):
         """Return what another process makes the same of."""
         ...
 
+    def with_tokens(self, tokens: Sequence[AddedToken]) -> PieceFinder:
+        """Return the same with further tokens of their own."""
+        ...
+
+    def known_id(self, text: str) -> int | None:
+        """Return the id of the token or piece that is spelled so; None where there is none."""
+        ...
+
 
 class Tokenizer:
     """A tokenizer: it turns text into token ids and ids back into text."""
@@ -99,8 +107,10 @@ class Tokenizer:
             load_pieces(model, ConfigError)
         if source is None or source is TokenizerSource.SENTENCE_PIECES:
             adds_bos = settings.adds_bos is not False
-            special = _without_rules(added_tokens(path, ConfigError), path)
-            return cls(model, special, SentencePieces(str(model), special, adds_bos=adds_bos, eos=settings.eos))
+            special = _without_rules(added_tokens(path, ConfigError), printable(path))
+            shown = shown_tokens(path, ConfigError).difference(NEEDED)
+            pieces = SentencePieces(str(model), special, adds_bos=adds_bos, eos=settings.eos, shown=shown)
+            return cls(model, special, pieces)
         return cls(path / source.file, {}, LibraryPieces(path, source, settings))
 
     @classmethod
@@ -128,6 +138,23 @@ class Tokenizer:
         if template is not None:
             tokenizer.check_template(template)
         return tokenizer
+
+    def with_tokens(self, tokens: Sequence[AddedToken]) -> Tokenizer:
+        """Return this tokenizer with further tokens of their own, as it will be opened once its files state them.
+
+        Args:
+            tokens: with their ids, the first of which is the number of ids so far.
+
+        Raises:
+            ConfigError: a token has rules about blanks beside it, which this kind of tokenizer has not.
+        """
+        if isinstance(self._engine, SentencePieces):
+            _without_rules({token.content: token for token in tokens}, printable(self.model_file))
+        return Tokenizer(self.model_file, {}, self._engine.with_tokens(tokens))
+
+    def known_id(self, text: str) -> int | None:
+        """Return the id of the token or piece that is spelled so; None where there is none."""
+        return self._engine.known_id(text)
 
     def check_rows(self, rows: int, folder: str | Path) -> None:
         """Check that a model of `rows` vocabulary rows has one for every id; `folder` is named in the error.
@@ -232,12 +259,12 @@ class Tokenizer:
         return lru_cache(maxsize=64)(lambda text: tuple(self.encode(text)))
 
 
-def _without_rules(tokens: Mapping[str, AddedToken], folder: Path) -> dict[str, int]:
+def _without_rules(tokens: Mapping[str, AddedToken], where: str) -> dict[str, int]:
     """Return the ids of tokens by name; refuse those that take white space beside them, as no such tokenizer has it."""
     for name, token in tokens.items():
         if token.lstrip or token.rstrip or token.single_word:
             raise ConfigError(
-                f"{printable(folder)}: token {printable(name)[:80]!r} has lstrip, rstrip or single_word, which is read "
+                f"{where}: token {printable(name)[:80]!r} has lstrip, rstrip or single_word, which is read "
                 "for other classes of tokenizers; name the class (tokenizer_class), or set the field to false"
             )
     return {name: token.id for name, token in tokens.items()}
@@ -247,5 +274,5 @@ def _again(model_file: str, kind: type[SentencePieces] | type[LibraryPieces], gi
     """Make the tokenizer of another process again."""
     if issubclass(kind, LibraryPieces):
         return Tokenizer(model_file, {}, kind(*given))
-    path, special, adds_bos, eos = given
-    return Tokenizer(model_file, special, SentencePieces(path, special, adds_bos=adds_bos, eos=eos))
+    path, special, adds_bos, eos, shown = given
+    return Tokenizer(model_file, special, SentencePieces(path, special, adds_bos=adds_bos, eos=eos, shown=shown))

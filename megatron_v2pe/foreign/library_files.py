@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,9 @@ class LibraryFiles:
     """SHA-256 of all on which ids depend."""
 
 
-def open_library(folder: Path, source: TokenizerSource, settings: TokenizerSettings, error: Kind) -> LibraryFiles:
+def open_library(
+    folder: Path, source: TokenizerSource, settings: TokenizerSettings, error: Kind, more: Sequence[AddedToken] = ()
+) -> LibraryFiles:
     """Open the tokenizer of a folder by the library.
 
     Args:
@@ -74,6 +76,7 @@ def open_library(folder: Path, source: TokenizerSource, settings: TokenizerSetti
         source: which of them count; any but `SENTENCE_PIECES`.
         settings: of the folder.
         error: class of the error to raise.
+        more: tokens of their own that no file states.
 
     Raises:
         V2PEError: of class `error`: a file is missing, damaged or of another kind; a merge names a token that is none;
@@ -95,7 +98,7 @@ def open_library(folder: Path, source: TokenizerSource, settings: TokenizerSetti
             raise error(f"{shown}: token {printable(name)[:80]!r}: found id {token.id}, but {told}")
     roles = role_tokens(folder, error)  # what has a role is special, whatever is said of the token itself
     both = (replace(token, special=token.special or token.content in roles) for token in (own | stated).values())
-    added = collected(((token, shown) for token in both), error)
+    added = collected(((token, shown) for token in (*both, *more)), error)
     processor = content.pop("post_processor", None)
     content["added_tokens"] = [asdict(token) for token in sorted(added.values(), key=lambda token: token.id)]
     library = _opened(content, shown, error)

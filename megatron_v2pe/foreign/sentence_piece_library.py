@@ -7,7 +7,7 @@ piece that comes out: every way to cut a piece into two of the vocabulary is a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,16 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.tokenizer_files import load_pieces
 
 
-def library_of_pieces(model_file: Path, special: Mapping[str, int], error: Kind) -> dict[str, Any]:
+def library_of_pieces(
+    model_file: Path, special: Mapping[str, int], error: Kind, shown: Collection[str] = ()
+) -> dict[str, Any]:
     """Return the content of the `tokenizer.json` that gives the ids of a SentencePiece BPE.
 
     Args:
         model_file: `tokenizer.model`.
         special: tokens of their own, name -> id. An id within the pieces takes the place of the piece.
         error: class of the error to raise.
+        shown: those of them that are part of a text where ids become text.
 
     Raises:
         V2PEError: of class `error`: no SentencePiece model, or one whose rules for text the library has not: it is no
@@ -59,7 +62,9 @@ def library_of_pieces(model_file: Path, special: Mapping[str, int], error: Kind)
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(name, number) for name, number in sorted(own.items(), key=lambda item: item[1])],
+        "added_tokens": [
+            _added(name, number, name not in shown) for name, number in sorted(own.items(), key=lambda item: item[1])
+        ],
         "normalizer": blanks["normalizer"],
         "pre_tokenizer": blanks["pre_tokenizer"],
         "post_processor": None,
@@ -79,6 +84,6 @@ def library_of_pieces(model_file: Path, special: Mapping[str, int], error: Kind)
     }
 
 
-def _added(name: str, number: int) -> dict[str, Any]:
+def _added(name: str, number: int, special: bool) -> dict[str, Any]:
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": number, "content": name, **plain, "special": True}
+    return {"id": number, "content": name, **plain, "special": special}

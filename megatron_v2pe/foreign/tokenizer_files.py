@@ -141,6 +141,18 @@ def added_tokens(folder: Path, error: Kind) -> dict[str, AddedToken]:
     return collected(found or tokens_of_whole(folder / WHOLE, error), error)
 
 
+def shown_tokens(folder: Path, error: Kind) -> frozenset[str]:
+    """Return the tokens of their own of which a folder says that they are not special: they are part of a text.
+
+    `added_tokens.json` does not say so of any.
+
+    Raises:
+        V2PEError: of class `error`: see `added_tokens`.
+    """
+    found = _from_config(folder / CONFIG, error) or tokens_of_whole(folder / WHOLE, error)
+    return frozenset(token.content for token, _ in found if not token.special) - role_tokens(folder, error)
+
+
 def collected(found: Iterable[tuple[AddedToken, str]], error: Kind) -> dict[str, AddedToken]:
     """Return tokens by name; a name that comes again keeps what was said of it first.
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.checkpoint.folder import ORIGINALS
 from megatron_v2pe.data.chat_template import VIDEO, chat_template
 from megatron_v2pe.data.conversation import TEMPLATES
 from megatron_v2pe.data.image_operations import NORMALISATION
@@ -33,7 +34,7 @@ from megatron_v2pe.foreign.library_files import open_library
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.sentence_piece_library import library_of_pieces
 from megatron_v2pe.foreign.text import read_json_object
-from megatron_v2pe.foreign.tokenizer_files import special_tokens
+from megatron_v2pe.foreign.tokenizer_files import shown_tokens, special_tokens
 from megatron_v2pe.foreign.tokenizer_folder import has_tokenizer
 from megatron_v2pe.foreign.tokenizer_settings import (
     CONFIG,
@@ -47,8 +48,6 @@ from megatron_v2pe.foreign.tokenizer_settings import (
 from megatron_v2pe.models.config import InternVLConfig, layout_of, read_stated
 from megatron_v2pe.models.native_config import NATIVE
 
-ORIGINALS = "v2pe_original"
-"""Folder of a native export with the files of the original that others stand in place of."""
 GENERATION, CHAT_TEMPLATE, PROCESSOR = "generation_config.json", "chat_template.jinja", "processor_config.json"
 PREPROCESSOR, VIDEO_PREPROCESSOR = "preprocessor_config.json", "video_preprocessor_config.json"
 _MADE = (CONFIG, GENERATION, CHAT_TEMPLATE, PREPROCESSOR, PROCESSOR, VIDEO_PREPROCESSOR)
@@ -104,7 +103,8 @@ def write_native_files(source: Path, target: Path, config: Mapping[str, Any]) ->
     tokenizer = Tokenizer.from_folder(source)
     made = kind in (TokenizerSource.SENTENCE_PIECES, TokenizerSource.LLAMA_MODEL)
     if kind is TokenizerSource.SENTENCE_PIECES:
-        _write(target / WHOLE, library_of_pieces(source / MODEL, special_tokens(source, ConfigError), ConfigError))
+        own, shown = special_tokens(source, ConfigError), shown_tokens(source, ConfigError)
+        _write(target / WHOLE, library_of_pieces(source / MODEL, own, ConfigError, shown))
     elif kind is TokenizerSource.LLAMA_MODEL:
         text = open_library(source, kind, settings, ConfigError).library.to_str(pretty=True)
         (target / WHOLE).write_text(text, encoding="utf-8")

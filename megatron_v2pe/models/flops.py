@@ -25,6 +25,8 @@ class Learning:
     projector: bool = True
     unfreeze_vit_layers: int = 0
     """Without `backbone`: tower layers from this index on learn, negative from the end; 0: none."""
+    tables: bool = False
+    """Without `llm`: the vocabulary's tables have gradients and state, though the rows of new tokens alone learn."""
 
     def tower_layers(self, num_layers: int) -> list[bool]:
         """Tell of each layer of the tower whether it learns."""

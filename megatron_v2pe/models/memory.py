@@ -98,10 +98,13 @@ class Parameters:
     projector: int
     tower_learning: int
     """Parameters of the tower that learn."""
+    tables: int = 0
+    """Parameters of the decoder that are rows of the vocabulary's tables."""
 
     def learning(self, learning: Learning) -> int:
         """Return how many parameters have gradients."""
-        return self.decoder * learning.llm + self.projector * learning.projector + self.tower_learning
+        decoder = self.decoder if learning.llm else self.tables * learning.tables
+        return decoder + self.projector * learning.projector + self.tower_learning
 
     @property
     def total(self) -> int:
@@ -120,10 +123,10 @@ def parameters(model: InternVLConfig, layout: ParallelConfig, stage: int, learni
     decoder = layout.layers_per_stage(llm.num_layers)[stage] * layer
     vocabulary = part.vocabulary * width
     first, last = stage == 0, stage == stages - 1
-    decoder += first * vocabulary + last * width
-    decoder += last * vocabulary * (not (llm.tie_word_embeddings and first))
+    tables = first * vocabulary + last * vocabulary * (not (llm.tie_word_embeddings and first))
+    decoder += tables + last * width
     if not first:
-        return Parameters(decoder, 0, 0, 0)
+        return Parameters(decoder, 0, 0, 0, tables)
     shards = 1 if layout.vision_parallel == "replicated" else degree
     vision, v = model.vision, model.vision.hidden_size
     heads = share(vision.num_attention_heads, shards) * vision.head_dim
@@ -138,7 +141,7 @@ def parameters(model: InternVLConfig, layout: ParallelConfig, stage: int, learni
     shuffled = v * round(1 / model.downsample_ratio) ** 2
     projector = 2 * shuffled + (shuffled + 1 + width) * share(width, shards) + width
     tower = embedding + vision.num_layers * each
-    return Parameters(decoder, tower, projector, tower if learning.backbone else learn * each)
+    return Parameters(decoder, tower, projector, tower if learning.backbone else learn * each, tables)
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,7 @@ def _activations(
         row = llm.hidden_size * numbers.itemsize
         chunk = min(chosen, numbers.head_chunk)
         logits = chunk * vocabulary * (HEAD_LOGITS * numbers.itemsize + HEAD_WIDE * 4)
-        weight = HEAD_WEIGHTS * vocabulary * row if learning.llm else 0
+        weight = HEAD_WEIGHTS * vocabulary * row if learning.llm or learning.tables else 0
         moments["the head"] = one + HEAD_ROWS * chosen * row + logits + weight
     if whole:
         moments["backward of a layer kept whole"] = one + layer.working
@@ -268,7 +271,9 @@ def _activations(
     if first:
         table = vocabulary * llm.hidden_size * numbers.itemsize  # gradient of the embedding
         rest = tower_kept + angles + labels + 2 * stream
-        moments["backward of the tower"] = rest + max(tower_working, (table if learning.llm else 0) + stream)
+        moments["backward of the tower"] = rest + max(
+            tower_working, (table if learning.llm or learning.tables else 0) + stream
+        )
     return others + one, {name: others + count for name, count in moments.items()}
 
 

@@ -53,6 +53,11 @@ class ModelConfig:
     """`downsample_ratio` the checkpoint must have; unset: not checked."""
     drop_path_rate: Annotated[float, Range(0, 0.99)] | None = None
     """Stochastic depth of the vision tower, rising linearly to this rate; unset: the checkpoint's."""
+    add_tokens: str | None = None
+    """File of tokens to add to the tokenizer, one on each line, or a JSON list (`NAME.json`); embedding and head get a
+    row for each, the mean of the rows of the pieces that it replaces. Checkpoints know them from then on."""
+    train_new_tokens: bool = False
+    """With `add_tokens` and a language model that is frozen: the rows of the new tokens learn, the others do not."""
     freeze_llm: bool = False
     """Keep the language model as it is."""
     freeze_backbone: bool = False
@@ -77,8 +82,16 @@ class ModelConfig:
             preset_named(self.preset)
         if not self.model_name_or_path and self.preset is None:
             raise ConfigError("model.model_name_or_path is empty: name the folder of an InternVL checkpoint")
-        if self.freeze_llm and self.freeze_backbone and self.freeze_mlp and not self.unfreeze_vit_layers:
+        frozen = self.freeze_llm and self.freeze_backbone and self.freeze_mlp and not self.unfreeze_vit_layers
+        if frozen and not self.train_new_tokens:
             raise ConfigError("model.freeze_llm, freeze_backbone and freeze_mlp are all set: nothing would learn")
+        if self.train_new_tokens and self.add_tokens is None:
+            raise ConfigError("model.train_new_tokens is set without model.add_tokens: no token is new in this run")
+        if self.train_new_tokens and not self.freeze_llm:
+            raise ConfigError(
+                "model.train_new_tokens is set without model.freeze_llm: all rows learn with the language model; leave "
+                "it out"
+            )
         if self.unfreeze_vit_layers and not self.freeze_backbone:
             raise ConfigError(f"model.unfreeze_vit_layers is {self.unfreeze_vit_layers} without model.freeze_backbone")
 

@@ -66,6 +66,7 @@ def tokenizer_and_facts(
     from megatron_v2pe.checkpoint.trained import trained_model
     from megatron_v2pe.checkpoint.vet import verify_side_files
     from megatron_v2pe.data.encode import ModelFacts
+    from megatron_v2pe.data.new_tokens import read_new_tokens_for
     from megatron_v2pe.data.tokenizer import Tokenizer
     from megatron_v2pe.errors import ConfigError
 
@@ -86,4 +87,7 @@ def tokenizer_and_facts(
         rows = model.llm.vocab_size
         config = config.with_template(model.template)
     tokenizer = Tokenizer.of_model(place, rows, config.data.template_name)
+    if config.model.add_tokens is not None:
+        listed = read_new_tokens_for(Path(config.model.add_tokens), tokenizer, config.data.template_name)
+        tokenizer = tokenizer.with_tokens([token.added for token in listed])
     return tokenizer, ModelFacts(size or DEFAULT_TILE_SIZE, tokens or DEFAULT_TOKENS_PER_TILE), config

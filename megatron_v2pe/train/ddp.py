@@ -19,6 +19,7 @@ from megatron_v2pe.models.linear import ColumnLinear, RowLinear
 from megatron_v2pe.models.norms import PARTIAL_GRADIENT
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.train.new_rows import clear_other_rows
 
 
 def freeze(model: InternVLModel, *, backbone: bool, llm: bool, projector: bool, unfreeze_vit_layers: int = 0) -> None:
@@ -100,6 +101,7 @@ def finalize_gradients(chunks: list[Any], num_tokens: Tensor | None = None, **se
             dist.all_reduce(flat, group=model.pg_collection.tp)
             for gradient, total in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
                 gradient.copy_(total)
+        clear_other_rows(model)
 
 
 def _seen_in_part(model: InternVLModel) -> Iterator[nn.Parameter]:

@@ -59,11 +59,11 @@ def parameter_words(model: InternVLConfig, learning: Learning) -> str:
     """Return how many parameters a model has, how many of them learn, and which parts do not."""
     found = parameters(model, ParallelConfig(), 0, learning)
     total = stored_parameters(model)
-    learn = found.learning(learning) - (found.total - total) * learning.llm
+    learn = found.learning(learning) - (found.total - total if learning.llm else found.tables * learning.tables)
     frozen = [
         name
         for name, learns in (
-            ("language model", learning.llm),
+            (f"language model{' but for rows of new tokens' * learning.tables}", learning.llm),
             ("projector", learning.projector),
             ("vision tower", found.tower_learning == found.tower),
         )

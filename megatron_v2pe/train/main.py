@@ -15,6 +15,7 @@ from megatron_v2pe.base.logging import FILE_ONLY, get_logger, keep_log, setup_lo
 from megatron_v2pe.base.run_lock import FolderLock
 from megatron_v2pe.checkpoint import store
 from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest, offer_others
+from megatron_v2pe.checkpoint.growth import grown_files
 from megatron_v2pe.checkpoint.resolve import resume_folder
 from megatron_v2pe.checkpoint.trained import start_config
 from megatron_v2pe.data.image_operations import NORMALISATION
@@ -33,6 +34,7 @@ from megatron_v2pe.train.header import Start
 from megatron_v2pe.train.health.monitor import HealthMonitor
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import shortage_explained
+from megatron_v2pe.train.new_tokens import check_goes_on
 from megatron_v2pe.train.optimizer_step import apply_settings, build_optimizer, build_scheduler
 from megatron_v2pe.train.setup import Loaded, TrainingRun
 from megatron_v2pe.train.signals import StopRequest
@@ -85,7 +87,7 @@ def _train(run: TrainingRun) -> int:
     setup.introduce(run, feed, Start(run.start, loaded.resumed, loaded.iteration, run.logs))
     health = HealthMonitor(run.config.health, settings.clip_grad, run.logs, loaded.iteration)
     after = setup.after_steps(run, loaded, feed, health)
-    stated = start_config(run.start)
+    stated = start_config(run.start) if run.growth is None else grown_files(run.start, run.growth)
     stop = StopRequest()
     trainer = Trainer(
         model=loaded.wrapped,
@@ -131,7 +133,10 @@ def _load(run: TrainingRun) -> Loaded:
     watchdog.progress("loading the checkpoint")
     resumed = resume_folder(settings.save, settings.load, settings.resume)
     if resumed is None:
-        store.load_model(run.start, model, settings.verify)
+        store.load_model(run.start, model, settings.verify, run.growth)
+    else:
+        found = resumed
+        raise_on_all_ranks(lambda: check_goes_on(run.start / HF_FOLDER, run.growth, found, run.config.model.add_tokens))
     wrapped = wrap(model, parallel, run.groups, run.device.torch_device)
     optimizer = build_optimizer(
         wrapped,

@@ -72,6 +72,7 @@ class MemoryBudget:
             llm=not settings.freeze_llm,
             projector=not settings.freeze_mlp,
             unfreeze_vit_layers=settings.unfreeze_vit_layers,
+            tables=settings.train_new_tokens,
         )
 
     def estimate(self, stage: int, plan: RecomputePlan) -> Footprint:

@@ -20,6 +20,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, Par
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
+from megatron_v2pe.train.new_rows import has_new_rows
 from megatron_v2pe.train.optimizers.settings import SCHEDULES, OptimizerSettings
 
 
@@ -38,6 +39,9 @@ class GradientParts(Protocol):
 
 FUSED_ON = ("cuda",)
 """Devices on which an optimizer that can (`OptimizerSettings.runs_fused`) runs as one kernel."""
+_NEW_ROWS = ParamKey(predicate=ParamPredicate(name="new_rows", fn=has_new_rows))
+_NO_DECAY_OF_NEW_ROWS = {_NEW_ROWS: cast(ParamGroupOverride, {"wd_mult": 0.0})}
+"""Weight decay would move the rows that do not learn (`train/new_rows.py`)."""
 
 
 def build_optimizer(
@@ -71,7 +75,8 @@ def build_optimizer(
         use_distributed_optimizer=use_distributed_optimizer,
         overlap_param_gather=overlap_param_gather,
     )
-    made = settings.build(config, model, _weight_decay_overrides(settings), groups)
+    overrides = {**_weight_decay_overrides(settings), **_NO_DECAY_OF_NEW_ROWS}
+    made = settings.build(config, model, overrides, groups)
     _fuse(made, settings)
     return made
 

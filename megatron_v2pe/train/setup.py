@@ -20,6 +20,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.conversions import start_folder
 from megatron_v2pe.checkpoint.folder import TRAINING_STATE
+from megatron_v2pe.checkpoint.growth import Growth
 from megatron_v2pe.checkpoint.resolve import hf_folder
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.loader import PackLoader, Plan, build_loader
@@ -48,6 +49,8 @@ from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.train.header import Start, header
 from megatron_v2pe.train.health.monitor import HealthMonitor
 from megatron_v2pe.train.memory import MemoryBudget, packs_per_step, plan_of_stage, shortage_foreseen
+from megatron_v2pe.train.new_rows import learn_new_rows
+from megatron_v2pe.train.new_tokens import growth_of_run, pieces_in_words, with_growth
 from megatron_v2pe.train.preflight.checkpoint import (
     changes_from_before,
     changes_from_start,
@@ -77,6 +80,8 @@ class TrainingRun:
     tokenizer: Tokenizer
     budget: MemoryBudget
     """What decides about memory."""
+    growth: Growth | None = None
+    """New tokens of the run; `model` and `tokenizer` have them."""
 
     @property
     def logs(self) -> Path | None:
@@ -181,12 +186,17 @@ def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Tr
             _log.info("%s", line)
         for line in tiling_not_exported(config.data):
             _log.warning("%s", line)
+    tokenizer = Tokenizer.of_model(config.model.tokenizer_path or hf, model.llm.vocab_size)
+    added, template = config.model.add_tokens, config.data.template_name
+    growth = share_from_first_rank(partial(growth_of_run, added, model, tokenizer, template))
+    model, tokenizer = with_growth(growth, model, tokenizer)
+    if growth is not None and world.rank == 0:
+        _log.info("%s: %s; %s", added, growth.in_words(), pieces_in_words(growth))
     config.parallel.validate(world.world_size, model_sizes(model))
     groups = topology.initialize(config.parallel, config.train.seed)
-    tokenizer = Tokenizer.of_model(config.model.tokenizer_path or hf, model.llm.vocab_size)
     policy = config.v2pe.policy(config.train.seed)
     budget = MemoryBudget(config, model, world.world_size, _smallest_card(device))
-    return TrainingRun(config, world, device, groups, start, model, policy, tokenizer, budget)
+    return TrainingRun(config, world, device, groups, start, model, policy, tokenizer, budget, growth)
 
 
 def _smallest_card(device: Device) -> int | None:
@@ -220,6 +230,8 @@ def build_stage(run: TrainingRun) -> InternVLModel:
         projector=settings.freeze_mlp,
         unfreeze_vit_layers=settings.unfreeze_vit_layers,
     )
+    if settings.train_new_tokens and run.growth is not None:
+        learn_new_rows(model, run.growth.tokens[0].id, run.growth.tokens[-1].id + 1)
     return model
 
 

@@ -21,6 +21,7 @@ from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.checkpoint.trained import trained_model
 from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.foreign.grown_tokenizer import read_new_tokens
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.foreign.tokenizer_settings import TokenizerSettings, source_of
@@ -35,6 +36,8 @@ _PARTS = (
     ("language model", ""),
 )
 """Parts of a model by how the keys of their tensors begin; the first that fits counts."""
+_MOST_TOKENS = 8
+"""New tokens that are named."""
 _OPTIMIZER = "optimizer."
 _LANGUAGE = "language_model."
 _SIZES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
@@ -72,6 +75,10 @@ def facts_of(path: Path) -> dict[str, Any]:
         "files": _files(source, place.folder),
         "settings": _settings(model),
         "tokenizer": _tokenizer(source.hf),
+        "new_tokens": [
+            {"content": token.content, "id": token.id, "pieces": len(token.pieces)}
+            for token in read_new_tokens(source.hf, CheckpointError)
+        ],
         "manifest": os.path.lexists(place.folder / MANIFEST),
     }
     if adapter := adapter_file(place.hf):
@@ -263,6 +270,10 @@ def in_words(facts: dict[str, Any]) -> Iterator[str]:
     yield f"template: {settings['template']}; tiles: {tiles}; pixels {settings['normalize_type']}"
     tokenizer = facts["tokenizer"]
     yield "tokenizer: " + ("none" if tokenizer is None else ", ".join(map(str, tokenizer.values())))
+    if new := facts["new_tokens"]:
+        shown = ", ".join(printable(token["content"])[:40] for token in new[:_MOST_TOKENS])
+        more = f" and {len(new) - _MOST_TOKENS} more" if len(new) > _MOST_TOKENS else ""
+        yield f"new tokens: {len(new)}, ids {new[0]['id']} to {new[-1]['id']}: {shown}{more}"
     yield f"manifest: {'there' if facts['manifest'] else 'none'}"
     if "adapter" in facts:
         yield f"adapter: {facts['adapter']} lies beside the weights; a conversion refuses the folder until it is merged"

@@ -57,9 +57,13 @@ class FileLayout:
     """File names and headers."""
 
     def save(self, path: Path) -> None:
-        """Write as JSON: per shard its file name and its header to the byte, from which order and types follow."""
+        """Write as JSON; see `to_text`."""
+        path.write_text(self.to_text(), encoding="utf-8")
+
+    def to_text(self) -> str:
+        """Return it as JSON: per shard its file name and its header to the byte, from which order and types follow."""
         shards = [{"file": file, "header": header.text} for file, header in self.shards]
-        path.write_text(json.dumps({"format_version": 1, "shards": shards}, indent=1) + "\n", encoding="utf-8")
+        return json.dumps({"format_version": 1, "shards": shards}, indent=1) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> FileLayout:

@@ -16,7 +16,7 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -121,13 +121,21 @@ class Header:
 
     def with_dtype(self, dtype: torch.dtype) -> Header:
         """Return the header of the same tensors, in the same order, in another floating-point type."""
+        return self._laid_out({}, dtype)
+
+    def with_shapes(self, shapes: Mapping[str, Sequence[int]]) -> Header:
+        """Return the header of the same tensors, in the same order, some of them of another shape."""
+        return self._laid_out(shapes, None)
+
+    def _laid_out(self, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype | None) -> Header:
         content = parse_json(self.text, "header", CheckpointError)
         entries: dict[str, Any] = {name: value for name, value in content.items() if name == "__metadata__"}
         position = 0
         for place in self.tensors:
-            kind = dtype if place.dtype.is_floating_point else place.dtype
-            end = position + math.prod(place.shape) * kind.itemsize
-            entries[place.name] = {"dtype": _NAMES[kind], "shape": place.shape, "data_offsets": [position, end]}
+            kind = dtype if dtype is not None and place.dtype.is_floating_point else place.dtype
+            shape = tuple(shapes.get(place.name, place.shape))
+            end = position + math.prod(shape) * kind.itemsize
+            entries[place.name] = {"dtype": _NAMES[kind], "shape": shape, "data_offsets": [position, end]}
             position = end
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False)
         text += " " * (-len(text.encode()) % 8)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from megatron_v2pe.base.config_tree import get_path
 from megatron_v2pe.checkpoint.folder import newest
+from megatron_v2pe.checkpoint.growth import Growth
 from megatron_v2pe.checkpoint.resolve import find_checkpoint, has_weights, look_for_checkpoint, resume_folder
 from megatron_v2pe.data.data_list import read_entries, read_entry, where_lists_are
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
@@ -24,6 +26,7 @@ from megatron_v2pe.foreign.tokenizer_settings import MODEL
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.presets import preset_config, preset_named
 from megatron_v2pe.train.config import ExperimentConfig
+from megatron_v2pe.train.new_tokens import check_goes_on, growth_of_run, pieces_in_words, with_growth
 from megatron_v2pe.train.preflight.checkpoint import (
     MODEL_SETTING,
     changes_from_before,
@@ -184,11 +187,26 @@ def _tokenizer(found: Findings, hf: Path) -> None:
     model = check_checkpoint(found.config)
     config = found.config = found.config.with_template(model.template)
     tokenizer = Tokenizer.of_model(config.model.tokenizer_path or hf, model.llm.vocab_size)
+    growth = growth_of_run(config.model.add_tokens, model, tokenizer, config.data.template_name)
+    found.model, tokenizer = model, tokenizer = with_growth(growth, model, tokenizer)
+    if growth is not None:
+        found.right.append(f"{printable(str(config.model.add_tokens))}: {growth.in_words()}")
+        found.right.append(pieces_in_words(growth))
+    _goes_on(found, hf, growth)
     facts = ModelFacts(model.tile_size, model.tokens_per_tile)
     seed = config.train.seed
     found.encoder = DocumentEncoder(config.data, tokenizer, facts, config.v2pe.policy(seed), seed)
     found.right.append(f"tokenizer of {len(tokenizer):,} tokens, template {config.data.template_name}")
     found.doubts += [*changes_from_start(config), *tiling_not_exported(config.data)]
+
+
+def _goes_on(found: Findings, hf: Path, growth: Growth | None) -> None:
+    """Look at whether the tokens are those of the checkpoint that the run would go on from, where there is one."""
+    settings = found.config.checkpoint
+    with suppress(V2PEError):  # `_run_folder` says what is wrong
+        latest = resume_folder(settings.save, settings.load, settings.resume)
+        if latest is not None:
+            found.attempt(lambda: check_goes_on(hf, growth, latest, found.config.model.add_tokens))
 
 
 def _vetted(found: Findings, folder: Path) -> None:

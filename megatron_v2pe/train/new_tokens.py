@@ -1,0 +1,105 @@
+"""The new tokens of a run: its checkpoint's model and tokenizer with them, and what a run may go on from.
+
+`model.add_tokens` names a file; `data/new_tokens.py` checks it, `checkpoint/growth.py` gives the tables their rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_v2pe.checkpoint.folder import HF_FOLDER
+from megatron_v2pe.checkpoint.growth import Growth
+from megatron_v2pe.data.new_tokens import read_new_tokens_for
+from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.errors import CheckpointError, ConfigError
+from megatron_v2pe.foreign.grown_tokenizer import NewToken, read_new_tokens
+from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.models.config import InternVLConfig
+
+_MOST_SHOWN = 5
+
+
+def growth_of_run(add_tokens: str | None, model: InternVLConfig, tokenizer: Tokenizer, template: str) -> Growth | None:
+    """Return the tokens that a run adds to its checkpoint; None where it adds none.
+
+    Args:
+        add_tokens: `model.add_tokens`.
+        model: of the checkpoint the run starts from.
+        tokenizer: likewise.
+        template: name of the conversation template.
+
+    Raises:
+        ConfigError: the file cannot be used; see `data.new_tokens.read_new_tokens_for`.
+    """
+    if add_tokens is None:
+        return None
+    growth = Growth(tuple(read_new_tokens_for(Path(add_tokens), tokenizer, template)), model.llm.vocab_size)
+    growth.model(model)
+    return growth
+
+
+def with_growth(growth: Growth | None, model: InternVLConfig, tokenizer: Tokenizer) -> tuple[InternVLConfig, Tokenizer]:
+    """Return model and tokenizer of a run with the tokens it adds."""
+    if growth is None:
+        return model, tokenizer
+    return growth.model(model), tokenizer.with_tokens(growth.added)
+
+
+def check_goes_on(start: Path, growth: Growth | None, resumed: Path, add_tokens: str | None) -> None:
+    """Check that a run goes on with the tokens that it has had.
+
+    Args:
+        start: `hf/` of the checkpoint the run starts from, or that HF folder.
+        growth: of the run.
+        resumed: the training checkpoint it goes on from.
+        add_tokens: `model.add_tokens`, for the error.
+
+    Raises:
+        ConfigError: the checkpoint has other new tokens than the run would give it; names the differences.
+        CheckpointError: a record of new tokens is damaged.
+    """
+    had = read_new_tokens(resumed / HF_FOLDER, CheckpointError)
+    now = (*read_new_tokens(start, CheckpointError), *(growth.tokens if growth is not None else ()))
+    if had == now:
+        return
+    where = printable(resumed)
+    if add_tokens is None:
+        lost = [token for token in had if token not in now]
+        raise ConfigError(
+            f"{where} has {len(lost)} tokens that the start of this run has not: {_names(lost)}; go on with the "
+            "model.add_tokens that the run was started with (its config.yaml says which), or start a further run from "
+            f"this checkpoint: --model.model-name-or-path {where} and another checkpoint.save"
+        )
+    raise ConfigError(
+        f"model.add_tokens {printable(add_tokens)}: has changed since the run began, which goes on from {where}: "
+        f"{'; '.join(_differences(had, now))}. Put the file back as it was; to add more tokens, start a further run "
+        "from that checkpoint, with another checkpoint.save and a file of the further tokens"
+    )
+
+
+def _differences(had: tuple[NewToken, ...], now: tuple[NewToken, ...]) -> Iterator[str]:
+    before, after = {token.content: token for token in had}, {token.content: token for token in now}
+    if gone := [token for name, token in before.items() if name not in after]:
+        yield f"the file lacks {len(gone)} tokens of the checkpoint ({_names(gone)})"
+    if more := [token for name, token in after.items() if name not in before]:
+        yield f"the checkpoint lacks {len(more)} tokens of the file ({_names(more)})"
+    both = [(before[name], after[name]) for name in before if name in after]
+    if moved := [(old, new) for old, new in both if old.id != new.id]:
+        old, new = moved[0]
+        yield f"{len(moved)} tokens have another id, {printable(old.content)[:80]!r} {old.id} there and {new.id} here"
+    elif other := [(old, new) for old, new in both if old != new]:
+        yield f"{len(other)} tokens have other rules or pieces ({_names([old for old, _ in other])})"
+
+
+def pieces_in_words(growth: Growth) -> str:
+    """Return how many pieces the tokens replace, the first of them by name."""
+    shown = [f"{printable(token.content)[:40]} {len(token.pieces)}" for token in growth.tokens[:_MOST_SHOWN]]
+    more = f" and {len(growth.tokens) - _MOST_SHOWN} more" if len(growth.tokens) > _MOST_SHOWN else ""
+    counts = sorted(len(token.pieces) for token in growth.tokens)
+    return f"pieces each replaces: {', '.join(shown)}{more}; {counts[0]} to {counts[-1]}, {sum(counts)} in all"
+
+
+def _names(tokens: list[NewToken]) -> str:
+    shown = ", ".join(printable(token.content)[:40] for token in tokens[:_MOST_SHOWN])
+    return shown + (f" and {len(tokens) - _MOST_SHOWN} more" if len(tokens) > _MOST_SHOWN else "")

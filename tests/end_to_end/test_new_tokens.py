@@ -1,0 +1,196 @@
+"""A run that adds tokens: saved, resumed, exported to both layouts, asked by transformers, trained on with more."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.native_models import LLMS, small_config
+from megatron_v2pe.checkpoint.folder import newest
+from megatron_v2pe.checkpoint.growth import TABLES
+from megatron_v2pe.checkpoint.hf.api import mcore_to_hf
+from megatron_v2pe.checkpoint.hf.facts import facts_of, in_words
+from megatron_v2pe.data.tokenizer import Tokenizer
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.grown_tokenizer import read_new_tokens
+from megatron_v2pe.generate.compared_logits import LogitInput, logits_of
+from megatron_v2pe.generate.native_files import side_files
+from megatron_v2pe.generate.pretrained import ChatQuestion, open_pretrained
+from megatron_v2pe.generate.prompt import checkpoint_tiling
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.train.config import ExperimentConfig
+from megatron_v2pe.train.main import run
+from megatron_v2pe.train.preflight.run import inspect_run
+from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
+from megatron_v2pe.workshop.synthetic.small_data import write_dataset
+from megatron_v2pe.workshop.synthetic.tokenizer import read_texts, write_tokenizer
+
+STEPS = 4
+TOKENS = ("<loc_1>", "<loc_2>", "[CRACK]")
+MORE = ("<loc_3>",)
+TEXT = "question <loc_2><loc_1> and [CRACK] yes"
+LOGITS = 2e-4  # absolute, as in test_native_models; measured 3e-6
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small model whose odd vocabulary its tokenizer fills, and data that hold the tokens to add."""
+    folder = tmp_path_factory.mktemp("base")
+    write_dataset(folder / "data", lines=9)
+    lines = folder / "data" / "all.jsonl"
+    lines.write_text(lines.read_text().replace("what do you see", TEXT).replace("question 2", "[CRACK] or <loc_1>"))
+    rows = write_tokenizer(folder / "hf", read_texts(folder / "data"), 400)
+    llm = {**LLMS["internlm2"], "vocab_size": rows}
+    config = small_config("internlm2", llm_config=llm, rope_pos_id_version="v2pe_rnd")
+    write_hf_folder(folder / "hf", config, shards=1)
+    (folder / "tokens.txt").write_text("".join(f"{token}\n" for token in TOKENS))
+    (folder / "more.txt").write_text("".join(f"{token}\n" for token in MORE))
+    return folder
+
+
+def settings(base: Path, save: Path, **model: object) -> ExperimentConfig:
+    model = {"model_name_or_path": str(base / "hf"), "add_tokens": str(base / "tokens.txt"), **model}
+    data = {"meta_path": str(base / "data" / "meta.json"), "max_seq_length": 400, "max_packed_tokens": 700}
+    changes = {
+        "model": {"converted_dir": str(base / "converted"), **model},
+        "data": {**data, "max_dynamic_patch": 2, "num_images_expected": 20},
+        "train": {"train_steps": STEPS, "device": "cpu", "precision": "fp32"},
+        "v2pe": {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 4},
+        "checkpoint": {"save": str(save)},
+        "logging": {"tensorboard": False},
+        "optimizer": {"lr": 1e-2},
+    }
+    return ExperimentConfig().updated(changes, "test")
+
+
+def trained(config: ExperimentConfig, **train: object) -> Path:
+    config = config.updated({"train": train}, "test")
+    config.validate(1)
+    run(config)
+    folder = newest(Path(str(config.checkpoint.save)))
+    assert folder is not None
+    return folder
+
+
+def told(folder: Path) -> list[tuple[float, float]]:
+    rows = [json.loads(line) for line in (folder.parent / "logs" / "metrics.jsonl").read_text().splitlines()]
+    return [(row["loss"], row["grad_norm"]) for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    return trained(settings(base, tmp_path_factory.mktemp("whole") / "run"))
+
+
+def exported(folder: Path, target: Path, layout: str) -> Path:
+    mcore_to_hf(folder, target, layout=layout, dtype="fp32", side_files=side_files)
+    return target
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_run_goes_on_to_the_bit_with_the_same_file(base, whole, tmp_path):
+    config = settings(base, tmp_path / "run")
+    first = trained(config, exit_step=2)
+    assert (tmp_path / "run" / "iter_0000002") == first
+    last = trained(config)
+    assert told(last) == told(whole)
+    assert bytes_of(last / "hf") == bytes_of(whole / "hf")
+    ours, theirs = tensors(last), tensors(whole)
+    assert ours.keys() == theirs.keys() and not [key for key in ours if not torch.equal(ours[key], theirs[key])]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    from megatron_v2pe.checkpoint.vet import vet_checkpoint
+
+    reader = vet_checkpoint(folder)
+    return {key: reader.read(key, (0,) * len(one.size), one.size) for key, one in reader.tensors.items()}
+
+
+def test_another_file_is_refused_with_the_difference(base, tmp_path):
+    config = settings(base, tmp_path / "run")
+    trained(config, exit_step=1)
+    before = bytes_of(tmp_path / "run")
+    other = {"content": "[CRACK]", "mean_of": "and"}
+    files = {
+        r"lacks 1 tokens of the checkpoint \(<loc_2>\).*another id, '\[CRACK\]' 413 there and 412 here": TOKENS[::2],
+        r"the checkpoint lacks 1 tokens of the file \(<loc_9>\)": [*TOKENS, "<loc_9>"],
+        r"1 tokens have other rules or pieces \(\[CRACK\]\)": [*TOKENS[:2], other],
+    }
+    for words, tokens in files.items():
+        path = tmp_path / "changed.json"
+        path.write_text(json.dumps(tokens))
+        changed = settings(base, tmp_path / "run", add_tokens=str(path))
+        assert any("has changed since the run began" in str(problem) for problem in inspect_run(changed).problems)
+        with pytest.raises(ConfigError, match=f"has changed since the run began.*{words}"):
+            trained(changed)
+    with pytest.raises(ConfigError, match="has 3 tokens that the start of this run has not: <loc_1>, <loc_2>, "):
+        trained(settings(base, tmp_path / "run", add_tokens=None))
+    own = settings(base, tmp_path / "run", model_name_or_path=str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="'<loc_1>' is token 411 .* all tokens of the file are.*leave model.add_tok"):
+        trained(own)
+    after = bytes_of(tmp_path / "run")
+    assert {name for name in after if before.get(name) != after[name]} <= {"train.log"}
+
+
+def test_exports_are_asked_by_transformers(whole, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    native = exported(whole, tmp_path / "native", "native")
+    ours, theirs = Tokenizer.from_folder(whole / "hf"), transformers.AutoTokenizer.from_pretrained(native)
+    ids = theirs(TEXT, add_special_tokens=False).input_ids
+    assert ours.encode(TEXT) == Tokenizer.from_folder(native).encode(TEXT) == ids
+    assert [theirs.convert_tokens_to_ids(token) for token in TOKENS] == [411, 412, 413]
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True) == TEXT
+    kind = transformers.AutoModelForImageTextToText
+    model, report = kind.from_pretrained(native, output_loading_info=True, dtype=torch.float32)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"], report
+    assert model.config.text_config.vocab_size == 414 and model.get_input_embeddings().weight.shape[0] == 414
+    with open_pretrained(whole, device="cpu") as pretrained:
+        question = ChatQuestion((("human", TEXT),))
+        asked = pretrained.encode([question], checkpoint_tiling(pretrained.config), 1)[0].input_ids
+    assert {411, 412, 413} < set(asked.tolist())
+    with torch.no_grad():
+        expected = model.eval()(input_ids=asked[None]).logits[0, -1]
+    found = logits_of(whole, LogitInput(prompt=TEXT))[0]
+    assert found.shape == expected.shape == (414,)
+    assert (found - expected).abs().max() < LOGITS < expected.abs().max() / 100
+    again = exported(whole, tmp_path / "original", "original")
+    assert json.loads((again / "config.json").read_text())["llm_config"]["vocab_size"] == 414
+    assert Tokenizer.from_folder(again).fingerprint == ours.fingerprint
+    assert "<loc_1>" in json.loads((again / "added_tokens.json").read_text())
+
+
+def test_a_further_run_knows_the_tokens_and_adds_more(base, whole, tmp_path):
+    start = str(whole)
+    plain = trained(settings(base, tmp_path / "plain", model_name_or_path=start, add_tokens=None), train_steps=1)
+    assert Tokenizer.from_folder(plain / "hf").encode(TEXT) == Tokenizer.from_folder(whole / "hf").encode(TEXT)
+    more = settings(base, tmp_path / "more", model_name_or_path=start, add_tokens=str(base / "more.txt"))
+    last = trained(more, train_steps=1)
+    assert [(token.content, token.id) for token in read_new_tokens(last / "hf", ConfigError)] == [
+        *zip((*TOKENS, *MORE), range(411, 415), strict=True)
+    ]
+    assert InternVLConfig.from_folder(last / "hf").llm.vocab_size == 415
+    shown = "\n".join(in_words(facts_of(last)))
+    assert "new tokens: 4, ids 411 to 414: <loc_1>, <loc_2>, [CRACK], <loc_3>" in shown
+
+
+@pytest.mark.parametrize("planted_break", [None, "gradients", "weight decay"])
+def test_rows_of_new_tokens_learn_alone(base, tmp_path, monkeypatch, planted_break):
+    """With weight decay; every other row keeps its bits, unless its gradient or its weight decay is not left out."""
+    if planted_break == "gradients":
+        monkeypatch.setattr("megatron_v2pe.train.ddp.clear_other_rows", lambda model: None)
+    elif planted_break:
+        monkeypatch.setattr("megatron_v2pe.train.optimizer_step._NO_DECAY_OF_NEW_ROWS", {})
+    frozen = {"freeze_llm": True, "freeze_backbone": True, "freeze_mlp": True, "train_new_tokens": True}
+    config = settings(base, tmp_path / "run", **frozen).updated({"optimizer": {"weight_decay": 0.5}}, "test")
+    first, last = tensors(trained(config, exit_step=1)), tensors(trained(config))
+    changed = {name for name in first if not name.startswith("optimizer") and not torch.equal(first[name], last[name])}
+    assert changed == set(TABLES)
+    kept = [torch.equal(first[name][:411], last[name][:411]) for name in TABLES]
+    assert kept == [planted_break is None] * 2
+    assert all((first[name][411:] != last[name][411:]).any(1).all() for name in TABLES)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from megatron_v2pe.data.annotations import Dataset
 from megatron_v2pe.data.bad_samples import SkipLog
-from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
+from megatron_v2pe.data.hold_out import training_sets
 from megatron_v2pe.data.indexed.plan import IndexedPlan, draw_document
 from megatron_v2pe.data.indexed.samples import IndexedSamples
 from megatron_v2pe.data.mixture import Mixture
@@ -34,14 +34,14 @@ def look_at_list(found: Findings) -> None:
         ConfigError: an epoch is too long to be counted, or a checkpoint is of other data.
     """
     config, encoder = found.config, found.encoder
-    datasets = read_data_list(config.data.meta_path)
+    datasets = training_sets(config.data.meta_path, config.validation.hold_out)
     mixture = Mixture(datasets, config.train.seed, config.data.use_data_resampling)
     if config.train.epochs is not None:
         found.attempt(lambda: check_countable(config.data.meta_path, config.train.epochs or 0, mixture.epoch_length))
     each = max(MOST_SAMPLES // len(datasets), FEWEST_OF_A_SET)
     looked, bad = 0, list[str]()
     for dataset in datasets:
-        lines = _spread(len(dataset), each)
+        lines = spread(len(dataset), each)
         faults = [fault for line in lines if (fault := _fault(dataset, line, encoder)) is not None]
         looked += len(lines)
         bad += faults
@@ -66,8 +66,11 @@ def look_at_indexed(found: Findings) -> None:
     samples = IndexedSamples(config.data.indexed_path)
     if encoder is not None:
         samples.check(config.data, encoder.tokenizer, encoder.facts)
-    plan = IndexedPlan(samples, config.data, config.train.seed, SkipLog(10**12, quiet=True), found.loader_state)
-    numbers, bad = _spread(len(samples), MOST_SAMPLES), list[str]()
+    hold_out = config.validation.hold_out
+    plan = IndexedPlan(
+        samples, config.data, config.train.seed, SkipLog(10**12, quiet=True), found.loader_state, hold_out
+    )
+    numbers, bad = spread(len(samples), MOST_SAMPLES), list[str]()
     for number in numbers:
         try:
             for item in samples[number].media:
@@ -83,7 +86,7 @@ def look_at_indexed(found: Findings) -> None:
     _tell_data(found, config.data.indexed_path, sets, samples_of_epoch, len(numbers), bad)
 
 
-def _spread(count: int, most: int) -> list[int]:
+def spread(count: int, most: int) -> list[int]:
     """Return so many numbers below `count` at most, the first and the last among them."""
     most = max(most, 2)
     return list(range(count)) if count <= most else sorted({i * (count - 1) // (most - 1) for i in range(most)})

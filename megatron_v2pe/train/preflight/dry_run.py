@@ -124,12 +124,12 @@ def _table(budget: MemoryBudget) -> Iterator[str]:
 
 def _epoch(budget: MemoryBudget, per_step: int, found: Findings) -> Iterator[str]:
     """Yield packs and steps of an epoch, and how many epochs the run is, or steps its epochs take."""
-    config, encoder = budget.config, found.encoder
+    config, encoder, held = budget.config, found.encoder, budget.config.validation.hold_out
     if "the data" in found.unseen or found.problems:
         yield "an epoch: not counted, see above"
         return
     try:
-        packs = None if encoder is None else packs_of_epoch(config.data, encoder, MOST_COUNTED, seconds=20)
+        packs = None if encoder is None else packs_of_epoch(config.data, encoder, MOST_COUNTED, 20, held)
         least = ""
         if packs is None and config.data.indexed_path:
             counts = IndexedSamples(config.data.indexed_path).manifest.counts
@@ -151,7 +151,8 @@ def _epoch(budget: MemoryBudget, per_step: int, found: Findings) -> Iterator[str
         elif least or encoder is None:
             yield f"{epoch}; {config.train.epochs:g} epochs are counted when the run starts"
         else:
-            left = steps_left(config.data, config.train.epochs, encoder, per_step, found.loader_state)
+            epochs, state = config.train.epochs, found.loader_state
+            left = steps_left(config.data, epochs, encoder, per_step, state, hold_out=held)
             done = f", {found.iteration:,} of them done" if found.iteration else ""
             yield f"{epoch}; {config.train.epochs:g} epochs are {some(found.iteration + left, 'step')}{done}"
     except (V2PEError, OSError) as error:

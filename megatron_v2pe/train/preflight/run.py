@@ -39,9 +39,17 @@ from megatron_v2pe.train.preflight.checkpoint import (
 )
 from megatron_v2pe.train.preflight.data import look_at_indexed, look_at_list
 from megatron_v2pe.train.preflight.findings import Findings
+from megatron_v2pe.train.preflight.validation import look_at_validation
 from megatron_v2pe.train.writers import check_writers
 
-NAMED = ("model.model_name_or_path", "model.tokenizer_path", "data.meta_path", "data.indexed_path", "checkpoint.load")
+NAMED = (
+    "model.model_name_or_path",
+    "model.tokenizer_path",
+    "data.meta_path",
+    "data.indexed_path",
+    "checkpoint.load",
+    "validation.meta_path",
+)
 """Settings that name what has to be there."""
 MOST_BYTES = 256 << 20
 """Annotations of a data list up to so large together are read before a launcher starts a run."""
@@ -71,6 +79,11 @@ def inspect_run(config: ExperimentConfig, recipe: ExperimentConfig | None = None
             found.attempt(lambda: look_at_indexed(found))
     elif not _expected(found, "data.meta_path", may_come, found.unseen, "the data"):
         found.attempt(lambda: look_at_list(found))
+    listed = bool(config.validation.meta_path)
+    if "the data" not in found.unseen and not (
+        listed and _expected(found, "validation.meta_path", may_come, found.unseen, "the validation data")
+    ):
+        found.attempt(lambda: look_at_validation(found))
     found.attempt(lambda: check_writers(config.logging))
     return found
 

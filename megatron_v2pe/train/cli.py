@@ -66,7 +66,7 @@ class TrainCommand:
         config, save = self.config, self.config.checkpoint.save
         has_saved = bool(save) and any(Path(save).glob("iter_*"))
         in_epochs, indexed = config.train.epochs is not None, bool(config.data.indexed_path)
-        flags = notices.of_published_flags(self.published, has_saved, in_epochs, indexed)
+        flags = notices.of_published_flags(self.published, has_saved, in_epochs, indexed, config.validation.is_on)
         return [*flags, *notices.of_settings(config, self.recipe)]
 
 

@@ -8,6 +8,7 @@ from megatron_v2pe.base.config_tree import get_path
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.published_flags import FLAGS, no_number_of_steps
 from megatron_v2pe.train.published_table import EPOCHS, shown_value
+from megatron_v2pe.train.published_validation import STRATEGIES
 
 _Rule = tuple[tuple[str, ...], Callable[[ExperimentConfig], bool], str]
 _RULES: tuple[_Rule, ...] = (
@@ -31,6 +32,11 @@ _RULES: tuple[_Rule, ...] = (
         ("checkpoint.save_interval", "checkpoint.keep_latest"),
         lambda config: config.checkpoint.save is None,
         "nothing is saved, checkpoint.save is not set",
+    ),
+    (
+        ("validation.interval", "validation.max_samples", "validation.best_by", "validation.allow_overlap"),
+        lambda config: not config.validation.is_on,
+        "there is nothing to validate on, neither validation.meta_path nor validation.share is set",
     ),
     (("logging.wandb_project",), lambda config: not config.logging.wandb, "logging.wandb is not set"),
     (
@@ -57,7 +63,11 @@ def of_settings(config: ExperimentConfig, recipe: ExperimentConfig | None = None
 
 
 def of_published_flags(
-    values: Mapping[str, str], has_saved: bool = False, in_epochs: bool = True, indexed: bool = False
+    values: Mapping[str, str],
+    has_saved: bool = False,
+    in_epochs: bool = True,
+    indexed: bool = False,
+    validated: bool = True,
 ) -> list[str]:
     """Return a line for each published flag that is given and not done as it asks, and one for those without effect.
 
@@ -66,6 +76,7 @@ def of_published_flags(
         has_saved: the run's folder holds a checkpoint.
         in_epochs: the run's length is given in epochs.
         indexed: the run reads an indexed data set.
+        validated: the run has data to validate on.
     """
     lines, idle = list[str](), list[str]()
     for name, value in values.items():
@@ -76,6 +87,12 @@ def of_published_flags(
             lines.append(f"--{name} {shown_value(value)} has no effect here: {row.note}")
         elif row.kind == "ignored" and row.done is None:
             idle.append(f"--{name}")
+    for name in STRATEGIES:
+        if values.get(name, "no").lower() == "steps" and not validated:
+            lines.append(
+                f"--{name} steps has no effect here: there is nothing to validate on; set --validation.meta-path to a "
+                "data list, or --validation.share to a share of the training data"
+            )
     if "num_train_epochs" in values and not in_epochs:
         lines.append(
             f"--num_train_epochs {shown_value(values['num_train_epochs'])} has no effect beside a number of steps"

@@ -1,7 +1,7 @@
 """What the flags of the published V2PE training scripts become here: settings of ours, in the order given.
 
-The flags stand in `published_table`. A value that is ignored and asks for something else than what is done is named in
-a line at the start (`notices`).
+The flags stand in `published_table`, those of validation in `published_validation`. A value that is ignored and asks
+for something else than what is done is named in a line at the start (`notices`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.train.published_table import EPOCHS, ROWS, PublishedFlag, Settings, shown_value
+from megatron_v2pe.train.published_validation import VALIDATION_ROWS
 
-FLAGS: dict[str, PublishedFlag] = {row.name: row for row in ROWS}
+FLAGS: dict[str, PublishedFlag] = {row.name: row for row in (*ROWS, *VALIDATION_ROWS)}
 """Every published flag by name."""
 
 
@@ -73,7 +74,7 @@ def as_markdown() -> str:
         "[launching.md](launching.md#how-long).",
     ]
     group = ""
-    for row in ROWS:
+    for row in FLAGS.values():
         if row.group != group:
             group = row.group
             lines += [

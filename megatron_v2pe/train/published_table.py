@@ -296,9 +296,6 @@ ROWS: tuple[PublishedFlag, ...] = (
         _accumulation,
         "unsets `train.global_batch_size`",
     ),
-    _trainer.ignored(
-        "evaluation_strategy", "no", "nothing is evaluated in training; tools/evaluate.py does it", ("no", *_NO)
-    ),
     _trainer.mapped(
         "save_strategy",
         "steps",

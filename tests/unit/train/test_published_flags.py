@@ -203,16 +203,29 @@ def told(*words):
 
 
 def test_what_is_asked_for_and_not_done_is_named_in_a_line_each():
-    lines = told(*"--group_by_length True --evaluation_strategy epoch --deepspeed zero3.json --do_train False".split())
+    lines = told(*"--group_by_length True --evaluation_strategy steps --deepspeed zero3.json --do_train False".split())
     assert [line.split(" has no effect here: ")[0] for line in lines] == [
         "--group_by_length True",
-        "--evaluation_strategy epoch",
         "--deepspeed zero3.json",
         "--do_train False",
+        "--evaluation_strategy steps",
     ]
     assert told("--replacement") == [
         "--replacement True has no effect here: a dataset starts again once all of an epoch was read"
     ]
+
+
+def test_flags_of_a_validation_are_its_settings(parse):
+    words = "--evaluation_strategy steps --eval_steps 20 --eval_on_start --load_best_model_at_end True --do_eval True "
+    words += "--metric_for_best_model eval_my_set_loss --greater_is_better False --validation.share 0.1"
+    found = parse(*words.split()).validation
+    assert (found.interval, found.at_start, found.keep_best) == (20, True, 1)
+    assert (found.best_by, found.greater_is_better) == ("validation/loss/my_set", False)
+    assert parse("--metric_for_best_model", "loss").validation.best_by == "validation/loss"
+    assert told(*words.split()) == []
+    for wrong in ("--evaluation_strategy epoch", "--metric_for_best_model accuracy", "--eval_steps 0.1"):
+        with pytest.raises(ConfigError, match=wrong.split()[0].strip("-") + "|validation.interval"):
+            parse(*wrong.split())
 
 
 @pytest.mark.parametrize(

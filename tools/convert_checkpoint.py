@@ -98,6 +98,12 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         choices=("default", "v2pe_fix", "v2pe_rnd"),
         help="write this V2PE version into config.json; unset: what the run was trained with, or the original",
     )
+    command.add_argument(
+        "--weights",
+        choices=("model", "ema"),
+        default="model",
+        help="of a training checkpoint: ema takes the moving average of what has learned (optimizer.ema_decay)",
+    )
     command.add_argument("--rope-pos-id-stride", metavar="STRIDE", help="write this stride: 64, 1/2, 0.5")
     command.add_argument(
         "--manifest",
@@ -133,7 +139,7 @@ def _convert(arguments: argparse.Namespace) -> None:
     asked = vars(arguments)
     target = arguments.places[-1]
     names = ("overwrite", "refuse_non_finite", "dtype", "max_shard_size", "memory_limit", "layout", "verify")
-    names += ("rope_pos_id_version", "rope_pos_id_stride", "manifest", "language_model")
+    names += ("rope_pos_id_version", "rope_pos_id_stride", "manifest", "language_model", "weights")
     options = {name: asked[name] for name in names if name in asked}
     if arguments.plan:
         from megatron_v2pe.checkpoint.hf.on_paper import plan_conversion

@@ -32,6 +32,8 @@ METADATA = ".metadata"
 """PyTorch's own description of the tensors; a pickle, so vetted before use."""
 MEGATRON_CONFIG = "metadata.json"
 COMMON = "common.pt"
+AVERAGED = "optimizer.state.ema."
+"""Begins the key of the moving average of a weight in a training checkpoint; the weight's own key follows."""
 
 
 def iteration_folder(root: Path, iteration: int) -> Path:

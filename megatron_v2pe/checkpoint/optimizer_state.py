@@ -4,10 +4,16 @@ Without apex or Transformer Engine the inner optimizer is PyTorch's AdamW, which
 the distributed optimizer then (1) asserts that state exists before it is described for loading, (2) looks for a "step"
 among loaded tensors, where none is stored, and (3) hands all parameters one and the same step tensor, so that every
 step counts once per parameter and the bias correction drifts. Each is mended here, and tested.
+
+Of parameter groups only the number of steps is taken from a checkpoint; rates, decays and betas are those of the run
+that goes on. Megatron-Core would look groups up by their multipliers of weight decay, which several groups with
+learning rates of their own share, and expects as many of them as were saved.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -33,8 +39,8 @@ _HOST_SETTINGS = (
     "overlap_cpu_optimizer_d2h_h2d",
 )
 """What Megatron-Core's `HybridDeviceOptimizer` keeps with every group."""
-_HOW = ("fused", "foreach", "capturable", "differentiable")
-"""Settings of how PyTorch's AdamW computes a step: those of the running optimizer stay, not those saved."""
+_FROM_CHECKPOINT = ("step",)
+"""What a parameter group takes from a checkpoint; all else stays that of the running optimizer."""
 
 
 def state_to_save(
@@ -61,27 +67,32 @@ def state_to_load(
     """Describe the optimizer's state as the target of a load; state that does not exist yet is created first."""
     if _nothing_learns(optimizer):
         return {}
-    for inner in _distributed(optimizer):
-        if not inner.optimizer.state:
-            if isinstance(inner.optimizer, HybridDeviceOptimizer):
-                inner.optimizer.dummy_step()
-                continue
-            inner._init_optimizer_states_with_dummy_values()
-    return optimizer.sharded_state_dict(model_state, is_loading=True, metadata={**metadata, **METADATA})
+    with _own_groups(optimizer):
+        for inner in _distributed(optimizer):
+            if not inner.optimizer.state:
+                if isinstance(inner.optimizer, HybridDeviceOptimizer):
+                    inner.optimizer.dummy_step()
+                    continue
+                inner._init_optimizer_states_with_dummy_values()
+        state = optimizer.sharded_state_dict(model_state, is_loading=True, metadata={**metadata, **METADATA})
+    for part in _parts_of_state(optimizer, state):
+        del part["param_groups"]
+    return state
 
 
 def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
-    """Put loaded state into the optimizer."""
+    """Put loaded state into the optimizer; its groups stay as they are, but for the steps done."""
     if _nothing_learns(optimizer):
         return
+    for member, part in zip(_members(optimizer), _parts_of_state(optimizer, state), strict=True):
+        part["param_groups"] = _with_steps(member.optimizer.state_dict()["param_groups"], part["param_groups"])
+        setattr(member, "_filter_and_reorder_param_groups", _as_they_are)  # noqa: B010
     distributed = _distributed(optimizer)
-    how = [[{k: g[k] for k in _HOW if k in g} for g in inner.optimizer.param_groups] for inner in distributed]
     for inner in distributed:
         inner._set_main_param_and_optimizer_states = MethodType(_set_states_but_step, inner)  # type: ignore[method-assign]
-    optimizer.load_state_dict(state)
-    for inner, settings in zip(distributed, how, strict=True):
-        for group, own in zip(inner.optimizer.param_groups, settings, strict=True):
-            group.update(own)
+    with _own_groups(optimizer):
+        optimizer.load_state_dict(state)
+    for inner in distributed:
         fused = any(group.get("fused") for group in inner.optimizer.param_groups)
         for parameter_state in inner.optimizer.state.values():
             if isinstance(parameter_state.get("step"), torch.Tensor):
@@ -91,9 +102,43 @@ def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
             inner.optimizer._sync_hdo_state_to_sub_optimizers()
 
 
+@contextmanager
+def _own_groups(optimizer: MegatronOptimizer) -> Iterator[None]:
+    """Give the groups back, afterwards, all that was theirs before, but for what a checkpoint says of them."""
+    kept = ("params", *_FROM_CHECKPOINT)
+    before = [
+        [{k: v for k, v in group.items() if k not in kept} for group in m.param_groups] for m in _members(optimizer)
+    ]
+    yield
+    for member, groups in zip(_members(optimizer), before, strict=True):
+        for group, own in zip(member.param_groups, groups, strict=True):
+            group.update(own)
+
+
+def _with_steps(own: list[dict[str, Any]], stored: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return groups of the running optimizer with the steps that a checkpoint says were done."""
+    steps = {name: group[name] for group in stored for name in _FROM_CHECKPOINT if name in group}
+    return [{**group, **steps} for group in own]
+
+
+def _as_they_are(current: list[dict[str, Any]], groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Stand in for Megatron-Core's search for the groups of a checkpoint: these are the running optimizer's."""
+    return groups
+
+
+def _parts_of_state(optimizer: MegatronOptimizer, state: dict[Any, Any]) -> list[dict[str, Any]]:
+    """Return of the state of each member of an optimizer the part that has `param_groups`."""
+    members = _members(optimizer)
+    own = [state] if len(members) == 1 else [state[number] for number in range(len(members))]
+    return [part["optimizer"] if "optimizer" in part else part for part in own]
+
+
+def _members(optimizer: MegatronOptimizer) -> list[Any]:
+    return list(optimizer.chained_optimizers) if isinstance(optimizer, ChainedOptimizer) else [optimizer]
+
+
 def _distributed(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
-    members = optimizer.chained_optimizers if isinstance(optimizer, ChainedOptimizer) else [optimizer]
-    return [member for member in members if isinstance(member, DistributedOptimizer)]
+    return [member for member in _members(optimizer) if isinstance(member, DistributedOptimizer)]
 
 
 def _nothing_learns(optimizer: MegatronOptimizer) -> bool:

@@ -23,11 +23,13 @@ from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.base.whole_files import naming, write_text
 from megatron_v2pe.checkpoint import optimizer_state, sharded
 from megatron_v2pe.checkpoint.checksums import Checksums, FileSum, sums_of_files
 from megatron_v2pe.checkpoint.description import Written, write_description
 from megatron_v2pe.checkpoint.folder import (
+    AVERAGED,
     DESCRIPTION,
     FORMAT_VERSION,
     HF_FOLDER,
@@ -39,6 +41,7 @@ from megatron_v2pe.checkpoint.folder import (
 from megatron_v2pe.checkpoint.growth import GrownReader, Growth
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
+from megatron_v2pe.checkpoint.weight_average import average_of
 from megatron_v2pe.checkpoint.writer import CheckpointWriter, SynchronousWriter
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks, run_on_first_rank
 from megatron_v2pe.errors import CheckpointError, SpaceError
@@ -49,6 +52,7 @@ from megatron_v2pe.version import __version__
 
 ADAPTER = ".adapter."
 """Stands in the name of every tensor of an adapter (`models/linear.py`)."""
+_log = get_logger(__name__)
 _BESIDE = 1 << 20
 """About the bytes of what lies beside the tensors; only the check of the disk's free space needs it."""
 
@@ -113,6 +117,8 @@ def begin_save(
     metadata = _metadata()
     tensors = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
     tensors["optimizer"] = optimizer_state.state_to_save(optimizer, tensors["model"], metadata)
+    if (average := average_of(optimizer)) is not None:
+        tensors["ema"] = average.described(tensors["model"], for_loading=False)
     parts, common = sharded.parts_to_save(tensors)
     size = sharded.bytes_of(parts, next(model.parameters()).device)
     run_on_first_rank(lambda: _begin(temporary, size + _BESIDE))
@@ -182,9 +188,18 @@ def load_training(folder: Path, model: nn.Module, optimizer: MegatronOptimizer, 
     metadata = _metadata()
     tensors = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
     tensors["optimizer"] = optimizer_state.state_to_load(optimizer, tensors["model"], metadata)
+    average, is_averaged = average_of(optimizer), any(key.startswith(AVERAGED) for key in reader.tensors)
+    if average is not None and is_averaged:
+        tensors["ema"] = average.described(tensors["model"], for_loading=True)
     loaded = sharded.load(tensors, reader, folder)
     model.load_state_dict(loaded["model"])
     raise_on_all_ranks(lambda: _load_optimizer(optimizer, loaded, folder))
+    if average is not None and is_averaged:
+        average.load(loaded.get("ema", {}))
+    elif average is not None:
+        if dist.get_rank() == 0:
+            _log.warning("%s holds no average of weights (EMA): one begins here, with the weights as they are", folder)
+        average.restart()
     return state
 
 

@@ -113,7 +113,7 @@ def _data(config: ExperimentConfig, model: InternVLConfig, plan: Plan, packs: in
 
 def _learning_rate(config: ExperimentConfig) -> str:
     settings = config.optimizer
-    steps = settings.warmup_steps(config.train.train_steps)
+    steps = settings.steps_of_warmup(config.train.train_steps)
     return f"learning rate {settings.lr:g}, {some(steps, 'step')} of warm-up, then {settings.lr_decay_style}"
 
 

@@ -146,7 +146,7 @@ class Trainer:
         loss = run_micro_batches(
             self.model, batches, self.num_micro_batches, totals.denominator, num_sets=sets, collected=reports
         )
-        learning_rate = self.optimizer.param_groups[0]["lr"]
+        learning_rate = self.scheduler.get_lr({})  # the run's; parts may have others
         norms = measure_gradients(self.optimizer, self.parts)
         host = HostFigures(self.device.peak_memory_bytes(), resident_bytes(), waited)
         end = finish_step(loss, norms[0], host, stop.asked, norms[1:])

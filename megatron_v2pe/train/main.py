@@ -35,7 +35,7 @@ from megatron_v2pe.train.health.monitor import HealthMonitor
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.new_tokens import check_goes_on
-from megatron_v2pe.train.optimizer_step import apply_settings, build_optimizer, build_scheduler
+from megatron_v2pe.train.optimizer_step import build_optimizer, build_scheduler
 from megatron_v2pe.train.setup import Loaded, TrainingRun
 from megatron_v2pe.train.signals import StopRequest
 from megatron_v2pe.train.writers import MetricsLog, check_writers
@@ -76,7 +76,6 @@ def _train(run: TrainingRun) -> int:
     run = setup.with_counted_steps(run, loaded.loader_state, loaded.iteration)
     train, settings = run.config.train, run.config.optimizer
     scheduler = build_scheduler(loaded.optimizer, settings, train.train_steps)
-    apply_settings(loaded.optimizer, settings)
     scheduler.step(increment=loaded.iteration)
     watchdog.progress("opening the data")
     feed = setup.open_feed(run, loaded.loader_state)

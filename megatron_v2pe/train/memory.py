@@ -56,7 +56,7 @@ class MemoryBudget:
         itemsize = 2 if config.train.precision == "bf16" else 4
         return Numbers(
             itemsize=itemsize,
-            optimizer_bytes=config.optimizer.state_bytes_per_parameter(itemsize),
+            optimizer_bytes=config.optimizer.state_bytes_per_parameter(itemsize) + config.optimizer.average_bytes,
             head_chunk=config.model.head_chunk_size,
             mlp_chunk=config.model.mlp_chunk_tokens,
             norm_copies=2 if config.train.device == "cpu" else 1,

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+PART_RATES = "lr/"
+"""Begins the names of the learning rates of parts, where they are not all alike."""
+
 
 @dataclass(frozen=True)
 class StepMetrics:

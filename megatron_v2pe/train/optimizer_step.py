@@ -4,23 +4,29 @@ Which optimizers and schedules there are stands in `optimizers/`; what all of th
 
 The reference decays every trainable tensor, norms, biases and embeddings included; that stays the default and has a
 switch. The learning rate of step s (0-based) is `lr * s / warmup` while s < warmup, then a cosine down to `min_lr`.
+Parts of the model may have rates and decays of their own (`optimizers/parts.py`); the shape of the schedule is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig
-from megatron.core.optimizer.optimizer_config import ParamKey, ParamPredicate
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import Tensor
+from megatron.core.utils import get_attr_wrapped_model
+from torch import Tensor, nn
 
+from megatron_v2pe.checkpoint.weight_average import WeightAverage
+from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.train.new_rows import has_new_rows
+from megatron_v2pe.train.optimizers import parts
 from megatron_v2pe.train.optimizers.settings import SCHEDULES, OptimizerSettings
 
 
@@ -39,9 +45,6 @@ class GradientParts(Protocol):
 
 FUSED_ON = ("cuda",)
 """Devices on which an optimizer that can (`OptimizerSettings.runs_fused`) runs as one kernel."""
-_NEW_ROWS = ParamKey(predicate=ParamPredicate(name="new_rows", fn=has_new_rows))
-_NO_DECAY_OF_NEW_ROWS = {_NEW_ROWS: cast(ParamGroupOverride, {"wd_mult": 0.0})}
-"""Weight decay would move the rows that do not learn (`train/new_rows.py`)."""
 
 
 def build_optimizer(
@@ -63,6 +66,9 @@ def build_optimizer(
         use_distributed_optimizer: shard its state over the data parallel ranks.
         overlap_param_gather: gather parameters while the next forward pass runs.
         groups: process groups.
+
+    Raises:
+        ConfigError: a part has a learning rate or a weight decay of its own, and nothing of it learns on any rank.
     """
     config = OptimizerConfig(
         **settings.megatron_settings(),
@@ -75,9 +81,13 @@ def build_optimizer(
         use_distributed_optimizer=use_distributed_optimizer,
         overlap_param_gather=overlap_param_gather,
     )
-    overrides = {**_weight_decay_overrides(settings), **_NO_DECAY_OF_NEW_ROWS}
-    made = settings.build(config, model, overrides, groups)
+    sizes: InternVLConfig = cast(Any, get_attr_wrapped_model(model, "internvl"))
+    tower_layers = sizes.vision.num_layers
+    _check_parts(model, settings)
+    made = settings.build(config, model, overrides_of(model, settings, tower_layers), groups)
     _fuse(made, settings)
+    if settings.ema_decay is not None:
+        WeightAverage(made, model, settings.ema_decay)
     return made
 
 
@@ -90,16 +100,58 @@ def _fuse(optimizer: MegatronOptimizer, settings: OptimizerSettings) -> None:
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = getattr(part, "optimizer", None)
         if inner is not None and settings.runs_fused(inner):
-            for group in inner.param_groups:
-                if all(parameter.device.type in FUSED_ON for parameter in group["params"]):
+            parameters = [parameter for group in inner.param_groups for parameter in group["params"]]
+            if parameters and all(parameter.device.type in FUSED_ON for parameter in parameters):
+                for group in inner.param_groups:  # a stage may lack the parameters of some groups
                     group["fused"] = True
 
 
-def _weight_decay_overrides(settings: OptimizerSettings) -> dict[ParamKey, ParamGroupOverride]:
-    if settings.weight_decay_on_all:
-        return {}
-    one_dimensional = ParamPredicate(name="one_dimensional", fn=lambda parameter: parameter.dim() <= 1)
-    return {ParamKey(name="*.bias", predicate=one_dimensional): cast(ParamGroupOverride, {"wd_mult": 0.0})}
+def _check_parts(model: nn.Module, settings: OptimizerSettings) -> None:
+    """Refuse settings of a part of which nothing learns on any rank; without such settings nothing is exchanged."""
+    if not parts.are_stated(settings):
+        return
+    mine = {parts.part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, sorted(mine))
+    parts.check_parts(settings, (part for one in everyone for part in one))
+
+
+def overrides_of(
+    model: nn.Module, settings: OptimizerSettings, tower_layers: int
+) -> dict[ParamKey, ParamGroupOverride]:
+    """Return which parameters have another learning rate or weight decay than the run's, as Megatron-Core takes it.
+
+    Megatron-Core makes a group of the parameters that share an override, and has the same groups on all ranks.
+
+    Args:
+        model: this rank's stage.
+        settings: of the optimizer.
+        tower_layers: layers of the whole tower.
+    """
+    named: dict[parts.Rate, set[str]] = {}
+    for name, parameter in model.named_parameters():
+        rate = parts.rate_of(settings, name, parameter.dim(), tower_layers)
+        if has_new_rows(parameter):  # decay would move the rows that do not learn
+            rate = replace(rate, weight_decay=0.0)
+        named.setdefault(rate, set()).add(name)
+    overrides: dict[ParamKey, ParamGroupOverride] = {}
+    for number, (rate, names) in enumerate(named.items()):
+        if override := _override(settings, rate):
+            chosen = ParamWithNamePredicate(str(number), lambda _, name, names=names: name in names)
+            overrides[ParamKey(with_name_predicate=chosen)] = cast(ParamGroupOverride, override)
+    return overrides
+
+
+def _override(settings: OptimizerSettings, rate: parts.Rate) -> dict[str, float]:
+    """Return what a group says that its scheduler would not give it by itself."""
+    override = dict[str, float]()
+    if rate.max_lr != settings.lr:
+        override |= {"max_lr": rate.max_lr, "min_lr": rate.min_lr}
+    if rate.weight_decay == 0:
+        return override | ({"wd_mult": 0.0} if settings.weight_decay else {})
+    if rate.weight_decay != settings.weight_decay:
+        override |= {"start_wd": rate.weight_decay, "end_wd": rate.weight_decay}
+    return override
 
 
 @torch.no_grad()
@@ -194,12 +246,6 @@ def gradient_norms(optimizers: Sequence[MegatronOptimizer], parts: GradientParts
     return torch.stack(list(squares.values())).to(torch.float64).sum(0).sqrt()
 
 
-def apply_settings(optimizer: MegatronOptimizer, settings: OptimizerSettings) -> None:
-    """Let the run's learning rates win over those a loaded checkpoint was trained with."""
-    for group in optimizer.param_groups:
-        group["max_lr"], group["min_lr"] = settings.lr, settings.min_lr
-
-
 def build_scheduler(
     optimizer: MegatronOptimizer, settings: OptimizerSettings, train_steps: int
 ) -> OptimizerParamScheduler:
@@ -209,7 +255,7 @@ def build_scheduler(
         init_lr=0.0,
         max_lr=settings.lr,
         min_lr=settings.min_lr,
-        lr_warmup_steps=min(settings.warmup_steps(train_steps), train_steps - 1),
+        lr_warmup_steps=min(settings.steps_of_warmup(train_steps), train_steps - 1),
         **{"lr_decay_steps": train_steps, **SCHEDULES.get(settings.lr_decay_style)(settings, train_steps)},
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,

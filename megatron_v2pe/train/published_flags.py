@@ -29,6 +29,11 @@ def apply_published(values: Mapping[str, str]) -> Settings:
     chunks, attention = values.get("chunk_num", "1"), values.get("attn_type", "ring")
     if attention == "packed" and chunks not in ("", "1"):
         raise ConfigError(f"--chunk_num {shown_value(chunks)} needs --attn_type ring, it is {attention}")
+    if _is_given(values, "warmup_steps") and _is_given(values, "warmup_ratio"):
+        raise ConfigError(
+            f"--warmup_steps {shown_value(values['warmup_steps'])} and --warmup_ratio "
+            f"{shown_value(values['warmup_ratio'])} both say how long warm-up is: leave one out"
+        )
     settings: Settings = {}
     if values.get("save_strategy") == "no":
         values = {name: value for name, value in values.items() if name != "save_steps"}
@@ -37,8 +42,13 @@ def apply_published(values: Mapping[str, str]) -> Settings:
             raise ConfigError(f"unknown flag --{shown_value(name)}{did_you_mean(name[:100], tuple(FLAGS))}")
         settings.update(FLAGS[name].settings(value))
     if values.get("lr_scheduler_type") == "constant":  # constant_with_warmup is the one that warms up
-        settings["optimizer.warmup_ratio"] = 0.0
+        settings |= {"optimizer.warmup_ratio": 0.0, "optimizer.warmup_steps": None}
     return {**settings, **_length(values)}
+
+
+def _is_given(values: Mapping[str, str], name: str) -> bool:
+    """Tell whether a flag is given with another value than nothing or 0."""
+    return values.get(name, "").strip() not in ("", "0", "0.0")
 
 
 def no_number_of_steps(values: Mapping[str, str]) -> bool:

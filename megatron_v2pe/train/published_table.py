@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.train.published_optimizer import custom_trainer, schedule, schedule_arguments, warmup_steps
 
 Settings = dict[str, Any]
 """Dotted path of a setting -> value."""
@@ -102,11 +103,8 @@ def _save_strategy(value: str) -> Settings:
     raise ConfigError(f"--save_strategy {shown_value(value)} is refused: use steps (with --save_steps) or no")
 
 
-def _scheduler(value: str) -> Settings:
-    styles = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
-    if value not in styles:
-        raise ConfigError(f"--lr_scheduler_type {shown_value(value)} is refused: known here are {', '.join(styles)}")
-    return {"optimizer.lr_decay_style": styles[value]}
+def _custom_trainer(value: str) -> Settings:
+    return custom_trainer(is_true(value, "use_custom_trainer"))
 
 
 def _keep(value: str) -> Settings:
@@ -208,11 +206,12 @@ ROWS: tuple[PublishedFlag, ...] = (
     _model.mapped("vision_select_layer", "-1", "model.vision_select_layer", note="must equal the checkpoint's"),
     _model.refused("use_backbone_lora", "0", "low-rank adapters are not supported", ("0", *_NO)),
     _model.refused("use_llm_lora", "0", "low-rank adapters are not supported", ("0", *_NO)),
-    _model.refused(
+    _model.mapped(
         "use_custom_trainer",
         "False",
-        "no layer-wise learning rates here; for its weight decay set optimizer.weight_decay_on_all=false",
-        _NO,
+        "optimizer.weight_decay_on_all, optimizer.vision_lr_decay",
+        _custom_trainer,
+        "True: `false`, and the rate in `$VIT_LAYER_DECAY_RATE`",
     ),
     _model.mapped(
         "grad_checkpoint",
@@ -308,12 +307,20 @@ ROWS: tuple[PublishedFlag, ...] = (
     _trainer.mapped("learning_rate", "5e-5", "optimizer.lr"),
     _trainer.mapped("weight_decay", "0.0", "optimizer.weight_decay"),
     _trainer.mapped("warmup_ratio", "0.0", "optimizer.warmup_ratio"),
+    _trainer.mapped("warmup_steps", "0", "optimizer.warmup_steps", warmup_steps, "0: `--warmup_ratio` counts"),
     _trainer.mapped(
         "lr_scheduler_type",
         "linear",
         "optimizer.lr_decay_style",
-        _scheduler,
-        "`cosine`, `linear`, `constant` (no warm-up), `constant_with_warmup`",
+        schedule,
+        "`cosine`, `linear`, `constant` (no warm-up), `constant_with_warmup`, `warmup_stable_decay`, `inverse_sqrt`",
+    ),
+    _trainer.mapped(
+        "lr_scheduler_kwargs",
+        "-",
+        "optimizer.wsd_decay_steps, optimizer.wsd_decay_style",
+        schedule_arguments,
+        "JSON; of `warmup_stable_decay`: `num_decay_steps`, `decay_type`",
     ),
     _trainer.mapped("logging_steps", "500", "logging.log_interval"),
     _trainer.ignored("group_by_length", "False", "samples are packed by best fit instead", _NO),

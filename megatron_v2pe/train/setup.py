@@ -51,6 +51,8 @@ from megatron_v2pe.train.health.monitor import HealthMonitor
 from megatron_v2pe.train.memory import MemoryBudget, packs_per_step, plan_of_stage, shortage_foreseen
 from megatron_v2pe.train.new_rows import learn_new_rows
 from megatron_v2pe.train.new_tokens import growth_of_run, pieces_in_words, with_growth
+from megatron_v2pe.train.optimizers.parts import shown_rates
+from megatron_v2pe.train.part_rates import PartRates
 from megatron_v2pe.train.preflight.checkpoint import (
     changes_from_before,
     changes_from_start,
@@ -345,6 +347,9 @@ def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed, health: Health
     works: list[AfterStep] = [health]
     if run.config.validation.is_on:
         works.append(validation_of(run, loaded))
+    optimizer, steps = run.config.optimizer, run.config.train.train_steps
+    if rates := shown_rates(optimizer, run.model.vision.num_layers):
+        works.append(PartRates(optimizer, steps, rates, run.config.logging.log_interval))
     after = AfterSteps(works)
     if loaded.resumed is not None:
         after.load_state_dict(loaded.after_steps, f"{printable(loaded.resumed / TRAINING_STATE)}: after_steps")

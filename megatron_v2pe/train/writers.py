@@ -23,7 +23,7 @@ from megatron_v2pe.base.plugins import Registry
 from megatron_v2pe.base.progress import Progress, duration, on_terminal, progress_bar
 from megatron_v2pe.errors import ConfigError, how_to_install
 from megatron_v2pe.train.config import LoggingConfig
-from megatron_v2pe.train.metrics import LoggedStep, Rates, StepMetrics
+from megatron_v2pe.train.metrics import PART_RATES, LoggedStep, Rates, StepMetrics
 from megatron_v2pe.train.metrics_file import ADDED, METRICS, MetricsFile
 
 _log = get_logger(__name__)
@@ -113,8 +113,8 @@ class ConsoleWriter(MetricsWriter):
             words.append(f"ETA {duration(left)}")
         text = "  ".join([f"step {step.iteration}/{step.last}", *words])
         _log.info("%s", text, extra=FILE_ONLY if self._bar is not None else None)
-        if step.values:
-            self.write_values(step.iteration, step.values)
+        if values := {name: value for name, value in step.values.items() if not name.startswith(PART_RATES)}:
+            self.write_values(step.iteration, values)
 
     def write_values(self, iteration: int, values: Mapping[str, float]) -> None:
         """Write them in a line of their own."""

@@ -29,6 +29,7 @@ def _choice(name: str, words: str, optional: bool = False) -> dict[str, Row]:
     return {name: Row("choice", optional=optional, choices=tuple(words.split()))}
 
 
+_PARTS = ("vision", "projector", "language", "embedding", "adapter")
 SETTINGS: dict[str, Row] = {
     **_rows(
         "flag",
@@ -83,6 +84,14 @@ SETTINGS: dict[str, Row] = {
     **_rows("number", "logging.peak_tflops", 1e-3, 10**6, True),
     **_rows("number", "optimizer.adam_beta1 optimizer.adam_beta2", 0, 0.9999999999),
     **_rows("number", "optimizer.lr", 1e-30, 10),
+    **_rows("whole", "optimizer.warmup_steps", 0, 10**9, True),
+    **_rows("whole", "optimizer.wsd_decay_steps", 1, 10**9, True),
+    **_rows("number", "optimizer.wsd_decay_ratio", 0, 1, True),
+    **_choice("optimizer.wsd_decay_style", "cosine linear minus_sqrt exponential"),
+    **_rows("number", " ".join(f"optimizer.{part}_lr" for part in _PARTS), 1e-30, 10, True),
+    **_rows("number", " ".join(f"optimizer.{part}_weight_decay" for part in _PARTS), 0, 100, True),
+    **_rows("number", "optimizer.vision_lr_decay", 1e-6, 1, True),
+    **_rows("number", "optimizer.adapter_b_lr_ratio", 1e-6, 1e6, True),
     **_rows("number", "optimizer.min_lr", 0, 10),
     **_rows("number", "optimizer.weight_decay", 0, 100),
     **_rows("number", "optimizer.adam_eps", 1e-30, 1),
@@ -113,7 +122,7 @@ SETTINGS: dict[str, Row] = {
     **_choice("parallel.attention_backend", "auto cudnn flash flash_attn reference"),
     **_choice("parallel.vision_parallel", "tensor replicated"),
     **_choice("optimizer.name", "adamw"),
-    **_choice("optimizer.lr_decay_style", "cosine linear constant"),
+    **_choice("optimizer.lr_decay_style", "cosine linear constant wsd inverse-square-root"),
     **_choice("train.precision", "bf16 fp32"),
     **_choice("train.device", "auto cpu cuda"),
     **_choice("train.recompute", "auto full none stated"),

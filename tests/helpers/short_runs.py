@@ -29,6 +29,10 @@ class History:
     learning_rates: list[float] = field(default_factory=list)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     """Whole tensors after the last step."""
+    rates: list[dict[str, tuple[float, float]]] = field(default_factory=list)
+    """Learning rate and weight decay by parameter of this rank in each step, where the optimizer holds them whole."""
+    averages: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Whole averages after the last step, by key of the weight, of a run that keeps them."""
     loader: dict[str, Any] = field(default_factory=dict)
     padding: dict[str, tuple[int, float, float]] = field(default_factory=dict)
     """By parameter of this rank: how many of its values are padding, the largest of them after the last step, and the
@@ -58,6 +62,7 @@ def train(
 
     from megatron_v2pe.checkpoint import store
     from megatron_v2pe.checkpoint.folder import newest
+    from megatron_v2pe.checkpoint.weight_average import average_of
     from megatron_v2pe.train.ddp import gather_parameters, wrap
     from megatron_v2pe.train.optimizer_step import build_optimizer, build_scheduler, take_step
     from megatron_v2pe.train.step import forward_backward
@@ -92,7 +97,8 @@ def train(
             optimizer.zero_grad()
             history.losses.append(forward_backward(wrapped, mine, len(mine), denominator))
             _look_at_padding(model, history, gradients=True)
-            history.learning_rates.append(optimizer.param_groups[0]["lr"])
+            history.learning_rates.append(scheduler.get_lr({}))
+            history.rates.append(_rates(model, optimizer))
             history.grad_norms.append(take_step(optimizer).item())
             scheduler.step(increment=1)
         gather_parameters(wrapped)
@@ -103,7 +109,17 @@ def train(
             state = store.TrainingState(first + steps, {"consumed": 17}, {})
             store.save(Path(save_to), model, optimizer, state, hf_source=Path(save_to), keep_latest=2)
         history.weights = gather_full(model, lambda parameter: parameter.detach())
+        if (average := average_of(optimizer)) is not None:
+            wholes = dict(zip(map(id, average._learning), average.wholes(), strict=True))
+            history.averages = gather_full(model, lambda parameter: wholes.get(id(parameter)))
     return history
+
+
+def _rates(model: Any, optimizer: Any) -> dict[str, tuple[float, float]]:
+    """Return learning rate and weight decay by the name of a parameter, of those that a group holds whole."""
+    of = {id(one): group for group in optimizer.param_groups for one in group["params"]}
+    named = ((name, of.get(id(parameter))) for name, parameter in model.named_parameters())
+    return {name: (group["lr"], group["weight_decay"]) for name, group in named if group is not None}
 
 
 def _look_at_padding(model: Any, history: History, gradients: bool) -> None:

@@ -37,6 +37,7 @@ def mcore_to_hf(
     manifest: bool | None = None,
     language_model: str | None = None,
     side_files: SideFiles | None = None,
+    weights: str = "model",
 ) -> None:
     """Convert a Megatron-Core checkpoint, converted or trained in any layout, to an HF folder.
 
@@ -62,6 +63,7 @@ def mcore_to_hf(
             is not to be the one that the native folder states: `internlm2` for `llama`.
         side_files: writes tokenizer and processor of a folder in another layout than the one that was converted;
             `generate.native_files.side_files` is one. None: the files are copied as they are.
+        weights: `ema` takes of a training checkpoint the moving average of what has learned, `model` the weights.
 
     Raises:
         ConfigError: V2PE settings that do not go together, or an unknown `dtype`.
@@ -79,6 +81,7 @@ def mcore_to_hf(
         rope_pos_id_version,
         rope_pos_id_stride,
         manifest,
+        weights,
         language_model,
     )
     source = open_export(folder, options)
@@ -97,7 +100,7 @@ def open_export(folder: Path, options: Options) -> OpenSource:
             f"{printable(folder)}: an HF checkpoint already; a Megatron one is converted to it. Another layout, type "
             f"or size of its files: tools/convert_checkpoint.py hf-to-hf {printable(folder)} OUT"
         )
-    source = open_megatron(place.folder, options.verify)
+    source = open_megatron(place.folder, options.verify, options.weights == "ema")
     check_side_files(source.hf, source.model.llm.vocab_size)
     return source
 

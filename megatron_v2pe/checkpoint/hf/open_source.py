@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_v2pe.checkpoint.folder import DESCRIPTION, HF_FOLDER, HF_LAYOUT
+from megatron_v2pe.checkpoint.description import StoredTensor
+from megatron_v2pe.checkpoint.folder import AVERAGED, DESCRIPTION, HF_FOLDER, HF_LAYOUT
 from megatron_v2pe.checkpoint.hf.adapter_files import refuse_adapter, refuse_adapter_tensors
 from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout
 from megatron_v2pe.checkpoint.hf.manifest import TensorManifest
@@ -124,16 +125,17 @@ def open_hf(folder: Path, merge: bool = True) -> OpenSource:
     return merged_source(source, [(opened.adapter(model, folder), 1.0)]) if source.renamed and merge else source
 
 
-def open_megatron(folder: Path, verify: bool = True) -> OpenSource:
+def open_megatron(folder: Path, verify: bool = True, averaged: bool = False) -> OpenSource:
     """Open the folder of a Megatron checkpoint.
 
     Args:
         folder: of one checkpoint, see `resolve.find_checkpoint`.
         verify: compare what is read with the folder's checksums.
+        averaged: take the moving average (EMA) of the weights that have learned, in place of the weights.
 
     Raises:
         ConfigError: an architecture that is not supported.
-        CheckpointError: it is incomplete, damaged, refused or of another model.
+        CheckpointError: it is incomplete, damaged, refused or of another model, or holds no average.
     """
     reader = vet_checkpoint(folder, verify)
     hf = folder / HF_FOLDER
@@ -147,6 +149,8 @@ def open_megatron(folder: Path, verify: bool = True) -> OpenSource:
     for mapping in table.tensors:
         table.check_shape(mapping, places[mapping.name].shape, source)
     weights = {key: entry for key, entry in reader.tensors.items() if not key.startswith("optimizer.")}
+    if averaged:
+        weights |= averages_in(reader.tensors, printable(folder))
     refuse_adapter_tensors(weights, str(folder))
     table.check_keys({key: entry.size for key, entry in weights.items()}, str(folder))
     trained = read_description(folder / DESCRIPTION).get("kind") != "converted"
@@ -165,6 +169,21 @@ def merged_source(
     merged = [[adapter.digest(), weight] for adapter, weight in adapters]
     rows = MergedRows(base.rows, adapters, dtype)
     return replace(base, rows=rows, manifest=None, merged=[*base.merged, *merged])
+
+
+def averages_in(tensors: Mapping[str, StoredTensor], source: str) -> dict[str, StoredTensor]:
+    """Return the averaged tensors of a training checkpoint, by the keys of the weights they are averages of.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    found = {key.removeprefix(AVERAGED): entry for key, entry in tensors.items() if key.startswith(AVERAGED)}
+    if not found:
+        raise CheckpointError(
+            f"{source}: holds no average of weights (EMA): train with --optimizer.ema-decay 0.9999, or take the "
+            "weights themselves (--weights model)"
+        )
+    return found
 
 
 def check_places(table: MappingTable, places: dict[str, TensorPlace], source: str) -> Counter[torch.dtype]:

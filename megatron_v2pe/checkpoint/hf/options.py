@@ -37,6 +37,8 @@ class Options:
     rope_pos_id_stride: str | int | float | Fraction | None = None
     manifest: bool | None = None
     """Whether an HF folder gets a `manifest.json`; None: unless it is the original's to the byte."""
+    weights: str = "model"
+    """`ema` takes of a training checkpoint the moving average of what has learned, `model` the weights."""
     language_model: str | None = None
     """`model_type` of the language model in an original folder that is made of a native one: `internlm2`."""
 
@@ -50,6 +52,8 @@ class Options:
             raise ConfigError(f"dtype {self.dtype!r} is none of {', '.join(DTYPES)}")
         if self.layout is not None and self.layout not in LAYOUTS:
             raise ConfigError(f"layout {self.layout!r} is none of {', '.join(LAYOUTS)}")
+        if self.weights not in ("model", "ema"):
+            raise ConfigError(f"weights {self.weights!r} is none of model, ema")
         if self.largest_file is not None and self.largest_file < 1:
             raise ConfigError(f"--max-shard-size {self.max_shard_size!r}: expected at least one byte")
         assert self.budget

@@ -108,7 +108,7 @@ def test_packs_per_step():
 
 @pytest.mark.parametrize(("ratio", "steps", "expected"), [(0.03, 20000, 600), (0.03, 50, 2), (0.0, 9, 0), (1, 7, 7)])
 def test_warmup_is_the_ratio_rounded_up(ratio, steps, expected):
-    assert AdamWConfig(warmup_ratio=ratio).warmup_steps(steps) == expected
+    assert AdamWConfig(warmup_ratio=ratio).steps_of_warmup(steps) == expected
 
 
 def test_the_world_is_checked_with_the_whole_configuration():

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pytest
-import torch
 import yaml
 
 from megatron_v2pe.errors import ConfigError
@@ -16,7 +15,7 @@ from megatron_v2pe.recipes.internvl2_2b import internvl2_2b_v2pe_32k
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
 from megatron_v2pe.train.config import AdamWConfig, ExperimentConfig
-from megatron_v2pe.train.optimizer_step import _weight_decay_overrides, apply_settings, build_scheduler
+from megatron_v2pe.train.optimizer_step import build_scheduler
 from megatron_v2pe.train.optimizers.settings import OPTIMIZERS, SCHEDULES, OptimizerSettings
 
 
@@ -58,15 +57,6 @@ def test_resuming_is_a_jump():
     assert optimizer.param_groups[0]["lr"] == rates(settings, 50, (23,))[23]
 
 
-def test_a_new_learning_rate_wins_over_the_checkpoints():
-    optimizer = Fake(1e-2)
-    optimizer.param_groups[0].update(max_lr=1e-2, min_lr=1e-3)  # what Megatron-Core stores with every group
-    settings = AdamWConfig(lr=1e-3, warmup_ratio=0.1)
-    apply_settings(optimizer, settings)
-    build_scheduler(optimizer, settings, 50).step(increment=23)
-    assert optimizer.param_groups[0]["lr"] == rates(settings, 50, (23,))[23]
-
-
 @pytest.mark.parametrize(("style", "half"), [("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)])
 def test_styles(style, half):
     settings = AdamWConfig(lr=1.0, min_lr=0.0, warmup_ratio=0.0, lr_decay_style=style)
@@ -74,18 +64,8 @@ def test_styles(style, half):
 
 
 def test_warm_up_rounds_up():
-    assert AdamWConfig(warmup_ratio=0.03).warmup_steps(50) == 2
-    assert AdamWConfig(warmup_ratio=0.03).warmup_steps(20000) == 600
-
-
-def test_weight_decay_on_everything_and_its_switch():
-    assert _weight_decay_overrides(AdamWConfig()) == {}
-    ((key, override),) = _weight_decay_overrides(AdamWConfig(weight_decay_on_all=False)).items()
-    assert override == {"wd_mult": 0.0}
-    matrix, vector = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
-    assert not key.matches(matrix, "decoder.layers.0.mlp.linear_fc1.weight")
-    for name in ("decoder.final_layernorm.weight", "decoder.layers.0.ls1", "decoder.layers.0.mlp.linear_fc1.bias"):
-        assert key.matches(vector, name)
+    assert AdamWConfig(warmup_ratio=0.03).steps_of_warmup(50) == 2
+    assert AdamWConfig(warmup_ratio=0.03).steps_of_warmup(20000) == 600
 
 
 @dataclass(frozen=True)

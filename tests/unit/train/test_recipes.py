@@ -85,7 +85,7 @@ def test_published_hyperparameters(name, version):
 
 def test_warm_up_takes_600_steps_and_32_processes_hold_one_pack_each():
     config = RECIPES["internvl2_2b_v2pe_32k"]()
-    assert config.optimizer.warmup_steps(config.train.train_steps) == 600
+    assert config.optimizer.steps_of_warmup(config.train.train_steps) == 600
     assert config.train.micro_batches(config.parallel.data_parallel_size(32)) == 1
 
 

@@ -111,9 +111,9 @@ def _check_parts(model: nn.Module, settings: OptimizerSettings) -> None:
     if not parts.are_stated(settings):
         return
     mine = {parts.part_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, sorted(mine))
-    parts.check_parts(settings, (part for one in everyone for part in one))
+    there = torch.tensor([float(part in mine) for part in parts.PARTS], device=torch.cuda.current_device())
+    dist.all_reduce(there)
+    parts.check_parts(settings, (part for part, count in zip(parts.PARTS, there.tolist(), strict=True) if count))
 
 
 def overrides_of(

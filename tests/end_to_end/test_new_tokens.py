@@ -185,7 +185,7 @@ def test_rows_of_new_tokens_learn_alone(base, tmp_path, monkeypatch, planted_bre
     if planted_break == "gradients":
         monkeypatch.setattr("megatron_v2pe.train.ddp.clear_other_rows", lambda model: None)
     elif planted_break:
-        monkeypatch.setattr("megatron_v2pe.train.optimizer_step._NO_DECAY_OF_NEW_ROWS", {})
+        monkeypatch.setattr("megatron_v2pe.train.optimizer_step.has_new_rows", lambda parameter: False)
     frozen = {"freeze_llm": True, "freeze_backbone": True, "freeze_mlp": True, "train_new_tokens": True}
     config = settings(base, tmp_path / "run", **frozen).updated({"optimizer": {"weight_decay": 0.5}}, "test")
     first, last = tensors(trained(config, exit_step=1)), tensors(trained(config))

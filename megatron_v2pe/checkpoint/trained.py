@@ -95,6 +95,24 @@ def trained_config(folder: Path) -> dict[str, Any]:
     return as_trained(config, settings, data, vision)
 
 
+def model_of_run(start: Path, settings: Mapping[str, Any]) -> InternVLConfig:
+    """Return the model that `trained_model` will find in checkpoints of a run.
+
+    Args:
+        start: the Megatron checkpoint it starts from.
+        settings: its resolved configuration, as a checkpoint holds it.
+
+    Raises:
+        ConfigError: see `trained_model`.
+        CheckpointError: see `trained_model`.
+    """
+    state, source = {"settings": dict(settings)}, "settings of the run"
+    config = as_trained(
+        trained_config(start), _positions(state, source), _trained_on(state, source), _vision(state, source)
+    )
+    return InternVLConfig.from_hf(config, printable(FoundCheckpoint.of(start).hf / CONFIG))
+
+
 def start_config(checkpoint: Path) -> dict[str, str]:
     """Return the `config.json` for checkpoints of a run, where it is not that of the one the run starts from: a run's.
 

@@ -58,6 +58,8 @@ class Results:
     """Ids of those whose answer was changed after it was written."""
     other_score: Annotated[float, Range(0)] | None = None
     """Percent in the other mode; None where there is none, and in older files."""
+    sample: tuple[str, ...] = ()
+    """Ids of the questions that were asked, where they were drawn of all; empty: none were drawn."""
     own: bool = False
     """Whether the questions are the user's own."""
     file: str | None = None
@@ -93,6 +95,8 @@ def _check(results: Results, benchmark: Benchmark, source: str) -> None:
         raise DataError(
             f"{source}: {results.answered} answered and {unanswered} missing or failed are not {results.questions}"
         )
+    if results.sample and len(results.sample) != results.questions:
+        raise DataError(f"{source}: a sample of {len(results.sample)}, but {results.questions} questions")
     if isinstance(results.limit, int) and results.limit != results.questions:
         raise DataError(f"{source}: limit {results.limit}, but {results.questions} questions")
     most = scorer_of(benchmark.scorer).most if benchmark.scorer else 0.0
@@ -108,6 +112,7 @@ def score(
     root: Path,
     mode: Mode,
     limit: int | None = None,
+    sampled: bool = False,
 ) -> dict[str, Any]:
     """Score the answers of a benchmark's folder; write and return the result.
 
@@ -120,7 +125,8 @@ def score(
         folder: of the answers.
         root: of the benchmark's data.
         mode: `reference` as published, or `corrected`.
-        limit: `questions` are only the first so many of the benchmark's; None: all of them.
+        limit: `questions` are only so many of the benchmark's; None: all of them.
+        sampled: they are not the first ones, but a drawn sample.
     """
     log = AnswerLog(folder)
     judged = JudgedAnswers(benchmark, questions, [log.answers.get(question.id) for question in questions])
@@ -139,6 +145,8 @@ def score(
         "mode": mode,
         "own": benchmark.own,
     }
+    if sampled:
+        result["sample"] = [question.id for question in questions]
     if failed:
         result["first_failure"] = {"id": failed[0], "error": log.answers[failed[0]].error}
     if benchmark.own:
@@ -178,7 +186,9 @@ def as_line(result: dict[str, Any]) -> str:
     elif "unscored" in result:
         number = f"not scored in {mode} mode ({result['unscored']})"
     notes: list[str] = []
-    if result["limit"] is not None:
+    if result.get("sample"):
+        notes.append(f"SAMPLE: {questions} questions, drawn of all")
+    elif result["limit"] is not None:
         notes.append(f"LIMITED: only the first {questions} questions")
     elif result["published"] not in (None, questions):
         notes.append(f"ANOTHER VERSION: {questions} questions, {result['published']} are published")

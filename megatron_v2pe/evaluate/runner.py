@@ -9,7 +9,7 @@ anything; beyond that the run ends, and the next one finds in a note what it was
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -68,6 +68,8 @@ class Runner:
     """Positions prompt and answer may reach; None: any. The published evaluations ask beyond what was trained for."""
     image_workers: int = 0
     """Threads that prepare the next questions meanwhile, see `batching`."""
+    enough: Callable[[], bool] | None = None
+    """Asked before each batch; where it says so, none is begun any more, and what is left has no answer."""
 
     def run(self, benchmark: Benchmark, questions: Sequence[Question], folder: Path) -> None:
         """Ask the questions that have no answer yet; every rank calls this.
@@ -86,10 +88,34 @@ class Runner:
         Raises:
             DataError: the folder's answers are damaged, or belong to other questions.
         """
-        todo = self._read_folder(benchmark, questions, folder)
+        settled, ended = share_from_first_rank(lambda: self.look(benchmark, questions, folder))
+        dist.barrier()  # every rank knows what is there before any rank writes
+        self.ask_share(benchmark, questions, settled, ended, folder)
+        dist.barrier()  # every copy is done before the notes go
+        if dist.get_rank() == 0:
+            remove_notes(folder)
+        dist.barrier()
+
+    def ask_share(
+        self,
+        benchmark: Benchmark,
+        questions: Sequence[Question],
+        settled: set[str],
+        ended: Mapping[str, int],
+        folder: Path,
+    ) -> None:
+        """Ask this copy's share of the questions; it exchanges nothing with other copies of the model.
+
+        Args:
+            benchmark: the benchmark the questions belong to.
+            questions: all of its questions, the same on every rank.
+            settled: see `look`.
+            ended: see `look`.
+            folder: the folder of the benchmark's answers.
+        """
+        todo = self._todo(questions, settled, ended)
         copy, _ = topology.model_copy()
         writes = topology.model_copy_group().rank() == 0
-        dist.barrier()  # every rank has read what is there before any rank writes
         with _Records(folder, copy, todo.ended, writes) as records:
             if copy == 0:
                 for question in todo.given_up:
@@ -99,6 +125,8 @@ class Runner:
             beyond = 0
             with progress_bar(total=total, desc=benchmark.name, unit="questions", disable=dist.get_rank() > 0) as bar:
                 for batch in self._batches(benchmark, together, alone, records):
+                    if self._is_enough():
+                        break
                     answers = self._answers(benchmark, batch)
                     for answer in answers:
                         records.add(answer)
@@ -106,27 +134,37 @@ class Runner:
                     bar.update(len(batch))
         if writes:
             self._warn_beyond(benchmark, beyond, total)
-        dist.barrier()  # every copy is done before the notes go
-        if dist.get_rank() == 0:
-            remove_notes(folder)
-        dist.barrier()
 
-    def _read_folder(self, benchmark: Benchmark, questions: Sequence[Question], folder: Path) -> _Todo:
-        """Return what is to be asked, as rank 0 finds it in the folder, on every rank.
+    def _is_enough(self) -> bool:
+        """Tell whether no further batch is to be begun, as the first rank of the copy sees it."""
+        if self.enough is None:
+            return False
+        found = [self.enough()]
+        if (group := topology.model_copy_group()).size() > 1:
+            dist.broadcast_object_list(found, src=dist.get_process_group_ranks(group)[0], group=group)
+        return found[0]
+
+    def look(
+        self, benchmark: Benchmark, questions: Sequence[Question], folder: Path
+    ) -> tuple[set[str], dict[str, int]]:
+        """Return which questions the folder settles, by id, and how many runs have ended over each of the others.
+
+        Args:
+            benchmark: the benchmark the questions belong to.
+            questions: all of its questions.
+            folder: the folder of the benchmark's answers.
 
         Raises:
             DataError: answers are damaged, or belong to other questions of the same ids.
         """
+        try:
+            log = AnswerLog(folder)
+            _check_questions(log, questions, folder)
+            return self._settled(benchmark, log), ended_runs(folder)
+        except OSError as error:
+            raise DataError(str(error)) from error
 
-        def read() -> tuple[set[str], dict[str, int]]:
-            try:
-                log = AnswerLog(folder)
-                _check_questions(log, questions, folder)
-                return self._settled(benchmark, log), ended_runs(folder)
-            except OSError as error:
-                raise DataError(str(error)) from error
-
-        settled, ended = share_from_first_rank(read)
+    def _todo(self, questions: Sequence[Question], settled: set[str], ended: Mapping[str, int]) -> _Todo:
         most = max(ended.values(), default=0) + 1 if self.retry == "all" else MOST_ENDS
         todo = [question for question in questions if question.id not in settled]
         return _Todo(

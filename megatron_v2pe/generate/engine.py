@@ -89,6 +89,13 @@ class Engine:
             self._final_norm = lean_norm(decoder.final_layernorm)
             self._head = self.model.language_model.head_weight()[: self.model.internvl.llm.vocab_size]
 
+    def release(self) -> None:
+        """Let go of the model, its process groups, and the memory of caches and captured steps.
+
+        The engine cannot be used any more, whoever still refers to it.
+        """
+        vars(self).clear()
+
     def features(self, prompts: Sequence[Prompt]) -> Tensor:
         """Return features [own tiles, tokens_per_tile, hidden] of those tiles of all prompts that this rank encodes.
 

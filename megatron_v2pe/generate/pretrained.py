@@ -31,6 +31,7 @@ from megatron_v2pe.generate.vision_cache import DEFAULT_BYTES, VisionCache
 from megatron_v2pe.models.build import build_model, build_rotary, model_sizes
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.transformer_config import ModelOptions
+from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.settings import Stride, StridePolicy
@@ -160,6 +161,38 @@ class Pretrained:
         """Return the greedy answer to a conversation that ends with a question; see `encode_prompt`."""
         options = GenerationOptions(max_new_tokens)
         return self.ask([ChatQuestion(turns, images)], tiling, options)[0].text.strip()
+
+
+def asked_in_training(
+    model: InternVLModel,
+    config: InternVLConfig,
+    tokenizer: Tokenizer,
+    ends: frozenset[int],
+    device: Device,
+    dtype: torch.dtype,
+    prefill_tokens: int = PREFILL_TOKENS,
+    vision_cache_bytes: int = DEFAULT_BYTES,
+) -> Pretrained:
+    """Return a model that is being trained as one that can be asked, at the stride it would be asked with from a file.
+
+    Args:
+        model: this rank's stage as `models.same_weights` gives it; its configuration and positions are replaced.
+        config: what its checkpoints state, see `checkpoint.trained`.
+        tokenizer: of the run.
+        ends: tokens that end an answer.
+        device: of this rank.
+        dtype: of its parameters.
+        prefill_tokens: see `Engine`.
+        vision_cache_bytes: memory for image features kept from one question to the next.
+
+    Raises:
+        ConfigError: a layer that generation does not know.
+    """
+    policy = inference_policy(config)
+    model.internvl, model.rotary = config, build_rotary(config, policy)
+    with torch.no_grad():  # weights with adapters are merged here
+        engine = Engine(model, VisionCache(vision_cache_bytes), prefill_tokens)
+    return Pretrained(engine, config, tokenizer, policy, device, dtype, config.llm.max_position_embeddings, ends)
 
 
 @contextmanager

@@ -59,6 +59,13 @@ def model_copy_group() -> dist.ProcessGroup:
     return _copy
 
 
+def exchange_copy_group(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Have `model_copy_group` return another group of the same ranks from now on; return the one before."""
+    global _copy
+    before, _copy = model_copy_group(), group
+    return before
+
+
 def model_copies(parallel: ParallelConfig, world_size: int) -> list[list[int]]:
     """Return the ranks of every copy of the model, in Megatron-Core's order of ranks: data outside pipeline stages.
 

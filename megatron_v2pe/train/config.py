@@ -17,6 +17,7 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
 from megatron_v2pe.models.presets import preset_named
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.train.evaluation.settings import EvaluationConfig
 from megatron_v2pe.train.health.settings import HealthConfig
 from megatron_v2pe.train.optimizers.adamw import AdamWConfig
 from megatron_v2pe.train.optimizers.settings import OptimizerSettings
@@ -257,6 +258,8 @@ class ExperimentConfig:
     """What a run watches of itself."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """Loss of data that never train."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Benchmarks asked while training."""
 
     def validate(self, world_size: int | None = None) -> None:
         """Check all settings, and with the number of ranks also that the layout and the steps fit it.
@@ -277,6 +280,7 @@ class ExperimentConfig:
         self.logging.validate()
         self.health.validate()
         self.validation.validate(self.data, self.checkpoint.save)
+        self.evaluation.validate(self.v2pe.rope_pos_id_version, self.checkpoint.save)
         self._validate_padding()
         self._validate_offload()
         if self.parallel.use_distributed_optimizer and not self.optimizer.shards_state():

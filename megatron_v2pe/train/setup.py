@@ -343,6 +343,8 @@ def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed, health: Health
 
     Raises:
         CheckpointError: the state is damaged.
+        ConfigError: what is to be done cannot be.
+        DataError: data of it are missing or damaged.
     """
     works: list[AfterStep] = [health]
     if run.config.validation.is_on:
@@ -350,6 +352,11 @@ def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed, health: Health
     optimizer, steps = run.config.optimizer, run.config.train.train_steps
     if rates := shown_rates(optimizer, run.model.vision.num_layers):
         works.append(PartRates(optimizer, steps, rates, run.config.logging.log_interval))
+    if run.config.evaluation.benchmarks:
+        from megatron_v2pe.train.evaluation.work import Evaluation, Trained  # nothing else of training knows generation
+
+        parts = loaded.model, loaded.wrapped, run.groups, run.device, run.dtype
+        works.append(Evaluation(Trained(run.config, run.start, run.tokenizer, run.model.llm.vocab_size, *parts)))
     after = AfterSteps(works)
     if loaded.resumed is not None:
         after.load_state_dict(loaded.after_steps, f"{printable(loaded.resumed / TRAINING_STATE)}: after_steps")

@@ -12,6 +12,7 @@
 | `dense_decoder` | a decoder written out plainly in float64, with explicit positions, for comparison |
 | `documented_commands` | the commands that the pages tell a reader to type |
 | `evaluation` | evaluation of a small checkpoint in any layout, with faults on single ranks |
+| `evaluation_in_training` | short runs that evaluate while they train, in any layout, with faults planted |
 | `family_cases` | a tiny checkpoint of every language model and both towers |
 | `family_parity` | our model beside `transformers` for those checkpoints, in any layout |
 | `family_reference` | the model of `transformers` that such a checkpoint describes |

@@ -39,6 +39,7 @@ SETTINGS: dict[str, Row] = {
         "parallel.overlap_param_gather optimizer.weight_decay_on_all train.recompute_attention train.recompute_vision "
         "logging.jsonl logging.tensorboard logging.wandb checkpoint.verify optimizer.optimizer_cpu_offload "
         "validation.at_start validation.greater_is_better validation.allow_overlap validation.only",
+        "evaluation.at_end",
     ),
     **_rows("whole", "data.max_seq_length data.max_packed_tokens model.head_chunk_size", 1, 16_777_216),
     **_rows("whole", "model.mlp_chunk_tokens", 1, 16_777_216, True),
@@ -78,6 +79,15 @@ SETTINGS: dict[str, Row] = {
     **_rows("whole", "validation.keep_best", 0, 10**6),
     **_rows("number", "validation.share", 0, 0.9),
     **_rows("text", "validation.meta_path validation.indexed_path validation.best_by"),
+    **_rows("whole", "train.seed evaluation.seed", 0, 2**63 - 1),
+    **_rows("whole", "evaluation.interval evaluation.samples", 1, 10**9, True),
+    **_rows("whole", "evaluation.batch_size", 1, 10**6),
+    **_rows("whole", "evaluation.max_num", 1, 1000, True),
+    **_rows("whole", "evaluation.window", 1, 10**12, True),
+    **_rows("whole", "evaluation.image_workers", 0, 1024, True),
+    **_rows("whole", "evaluation.prefill_tokens", 1, 1 << 30),
+    **_rows("whole", "evaluation.vision_cache_mb", 0, 1 << 20),
+    **_rows("number", "evaluation.minutes", 1e-4, 10**6, True),
     **_rows("number", "data.max_padding_share optimizer.warmup_ratio", 0, 1),
     **_rows("number", "train.memory_share", 0.05, 1),
     **_rows("number", "train.epochs", 1e-6, 10**6, True),
@@ -99,7 +109,7 @@ SETTINGS: dict[str, Row] = {
     **_rows("number", "parallel.distributed_timeout_minutes", 0.001, 525_600),
     **_rows("number", "model.down_sample_ratio", 1 / 64, 1, True),
     **_rows("number", "model.drop_path_rate", 0, 0.99, True),
-    **_rows("text", "model.model_name_or_path data.meta_path data.indexed_path logging.wandb_project"),
+    **_rows("text", "model.model_name_or_path data.meta_path data.indexed_path logging.wandb_project evaluation.root"),
     **_rows(
         "text",
         "data.template model.converted_dir model.tokenizer_path checkpoint.save checkpoint.load logging.dir",
@@ -128,10 +138,13 @@ SETTINGS: dict[str, Row] = {
     **_choice("train.recompute", "auto full none stated"),
     **_choice("train.recompute_granularity", "full selective", True),
     **_choice("train.recompute_method", "uniform block", True),
+    **_choice("evaluation.mode", "corrected reference"),
     **_choice("checkpoint.resume", "auto never"),
     "v2pe.rope_pos_id_stride": Row("stride", optional=True),
     "v2pe.strides": Row("strides"),
     "logging.writers": Row("strides"),
+    "evaluation.benchmarks": Row("strides"),
+    "evaluation.strides": Row("strides"),
 }
 
 ODD_VALUES: tuple[Any, ...] = (

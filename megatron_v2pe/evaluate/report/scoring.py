@@ -60,7 +60,7 @@ class Score:
     failed: int
     """Questions that ended in an error."""
     limit: int | None = None
-    """Only the first so many of all questions were asked."""
+    """Only so many of all questions were asked, the first ones unless they are `sampled`."""
     of_all: int | None = None
     """All questions of the data where they could be read."""
     published: int | None = None
@@ -83,6 +83,8 @@ class Score:
     """Own questions one by one."""
     edited: int = 0
     """Questions whose answer was edited after it was written."""
+    sampled: bool = False
+    """The questions that were asked are a drawn sample of all."""
 
     @property
     def unchecked(self) -> bool:
@@ -101,7 +103,8 @@ class Score:
         parts += [f"{self.failed} of {self.questions} failed"] if self.failed else []
         parts += [f"{self.edited} of {self.questions} answers edited after they were written"] if self.edited else []
         if self.limit is not None:
-            parts.append(f"only the first {self.limit}" + (f" of {self.of_all}" if self.of_all else ""))
+            which = "a drawn sample of" if self.sampled else "only the first"
+            parts.append(f"{which} {self.limit}" + (f" of {self.of_all}" if self.of_all else ""))
         total = self.of_all if self.limit is not None else self.questions
         if total is not None and (other := other_than_published(total, self.published)):
             parts.append(other)
@@ -195,10 +198,12 @@ def _score_in_both(run: EvaluationRun, read: Questions, name: str) -> dict[Mode,
         reason = f"question {changed} of {read.place} is another one than was asked: the file has been edited since"
         return {mode: _from_results(benchmark, results, mode, reason) for mode in MODES}
     limit = _limit(results, len(questions))
-    asked = questions[:limit]
+    sample = frozenset(() if results is None else results.sample)
+    asked = [question for question in questions if question.id in sample] if sample else questions[:limit]
     judged = JudgedAnswers(benchmark, asked, [log.answers.get(question.id) for question in asked])
     edited = len({question.id for question in asked} & {*log.edited})
-    return {mode: _score(judged, mode, edited, limit, len(questions)) for mode in MODES}
+    scores = {mode: _score(judged, mode, edited, limit, len(questions)) for mode in MODES}
+    return {mode: replace(score, sampled=bool(sample)) for mode, score in scores.items()}
 
 
 def _changed(questions: Sequence[Question], log: AnswerLog) -> str | None:

@@ -85,6 +85,7 @@ def inspect_run(config: ExperimentConfig, recipe: ExperimentConfig | None = None
     ):
         found.attempt(lambda: look_at_validation(found))
     found.attempt(lambda: check_writers(config.logging))
+    found.attempt(lambda: _benchmarks(found))
     return found
 
 
@@ -120,11 +121,26 @@ def _small(config: ExperimentConfig) -> bool:
 
 def _missing(config: ExperimentConfig) -> Iterator[V2PEError | OSError]:
     """Yield what is missing and can be seen without reading the data."""
-    for work in (lambda: check_checkpoint(config), lambda: check_writers(config.logging)):
+    for work in (lambda: check_checkpoint(config), lambda: check_writers(config.logging), lambda: _chosen(config)):
         try:
             work()
         except (V2PEError, OSError) as error:
             yield error
+
+
+def _benchmarks(found: Findings) -> None:
+    """Look at the benchmarks that are asked while training."""
+    if names := _chosen(found.config):
+        found.right.append(f"evaluation: data of {', '.join(names)}")
+
+
+def _chosen(config: ExperimentConfig) -> list[str]:
+    """Return the names of the benchmarks that are asked while training, whose data are there."""
+    if not config.evaluation.benchmarks:
+        return []
+    from megatron_v2pe.train.evaluation.benchmarks import chosen
+
+    return [benchmark.name for benchmark in chosen(config.evaluation)]
 
 
 def _expected(found: Findings, name: str, may_come: set[str], unseen: list[str], what: str) -> bool:

@@ -1,0 +1,1 @@
+"""Benchmarks asked while a run trains: settings, what is looked at before, and the work between steps."""

@@ -1,0 +1,156 @@
+"""Benchmarks asked while training: the tool's answers in every layout, and a training that notices nothing of it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from helpers import evaluation_in_training as runs
+from helpers.tool_runs import command, run, settings
+from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
+
+PICTURES, OWN = "longvqa_32k_gqa", "mine"
+STEPS, SAMPLES = 2, 3
+LAYOUTS = {
+    "tp2_sp": {"parallel__tensor_model_parallel_size": 2, "parallel__sequence_parallel": True},
+    "pp2": {"parallel__pipeline_model_parallel_size": 2},
+    "cp2": {"parallel__context_parallel_size": 2},
+    "dp2": {"parallel__overlap_grad_reduce": True, "parallel__overlap_param_gather": True},
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(golden, tmp_path_factory):
+    """A folder with a tiny checkpoint, data to train on, a benchmark and questions of one's own."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_checkpoint_copy(golden / "reference_checkpoint", folder / "hf")
+    write_dataset(folder / "data")
+    write_benchmark(folder / "benchmarks", PICTURES)
+    _write_own(folder, {})
+    return folder
+
+
+def _write_own(tiny, truth):
+    """Write five questions, of which some have another answer than "-"."""
+    rows = [
+        {"id": f"own_{number}", "question": f"What is {number}?", "answer": truth.get(f"own_{number}", "-")}
+        for number in range(5)
+    ]
+    text = "".join(json.dumps(row | {"max_new_tokens": 6}) + "\n" for row in rows)
+    (tiny / "benchmarks" / f"{OWN}.jsonl").write_text(text)
+
+
+def words(tiny, save, evaluated=True, **changes):
+    """The command line of a run that evaluates at its end."""
+    asked = {
+        "evaluation__benchmarks": f"{PICTURES},{OWN}.jsonl",
+        "evaluation__root": tiny / "benchmarks",
+        "evaluation__samples": SAMPLES,
+        "evaluation__max_num": 2,
+    }
+    short = {
+        "train__train_steps": STEPS,
+        "train__global_batch_size": 2,
+        "train__precision": "fp32",
+        "checkpoint__save_interval": 1,
+    }
+    return settings(tiny, save, **short, **(asked if evaluated else {}), **changes)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, pools):
+    """The folder of a run of one process that evaluates after each step, and what it saw.
+
+    Two of its answers are called right from now on, so that scores can differ.
+    """
+    save = tiny / "alone"
+    seen = pools[1].run(runs.train, words=words(tiny, save, evaluation__interval=1))[0]
+    given = answers(save)[OWN]
+    _write_own(tiny, {name: given[name][0] for name in sorted(given)[:2]})
+    return save, seen
+
+
+def told(seen):
+    """What training must not notice of an evaluation: loss and gradients to the bit, the weights, random numbers."""
+    return [(row["loss"], row["grad_norm"], row["lr"]) for row in seen.rows], seen.weights, seen.random
+
+
+def scores(seen):
+    """The scores of the last step."""
+    return {name: seen.rows[-1].get(f"evaluation/{name}") for name in (PICTURES, OWN, "failed", "failed_questions")}
+
+
+def answers(save, step=STEPS):
+    """The answers after a step by benchmark and question."""
+    folder = save / "evaluation" / f"iter_{step:07d}"
+    return {name: runs.answers(folder / name) for name in (PICTURES, OWN)}
+
+
+EXPECTED = {PICTURES: 0.0, OWN: pytest.approx(200 / SAMPLES), "failed": 0, "failed_questions": 0}
+
+
+def test_the_tool_gives_the_same_answers_for_the_saved_checkpoint(tiny, alone, tmp_path):
+    save, seen = alone
+    line = ["--checkpoint", str(save), "--benchmarks", PICTURES, f"{OWN}.jsonl", "--root", str(tiny / "benchmarks")]
+    finished = run(command("tools/evaluate.py", *line, "--out", str(tmp_path), "--max-num", "2"), tmp_path / "tool.log")
+    assert finished.status == 0, finished.output[-4000:]
+    for name, mine in answers(save).items():
+        theirs = runs.answers(tmp_path / name)
+        assert len(mine) == SAMPLES < len(theirs)
+        assert mine == {key: theirs[key] for key in mine}
+        result = runs.results(save / "evaluation" / "iter_0000002" / name)
+        assert set(result["sample"]) == set(mine) and result["failed"] == result["missing"] == []
+        assert seen.rows[-1][f"evaluation/{name}"] == result["score"]
+    assert runs.results(tmp_path / OWN)["score"] == 100 * 2 / 5
+    assert answers(save, 1) != answers(save)  # so that weights of another step would be noticed
+    assert set(answers(save, 1)[OWN]) == set(answers(save)[OWN])  # one sample for all times
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_gives_the_same_and_trains_as_without(tiny, alone, pools, tmp_path, name):
+    found = pools[2].run(runs.train, words=words(tiny, tmp_path / "with", **LAYOUTS[name]))
+    assert answers(tmp_path / "with") == answers(alone[0])
+    assert scores(found[0]) == EXPECTED
+    if name in ("tp2_sp", "dp2"):
+        without = pools[2].run(runs.train, words=words(tiny, tmp_path / "without", evaluated=False, **LAYOUTS[name]))
+        assert list(map(told, found)) == list(map(told, without))
+        assert [one.groups for one in found] == [one.groups for one in without]  # what was opened is closed
+
+
+def test_a_broken_scorer_ends_no_run_and_training_is_as_without(tiny, alone, pools, tmp_path):
+    without = pools[1].run(runs.train, words=words(tiny, tmp_path / "without", evaluated=False))[0]
+    assert told(alone[1]) == told(without)
+    broken = pools[1].run(runs.train, words=words(tiny, tmp_path / "broken"), fault="scorer")[0]
+    assert told(broken) == told(without)
+    assert scores(broken) == {PICTURES: None, OWN: None, "failed": 2, "failed_questions": 0}
+    assert "no score of mine, training goes on: ZeroDivisionError: a planted defect of a scorer" in broken.warnings[1]
+    assert answers(tmp_path / "broken") == answers(alone[0])  # nothing of them is lost
+    line = words(tiny, tmp_path / "touched", evaluation__interval=1)
+    touched = pools[1].run(runs.train, words=line, fault="touched")[0]
+    assert all(mine != theirs for mine, theirs in zip(told(touched), told(without), strict=True))  # would be noticed
+
+
+@pytest.mark.parametrize("name", ["tp2_sp", pytest.param("pp2", marks=pytest.mark.exhaustive)])
+def test_one_rank_without_memory_in_an_exchange_ends_no_run(tiny, alone, pools, tmp_path, name):
+    line = words(tiny, tmp_path / "run", evaluation__interval=1, **LAYOUTS[name])
+    found = pools[2].run(runs.train, words=line, fault="memory")
+    assert [row["evaluation/failed"] for row in found[0].rows] == [1, 0]
+    assert f"after step 1: no score of {PICTURES}" in found[0].warnings[0]
+    assert "rank 1: OutOfMemoryError: CUDA out of memory" in found[0].warnings[0]
+    assert f"evaluation/{OWN}" in found[0].rows[0]  # what comes after it is asked
+    assert scores(found[0]) == EXPECTED and answers(tmp_path / "run") == answers(alone[0])
+
+
+def test_a_run_that_is_killed_in_an_evaluation_goes_on_with_its_answers(tiny, alone, pools, tmp_path):
+    line = words(tiny, tmp_path / "run")
+    killed = pools[1].run(runs.train, words=line, fault="killed")[0]
+    assert [row["iteration"] for row in killed.rows] == [1]
+    before = answers(tmp_path / "run")
+    assert len(before[PICTURES]) == 1 and list((tmp_path / "run").glob("evaluation/*/*/asking-*"))
+    resumed = pools[1].run(runs.train, words=line)[0]
+    assert told(resumed)[:2] == told(alone[1])[:2] and scores(resumed) == EXPECTED
+    assert answers(tmp_path / "run") == answers(alone[0])
+    lines = (tmp_path / "run" / "evaluation" / "iter_0000002" / PICTURES / "answers-00000.jsonl").read_text()
+    assert len(lines.splitlines()) == SAMPLES  # none was asked twice

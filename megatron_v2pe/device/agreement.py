@@ -14,7 +14,8 @@ from typing import Generic, TypeVar, cast
 
 import torch.distributed as dist
 
-from megatron_v2pe.errors import V2PEError
+from megatron_v2pe.device import watchdog
+from megatron_v2pe.errors import CommunicationError, V2PEError
 
 Result = TypeVar("Result")
 
@@ -25,7 +26,8 @@ class Outcome(Generic[Result]):
 
     result: Result | None = None
     problem: str | None = None
-    """What the first of the ranks met that met something, the same on all; None: nothing went wrong anywhere."""
+    """What the first of the ranks met that met something, the same on all; None: nothing went wrong anywhere. That a
+    rank has lost another one counts only where no rank has met anything else."""
 
 
 class Agreement:
@@ -46,8 +48,8 @@ class Agreement:
         result, problem = _tried(action)
         if problem is not None:
             undo()
-        problem = self._first(problem)
-        return Outcome(None if problem is not None else result, problem)
+        found = _first_of(self._gathered(problem))
+        return Outcome(None if found is not None else result, found)
 
     def of_all(self, action: Callable[[], Result]) -> Outcome[list[Result]]:
         """Run an action on every rank; all have the results of all, in the order of ranks."""
@@ -70,9 +72,6 @@ class Agreement:
             group, self._group = self._group, None
             dist.destroy_process_group(group)
 
-    def _first(self, problem: str | None) -> str | None:
-        return _first_of(self._gathered(problem))
-
     def _gathered(self, mine: Result) -> list[Result]:
         if self._group is None:
             return [mine]
@@ -81,31 +80,42 @@ class Agreement:
         return everyone
 
 
-def _first_of(problems: list[str | None]) -> str | None:
-    """Return the first problem, with the number of its rank where there are several ranks."""
-    for rank, problem in enumerate(problems):
-        if problem is not None:
-            return problem if len(problems) == 1 else f"rank {rank}: {problem}"
+@dataclass(frozen=True)
+class _Problem:
+    """What one rank met."""
+
+    text: str
+    is_loss: bool
+    """Another rank did not answer any more, perhaps because of an error of its own."""
+
+
+def _first_of(problems: list[_Problem | None]) -> str | None:
+    """Return the first problem that is a cause, with the number of its rank where there are several ranks."""
+    met = [(rank, problem) for rank, problem in enumerate(problems) if problem is not None]
+    for rank, problem in sorted(met, key=lambda one: one[1].is_loss):
+        return problem.text if len(problems) == 1 else f"rank {rank}: {problem.text}"
     return None
 
 
-def _tried(action: Callable[[], Result]) -> tuple[Result | None, str | None]:
-    """Return an action's result, or what it met in words; then no frame of it holds anything any more."""
+def _tried(action: Callable[[], Result]) -> tuple[Result | None, _Problem | None]:
+    """Return an action's result, or what it met; then no frame of it holds anything any more."""
     try:
         return action(), None
     except Exception as error:
-        problem = _told(error)
+        found = _problem(error)
         met: BaseException | None = error
         while met is not None:
             traceback.clear_frames(met.__traceback__)
             met = met.__cause__ or met.__context__
-    return None, problem
+    return None, found
 
 
-def _told(error: Exception) -> str:
+def _problem(error: Exception) -> _Problem:
     """Return an error in words, with its place in the code where it is no message to the user."""
-    text = " ".join(str(error).split()) or "no message"
-    if isinstance(error, V2PEError):
-        return text
+    ours = watchdog.plain(error)
+    text = " ".join(str(ours).split()) or "no message"
+    if isinstance(ours, V2PEError):
+        return _Problem(text, isinstance(ours, CommunicationError))
     place = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {text} ({place.filename.rpartition('megatron_v2pe/')[2]}:{place.lineno})"
+    where = f"{place.filename.rpartition('megatron_v2pe/')[2]}:{place.lineno}"
+    return _Problem(f"{type(error).__name__}: {text} ({where})", False)

@@ -10,7 +10,7 @@ it, and its values are added to the row of that step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,8 @@ class AfterStep:
 
     name: str
     """Under this its state is kept in a checkpoint, unique in a run."""
+    is_asked_to_stop: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether this rank has been asked to stop, for work that takes long; ranks may answer differently."""
 
     @property
     def at_start(self) -> bool:
@@ -39,14 +41,15 @@ class AfterStep:
         """
         raise NotImplementedError
 
-    def run(self, iteration: int) -> Mapping[str, float]:
+    def run(self, iteration: int) -> Mapping[str, float] | None:
         """Do the work, on every rank, and return what is logged of it.
 
         Args:
             iteration: steps done.
 
         Returns:
-            Values by name, `<work>/<what>`; rank 0's are logged.
+            Values by name, `<work>/<what>`; rank 0's are logged. None, on all ranks, where it was left because a rank
+            was asked to stop: the process that goes on does it anew.
         """
         raise NotImplementedError
 
@@ -75,6 +78,8 @@ class AfterSteps:
     works: Sequence[AfterStep] = ()
     done: dict[str, int] = field(default_factory=dict)
     """Name of a work -> step after which it was done last."""
+    gave_way: bool = False
+    """Whether work was left, since a rank was asked to stop; the same on every rank."""
 
     def run(self, iteration: int, is_last: bool) -> dict[str, float]:
         """Do what is due after a step and not done yet; return all values."""
@@ -85,9 +90,18 @@ class AfterSteps:
             if not iteration and not work.at_start:
                 continue
             watchdog.progress(f"{work.name} after step {iteration}")
-            values |= work.run(iteration)
+            found = work.run(iteration)
+            if found is None:
+                self.gave_way = True
+                break
+            values |= found
             self.done[work.name] = iteration
         return values
+
+    def listen(self, is_asked_to_stop: Callable[[], bool]) -> None:
+        """Let all of them know how they learn that this rank has been asked to stop."""
+        for work in self.works:
+            work.is_asked_to_stop = is_asked_to_stop
 
     def asks_to_save(self, iteration: int) -> bool:
         """Return whether one that was done after this step wants a checkpoint of it."""

@@ -35,7 +35,7 @@ from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.metrics import StepMetrics
 from megatron_v2pe.train.optimizer_step import GradientParts, measure_gradients, update
 from megatron_v2pe.train.signals import StopRequest
-from megatron_v2pe.train.step import HostFigures, StepResult, finish_step, run_micro_batches
+from megatron_v2pe.train.step import HostFigures, StepResult, asked_anywhere, finish_step, run_micro_batches
 from megatron_v2pe.train.step_ahead import StepData, StepDataReader
 from megatron_v2pe.train.writers import MetricsLog
 
@@ -94,8 +94,10 @@ class Trainer:
                     metrics, end = self.step(iteration, data, began, waited, stop)
                 iteration += 1
                 stopping = stop.agree(*end.asked)
-                ends = stopping or iteration == last
                 self.metrics.write(metrics, {} if stopping else self.after.run(iteration, iteration == train_steps))
+                if self.after.gave_way:
+                    stopping = stop.agree(*asked_anywhere(stop.asked, self.device.torch_device))
+                ends = stopping or iteration == last
                 due = self.save_interval is not None and iteration % self.save_interval == 0
                 if ends or due or self.after.asks_to_save(iteration):
                     saved = iteration if self._save(iteration, ends) else saved

@@ -88,6 +88,7 @@ def _train(run: TrainingRun) -> int:
     after = setup.after_steps(run, loaded, feed, health)
     stated = start_config(run.start) if run.growth is None else grown_files(run.start, run.growth)
     stop = StopRequest()
+    after.listen(lambda: stop.asked[0])
     trainer = Trainer(
         model=loaded.wrapped,
         optimizer=loaded.optimizer,

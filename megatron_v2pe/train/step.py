@@ -153,6 +153,14 @@ def _split(values: list[float], count: int) -> tuple[list[float], list[float]]:
     return values[:count], values[count:]
 
 
+def asked_anywhere(asked: tuple[bool, bool], device: torch.device) -> tuple[bool, bool]:
+    """Return for each of two requests whether any rank has made it, between steps; every rank calls this."""
+    made = to_device(torch.tensor(asked, dtype=torch.float64), device)
+    dist.all_reduce(made, op=dist.ReduceOp.MAX)
+    first, second = made.tolist()
+    return first > 0, second > 0
+
+
 def forward_backward(
     model: nn.Module,
     micro_batches: Iterable[MicroBatch],

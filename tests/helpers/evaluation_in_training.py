@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -101,8 +103,8 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _killed_at_answer(number: int) -> Iterator[None]:
-    """End the run, on all ranks, before an answer of this number is written."""
+def _at_answer(number: int, event: Callable[[], None]) -> Iterator[None]:
+    """Let something happen on all ranks before a batch of this number is asked."""
     count = 0
     original = runner_module.Runner._answers
 
@@ -110,11 +112,15 @@ def _killed_at_answer(number: int) -> Iterator[None]:
         nonlocal count
         count += 1
         if count == number:
-            raise KilledError
+            event()
         return original(self, benchmark, batch)
 
     with mock.patch.object(runner_module.Runner, "_answers", asked):
         yield
+
+
+def _kill() -> None:
+    raise KilledError
 
 
 @contextmanager
@@ -158,7 +164,8 @@ models: list[Any] = []
 """The models of the runs of this process."""
 FAULTS: dict[str | None, Callable[[], AbstractContextManager[Any]]] = {
     None: nullcontext,
-    "killed": lambda: _killed_at_answer(2),
+    "killed": lambda: _at_answer(2, _kill),
+    "stopped": lambda: _at_answer(2, lambda: os.kill(os.getpid(), signal.SIGTERM)),
     "scorer": _broken_scorer,
     "touched": _touched,
     "memory": lambda: _fails_on_last_rank(2, lambda: torch.OutOfMemoryError("CUDA out of memory. (planted)")),

@@ -143,12 +143,14 @@ def test_one_rank_without_memory_in_an_exchange_ends_no_run(tiny, alone, pools, 
     assert scores(found[0]) == EXPECTED and answers(tmp_path / "run") == answers(alone[0])
 
 
-def test_a_run_that_is_killed_in_an_evaluation_goes_on_with_its_answers(tiny, alone, pools, tmp_path):
+@pytest.mark.parametrize("how", ["killed", "stopped"])
+def test_a_run_that_ends_in_an_evaluation_goes_on_with_its_answers(tiny, alone, pools, tmp_path, how):
     line = words(tiny, tmp_path / "run")
-    killed = pools[1].run(runs.train, words=line, fault="killed")[0]
-    assert [row["iteration"] for row in killed.rows] == [1]
+    ended = pools[1].run(runs.train, words=line, fault=how)[0]
     before = answers(tmp_path / "run")
-    assert len(before[PICTURES]) == 1 and list((tmp_path / "run").glob("evaluation/*/*/asking-*"))
+    assert len(before[PICTURES]) == {"killed": 1, "stopped": 2}[how] and not before[OWN]
+    assert len(ended.rows) == {"killed": 1, "stopped": 2}[how]  # a request to stop saves what has been trained
+    assert "evaluation/failed" not in ended.rows[-1] and ended.warnings == []
     resumed = pools[1].run(runs.train, words=line)[0]
     assert told(resumed)[:2] == told(alone[1])[:2] and scores(resumed) == EXPECTED
     assert answers(tmp_path / "run") == answers(alone[0])

@@ -132,7 +132,7 @@ class Evaluation(AfterStep):
         interval = self._settings.interval
         return (interval is not None and iteration % interval == 0) or (self._settings.at_end and is_last)
 
-    def run(self, iteration: int) -> Mapping[str, float]:
+    def run(self, iteration: int) -> Mapping[str, float] | None:
         """Ask all benchmarks; return their scores in percent, how many have none, and what it took.
 
         Args:
@@ -141,7 +141,7 @@ class Evaluation(AfterStep):
         Returns:
             `evaluation/<benchmark>` for each that has a score; `evaluation/failed`, the benchmarks without one;
             `evaluation/failed_questions`, the questions that ended in an error; `evaluation/seconds`; and on CUDA
-            `evaluation/memory_gib`, the peak of this rank while it was asking.
+            `evaluation/memory_gib`, the peak of this rank while it was asking. None where a rank was asked to stop.
         """
         began = time.monotonic()
         gather_parameters(self._run.wrapped)
@@ -154,6 +154,8 @@ class Evaluation(AfterStep):
         try:
             for place in places:
                 for asked in self._asked:
+                    if self._is_left(iteration):
+                        return None
                     outcome = Outcome[dict[str, Any]](problem=prepared)
                     if prepared is None:
                         outcome = self._ask(asked, place, opened, began)
@@ -163,6 +165,8 @@ class Evaluation(AfterStep):
                     if outcome.problem is None and not result["missing"] and "score" in result:
                         values[f"{FOLDER}/{name}"] = result["score"]
                         continue
+                    if outcome.problem is None and self._is_left(iteration):
+                        return None
                     failed += 1
                     self._warn(iteration, name, outcome)
         finally:
@@ -173,6 +177,15 @@ class Evaluation(AfterStep):
             values[f"{FOLDER}/memory_gib"] = self._run.device.peak_memory_bytes() / 2**30
         _give_memory_back(reset_peak=True)
         return values
+
+    def _is_left(self, iteration: int) -> bool:
+        """Tell whether a rank has been asked to stop; the same on every rank."""
+        asked = self._agreement.of_all(lambda: self.is_asked_to_stop()).result or []
+        if any(asked):
+            _log.info(
+                "evaluation after step %d is left: the run was asked to stop, and goes on with it later", iteration
+            )
+        return any(asked)
 
     def close(self) -> None:
         """See `AfterStep`."""
@@ -307,7 +320,7 @@ class _Opened:
             max_num=settings.max_num,
             window=settings.window,
             image_workers=default_workers(pretrained.device.torch_device) if workers is None else workers,
-            enough=None if minutes is None else lambda: time.monotonic() - began > 60 * minutes,
+            enough=lambda: work.is_asked_to_stop() or minutes is not None and time.monotonic() - began > 60 * minutes,
         )
 
     def give_up(self) -> None:

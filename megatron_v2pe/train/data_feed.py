@@ -224,6 +224,11 @@ class DataFeed:
         if consumed.drawn is not None:
             self.drawn = self.drawn + consumed.drawn
 
+    def place(self) -> dict[str, Any] | None:
+        """Return what finished steps have consumed, which all readers hold alike; None on a rank that reads nothing."""
+        state = self._committed.loader_state
+        return None if self.loader is None else {name: value for name, value in state.items() if name != "skipped"}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what finished steps have consumed, with the bad samples of all ranks; every rank calls this."""
         others = Counter[str]() if dist.get_rank() == 0 else self._committed.unreadable

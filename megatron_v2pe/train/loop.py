@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
@@ -29,6 +30,7 @@ from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, PixelSettin
 from megatron_v2pe.train.after_step import AfterSteps
 from megatron_v2pe.train.data_feed import DataFeed, Totals
 from megatron_v2pe.train.ddp import gather_parameters, unwrapped
+from megatron_v2pe.train.health.attention_logits import AttentionLogits
 from megatron_v2pe.train.health.monitor import HealthMonitor, JudgedStep
 from megatron_v2pe.train.health.settings import HealthConfig
 from megatron_v2pe.train.memory import shortage_explained
@@ -70,6 +72,8 @@ class Trainer:
     """Judges every step."""
     parts: GradientParts | None = None
     """Says to which part of the model a gradient belongs."""
+    logits: AttentionLogits | None = None
+    """Watches attention in some steps."""
 
     def run(self, start: int, train_steps: int, exit_step: int | None, stop: StopRequest) -> int:
         """Train from step `start` to `train_steps`, or until it is asked to stop; return the steps done."""
@@ -145,13 +149,15 @@ class Trainer:
         self.optimizer.zero_grad()
         batches = self._watched(iteration, data.micro_batches())
         sets, reports = len(totals.drawn.names), list[Tensor]()
+        watches = self.logits is not None and self.logits.begin(iteration + 1)
         loss = run_micro_batches(
             self.model, batches, self.num_micro_batches, totals.denominator, num_sets=sets, collected=reports
         )
         learning_rate = self.scheduler.get_lr({})  # the run's; parts may have others
         norms = measure_gradients(self.optimizer, self.parts)
         host = HostFigures(self.device.peak_memory_bytes(), resident_bytes(), waited)
-        end = finish_step(loss, norms[0], host, stop.asked, norms[1:])
+        figures = torch.cat([norms[1:], self.logits.end()]) if self.logits is not None and watches else norms[1:]
+        end = finish_step(loss, norms[0], host, stop.asked, figures)
         if end.is_finite:
             update(self.optimizer, norms[0])
         values = self.health.judge(JudgedStep(iteration + 1, end, data.samples, reports), unwrapped(self.model))

@@ -31,7 +31,9 @@ from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed
 from megatron_v2pe.train.ddp import wrap
 from megatron_v2pe.train.header import Start
+from megatron_v2pe.train.health.attention_logits import AttentionLogits
 from megatron_v2pe.train.health.monitor import HealthMonitor
+from megatron_v2pe.train.health.part_norms import PartsOfGradients
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.new_tokens import check_goes_on
@@ -107,6 +109,8 @@ def _train(run: TrainingRun) -> int:
         explain_shortage=partial(shortage_explained, budget=run.budget),
         after=after,
         health=health,
+        parts=PartsOfGradients(loaded.model, loaded.optimizer),
+        logits=AttentionLogits(loaded.model, run.model.llm.num_layers, run.config.health.attention_interval),
     )
     try:
         done = trainer.run(loaded.iteration, train.train_steps, train.exit_step, stop)

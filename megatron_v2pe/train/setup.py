@@ -47,6 +47,7 @@ from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.ddp import freeze
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.train.header import Start, header
+from megatron_v2pe.train.health.checks import checks_between_steps
 from megatron_v2pe.train.health.monitor import HealthMonitor
 from megatron_v2pe.train.memory import MemoryBudget, packs_per_step, plan_of_stage, shortage_foreseen
 from megatron_v2pe.train.new_rows import learn_new_rows
@@ -346,7 +347,9 @@ def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed, health: Health
         ConfigError: what is to be done cannot be.
         DataError: data of it are missing or damaged.
     """
-    works: list[AfterStep] = [health]
+    start = f"the weights it began with, {run.start}" if loaded.resumed is None else f"the checkpoint {loaded.resumed}"
+    checks = checks_between_steps(run.config.health, loaded.wrapped, loaded.optimizer, feed.place, printable(start))
+    works: list[AfterStep] = [health, *checks]
     if run.config.validation.is_on:
         works.append(validation_of(run, loaded))
     optimizer, steps = run.config.optimizer, run.config.train.train_steps

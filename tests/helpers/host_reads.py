@@ -166,6 +166,8 @@ def read_by_steps(case: parity.Case, steps: int, planted: str | None = None) -> 
     from megatron.core.process_groups_config import ProcessGroupCollection
 
     from megatron_v2pe.train.ddp import wrap
+    from megatron_v2pe.train.health.attention_logits import AttentionLogits
+    from megatron_v2pe.train.health.part_norms import PartsOfGradients
     from megatron_v2pe.train.loop import Trainer
     from megatron_v2pe.train.optimizer_step import build_optimizer, build_scheduler
 
@@ -194,6 +196,8 @@ def read_by_steps(case: parity.Case, steps: int, planted: str | None = None) -> 
             metrics=_Silent([]),  # type: ignore[arg-type]
             save=lambda step: None,
             save_interval=None,
+            parts=PartsOfGradients(model, optimizer),
+            logits=AttentionLogits(model, model.internvl.llm.num_layers, interval=1),
         )
         original = trainer.step
 
@@ -358,7 +362,7 @@ def _norm_of_megatron_core() -> AbstractContextManager[Any]:
 
     def measure(optimizer: Any, parts: Any) -> Tensor:
         optimizer.prepare_grads()
-        return torch.tensor([optimizer.get_grad_norm()], dtype=torch.float64)
+        return torch.tensor([optimizer.get_grad_norm()] + [0.0] * parts.count, dtype=torch.float64)
 
     return mock.patch.object(loop, "measure_gradients", measure)
 

@@ -86,6 +86,7 @@ def test_json_from_outside_has_one_reader():
 
 OBJECTS_BETWEEN_RANKS = {
     "device/rank_errors.py": "errors of one rank, raised on all",
+    "train/health/divergence.py": "sums of what ranks must hold alike",
     "train/health/skipped_steps.py": "names of weights that are not finite, of all ranks",
     "train/health/step_samples.py": "the samples of a step, of all ranks",
     "device/agreement.py": "errors of one rank, told to all, of work that a run can do without",

@@ -23,6 +23,7 @@ from megatron_v2pe.errors import ConfigError, LayoutError
 from megatron_v2pe.kernels.rotary import apply_rotary
 from megatron_v2pe.parallel.attention.attention_backend import ATTENTION_BACKENDS
 from megatron_v2pe.parallel.attention.context_parallel import exchange_named
+from megatron_v2pe.parallel.attention.largest_logit import LogitWatch
 from megatron_v2pe.parallel.packed_sequence import PackedSequence
 
 
@@ -59,6 +60,8 @@ class FlashCoreAttention(MegatronModule):
         """Carry results of a recomputed layer from its forward pass to its recompute (`PackedSequence.kept`)."""
         self.backend: str = getattr(config, "attention_kernels", "auto")
         """Value of `parallel.attention_backend`; Megatron-Core's setting of that name chooses among its own kernels."""
+        self.watch: LogitWatch | None = None
+        """Called with the queries and keys of every pack; None: nobody looks."""
         assert config.kv_channels is not None
         self.softmax_scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
 
@@ -107,6 +110,8 @@ class FlashCoreAttention(MegatronModule):
             [S, heads, d].
         """
         assert pack.layout is not None
+        if self.watch is not None:
+            self.watch(self.layer_number, query, key, pack, self.softmax_scale, self.cp_group)
         kept = pack.kept.pop(self.layer_number, None) if torch.is_grad_enabled() else None
         output, result = self.exchange.attend(
             query, key, value, pack, self.cp_group, self.softmax_scale, kept, self.backend
@@ -136,6 +141,13 @@ class TransformerEngineCoreAttention(MegatronModule):
         dropout = kwargs.get("attention_dropout")
         refuse_inexact(config, config.attention_dropout if dropout is None else dropout)
         self.inner = TEDotProductAttention(config, layer_number, attn_mask_type, **kwargs)
+        self.layer_number, self.attn_mask_type = layer_number, attn_mask_type
+        self.cp_group = kwargs["pg_collection"].cp if config.context_parallel_size > 1 else None
+        scale = kwargs.get("softmax_scale")
+        assert config.kv_channels is not None
+        self.softmax_scale: float = config.kv_channels**-0.5 if scale is None else scale
+        self.watch: LogitWatch | None = None
+        """Called with the queries and keys of every pack; None: nobody looks."""
 
     def forward(
         self,
@@ -150,6 +162,8 @@ class TransformerEngineCoreAttention(MegatronModule):
         """Attend over a pack; arguments and result are those of `FlashCoreAttention`."""
         assert packed_seq_params is not None and attention_bias is None
         query, key = rotated(query, key, packed_seq_params)
+        if self.watch is not None:
+            self.watch(self.layer_number, query, key, packed_seq_params, self.softmax_scale, self.cp_group)
         names = PackedSeqParams.__dataclass_fields__  # without ours, which Transformer Engine would not take
         plain = PackedSeqParams(**{name: getattr(packed_seq_params, name) for name in names})
         return self.inner(query, key, value, None, AttnMaskType.padding_causal, packed_seq_params=plain)

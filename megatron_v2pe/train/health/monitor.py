@@ -21,6 +21,7 @@ from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.schema import typed
 from megatron_v2pe.train.after_step import AfterStep
+from megatron_v2pe.train.health import attention_logits, part_norms
 from megatron_v2pe.train.health.loss_spikes import SpikeRule
 from megatron_v2pe.train.health.settings import HealthConfig
 from megatron_v2pe.train.health.skipped_steps import (
@@ -92,7 +93,7 @@ class HealthMonitor(AfterStep):
         Raises:
             TrainingError: loss or gradients are not finite, and weights are not either, or a bound is exceeded.
         """
-        values = {"health/skipped_steps": float(len(self._skipped.numbers))}
+        values = {"health/skipped_steps": float(len(self._skipped.numbers)), **_of_device(step.end.figures)}
         if not step.end.is_finite:
             self._skip(step, model)
             return values | {"health/skipped_steps": float(len(self._skipped.numbers)), SKIPPED: 1.0}
@@ -176,3 +177,10 @@ class HealthMonitor(AfterStep):
         """Close the files."""
         for file in self._files.values():
             file.close()
+
+
+def _of_device(figures: Sequence[float]) -> dict[str, float]:
+    """Return norms of parts, and in some steps the largest attention logits, as `train/loop.py` puts them together."""
+    norms, logits = figures[: len(part_norms.NAMES)], figures[len(part_norms.NAMES) :]
+    values = part_norms.named("health/grad_norm", norms) if norms else {}
+    return values | (attention_logits.named(logits) if logits else {})

@@ -79,9 +79,9 @@ class Growth:
         """Return ids and rows in a line."""
         spare = sum(token.id < self.rows_before for token in self.tokens)
         grown = self.rows - self.rows_before
-        rows = (
-            f"{self.rows_before:,} rows of the tables become {self.rows:,}" if grown else "the tables keep their rows"
-        )
+        rows = f"the tables keep their {self.rows_before:,} rows"
+        if grown:
+            rows = f"the tables grow from {self.rows_before:,} rows to {self.rows:,}"
         used = f"; {spare:,} of them take spare rows" if spare else ""
         return f"{len(self.tokens):,} new tokens, ids {self.tokens[0].id} to {self.tokens[-1].id}{used}; {rows}"
 

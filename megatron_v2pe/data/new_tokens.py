@@ -86,7 +86,7 @@ def _check_template(grown: Tokenizer, before: Tokenizer, template: Template, pla
         if (ids := grown.encode(text)) != before.encode(text):
             token = next(name for name in places if grown.special[name] in ids)
             raise ConfigError(
-                f"{places[token]}: token {printable(token)[:80]!r} stands in {printable(text)[:80]!r}, which template "
+                f"{places[token]}: token {printable(token)[:80]!r} stands in '{printable(text)[:80]}', which template "
                 f"{template.name!r} writes around turns: every prompt would have other tokens than the model has "
                 "learned; choose another text"
             )

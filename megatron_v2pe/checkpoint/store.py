@@ -79,6 +79,7 @@ def save(
     hf_source: Path,
     keep_latest: int | None = None,
     files: Mapping[str, str] | None = None,
+    learned_only: bool = False,
 ) -> Path:
     """Write a checkpoint and wait until it is in place; every rank calls this.
 
@@ -90,11 +91,13 @@ def save(
         hf_source: folder whose `hf/` describes the HF checkpoint this run descends from.
         keep_latest: finished checkpoints to keep, all by default.
         files: further text files of the checkpoint, name -> content; also in place of one of `hf/`.
+        learned_only: leave out what does not learn, see `begin_save`.
 
     Returns:
         The folder written.
     """
-    return begin_save(root, model, optimizer, state, hf_source, keep_latest, files, SynchronousWriter()).commit()
+    writer = SynchronousWriter()
+    return begin_save(root, model, optimizer, state, hf_source, keep_latest, files, writer, learned_only).commit()
 
 
 def begin_save(
@@ -106,16 +109,18 @@ def begin_save(
     keep_latest: int | None,
     files: Mapping[str, str] | None,
     writer: CheckpointWriter,
+    learned_only: bool = False,
 ) -> SaveInProgress:
     """Hand the tensors of model and optimizer to a writer; every rank calls this, and later `commit`.
 
-    `writer` takes this rank's parts of the tensors. The other arguments are those of `save`.
+    `writer` takes this rank's parts of the tensors. With `learned_only` those of the model that do not learn are left
+    out: a run with adapters, whose base is stored elsewhere. The other arguments are those of `save`.
     """
     folder = iteration_folder(root, state.iteration)
     temporary = root / f".{folder.name}.writing"
     raise_on_all_ranks(lambda: padding.check(model))
     metadata = _metadata()
-    tensors = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
+    tensors = {"model": _model_state(model, metadata, learned_only)}
     tensors["optimizer"] = optimizer_state.state_to_save(optimizer, tensors["model"], metadata)
     if (average := average_of(optimizer)) is not None:
         tensors["ema"] = average.described(tensors["model"], for_loading=False)
@@ -171,7 +176,9 @@ def _removed_on_error(temporary: Path) -> Generator[None, None, None]:
         raise
 
 
-def load_training(folder: Path, model: nn.Module, optimizer: MegatronOptimizer, verify: bool = True) -> TrainingState:
+def load_training(
+    folder: Path, model: nn.Module, optimizer: MegatronOptimizer, verify: bool = True, learned_only: bool = False
+) -> TrainingState:
     """Load a training checkpoint into model and optimizer, whatever layout wrote it.
 
     Args:
@@ -179,6 +186,7 @@ def load_training(folder: Path, model: nn.Module, optimizer: MegatronOptimizer, 
         model: this rank's stage (unwrapped).
         optimizer: its optimizer.
         verify: compare checksums.
+        learned_only: the folder holds what learns alone; all else stays as it is.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged, unsafe, or of another model.
@@ -186,13 +194,13 @@ def load_training(folder: Path, model: nn.Module, optimizer: MegatronOptimizer, 
     reader = _vet(folder, verify)
     state = raise_on_all_ranks(lambda: read_training_state(folder))
     metadata = _metadata()
-    tensors = {"model": model.sharded_state_dict(metadata=metadata)}  # type: ignore[operator]
+    tensors = {"model": _model_state(model, metadata, learned_only)}
     tensors["optimizer"] = optimizer_state.state_to_load(optimizer, tensors["model"], metadata)
     average, is_averaged = average_of(optimizer), any(key.startswith(AVERAGED) for key in reader.tensors)
     if average is not None and is_averaged:
         tensors["ema"] = average.described(tensors["model"], for_loading=True)
     loaded = sharded.load(tensors, reader, folder)
-    model.load_state_dict(loaded["model"])
+    model.load_state_dict(loaded["model"], strict=not learned_only)
     raise_on_all_ranks(lambda: _load_optimizer(optimizer, loaded, folder))
     if average is not None and is_averaged:
         average.load(loaded.get("ema", {}))
@@ -246,6 +254,37 @@ def read_training_state(folder: Path) -> TrainingState:
     if named is not None and named != state.iteration:
         raise CheckpointError(f"{path}: damaged: iteration {state.iteration} in a folder called {folder.name}")
     return state
+
+
+def load_adapters(folder: Path, model: nn.Module, verify: bool = True) -> None:
+    """Load what a checkpoint with adapters holds into a model that has its base's weights; every rank calls this.
+
+    Args:
+        folder: of the checkpoint, which has an `AdapterPointer`.
+        model: this rank's stage (unwrapped), with the pointer's adapters applied.
+        verify: compare checksums.
+
+    Raises:
+        CheckpointError: the folder is incomplete, damaged, unsafe, or of another model.
+    """
+    reader = _vet(folder, verify)
+    state = model.sharded_state_dict(metadata=_metadata())  # type: ignore[operator]
+    held = {name: entry for name, entry in state.items() if getattr(entry, "key", None) in reader.tensors}
+    model.load_state_dict(sharded.load({"model": held}, reader, folder)["model"], strict=False)
+
+
+def _model_state(model: nn.Module, metadata: dict[str, Any], learned_only: bool) -> dict[str, Any]:
+    """Return what a distributed checkpoint stores of a model."""
+    state = model.sharded_state_dict(metadata=metadata)  # type: ignore[operator]
+    if not learned_only:
+        return state
+    return {name: entry for name, entry in state.items() if getattr(_entry_data(entry), "requires_grad", False)}
+
+
+def _entry_data(entry: Any) -> torch.Tensor | None:
+    """Return the parameter that an entry of a sharded state describes, None of what is no tensor."""
+    data = getattr(entry, "data", None)
+    return data if isinstance(data, torch.Tensor) else None
 
 
 def _load_optimizer(optimizer: MegatronOptimizer, loaded: Mapping[str, Any], folder: Path) -> None:

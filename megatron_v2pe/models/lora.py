@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from megatron.core.utils import get_pg_size
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from megatron_v2pe.base.keyed_random import seed_of
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.schema import Range
 from megatron_v2pe.models import padding
 from megatron_v2pe.models.adapters import adaptable_linears, attach
 from megatron_v2pe.models.fusion import fire_forward_hooks, in_turn
@@ -32,6 +33,8 @@ from megatron_v2pe.parallel.token_draws import TokenDraws
 
 _ENTRIES = 1 << 24
 """Entries of a matrix of tokens and columns that are worked on at a time in float32: 64 MiB."""
+
+_Rows = Annotated[int, Range(0, 1 << 32)]
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,12 @@ class LinearPiece:
 
     name: str
     """`q`, `k`, `v`, `gate`, `up`, or `whole`."""
-    begin: int = 0
+    begin: _Rows = 0
     """Where in a block it begins, in units of which a block has `of`."""
-    size: int = 1
+    size: _Rows = 1
     """How long it is, in these units."""
-    of: int = 1
-    block: int | None = None
+    of: _Rows = 1
+    block: _Rows | None = None
     """Rows of a block; None: what a rank holds is one block."""
 
     def rows_of(self, rows: int) -> int:
@@ -71,9 +74,9 @@ WHOLE = LinearPiece("whole")
 class LowRank:
     """What the factors of a linear are to be."""
 
-    rank: int
-    alpha: float
-    dropout: float = 0.0
+    rank: Annotated[int, Range(1, 1 << 16)]
+    alpha: Annotated[float, Range(1e-6, 1e6)]
+    dropout: Annotated[float, Range(0, 0.99)] = 0.0
     """Share of the entries of the input that `lora_A` does not see in training."""
     use_rslora: bool = False
 

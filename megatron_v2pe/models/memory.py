@@ -13,7 +13,7 @@ from math import ceil
 
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_sections import LanguageConfig, share
-from megatron_v2pe.models.flops import Learning
+from megatron_v2pe.models.flops import Learning, linear_shape
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.parallel.attention.context_parallel import exchange_named
 from megatron_v2pe.parallel.config import ParallelConfig
@@ -54,6 +54,8 @@ class Numbers:
     """Hidden states an RMSNorm keeps beside its input: its result; on the CPU also what its weight multiplies."""
     optimizer_bytes: int = 12
     """Bytes of the optimizer's state for each parameter that learns: AdamW's master weight and two moments in bf16."""
+    factor_bytes: int = 8
+    """The same for each number of an adapter's factors, which are in float32 themselves: AdamW's two moments."""
     offloaded: float = 0.0
     """Share of the optimizer's state that is on the host."""
 
@@ -100,15 +102,17 @@ class Parameters:
     """Parameters of the tower that learn."""
     tables: int = 0
     """Parameters of the decoder that are rows of the vocabulary's tables."""
+    factors: int = 0
+    """Numbers of the adapters' factors, which are in float32 and learn."""
 
     def learning(self, learning: Learning) -> int:
-        """Return how many parameters have gradients."""
+        """Return how many parameters in the type of the weights have gradients."""
         decoder = self.decoder if learning.llm else self.tables * learning.tables
         return decoder + self.projector * learning.projector + self.tower_learning
 
     @property
     def total(self) -> int:
-        """Number of all parameters."""
+        """Number of all parameters in the type of the weights."""
         return self.decoder + self.tower + self.projector
 
 
@@ -124,9 +128,10 @@ def parameters(model: InternVLConfig, layout: ParallelConfig, stage: int, learni
     vocabulary = part.vocabulary * width
     first, last = stage == 0, stage == stages - 1
     tables = first * vocabulary + last * vocabulary * (not (llm.tie_word_embeddings and first))
+    factors = _factors(model, layout, stage, learning)
     decoder += tables + last * width
     if not first:
-        return Parameters(decoder, 0, 0, 0, tables)
+        return Parameters(decoder, 0, 0, 0, tables, factors)
     shards = 1 if layout.vision_parallel == "replicated" else degree
     vision, v = model.vision, model.vision.hidden_size
     heads = share(vision.num_attention_heads, shards) * vision.head_dim
@@ -141,7 +146,22 @@ def parameters(model: InternVLConfig, layout: ParallelConfig, stage: int, learni
     shuffled = v * round(1 / model.downsample_ratio) ** 2
     projector = 2 * shuffled + (shuffled + 1 + width) * share(width, shards) + width
     tower = embedding + vision.num_layers * each
-    return Parameters(decoder, tower, projector, tower if learning.backbone else learn * each, tables)
+    return Parameters(decoder, tower, projector, tower if learning.backbone else learn * each, tables, factors)
+
+
+def _factors(model: InternVLConfig, layout: ParallelConfig, stage: int, learning: Learning) -> int:
+    """Count the numbers of the adapters' factors that a rank of a stage holds."""
+    if learning.adapters is None:
+        return 0
+    per_stage = layout.layers_per_stage(model.llm.num_layers)
+    own, total = range(sum(per_stage[:stage]), sum(per_stage[: stage + 1])), 0
+    for name, pieces in learning.adapters.pieces.items():
+        part = name.split(".")[0]
+        if (int(name.split(".")[3]) in own) if part == "language_model" else stage == 0:
+            outputs, inputs = linear_shape(model, layout, name)
+            rank = learning.adapters.settings[part].rank
+            total += sum(rank * (inputs + piece.rows_of(outputs)) for piece in pieces)
+    return total
 
 
 @dataclass(frozen=True)
@@ -214,12 +234,12 @@ def estimate(
     counted = parameters(model, layout, stage, learning)
     learn = counted.learning(learning)
     shares = data_parallel_size * layout.context_parallel_size if layout.use_distributed_optimizer else 1
-    state = numbers.optimizer_bytes * learn
+    state = numbers.optimizer_bytes * learn + numbers.factor_bytes * counted.factors
     kept, moments = _activations(model, layout, stage, load, plan, numbers, learning)
     moment = max(moments, key=lambda name: moments[name])
     return Footprint(
-        weights=counted.total * numbers.itemsize,
-        gradients=4 * learn,
+        weights=counted.total * numbers.itemsize + 4 * counted.factors,
+        gradients=4 * (learn + counted.factors),
         optimizer=ceil(state * (1 - numbers.offloaded) / shares),
         kept=kept,
         working=moments[moment] - kept,

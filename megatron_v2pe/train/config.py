@@ -17,6 +17,7 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.schema import Range
 from megatron_v2pe.models.presets import preset_named
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.train.adapter_settings import AdapterSettings
 from megatron_v2pe.train.evaluation.settings import EvaluationConfig
 from megatron_v2pe.train.health.settings import HealthConfig
 from megatron_v2pe.train.optimizers.adamw import AdamWConfig
@@ -72,8 +73,11 @@ class ModelConfig:
     mlp_chunk_tokens: Annotated[int, Range(1, 1 << 24)] | None = 16384
     """Tokens (in the tower: of all tiles) an MLP works on at a time; less takes less memory; unset: all."""
 
-    def validate(self) -> None:
+    def validate(self, adapters: bool = False) -> None:
         """Check the values, and that some part learns.
+
+        Args:
+            adapters: whether adapters learn, whatever is frozen.
 
         Raises:
             ConfigError: names the setting.
@@ -84,7 +88,7 @@ class ModelConfig:
         if not self.model_name_or_path and self.preset is None:
             raise ConfigError("model.model_name_or_path is empty: name the folder of an InternVL checkpoint")
         frozen = self.freeze_llm and self.freeze_backbone and self.freeze_mlp and not self.unfreeze_vit_layers
-        if frozen and not self.train_new_tokens:
+        if frozen and not self.train_new_tokens and not adapters:
             raise ConfigError("model.freeze_llm, freeze_backbone and freeze_mlp are all set: nothing would learn")
         if self.train_new_tokens and self.add_tokens is None:
             raise ConfigError("model.train_new_tokens is set without model.add_tokens: no token is new in this run")
@@ -240,6 +244,8 @@ class ExperimentConfig:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """The checkpoint to start from and what of it learns."""
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    """Adapters of low rank on linears of the model."""
     v2pe: V2PESettings = field(default_factory=V2PESettings)
     """Positions of image tokens."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -270,7 +276,7 @@ class ExperimentConfig:
         Raises:
             ConfigError: naming the setting, and the two numbers where two disagree.
         """
-        self.model.validate()
+        self.model.validate(self.adapter.is_on)
         self.v2pe.validate()
         self.data.validate()
         self.parallel.validate(world_size)
@@ -281,6 +287,8 @@ class ExperimentConfig:
         self.health.validate()
         self.validation.validate(self.data, self.checkpoint.save)
         self.evaluation.validate(self.v2pe.rope_pos_id_version, self.checkpoint.save)
+        self.adapter.validate()
+        self._validate_adapter()
         self._validate_padding()
         self._validate_offload()
         if self.parallel.use_distributed_optimizer and not self.optimizer.shards_state():
@@ -290,6 +298,23 @@ class ExperimentConfig:
             )
         if world_size is not None:
             self.train.micro_batches(self.parallel.data_parallel_size(world_size))
+
+    def _validate_adapter(self) -> None:
+        if not self.adapter.is_on:
+            return
+        if self.model.add_tokens is not None:
+            raise ConfigError(
+                "adapter.kind lora with model.add_tokens: their base would lack the new rows; add the tokens in a "
+                "run of their own, and train adapters on what it saves"
+            )
+        if self.model.spec == "te":
+            raise ConfigError("adapter.kind lora works on layers of model.spec local, which is te")
+        tower = self.adapter.backbone_rank or any(not t.startswith("l") for t in self.adapter.targets if "." in t)
+        if self.model.unfreeze_vit_layers and tower:
+            raise ConfigError(
+                f"model.unfreeze_vit_layers {self.model.unfreeze_vit_layers} would train weights of the tower that "
+                "adapters of adapter.targets work on: choose one of the two"
+            )
 
     def _validate_offload(self) -> None:
         if not self.optimizer.keeps_state_on_host:

@@ -70,6 +70,11 @@ def parameter_words(model: InternVLConfig, learning: Learning) -> str:
         if not learns
     ]
     part = " in part" if 0 < found.tower_learning < found.tower else ""
+    if learning.adapters is not None:
+        rank = "/".join(str(learning.adapters.settings[one].rank) for one in learning.adapters.parts)
+        linears = len(learning.adapters.pieces)
+        adapters = f"{found.factors:,} in adapters of rank {rank} on {linears} linears"
+        return f"{total:,} parameters, {learn:,} trained, and {adapters}; frozen: {', '.join(frozen)}{part}"
     if not frozen:
         return f"{total:,} parameters, all trained"
     return f"{total:,} parameters, {learn:,} trained; frozen: {', '.join(frozen)}{part}"

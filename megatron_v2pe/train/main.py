@@ -14,6 +14,7 @@ from megatron_v2pe.base.config_tree import to_dict
 from megatron_v2pe.base.logging import FILE_ONLY, get_logger, keep_log, setup_logging
 from megatron_v2pe.base.run_lock import FolderLock
 from megatron_v2pe.checkpoint import store
+from megatron_v2pe.checkpoint.adapters import check_resumed
 from megatron_v2pe.checkpoint.folder import HF_FOLDER, newest, offer_others
 from megatron_v2pe.checkpoint.growth import grown_files
 from megatron_v2pe.checkpoint.resolve import resume_folder
@@ -89,6 +90,7 @@ def _train(run: TrainingRun) -> int:
     health = HealthMonitor(run.config.health, settings.clip_grad, run.logs, loaded.iteration)
     after = setup.after_steps(run, loaded, feed, health)
     stated = start_config(run.start) if run.growth is None else grown_files(run.start, run.growth)
+    stated = {**stated, **setup.adapter_file(run)}
     stop = StopRequest()
     after.listen(lambda: stop.asked[0])
     trainer = Trainer(
@@ -136,9 +138,10 @@ def _load(run: TrainingRun) -> Loaded:
     model = setup.build_stage(run)
     watchdog.progress("loading the checkpoint")
     resumed = resume_folder(settings.save, settings.load, settings.resume)
-    if resumed is None:
+    raise_on_all_ranks(lambda: check_resumed(resumed, run.start, run.adapters))
+    if resumed is None or run.adapters is not None:  # a checkpoint with adapters does not hold what stays as it is
         store.load_model(run.start, model, settings.verify, run.growth)
-    else:
+    if resumed is not None:
         found = resumed
         raise_on_all_ranks(lambda: check_goes_on(run.start / HF_FOLDER, run.growth, found, run.config.model.add_tokens))
     wrapped = wrap(model, parallel, run.groups, run.device.torch_device)
@@ -153,7 +156,7 @@ def _load(run: TrainingRun) -> Loaded:
     if resumed is None:
         return Loaded(model, wrapped, optimizer, None, 0, None, {})
     try:
-        state = store.load_training(resumed, model, optimizer, settings.verify)
+        state = store.load_training(resumed, model, optimizer, settings.verify, run.adapters is not None)
     except CheckpointError as error:
         raise CheckpointError(f"{error}{offer_others(resumed)}") from error
     return Loaded(model, wrapped, optimizer, resumed, state.iteration, state.loader, state.after_steps)
@@ -171,7 +174,16 @@ def _save(
     if not (source / HF_FOLDER).is_dir():  # one of this run's own that was too old to keep: later ones have its files
         source = newest(Path(settings.save)) or source
     files = {CONFIG_FILE: run.config.to_yaml(), **stated}
-    store.save(Path(settings.save), loaded.model, loaded.optimizer, state, source, settings.keep_latest, files)
+    store.save(
+        Path(settings.save),
+        loaded.model,
+        loaded.optimizer,
+        state,
+        source,
+        settings.keep_latest,
+        files,
+        learned_only=run.adapters is not None,
+    )
 
 
 def _report(run: TrainingRun, rates: str, start: int, done: int) -> None:

@@ -17,8 +17,10 @@ from megatron_v2pe.errors import ConfigError, MemoryShortageError
 from megatron_v2pe.models import memory
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import Learning
+from megatron_v2pe.models.lora import LowRankPlan
 from megatron_v2pe.models.memory import GIB, RESERVE, TOWER_TILES, Footprint, Load, Numbers
 from megatron_v2pe.models.recompute import RecomputePlan
+from megatron_v2pe.train.adapter_plan import learning_of
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.optimizers.settings import OptimizerSettings
 
@@ -35,6 +37,8 @@ class MemoryBudget:
     world_size: int
     card: int | None
     """Bytes of the smallest card of the run; None where it runs on the CPU, or where no card is named."""
+    adapters: LowRankPlan | None = None
+    """Adapters of the run."""
 
     @property
     def stages(self) -> int:
@@ -57,6 +61,7 @@ class MemoryBudget:
         return Numbers(
             itemsize=itemsize,
             optimizer_bytes=config.optimizer.state_bytes_per_parameter(itemsize) + config.optimizer.average_bytes,
+            factor_bytes=config.optimizer.state_bytes_per_parameter(4) + config.optimizer.average_bytes,
             head_chunk=config.model.head_chunk_size,
             mlp_chunk=config.model.mlp_chunk_tokens,
             norm_copies=2 if config.train.device == "cpu" else 1,
@@ -66,14 +71,7 @@ class MemoryBudget:
     @property
     def learning(self) -> Learning:
         """What is not frozen."""
-        settings = self.config.model
-        return Learning(
-            backbone=not settings.freeze_backbone,
-            llm=not settings.freeze_llm,
-            projector=not settings.freeze_mlp,
-            unfreeze_vit_layers=settings.unfreeze_vit_layers,
-            tables=settings.train_new_tokens,
-        )
+        return learning_of(self.config.model, self.adapters)
 
     def estimate(self, stage: int, plan: RecomputePlan) -> Footprint:
         """Return the memory of a rank of a stage."""

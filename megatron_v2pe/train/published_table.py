@@ -80,6 +80,17 @@ def _grad_checkpoint(value: str) -> Settings:
     return {"train.recompute": "auto" if is_true(value, "grad_checkpoint") else "none"}
 
 
+def _lora(part: str) -> Callable[[str], Settings]:
+    """Return how the rank of adapters on a part is read: alpha is twice the rank, dropout 0.05, all linears."""
+
+    def convert(value: str) -> Settings:
+        if value.strip().lower() in ("0", *_NO):
+            return {}
+        return {"adapter.kind": "lora", f"adapter.{part}_rank": value, "adapter.dropout": 0.05}
+
+    return convert
+
+
 def _bf16(value: str) -> Settings:
     return {"train.precision": "bf16" if is_true(value, "bf16") else "fp32"}
 
@@ -184,6 +195,10 @@ _data = _Group("data")
 _packing = _Group("packing")
 _trainer = _Group("trainer")
 
+_LORA = (
+    "0: none; else `adapter.kind lora`, alpha twice the rank, dropout 0.05, on attention and MLP; the part itself is "
+    "frozen"
+)
 _WHOLE = "runs start from a whole InternVL checkpoint: give --model_name_or_path"
 _NO_EFFECT = "without effect in the published recipe"
 
@@ -204,8 +219,8 @@ ROWS: tuple[PublishedFlag, ...] = (
         _NO,
     ),
     _model.mapped("vision_select_layer", "-1", "model.vision_select_layer", note="must equal the checkpoint's"),
-    _model.refused("use_backbone_lora", "0", "low-rank adapters are not supported", ("0", *_NO)),
-    _model.refused("use_llm_lora", "0", "low-rank adapters are not supported", ("0", *_NO)),
+    _model.mapped("use_backbone_lora", "0", "adapter.backbone_rank", _lora("backbone"), _LORA),
+    _model.mapped("use_llm_lora", "0", "adapter.llm_rank", _lora("llm"), _LORA),
     _model.mapped(
         "use_custom_trainer",
         "False",

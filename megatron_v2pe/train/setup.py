@@ -18,8 +18,9 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.checkpoint.adapters import AdapterPointer
 from megatron_v2pe.checkpoint.conversions import start_folder
-from megatron_v2pe.checkpoint.folder import TRAINING_STATE
+from megatron_v2pe.checkpoint.folder import ADAPTER_FILE, TRAINING_STATE
 from megatron_v2pe.checkpoint.growth import Growth
 from megatron_v2pe.checkpoint.resolve import hf_folder
 from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
@@ -33,14 +34,16 @@ from megatron_v2pe.device.rank_errors import raise_on_all_ranks, share_from_firs
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.build import build_model, model_sizes
-from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.config import InternVLConfig, layout_of
 from megatron_v2pe.models.layer_specs import choose_spec
+from megatron_v2pe.models.lora import LowRankPlan
 from megatron_v2pe.models.micro_batch import PackCutter
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.parallel.attention.attention_backend import check_backend
+from megatron_v2pe.train.adapter_plan import plan_of
 from megatron_v2pe.train.after_step import AfterStep, AfterSteps
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
@@ -105,6 +108,11 @@ class TrainingRun:
     def packs_per_step(self) -> int:
         """Packs of a step, over all ranks."""
         return packs_per_step(self.budget)
+
+    @property
+    def adapters(self) -> LowRankPlan | None:
+        """Adapters on linears of the model."""
+        return self.budget.adapters
 
     @property
     def facts(self) -> ModelFacts:
@@ -198,7 +206,8 @@ def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Tr
     config.parallel.validate(world.world_size, model_sizes(model))
     groups = topology.initialize(config.parallel, config.train.seed)
     policy = config.v2pe.policy(config.train.seed)
-    budget = MemoryBudget(config, model, world.world_size, _smallest_card(device))
+    adapters = plan_of(config.adapter, model, layout_of(hf), config.train.seed)
+    budget = MemoryBudget(config, model, world.world_size, _smallest_card(device), adapters)
     return TrainingRun(config, world, device, groups, start, model, policy, tokenizer, budget, growth)
 
 
@@ -218,31 +227,52 @@ def build_stage(run: TrainingRun) -> InternVLModel:
     Raises:
         ConfigError: parameters and optimizer alone are more than the card has.
     """
-    settings = run.config.model
     plan = plan_of_stage(run.budget, run.groups.pp.rank())
     for stage in range(run.budget.stages):
         if (warning := shortage_foreseen(run.budget, stage)) is not None and run.world.rank == 0:
             _log.warning("%s", warning)
     options = _model_options(run, plan)
     image_token = run.tokenizer.img_context_id
-    model = build_model(run.model, run.config.parallel, options, run.policy, image_token, run.groups)
+    adapt = None if run.adapters is None else run.adapters.apply
+    model = build_model(run.model, run.config.parallel, options, run.policy, image_token, run.groups, adapt)
+    learning = run.budget.learning
     freeze(
         model,
-        backbone=settings.freeze_backbone,
-        llm=settings.freeze_llm,
-        projector=settings.freeze_mlp,
-        unfreeze_vit_layers=settings.unfreeze_vit_layers,
+        backbone=not learning.backbone,
+        llm=not learning.llm,
+        projector=not learning.projector,
+        unfreeze_vit_layers=learning.unfreeze_vit_layers,
     )
-    if settings.train_new_tokens and run.growth is not None:
+    if run.config.model.train_new_tokens and run.growth is not None:
         learn_new_rows(model, run.growth.tokens[0].id, run.growth.tokens[-1].id + 1)
     return model
+
+
+def adapter_file(run: TrainingRun) -> dict[str, str]:
+    """Return the file of the run's checkpoints that names the base of its adapters; every rank calls this.
+
+    Returns:
+        Name of the file -> content; nothing where there are no adapters, or nothing is saved.
+
+    Raises:
+        CheckpointError: the base has no checksums.
+    """
+    plan, config = run.adapters, run.config
+    if plan is None or config.checkpoint.save is None:
+        return {}
+    base = config.model.model_name_or_path
+    return {
+        ADAPTER_FILE: share_from_first_rank(
+            lambda: AdapterPointer.of(plan, config.adapter.pieces, base, run.start).text()
+        )
+    }
 
 
 def _model_options(run: TrainingRun, plan: RecomputePlan | None) -> ModelOptions:
     train, settings = run.config.train, run.config.model
     return ModelOptions(
         params_dtype=run.dtype,
-        spec=choose_spec(settings.spec, run.device.kind == "cuda"),
+        spec="local" if run.adapters else choose_spec(settings.spec, run.device.kind == "cuda"),
         recompute_granularity=train.recompute_granularity,
         recompute_method=train.recompute_method if train.recompute_granularity == "full" else None,
         recompute_num_layers=train.recompute_num_layers if train.recompute_granularity == "full" else None,

@@ -34,6 +34,8 @@ class History:
     averages: dict[str, torch.Tensor] = field(default_factory=dict)
     """Whole averages after the last step, by key of the weight, of a run that keeps them."""
     loader: dict[str, Any] = field(default_factory=dict)
+    held: dict[str, int] = field(default_factory=dict)
+    """Numbers of this rank: `weights` by type, of gradient buffers, of the optimizer's state in float32."""
     padding: dict[str, tuple[int, float, float]] = field(default_factory=dict)
     """By parameter of this rank: how many of its values are padding, the largest of them after the last step, and the
     largest of their gradients in any step."""
@@ -70,7 +72,8 @@ def train(
     options = ModelOptions(params_dtype=case.dtype, **case.options)
     history = History()
     layout = case.layout
-    with built(case.hf_config, layout, options, case.policy, case.image_token_id) as model:
+    adapt = None if case.adapters is None else case.adapters.apply
+    with built(case.hf_config, layout, options, case.policy, case.image_token_id, adapt) as model:
         groups = ProcessGroupCollection.use_mpu_process_groups()
         load_full(model, case.weights)
         parity.freeze_parts(model, case)
@@ -83,7 +86,7 @@ def train(
         if resume_from is not None:
             folder = newest(Path(resume_from))
             assert folder is not None
-            state = store.load_training(folder, model, optimizer)
+            state = store.load_training(folder, model, optimizer, learned_only=adapt is not None)
             first, history.loader = state.iteration, state.loader
             scheduler.step(increment=first)
         rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
@@ -101,13 +104,15 @@ def train(
             history.rates.append(_rates(model, optimizer))
             history.grad_norms.append(take_step(optimizer).item())
             scheduler.step(increment=1)
+        history.held = _held(model, wrapped, optimizer)
         gather_parameters(wrapped)
         if case.planted_break == "padding":
             towers.BREAKS["padding"](model)
         _look_at_padding(model, history, gradients=False)
         if save_to is not None:
             state = store.TrainingState(first + steps, {"consumed": 17}, {})
-            store.save(Path(save_to), model, optimizer, state, hf_source=Path(save_to), keep_latest=2)
+            source, learned = Path(save_to), adapt is not None
+            store.save(source, model, optimizer, state, hf_source=source, keep_latest=2, learned_only=learned)
         history.weights = gather_full(model, lambda parameter: parameter.detach())
         if (average := average_of(optimizer)) is not None:
             wholes = dict(zip(map(id, average._learning), average.wholes(), strict=True))
@@ -120,6 +125,29 @@ def _rates(model: Any, optimizer: Any) -> dict[str, tuple[float, float]]:
     of = {id(one): group for group in optimizer.param_groups for one in group["params"]}
     named = ((name, of.get(id(parameter))) for name, parameter in model.named_parameters())
     return {name: (group["lr"], group["weight_decay"]) for name, group in named if group is not None}
+
+
+def _held(model: Any, wrapped: Any, optimizer: Any) -> dict[str, int]:
+    """Count what a rank holds beside activations."""
+    held = {"gradients": sum(buffer.grad_data.numel() for buffer in wrapped.buffers)}
+    for parameter in model.parameters():
+        kind = f"weights {str(parameter.dtype).removeprefix('torch.')}"
+        held[kind] = held.get(kind, 0) + parameter.numel()
+    state: dict[int, int] = {}
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        weights = {p.data_ptr() for p in model.parameters()}
+        inner = part.optimizer
+        for group in inner.param_groups:
+            for parameter in group["params"]:
+                if parameter.data_ptr() not in weights and not any(  # a master copy, not a view of a weight
+                    w.data_ptr() <= parameter.data_ptr() < w.data_ptr() + w.nbytes for w in model.parameters()
+                ):
+                    state[parameter.data_ptr()] = parameter.numel()
+        for values in inner.state.values():
+            for value in values.values():
+                if isinstance(value, torch.Tensor) and value.dim():
+                    state[value.data_ptr()] = value.numel()
+    return {**held, "optimizer": sum(state.values())}
 
 
 def _look_at_padding(model: Any, history: History, gradients: bool) -> None:

@@ -12,8 +12,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers import lora, parity
+from helpers import lora, parity, short_runs
 from helpers.packs import random_packs
+from megatron_v2pe.checkpoint.description import read_tensors
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.worker_pool import WorkerError
@@ -138,3 +139,67 @@ def test_draws_and_merged_weights_in_any_layout(pools, case, single):
     for one, other in zip(adapted.logits, merged, strict=True):
         assert (one - other).abs().max() < 1e-13 * one.abs().max()  # measured 4e-15
     assert (adapted.logits[0] - single.logits[0]).abs().max() > SEEN_ABOVE  # which has dropout
+
+
+@pytest.fixture(scope="module")
+def trained(pools, case):
+    """Four steps on one process, with the projector trained in full beside adapters on the other parts."""
+    case = beside_a_projector(case)
+    return case, pools[1].run(short_runs.train, case=case, steps=4)[0]
+
+
+def beside_a_projector(case, dtype=torch.float32):
+    plan = case.adapters
+    pieces = {name: pieces for name, pieces in plan.pieces.items() if not name.startswith("vision_projection")}
+    frozen = {"backbone": True, "llm": True, "projector": False}
+    return replace(case, dtype=dtype, frozen=frozen, adapters=replace(plan, pieces=pieces))
+
+
+def unlike(case):
+    """Return a case whose factors and projector are zero: what is right after loading has been loaded."""
+    learn = {name: value * 0 for name, value in case.weights.items() if learns(name)}
+    return replace(case, weights={**case.weights, **learn})
+
+
+def learns(name):
+    return ".adapter." in name or name.startswith("vision_projection.")
+
+
+def off(one, other):
+    """Largest difference of what learns, over its largest entry."""
+    return max(((one[n] - v).abs().max() / one[n].abs().max()).item() for n, v in other.items() if learns(n))
+
+
+def test_a_run_goes_on_in_another_layout(pools, trained, tmp_path):
+    case, whole = trained
+    (tmp_path / "hf").mkdir()
+    first, second = (replace(case, layout=LAYOUTS[name]) for name in ("tp2_sp", "dp2_overlap"))
+    begun = pools[2].run(short_runs.train, case=first, steps=2, save_to=str(tmp_path))[0]
+    stored = read_tensors(tmp_path / "iter_0000002")
+    model = {name for name in stored if not name.startswith("optimizer.")}
+    assert model and all(learns(name) for name in model)
+    assert max(abs(a - b) / abs(b) for a, b in zip(begun.losses, whole.losses, strict=False)) < 1e-5  # measured 2e-7
+    for layout in (first, second, replace(case, layout=LAYOUTS["pp2"])):
+        gone_on = pools[2].run(short_runs.train, case=unlike(layout), steps=2, resume_from=str(tmp_path))[0]
+        assert max(abs(a - b) / abs(b) for a, b in zip(gone_on.losses, whole.losses[2:], strict=True)) < 1e-5
+        assert off(whole.weights, gone_on.weights) < 1e-4  # four steps of Adam; measured 2e-5
+        untouched = (n for n in whole.weights if not learns(n))
+        assert all(torch.equal(gone_on.weights[name], case.weights[name].float()) for name in untouched)
+
+
+def test_bf16_with_factors_in_fp32(pools, trained, tmp_path):
+    """Resumed to the bit; what is frozen has no gradient, no state and no copy in float32."""
+    case = beside_a_projector(trained[0], torch.bfloat16)
+    (tmp_path / "hf").mkdir()
+    case = replace(case, layout=LAYOUTS["dp2_overlap"])
+    whole = pools[2].run(short_runs.train, case=case, steps=4)
+    pools[2].run(short_runs.train, case=case, steps=2, save_to=str(tmp_path))
+    gone_on = pools[2].run(short_runs.train, case=unlike(case), steps=2, resume_from=str(tmp_path))[0]
+    assert gone_on.losses == whole[0].losses[2:]
+    assert all(torch.equal(gone_on.weights[name], value) for name, value in whole[0].weights.items())
+    factors = sum(v.numel() for n, v in case.weights.items() if ".adapter." in n and "vision_projection" not in n)
+    projector = sum(v.numel() for n, v in case.weights.items() if learns(n) and ".adapter." not in n)
+    held = [history.held for history in whole]
+    assert all(rank["weights float32"] == factors for rank in held)
+    assert all(rank["gradients"] - factors - projector < 1024 for rank in held)  # padding of buckets
+    assert sum(rank["optimizer"] for rank in held) == 2 * factors + 3 * projector

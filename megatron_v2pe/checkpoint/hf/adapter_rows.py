@@ -33,6 +33,8 @@ class PieceRow:
     piece: LinearPiece
     row: TensorMapping | None
     """None where the chosen division is not that of the layout, so that no tensor holds just these rows."""
+    shape: tuple[int, int]
+    """Rows and columns of the piece in the whole model."""
 
 
 def linears_of(model: InternVLConfig, layout: str, division: str = "auto") -> dict[str, tuple[PieceRow, ...]]:
@@ -58,20 +60,20 @@ def linears_of(model: InternVLConfig, layout: str, division: str = "auto") -> di
     if division == "auto":
         return {linear: tuple(_as_stored(found)) for linear, found in rows.items()}
     if division == "fused":
-        return {linear: (PieceRow(WHOLE, found[0] if len(found) == 1 else None),) for linear, found in rows.items()}
+        return {linear: (_made(WHOLE, found[0], len(found) == 1),) for linear, found in rows.items()}
     return {linear: tuple(_apart(linear, found, model)) for linear, found in rows.items()}
 
 
 def _as_stored(found: Sequence[TensorMapping]) -> Iterator[PieceRow]:
     if len(found) == 1:
-        yield PieceRow(WHOLE, found[0])
+        yield _made(WHOLE, found[0])
         return
     for row in found:
         if isinstance(row.rows, Interleaved):
-            yield PieceRow(_of_group(row.rows, row.rows.parts[0], row.key_rows), row)
+            yield _made(_of_group(row.rows, row.rows.parts[0], row.key_rows), row)
         else:
             assert isinstance(row.rows, Stacked) and row.rows.parts == len(_HALVES), row
-            yield PieceRow(_half(row.rows.part), row)
+            yield _made(_half(row.rows.part), row)
 
 
 def _apart(linear: str, found: Sequence[TensorMapping], model: InternVLConfig) -> Iterator[PieceRow]:
@@ -80,11 +82,16 @@ def _apart(linear: str, found: Sequence[TensorMapping], model: InternVLConfig) -
     if len(found) > 1:
         yield from _as_stored(found)
     elif isinstance(first.rows, Interleaved):
-        yield from (PieceRow(_of_group(first.rows, part, first.key_rows), None) for part in "qkv")
+        yield from (_made(_of_group(first.rows, part, first.key_rows), first, False) for part in "qkv")
     elif gated and first.key_rows == 2 * model.llm.ffn_hidden_size:
-        yield from (PieceRow(_half(part), None) for part in range(len(_HALVES)))
+        yield from (_made(_half(part), first, False) for part in range(len(_HALVES)))
     else:
-        yield PieceRow(WHOLE, first)
+        yield _made(WHOLE, first)
+
+
+def _made(piece: LinearPiece, row: TensorMapping, is_whole: bool = True) -> PieceRow:
+    """Return a piece of the linear that a row fills in whole or in part; `is_whole`: with just the piece's rows."""
+    return PieceRow(piece, row if is_whole else None, (piece.rows_of(row.key_rows), row.shape[1]))
 
 
 def _of_group(rows: Interleaved, part: str, key_rows: int) -> LinearPiece:

@@ -12,7 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from megatron_v2pe.checkpoint.folder import iterations
+from megatron_v2pe.checkpoint.folder import ADAPTER_FILE, iterations
 from megatron_v2pe.checkpoint.resolve import FoundCheckpoint, find_checkpoint
 from megatron_v2pe.checkpoint.trained import CARRIED, differing, trained_config
 from megatron_v2pe.data.config import DataConfig
@@ -38,6 +38,11 @@ def check_model(config: ExperimentConfig) -> tuple[FoundCheckpoint, InternVLConf
         CheckpointError: the checkpoint is a run's, and its state is lost or damaged.
     """
     place = _start(config)
+    if (place.folder / ADAPTER_FILE).is_file():
+        raise ConfigError(
+            f"{MODEL_SETTING} {printable(place.folder)}: holds adapters and not the weights they belong to; merge them "
+            "first (tools/merge_adapter.py), or name their base"
+        )
     model = InternVLConfig.from_hf(trained_config(place.folder), printable(place.hf / "config.json"))
     check_stated(model, config.model, config.data)
     return place, model

@@ -47,7 +47,7 @@ def report(found: Findings, ranks: int | None, card: str | None) -> str:
         if found.model is None:
             lines.append("no estimate of memory: it needs the checkpoint's config.json")
         else:
-            budget = MemoryBudget(config, found.model, world, memory)
+            budget = MemoryBudget(config, found.model, world, memory, found.adapters)
             lines += _lines(budget, ranks is not None, source, found)
     except ConfigError as error:  # a layout that does not fit the model is among the problems already
         lines.append(f"no estimate of memory: {error}")

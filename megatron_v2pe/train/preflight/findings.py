@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from megatron_v2pe.data.encode import DocumentEncoder
 from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.train.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from megatron_v2pe.models.lora import LowRankPlan
 
 _NOT_LOOKED_AT = "values of the weights, pixels, other samples, the cards and processes of the run, room on the disk"
 
@@ -22,6 +25,8 @@ class Findings:
     """Settings of the run, with the positions of an indexed set filled in."""
     model: InternVLConfig | None = None
     """Model of its checkpoint, where that can be read."""
+    adapters: LowRankPlan | None = None
+    """Adapters of the run, where it has some."""
     encoder: DocumentEncoder | None = None
     """What makes documents of samples, where there is a tokenizer as well."""
     iteration: int = 0

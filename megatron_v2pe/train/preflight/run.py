@@ -23,7 +23,8 @@ from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.tokenizer_folder import has_tokenizer
 from megatron_v2pe.foreign.tokenizer_settings import MODEL
-from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.config import InternVLConfig, layout_of
+from megatron_v2pe.models.native_config import ORIGINAL
 from megatron_v2pe.models.presets import preset_config, preset_named
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.new_tokens import check_goes_on, growth_of_run, pieces_in_words, with_growth
@@ -181,6 +182,7 @@ def _preset(found: Findings, ranks: int | None) -> None:
     found.absent.append(f"{MODEL_SETTING} {path}: the checkpoint, whose config.json will count")
     found.unseen += ["tokenizer", "template", "weights"]
     found.attempt(lambda: _layout(found, ranks))
+    found.attempt(lambda: _adapters(found, ORIGINAL))
 
 
 def _checkpoint(found: Findings, ranks: int | None) -> None:
@@ -191,6 +193,7 @@ def _checkpoint(found: Findings, ranks: int | None) -> None:
     found.right.append(f"model: {printable(place.folder)}, {kind} of a supported architecture")
     found.doubts += unlike_preset(found.model, config.model.preset)
     found.attempt(lambda: _layout(found, ranks))
+    found.attempt(lambda: _adapters(found, layout_of(place.hf)))
     if config.model.tokenizer_path is None and not has_tokenizer(place.hf):
         found.absent.append(f"{printable(place.hf / MODEL)}: the tokenizer's files, or those of another kind")
         found.unseen += ["tokenizer", "template"]
@@ -202,6 +205,17 @@ def _checkpoint(found: Findings, ranks: int | None) -> None:
         found.absent.append(f"{printable(place.folder)}: the weights, *.safetensors")
     else:
         found.attempt(lambda: _weights(found, place.folder))
+
+
+def _adapters(found: Findings, layout: str) -> None:
+    if not found.config.adapter.is_on:
+        return
+    from megatron_v2pe.train.adapter_plan import plan_of
+
+    assert found.model is not None
+    found.adapters = plan_of(found.config.adapter, found.model, layout, found.config.train.seed)
+    assert found.adapters is not None
+    found.right.append(f"adapters: {len(found.adapters.pieces)} linears are targets, none narrower than its rank")
 
 
 def _layout(found: Findings, ranks: int | None) -> None:

@@ -1,0 +1,61 @@
+"""What the section `adapter` asks for of one model: linears and pieces by name, and what therefore does not learn."""
+
+from __future__ import annotations
+
+from megatron_v2pe.checkpoint.hf.adapter_rows import PieceRow, chosen, linears_of
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.flops import Learning
+from megatron_v2pe.models.lora import LowRank, LowRankPlan
+from megatron_v2pe.train.adapter_settings import PART_RANKS, AdapterSettings
+from megatron_v2pe.train.config import ModelConfig
+
+
+def plan_of(settings: AdapterSettings, model: InternVLConfig, layout: str, seed: int) -> LowRankPlan | None:
+    """Return the adapters of a run, None where it has none.
+
+    Args:
+        settings: of the run.
+        model: that is trained.
+        layout: of the checkpoint's Hugging Face tensors, `original` or `native`.
+        seed: of the run.
+
+    Raises:
+        ConfigError: a target is unknown or matches nothing; a rank is larger than a linear is wide.
+    """
+    if not settings.is_on:
+        return None
+    found = chosen(linears_of(model, layout, settings.pieces), settings.chosen_targets())
+    for linear, rows in found.items():
+        for row in rows:
+            _check_rank(settings, linear, row)
+    parts = {
+        part: LowRank(settings.rank_of(part), settings.alpha_of(part), settings.dropout, settings.use_rslora)
+        for part in PART_RANKS
+    }
+    return LowRankPlan({linear: tuple(row.piece for row in rows) for linear, rows in found.items()}, parts, seed)
+
+
+def _check_rank(settings: AdapterSettings, linear: str, row: PieceRow) -> None:
+    part = linear.split(".")[0]
+    rank, width = settings.rank_of(part), min(row.shape)
+    if rank > width:
+        own = f"adapter.{PART_RANKS[part]}" if getattr(settings, PART_RANKS[part]) else "adapter.rank"
+        which = linear if row.piece.name == "whole" else f"{linear} ({row.piece.name})"
+        raise ConfigError(
+            f"{own} {rank} is larger than {which}, which is {row.shape[0]} x {row.shape[1]}: choose at most {width}, "
+            "or name other adapter.targets"
+        )
+
+
+def learning_of(settings: ModelConfig, plan: LowRankPlan | None) -> Learning:
+    """Return which parts of the model learn as a whole, and which through adapters."""
+    parts = () if plan is None else plan.parts
+    return Learning(
+        backbone=not settings.freeze_backbone and "vision_model" not in parts,
+        llm=not settings.freeze_llm and "language_model" not in parts,
+        projector=not settings.freeze_mlp and "vision_projection" not in parts,
+        unfreeze_vit_layers=settings.unfreeze_vit_layers,
+        tables=settings.train_new_tokens,
+        adapters=plan,
+    )

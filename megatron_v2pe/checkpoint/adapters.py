@@ -43,7 +43,7 @@ class AdapterPointer:
     base_folder: str
     """The Megatron checkpoint folder whose weights the run has loaded."""
     fingerprint: str
-    """Of that folder, see `fingerprint_of`."""
+    """The fingerprint of that folder, see `fingerprint_of`."""
     parts: dict[str, LowRank]
     """Part of the model -> rank, alpha, dropout."""
     pieces: dict[str, tuple[LinearPiece, ...]]

@@ -196,6 +196,8 @@ def load_training(
     metadata = _metadata()
     tensors = {"model": _model_state(model, metadata, learned_only)}
     tensors["optimizer"] = optimizer_state.state_to_load(optimizer, tensors["model"], metadata)
+    if learned_only:
+        _check_all_are_wanted(tensors["model"], reader, folder)
     average, is_averaged = average_of(optimizer), any(key.startswith(AVERAGED) for key in reader.tensors)
     if average is not None and is_averaged:
         tensors["ema"] = average.described(tensors["model"], for_loading=True)
@@ -285,6 +287,18 @@ def _entry_data(entry: Any) -> torch.Tensor | None:
     """Return the parameter that an entry of a sharded state describes, None of what is no tensor."""
     data = getattr(entry, "data", None)
     return data if isinstance(data, torch.Tensor) else None
+
+
+def _check_all_are_wanted(state: dict[str, Any], reader: TorchDistReader, folder: Path) -> None:
+    """Check that a run goes on training all that a checkpoint of what learns holds; every rank calls this."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, [entry.key for entry in state.values()])
+    stored = {key for key in reader.tensors if not key.startswith("optimizer.")}
+    if left := sorted(stored.difference(*everyone)):
+        raise CheckpointError(
+            f"{folder}: holds {len(left)} trained tensors that this run keeps as its base has them, such as {left[0]}; "
+            "go on with the freeze settings and adapters that it was trained with"
+        )
 
 
 def _load_optimizer(optimizer: MegatronOptimizer, loaded: Mapping[str, Any], folder: Path) -> None:

@@ -39,6 +39,7 @@ LAYOUTS = {
 }
 # Relative, in float64: measured loss 3e-16, logits 2e-15, gradients 7e-15.
 TOLERANCE = 1e-13
+RESUMED = 1e-9  # float64 after four steps of Adam, which divides by the root of squares; measured 1e-11
 SEEN_ABOVE = 1e-3
 
 
@@ -148,7 +149,7 @@ def trained(pools, case):
     return case, pools[1].run(short_runs.train, case=case, steps=4)[0]
 
 
-def beside_a_projector(case, dtype=torch.float32):
+def beside_a_projector(case, dtype=torch.float64):
     plan = case.adapters
     pieces = {name: pieces for name, pieces in plan.pieces.items() if not name.startswith("vision_projection")}
     frozen = {"backbone": True, "llm": True, "projector": False}
@@ -178,13 +179,15 @@ def test_a_run_goes_on_in_another_layout(pools, trained, tmp_path):
     stored = read_tensors(tmp_path / "iter_0000002")
     model = {name for name in stored if not name.startswith("optimizer.")}
     assert model and all(learns(name) for name in model)
-    assert max(abs(a - b) / abs(b) for a, b in zip(begun.losses, whole.losses, strict=False)) < 1e-5  # measured 2e-7
+    assert max(abs(a - b) / abs(b) for a, b in zip(begun.losses, whole.losses, strict=False)) < RESUMED
     for layout in (first, second, replace(case, layout=LAYOUTS["pp2"])):
         gone_on = pools[2].run(short_runs.train, case=unlike(layout), steps=2, resume_from=str(tmp_path))[0]
-        assert max(abs(a - b) / abs(b) for a, b in zip(gone_on.losses, whole.losses[2:], strict=True)) < 1e-5
-        assert off(whole.weights, gone_on.weights) < 1e-4  # four steps of Adam; measured 2e-5
+        assert max(abs(a - b) / abs(b) for a, b in zip(gone_on.losses, whole.losses[2:], strict=True)) < RESUMED, (
+            gone_on.losses
+        )
+        assert off(whole.weights, gone_on.weights) < RESUMED
         untouched = (n for n in whole.weights if not learns(n))
-        assert all(torch.equal(gone_on.weights[name], case.weights[name].float()) for name in untouched)
+        assert all(torch.equal(gone_on.weights[name], case.weights[name]) for name in untouched)
 
 
 def test_bf16_with_factors_in_fp32(pools, trained, tmp_path):

@@ -10,6 +10,7 @@ from megatron_v2pe.base.config_tree import leaf_paths
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
+from megatron_v2pe.train.adapter_settings import AdapterSettings
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.notices import of_published_flags
 from megatron_v2pe.train.published_flags import FLAGS, as_markdown
@@ -150,7 +151,6 @@ def test_conversions(words, path, expected, parse):
             ("--vision_path", "vit"),
             "--vision_path vit is refused: runs start from a whole InternVL checkpoint",
         ),
-        (("--use_llm_lora", "16"), "--use_llm_lora 16 is refused"),
         (("--use_packed_ds", "False"), "--use_packed_ds False is refused"),
         (("--per_device_train_batch_size", "2"), "a micro-batch is one pack"),
         (("--allow_overflow",), "documents are never cut"),
@@ -282,6 +282,16 @@ def test_neutral_values_of_refused_flags_pass(parse):
         for value in row.neutral:
             if value:
                 assert parse(f"--{row.name}", value) == ExperimentConfig()
+
+
+def test_low_rank_adapters_are_those_of_the_published_script():
+    """Twice the rank is the default of alpha, and all linears of a part whose rank is set are the default of targets."""
+    settings = apply_published({"use_llm_lora": "16", "use_backbone_lora": "0"})
+    assert settings == {"adapter.kind": "lora", "adapter.llm_rank": "16", "adapter.dropout": 0.05}
+    adapter = AdapterSettings(kind="lora", llm_rank=16, backbone_rank=4, dropout=0.05)
+    assert (adapter.alpha_of("language_model"), adapter.rank_of("vision_model")) == (32.0, 4)
+    parts = ("language_model", "vision_model")
+    assert adapter.chosen_targets() == tuple(f"{part}.{group}" for part in parts for group in ("attention", "mlp"))
 
 
 def test_the_table_in_the_docs_is_this_table(capsys):

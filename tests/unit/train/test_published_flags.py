@@ -285,9 +285,9 @@ def test_neutral_values_of_refused_flags_pass(parse):
 
 
 def test_low_rank_adapters_are_those_of_the_published_script():
-    """Twice the rank is the default of alpha, and all linears of a part whose rank is set are the default of targets."""
-    settings = apply_published({"use_llm_lora": "16", "use_backbone_lora": "0"})
-    assert settings == {"adapter.kind": "lora", "adapter.llm_rank": "16", "adapter.dropout": 0.05}
+    """Alpha is twice the rank by default, and all linears of a part whose rank is set are the default targets."""
+    settings = parse("--use_llm_lora", "16", "--use_backbone_lora", "0").adapter
+    assert settings == AdapterSettings(kind="lora", llm_rank=16, dropout=0.05)
     adapter = AdapterSettings(kind="lora", llm_rank=16, backbone_rank=4, dropout=0.05)
     assert (adapter.alpha_of("language_model"), adapter.rank_of("vision_model")) == (32.0, 4)
     parts = ("language_model", "vision_model")

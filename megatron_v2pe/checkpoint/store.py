@@ -293,7 +293,7 @@ def _check_all_are_wanted(state: dict[str, Any], reader: TorchDistReader, folder
     """Check that a run goes on training all that a checkpoint of what learns holds; every rank calls this."""
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, [entry.key for entry in state.values()])
-    stored = {key for key in reader.tensors if not key.startswith("optimizer.")}
+    stored = {key for key in reader.tensors if not key.startswith(("optimizer.", AVERAGED))}
     if left := sorted(stored.difference(*everyone)):
         raise CheckpointError(
             f"{folder}: holds {len(left)} trained tensors that this run keeps as its base has them, such as {left[0]}; "

@@ -16,6 +16,7 @@ from helpers import lora, parity, short_runs
 from helpers.packs import random_packs
 from megatron_v2pe.checkpoint.description import read_tensors
 from megatron_v2pe.parallel.config import ParallelConfig
+from megatron_v2pe.train.config import AdamWConfig
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.worker_pool import WorkerError
 
@@ -39,9 +40,10 @@ LAYOUTS = {
 }
 # Relative, in float64: measured loss 3e-16, logits 2e-15, gradients 7e-15.
 TOLERANCE = 1e-13
-RESUMED = 1e-6
-"""Float64 after four steps of Adam, which divides gradients that are zero but for rounding by about 1e-8: measured
-losses 6e-10, weights 1.2e-8."""
+DAMPED = AdamWConfig(lr=1e-2, warmup_ratio=0.0, weight_decay=0.1, adam_eps=1e-3)
+"""An epsilon beside which gradients that are zero but for rounding stay small."""
+RESUMED = 1e-5
+"""Float32, relative to the largest entry, four steps on: measured losses 7e-8, weights 4.8e-6."""
 SEEN_ABOVE = 1e-3
 
 
@@ -148,10 +150,10 @@ def test_draws_and_merged_weights_in_any_layout(pools, case, single):
 def trained(pools, case):
     """Four steps on one process, with the projector trained in full beside adapters on the other parts."""
     case = beside_a_projector(case)
-    return case, pools[1].run(short_runs.train, case=case, steps=4)[0]
+    return case, pools[1].run(short_runs.train, case=case, steps=4, settings=DAMPED)[0]
 
 
-def beside_a_projector(case, dtype=torch.float64):
+def beside_a_projector(case, dtype=torch.float32):
     plan = case.adapters
     pieces = {name: pieces for name, pieces in plan.pieces.items() if not name.startswith("vision_projection")}
     frozen = {"backbone": True, "llm": True, "projector": False}
@@ -176,20 +178,25 @@ def off(one, other):
 def test_a_run_goes_on_in_another_layout(pools, trained, tmp_path):
     case, whole = trained
     (tmp_path / "hf").mkdir()
-    first, second = (replace(case, layout=LAYOUTS[name]) for name in ("tp2_sp", "dp2_overlap"))
-    begun = pools[2].run(short_runs.train, case=first, steps=2, save_to=str(tmp_path))[0]
+    first, second, third = (
+        replace(case, layout=replace(LAYOUTS[name], use_distributed_optimizer=True))
+        for name in ("tp2_sp", "dp2_overlap", "pp2")
+    )
+    begun = pools[2].run(short_runs.train, case=first, steps=2, save_to=str(tmp_path), settings=DAMPED)[0]
     stored = read_tensors(tmp_path / "iter_0000002")
     model = {name for name in stored if not name.startswith("optimizer.")}
     assert model and all(learns(name) for name in model)
     assert max(abs(a - b) / abs(b) for a, b in zip(begun.losses, whole.losses, strict=False)) < RESUMED
-    for layout in (first, second, replace(case, layout=LAYOUTS["pp2"])):
-        gone_on = pools[2].run(short_runs.train, case=unlike(layout), steps=2, resume_from=str(tmp_path))[0]
+    for layout in (first, second, third):
+        gone_on = pools[2].run(
+            short_runs.train, case=unlike(layout), steps=2, resume_from=str(tmp_path), settings=DAMPED
+        )[0]
         assert max(abs(a - b) / abs(b) for a, b in zip(gone_on.losses, whole.losses[2:], strict=True)) < RESUMED, (
             gone_on.losses
         )
         assert off(whole.weights, gone_on.weights) < RESUMED
         untouched = (n for n in whole.weights if not learns(n))
-        assert all(torch.equal(gone_on.weights[name], case.weights[name]) for name in untouched)
+        assert all(torch.equal(gone_on.weights[name], case.weights[name].float()) for name in untouched)
 
 
 def test_bf16_with_factors_in_fp32(pools, trained, tmp_path):

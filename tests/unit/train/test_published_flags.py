@@ -284,7 +284,7 @@ def test_neutral_values_of_refused_flags_pass(parse):
                 assert parse(f"--{row.name}", value) == ExperimentConfig()
 
 
-def test_low_rank_adapters_are_those_of_the_published_script():
+def test_low_rank_adapters_are_those_of_the_published_script(parse):
     """Alpha is twice the rank by default, and all linears of a part whose rank is set are the default targets."""
     settings = parse("--use_llm_lora", "16", "--use_backbone_lora", "0").adapter
     assert settings == AdapterSettings(kind="lora", llm_rank=16, dropout=0.05)

@@ -97,7 +97,7 @@ setup(
     package_data={
         "megatron_v2pe": ["py.typed"],
         "megatron_v2pe.evaluate.families.long_vqa": ["tables/*"],
-        "megatron_v2pe.evaluate.report": ["*.j2"],
+        "megatron_v2pe.base.pages": ["*.j2", "*.js"],
     },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

@@ -32,7 +32,10 @@ class SkipLog:
         self.limit = limit
         self.counts = Counter(counts or {})
         self._besides = besides
+        self._seen = Counter[str]()
         self.quiet = quiet
+        self.examples: list[dict[str, str]] = []
+        """The first samples of each cause since this log was begun: `sample` and `error`."""
 
     @property
     def total(self) -> int:
@@ -53,6 +56,9 @@ class SkipLog:
                 f"{source}: {error}\n{self.total} bad samples, data.max_skipped_samples allows {self.limit} "
                 f"({causes}); {FIND_ALL}"
             ) from error
+        self._seen[cause] += 1
+        if self._seen[cause] <= _SHOWN:
+            self.examples.append({"sample": str(source), "error": str(error)})
         if self.counts[cause] <= _SHOWN and not self.quiet:
             more = ", further ones of this kind are only counted" if self.counts[cause] == _SHOWN else ""
             _log.warning("skipped %s: %s (%d of at most %d%s)", source, error, self.total, self.limit, more)

@@ -91,7 +91,7 @@ class PackLoader:
         self._plan = plan
         self._state = plan.state_dict()
         self._planned = _PlannedPacks(plan, rank, size, packs_per_step)
-        self._unreadable = SkipLog(skipped.limit, besides=skipped)
+        self._unreadable, self._refused = SkipLog(skipped.limit, besides=skipped), skipped
         self._read_seconds = read_seconds
         if workers:
             hide_lost_connections()
@@ -166,6 +166,11 @@ class PackLoader:
     def unusable(self) -> int:
         """Samples refused when packs were planned, up to the packs consumed; the same on every rank."""
         return sum(self._state["skipped"].values())
+
+    @property
+    def skip_examples(self) -> list[dict[str, str]]:
+        """Some of the samples left out since this loader was opened: `sample` and `error`."""
+        return [*self._refused.examples, *self._unreadable.examples]
 
     @property
     def unreadable(self) -> Counter[str]:

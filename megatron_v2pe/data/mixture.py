@@ -66,6 +66,11 @@ class Mixture(Generic[SourceType]):
         self.epoch_length = sum(self._shares)
         self.order = lru_cache(maxsize=2)(self._shuffled)
 
+    @property
+    def samples_of_epoch(self) -> dict[str, int]:
+        """Return how many samples of an epoch come from each data set, by its name."""
+        return {dataset.name: share for dataset, share in zip(self.datasets, self._shares, strict=True)}
+
     def locate(self, position: int) -> tuple[SourceType, int, int, int]:
         """Return what stands at a position of the stream: data set, line index, epoch, number in the epoch."""
         epoch, number = divmod(position, self.epoch_length)

@@ -225,6 +225,10 @@ class LoggingConfig:
     """Write TensorBoard event files."""
     wandb: bool = False
     """Send metrics to Weights & Biases as well (the `wandb` extra must be installed)."""
+    page: bool = True
+    """Write `run_record.json` and, at the end of the run, its page `run.html` and picture `run.png`."""
+    page_interval: _Steps | None = None
+    """Steps between two times that the page is written while the run goes on; unset: at its end."""
     writers: tuple[str, ...] = ()
     """Further writers of metrics by name, such as plug-ins add."""
     wandb_project: str = "megatron-v2pe"

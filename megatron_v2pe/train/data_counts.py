@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import log2
 from typing import Any
 
 import torch
@@ -17,14 +16,10 @@ from torch import Tensor
 from megatron_v2pe.data.types import IGNORE_INDEX, Batch
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.schema import Fields
+from megatron_v2pe.train.page.bins import LENGTH_BINS, TILE_BINS, length_bin, tile_bin
 
 FIGURES = ("weight", "samples", "tokens", "tiles", "supervised")
 """What is counted of each data set: sum of loss weights, documents, tokens, tiles, and tokens that are learned."""
-LENGTH_BINS = 48
-"""Bins of documents by tokens: bin b holds lengths from 2^(b/2) up to 2^((b+1)/2); the last all above."""
-TILE_BINS = 48
-"""Bins of documents by tiles: one for each number below 33, then from 32 * 2^((b-32)/2) on; the last all above."""
-_SINGLE_TILES = 32
 
 
 @dataclass(frozen=True)
@@ -119,41 +114,9 @@ class DataCounts:
         lengths = list(batch.seqlens)
         weights = [part.sum().item() for part in batch.loss_weights.double().split(lengths)] if lengths else []
         learned = [int(part.sum()) for part in (batch.labels != IGNORE_INDEX).split(lengths)] if lengths else []
-        tiles = batch.document_tiles or (0,) * len(lengths)
-        for source, weight, length, tile_count, count in zip(
-            batch.sources, weights, lengths, tiles, learned, strict=True
-        ):
+        described = zip(batch.sources, weights, lengths, batch.document_tiles, learned, strict=True)
+        for source, weight, length, tile_count, count in described:
             row = torch.tensor([weight, 1, length, tile_count, count], dtype=torch.float64)
             self._sets[numbers[source.dataset]] += row
             self.counts[start + length_bin(length)] += 1
             self.counts[start + LENGTH_BINS + tile_bin(tile_count)] += 1
-
-
-def length_bin(tokens: int) -> int:
-    """Return the bin of a document of so many tokens, at least 1."""
-    return min(int(2 * log2(tokens)), LENGTH_BINS - 1)
-
-
-def tile_bin(tiles: int) -> int:
-    """Return the bin of a document of so many tiles."""
-    if tiles <= _SINGLE_TILES:
-        return tiles
-    return min(_SINGLE_TILES + int(2 * log2(tiles / _SINGLE_TILES)), TILE_BINS - 1)
-
-
-def length_range(bin_number: int) -> tuple[int, int]:
-    """Return the least and the largest number of tokens of a bin; the largest of the last is that of its formula."""
-    first, behind = (2 ** ((bin_number + more) / 2) for more in (0, 1))
-    return _ceil(first), _ceil(behind) - 1
-
-
-def tile_range(bin_number: int) -> tuple[int, int]:
-    """Return the least and the largest number of tiles of a bin; the largest of the last is that of its formula."""
-    if bin_number < _SINGLE_TILES:
-        return bin_number, bin_number
-    first, behind = (_SINGLE_TILES * 2 ** ((bin_number - _SINGLE_TILES + more) / 2) for more in (0, 1))
-    return _ceil(first), _ceil(behind) - 1
-
-
-def _ceil(value: float) -> int:
-    return int(-(-value // 1))

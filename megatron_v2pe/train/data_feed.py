@@ -8,7 +8,7 @@ read a step ahead while the model's groups are in use.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -192,6 +192,9 @@ class DataFeed:
         self._numbers = {name: number for number, name in enumerate(names)}
         self.drawn = DataCounts.nothing(names)
         """What finished steps have drawn; a run that goes on sets it to that of its checkpoint."""
+        self.watch: Callable[[Batch], None] | None = None
+        """Is shown every micro-batch whole, on a reader, in the thread that reads; must not raise."""
+        self._skipped = Counter[str]()
         self._committed = Consumed() if loader is None else Consumed(loader.state_dict())
 
     def step(self, count: int) -> StepBatches:
@@ -235,7 +238,17 @@ class DataFeed:
         counters: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(counters, others)
         state = self._committed.loader_state
-        return {**state, "skipped": dict(sum(counters, Counter(state.get("skipped", {}))))}
+        self._skipped = sum(counters, Counter(state.get("skipped", {})))
+        return {**state, "skipped": dict(self._skipped)}
+
+    def skipped(self) -> tuple[dict[str, int], list[dict[str, str]]]:
+        """Return the samples left out, by cause, and some of them with the whole error, as this reader knows them.
+
+        What only other ranks have met is counted as of the last checkpoint.
+        """
+        assert self.loader is not None
+        mine = Counter(self._committed.loader_state.get("skipped", {}))
+        return dict(mine | self._skipped), list(getattr(self.loader, "skip_examples", []))
 
     def _agree(self, problem: DataError | None, mine: Totals) -> Totals:
         """Add up what the ranks have read; an error of one of them is one of all."""
@@ -264,6 +277,8 @@ class DataFeed:
         if self._batches is not None:
             try:
                 batch = next(self._batches)
+                if self.watch is not None:
+                    self.watch(batch)
             except DataError as error:
                 problem = str(error)
         if self._copy is None:
@@ -296,7 +311,16 @@ class DataFeed:
         values = None if batch is None else batch.position_ticks.values
         ticks = Ticks(self._share(values, (count,), torch.int64), denominator)
         tiles = self._deal_out(None if batch is None else batch.tiles, tile_shape)
-        return Batch(**text, position_ticks=ticks, tiles=tiles, seqlens=seqlens, num_tiles=num_tiles, sources=sources)
+        of_documents = () if batch is None else batch.document_tiles
+        return Batch(
+            **text,
+            position_ticks=ticks,
+            tiles=tiles,
+            seqlens=seqlens,
+            num_tiles=num_tiles,
+            sources=sources,
+            document_tiles=of_documents,
+        )
 
     def _share(self, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Send a tensor of the reader to all ranks of the copy."""

@@ -63,6 +63,7 @@ from megatron_v2pe.train.preflight.checkpoint import (
     check_checkpoint,
     tiling_not_exported,
 )
+from megatron_v2pe.train.run_record import open_record
 from megatron_v2pe.train.validation.opening import open_validation
 from megatron_v2pe.train.validation.work import Validation
 from megatron_v2pe.v2pe.settings import StridePolicy
@@ -390,6 +391,10 @@ def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed, health: Health
 
         parts = loaded.model, loaded.wrapped, run.groups, run.device, run.dtype
         works.append(Evaluation(Trained(run.config, run.start, run.tokenizer, run.model.llm.vocab_size, *parts)))
+    if run.config.logging.page:
+        logs = run.logs if run.world.rank == 0 else None
+        record = open_record(run.budget, run.tokenizer, run.where, logs, loaded.iteration, feed)
+        works.append(record)  # the last: its page shows what the others gave
     after = AfterSteps(works)
     if loaded.resumed is not None:
         after.load_state_dict(loaded.after_steps, f"{printable(loaded.resumed / TRAINING_STATE)}: after_steps")

@@ -267,6 +267,7 @@ def _batch(pack: parity.Pack, model: InternVLConfig, coordinates: Any) -> Batch:
         tiles=noise[mine.start : mine.stop],
         num_tiles=(tiles,) if tiles else (),
         sources=tuple(SampleId(_SETS[number % 2], number + 1, "") for number in range(len(pack.seqlens))),
+        document_tiles=(0,) * len(pack.seqlens),
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_v2pe.base.pages.blocks import ReportPage, ReportPicture, Section
+from megatron_v2pe.base.pages.html import to_html
 from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.evaluate.benchmark_names import create
@@ -14,11 +16,9 @@ from megatron_v2pe.evaluate.families.mm_niah.questions import TASKS
 from megatron_v2pe.evaluate.report import csv_files, figures, sections
 from megatron_v2pe.evaluate.report.audit import check_averages, oddities
 from megatron_v2pe.evaluate.report.columns import LAYOUTS
-from megatron_v2pe.evaluate.report.html import to_html
 from megatron_v2pe.evaluate.report.markdown import to_markdown
 from megatron_v2pe.evaluate.report.needle_grids import NeedleGrid, mean_of
 from megatron_v2pe.evaluate.report.own import own_answers, own_section
-from megatron_v2pe.evaluate.report.page import ReportPage, ReportPicture, Section
 from megatron_v2pe.evaluate.report.published import PUBLISHED
 from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.report.scoring import Scores

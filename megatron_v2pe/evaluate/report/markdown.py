@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from megatron_v2pe.evaluate.report.page import Entry, Points, ReportBlock, ReportPage, ReportPicture, Table
+from megatron_v2pe.base.pages.blocks import Entry, Points, ReportBlock, ReportPage, ReportPicture, Table
 
 _LONE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 """Inside of a word it is no markup."""
@@ -25,6 +25,7 @@ def _block(block: ReportBlock) -> str:
         return f"![{_escaped(block.caption)}]({block.path.name})\n\n{_escaped(block.caption)}"
     if isinstance(block, Points):
         return "\n".join(f"- {_escaped(sentence)}" for sentence in block.sentences)
+    assert isinstance(block, str), "a report has no other blocks"
     return _escaped(block)
 
 

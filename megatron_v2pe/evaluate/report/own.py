@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from megatron_v2pe.evaluate.report.page import Entry, Line, ReportBlock, Section, Table, text_line
+from megatron_v2pe.base.pages.blocks import Entry, Line, ReportBlock, Section, Table, text_line
 from megatron_v2pe.evaluate.report.rounding import rounded
 from megatron_v2pe.evaluate.report.runs import EvaluationRun
 from megatron_v2pe.evaluate.report.scoring import Judged, Score, Scores

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from megatron_v2pe.evaluate.report.audit import BOUND, Check
-from megatron_v2pe.evaluate.report.columns import LAYOUTS, Average, Column, TableLayout
-from megatron_v2pe.evaluate.report.own import MODE as OWN_MODE
-from megatron_v2pe.evaluate.report.page import (
+from megatron_v2pe.base.pages.blocks import (
     Entry,
     Line,
     Points,
@@ -18,6 +15,9 @@ from megatron_v2pe.evaluate.report.page import (
     Table,
     text_line,
 )
+from megatron_v2pe.evaluate.report.audit import BOUND, Check
+from megatron_v2pe.evaluate.report.columns import LAYOUTS, Average, Column, TableLayout
+from megatron_v2pe.evaluate.report.own import MODE as OWN_MODE
 from megatron_v2pe.evaluate.report.published import SOURCE
 from megatron_v2pe.evaluate.report.rounding import rounded
 from megatron_v2pe.evaluate.report.runs import EvaluationRun

@@ -10,16 +10,9 @@ import torch
 from megatron_v2pe.data.batch import collate
 from megatron_v2pe.data.types import Picture, SampleId, TrainingDocument
 from megatron_v2pe.errors import CheckpointError
-from megatron_v2pe.train.data_counts import (
-    LENGTH_BINS,
-    TILE_BINS,
-    DataCounts,
-    length_bin,
-    length_range,
-    tile_bin,
-    tile_range,
-)
+from megatron_v2pe.train.data_counts import DataCounts
 from megatron_v2pe.train.data_feed import Totals
+from megatron_v2pe.train.page.bins import LENGTH_BINS, TILE_BINS, length_bin, length_range, tile_bin, tile_range
 from megatron_v2pe.v2pe.position_ids import Ticks
 
 NAMES = ("chart", "text", "never")

@@ -7,13 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.evaluate.report.build import Report, check_against
-from megatron_v2pe.evaluate.report.figures import draw_heat_maps, draw_lines
-from megatron_v2pe.evaluate.report.html import to_html
-from megatron_v2pe.evaluate.report.markdown import to_markdown
-from megatron_v2pe.evaluate.report.needle_grids import Needle, grid_of
-from megatron_v2pe.evaluate.report.page import (
+from megatron_v2pe.base.pages.blocks import (
     Entry,
     Line,
     Points,
@@ -23,6 +17,12 @@ from megatron_v2pe.evaluate.report.page import (
     Table,
     text_line,
 )
+from megatron_v2pe.base.pages.html import to_html
+from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.evaluate.report.build import Report, check_against
+from megatron_v2pe.evaluate.report.figures import draw_heat_maps, draw_lines
+from megatron_v2pe.evaluate.report.markdown import to_markdown
+from megatron_v2pe.evaluate.report.needle_grids import Needle, grid_of
 from megatron_v2pe.evaluate.report.runs import open_runs
 from megatron_v2pe.evaluate.report.scoring import score_runs
 

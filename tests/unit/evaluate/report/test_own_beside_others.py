@@ -6,11 +6,11 @@ import json
 
 import pytest
 
+from megatron_v2pe.base.pages.blocks import Table
 from megatron_v2pe.evaluate.answers import Answer, AnswerLog, turns_text
 from megatron_v2pe.evaluate.benchmark_names import create
 from megatron_v2pe.evaluate.provenance import settle
 from megatron_v2pe.evaluate.report.build import Report
-from megatron_v2pe.evaluate.report.page import Table
 from megatron_v2pe.evaluate.report.runs import open_runs
 from megatron_v2pe.evaluate.report.scoring import score_runs
 from megatron_v2pe.evaluate.report.sections import series_section

@@ -72,7 +72,7 @@ def find_overlap(
     """
     listed = not isinstance(training, IndexedTraining)
     lines, contents = dict[tuple[str, int], list[tuple[int, int]]](), dict[bytes, list[tuple[int, int]]]()
-    lengths = set[tuple[int, int, int]]()
+    lengths = set[tuple[int, int]]()
     for place, one in enumerate(sets):
         for number in range(len(one)):
             tell()
@@ -91,7 +91,7 @@ def find_overlap(
             contents.setdefault(key, []).append((place, number))
     found = [Overlap(one.name, len(one)) for one in sets]
     if isinstance(training, IndexedTraining):
-        seen = _samples_of(training, lengths, tell)
+        seen = _samples_of(training, lengths, set(lines), tell)
     else:
         seen = _lines_of(training, tell)
     for source, content in seen:
@@ -133,9 +133,10 @@ def content_of_tokens(sample: EncodedSample) -> bytes:
     return digest.digest()
 
 
-def _lengths(sample: EncodedSample) -> tuple[int, int, int]:
+def _lengths(sample: EncodedSample) -> tuple[int, int]:
+    """Return the tokens of a text with each image as one, and how many of them are learned."""
     ranges = np.asarray(sample.text.supervised).reshape(-1, 2)
-    return sample.num_tokens, sample.num_tiles, int((ranges[:, 1] - ranges[:, 0]).sum())
+    return len(sample.text.ids), int((ranges[:, 1] - ranges[:, 0]).sum())
 
 
 def _lines_of(datasets: Sequence[Dataset], tell: Callable[[], None]) -> Iterator[tuple[SampleId, bytes]]:
@@ -163,15 +164,22 @@ def _lines_of(datasets: Sequence[Dataset], tell: Callable[[], None]) -> Iterator
 
 
 def _samples_of(
-    training: IndexedTraining, lengths: set[tuple[int, int, int]], tell: Callable[[], None]
+    training: IndexedTraining, lengths: set[tuple[int, int]], lines: set[tuple[str, int]], tell: Callable[[], None]
 ) -> Iterator[tuple[SampleId, bytes]]:
-    """Yield the samples that train and have the lengths of one that is validated on, and their content."""
+    """Yield, of the samples that train, those of the same lines or of the same lengths, and their content."""
     samples = training.samples
-    numbers = np.arange(len(samples)) if training.numbers is None else training.numbers
-    table = np.stack([samples.num_tokens, samples.num_tiles, samples.supervised], axis=1).astype(np.int64)[numbers]
-    wanted = np.array(sorted(lengths), dtype=np.int64).reshape(-1, 3)
-    factors = np.array([1_000_003, 10_007, 1], dtype=np.int64)  # most others are passed over; contents decide
-    for number in numbers[np.isin(table @ factors, wanted @ factors)].tolist():
+    table = np.stack([samples.num_ids, samples.supervised], axis=1).astype(np.int64)
+    wanted = np.array(sorted(lengths), dtype=np.int64).reshape(-1, 2)
+    factors = np.array([1 << 32, 1], dtype=np.int64)
+    chosen = np.isin(table @ factors, wanted @ factors)
+    for entry in samples.manifest.datasets:
+        part, file = slice(entry.first, entry.first + entry.samples), _file(entry.annotation)
+        chosen[part] |= np.isin(samples.lines[part], [line for name, line in lines if name == file])
+    if training.numbers is not None:
+        trains = np.zeros(len(chosen), dtype=bool)
+        trains[training.numbers] = True
+        chosen &= trains
+    for number in np.flatnonzero(chosen).tolist():
         tell()
         try:
             yield samples.source(number), content_of_tokens(samples[number])

@@ -116,6 +116,12 @@ class IndexedSamples:
         return self._rows["line"]
 
     @property
+    def num_ids(self) -> np.ndarray:
+        """Tokens of every sample with each image as one, int32 [n]; checked as `num_tokens`."""
+        self._samples.check_all()
+        return self._rows["ids"]
+
+    @property
     def supervised(self) -> np.ndarray:
         """Tokens of every sample that something is learned from, int32 [n]; checked as `num_tokens`."""
         self._samples.check_all()

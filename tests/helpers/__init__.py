@@ -45,5 +45,6 @@
 | `tokenizer_kinds` | a small tokenizer of every kind in the published layouts, and texts to compare tokenizers on |
 | `tool_runs` | the command-line tools in processes of their own, as a user starts them |
 | `towers` | small InternVits of both kinds, by transformers' own class and by ours in any layout |
+| `validations` | the validation of a run in any layout, by a second way, and what it leaves as it was |
 | `warm_python` | a `python` that has the project's imports behind it, for tests of many commands |
 """

@@ -290,7 +290,7 @@ class ExperimentConfig:
         self.logging.validate()
         self.health.validate()
         self.validation.validate(self.data, self.checkpoint.save)
-        self.evaluation.validate(self.v2pe.rope_pos_id_version, self.checkpoint.save)
+        self.evaluation.validate(self.v2pe.rope_pos_id_version, self.checkpoint.save, self.model.spec)
         self.adapter.validate()
         self._validate_adapter()
         self._validate_padding()

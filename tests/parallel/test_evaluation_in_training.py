@@ -56,7 +56,7 @@ def words(tiny, save, evaluated=True, **changes):
         "train__precision": "fp32",
         "checkpoint__save_interval": 1,
     }
-    return settings(tiny, save, **short, **(asked if evaluated else {}), **changes)
+    return settings(tiny, save, **(short | (asked if evaluated else {}) | changes))
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,23 @@ def test_a_broken_scorer_ends_no_run_and_training_is_as_without(tiny, alone, poo
     line = words(tiny, tmp_path / "touched", evaluation__interval=1)
     touched = pools[1].run(runs.train, words=line, fault="touched")[0]
     assert all(mine != theirs for mine, theirs in zip(told(touched), told(without), strict=True))  # would be noticed
+
+
+def test_strides_and_a_bound_of_time(tiny, alone, pools, tmp_path):
+    changes = {"train__train_steps": 1, "evaluation__samples": 1, "evaluation__benchmarks": PICTURES}
+    line = words(tiny, tmp_path / "run", **(changes | {"evaluation__strides": "1/2,64"}))
+    (row,) = pools[1].run(runs.train, words=line)[0].rows
+    both = [
+        runs.answers(tmp_path / "run/evaluation/iter_0000001" / f"stride_{one}" / PICTURES) for one in ("1-2", "64")
+    ]
+    assert [row[f"evaluation/{PICTURES}/stride_{one}"] for one in ("1-2", "64")] == [0, 0] and row[
+        "evaluation/failed"
+    ] == 0
+    assert len(both[0]) == 1 and [*both[0]] == [*both[1]]
+    line = words(tiny, tmp_path / "short", **(changes | {"evaluation__minutes": 1e-4}))
+    seen = pools[1].run(runs.train, words=line)[0]
+    assert seen.rows[0]["evaluation/failed"] == 1 and f"evaluation/{PICTURES}" not in seen.rows[0]
+    assert "1 questions were not asked, for evaluation.minutes was over" in seen.warnings[0]
 
 
 @pytest.mark.parametrize("name", ["tp2_sp", pytest.param("pp2", marks=pytest.mark.exhaustive)])

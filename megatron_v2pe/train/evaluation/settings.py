@@ -50,12 +50,13 @@ class EvaluationConfig:
     vision_cache_mb: Annotated[int, Range(0, 1 << 20)] = 1024
     """Memory for image features kept from one question to the next, given back after each evaluation, in MiB."""
 
-    def validate(self, version: str, save: str | None) -> None:
+    def validate(self, version: str, save: str | None, spec: str) -> None:
         """Check the values; names of benchmarks and their data are looked at by `benchmarks.chosen`.
 
         Args:
             version: positions of the run, `v2pe.rope_pos_id_version`.
             save: folder of the run.
+            spec: layers of the run, `model.spec`.
 
         Raises:
             ConfigError: names the setting.
@@ -74,6 +75,10 @@ class EvaluationConfig:
             )
         if save is None:
             raise ConfigError("evaluation.benchmarks needs checkpoint.save: answers are kept there, in evaluation/")
+        if spec == "te":
+            raise ConfigError(
+                "evaluation.benchmarks asks layers of model.spec local, which is te here: generation knows no others"
+            )
         strides = self.parsed_strides()
         if strides and version == "default":
             raise ConfigError(

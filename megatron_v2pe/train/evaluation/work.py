@@ -114,7 +114,10 @@ class Evaluation(AfterStep):
 
         def prepared() -> list[Asked]:
             if choose_spec(run.config.model.spec, run.device.kind == "cuda") != "local":
-                raise ConfigError("evaluation.benchmarks needs model.spec local: generation knows no layers of spec te")
+                raise ConfigError(
+                    "evaluation.benchmarks asks layers of model.spec local, but auto chose te on this machine: set "
+                    "model.spec local"
+                )
             return read(settings)
 
         self._asked = raise_on_all_ranks(prepared)

@@ -6,13 +6,22 @@ from types import SimpleNamespace
 
 import pytest
 
+from helpers.tool_runs import settings
 from megatron_v2pe.errors import ConfigError, DataError
+from megatron_v2pe.evaluate.answers import Answer, AnswerLog, turns_text
+from megatron_v2pe.evaluate.benchmark_names import create
+from megatron_v2pe.evaluate.provenance import settle
+from megatron_v2pe.evaluate.report.runs import open_runs
+from megatron_v2pe.evaluate.report.scoring import score_runs
+from megatron_v2pe.evaluate.results import as_line, score
 from megatron_v2pe.evaluate.sample import drawn
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
 from megatron_v2pe.train.evaluation.benchmarks import chosen, read
 from megatron_v2pe.train.evaluation.settings import EvaluationConfig
+from megatron_v2pe.train.preflight.run import check_run, inspect_run
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
+from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
 BASE = ["--recipe", "debug", "model.model_name_or_path=m", "data.meta_path=d"]
 SAVED = [*BASE, "checkpoint.save=s"]
@@ -25,6 +34,7 @@ SAVED = [*BASE, "checkpoint.save=s"]
         ([*SAVED, "evaluation.benchmarks=pope", "evaluation.at_end=false"], "would never be asked: set evaluation.int"),
         ([*BASE, "checkpoint.save=none", "evaluation.benchmarks=pope"], "evaluation.benchmarks needs checkpoint.save"),
         ([*SAVED, "evaluation.benchmarks=pope", "evaluation.strides=64,x"], "evaluation.strides: "),
+        ([*SAVED, "evaluation.benchmarks=pope", "model.spec=te"], "evaluation.benchmarks asks layers of model.spec lo"),
         (
             [*SAVED, "v2pe.rope_pos_id_version=default", "evaluation.benchmarks=pope", "evaluation.strides=64"],
             "evaluation.strides is 64, but v2pe.rope_pos_id_version is default, which has no strides",
@@ -59,6 +69,40 @@ def test_missing_data_and_wrong_names_are_refused_with_what_is_to_be_done(tmp_pa
     (tmp_path / "mine.jsonl").write_text('{"question": "?", "answer": "a"}\n{"question": \n')
     with pytest.raises(DataError, match=r"mine.jsonl:2"):
         read(EvaluationConfig(("mine.jsonl",), root=str(tmp_path)))
+
+
+def test_a_run_is_refused_before_it_starts_where_a_benchmark_lacks_its_data(golden, tmp_path):
+    write_checkpoint_copy(golden / "reference_checkpoint", tmp_path / "hf")
+    write_dataset(tmp_path / "data")
+    write_benchmark(tmp_path, "pope")
+    line = settings(tmp_path, tmp_path / "run", evaluation__benchmarks="pope,docvqa_val", evaluation__root=tmp_path)
+    found = inspect_run(cli.read_command(line, RECIPES, 1).config, ranks=1)
+    assert len(found.problems) == 1 and "docvqa_val: data are missing" in str(found.problems[0])
+    with pytest.raises(DataError, match="docvqa_val: data are missing"):
+        check_run(found.config, 1)
+    assert not (tmp_path / "run").exists()
+    line = settings(tmp_path, tmp_path / "run", evaluation__benchmarks="pope", evaluation__root=tmp_path)
+    found = inspect_run(cli.read_command(line, RECIPES, 1).config, ranks=1)
+    assert found.problems == [] and "evaluation: data of pope" in found.right
+
+
+def test_a_score_of_a_sample_says_so_in_its_line_and_in_reports(tmp_path):
+    benchmark = create("pope")
+    write_benchmark(tmp_path, "pope")
+    everything = list(benchmark.questions(tmp_path))
+    asked = drawn("pope", everything, 4, 1)
+    assert asked != everything[:4]
+    settle(tmp_path / "run", {"mode": "corrected"})
+    log = AnswerLog(tmp_path / "run" / "pope", 0)
+    for question in asked:
+        log.add(Answer(question.id, question.facts["answer"], turns_text(question.turns), 9, 1, 1, 0.1, "stop"))
+    log.close()
+    result = score(benchmark, asked, tmp_path / "run" / "pope", tmp_path, "corrected", 4, sampled=True)
+    assert "SAMPLE: 4 questions, drawn of all" in as_line(result) and "INCOMPLETE" not in as_line(result)
+    (opened,) = open_runs([str(tmp_path / "run")])
+    found = score_runs([opened], tmp_path, {})["corrected"][opened.name]["pope"]
+    assert found.value == result["score"] > 0 and found.questions == 4 and found.missing == 0
+    assert "a drawn sample of 4 of 6" in found.completeness
 
 
 def test_a_sample_depends_on_ids_and_seed_alone():

@@ -289,6 +289,8 @@ class ExperimentConfig:
         self.checkpoint.validate()
         self.logging.validate()
         self.health.validate()
+        if self.health.profile_steps and not (self.logging.dir or self.checkpoint.save):
+            raise ConfigError("health.profile_steps needs a folder for traces: set logging.dir or checkpoint.save")
         self.validation.validate(self.data, self.checkpoint.save)
         self.evaluation.validate(self.v2pe.rope_pos_id_version, self.checkpoint.save, self.model.spec)
         self.adapter.validate()

@@ -32,6 +32,7 @@ from megatron_v2pe.train.data_feed import DataFeed, Totals
 from megatron_v2pe.train.ddp import gather_parameters, unwrapped
 from megatron_v2pe.train.health.attention_logits import AttentionLogits
 from megatron_v2pe.train.health.monitor import HealthMonitor, JudgedStep
+from megatron_v2pe.train.health.profiler import StepProfiler
 from megatron_v2pe.train.health.settings import HealthConfig
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.metrics import StepMetrics
@@ -72,6 +73,8 @@ class Trainer:
     """Judges every step."""
     parts: GradientParts | None = None
     """Says to which part of the model a gradient belongs."""
+    profiler: StepProfiler = field(default_factory=lambda: StepProfiler(HealthConfig(), None, 0))
+    """Traces some steps."""
     logits: AttentionLogits | None = None
     """Watches attention in some steps."""
 
@@ -86,6 +89,7 @@ class Trainer:
         try:
             while iteration < last:
                 began = time.perf_counter()
+                self.profiler.begin(iteration + 1)
                 watchdog.progress(f"waiting for the data of step {iteration + 1}")
                 try:
                     data = steps.take(iteration, more=iteration + 1 < last)
@@ -97,7 +101,11 @@ class Trainer:
                 with self.explain_shortage(iteration + 1, data.largest):
                     metrics, end = self.step(iteration, data, began, waited, stop)
                 iteration += 1
-                stopping = stop.agree(*end.asked)
+                self.profiler.end(iteration)
+                *asked, traces = end.asked
+                if traces:
+                    self.profiler.request(iteration + 1)
+                stopping = stop.agree(*asked)
                 self.metrics.write(metrics, {} if stopping else self.after.run(iteration, iteration == train_steps))
                 if self.after.gave_way:
                     stopping = stop.agree(*asked_anywhere(stop.asked, self.device.torch_device))
@@ -110,6 +118,7 @@ class Trainer:
             ended_well = True
         finally:
             steps.close(ended_well)
+            self.profiler.close(iteration)
             self.after.close()
         assert saved == iteration
         return iteration
@@ -157,7 +166,7 @@ class Trainer:
         norms = measure_gradients(self.optimizer, self.parts)
         host = HostFigures(self.device.peak_memory_bytes(), resident_bytes(), waited)
         figures = torch.cat([norms[1:], self.logits.end()]) if self.logits is not None and watches else norms[1:]
-        end = finish_step(loss, norms[0], host, stop.asked, figures)
+        end = finish_step(loss, norms[0], host, (*stop.asked, self.profiler.is_requested()), figures)
         if end.is_finite:
             update(self.optimizer, norms[0])
         values = self.health.judge(JudgedStep(iteration + 1, end, data.samples, reports), unwrapped(self.model))

@@ -35,6 +35,7 @@ from megatron_v2pe.train.header import Start
 from megatron_v2pe.train.health.attention_logits import AttentionLogits
 from megatron_v2pe.train.health.monitor import HealthMonitor
 from megatron_v2pe.train.health.part_norms import PartsOfGradients
+from megatron_v2pe.train.health.profiler import StepProfiler
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.new_tokens import check_goes_on
@@ -111,6 +112,7 @@ def _train(run: TrainingRun) -> int:
         explain_shortage=partial(shortage_explained, budget=run.budget),
         after=after,
         health=health,
+        profiler=StepProfiler(run.config.health, run.logs, run.world.rank),
         parts=PartsOfGradients(loaded.model, loaded.optimizer),
         logits=AttentionLogits(loaded.model, run.model.llm.num_layers, run.config.health.attention_interval),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -15,6 +16,12 @@ from megatron_v2pe.workshop.synthetic.small_data import write_dataset
 
 STEPS, INTERVAL = 8, 3
 TP2 = {"parallel__tensor_model_parallel_size": 2, "parallel__sequence_parallel": True}
+WATCHED = {
+    "health__interval": 2,
+    "health__attention_interval": 2,
+    "health__divergence_interval": 2,
+    "health__window": 4,
+}
 LAYOUTS = {
     "one": (1, {}),
     "pp2": (2, {"parallel__pipeline_model_parallel_size": 2}),
@@ -33,7 +40,8 @@ LAYOUTS = {
 
 def line(tiny, save, processes=2, **changes):
     run_settings = {"train__train_steps": STEPS, "train__global_batch_size": 2, "checkpoint__save_interval": INTERVAL}
-    return command("tools/train.py", *settings(tiny, save, **(run_settings | changes)), processes=processes)
+    all_settings = run_settings | WATCHED | changes
+    return command("tools/train.py", *settings(tiny, save, **all_settings), processes=processes)
 
 
 def trained(tiny, folder, processes=2, **changes):
@@ -44,14 +52,16 @@ def trained(tiny, folder, processes=2, **changes):
 
 def told(rows):
     """What must not depend on how a run was interrupted."""
-    return [(row["iteration"], row["loss"], row["grad_norm"], row["lr"], row["tokens"], row["tiles"]) for row in rows]
+    names = ("iteration", "loss", "grad_norm", "lr", "tokens", "tiles")
+    watched = [{name: value for name, value in row.items() if name.startswith("health/")} for row in rows]
+    return [(*(row[name] for name in names), health) for row, health in zip(rows, watched, strict=True)]
 
 
 @pytest.fixture(scope="module")
 def whole(tiny, tmp_path_factory):
     """An uninterrupted run: its folder and metrics."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return folder, trained(tiny, folder, **TP2)
+    return folder, trained(tiny, folder, **TP2, health__profile_steps="2:3")
 
 
 @pytest.mark.slow
@@ -64,6 +74,21 @@ def test_a_run_writes_what_it_promises(whole):
     names = sorted(path.name for path in folder.iterdir() if path.name.startswith("iter_"))
     assert names == ["iter_0000006", "iter_0000008"], "the two newest are kept"
     assert (folder / "iter_0000008" / "config.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_says_how_healthy_it_is(whole):
+    folder, rows = whole
+    for number, row in enumerate(rows, 1):
+        assert 0.1 < row["host_memory_gib"] < 16 and 0 <= row["data_wait_seconds"] <= row["seconds"]
+        assert row["health/grad_norm/language_model"] > 0 and row["health/skipped_steps"] == 0
+        now_and_then = ("health/weight_norm/vision_model", "health/attention_logits_max/layer_2", "health/diverged")
+        assert all((name in row) == (number % 2 == 0) for name in now_and_then)
+    assert rows[-1]["health/diverged"] == 0
+    (trace,) = (folder / "logs" / "profile").iterdir()
+    assert trace.name == "steps-2-3-rank-0.json.gz", "rank 0 alone by default"
+    names = {event.get("name") for event in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    assert "aten::mm" in names
 
 
 @pytest.mark.slow

@@ -76,6 +76,8 @@ EXTRAS = {
         # Its interpreter runs our kernels on the CPU. On a GPU it comes with PyTorch.
         "triton>=3.6,<4; platform_system == 'Linux'",
         "transformers>=5,<6",
+        # Adapters are compared with those that it trains and writes.
+        "peft>=0.19,<0.20",
         "scikit-image>=0.25,<0.27",
         "scikit-learn>=1.6,<2",
     ],

@@ -104,6 +104,13 @@ def _add_export(command: argparse.ArgumentParser) -> None:
         default="model",
         help="of a training checkpoint: ema takes the moving average of what has learned (optimizer.ema_decay)",
     )
+    command.add_argument(
+        "--adapter",
+        choices=("merge", "beside"),
+        default="merge",
+        help="of a run that trained an adapter: TARGET is the whole model with it merged, or the adapter alone as a "
+        "PEFT folder, for the model that it was trained on (default: %(default)s)",
+    )
     command.add_argument("--rope-pos-id-stride", metavar="STRIDE", help="write this stride: 64, 1/2, 0.5")
     command.add_argument(
         "--manifest",
@@ -148,6 +155,13 @@ def _convert(arguments: argparse.Namespace) -> None:
         preset = asked.get("preset")
         source = None if preset is not None else arguments.places[0]
         print("\n".join(plan_conversion(arguments.command, source, target, Options(**options), preset)))
+        return
+    if asked.get("adapter") == "beside":
+        from megatron_v2pe.checkpoint.low_rank.merge import export_adapter
+
+        kept = {name: options[name] for name in ("layout", "overwrite", "verify")}
+        export_adapter(arguments.places[0], target, **kept)
+        print(f"{target}: the adapter in PEFT's form")
         return
     from megatron_v2pe.generate.native_files import check_conversation, side_files
 

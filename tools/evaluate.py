@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_v2pe.base.command import finished, run_tool
 
 if TYPE_CHECKING:
+    from megatron_v2pe.checkpoint.low_rank.adapter import Adapter
     from megatron_v2pe.device.launch import World
     from megatron_v2pe.evaluate.benchmark import Benchmark, Question
     from megatron_v2pe.generate.load import LoadedModel, LoadRequest
@@ -85,26 +86,57 @@ def _run(arguments: argparse.Namespace) -> None:
     request, strides, benchmarks = _look(arguments)
     questions = [(benchmark, list(benchmark.questions(arguments.root))) for benchmark in benchmarks]
     lock = FolderLock(arguments.out, "this evaluation")
+    adapters: list[str | None] = [*request.adapters] or [None]
 
     with ExitStack() as stack:
         stack.callback(lock.release)
         loaded = stack.enter_context(load_model(request, lambda: run_on_first_rank(lock.take)))
-        folders = {stride: arguments.out / f"stride_{str(stride).replace('/', '-')}" for stride in strides}
-        folders = folders or {loaded.pretrained.policy.stride: arguments.out}
-        run_on_first_rank(lambda: _settle(arguments, loaded, folders))  # all of them before the first question
-        for stride, out in folders.items():
+        rounds = [
+            (
+                adapter,
+                stride,
+                _folder(arguments.out, adapter if len(adapters) > 1 else None, stride if strides else None),
+            )
+            for adapter in adapters
+            for stride in strides or [loaded.pretrained.policy.stride]
+        ]
+        run_on_first_rank(lambda: _settle(arguments, loaded, rounds, request.adapters))  # all before the first question
+        for adapter, stride, out in rounds:
+            if adapter is not None:
+                loaded.pretrained.choose(adapter)
             asked = (
                 replace(loaded, pretrained=loaded.pretrained.at_stride(stride))
                 if strides and stride is not None
                 else loaded
             )
-            if strides and request.world.rank == 0:
-                print(f"stride {stride}")
+            if request.world.rank == 0:
+                _announce(adapter if len(adapters) > 1 else None, stride if strides else None)
             _ask(arguments, asked, questions, out)
 
 
-def _settle(arguments: argparse.Namespace, loaded: LoadedModel, folders: Mapping[Any, Path]) -> None:
-    """Note in each stride's folder what its answers depend on, or refuse a folder of another run."""
+def _folder(out: Path, adapter: str | None, stride: Stride | None) -> Path:
+    """Return the folder of the answers of one of several adapters, at one of several strides."""
+    folder = out if adapter is None else out / f"adapter_{adapter.replace('/', '-')}"
+    return folder if stride is None else folder / f"stride_{str(stride).replace('/', '-')}"
+
+
+def _announce(adapter: str | None, stride: Stride | None) -> None:
+    """Say which of several adapters answers, and at which of several strides."""
+    from megatron_v2pe.foreign.printable import printable
+
+    named = [f"adapter {printable(adapter)}"] if adapter is not None else []
+    named += [f"stride {stride}"] if stride is not None else []
+    if named:
+        print(", ".join(named))
+
+
+def _settle(
+    arguments: argparse.Namespace,
+    loaded: LoadedModel,
+    rounds: Sequence[tuple[str | None, Any, Path]],
+    adapters: Mapping[str, Adapter],
+) -> None:
+    """Note in each folder of answers what they depend on, or refuse a folder of another run."""
     from megatron_v2pe.checkpoint.folder import HF_FOLDER
     from megatron_v2pe.data.image_operations import AS_PUBLISHED
     from megatron_v2pe.data.image_operations import Opening as PictureOpening
@@ -125,8 +157,9 @@ def _settle(arguments: argparse.Namespace, loaded: LoadedModel, folders: Mapping
     }
     if (pictures := PictureOpening.of(loaded.tiling.operations)) != AS_PUBLISHED:
         settings["pictures"] = str(pictures)
-    for stride, out in folders.items():
-        settle(out, {**settings, "rope_pos_id_stride": str(stride)}, loaded.device, assumed)
+    for adapter, stride, out in rounds:
+        own = {} if adapter is None else {"adapter": adapters[adapter].digest()}
+        settle(out, {**settings, "rope_pos_id_stride": str(stride), **own}, loaded.device, assumed)
 
 
 def _ask(

@@ -118,10 +118,7 @@ def fingerprint_of(folder: Path) -> str:
     """
     manifest = TensorManifest.read(folder)
     if manifest is not None:
-        sums: Mapping[str, object] = {
-            name: [one.dtype, list(one.shape), one.sha256] for name, one in manifest.tensors.items()
-        }
-        return _digest("tensors", sums)
+        return fingerprint_of_manifest(manifest)
     checksums = Checksums.read(folder)
     if checksums is None:
         raise CheckpointError(
@@ -135,6 +132,12 @@ def fingerprint_of(folder: Path) -> str:
         if not key.startswith("optimizer.")
     }
     return _digest("shards", shards)
+
+
+def fingerprint_of_manifest(manifest: TensorManifest) -> str:
+    """Return the fingerprint of weights whose Hugging Face tensors have these checksums."""
+    sums = {name: [one.dtype, list(one.shape), one.sha256] for name, one in manifest.tensors.items()}
+    return _digest("tensors", sums)
 
 
 def _digest(kind: str, content: Mapping[str, object]) -> str:

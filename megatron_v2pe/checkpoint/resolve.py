@@ -170,7 +170,8 @@ def _instead_of(folder: Path) -> str:
     """Return which checkpoints lie in a folder that is none."""
     if (folder / "adapter_config.json").is_file():
         return (
-            "; it is an unmerged adapter: merge it into its model (peft's merge_and_unload), and name what that gives"
+            "; it is an adapter: name the model that it belongs to here, and it with --adapter, or merge it "
+            "(tools/merge_adapter.py BASE ADAPTER OUT)"
         )
     if (folder / "logs").is_dir():
         return "; a training run that has saved nothing yet (checkpoint.save_interval), or whose saving failed"

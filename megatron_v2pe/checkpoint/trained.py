@@ -128,6 +128,26 @@ def start_config(checkpoint: Path) -> dict[str, str]:
     return {f"{HF_FOLDER}/{CONFIG}": to_text(in_layout(stated, layout_of(checkpoint / HF_FOLDER)))}
 
 
+def stated_by(config: dict[str, Any], settings: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return a `config.json` with what an adapter's settings say of its training; the same object where they say none.
+
+    Args:
+        config: of the base.
+        settings: sections `v2pe` and `data` of the run's settings, as its state has them.
+        source: where they stand, for the error.
+
+    Raises:
+        CheckpointError: they are none.
+    """
+    if "v2pe" not in settings:
+        return config
+    state = {"settings": dict(settings)}
+    try:
+        return as_trained(config, _positions(state, source), _trained_on(state, source))
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
 def as_trained(
     config: dict[str, Any],
     settings: V2PESettings | None,

@@ -16,6 +16,7 @@ EXAMPLES = """examples, from the folder that holds `data/` and `dataset/` as the
   python -m megatron_v2pe.device.torchrun --nproc-per-node 8 tools/evaluate.py --benchmarks mmniah_long_1m \\
       --checkpoint work_dirs/run --out OUT --context-parallel-size 8 --rope_pos_id_stride 64
   python tools/evaluate.py --checkpoint work_dirs/run --benchmarks my_questions.jsonl --strides 16 64 256 --out OUT
+  python tools/evaluate.py --checkpoint BASE --adapter first=RUN --adapter second=FOLDER --benchmarks chartqa --out OUT
   python tools/make_synthetic_benchmarks.py --help     tiny sets in every benchmark's format, to try it
 
 A line of my_questions.jsonl: {"question": "What is this?", "image": "a.png", "answer": "A cat."}; paths are relative to
@@ -23,6 +24,7 @@ the file's folder (docs/evaluation.md, Your own questions).
 
 Answers are kept in OUT/BENCHMARK/answers-*.jsonl, one by one; the same command goes on where it was stopped, also on
 another number of processes. Processes beyond one copy of the model are further copies that share the questions.
+Of several adapters each has its answers and scores in OUT/adapter_NAME.
 A question that ended in an error (an image that was missing, too little memory) is asked again by the same command.
 OUT/BENCHMARK/results.json has the scores; --list names all benchmarks and groups."""
 

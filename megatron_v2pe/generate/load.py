@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from megatron_v2pe.checkpoint.low_rank.adapter import Adapter
+    from megatron_v2pe.checkpoint.resolve import FoundCheckpoint
     from megatron_v2pe.data.image_plan import TilingOptions
     from megatron_v2pe.device.launch import World
     from megatron_v2pe.generate.pretrained import Pretrained
@@ -166,12 +167,12 @@ def load_request(arguments: argparse.Namespace, world: World | None = None) -> L
     )
     layout.validate(world.world_size)
     stride = None if arguments.rope_pos_id_stride is None else parse_stride(arguments.rope_pos_id_stride)
-    model = _check(arguments, stride)
+    model, adapters = _check(arguments, stride)
     if layout.model_parallel_size > 1:  # several processes: what is imported here they need anyway
         from megatron_v2pe.models.build import model_sizes
 
         layout.validate(world.world_size, model_sizes(model))
-    return LoadRequest(arguments, world, layout, stride, model, _adapters(arguments.adapter, arguments, model))
+    return LoadRequest(arguments, world, layout, stride, model, adapters)
 
 
 @contextmanager
@@ -192,6 +193,7 @@ def load_model(request: LoadRequest, before: Callable[[], None] | None = None) -
     from megatron_v2pe.data.image_operations import Opening as PictureOpening
     from megatron_v2pe.device import launch
     from megatron_v2pe.device.device import Device
+    from megatron_v2pe.device.rank_errors import run_on_first_rank, share_from_first_rank
     from megatron_v2pe.generate.policy import describe_positions
     from megatron_v2pe.generate.pretrained import open_pretrained
     from megatron_v2pe.generate.prompt import checkpoint_tiling
@@ -204,6 +206,8 @@ def load_model(request: LoadRequest, before: Callable[[], None] | None = None) -
         if before is not None:
             before()
         folder = start_folder(str(arguments.checkpoint), arguments.converted_dir, arguments.verify)
+        weights = share_from_first_rank(lambda: _weights_of(folder, arguments.converted_dir, arguments.verify))
+        run_on_first_rank(lambda: _check_base(request.adapters, weights, arguments.verify))
         dtype = arguments.dtype or ("bf16" if device.torch_device.type == "cuda" else "fp32")
         with open_pretrained(
             folder,
@@ -218,6 +222,8 @@ def load_model(request: LoadRequest, before: Callable[[], None] | None = None) -
             vision_cache_bytes=arguments.vision_cache_mb << 20,
             verify=arguments.verify,
             adapters=request.adapters,
+            model=request.model,
+            weights=weights,
         ) as pretrained:
             pictures = PictureOpening(arguments.transparency, arguments.exif_rotation)
             tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
@@ -226,18 +232,52 @@ def load_model(request: LoadRequest, before: Callable[[], None] | None = None) -
             yield LoadedModel(pretrained, folder, tiling, dtype, request.world, device.describe())
 
 
-def _adapters(asked: Sequence[str], arguments: argparse.Namespace, model: InternVLConfig) -> dict[str, Adapter]:
-    """Read the adapters that a user names, each with what it is called."""
-    if not asked:
-        return {}
-    from megatron_v2pe.checkpoint.low_rank.open_adapter import open_adapter
-    from megatron_v2pe.checkpoint.resolve import find_checkpoint
+def _adapters(asked: Sequence[str], place: FoundCheckpoint, verify: bool) -> dict[str, Adapter]:
+    """Read the adapters that a user names, each with what it is called; of a run that trained one, that one."""
+    from megatron_v2pe.checkpoint.low_rank.open_adapter import is_adapter, open_adapter
+    from megatron_v2pe.checkpoint.low_rank.run_adapter import read_run
+    from megatron_v2pe.checkpoint.trained import trained_model
+    from megatron_v2pe.errors import ConfigError
     from megatron_v2pe.generate.named_adapters import check_names
 
-    base = find_checkpoint(arguments.checkpoint, "--checkpoint")
+    own = is_adapter(place.folder)
+    if own and asked:
+        raise ConfigError(
+            f"--checkpoint {place.folder}: holds an adapter itself; name its base as --checkpoint, and it as one more "
+            "--adapter"
+        )
+    if own:
+        folder = place.folder.parent if place.folder.name.startswith("iter_") else place.folder
+        return {folder.resolve().name: read_run(place.folder, verify)}
+    if not asked:
+        return {}
     folders = [named_folder(text) for text in asked]
     check_names([name for name, _ in folders])
-    return {name: open_adapter(folder, base, model, "--adapter", arguments.verify) for name, folder in folders}
+    model = trained_model(place.folder)
+    return {name: open_adapter(folder, model, "--adapter", verify) for name, folder in folders}
+
+
+def _weights_of(folder: Path, converted_dir: Path | None, verify: bool) -> Path:
+    """Return the Megatron checkpoint whose weights a checkpoint has: its own, or its base's where it has an adapter."""
+    from megatron_v2pe.checkpoint.adapters import AdapterPointer
+    from megatron_v2pe.checkpoint.conversions import conversions, converted
+    from megatron_v2pe.checkpoint.low_rank.run_adapter import base_of
+
+    pointer = AdapterPointer.read(folder)
+    if pointer is None:
+        return folder
+    place = base_of(pointer, folder)
+    return converted(place.folder, conversions(converted_dir)) if place.is_hf else place.folder
+
+
+def _check_base(adapters: Mapping[str, Adapter], weights: Path, verify: bool) -> None:
+    """Check that adapters belong to the weights they are loaded with."""
+    from megatron_v2pe.checkpoint.hf.open_source import check_is_base, open_megatron
+
+    if adapters:
+        base = open_megatron(weights, verify)
+        for adapter in adapters.values():
+            check_is_base(adapter, base)
 
 
 def named_folder(text: str) -> tuple[str, Path]:
@@ -255,20 +295,31 @@ def _say(line: str) -> None:
     get_logger(__name__).info(line)
 
 
-def _check(arguments: argparse.Namespace, stride: Stride | None) -> InternVLConfig:
-    """Refuse what cannot be asked before it is converted or loaded; return what the checkpoint was trained with."""
+def _check(arguments: argparse.Namespace, stride: Stride | None) -> tuple[InternVLConfig, dict[str, Adapter]]:
+    """Refuse what cannot be asked before it is converted or loaded.
+
+    Returns:
+        What the checkpoint, or what is added to it, was trained with; and the adapters that are added.
+    """
+    from megatron_v2pe.checkpoint.low_rank.merge import merged_config
     from megatron_v2pe.checkpoint.resolve import find_checkpoint
-    from megatron_v2pe.checkpoint.trained import trained_model
+    from megatron_v2pe.checkpoint.trained import trained_config
     from megatron_v2pe.checkpoint.vet import verify_side_files
     from megatron_v2pe.data.tokenizer import Tokenizer
+    from megatron_v2pe.foreign.printable import printable
     from megatron_v2pe.generate.end_tokens import end_tokens
     from megatron_v2pe.generate.policy import inference_policy
+    from megatron_v2pe.models.config import InternVLConfig
 
     place = find_checkpoint(arguments.checkpoint, "--checkpoint")
     if arguments.verify and not place.is_hf:
         verify_side_files(place.folder)
-    model = trained_model(place.folder)  # before the tokenizer: another architecture has another one
+    adapters = _adapters(arguments.adapter, place, arguments.verify)
+    config = merged_config(trained_config(place.folder), list(adapters.values()))
+    model = InternVLConfig.from_hf(
+        config, printable(place.hf / "config.json")
+    )  # before the tokenizer: another architecture has another one
     tokenizer = Tokenizer.of_model(place.hf, model.llm.vocab_size, model.template)
     end_tokens(place.hf, tokenizer, model.template, model.llm.vocab_size)
     inference_policy(model, stride, arguments.rope_pos_id_version)
-    return model
+    return model, adapters

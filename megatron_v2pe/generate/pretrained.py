@@ -210,6 +210,8 @@ def open_pretrained(
     vision_cache_bytes: int = DEFAULT_BYTES,
     verify: bool = True,
     adapters: Mapping[str, Adapter] | None = None,
+    model: InternVLConfig | None = None,
+    weights: Path | None = None,
 ) -> Iterator[Pretrained]:
     """Load a Megatron checkpoint folder, and leave the process group at the end.
 
@@ -229,6 +231,8 @@ def open_pretrained(
         vision_cache_bytes: memory for image features kept from one question to the next.
         verify: compare what is read with the folder's checksums.
         adapters: of this model, by name; the first of them is chosen.
+        model: what it is asked as; by default as the folder was trained.
+        weights: the folder that holds the weights, where it is another one: of a run with an adapter, that of its base.
 
     Raises:
         ConfigError: the configuration, the layout or the tokenizer does not fit.
@@ -240,7 +244,7 @@ def open_pretrained(
     path, hf = place.folder, place.hf
     if verify:
         verify_side_files(path)
-    config = trained_model(path)
+    config = model or trained_model(path)
     tokenizer = Tokenizer.of_model(hf, config.llm.vocab_size, config.template)
     ends = end_tokens(hf, tokenizer, config.template, config.llm.vocab_size)
     policy = inference_policy(config, stride, version)
@@ -253,11 +257,11 @@ def open_pretrained(
     try:
         groups = topology.initialize(layout, seed=0)
         options = ModelOptions(params_dtype=dtype, perform_initialization=False)
-        model = build_model(config, layout, options, policy, tokenizer.img_context_id, groups)
-        model.to(chosen.torch_device)  # before its values are read: they go there from the files, nothing is held twice
-        store.load_model(path, model, verify)
-        named = NamedAdapters(model, adapters) if adapters else None
-        engine = Engine(model.eval(), VisionCache(vision_cache_bytes), prefill_tokens)
+        stage = build_model(config, layout, options, policy, tokenizer.img_context_id, groups)
+        stage.to(chosen.torch_device)  # before its values are read: they go there from the files, nothing is held twice
+        store.load_model(weights or path, stage, verify)
+        named = NamedAdapters(stage, adapters) if adapters else None
+        engine = Engine(stage.eval(), VisionCache(vision_cache_bytes), prefill_tokens)
         reach = config.llm.max_position_embeddings if window is None else window
         pretrained = Pretrained(engine, config, tokenizer, policy, chosen, dtype, reach, ends, named)
         pretrained.choose(next(iter(adapters or ()), None))

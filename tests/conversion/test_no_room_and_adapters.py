@@ -100,10 +100,10 @@ def test_a_folder_of_an_adapter_alone(sources, tmp_path):
     folder.mkdir()
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     save_file({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
-    with pytest.raises(ConfigError, match="it is an unmerged adapter: merge it into its model"):
+    with pytest.raises(ConfigError, match="it is an adapter: name the model that it belongs to here"):
         find_checkpoint(folder, "checkpoint")
     for convert in (hf_to_mcore, hf_to_hf):
-        with pytest.raises(CheckpointError, match=r"adapter_config.json: an unmerged adapter, and no model beside it"):
+        with pytest.raises(CheckpointError, match=r"adapter_config.json: an adapter, and no model beside it: merge"):
             convert(folder, tmp_path / "out")
         shutil.copy(sources["odd"] / "config.json", folder / "config.json")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]

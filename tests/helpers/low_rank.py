@@ -167,3 +167,53 @@ def learned(
         found[f"{name.removesuffix('.weight')}.lora_A.default.weight"] = change.down
         found[f"{name.removesuffix('.weight')}.lora_B.default.weight"] = change.up
     return loss.item(), found
+
+
+def save_run(
+    base: Path, run: Path, layout: ParallelConfig, whole_projector: bool = True, settings: dict[str, Any] | None = None
+) -> dict[str, Tensor]:
+    """Write a checkpoint as a run writes it that trained an adapter; runs on every rank of a layout.
+
+    Args:
+        base: Megatron checkpoint.
+        run: folder of the run.
+        layout: of the ranks that write.
+        whole_projector: the projector was trained in full.
+        settings: of the run, as far as its state is to state them.
+
+    Returns:
+        What learned, by checkpoint key.
+    """
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    from megatron_v2pe.checkpoint import store
+    from megatron_v2pe.checkpoint.adapters import AdapterPointer
+    from megatron_v2pe.checkpoint.folder import ADAPTER_FILE, HF_FOLDER
+    from megatron_v2pe.checkpoint.hf.adapter_rows import chosen, linears_of
+    from megatron_v2pe.models.config import layout_of, read_config
+    from megatron_v2pe.models.lora import LowRank, LowRankPlan
+    from megatron_v2pe.train.config import AdamWConfig
+    from megatron_v2pe.train.ddp import freeze, wrap
+    from megatron_v2pe.train.optimizer_step import build_optimizer
+
+    config = read_config(base / HF_FOLDER)
+    linears = linears_of(InternVLConfig.from_hf(config), layout_of(base / HF_FOLDER))
+    found = chosen(linears, ("language_model.attention", "language_model.mlp", "vision_model.linear_qkv"))
+    pieces = {name: tuple(row.piece for row in rows) for name, rows in found.items()}
+    plan = LowRankPlan(pieces, {"language_model": LowRank(3, 6.0, 0.1), "vision_model": LowRank(2, 3.0, 0.1)})
+    options = ModelOptions(params_dtype=torch.float32)
+    with built(config, layout, options, StridePolicy("default"), 0, plan.apply) as model:
+        store.load_model(base, model)
+        freeze(model, backbone=True, llm=True, projector=not whole_projector)
+        full, generator = gather_full(model, lambda parameter: parameter.detach()), torch.Generator().manual_seed(5)
+        learned = [key for key in sorted(full) if "lora_" in key or (whole_projector and "vision_projection" in key)]
+        for key in learned:
+            full[key] = full[key] + 0.1 * torch.randn(full[key].shape, generator=generator)
+        load_full(model, full)
+        wrapped = wrap(model, layout, ProcessGroupCollection.use_mpu_process_groups(), torch.device("cpu"))
+        groups = ProcessGroupCollection.use_mpu_process_groups()
+        optimizer = build_optimizer(wrapped, AdamWConfig(lr=1e-3), torch.float32, False, False, groups)
+        state = store.TrainingState(2, {}, settings or {})
+        files = {ADAPTER_FILE: AdapterPointer.of(plan, "auto", str(base), base).text()}
+        store.save(run, model, optimizer, state, hf_source=base, files=files, learned_only=True)
+    return {key: full[key] for key in learned}

@@ -30,8 +30,9 @@ def refuse_adapter(folder: Path) -> None:
     adapter = adapter_file(folder)
     if adapter is not None and not any(os.path.lexists(folder / name) for name in _MODELS):
         raise CheckpointError(
-            f"{printable(folder / adapter)}: an unmerged adapter, and no model beside it: merge it into the model it "
-            "was trained for (peft's merge_and_unload, then save_pretrained), and name the folder that this gives"
+            f"{printable(folder / adapter)}: an adapter, and no model beside it: merge it into the model it was "
+            "trained for (tools/merge_adapter.py BASE ADAPTER OUT), and name that; or name the model, and it with "
+            "--adapter"
         )
 
 

@@ -11,12 +11,16 @@ from typing import Any
 
 import torch
 
+from megatron_v2pe.checkpoint.adapters import AdapterPointer
 from megatron_v2pe.checkpoint.description import StoredTensor
 from megatron_v2pe.checkpoint.folder import DESCRIPTION, TRAINING_STATE
 from megatron_v2pe.checkpoint.hf.adapter_files import adapter_file
 from megatron_v2pe.checkpoint.hf.manifest import MANIFEST
 from megatron_v2pe.checkpoint.hf.on_paper import has_shards, open_on_paper
 from megatron_v2pe.checkpoint.hf.open_source import OpenSource, open_hf, open_megatron
+from megatron_v2pe.checkpoint.hf.safetensors_io import SafetensorsFile
+from megatron_v2pe.checkpoint.low_rank.facts import PEFT_KIND, adapter_in_words, peft_facts, run_adapter_facts
+from megatron_v2pe.checkpoint.low_rank.peft_folder import WEIGHTS_FILE, is_peft_folder
 from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.checkpoint.trained import trained_model
 from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
@@ -49,12 +53,14 @@ def facts_of(path: Path) -> dict[str, Any]:
 
     Args:
         path: an HF folder, also one with `config.json` alone or with an index and no weights; a Megatron checkpoint,
-            or a run, whose newest checkpoint is taken.
+            or a run, whose newest checkpoint is taken; an adapter as PEFT writes it.
 
     Raises:
         ConfigError: no checkpoint, or an architecture that is not supported.
         CheckpointError: it is incomplete or damaged.
     """
+    if is_peft_folder(path) and not (path / "config.json").is_file():
+        return peft_facts(path)
     place = find_checkpoint(path, "checkpoint")
     weights = "there"
     if not place.is_hf:
@@ -82,7 +88,9 @@ def facts_of(path: Path) -> dict[str, Any]:
         "manifest": os.path.lexists(place.folder / MANIFEST),
     }
     if adapter := adapter_file(place.hf):
-        facts["adapter"] = adapter
+        facts["beside"] = adapter
+    if pointer := AdapterPointer.read(place.folder):
+        facts["adapter"] = run_adapter_facts(pointer)
     if not source.is_hf:
         facts |= _written(place.folder)
     if source.trained:
@@ -97,6 +105,9 @@ def tensors_of(path: Path) -> list[tuple[str, str, tuple[int, ...], int]]:
         ConfigError: see `facts_of`.
         CheckpointError: see `facts_of`.
     """
+    if is_peft_folder(path) and not (path / "config.json").is_file():
+        header = SafetensorsFile(path / WEIGHTS_FILE).header
+        return [(place.name, _short(place.dtype), place.shape, place.nbytes) for place in header.tensors]
     place = find_checkpoint(path, "checkpoint")
     if not place.is_hf:
         found = vet_checkpoint(place.folder, verify=False, files=False).tensors
@@ -240,6 +251,10 @@ def _short(dtype: Any) -> str:
 
 def in_words(facts: dict[str, Any]) -> Iterator[str]:
     """Yield the lines that tell a person what `facts_of` has found."""
+    if facts["kind"] == PEFT_KIND:
+        yield f"{facts['folder']}: {facts['kind']}"
+        yield from adapter_in_words(facts["adapter"])
+        return
     model, sizes, settings = facts["model"], facts["sizes"], facts["settings"]
     yield f"{facts['folder']}: {facts['kind']}, {facts['layout']} layout; weights {facts['weights']}"
     yield (
@@ -276,7 +291,9 @@ def in_words(facts: dict[str, Any]) -> Iterator[str]:
         yield f"new tokens: {len(new)}, ids {new[0]['id']} to {new[-1]['id']}: {shown}{more}"
     yield f"manifest: {'there' if facts['manifest'] else 'none'}"
     if "adapter" in facts:
-        yield f"adapter: {facts['adapter']} lies beside the weights; a conversion refuses the folder until it is merged"
+        yield from adapter_in_words(facts["adapter"])
+    if "beside" in facts:
+        yield f"adapter: {facts['beside']} lies beside the weights; a conversion refuses the folder until it is merged"
     yield from _history_in_words(facts)
 
 

@@ -294,7 +294,8 @@ def _check_one_set(folder: Path, index: dict[str, str] | None) -> None:
     if adapter := adapter_file(folder):
         raise CheckpointError(
             f"{printable(folder / adapter)}: an adapter beside the weights {min(used)}: transformers adds it to them, "
-            "this program does not. Merge it into the weights (peft's merge_and_unload), or move it elsewhere"
+            "this program does not. Move it into a folder of its own, and merge it "
+            "(tools/merge_adapter.py BASE ADAPTER OUT) or name it with --adapter"
         )
     rest = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in used)
     indices = sorted(path.name for path in folder.glob("*.safetensors.index*.json") if path.name != INDEX)

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.checkpoint.adapters import AdapterPointer
 from megatron_v2pe.checkpoint.description import StoredTensor
 from megatron_v2pe.checkpoint.folder import AVERAGED, DESCRIPTION, HF_FOLDER, HF_LAYOUT
 from megatron_v2pe.checkpoint.hf.adapter_files import refuse_adapter, refuse_adapter_tensors
@@ -24,13 +26,16 @@ from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace
 from megatron_v2pe.checkpoint.hf.table import MappingTable, mapping_table
 from megatron_v2pe.checkpoint.low_rank.adapter import Adapter
 from megatron_v2pe.checkpoint.low_rank.merged_rows import MergedRows
+from megatron_v2pe.checkpoint.low_rank.run_adapter import base_of, check_base, read_run
 from megatron_v2pe.checkpoint.low_rank.unmerged import open_weights
 from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.config import InternVLConfig, layout_of, read_config
+from megatron_v2pe.models.native_config import NATIVE, ORIGINAL
 
 CONFIG = "config.json"
+_log = get_logger(__name__)
 _COMPARED_AT_ONCE = 1 << 20
 
 
@@ -129,14 +134,18 @@ def open_megatron(folder: Path, verify: bool = True, averaged: bool = False) -> 
     """Open the folder of a Megatron checkpoint.
 
     Args:
-        folder: of one checkpoint, see `resolve.find_checkpoint`.
+        folder: of one checkpoint, see `resolve.find_checkpoint`. One of a run that trained an adapter is opened with
+            its base, and the adapter merged into it.
         verify: compare what is read with the folder's checksums.
         averaged: take the moving average (EMA) of the weights that have learned, in place of the weights.
 
     Raises:
         ConfigError: an architecture that is not supported.
-        CheckpointError: it is incomplete, damaged, refused or of another model, or holds no average.
+        CheckpointError: it is incomplete, damaged, refused or of another model, or holds no average; the base of an
+            adapter is gone or was changed.
     """
+    if AdapterPointer.read(folder) is not None:
+        return _open_with_adapter(folder, verify, averaged)
     reader = vet_checkpoint(folder, verify)
     hf = folder / HF_FOLDER
     model = InternVLConfig.from_hf(read_config(hf), printable(hf / CONFIG))
@@ -157,6 +166,33 @@ def open_megatron(folder: Path, verify: bool = True, averaged: bool = False) -> 
     manifest = TensorManifest.read(folder) if verify and not trained else None
     rows = MegatronRows(folder, weights, reader.checksums)
     return OpenSource(folder, hf, False, model, layout, table, files, rows, manifest, trained)
+
+
+def _open_with_adapter(folder: Path, verify: bool, averaged: bool) -> OpenSource:
+    """Open the checkpoint of a run that trained an adapter; for errors see `open_megatron`."""
+    pointer = AdapterPointer.read(folder)
+    assert pointer is not None
+    adapter, place = read_run(folder, verify, averaged), base_of(pointer, folder)
+    base = open_hf(place.folder) if place.is_hf else open_megatron(place.folder, verify)
+    check_is_base(adapter, base)
+    files = FileLayout.load(folder / HF_FOLDER / HF_LAYOUT)
+    trained = replace(base, folder=folder, hf=folder / HF_FOLDER, is_hf=False, trained=True, files=files)
+    return merged_source(trained, [(adapter, 1.0)])
+
+
+def check_is_base(adapter: Adapter, base: OpenSource) -> None:
+    """Check that a checkpoint is the base of an adapter, as far as the adapter states one.
+
+    Raises:
+        CheckpointError: it is another model, or was changed since; both fingerprints are named.
+    """
+    other = mapping_table(base.model, NATIVE if base.layout == ORIGINAL else ORIGINAL)
+    if not check_base(adapter, base.folder, base.table, other, base.rows):
+        _log.warning(
+            "%s: states no fingerprint of its base; its shapes are those of %s, and that is all that is known",
+            adapter.source,
+            base.where,
+        )
 
 
 def merged_source(

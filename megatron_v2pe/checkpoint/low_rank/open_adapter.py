@@ -1,37 +1,95 @@
-"""An adapter that a user names, whoever wrote it, read for a base, and held against it."""
+"""An adapter that a user names, whoever wrote it: PEFT's folder, a run, or weights that hold one among them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.checkpoint.folder import ADAPTER_FILE, HF_FOLDER
+from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.checkpoint.low_rank.adapter import Adapter
 from megatron_v2pe.checkpoint.low_rank.peft_folder import is_peft_folder, read_peft
-from megatron_v2pe.checkpoint.resolve import FoundCheckpoint
-from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.checkpoint.low_rank.run_adapter import read_run
+from megatron_v2pe.checkpoint.low_rank.unmerged import open_weights
+from megatron_v2pe.checkpoint.resolve import FoundCheckpoint, look_for_checkpoint
+from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.config import InternVLConfig, layout_of, read_config
 
-_log = get_logger(__name__)
+_EXPECTED = "expected adapter_config.json (PEFT's) or adapter.json (in iter_* of a run that trained one)"
 
 
-def open_adapter(folder: Path, base: FoundCheckpoint, model: InternVLConfig, said: str, verify: bool = True) -> Adapter:
-    """Read an adapter.
+def is_adapter(folder: Path) -> bool:
+    """Tell whether a folder is one checkpoint of a run that trained an adapter."""
+    return (folder / ADAPTER_FILE).is_file()
+
+
+def open_adapter(folder: Path, model: InternVLConfig, said: str, verify: bool = True) -> Adapter:
+    """Read an adapter for a base.
 
     Args:
-        folder: PEFT's, with `adapter_config.json`.
-        base: the checkpoint that is to be changed by it.
+        folder: PEFT's, one of a run, or the run's, whose newest checkpoint is taken.
         model: of the base.
         said: how the user has named the adapter, for messages.
         verify: compare checksums.
 
     Raises:
         ConfigError: no such folder, or one that holds no adapter.
-        CheckpointError: it is damaged, does not fit the model's shapes, or is of another base.
+        CheckpointError: it is damaged, or does not fit the model's shapes.
     """
-    shown = f"{said} {printable(folder)}"
+    place = _place(folder, said)
+    if place is None:
+        return read_peft(folder, model)
+    if not is_adapter(place.folder):
+        raise ConfigError(f"{said} {printable(folder)}: a whole model, and no adapter; {_EXPECTED}")
+    adapter = read_run(place.folder, verify)
+    shapes = {row.key: row.key_shape for row in mapping_table(model).tensors}
+    for row in adapter.table.tensors:
+        if shapes.get(row.key) != row.key_shape:
+            found = shapes.get(row.key)
+            raise CheckpointError(
+                f"{adapter.source}: {row.key} has shape {list(row.key_shape)} in the adapter's base, "
+                f"{'none' if found is None else list(found)} in this one: it is an adapter for another base"
+            )
+    return adapter
+
+
+def open_own(folder: Path, verify: bool = True) -> tuple[Adapter, InternVLConfig, str]:
+    """Read an adapter that says itself which model it is for.
+
+    Args:
+        folder: of a run that trained one, or an HF folder of the published code with one among its weights.
+        verify: compare checksums.
+
+    Returns:
+        The adapter, the model, and the layout of its base.
+
+    Raises:
+        ConfigError: there is none.
+        CheckpointError: it is damaged.
+    """
+    place = _place(folder, "SOURCE")
+    if place is None:
+        raise ConfigError(f"SOURCE {printable(folder)}: it is a PEFT folder already, and does not hold its model")
+    if place.is_hf:
+        opened = open_weights(place.folder)
+        model = InternVLConfig.from_hf(opened.config, printable(folder / "config.json"))
+        if opened.halves is None:
+            raise ConfigError(f"SOURCE {printable(folder)}: its weights hold no adapter")
+        return opened.adapter(model, place.folder), model, layout_of(place.folder)
+    if not is_adapter(place.folder):
+        raise ConfigError(f"SOURCE {printable(folder)}: a whole model, and no adapter; {_EXPECTED}")
+    hf = place.folder / HF_FOLDER
+    model = InternVLConfig.from_hf(read_config(hf), printable(hf / "config.json"))
+    return read_run(place.folder, verify), model, layout_of(hf)
+
+
+def _place(folder: Path, said: str) -> FoundCheckpoint | None:
+    """Return the checkpoint that a folder is, None where it is PEFT's."""
     if not folder.exists():
-        raise ConfigError(f"{shown}: no such folder")
-    if not is_peft_folder(folder):
-        raise ConfigError(f"{shown}: holds no adapter: no adapter_config.json (PEFT's), and no run that trained one")
-    return read_peft(folder, model)
+        raise ConfigError(f"{said} {printable(folder)}: no such folder")
+    found = look_for_checkpoint(folder, said)
+    if found is not None and not (found.is_hf and is_peft_folder(folder)):
+        return found
+    if is_peft_folder(folder):
+        return None
+    raise ConfigError(f"{said} {printable(folder)}: holds no adapter; {_EXPECTED}")

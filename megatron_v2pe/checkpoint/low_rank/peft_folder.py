@@ -82,7 +82,7 @@ def read_peft(folder: Path, model: InternVLConfig) -> Adapter:
     file = SafetensorsFile(path)
     tensors = {place.name: file.tensor(place.name) for place in file.header.tensors}
     halves = halves_of(tensors, printable(path))
-    return fitted(halves, config, model, source, _own(folder))
+    return fitted(halves, config, model, source, own_file(folder))
 
 
 def halves_of(tensors: Mapping[str, Tensor], source: str) -> Halves:
@@ -309,7 +309,8 @@ def _warn_of_missing_layers(changes: Iterable[str], source: str) -> None:
             _log.warning("%s: %s has no adapter in layers %s, and in others it has", source, kind, shown)
 
 
-def _own(folder: Path) -> Fields | None:
+def own_file(folder: Path) -> Fields | None:
+    """Return the content of `v2pe_adapter.json` of a PEFT folder, None where it has none."""
     path = folder / OWN_FILE
     if not os.path.lexists(path):
         return None

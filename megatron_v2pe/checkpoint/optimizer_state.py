@@ -39,6 +39,7 @@ _HOST_SETTINGS = (
     "overlap_cpu_optimizer_d2h_h2d",
 )
 """What Megatron-Core's `HybridDeviceOptimizer` keeps with every group."""
+_MASTERS = "masters"
 _FROM_CHECKPOINT = ("step",)
 """What a parameter group takes from a checkpoint; all else stays that of the running optimizer."""
 
@@ -50,6 +51,7 @@ def state_to_save(
     if _nothing_learns(optimizer):
         return {}
     state = optimizer.sharded_state_dict(model_state, is_loading=False, metadata={**metadata, **METADATA})
+    _masters_by_number(optimizer, state)
     return _without_host_settings(state)
 
 
@@ -75,6 +77,7 @@ def state_to_load(
                     continue
                 inner._init_optimizer_states_with_dummy_values()
         state = optimizer.sharded_state_dict(model_state, is_loading=True, metadata={**metadata, **METADATA})
+    _masters_by_number(optimizer, state)
     for part in _parts_of_state(optimizer, state):
         del part["param_groups"]
     return state
@@ -87,6 +90,10 @@ def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
     for member, part in zip(_members(optimizer), _parts_of_state(optimizer, state), strict=True):
         part["param_groups"] = _with_steps(member.optimizer.state_dict()["param_groups"], part["param_groups"])
         setattr(member, "_filter_and_reorder_param_groups", _as_they_are)  # noqa: B010
+    for member, own in zip(_members(optimizer), _states(optimizer, state), strict=True):
+        if hasattr(member, "fp32_from_float16_groups"):
+            masters = iter(dict(sorted(own.pop(_MASTERS, {}).items())).values())
+            own["fp32_from_fp16_params"] = [[next(masters) for _ in group] for group in member.fp32_from_float16_groups]
     distributed = _distributed(optimizer)
     for inner in distributed:
         inner._set_main_param_and_optimizer_states = MethodType(_set_states_but_step, inner)  # type: ignore[method-assign]
@@ -128,9 +135,21 @@ def _as_they_are(current: list[dict[str, Any]], groups: list[dict[str, Any]]) ->
 
 def _parts_of_state(optimizer: MegatronOptimizer, state: dict[Any, Any]) -> list[dict[str, Any]]:
     """Return of the state of each member of an optimizer the part that has `param_groups`."""
+    return [own["optimizer"] if "optimizer" in own else own for own in _states(optimizer, state)]
+
+
+def _states(optimizer: MegatronOptimizer, state: dict[Any, Any]) -> list[dict[str, Any]]:
+    """Return the state of each member of an optimizer."""
     members = _members(optimizer)
-    own = [state] if len(members) == 1 else [state[number] for number in range(len(members))]
-    return [part["optimizer"] if "optimizer" in part else part for part in own]
+    return [state] if len(members) == 1 else [state[number] for number in range(len(members))]
+
+
+def _masters_by_number(optimizer: MegatronOptimizer, state: dict[Any, Any]) -> None:
+    """Number the master weights through; a list for each group would be lost where a stage has none of a group."""
+    for own in _states(optimizer, state):
+        groups = own.pop("fp32_from_fp16_params", None)
+        if groups is not None:
+            own[_MASTERS] = dict(enumerate(master for group in groups for master in group))
 
 
 def _members(optimizer: MegatronOptimizer) -> list[Any]:
@@ -146,7 +165,9 @@ def _nothing_learns(optimizer: MegatronOptimizer) -> bool:
     distributed = _distributed(optimizer)
     if distributed:
         return not any(buffer.params for inner in distributed for buffer in inner.buffers)
-    return getattr(optimizer, "is_stub_optimizer", False) or not optimizer.get_parameters()
+    return getattr(optimizer, "is_stub_optimizer", False) or not any(
+        one.get_parameters() for one in _members(optimizer)
+    )
 
 
 def _set_states_but_step(self: DistributedOptimizer, model_param: nn.Parameter, tensors: dict[str, Any]) -> None:

@@ -37,7 +37,6 @@ from torch import Tensor, nn
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models import padding
 from megatron_v2pe.models.linear import ColumnLinear, RowLinear
-from megatron_v2pe.train.optimizers.muon import MuonConfig
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of the polynomial, as published."""
@@ -67,10 +66,23 @@ def orthogonalized(matrix: Tensor, iterations: int, dtype: torch.dtype) -> Tenso
 
 
 def scale_of(rows: int, columns: int, kind: str) -> float:
-    """Return the factor of an update (`MuonConfig.muon_scale`)."""
+    """Return the factor of an update (`MuonRule.scale`)."""
     if kind == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
     return math.sqrt(max(1.0, rows / columns))
+
+
+@dataclass(frozen=True)
+class MuonRule:
+    """How momentum becomes an update; `train/optimizers/muon.py` has the settings, and says what they mean."""
+
+    momentum: float = 0.95
+    nesterov: bool = True
+    iterations: int = 5
+    scale: str = "match_rms_adamw"
+    """`match_rms_adamw` or `original`."""
+    precision: str = "bf16"
+    """`bf16` or `fp32`."""
 
 
 @dataclass(frozen=True)
@@ -145,16 +157,16 @@ class MatrixLayout:
 class Muon(torch.optim.Optimizer):
     """Muon over weights of linears, each with a `MatrixLayout` (`lay_out`)."""
 
-    def __init__(self, params: Any, settings: MuonConfig) -> None:
-        """Take groups of parameters; the rates of the groups are set by a schedule."""
-        super().__init__(params, {"lr": settings.lr, "weight_decay": settings.weight_decay})
-        self._settings = settings
+    def __init__(self, params: Any, rule: MuonRule, lr: float, weight_decay: float = 0.0) -> None:
+        """Take groups of parameters; rate and decay of a group that states none are those given here."""
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self._rule = rule
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         """Change every parameter: `p = p (1 - lr decay) - lr scale orthogonalised(momentum)`."""
         assert closure is None, "the loss of a step is known before"
-        momentum = self._settings.muon_momentum
+        momentum = self._rule.momentum
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -164,17 +176,17 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(weight)
                 held: Tensor = state["momentum_buffer"]
                 held.lerp_(weight.grad, 1 - momentum)
-                ahead = weight.grad.lerp(held, momentum) if self._settings.muon_nesterov else held
+                ahead = weight.grad.lerp(held, momentum) if self._rule.nesterov else held
                 layout: MatrixLayout = getattr(weight, _LAYOUT)
                 update = layout.changed(ahead, lambda whole, kept, axis=layout.axis: self._update(whole, kept, axis))
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
                 weight.add_(update.to(weight.dtype), alpha=-group["lr"])
 
     def _update(self, whole: Tensor, kept: float, axis: int) -> Tensor:
-        settings, size = self._settings, list(whole.shape)
+        rule, size = self._rule, list(whole.shape)
         size[axis] = round(size[axis] * kept)
-        update = orthogonalized(whole, settings.muon_iterations, _TYPES[settings.muon_precision])
-        return update.to(whole.dtype) * scale_of(size[0], size[1], settings.muon_scale)
+        update = orthogonalized(whole, rule.iterations, _TYPES[rule.precision])
+        return update.to(whole.dtype) * scale_of(size[0], size[1], rule.scale)
 
 
 def lay_out(weights: Mapping[Tensor, MatrixLayout]) -> None:
@@ -205,7 +217,7 @@ def matrices_of(model: nn.Module) -> dict[nn.Parameter, MatrixLayout]:
 
 
 def build_muon(
-    settings: MuonConfig,
+    rule: MuonRule,
     config: OptimizerConfig,
     model: DistributedDataParallel,
     overrides: dict[Any, Any],
@@ -228,7 +240,7 @@ def build_muon(
         return adam
     wrapper = Float16OptimizerWithFloat16Params if config.bf16 else FP32Optimizer
     arguments = (None, _with_momentum) if config.bf16 else (_with_momentum,)
-    muon: Any = wrapper(Muon(param_groups, settings), config, *arguments)  # type: ignore[arg-type]
+    muon: Any = wrapper(Muon(param_groups, rule, config.lr or 0.0, config.weight_decay), config, *arguments)  # type: ignore[arg-type]
     for name in ("grad_stats_parallel_group", "tp_group"):
         setattr(muon, name, getattr(adam.chained_optimizers[0], name))
     lay_out({getattr(weight, "main_param", weight): layout for weight, layout in matrices.items()})

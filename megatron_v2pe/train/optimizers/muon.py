@@ -67,6 +67,9 @@ class MuonConfig(OptimizerSettings):
 
     def build(self, config: Any, model: Any, overrides: dict[Any, Any], groups: Any) -> Any:
         """Build both; arguments as in `OptimizerSettings.build`."""
-        from megatron_v2pe.train.muon_optimizer import build_muon
+        from megatron_v2pe.train.muon_optimizer import MuonRule, build_muon
 
-        return build_muon(self, config, model, overrides, groups)
+        rule = MuonRule(
+            self.muon_momentum, self.muon_nesterov, self.muon_iterations, self.muon_scale, self.muon_precision
+        )
+        return build_muon(rule, config, model, overrides, groups)

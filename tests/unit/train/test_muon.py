@@ -10,7 +10,7 @@ import torch
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
-from megatron_v2pe.train.muon_optimizer import MatrixLayout, Muon, lay_out, orthogonalized, scale_of
+from megatron_v2pe.train.muon_optimizer import MatrixLayout, Muon, MuonRule, lay_out, orthogonalized, scale_of
 from megatron_v2pe.train.optimizers.muon import MuonConfig
 
 
@@ -35,7 +35,7 @@ def test_plain_matrices_go_as_by_torch(scale, nesterov):
     settings = {"lr": 0.02, "weight_decay": 0.1}
     ours, theirs = weights((8, 24), (24, 8), (16, 16)), weights((8, 24), (24, 8), (16, 16))
     lay_out({weight: MatrixLayout() for weight in ours})
-    mine = Muon([{"params": ours}], MuonConfig(muon_scale=scale, muon_nesterov=nesterov, **settings))
+    mine = Muon([{"params": ours}], MuonRule(scale=scale, nesterov=nesterov), **settings)
     other = torch.optim.Muon(theirs, momentum=0.95, nesterov=nesterov, adjust_lr_fn=scale, **settings)
     for one, two in zip(steps(mine, ours), steps(other, theirs), strict=True):
         assert (one - two).abs().max() < 2e-6
@@ -57,7 +57,7 @@ def test_singular_values_come_near_1():
 @pytest.mark.parametrize(("repeats", "runs"), [(3, (4, 2, 2)), (1, (12, 12))], ids=["qkv", "gate and values"])
 def test_matrices_of_one_tensor_are_changed_one_by_one(repeats, runs):
     """Queries of all groups are one matrix; so are gates. Taken as one tensor they would give something else."""
-    settings = MuonConfig(lr=0.02, weight_decay=0.0, muon_precision="fp32")
+    rule = MuonRule(precision="fp32")
     (joint,) = weights((24, 10))
     layout = MatrixLayout(repeats, runs)
     assert torch.equal(layout.together(layout.apart(joint)), joint)
@@ -74,14 +74,14 @@ def test_matrices_of_one_tensor_are_changed_one_by_one(repeats, runs):
     for part, some in zip(apart, rows, strict=True):
         part.grad = gradient[some].clone()
     before = joint.detach().clone()
-    Muon([{"params": [joint]}], settings).step()
-    Muon([{"params": apart}], settings).step()
+    Muon([{"params": [joint]}], rule, 0.02).step()
+    Muon([{"params": apart}], rule, 0.02).step()
     for part, some in zip(apart, rows, strict=True):
         assert torch.equal(joint.detach()[some], part.detach())
     lay_out({joint: MatrixLayout()})
     with torch.no_grad():
         joint.copy_(before)
-    Muon([{"params": [joint]}], settings).step()
+    Muon([{"params": [joint]}], rule, 0.02).step()
     assert (joint.detach()[rows[0]] - apart[0].detach()).abs().max() > 1e-3
 
 

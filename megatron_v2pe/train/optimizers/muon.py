@@ -37,11 +37,11 @@ class MuonConfig(OptimizerSettings):
     muon_precision: Literal["bf16", "fp32"] = "bf16"
     """Type in which the iterations are computed."""
     adam_beta1: _Below1 = 0.9
-    """Of AdamW, for what is no matrix of a layer: decay of the first moment."""
+    """Decay of the first moment of AdamW, which changes what is no matrix of a layer."""
     adam_beta2: _Below1 = 0.999
-    """Of AdamW: decay of the second moment."""
+    """Decay of the second moment of AdamW."""
     adam_eps: Annotated[float, Range(1e-30, 1)] = 1e-8
-    """Of AdamW: added to the root of the second moment."""
+    """Added to the root of the second moment of AdamW."""
 
     def validate(self) -> None:
         """Check ranges; errors as in `OptimizerSettings.validate`."""

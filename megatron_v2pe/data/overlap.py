@@ -23,7 +23,7 @@ from megatron_v2pe.data.validation_sets import ListedValidationSet, ValidationSe
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.foreign.printable import printable
 
-MOST_BYTES = 4 << 30
+MOST_BYTES = 1 << 30
 """Annotations of a training list up to so large together are compared by content; larger ones by file and line."""
 _BLOCK_LINES, _BLOCK_BYTES = 1000, 1 << 22
 _SHOWN = 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_layouts(case, pools):
     assert (broken["last"][names[0]][:BEFORE] - single["last"][names[0]][:BEFORE]).abs().max() > 100 * WEIGHTS
 
 
-def train(case: parity.Case, folder: str, root: str, name: str, forget: bool = False) -> dict[str, object]:
+def train(case: parity.Case, folder: str, root: str, name: str, forget: bool = False) -> dict[str, Any]:
     """Load, train three steps, and the last of them again from a checkpoint; runs in worker processes.
 
     Args:
@@ -98,7 +99,7 @@ def train(case: parity.Case, folder: str, root: str, name: str, forget: bool = F
 
         with mock.patch("megatron_v2pe.train.ddp.clear_other_rows"):
             return train(case, folder, root, name)
-    found: dict[str, object] = {"padding": 0.0, "padded": 0}
+    found: dict[str, Any] = {"padding": 0.0, "padded": 0}
     save = Path(root) / name
     for resumes in (False, True):
         options = ModelOptions(params_dtype=case.dtype)

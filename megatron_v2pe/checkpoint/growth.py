@@ -24,7 +24,7 @@ from torch import Tensor
 from megatron_v2pe.checkpoint.folder import HF_FOLDER, HF_LAYOUT, ORIGINALS
 from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout
 from megatron_v2pe.checkpoint.hf.hf_config import for_folder, to_text
-from megatron_v2pe.checkpoint.hf.table import mapping_table
+from megatron_v2pe.checkpoint.hf.table import MappingTable, mapping_table
 from megatron_v2pe.checkpoint.resolve import CONFIG
 from megatron_v2pe.checkpoint.sharded import check_padding
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
@@ -32,6 +32,7 @@ from megatron_v2pe.checkpoint.trained import trained_config
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.grown_tokenizer import NewToken, changed_beside, grown_tokenizer_files
 from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.foreign.tokenizer_files import AddedToken
 from megatron_v2pe.models.config import InternVLConfig, layout_of
@@ -142,32 +143,58 @@ def grown_files(checkpoint: Path, growth: Growth) -> dict[str, str]:
         CheckpointError: a file is damaged.
     """
     hf = checkpoint / HF_FOLDER
-    stated = trained_config(checkpoint)
+    stated, layout = trained_config(checkpoint), layout_of(hf)
     before = InternVLConfig.from_hf(stated, printable(hf / CONFIG))
-    config = {**stated, "llm_config": {**stated["llm_config"], "vocab_size": growth.rows}}
-    layout = layout_of(hf)
-    files = {CONFIG: to_text(for_folder(config, layout, hf))}
+    files = {CONFIG: to_text(for_folder(grown_config(stated, growth), layout, hf)), **grown_side_files(hf, growth)}
     if growth.rows != growth.rows_before:
-        files |= _weight_files(hf, growth, before, layout)
-    files |= grown_tokenizer_files(hf, growth.tokens, CheckpointError)
+        cut = FileLayout.load(hf / HF_LAYOUT)
+        grown = grown_layout(cut, mapping_table(before, layout, cut.places()), growth)
+        files |= {HF_LAYOUT: grown.to_text(), **grown_index(hf, grown)}
+    return {f"{HF_FOLDER}/{name}": content for name, content in files.items()}
+
+
+def grown_config(config: dict[str, Any], growth: Growth) -> dict[str, Any]:
+    """Return a `config.json` in original form with the rows of the grown tables."""
+    return {**config, "llm_config": {**config["llm_config"], "vocab_size": growth.rows}}
+
+
+def grown_side_files(hf: Path, growth: Growth) -> dict[str, str]:
+    """Return the files of a tokenizer that change, also of those kept for the other layout: name -> content.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    files = grown_tokenizer_files(hf, growth.tokens, CheckpointError)
     aside = hf / ORIGINALS
     if aside.is_dir():
         changed = changed_beside(hf, aside, growth.tokens, CheckpointError)
         files |= {f"{ORIGINALS}/{name}": content for name, content in changed.items()}
-    return {f"{HF_FOLDER}/{name}": content for name, content in files.items()}
+    return files
 
 
-def _weight_files(hf: Path, growth: Growth, before: InternVLConfig, layout: str) -> dict[str, str]:
-    """Return the record of how the HF weights are cut into files, and their index, with more rows in the tables."""
-    files = FileLayout.load(hf / HF_LAYOUT)
+def grown_layout(files: FileLayout, table: MappingTable, growth: Growth) -> FileLayout:
+    """Return how HF weights are cut into files, with more rows in the tables.
+
+    Args:
+        files: as they are.
+        table: of the model as it is, and of the layout of the files.
+        growth: the new tokens.
+    """
     places = files.places()
-    names = [row.name for row in mapping_table(before, layout, places).tensors if row.key in TABLES]
+    names = [row.name for row in table.tensors if row.key in TABLES]
     shapes = {name: (growth.rows, *places[name].shape[1:]) for name in names}
-    grown = FileLayout(tuple((name, header.with_shapes(shapes)) for name, header in files.shards))
-    changed = {HF_LAYOUT: grown.to_text()}
-    if (hf / INDEX).is_file():
-        index: dict[str, Any] = read_json_object(hf / INDEX, CheckpointError, 1 << 26, unique=True)
-        total = sum(place.nbytes for place in grown.places().values())
-        metadata = {**(index.get("metadata") or {}), "total_size": total}
-        changed[INDEX] = json.dumps({**index, "metadata": metadata}, indent=2) + "\n"
-    return changed
+    return FileLayout(tuple((name, header.with_shapes(shapes)) for name, header in files.shards))
+
+
+def grown_index(hf: Path, files: FileLayout) -> dict[str, str]:
+    """Return the index of grown HF weights, where there is one: name -> content.
+
+    Raises:
+        CheckpointError: the index is damaged.
+    """
+    if not (hf / INDEX).is_file():
+        return {}
+    index = read_json_object(hf / INDEX, CheckpointError, 1 << 26, unique=True)
+    metadata = Fields(index, printable(hf / INDEX), CheckpointError).get("metadata", dict, {})
+    metadata = {**metadata, "total_size": sum(place.nbytes for place in files.places().values())}
+    return {INDEX: json.dumps({**index, "metadata": metadata}, indent=2) + "\n"}

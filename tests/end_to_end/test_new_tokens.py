@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from helpers.native_models import LLMS, small_config
+from helpers.tool_runs import ROOT
 from megatron_v2pe.checkpoint.folder import newest
 from megatron_v2pe.checkpoint.growth import TABLES
 from megatron_v2pe.checkpoint.hf.api import mcore_to_hf
@@ -194,3 +197,39 @@ def test_rows_of_new_tokens_learn_alone(base, tmp_path, monkeypatch, planted_bre
     kept = [torch.equal(first[name][:411], last[name][:411]) for name in TABLES]
     assert kept == [planted_break is None] * 2
     assert all((first[name][411:] != last[name][411:]).any(1).all() for name in TABLES)
+
+
+@pytest.mark.parametrize("layout", ["original", "native", "run"])
+def test_a_folder_with_tokens_is_written_without_training(base, whole, tmp_path, layout):
+    """The folder is the start of a run with the tokens: the first loss of a run from either is the same."""
+    source = base / "hf" if layout == "original" else whole
+    if layout == "native":
+        source = exported(whole, tmp_path / "base", "native")
+    listed = str(base / ("tokens.txt" if layout == "original" else "more.txt"))
+    tool = load_tool("add_tokens")
+    assert tool.main([str(source), listed, str(tmp_path / "grown")]) == 0
+    tokens = TOKENS if layout == "original" else (*TOKENS, *MORE)
+    rows = 411 + len(tokens)
+    assert [token.content for token in read_new_tokens(tmp_path / "grown", ConfigError)] == [*tokens]
+    assert InternVLConfig.from_folder(tmp_path / "grown").llm.vocab_size == rows
+    start = {"model_name_or_path": str(tmp_path / "grown"), "add_tokens": None}
+    narrow = {"train_steps": 1, "precision": "bf16"}  # as the folder stores its weights
+    from_grown = trained(settings(base, tmp_path / "first", **start), **narrow)
+    added = settings(base, tmp_path / "second", model_name_or_path=str(source), add_tokens=listed)
+    assert told(from_grown) == told(trained(added, **narrow))
+    if layout == "native":
+        assert (
+            Tokenizer.from_folder(tmp_path / "grown").fingerprint
+            == Tokenizer.from_folder(from_grown / "hf").fingerprint
+        )
+        back = exported(from_grown, tmp_path / "back", "original")
+        assert Tokenizer.from_folder(back).special["<loc_3>"] == 414, "files kept for the other layout know it too"
+    assert tool.main([str(source), listed, str(tmp_path / "grown")]) == 2, "it is there"
+
+
+def load_tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ def write_hf(
     config: dict[str, Any] | None,
     new: bool,
     side_files: SideFiles | None = None,
+    also: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the folder; it appears when it is complete, or not at all.
 
@@ -50,6 +52,8 @@ def write_hf(
         config: content of `config.json`, in its original form; None: as it lies there.
         new: whether the folder is another one than the original; then it gets checksums, and a manifest.
         side_files: writes tokenizer and processor of a folder in another layout; None: they are copied as they are.
+        also: what else decides about the bytes that are written, as plain values: an unfinished conversion goes on
+            only where all of it is the same.
 
     Raises:
         ConfigError: the layout has no form for the model.
@@ -64,7 +68,7 @@ def write_hf(
     recut = files_are_new(source, options)
     ConversionPlan.of(source, target, options, files, to_mcore=False).announce()
     identity = {"source": source.where, "files": stamps(source.folder), "to": "hf", "version": __version__}
-    identity |= {**options.identity(), **({"merged": source.merged} if source.merged else {})}
+    identity |= {**options.identity(), **({"merged": source.merged} if source.merged else {}), **(also or {})}
     with unfinished_folder(target, options.overwrite, CONFIG, identity) as unfinished:
         folder = unfinished.folder
         numbers = NumbersOnly(source.where, options.refuse_non_finite)

@@ -227,3 +227,16 @@ class _Flip:
             parameter = dict(model.named_parameters())[self.name]
             bits = parameter.detach().view(-1)[:1].view(torch.int32)
             bits ^= 1
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A mistake that is made before every step."""
+
+    what: str
+
+    def __call__(self, step: int, model: Any) -> None:
+        """Call every weight of the tensor-parallel ranks a part of a weight."""
+        assert self.what == "copies are parts"
+        for parameter in model.parameters():
+            parameter.tensor_model_parallel = True

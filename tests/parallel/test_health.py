@@ -91,6 +91,22 @@ def test_parts_add_up_to_the_whole(alone):
     assert [("health/attention_logits_max" in row) for row in alone.rows] == [False, True, False, True, False]
 
 
+def test_watching_changes_no_bit(pools, case, alone):
+    off = HealthConfig(interval=None, attention_interval=None, divergence_interval=None, spike_factor=None)
+    plain = pools[1].run(health_runs.train, case=case(ONE), plan=Plan(STEPS, health=off))[0]
+    assert same_bits(plain.state, alone.state)
+    for name in ("loss", "grad_norm"):
+        assert [row[name] for row in plain.rows] == [row[name] for row in alone.rows]
+
+
+def test_a_weight_that_two_ranks_hold_counts_once(pools, case, alone):
+    """Planted: replicated weights are taken for parts."""
+    plan = Plan(STEPS[:1], health=WATCHED, before_step=health_runs.Planted("copies are parts"))
+    broken = pools[2].run(health_runs.train, case=case(LAYOUTS["tp2"]), plan=plan)[0]
+    for prefix in ("health/grad_norm/", "health/weight_norm/"):
+        assert largest_error(broken.rows, alone.rows[:1], prefix) > 100 * NORM
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_watches_and_skips_as_one_process(pools, case, alone, tmp_path, name):
     made, pool = case(LAYOUTS[name]), pools[2]

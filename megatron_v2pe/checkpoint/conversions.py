@@ -17,8 +17,10 @@ from pathlib import Path
 from megatron_v2pe.base.exit_status import NO_SPACE
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.base.run_lock import FolderLock
+from megatron_v2pe.checkpoint.adapters import AdapterPointer
 from megatron_v2pe.checkpoint.folder import DESCRIPTION
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
+from megatron_v2pe.checkpoint.low_rank.run_adapter import base_of
 from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.checkpoint.vet import verify_side_files
 from megatron_v2pe.device.rank_errors import run_on_first_rank, share_from_first_rank
@@ -107,6 +109,23 @@ def start_folder(
     if verify:
         run_on_first_rank(lambda: verify_side_files(folder))
     return folder
+
+
+def weights_folder(checkpoint: Path, cache: str | Path | None = None) -> Path:
+    """Return the Megatron checkpoint whose weights a checkpoint has: itself, or its base where it holds an adapter.
+
+    Args:
+        checkpoint: folder of one Megatron checkpoint.
+        cache: where the base is converted if it is an HF folder, see `conversions`.
+
+    Raises:
+        CheckpointError: the base is gone.
+    """
+    pointer = AdapterPointer.read(checkpoint)
+    if pointer is None:
+        return checkpoint
+    place = base_of(pointer, checkpoint)
+    return converted(place.folder, conversions(cache)) if place.is_hf else place.folder
 
 
 def _find(source: str, cache: str | Path | None, others: Sequence[Path]) -> Path:

@@ -237,7 +237,10 @@ def load_model(folder: Path, model: nn.Module, verify: bool = True, growth: Grow
         everyone: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everyone, own)  # a pipeline stage may hold none of the linears that have adapters
         if not any(everyone):
-            raise CheckpointError(f"{folder}: holds adapters beside its linears, and this model has none")
+            raise CheckpointError(
+                f"{folder}: holds adapters beside its linears, and this model has none: "
+                "merge them first (tools/merge_adapter.py BASE ADAPTER OUT), and name what that gives"
+            )
     tensors = {"model": model.sharded_state_dict(metadata=_metadata() | {"adapters": stored})}  # type: ignore[operator]
     model.load_state_dict(sharded.load(tensors, reader, folder)["model"], strict=stored or not own)
 

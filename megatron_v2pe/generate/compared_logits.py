@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from megatron_v2pe.checkpoint import store
 from megatron_v2pe.checkpoint.trained import trained_model
 from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.policy import inference_policy
-from megatron_v2pe.generate.pretrained import ChatQuestion, open_pretrained
+from megatron_v2pe.generate.pretrained import ChatQuestion, load_stage, open_pretrained
 from megatron_v2pe.generate.prompt import Prompt, checkpoint_tiling
 from megatron_v2pe.generate.session import Session
 from megatron_v2pe.models.build import build_model
@@ -73,7 +72,7 @@ def _random_logits(folder: Path, seed: int) -> Tensor:
         groups = topology.initialize(ParallelConfig(), seed=0)
         options = ModelOptions(params_dtype=torch.float32, perform_initialization=False)
         model = build_model(config, ParallelConfig(), options, policy, _IMAGE_ID, groups)
-        store.load_model(folder, model)
+        load_stage(folder, model)
         return _last(Engine(model.eval()), random_prompts(config, policy, seed))
     finally:
         topology.destroy()

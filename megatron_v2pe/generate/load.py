@@ -193,7 +193,6 @@ def load_model(request: LoadRequest, before: Callable[[], None] | None = None) -
     from megatron_v2pe.data.image_operations import Opening as PictureOpening
     from megatron_v2pe.device import launch
     from megatron_v2pe.device.device import Device
-    from megatron_v2pe.device.rank_errors import run_on_first_rank, share_from_first_rank
     from megatron_v2pe.generate.policy import describe_positions
     from megatron_v2pe.generate.pretrained import open_pretrained
     from megatron_v2pe.generate.prompt import checkpoint_tiling
@@ -206,8 +205,6 @@ def load_model(request: LoadRequest, before: Callable[[], None] | None = None) -
         if before is not None:
             before()
         folder = start_folder(str(arguments.checkpoint), arguments.converted_dir, arguments.verify)
-        weights = share_from_first_rank(lambda: _weights_of(folder, arguments.converted_dir, arguments.verify))
-        run_on_first_rank(lambda: _check_base(request.adapters, weights, arguments.verify))
         dtype = arguments.dtype or ("bf16" if device.torch_device.type == "cuda" else "fp32")
         with open_pretrained(
             folder,
@@ -223,7 +220,7 @@ def load_model(request: LoadRequest, before: Callable[[], None] | None = None) -
             verify=arguments.verify,
             adapters=request.adapters,
             model=request.model,
-            weights=weights,
+            converted_dir=arguments.converted_dir,
         ) as pretrained:
             pictures = PictureOpening(arguments.transparency, arguments.exif_rotation)
             tiling = checkpoint_tiling(pretrained.config, arguments.max_num)
@@ -255,29 +252,6 @@ def _adapters(asked: Sequence[str], place: FoundCheckpoint, verify: bool) -> dic
     check_names([name for name, _ in folders])
     model = trained_model(place.folder)
     return {name: open_adapter(folder, model, "--adapter", verify) for name, folder in folders}
-
-
-def _weights_of(folder: Path, converted_dir: Path | None, verify: bool) -> Path:
-    """Return the Megatron checkpoint whose weights a checkpoint has: its own, or its base's where it has an adapter."""
-    from megatron_v2pe.checkpoint.adapters import AdapterPointer
-    from megatron_v2pe.checkpoint.conversions import conversions, converted
-    from megatron_v2pe.checkpoint.low_rank.run_adapter import base_of
-
-    pointer = AdapterPointer.read(folder)
-    if pointer is None:
-        return folder
-    place = base_of(pointer, folder)
-    return converted(place.folder, conversions(converted_dir)) if place.is_hf else place.folder
-
-
-def _check_base(adapters: Mapping[str, Adapter], weights: Path, verify: bool) -> None:
-    """Check that adapters belong to the weights they are loaded with."""
-    from megatron_v2pe.checkpoint.hf.open_source import check_is_base, open_megatron
-
-    if adapters:
-        base = open_megatron(weights, verify)
-        for adapter in adapters.values():
-            check_is_base(adapter, base)
 
 
 def named_folder(text: str) -> tuple[str, Path]:

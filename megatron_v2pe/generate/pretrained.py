@@ -10,7 +10,11 @@ from pathlib import Path
 import torch
 
 from megatron_v2pe.checkpoint import store
+from megatron_v2pe.checkpoint.conversions import weights_folder
+from megatron_v2pe.checkpoint.hf.open_source import check_is_base, open_megatron
 from megatron_v2pe.checkpoint.low_rank.adapter import Adapter
+from megatron_v2pe.checkpoint.low_rank.open_adapter import is_adapter
+from megatron_v2pe.checkpoint.low_rank.run_adapter import read_run
 from megatron_v2pe.checkpoint.resolve import find_checkpoint
 from megatron_v2pe.checkpoint.trained import trained_model
 from megatron_v2pe.checkpoint.vet import verify_side_files
@@ -18,7 +22,7 @@ from megatron_v2pe.data.image_plan import TilingOptions
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
-from megatron_v2pe.device.rank_errors import raise_on_all_ranks
+from megatron_v2pe.device.rank_errors import raise_on_all_ranks, share_from_first_rank
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.generate.end_tokens import end_tokens
@@ -211,7 +215,7 @@ def open_pretrained(
     verify: bool = True,
     adapters: Mapping[str, Adapter] | None = None,
     model: InternVLConfig | None = None,
-    weights: Path | None = None,
+    converted_dir: Path | None = None,
 ) -> Iterator[Pretrained]:
     """Load a Megatron checkpoint folder, and leave the process group at the end.
 
@@ -219,7 +223,7 @@ def open_pretrained(
 
     Args:
         folder: a Megatron checkpoint, converted or trained in any layout, or a run's folder (its newest is taken).
-            A trained one is asked as it was trained, see `checkpoint.trained`.
+            A trained one is asked as it was trained, see `checkpoint.trained`; one that holds an adapter with its base.
         stride: see `inference_policy`.
         device: `cpu`, `cuda`, or `auto`.
         dtype: of parameters and activations.
@@ -232,7 +236,7 @@ def open_pretrained(
         verify: compare what is read with the folder's checksums.
         adapters: of this model, by name; the first of them is chosen.
         model: what it is asked as; by default as the folder was trained.
-        weights: the folder that holds the weights, where it is another one: of a run with an adapter, that of its base.
+        converted_dir: where the base of an adapter is converted if it is an HF folder, see `conversions.conversions`.
 
     Raises:
         ConfigError: the configuration, the layout or the tokenizer does not fit.
@@ -259,13 +263,59 @@ def open_pretrained(
         options = ModelOptions(params_dtype=dtype, perform_initialization=False)
         stage = build_model(config, layout, options, policy, tokenizer.img_context_id, groups)
         stage.to(chosen.torch_device)  # before its values are read: they go there from the files, nothing is held twice
-        store.load_model(weights or path, stage, verify)
-        named = NamedAdapters(stage, adapters) if adapters else None
+        named = load_stage(path, stage, adapters or {}, converted_dir, verify)
         engine = Engine(stage.eval(), VisionCache(vision_cache_bytes), prefill_tokens)
         reach = config.llm.max_position_embeddings if window is None else window
         pretrained = Pretrained(engine, config, tokenizer, policy, chosen, dtype, reach, ends, named)
-        pretrained.choose(next(iter(adapters or ()), None))
         yield pretrained
     finally:
         topology.destroy()
         launch.shutdown()
+
+
+def load_stage(
+    path: Path,
+    stage: InternVLModel,
+    adapters: Mapping[str, Adapter] | None = None,
+    converted_dir: Path | None = None,
+    verify: bool = True,
+) -> NamedAdapters | None:
+    """Load the weights of a checkpoint into a stage, and adapters onto them; every rank calls this.
+
+    Args:
+        path: a Megatron checkpoint; of one that holds an adapter the base's weights are loaded, and the adapter.
+        stage: of this rank, as it was built.
+        adapters: of this model, by name; the first is chosen.
+        converted_dir: where the base of an adapter is converted if it is an HF folder, see `conversions.conversions`.
+        verify: compare what is read with checksums.
+
+    Returns:
+        The adapters; None: there are none.
+
+    Raises:
+        CheckpointError: the folder is incomplete, unsafe or of another model; the base of an adapter is gone, is
+            another model, or was changed since.
+    """
+    if not adapters and is_adapter(path):
+        adapters = {path.parent.name: read_run(path, verify)}
+    weights = share_from_first_rank(lambda: _base(path, adapters or {}, converted_dir, verify))
+    store.load_model(weights, stage, verify)
+    if not adapters:
+        return None
+    named = NamedAdapters(stage, adapters)
+    named.choose(next(iter(adapters)))
+    return named
+
+
+def _base(path: Path, adapters: Mapping[str, Adapter], converted_dir: Path | None, verify: bool) -> Path:
+    """Return the checkpoint that holds the weights, after it was held against the adapters.
+
+    Raises:
+        CheckpointError: the base of an adapter is gone, is another model, or was changed since.
+    """
+    weights = weights_folder(path, converted_dir)
+    if adapters:
+        base = open_megatron(weights, verify)
+        for adapter in adapters.values():
+            check_is_base(adapter, base)
+    return weights

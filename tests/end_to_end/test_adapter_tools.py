@@ -96,5 +96,6 @@ def test_what_is_in_an_adapter(tools, peft_folder, tmp_path):
     assert facts["kind"] == "PEFT adapter" and facts["adapter"]["ranks"] == {"2": 9, "3": 28}
     assert "lora_A" in start("inspect_checkpoint", peft_folder, "--tensors", "--filter", "layers.0.*q_proj")
     start("merge_adapter", root / "base", root / "run", tmp_path / "merged", "--to", "hf")
-    assert "0 different" in start("verify_checkpoint", tmp_path / "merged", root / "run")
+    same = start("verify_checkpoint", tmp_path / "merged", root / "run", "--logits", "--converted-dir", tmp_path / "c")
+    assert "0 different" in same and "the same tokens are chosen: yes" in same
     assert "different" in start("verify_checkpoint", root / "base", root / "run", status=1)

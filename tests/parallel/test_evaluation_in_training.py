@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -127,13 +128,27 @@ def test_a_broken_scorer_ends_no_run_and_training_is_as_without(tiny, alone, poo
     assert scores(broken) == {PICTURES: None, OWN: None, "failed": 2, "failed_questions": 0}
     assert "no score of mine, training goes on: ZeroDivisionError: a planted defect of a scorer" in broken.warnings[1]
     assert answers(tmp_path / "broken") == answers(alone[0])  # nothing of them is lost
+
+
+@pytest.mark.exhaustive
+def test_a_training_that_noticed_would_be_seen(tiny, alone, pools, tmp_path):
     line = words(tiny, tmp_path / "touched", evaluation__interval=1)
     touched = pools[1].run(runs.train, words=line, fault="touched")[0]
-    assert all(mine != theirs for mine, theirs in zip(told(touched), told(without), strict=True))  # would be noticed
+    assert all(mine != theirs for mine, theirs in zip(told(touched), told(alone[1]), strict=True))
+
+
+@pytest.mark.exhaustive
+def test_adapters_are_asked_with_the_weights_they_change(tiny, alone, pools, tmp_path):
+    ranks = {f"adapter__{part}_rank": 4 for part in ("llm", "backbone", "projector")}
+    changes = {"adapter__kind": "lora", "optimizer__lr": 0.03, "optimizer__warmup_ratio": 0.0, **ranks}
+    (one,) = pools[1].run(runs.train, words=words(tiny, tmp_path / "one", **changes))
+    two = pools[2].run(runs.train, words=words(tiny, tmp_path / "two", **changes, **LAYOUTS["tp2_sp"]))
+    assert answers(tmp_path / "one") == answers(tmp_path / "two") != answers(alone[0])
+    assert scores(one)["failed"] == scores(two[0])["failed"] == 0
 
 
 def test_strides_and_a_bound_of_time(tiny, alone, pools, tmp_path):
-    changes = {"train__train_steps": 1, "evaluation__samples": 1, "evaluation__benchmarks": PICTURES}
+    changes: dict[str, Any] = {"train__train_steps": 1, "evaluation__samples": 1, "evaluation__benchmarks": PICTURES}
     line = words(tiny, tmp_path / "run", **(changes | {"evaluation__strides": "1/2,64"}))
     (row,) = pools[1].run(runs.train, words=line)[0].rows
     both = [

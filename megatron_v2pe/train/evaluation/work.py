@@ -113,7 +113,8 @@ class Evaluation(AfterStep):
         self._folder = Path(run.config.checkpoint.save) / FOLDER
 
         def prepared() -> list[Asked]:
-            if choose_spec(run.config.model.spec, run.device.kind == "cuda") != "local":
+            on_cuda = run.device.kind == "cuda"
+            if not run.config.adapter.is_on and choose_spec(run.config.model.spec, on_cuda) != "local":
                 raise ConfigError(
                     "evaluation.benchmarks asks layers of model.spec local, but auto chose te on this machine: set "
                     "model.spec local"

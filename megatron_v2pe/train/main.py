@@ -74,6 +74,7 @@ def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
 
 def _train(run: TrainingRun) -> int:
     """Load the model, open the data, train to the last step or a request to stop; return the exit status."""
+    run = setup.with_validation_data(run)
     loaded = _load(run)
     if run.config.validation.only:
         return _validate(run, loaded)
@@ -128,6 +129,7 @@ def _train(run: TrainingRun) -> int:
 def _validate(run: TrainingRun, loaded: Loaded) -> int:
     """Compute the validation loss of the weights that are loaded, tell it, and end."""
     values = setup.validation_of(run, loaded).losses(loaded.iteration)
+    assert values is not None, "nobody can ask it to stop"
     where = loaded.resumed or run.start
     _log.info("%s: %s", where, ", ".join(f"{name} {value:.8g}" for name, value in values.items()))
     return exit_status.FINISHED

@@ -64,7 +64,7 @@ from megatron_v2pe.train.preflight.checkpoint import (
     tiling_not_exported,
 )
 from megatron_v2pe.train.run_record import open_record
-from megatron_v2pe.train.validation.opening import open_validation
+from megatron_v2pe.train.validation.opening import ValidationData, open_validation, open_validation_data
 from megatron_v2pe.train.validation.work import Validation
 from megatron_v2pe.v2pe.settings import StridePolicy
 
@@ -89,6 +89,8 @@ class TrainingRun:
     """What decides about memory."""
     growth: Growth | None = None
     """New tokens of the run; `model` and `tokenizer` have them."""
+    validation_data: ValidationData | None = None
+    """What it is validated on; None: nothing, or not opened yet."""
 
     @property
     def logs(self) -> Path | None:
@@ -401,10 +403,21 @@ def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed, health: Health
     return after
 
 
+def with_validation_data(run: TrainingRun) -> TrainingRun:
+    """Return the run with its validation data opened and looked at, where it has some; every rank calls this.
+
+    Raises:
+        ConfigError: the data are wrong, or trained on.
+        DataError: they cannot be used.
+    """
+    return replace(run, validation_data=open_validation_data(run)) if run.config.validation.is_on else run
+
+
 def validation_of(run: TrainingRun, loaded: Loaded) -> Validation:
-    """Open the validation of a run; errors as in `open_validation`."""
+    """Open the validation of a run, whose data have been opened."""
     save = run.config.checkpoint.save
-    return open_validation(run, loaded.wrapped, cutter_of(run), Path(save) if save else None)
+    assert run.validation_data is not None
+    return open_validation(run, run.validation_data, loaded.wrapped, cutter_of(run), Path(save) if save else None)
 
 
 def cutter_of(run: TrainingRun) -> PackCutter:

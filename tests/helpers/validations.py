@@ -27,7 +27,7 @@ from megatron_v2pe.train import cli, setup
 from megatron_v2pe.train.ddp import wrap
 from megatron_v2pe.train.setup import TrainingRun
 from megatron_v2pe.train.validation import losses as losses_module
-from megatron_v2pe.train.validation.opening import open_sets, open_validation
+from megatron_v2pe.train.validation.opening import open_sets, open_validation, open_validation_data
 
 
 @dataclass
@@ -39,6 +39,8 @@ class Validated:
     """Packs over all ranks, the empty ones not counted."""
     changed: list[str]
     """What is not as it was before, by name."""
+    stopped: bool
+    """Whether a third time is left where the last rank is asked to stop."""
 
 
 def _opened(words: Sequence[str]) -> TrainingRun:
@@ -62,12 +64,14 @@ def validate(words: Sequence[str], planted: str | None = None) -> Validated:
         wrapped.train()
         model.language_model.eval()  # a run may freeze a part and keep it in this mode
         with BREAKS[planted]() if planted else nullcontext():
-            validation = open_validation(run, wrapped, setup.cutter_of(run), None)
+            validation = open_validation(run, open_validation_data(run), wrapped, setup.cutter_of(run), None)
             before = _state(wrapped)
             values = [validation.losses(number) for number in range(2)]
             after = _state(wrapped)
+            validation.is_asked_to_stop = lambda: dist.get_rank() == dist.get_world_size() - 1
+            stopped = validation.losses(2) is None
         changed = [name for name, value in before.items() if after[name] != value]
-        return Validated(values, len(validation.plan.packs), changed)
+        return Validated([found for found in values if found is not None], len(validation.plan.packs), changed, stopped)
     finally:
         topology.destroy()
 

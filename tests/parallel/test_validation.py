@@ -67,7 +67,7 @@ def test_every_layout_finds_the_same_and_changes_nothing(pools, folder, alone, n
         assert found.values[0]["validation/tokens"] == alone.values[0]["validation/tokens"]
         assert_same(found.values[0], alone.values[0], 1e-6)  # measured 1.4e-8, of DP and PP 0
         assert_same(found.values[1], found.values[0], 0)
-        assert found.changed == []
+        assert found.changed == [] and found.stopped
 
 
 def test_one_process_finds_what_every_sample_alone_gives(pools, folder, alone):

@@ -47,7 +47,8 @@ def validation_losses(
     pixels: PixelSettings,
     at_a_time: int,
     tell: Callable[[int, int], None] = lambda done, total: None,
-) -> ValidationLosses:
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
+) -> ValidationLosses | None:
     """Compute the validation loss; every rank calls this.
 
     Args:
@@ -59,6 +60,11 @@ def validation_losses(
         pixels: what tiles become on the device.
         at_a_time: packs that go through the pipeline together.
         tell: is called with the packs of this rank that are done, and how many there are.
+        is_asked_to_stop: whether this rank has been asked to stop.
+
+    Returns:
+        The losses; None, on every rank, where one has been asked to stop meanwhile: what the feed gives next is then
+        the middle of a validation.
 
     Raises:
         DataError: the data cannot be read; on every rank.
@@ -72,6 +78,9 @@ def validation_losses(
         with _only_looking(model, device):
             for number in range(rounds):
                 tell(number * at_a_time, packs)
+                if _is_any(is_asked_to_stop(), device):
+                    ended_well = True
+                    return None
                 data = reader.take(number, more=number + 1 < rounds)
                 drawn = drawn + data.totals.drawn
                 batches = data.micro_batches()
@@ -84,6 +93,13 @@ def validation_losses(
     by_set = {name: loss / weight for name, loss, weight in zip(names, losses, weights, strict=True) if weight > 0}
     whole = sum(losses) / sum(weights) if by_set else None
     return ValidationLosses(by_set, whole, int(sum(drawn.figure("tokens"))), int(sum(drawn.figure("samples"))))
+
+
+def _is_any(asked: bool, device: torch.device) -> bool:
+    """Return whether any rank has been asked; every rank calls this."""
+    count = torch.tensor(float(asked), device=device)
+    dist.all_reduce(count)
+    return count.item() > 0
 
 
 def _no_draws(step: int, index: int) -> DropPathKey:

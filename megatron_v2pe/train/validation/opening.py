@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -134,33 +135,48 @@ def _planned(run: ValidatedRun, sets: list[ValidationSet]) -> ValidationPlan:
     return plan
 
 
-def open_validation(
-    run: ValidatedRun, model: DistributedDataParallel, cutter: PackCutter, save: Path | None
-) -> Validation:
-    """Open the validation of a run; every rank calls this.
+@dataclass(frozen=True)
+class ValidationData:
+    """The data of a run's validation, looked at."""
 
-    Args:
-        run: the run, whose settings ask for a validation.
-        model: this rank's wrapped stage.
-        cutter: makes this rank's share of a pack.
-        save: folder of the run's checkpoints.
+    sets: list[ValidationSet]
+    """Data sets, on ranks that read for their copy of the model; empty on the others."""
+    plan: ValidationPlan
+
+
+def open_validation_data(run: ValidatedRun) -> ValidationData:
+    """Open the validation data of a run and look at them, before its model is loaded; every rank calls this.
 
     Raises:
         ConfigError: the data are wrong, or trained on.
         DataError: they cannot be used.
     """
-    config, parallel = run.config.validation, run.config.parallel
-    data = config.data(run.config.data)
     reads = topology.model_copy_group().rank() == 0
     watchdog.progress("opening the validation data")
     sets = raise_on_all_ranks(lambda: open_sets(run.config, run.encoder) if reads else [])
-    plan = share_from_first_rank(lambda: _planned(run, sets))
+    return ValidationData(sets, share_from_first_rank(lambda: _planned(run, sets)))
+
+
+def open_validation(
+    run: ValidatedRun, found: ValidationData, model: DistributedDataParallel, cutter: PackCutter, save: Path | None
+) -> Validation:
+    """Open the validation of a run; every rank calls this.
+
+    Args:
+        run: the run, whose settings ask for a validation.
+        found: its validation data.
+        model: this rank's wrapped stage.
+        cutter: makes this rank's share of a pack.
+        save: folder of the run's checkpoints.
+    """
+    config, parallel, plan = run.config.validation, run.config.parallel, found.plan
+    data = config.data(run.config.data)
     rank, size = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     at_a_time = 1 if parallel.pipeline_model_parallel_size == 1 else 2 * parallel.pipeline_model_parallel_size
     packs = plan.of_rank(rank, size, at_a_time)
     mean_std = NORMALISATION[data.normalize_type]
     reader = PackReader(run.facts.tile_size, mean_std[0], data.loss_reduction, run.encoder.denominator)
-    loader = ValidationReader(sets, packs, reader, max(data.num_workers, 1)) if reads else None
+    loader = ValidationReader(found.sets, packs, reader, max(data.num_workers, 1)) if found.sets else None
     groups = HostGroups.open(
         topology.model_copies(parallel, run.world.world_size), parallel.distributed_timeout_minutes
     )

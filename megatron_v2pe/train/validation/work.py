@@ -61,15 +61,18 @@ class Validation(AfterStep):
             return self.config.at_start
         return is_last or (self.config.interval is not None and iteration % self.config.interval == 0)
 
-    def run(self, iteration: int) -> Mapping[str, float]:
+    def run(self, iteration: int) -> Mapping[str, float] | None:
         """Compute the losses; take note of the value by which checkpoints are compared."""
         values = self.losses(iteration)
-        if self.config.keep_best:
+        if values is not None and self.config.keep_best:
             self._asks = share_from_first_rank(lambda: self._is_among_best(iteration, values))
         return values
 
-    def losses(self, iteration: int) -> dict[str, float]:
-        """Return the losses by name, with the tokens and seconds they took; every rank calls this."""
+    def losses(self, iteration: int) -> dict[str, float] | None:
+        """Return the losses by name, with the tokens and seconds they took; every rank calls this.
+
+        None, on all ranks, where one was asked to stop meanwhile.
+        """
         began = time.perf_counter()
         gather_parameters(self.model)
         found = validation_losses(
@@ -81,7 +84,10 @@ class Validation(AfterStep):
             self.pixels,
             self.at_a_time,
             lambda done, total: watchdog.progress(f"validation after step {iteration}, pack {done + 1} of {total}"),
+            self.is_asked_to_stop,
         )
+        if found is None:
+            return None
         values = {} if found.loss is None else {LOSS: found.loss}
         values |= {f"{LOSS}/{name}": loss for name, loss in found.by_set.items()}
         return {**values, "validation/tokens": found.tokens, "validation/seconds": time.perf_counter() - began}

@@ -61,7 +61,7 @@ class Divergence(AfterStep):
 
     def is_due(self, iteration: int, is_last: bool) -> bool:
         """Return whether a multiple of the interval is reached."""
-        return self._interval is not None and iteration % self._interval == 0
+        return self._interval is not None and iteration > 0 and iteration % self._interval == 0
 
     def run(self, iteration: int) -> Mapping[str, float]:
         """Compare, and return how many things differ.

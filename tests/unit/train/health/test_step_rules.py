@@ -8,6 +8,7 @@ import random
 import pytest
 
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.train.health.checks import checks_between_steps
 from megatron_v2pe.train.health.loss_spikes import SpikeRule
 from megatron_v2pe.train.health.settings import HealthConfig
 from megatron_v2pe.train.health.skipped_steps import SkippedSteps, error_of, reason
@@ -113,3 +114,11 @@ def test_steps_to_be_profiled(text, steps):
 def test_wrong_settings_are_named(values, words):
     with pytest.raises(ConfigError, match=words):
         HealthConfig(**values).validate()
+
+
+@pytest.mark.parametrize("interval", [None, 3])
+def test_checks_are_due_after_their_steps_and_never_before_the_first(interval):
+    settings = HealthConfig(interval=interval, divergence_interval=interval)
+    for check in checks_between_steps(settings, None, None, dict, "the start"):
+        due = [step for step in range(8) if check.is_due(step, is_last=step == 7)]
+        assert due == ([] if interval is None else [3, 6])

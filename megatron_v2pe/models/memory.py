@@ -261,16 +261,17 @@ def _activations(
     first, last = stage == 0, stage == stages - 1
     tokens = ceil(load.tokens / layout.context_parallel_size)
     flight = min(stages - stage, load.micro_batches)
-    layer = _decoder_layer(model, layout, tokens, numbers)
+    layer = _decoder_layer(model, layout, tokens, numbers, learning)
     layers = layout.layers_per_stage(llm.num_layers)[stage]
     recomputed = min(plan.decoder_layers, layers)
     whole = layers - recomputed
     stream = layer.given  # a hidden state
     angles = 2 * tokens * (llm.head_dim // 2) * 4
     labels = tokens * 8 * 4  # ids, ticks, rows
-    tower_kept, tower_working = _tower(model, layout, load, plan, numbers) if first else (0, 0)
+    tower_kept, tower_working = _tower(model, layout, load, plan, numbers, learning) if first else (0, 0)
     inputs = recomputed * stream + min(plan.attention_kept, recomputed) * layer.attention
-    ends = stream * (1 + numbers.norm_copies * last)  # what the decoder starts from; what its last norm keeps
+    copies = numbers.norm_copies if learning.llm else 1
+    ends = stream * (1 + copies * last)  # what the decoder starts from; what its last norm keeps
     one = tower_kept + angles + labels + inputs + whole * layer.whole + ends
     others = (flight - 1) * one
     vocabulary = llm.vocabulary_rows(layout.tensor_model_parallel_size) // layout.tensor_model_parallel_size
@@ -285,7 +286,7 @@ def _activations(
     if whole:
         moments["backward of a layer kept whole"] = one + layer.working
     if recomputed:
-        free = whole * layer.whole + (numbers.norm_copies * stream if last else 0)
+        free = whole * layer.whole + (copies * stream if last else 0)
         free += layer.attention if plan.attention_kept else 0
         moments["backward of a recomputed layer"] = one - free + layer.again + layer.again_working
     if first:
@@ -297,33 +298,55 @@ def _activations(
     return others + one, {name: others + count for name, count in moments.items()}
 
 
-def _decoder_layer(model: InternVLConfig, layout: ParallelConfig, tokens: int, numbers: Numbers) -> _Layers:
+def _adapted(learning: Learning, part: str) -> dict[str, int]:
+    """Return which linears of a layer of a part have adapters, with the numbers a token has in their factors."""
+    if learning.adapters is None:
+        return {}
+    rank = learning.adapters.settings[part].rank
+    of_part = ((name, pieces) for name, pieces in learning.adapters.pieces.items() if name.startswith(f"{part}."))
+    return {name.split(".")[-1]: rank * len(pieces) for name, pieces in of_part}
+
+
+def _decoder_layer(
+    model: InternVLConfig, layout: ParallelConfig, tokens: int, numbers: Numbers, learning: Learning
+) -> _Layers:
     llm, degree, size = model.llm, layout.tensor_model_parallel_size, numbers.itemsize
     part, row = DecoderShare.of(llm, degree), tokens * size
     hidden = row * llm.hidden_size // (degree if layout.sequence_parallel else 1)
     queries, keys, wide = row * part.queries, row * part.keys, row * part.ffn
     attention = queries + tokens * 4 * part.heads  # its output and log-sum-exp
     joint = (queries + 2 * keys) * (2 if llm.qk_layernorm else 1)  # with norms, what they are given is kept as well
-    outside = hidden * (2 + 2 * numbers.norm_copies) + joint + attention
+    copies = numbers.norm_copies if learning.llm else 1  # what a frozen weight multiplies is not kept
+    outside = hidden * (2 + 2 * copies) + joint + attention
+    adapted = _adapted(learning, "language_model")
+    outside += tokens * 4 * sum(adapted.values()) - (0 if learning.llm or "linear_qkv" in adapted else hidden)
+    activated = wide if "linear_fc2" in adapted else 0
     chunks = numbers.chunks(tokens)
     # The gradient of the MLP's input; under sequence parallelism of the gathered one, beside what was gathered for it.
     mlp = ceil(wide * SWIGLU_WORKING / chunks) + (3 * row * llm.hidden_size if layout.sequence_parallel else hidden)
+    if adapted.keys() & MLP:  # operation by operation, on all rows at once
+        mlp, chunks = ADAPTED_SWIGLU_WORKING * wide + 3 * hidden + activated, 1
     again = mlp + ceil(2 * wide / chunks)  # a recomputed layer ends before its MLP, and backward forms the product
     # Attention: its output's gradient, gradients of its inputs, and sums of them in fp32, once for every block held.
     blocks = exchange_named(layout.cp_comm_type).blocks_held(layout.context_parallel_size)
     attended = queries + (queries + 2 * keys) + blocks * (queries + 2 * keys) * 4 // size
     return _Layers(
         given=hidden,
-        whole=outside + 2 * wide,
+        whole=outside + 2 * wide + activated,
         attention=attention,
-        working=hidden + max(mlp, attended - 2 * wide),
+        working=hidden + max(mlp - activated, attended - 2 * wide),
         again=outside,
         again_working=hidden + max(again, attended),
     )
 
 
 def _tower(
-    model: InternVLConfig, layout: ParallelConfig, load: Load, plan: RecomputePlan, numbers: Numbers
+    model: InternVLConfig,
+    layout: ParallelConfig,
+    load: Load,
+    plan: RecomputePlan,
+    numbers: Numbers,
+    learning: Learning,
 ) -> tuple[int, int]:
     """Return what the tower and the projector keep, and what their backward pass needs beside it."""
     vision, size = model.vision, numbers.itemsize
@@ -345,9 +368,18 @@ def _tower(
         outside += 2 * given * (numbers.norm_copies - 1)
     features = model.tokens_per_tile * model.llm.hidden_size * size
     projector = 2 * given + 2 * features // degree
+    adapted = _adapted(learning, "vision_model")
+    if not (learning.backbone or learning.unfreeze_vit_layers or adapted):  # nothing of it is kept
+        learns = learning.projector or learning.adapted("vision_projection")
+        return tiles * (pixels + (features + projector) * learns), 0
+    outside += tokens * 4 * sum(adapted.values())
+    if "linear_fc2" in adapted:
+        outside += wide
     part = min(plan.tower_tiles or tiles, tiles)
     chunks = numbers.chunks(part * tokens)
     working = part * (ceil(GELU_WORKING * wide / chunks) + 2 * given)
+    if adapted.keys() & MLP:
+        chunks, working = 1.0, part * (ADAPTED_GELU_WORKING * wide + 2 * given)
     if plan.tower_tiles:
         return tiles * (pixels + features), part * (run * (outside + wide) + given + projector) + working
     recomputed = min(plan.tower_layers, run)
@@ -374,6 +406,9 @@ SWIGLU_WORKING = 5
 """Widths of the MLP a chunk's backward pass makes beside what is kept: of the activation three, of the product two."""
 GELU_WORKING = 3
 """The same for the tower's MLP."""
+MLP = {"linear_fc1", "linear_fc2"}
+ADAPTED_SWIGLU_WORKING, ADAPTED_GELU_WORKING = 3, 1
+"""The same of an MLP whose linears have adapters, beside the product and the activation, which are both kept."""
 TOWER_HIDDEN = 6
 """Hidden states a tower layer keeps: two norms, two updates that layer scales multiply, two residual sums."""
 HEAD_ROWS, HEAD_LOGITS, HEAD_WIDE, HEAD_WEIGHTS = 6, 1, 2, 2

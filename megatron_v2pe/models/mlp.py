@@ -54,8 +54,8 @@ def run_mlp(mlp: MLP, states: Tensor, chunk_tokens: int | None, needed: bool = T
     """Run Megatron-Core's MLP with fewer passes over memory; same results, parameters and collectives.
 
     Args:
-        mlp: of a layer. One that is not SwiGLU or exact GELU between our linears without adapters is
-            called as it is.
+        mlp: of a layer. One that is not SwiGLU or exact GELU between our linears is called as it is; between linears
+            with adapters it works on all rows at once.
         states: [s, b, hidden], normed; under sequence parallelism this rank's slice.
         chunk_tokens: rows (tokens, or tokens times tiles) worked on at a time; None for all.
         needed: False where the result's gradient comes and its value is not read: at the end of what is recomputed.
@@ -69,6 +69,8 @@ def run_mlp(mlp: MLP, states: Tensor, chunk_tokens: int | None, needed: bool = T
         return mlp(states)
     first: Any = mlp.linear_fc1
     second: Any = mlp.linear_fc2
+    if first.linear_adapter is not None or second.linear_adapter is not None:
+        return _adapted(first, second, states, activation)
     for linear in (first, second):
         fire_forward_hooks(linear)  # they are not called, and what waits for gathered weights is a hook of theirs
     split = Split.of(first)
@@ -93,13 +95,37 @@ def _activation(mlp: MLP) -> tuple[Callable[[Tensor], Tensor], Backward] | None:
     config = mlp.config
     first, second = mlp.linear_fc1, mlp.linear_fc2
     ours = type(first) is ColumnLinear and type(second) is RowLinear
-    ours = ours and first.linear_adapter is None and second.linear_adapter is None  # type: ignore[union-attr]
     plain = config.activation_func_clamp_value is None and not config.glu_linear_offset
     if ours and config.gated_linear_unit and mlp.activation_func is F.silu and plain:
         return swiglu_forward, lambda gradient, joint: (*swiglu_backward(gradient, joint), None)
     if ours and not config.gated_linear_unit and mlp.activation_func is F.gelu:
         return gelu, gelu_backward
     return None
+
+
+def _adapted(
+    first: Any, second: Any, states: Tensor, activation: tuple[Callable[[Tensor], Tensor], Backward]
+) -> tuple[Tensor, Tensor | None]:
+    """Run an MLP operation by operation; its adapters' linears keep what their factors' gradients need."""
+    joint, bias = first(states)
+    joint = joint if bias is None else joint + bias
+    return second(_Activation.apply(joint, *activation))
+
+
+class _Activation(torch.autograd.Function):
+    """Keeps the first product alone."""
+
+    @staticmethod
+    def forward(ctx: Any, joint: Tensor, forward: Callable[[Tensor], Tensor], backward: Backward) -> Tensor:
+        ctx.save_for_backward(joint)
+        ctx.backward_of = backward
+        return forward(joint.flatten(0, -2)).unflatten(0, joint.shape[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (joint,) = ctx.saved_tensors
+        _, result, _ = ctx.backward_of(gradient.flatten(0, -2), joint.flatten(0, -2))
+        return result.view(joint.shape), None, None
 
 
 class _Mlp(torch.autograd.Function):

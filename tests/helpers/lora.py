@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,14 @@ from megatron_v2pe.workshop.full_state import gather_full, load_full
 
 def plan_of(case: parity.Case, targets: Sequence[str], division: str = "split", **settings: float) -> LowRankPlan:
     """Return LoRA of rank 3 on the targets of a case's model."""
-    linears = linears_of(InternVLConfig.from_hf(case.hf_config), "original", division)
+    return plan_of_config(case.hf_config, targets, division, **settings)
+
+
+def plan_of_config(
+    hf_config: dict[str, Any], targets: Sequence[str], division: str = "auto", **settings: float
+) -> LowRankPlan:
+    """Return LoRA on the targets of a model."""
+    linears = linears_of(InternVLConfig.from_hf(hf_config), "original", division)
     found = {name: tuple(row.piece for row in rows) for name, rows in chosen(linears, targets).items()}
     low_rank = LowRank(**{"rank": 3, "alpha": 6.0, **settings})  # type: ignore[arg-type]
     return LowRankPlan(found, dict.fromkeys(PARTS, low_rank), seed=7)

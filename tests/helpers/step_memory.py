@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from megatron_v2pe.models.lora import LowRankPlan
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
@@ -39,6 +40,7 @@ def run(
     supervised: int,
     micro_batches: int = 1,
     frozen: dict[str, bool] | None = None,
+    adapters: LowRankPlan | None = None,
 ) -> Measured:
     """Measure a step of packs of one document each, which begins with its images and ends with what is learned."""
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -47,7 +49,8 @@ def run(
     from megatron_v2pe.train.step import forward_backward
 
     policy, image_token = StridePolicy("default"), hf_config["llm_config"]["vocab_size"] - 1
-    with built(hf_config, layout, options, policy, image_token) as model:
+    adapt = None if adapters is None else adapters.apply
+    with built(hf_config, layout, options, policy, image_token, adapt) as model:
         freeze(model, **{"backbone": False, "llm": False, "projector": False, **(frozen or {})})
         groups = ProcessGroupCollection.use_mpu_process_groups()
         wrapped: Any = wrap(model, layout, groups, torch.device("cpu"))

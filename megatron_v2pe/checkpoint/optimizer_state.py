@@ -71,7 +71,7 @@ def state_to_load(
         return {}
     with _own_groups(optimizer):
         for inner in _distributed(optimizer):
-            if not inner.optimizer.state:
+            if not inner.optimizer.state and not _is_precision_aware(inner):
                 if isinstance(inner.optimizer, HybridDeviceOptimizer):
                     inner.optimizer.dummy_step()
                     continue
@@ -96,6 +96,8 @@ def load_state(optimizer: MegatronOptimizer, state: dict[str, Any]) -> None:
             own["fp32_from_fp16_params"] = [[next(masters) for _ in group] for group in member.fp32_from_float16_groups]
     distributed = _distributed(optimizer)
     for inner in distributed:
+        if _is_precision_aware(inner):
+            continue
         inner._set_main_param_and_optimizer_states = MethodType(_set_states_but_step, inner)  # type: ignore[method-assign]
     with _own_groups(optimizer):
         optimizer.load_state_dict(state)
@@ -158,6 +160,12 @@ def _members(optimizer: MegatronOptimizer) -> list[Any]:
 
 def _distributed(optimizer: MegatronOptimizer) -> list[DistributedOptimizer]:
     return [member for member in _members(optimizer) if isinstance(member, DistributedOptimizer)]
+
+
+def _is_precision_aware(inner: DistributedOptimizer) -> bool:
+    """Tell whether Transformer Engine's FusedAdam keeps the state, which Megatron-Core then makes and scales itself."""
+    asked = getattr(inner.config, "use_precision_aware_optimizer", False)
+    return asked and not isinstance(inner.optimizer, HybridDeviceOptimizer)
 
 
 def _nothing_learns(optimizer: MegatronOptimizer) -> bool:

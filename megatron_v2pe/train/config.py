@@ -323,16 +323,18 @@ class ExperimentConfig:
             )
 
     def _validate_offload(self) -> None:
-        if not self.optimizer.keeps_state_on_host:
+        precision_aware = self.optimizer.precision_aware_setting
+        if not self.optimizer.keeps_state_on_host and precision_aware is None:
             return
-        switch = f"optimizer.{self.optimizer.host_state_setting}"
+        switch = f"optimizer.{precision_aware or self.optimizer.host_state_setting}"
         if self.train.precision != "bf16" or not self.parallel.use_distributed_optimizer:
             raise ConfigError(
                 f"{switch} needs train.precision bf16 and parallel.use_distributed_optimizer, "
                 f"they are {self.train.precision} and {self.parallel.use_distributed_optimizer}"
             )
         if self.train.device == "cpu":
-            raise ConfigError(f"{switch} moves state off a GPU, but train.device is cpu")
+            does = "needs" if precision_aware else "moves state off"
+            raise ConfigError(f"{switch} {does} a GPU, but train.device is cpu")
 
     def _validate_padding(self) -> None:
         """Check that the longest document still fits a pack when it is padded for context parallelism."""

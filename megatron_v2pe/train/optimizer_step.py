@@ -9,8 +9,10 @@ Parts of the model may have rates and decays of their own (`optimizers/parts.py`
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, Protocol, cast
 
 import torch
@@ -24,6 +26,7 @@ from megatron.core.utils import get_attr_wrapped_model
 from torch import Tensor, nn
 
 from megatron_v2pe.checkpoint.weight_average import WeightAverage
+from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.train.new_rows import has_new_rows
 from megatron_v2pe.train.optimizers import parts
@@ -43,6 +46,10 @@ class GradientParts(Protocol):
         ...
 
 
+_FUSED_ADAM_NEEDS = frozenset(
+    ("master_weight_dtype", "exp_avg_dtype", "exp_avg_sq_dtype", "use_decoupled_grad", "store_param_remainders")
+)
+"""Arguments of Transformer Engine's FusedAdam with which Megatron-Core keeps state in other types than float32."""
 FUSED_ON = ("cuda",)
 """Devices on which an optimizer that can (`OptimizerSettings.runs_fused`) runs as one kernel."""
 
@@ -89,6 +96,32 @@ def build_optimizer(
     if settings.ema_decay is not None:
         WeightAverage(made, model, settings.ema_decay)
     return made
+
+
+def check_precision_aware(switch: str, on_cuda: bool) -> None:
+    """Check that state of fewer bytes can be kept, before anything is loaded.
+
+    Args:
+        switch: setting that asks for it, for the message.
+        on_cuda: the run is on a GPU.
+
+    Raises:
+        ConfigError: there is no GPU, or no FusedAdam of Transformer Engine that can; says what to install.
+    """
+    if not on_cuda:
+        raise ConfigError(f"{switch} needs a GPU, but this run is on the CPU")
+    try:
+        fused = import_module("transformer_engine.pytorch.optimizers").FusedAdam
+        arguments = set(inspect.signature(fused).parameters)
+    except ImportError:
+        arguments = set()
+    if missing := _FUSED_ADAM_NEEDS - arguments:
+        lacking = f"one without {', '.join(sorted(missing))} is" if arguments else "none is"
+        raise ConfigError(
+            f"{switch} needs FusedAdam of Transformer Engine 2.1 or newer, and {lacking} installed here: pip install "
+            "--no-build-isolation 'transformer_engine[pytorch]>=2.1' where CUDA's compiler is, or unset it; "
+            "optimizer.optimizer_cpu_offload saves more memory on the card without it"
+        )
 
 
 def _fuse(optimizer: MegatronOptimizer, settings: OptimizerSettings) -> None:

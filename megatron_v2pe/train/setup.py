@@ -55,6 +55,7 @@ from megatron_v2pe.train.health.monitor import HealthMonitor
 from megatron_v2pe.train.memory import MemoryBudget, packs_per_step, plan_of_stage, shortage_foreseen
 from megatron_v2pe.train.new_rows import learn_new_rows
 from megatron_v2pe.train.new_tokens import growth_of_run, pieces_in_words, with_growth
+from megatron_v2pe.train.optimizer_step import check_precision_aware
 from megatron_v2pe.train.optimizers.parts import shown_rates
 from megatron_v2pe.train.part_rates import PartRates
 from megatron_v2pe.train.preflight.checkpoint import (
@@ -158,6 +159,8 @@ def choose_device(config: ExperimentConfig, local_rank: int) -> Device:
     elif config.optimizer.keeps_state_on_host:
         switch = config.optimizer.host_state_setting
         raise ConfigError(f"optimizer.{switch} moves state off a GPU, but this run is on the CPU")
+    if (switch := config.optimizer.precision_aware_setting) is not None:
+        check_precision_aware(f"optimizer.{switch}", device.kind == "cuda")
     check_backend(config.parallel.attention_backend, device.torch_device)
     return device
 

@@ -38,6 +38,7 @@ SETTINGS: dict[str, Row] = {
         "parallel.sequence_parallel parallel.use_distributed_optimizer parallel.overlap_grad_reduce "
         "parallel.overlap_param_gather optimizer.weight_decay_on_all train.recompute_attention train.recompute_vision "
         "logging.jsonl logging.tensorboard logging.wandb checkpoint.verify optimizer.optimizer_cpu_offload "
+        "optimizer.use_precision_aware_optimizer "
         "validation.at_start validation.greater_is_better validation.allow_overlap validation.only",
         "evaluation.at_end",
     ),
@@ -93,6 +94,9 @@ SETTINGS: dict[str, Row] = {
     **_rows("number", "logging.peak_tflops", 1e-3, 10**6, True),
     **_rows("number", "optimizer.adam_beta1 optimizer.adam_beta2", 0, 0.9999999999),
     **_rows("number", "optimizer.lr", 1e-30, 10),
+    **_choice("optimizer.main_params_dtype", "fp32 fp16"),
+    **_choice("optimizer.exp_avg_dtype", "fp32 bf16 fp16 fp8"),
+    **_choice("optimizer.exp_avg_sq_dtype", "fp32 bf16 fp16 fp8"),
     **_rows("whole", "optimizer.warmup_steps", 0, 10**9, True),
     **_rows("number", "optimizer.ema_decay", 0, 1, True),
     **_rows("whole", "optimizer.wsd_decay_steps", 1, 10**9, True),

@@ -153,6 +153,11 @@ class OptimizerSettings(config_tree.Variant):
         return False
 
     @property
+    def precision_aware_setting(self) -> str | None:
+        """Name of the switch that has Transformer Engine's FusedAdam keep state in few bytes, None where it is off."""
+        return None
+
+    @property
     def keeps_state_on_host(self) -> bool:
         """Whether master weights and moments lie in host memory, not on the card."""
         return self.host_state_setting is not None and getattr(self, self.host_state_setting)

@@ -149,7 +149,7 @@ def test_adapters_are_asked_with_the_weights_they_change(tiny, alone, pools, tmp
 
 def test_strides_and_a_bound_of_time(tiny, alone, pools, tmp_path):
     changes: dict[str, Any] = {"train__train_steps": 1, "evaluation__samples": 1, "evaluation__benchmarks": PICTURES}
-    line = words(tiny, tmp_path / "run", **(changes | {"evaluation__strides": "1/2,64"}))
+    line = words(tiny, tmp_path / "run", **changes, evaluation__strides="1/2,64")
     (row,) = pools[1].run(runs.train, words=line)[0].rows
     both = [
         runs.answers(tmp_path / "run/evaluation/iter_0000001" / f"stride_{one}" / PICTURES) for one in ("1-2", "64")
@@ -158,7 +158,7 @@ def test_strides_and_a_bound_of_time(tiny, alone, pools, tmp_path):
         "evaluation/failed"
     ] == 0
     assert len(both[0]) == 1 and [*both[0]] == [*both[1]]
-    line = words(tiny, tmp_path / "short", **(changes | {"evaluation__minutes": 1e-4}))
+    line = words(tiny, tmp_path / "short", **changes, evaluation__minutes=1e-4)
     seen = pools[1].run(runs.train, words=line)[0]
     assert seen.rows[0]["evaluation/failed"] == 1 and f"evaluation/{PICTURES}" not in seen.rows[0]
     assert "1 questions were not asked, for evaluation.minutes was over" in seen.warnings[0]

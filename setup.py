@@ -67,6 +67,7 @@ EXTRAS = {
     "gpu": ["transformer-engine[pytorch]>=2.0,<3", "flash-attn>=2.7,<3"],
     "video": ["av>=14,<19"],
     "wandb": ["wandb>=0.18,<1"],
+    "mlflow": ["mlflow-skinny>=2.16,<4"],
     "test": [
         *EVAL_REQUIREMENTS,
         *METEOR_REQUIREMENTS,

@@ -233,6 +233,12 @@ class LoggingConfig:
     """Further writers of metrics by name, such as plug-ins add."""
     wandb_project: str = "megatron-v2pe"
     """Project the Weights & Biases run belongs to."""
+    mlflow: bool = False
+    """Send metrics to MLflow as well (the `mlflow` extra must be installed)."""
+    mlflow_tracking_uri: str | None = None
+    """Server or store that MLflow writes to; unset: $MLFLOW_TRACKING_URI, or MLflow's own default."""
+    mlflow_experiment: str = "megatron-v2pe"
+    """Experiment the MLflow run belongs to."""
     peak_tflops: Annotated[float, Range(1e-3, 1e6)] | None = None
     """Dense peak of a device in the run's precision, 10^12 operations a second, for the share of it that a run reaches
     (MFU); unset: that of the card by its name, none on the CPU."""

@@ -85,9 +85,8 @@ def _train(run: TrainingRun) -> int:
     watchdog.progress("opening the data")
     feed = setup.open_feed(run, loaded.loader_state)
     last = min(train.train_steps, train.exit_step or train.train_steps)
-    metrics = raise_on_all_ranks(
-        lambda: MetricsLog(run.config.logging, run.logs, run.world.rank, loaded.iteration, last, run.where)
-    )
+    place = run.config.logging, run.logs, run.world.rank, loaded.iteration, last, run.where
+    metrics = raise_on_all_ranks(lambda: MetricsLog(*place, settings=to_dict(run.config)))
     setup.introduce(run, feed, Start(run.start, loaded.resumed, loaded.iteration, run.logs))
     health = HealthMonitor(run.config.health, settings.clip_grad, run.logs, loaded.iteration)
     after = setup.after_steps(run, loaded, feed, health)

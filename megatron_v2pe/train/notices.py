@@ -40,6 +40,12 @@ _RULES: tuple[_Rule, ...] = (
     ),
     (("logging.wandb_project",), lambda config: not config.logging.wandb, "logging.wandb is not set"),
     (
+        ("logging.mlflow_tracking_uri", "logging.mlflow_experiment"),
+        lambda config: not config.logging.mlflow,
+        "logging.mlflow is not set",
+    ),
+    (("logging.page_interval",), lambda config: not config.logging.page, "logging.page is not set"),
+    (
         ("train.exit_step",),
         lambda config: config.train.epochs is None and (config.train.exit_step or 0) >= config.train.train_steps,
         "the run ends there anyway",

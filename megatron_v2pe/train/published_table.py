@@ -132,14 +132,15 @@ def _resume(value: str) -> Settings:
 
 
 def _report_to(value: str) -> Settings:
-    every = {"tensorboard", "wandb"} if find_spec("wandb") else {"tensorboard"}
+    servers = ("wandb", "mlflow")
+    every = {"tensorboard", *(name for name in servers if find_spec(name))}
     names = every if value == "all" else set(value.replace(",", " ").split()) - {"none"}
-    unknown = names - {"tensorboard", "wandb"}
+    unknown = names - {"tensorboard", *servers}
     if unknown:
         raise ConfigError(
-            f"--report_to {shown_value(' '.join(sorted(unknown)))} is refused: known here are tensorboard, wandb"
+            f"--report_to {shown_value(' '.join(sorted(unknown)))} is refused: known are tensorboard, wandb, mlflow"
         )
-    return {"logging.tensorboard": "tensorboard" in names, "logging.wandb": "wandb" in names}
+    return {f"logging.{name}": name in names for name in ("tensorboard", *servers)}
 
 
 def _nothing(value: str) -> Settings:
@@ -350,9 +351,9 @@ ROWS: tuple[PublishedFlag, ...] = (
     _trainer.mapped(
         "report_to",
         "all",
-        "logging.tensorboard, logging.wandb",
+        "logging.tensorboard, logging.wandb, logging.mlflow",
         _report_to,
-        "`tensorboard`, `wandb`, `none`, `all` that is installed",
+        "`tensorboard`, `wandb`, `mlflow`, `none`, `all` that is installed",
     ),
     _trainer.mapped(
         "resume_from_checkpoint", "-", "checkpoint.load", _resume, "`True`: the newest in the run's folder, as always"

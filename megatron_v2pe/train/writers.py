@@ -1,7 +1,8 @@
-"""Where the steps of a run are logged: the console, `metrics.jsonl`, TensorBoard, Weights & Biases, and what is added.
+"""Where the steps of a run are logged: the console, `metrics.jsonl`, TensorBoard, servers, and what is added.
 
-Each is a `MetricsWriter` that registers itself by name. `logging.jsonl`, `logging.tensorboard` and `logging.wandb`
-switch ours on; others, from the `writer.py` of a plug-in (`base/plugins`), are named by `logging.writers`:
+Each is a `MetricsWriter` with a name. `logging.jsonl`, `.tensorboard`, `.wandb` and `.mlflow` switch ours on (those of
+servers stand in `tracking.py`); others, from the `writer.py` of a plug-in (`base/plugins`), are named by
+`logging.writers`:
 
     @WRITERS.register("csv")
     class CsvWriter(MetricsWriter):
@@ -13,75 +14,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from megatron_v2pe.base.logging import FILE_ONLY, get_logger
 from megatron_v2pe.base.plugins import Registry
 from megatron_v2pe.base.progress import Progress, duration, on_terminal, progress_bar
-from megatron_v2pe.errors import ConfigError, how_to_install
+from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.train.config import LoggingConfig
 from megatron_v2pe.train.metrics import PART_RATES, LoggedStep, Rates, StepMetrics
 from megatron_v2pe.train.metrics_file import ADDED, METRICS, MetricsFile
+from megatron_v2pe.train.metrics_writer import MetricsWriter, WriterContext
+from megatron_v2pe.train.page.record_file import PAGE
+from megatron_v2pe.train.tracking import MlflowWriter, WandbWriter
 
 _log = get_logger(__name__)
 _NOTABLE_WAIT = 0.05
 """Share of a step spent in waiting for data that the console shows."""
 
 
-@dataclass(frozen=True)
-class WriterContext:
-    """What a writer is opened with."""
-
-    config: LoggingConfig
-    folder: Path | None
-    """Folder of the run's logs, which exists; None where nothing is kept."""
-    start: int
-    """Steps already done."""
-    last: int
-    """Step at which this process ends, if nothing stops it before."""
-
-
-class MetricsWriter:
-    """Takes the steps of a run, on rank 0 alone; made with a `WriterContext` when the run begins."""
-
-    @classmethod
-    def check(cls) -> None:
-        """Look, before a run starts, for what this writer needs, such as a package.
-
-        Raises:
-            ConfigError: it is missing; says how to get it, and how to do without.
-        """
-
-    def __init__(self, place: WriterContext) -> None:
-        """Open what is written to."""
-
-    def advance(self, iteration: int) -> None:
-        """Take note that a step is done, whether it is logged or not."""
-
-    def write(self, step: LoggedStep) -> None:
-        """Write a logged step.
-
-        Raises:
-            OSError: it cannot be written; the run goes on and says so once.
-        """
-        raise NotImplementedError
-
-    def write_values(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Write what was done after a step that an earlier process has written; by default nothing.
-
-        Raises:
-            OSError: it cannot be written, as in `write`.
-        """
-
-    def close(self) -> None:
-        """Flush and close what is written to."""
-
-
 WRITERS: Registry[type[MetricsWriter]] = Registry("log writer", "megatron_v2pe.train.writers", "writer")
 """Writers by name."""
+WRITERS.add("wandb", WandbWriter)
+WRITERS.add("mlflow", MlflowWriter)
 
 
 @WRITERS.register("console")
@@ -179,43 +134,6 @@ class TensorBoardWriter(MetricsWriter):
         self._board.close()
 
 
-@WRITERS.register("wandb")
-class WandbWriter(MetricsWriter):
-    """A run of Weights & Biases."""
-
-    @classmethod
-    def check(cls) -> None:
-        """Look for the package.
-
-        Raises:
-            ConfigError: it is not installed.
-        """
-        if find_spec("wandb") is None:
-            raise ConfigError(
-                f"logging.wandb is set, but the package wandb is not installed: {how_to_install('wandb')}; "
-                "--logging.no-wandb does without"
-            )
-
-    def __init__(self, place: WriterContext) -> None:
-        """Begin the run."""
-        self.check()
-        import wandb  # pyright: ignore[reportMissingImports]
-
-        self._run = wandb.init(project=place.config.wandb_project)
-
-    def write(self, step: LoggedStep) -> None:
-        """Send the row."""
-        self._run.log(step.row, step=step.iteration)
-
-    def write_values(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Send them as those of the step."""
-        self._run.log(dict(values), step=iteration)
-
-    def close(self) -> None:
-        """End the run, once all is sent."""
-        self._run.finish()
-
-
 def chosen_writers(config: LoggingConfig, keeps_files: bool) -> list[type[MetricsWriter]]:
     """Return the writers of a run, the console first.
 
@@ -231,6 +149,7 @@ def chosen_writers(config: LoggingConfig, keeps_files: bool) -> list[type[Metric
         "jsonl": config.jsonl and keeps_files,
         "tensorboard": config.tensorboard and keeps_files,
         "wandb": config.wandb,
+        "mlflow": config.mlflow,
     }
     names = [*(name for name, is_on in switches.items() if is_on), *config.writers]
     return [WRITERS.get(name) for name in dict.fromkeys(names)]
@@ -257,6 +176,7 @@ class MetricsLog:
         start: int,
         total: int,
         device: str = "",
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Open the writers.
 
@@ -267,19 +187,30 @@ class MetricsLog:
             start: steps already done; the first row says so.
             total: the step at which this process ends, if nothing stops it before.
             device: what the run runs on, in words; the first row says so.
+            settings: all settings of the run, for writers that keep them.
+
+        Raises:
+            V2PEError: a writer cannot be opened, and says what can be done.
         """
         self._is_silent, self._interval, self._total = rank != 0, config.log_interval, total
         self._device = device
-        self._has_warmed_up = self._has_complained = False
+        self._has_warmed_up = False
+        self._complained: set[str] = set()
+        self._page = None if folder is None else folder / PAGE
         self._recent, self._whole = Rates(), Rates()
         self._writers: list[MetricsWriter] = []
         if self._is_silent:
             return
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        place = WriterContext(config, folder, start, total)
+        place = WriterContext(config, folder, start, total, settings or {})
         for writer in chosen_writers(config, keeps_files=folder is not None):
-            self._writers.append(writer(place))
+            try:
+                self._writers.append(writer(place))
+            except V2PEError:
+                raise
+            except Exception as error:
+                _log.error("%s cannot be opened, training goes on without it: %s", writer.__name__, _in_words(error))
 
     def write(self, metrics: StepMetrics, values: Mapping[str, float] | None = None) -> None:
         """Take a step, and log it where its turn has come, or where there are values of work done after it."""
@@ -289,8 +220,7 @@ class MetricsLog:
         if not warm_up:
             self._recent.add(metrics)
             self._whole.add(metrics)
-        for writer in self._writers:
-            writer.advance(metrics.iteration)
+        self._each("the progress", lambda writer: writer.advance(metrics.iteration))
         if not values and metrics.iteration % self._interval and metrics.iteration != self._total:
             return
         device = {"device": self._device} if self._device else {}
@@ -298,21 +228,24 @@ class MetricsLog:
         measured = {name: row[name] for name in metrics.values if row[name] is not None}
         step = LoggedStep(row, self._recent, self._whole, self._total, values or {}, measured)
         self._recent = Rates()
-        self._each(step.iteration, lambda writer: writer.write(step))
+        self._each(f"step {step.iteration}", lambda writer: writer.write(step))
         self._device = ""
 
     def add(self, iteration: int, values: Mapping[str, float]) -> None:
         """Log what was done after a step whose row an earlier process has written."""
-        self._each(iteration, lambda writer: writer.write_values(iteration, values))
+        self._each(f"step {iteration}", lambda writer: writer.write_values(iteration, values))
 
-    def _each(self, iteration: int, write: Callable[[MetricsWriter], None]) -> None:
-        try:
-            for writer in self._writers:
+    def _each(self, what: str, write: Callable[[MetricsWriter], None]) -> None:
+        """Have every writer do something; what goes wrong is told once a writer, and neither run nor others end."""
+        for writer in self._writers:
+            try:
                 write(writer)
-        except OSError as error:  # a full disk does not end a run; its checkpoints do not depend on this
-            if not self._has_complained:
-                _log.error("metrics of step %d are not written, training goes on: %s", iteration, error)
-            self._has_complained = True
+            except Exception as error:  # a full disk, a server that is gone: checkpoints do not depend on this
+                name = type(writer).__name__
+                if name not in self._complained:
+                    words = _in_words(error)
+                    _log.error("%s: %s is not written, training goes on: %s", name, what, words)
+                self._complained.add(name)
 
     def rates(self) -> str:
         """Return the averages of all steps but the first of this process, in words; "" where there are none."""
@@ -320,9 +253,16 @@ class MetricsLog:
         return f"{self._whole.words()} over {steps} step{'s' * (steps > 1)}" if steps else ""
 
     def close(self) -> None:
-        """Flush and close every writer."""
-        for writer in self._writers:
-            writer.close()
+        """Give the run's page to every writer, and flush and close it."""
+        page = self._page
+        if page is not None and page.is_file():
+            self._each("the run's page", lambda writer: writer.add_page(page))
+        self._each("the end", lambda writer: writer.close())
+        self._writers = []
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, OSError | V2PEError) else f"{type(error).__name__}: {error}"
 
 
 def _shown(name: str, value: float | None, digits: int) -> str:

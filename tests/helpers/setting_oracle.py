@@ -37,8 +37,8 @@ SETTINGS: dict[str, Row] = {
         "data.dynamic_max_patch data.use_thumbnail data.use_data_resampling data.balance_attention "
         "parallel.sequence_parallel parallel.use_distributed_optimizer parallel.overlap_grad_reduce "
         "parallel.overlap_param_gather optimizer.weight_decay_on_all train.recompute_attention train.recompute_vision "
-        "logging.jsonl logging.tensorboard logging.wandb checkpoint.verify optimizer.optimizer_cpu_offload "
-        "optimizer.use_precision_aware_optimizer "
+        "logging.jsonl logging.tensorboard logging.wandb logging.mlflow logging.page "
+        "checkpoint.verify optimizer.optimizer_cpu_offload optimizer.use_precision_aware_optimizer "
         "validation.at_start validation.greater_is_better validation.allow_overlap validation.only",
         "evaluation.at_end",
     ),
@@ -69,7 +69,7 @@ SETTINGS: dict[str, Row] = {
     **_rows("whole", "model.vision_select_layer", -1001, 1001, True),
     **_rows("whole", "model.unfreeze_vit_layers", -1001, 1001),
     **_rows("whole", "train.train_steps logging.log_interval", 1, 10**9),
-    **_rows("whole", "train.exit_step checkpoint.save_interval", 1, 10**9, True),
+    **_rows("whole", "train.exit_step checkpoint.save_interval logging.page_interval", 1, 10**9, True),
     **_rows("whole", "train.gradient_accumulation_steps checkpoint.keep_latest", 1, 10**6, True),
     **_rows("whole", "train.global_batch_size", 1, 10**8, True),
     **_rows("whole", "train.seed validation.seed evaluation.seed", 0, 2**63 - 1),
@@ -114,6 +114,8 @@ SETTINGS: dict[str, Row] = {
     **_rows("number", "model.down_sample_ratio", 1 / 64, 1, True),
     **_rows("number", "model.drop_path_rate", 0, 0.99, True),
     **_rows("text", "model.model_name_or_path data.meta_path data.indexed_path logging.wandb_project evaluation.root"),
+    **_rows("text", "logging.mlflow_experiment"),
+    **_rows("text", "logging.mlflow_tracking_uri", optional=True),
     **_rows(
         "text",
         "data.template model.converted_dir model.tokenizer_path checkpoint.save checkpoint.load logging.dir",

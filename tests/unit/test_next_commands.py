@@ -46,7 +46,7 @@ REFUSALS = {
 def test_what_to_type_next_is_said(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("megatron_v2pe.train.writers.find_spec", lambda name: None)
+    monkeypatch.setattr("megatron_v2pe.train.tracking.find_spec", lambda name: None)
     work, said = REFUSALS[kind]
     with pytest.raises(V2PEError) as refused:
         work()

@@ -26,9 +26,9 @@ from megatron_v2pe.base.pages.raster import draw_png
 from megatron_v2pe.base.whole_files import write_text
 from megatron_v2pe.train.page import curves, data_sections
 from megatron_v2pe.train.page.judgement import ends_of, judge
+from megatron_v2pe.train.page.record_file import PAGE, PICTURE
 from megatron_v2pe.train.page.run_files import RunFiles, open_run
 
-PAGE, PICTURE = "run.html", "run.png"
 _PANELS = 9
 _LONGEST_VALUE = 300
 

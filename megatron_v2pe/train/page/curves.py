@@ -74,8 +74,11 @@ def gradient_charts(run: RunFiles) -> list[Chart]:
             kind, _, part = name.removeprefix("health/").partition("/")
             groups.setdefault(kind, {})[part or kind] = run.points(name)
     for kind, parts in groups.items():
-        title = kind.replace("_", " ").capitalize() + (" by part" if len(parts) > 1 else "")
-        charts.append(Chart(title, several(parts), log=is_wide(parts.values())))
+        title = kind.replace("_", " ").capitalize() + (" by part, smoothed" if len(parts) > 1 else "")
+        is_share = kind.endswith("_share")
+        log = is_wide(parts.values()) and not is_share
+        soft = {name: smoothed(points) for name, points in parts.items()}
+        charts.append(Chart(title, several(parts if is_share else soft), log=log, from_zero=is_share))
     return _drawn(charts)
 
 

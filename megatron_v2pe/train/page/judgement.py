@@ -51,8 +51,11 @@ def judge(run: RunFiles) -> Banner:
         headline = f"Not healthy: {_lower(found.bad[0])}"
         return Banner("bad", headline, (*found.bad[1:], *found.careful, *found.good))
     if found.careful:
-        return Banner("careful", f"Look at this run: {fall if end < begin else 'see below'}.", _all(found))
-    return Banner("good", f"Healthy: {fall}.", _all(found))
+        told = [f"{fall[:1].upper()}{fall[1:]}."] if end < begin else []
+        return Banner(
+            "careful", f"Look at this run: {_lower(found.careful[0])}", (*found.careful[1:], *told, *found.good)
+        )
+    return Banner("good", f"Healthy: {fall}.", tuple(found.good))
 
 
 def ends_of(values: Sequence[float]) -> tuple[float, float]:
@@ -122,10 +125,6 @@ def _data(run: RunFiles, found: _Findings) -> None:
         steps = ", ".join(f"{step:,}" for step in run.resumptions[:8])
         found.good.append(f"It was interrupted and went on after step {steps}.")
     found.careful.extend(run.problems)
-
-
-def _all(found: _Findings) -> tuple[str, ...]:
-    return (*found.careful, *found.good)
 
 
 def _lower(sentence: str) -> str:

@@ -12,6 +12,7 @@ from megatron_v2pe.foreign.schema import typed
 from megatron_v2pe.foreign.text import read_json_object
 
 RECORD = "run_record.json"
+PAGE, PICTURE = "run.html", "run.png"
 PACKS = "packs"
 """Folder of the pictures of packs, beside the record."""
 _FORM = 1

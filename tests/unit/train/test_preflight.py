@@ -131,7 +131,7 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_what_training_would_refuse_is_refused(name, folder, dry_run, monkeypatch):
     damage, words, message = WRONG[name]
-    monkeypatch.setattr("megatron_v2pe.train.writers.find_spec", lambda name: None)
+    monkeypatch.setattr("megatron_v2pe.train.tracking.find_spec", lambda name: None)
     if damage is not None:
         damage(folder)
     status, comments, error = dry_run(*words)

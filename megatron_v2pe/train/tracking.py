@@ -128,13 +128,15 @@ class MlflowWriter(MetricsWriter):
 
     def close(self) -> None:
         """Wait for what is still to be sent, and end the run."""
-        self._sender.close()
-        self._client.set_terminated(self._id)
+        try:
+            self._sender.close()
+        finally:
+            self._client.set_terminated(self._id)
 
     def _send(self, iteration: int, row: Mapping[str, Any]) -> None:
         now = int(time.time() * 1000)
         metrics = [
-            self._metric(_allowed(name), float(value), now, iteration)
+            self._metric(_mlflow_name(name), float(value), now, iteration)
             for name, value in row.items()
             if isinstance(value, int | float) and math.isfinite(value)
         ]
@@ -195,6 +197,15 @@ def _known(folder: Path | None, name: str) -> str | None:
 def _remember(folder: Path | None, name: str, value: str) -> None:
     if folder is not None:
         write_text(folder / name, value + "\n")
+
+
+def _mlflow_name(name: str) -> str:
+    """Return the name of a value in MLflow: `loss` -> `train/loss`, `validation/loss/a` -> `validation/loss.a`.
+
+    Its store of files makes a folder of what stands before a slash, which must not be a value itself.
+    """
+    before, _, rest = name.partition("/")
+    return _allowed(f"{before}/{rest.replace('/', '.')}" if rest else f"train/{name}")
 
 
 def _allowed(name: str) -> str:

@@ -236,7 +236,7 @@ class MetricsLog:
         self._each(f"step {iteration}", lambda writer: writer.write_values(iteration, values))
 
     def _each(self, what: str, write: Callable[[MetricsWriter], None]) -> None:
-        """Have every writer do something; what goes wrong is told once a writer, and neither run nor others end."""
+        """Have every writer do something; an error is logged once for each writer, and ends neither run nor others."""
         for writer in self._writers:
             try:
                 write(writer)

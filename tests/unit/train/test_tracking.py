@@ -122,7 +122,7 @@ def test_mlflow_has_settings_rows_and_page_and_goes_on(tmp_path, mlflow):
     batches = [named for name, _, named in mlflow[1:] if name == "log_batch"]
     assert ("train.precision", "fp32") in batches[0]["params"]
     rows = [{metric[0]: (metric[1], metric[3]) for metric in batch["metrics"]} for batch in batches[1:]]
-    assert [row["loss"] for row in rows] == [(2.0, 1), (1.0, 2)]
+    assert [row["train/loss"] for row in rows] == [(2.0, 1), (1.0, 2)]
     assert rows[1]["loss/a set_ one"] == (2.0, 2) and rows[1]["validation/loss"] == (0.5, 2)
     assert [name for name, *_ in mlflow[-2:]] == ["log_artifact", "set_terminated"]
     mlflow.clear()
@@ -192,4 +192,4 @@ def test_what_a_server_refuses_is_told_and_the_rest_is_sent(tmp_path, mlflow, mo
     train(tmp_path, last=4, mlflow=True)
     told = [record.getMessage() for record in caplog.records if "training goes on" in record.getMessage()]
     assert len(told) == 1 and "MlflowWriter" in told[0] and "503" in told[0]
-    assert mlflow[-1][0] == "set_terminated" or "the end" in told[0]
+    assert mlflow[-1][0] == "set_terminated"

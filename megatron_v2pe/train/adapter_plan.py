@@ -51,11 +51,12 @@ def _check_rank(settings: AdapterSettings, linear: str, row: PieceRow) -> None:
 def learning_of(settings: ModelConfig, plan: LowRankPlan | None) -> Learning:
     """Return which parts of the model learn as a whole, and which through adapters."""
     parts = () if plan is None else plan.parts
+    llm = not settings.freeze_llm and "language_model" not in parts
     return Learning(
         backbone=not settings.freeze_backbone and "vision_model" not in parts,
-        llm=not settings.freeze_llm and "language_model" not in parts,
+        llm=llm,
         projector=not settings.freeze_mlp and "vision_projection" not in parts,
         unfreeze_vit_layers=settings.unfreeze_vit_layers,
-        tables=settings.train_new_tokens,
+        tables=settings.train_new_tokens and not llm,
         adapters=plan,
     )

@@ -59,7 +59,8 @@ class ModelConfig:
     """File of tokens to add to the tokenizer, one on each line, or a JSON list (`NAME.json`); embedding and head get a
     row for each, the mean of the rows of the pieces that it replaces. Checkpoints know them from then on."""
     train_new_tokens: bool = False
-    """With `add_tokens` and a language model that is frozen: the rows of the new tokens learn, the others do not."""
+    """With a language model that is frozen, or has adapters: the rows of the tokens that this run adds, or else of
+    those that were added to its checkpoint before, learn; the others do not."""
     freeze_llm: bool = False
     """Keep the language model as it is."""
     freeze_backbone: bool = False
@@ -90,9 +91,7 @@ class ModelConfig:
         frozen = self.freeze_llm and self.freeze_backbone and self.freeze_mlp and not self.unfreeze_vit_layers
         if frozen and not self.train_new_tokens and not adapters:
             raise ConfigError("model.freeze_llm, freeze_backbone and freeze_mlp are all set: nothing would learn")
-        if self.train_new_tokens and self.add_tokens is None:
-            raise ConfigError("model.train_new_tokens is set without model.add_tokens: no token is new in this run")
-        if self.train_new_tokens and not self.freeze_llm:
+        if self.train_new_tokens and not self.freeze_llm and not adapters:
             raise ConfigError(
                 "model.train_new_tokens is set without model.freeze_llm: all rows learn with the language model; leave "
                 "it out"
@@ -316,8 +315,8 @@ class ExperimentConfig:
             return
         if self.model.add_tokens is not None:
             raise ConfigError(
-                "adapter.kind lora with model.add_tokens: their base would lack the new rows; add the tokens in a "
-                "run of their own, and train adapters on what it saves"
+                "adapter.kind lora with model.add_tokens: their base would lack the new rows; write a base that has "
+                "them (tools/add_tokens.py), or add them in a run of their own, and train adapters on that"
             )
         if self.model.spec == "te":
             raise ConfigError("adapter.kind lora works on layers of model.spec local, which is te")

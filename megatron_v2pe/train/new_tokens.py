@@ -46,6 +46,32 @@ def with_growth(growth: Growth | None, model: InternVLConfig, tokenizer: Tokeniz
     return growth.model(model), tokenizer.with_tokens(growth.added)
 
 
+def rows_to_learn(start: Path, growth: Growth | None) -> tuple[int, int]:
+    """Return the first of the rows that `model.train_new_tokens` trains, and the one behind the last.
+
+    Args:
+        start: `hf/` of the checkpoint the run starts from, or that HF folder.
+        growth: of the run; None: the tokens that were added to the checkpoint before count.
+
+    Raises:
+        ConfigError: no token was added, or ids of other tokens lie between those that were.
+        CheckpointError: the record of new tokens is damaged.
+    """
+    tokens = growth.tokens if growth is not None else read_new_tokens(start, CheckpointError)
+    if not tokens:
+        raise ConfigError(
+            f"model.train_new_tokens: no token was added to {printable(start)}, and model.add_tokens names none; name "
+            "a file, or start from a checkpoint that was given tokens (tools/inspect_checkpoint.py shows them)"
+        )
+    first, last = tokens[0].id, tokens[-1].id
+    if last - first + 1 != len(tokens):
+        raise ConfigError(
+            f"model.train_new_tokens: {len(tokens)} tokens were added to {printable(start)}, with ids {first} to "
+            f"{last}: others lie between, which are not to learn; add the tokens of this run alone (model.add_tokens)"
+        )
+    return first, last + 1
+
+
 def check_goes_on(start: Path, growth: Growth | None, resumed: Path, add_tokens: str | None) -> None:
     """Check that a run goes on with the tokens that it has had.
 

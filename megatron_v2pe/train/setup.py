@@ -54,7 +54,7 @@ from megatron_v2pe.train.health.checks import checks_between_steps
 from megatron_v2pe.train.health.monitor import HealthMonitor
 from megatron_v2pe.train.memory import MemoryBudget, packs_per_step, plan_of_stage, shortage_foreseen
 from megatron_v2pe.train.new_rows import learn_new_rows
-from megatron_v2pe.train.new_tokens import growth_of_run, pieces_in_words, with_growth
+from megatron_v2pe.train.new_tokens import growth_of_run, pieces_in_words, rows_to_learn, with_growth
 from megatron_v2pe.train.optimizer_step import check_precision_aware
 from megatron_v2pe.train.optimizers.parts import shown_rates
 from megatron_v2pe.train.part_rates import PartRates
@@ -231,7 +231,8 @@ def build_stage(run: TrainingRun) -> InternVLModel:
     """Build this rank's stage of the model, weights not set, the parts frozen that are not to learn.
 
     Raises:
-        ConfigError: parameters and optimizer alone are more than the card has.
+        ConfigError: parameters and optimizer alone are more than the card has, or no token is new whose rows are to
+            learn.
     """
     plan = plan_of_stage(run.budget, run.groups.pp.rank())
     for stage in range(run.budget.stages):
@@ -249,8 +250,8 @@ def build_stage(run: TrainingRun) -> InternVLModel:
         projector=not learning.projector,
         unfreeze_vit_layers=learning.unfreeze_vit_layers,
     )
-    if run.config.model.train_new_tokens and run.growth is not None:
-        learn_new_rows(model, run.growth.tokens[0].id, run.growth.tokens[-1].id + 1)
+    if learning.tables:
+        learn_new_rows(model, *raise_on_all_ranks(lambda: rows_to_learn(hf_folder(run.start), run.growth)))
     return model
 
 

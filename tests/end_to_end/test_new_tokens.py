@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from helpers.native_models import LLMS, small_config
 from helpers.tool_runs import ROOT
@@ -16,6 +18,8 @@ from megatron_v2pe.checkpoint.folder import newest
 from megatron_v2pe.checkpoint.growth import TABLES
 from megatron_v2pe.checkpoint.hf.api import mcore_to_hf
 from megatron_v2pe.checkpoint.hf.facts import facts_of, in_words
+from megatron_v2pe.checkpoint.hf.repack import hf_to_hf
+from megatron_v2pe.checkpoint.low_rank.merge import export_adapter
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.grown_tokenizer import read_new_tokens
@@ -24,7 +28,9 @@ from megatron_v2pe.generate.native_files import side_files
 from megatron_v2pe.generate.pretrained import ChatQuestion, open_pretrained
 from megatron_v2pe.generate.prompt import checkpoint_tiling
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train.config import ExperimentConfig
+from megatron_v2pe.train.data_tools import add_model_arguments, read_settings, tokenizer_and_facts
 from megatron_v2pe.train.main import run
 from megatron_v2pe.train.preflight.run import inspect_run
 from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
@@ -168,6 +174,15 @@ def test_exports_are_asked_by_transformers(whole, tmp_path):
     assert "<loc_1>" in json.loads((again / "added_tokens.json").read_text())
 
 
+def test_an_indexed_data_set_is_built_with_the_tokens(base, whole):
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser)
+    words = ["--model.model-name-or-path", str(base / "hf"), "--model.add-tokens", str(base / "tokens.txt")]
+    words += ["--data.meta-path", str(base / "data" / "meta.json")]
+    tokenizer, _, _ = tokenizer_and_facts(parser.parse_args([]), read_settings(words, RECIPES))
+    assert tokenizer.fingerprint == Tokenizer.from_folder(whole / "hf").fingerprint
+
+
 def test_a_further_run_knows_the_tokens_and_adds_more(base, whole, tmp_path):
     start = str(whole)
     plain = trained(settings(base, tmp_path / "plain", model_name_or_path=start, add_tokens=None), train_steps=1)
@@ -233,3 +248,42 @@ def load_tool(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_rows_of_new_tokens_learn_beside_adapters(base, tmp_path):
+    """The base has the tokens; checkpoints hold adapters and tables, and so do a merged export and PEFT's form."""
+    native, grown = tmp_path / "native", tmp_path / "grown"
+    hf_to_hf(base / "hf", native, layout="native", dtype="fp32", side_files=side_files)
+    assert load_tool("add_tokens").main([str(native), str(base / "tokens.txt"), str(grown)]) == 0
+    settled = settings(base, tmp_path / "run", model_name_or_path=str(grown), add_tokens=None, train_new_tokens=True)
+    frozen = {"model": {"freeze_mlp": True, "freeze_backbone": True}, "optimizer": {"weight_decay": 0.5}}
+    config = settled.updated({"adapter": {"kind": "lora", "rank": 2}, **frozen}, "test")
+    trained(config, exit_step=2)
+    last = trained(config)
+    held = {name for name in tensors(last) if not name.startswith("optimizer") and ".adapter." not in name}
+    assert held == set(TABLES)
+    merged = exported(last, tmp_path / "merged", "native")
+    state, before = load_file(merged / "model.safetensors"), load_file(grown / "model.safetensors")
+    for name in ("embed_tokens", "lm_head"):
+        [key] = [key for key in state if key.endswith(f"{name}.weight")]
+        assert torch.equal(state[key][:411], before[key][:411])
+        assert (state[key][411:] != before[key][411:]).any(1).all()
+    changed = {key for key in state if not torch.equal(state[key], before[key])}
+    assert any("q_proj" in key for key in changed) and not any("norm" in key for key in changed)
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    export_adapter(last, tmp_path / "adapter")
+    kind, ids = transformers.AutoModelForImageTextToText, torch.tensor([[5, 411, 412, 30, 413, 77]])
+    wrapped = peft.PeftModel.from_pretrained(kind.from_pretrained(grown), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        whole, apart = kind.from_pretrained(merged).eval()(input_ids=ids).logits, wrapped(input_ids=ids).logits
+    assert (whole - apart).abs().max() < LOGITS  # measured 1.2e-7
+
+
+def test_no_new_token_to_learn(base, tmp_path):
+    config = settings(base, tmp_path / "run", add_tokens=None, train_new_tokens=True, freeze_llm=True)
+    assert any("no token was added to" in str(problem) for problem in inspect_run(config).problems)
+    with pytest.raises(ConfigError, match="train_new_tokens: no token was added to"):
+        trained(config)
+    with pytest.raises(ConfigError, match="train_new_tokens is set without model.freeze_llm"):
+        trained(settings(base, tmp_path / "run", train_new_tokens=True))
+    assert not list((tmp_path / "run").glob("iter_*"))

@@ -27,7 +27,7 @@ from megatron_v2pe.models.config import InternVLConfig, layout_of
 from megatron_v2pe.models.native_config import ORIGINAL
 from megatron_v2pe.models.presets import preset_config, preset_named
 from megatron_v2pe.train.config import ExperimentConfig
-from megatron_v2pe.train.new_tokens import check_goes_on, growth_of_run, pieces_in_words, with_growth
+from megatron_v2pe.train.new_tokens import check_goes_on, growth_of_run, pieces_in_words, rows_to_learn, with_growth
 from megatron_v2pe.train.preflight.checkpoint import (
     MODEL_SETTING,
     changes_from_before,
@@ -235,6 +235,8 @@ def _tokenizer(found: Findings, hf: Path) -> None:
     if growth is not None:
         found.right.append(f"{printable(str(config.model.add_tokens))}: {growth.in_words()}")
         found.right.append(pieces_in_words(growth))
+    if config.model.train_new_tokens:
+        rows_to_learn(hf, growth)
     _goes_on(found, hf, growth)
     facts = ModelFacts(model.tile_size, model.tokens_per_tile)
     seed = config.train.seed

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
-from helpers.tool_runs import command, read_metrics, run, settings
+from helpers.tool_runs import command, kill, read_metrics, run, settings, started
 from megatron_v2pe.checkpoint.best import BEST_FILE
 from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.hold_out import HoldOut
@@ -34,12 +35,16 @@ def lists(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tiny):
-    def train(folder, status=0, **changes):
+    def line(folder, **changes):
         values = {"train__train_steps": STEPS, "train__global_batch_size": 2, "checkpoint__save_interval": 3} | changes
-        finished = run(command("tools/train.py", *settings(tiny, folder, **values)), folder.with_suffix(".log"))
+        return command("tools/train.py", *settings(tiny, folder, **values))
+
+    def train(folder, status=0, **changes):
+        finished = run(line(folder, **changes), folder.with_suffix(".log"))
         assert finished.status == status, finished.output[-4000:]
         return finished.output if status else read_metrics(folder)
 
+    train.line = line
     return train
 
 
@@ -78,11 +83,23 @@ def test_training_is_the_same_with_validation_and_without(whole, lists, trained,
     assert learned(rows) == learned(whole[1]) and list(validated(rows)) == [2, 4, 6]
 
 
+def kill_while_step_four_is_saved(line, folder):
+    """Kill a run after the validation of step 4, which is the best so far, before or after its checkpoint is there."""
+    with started(line, folder.with_suffix(".killed.log")) as process:
+        deadline = time.monotonic() + 120
+        while '"4"' not in (folder / BEST_FILE).read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        kill(process)
+    assert not (folder / "iter_0000006").exists()
+
+
 @pytest.mark.slow
 def test_a_run_that_goes_on_validates_and_keeps_the_same(whole, trained, tmp_path):
     folder = tmp_path / "run"
     trained(folder, validation__share=0.2, train__exit_step=3, **VALIDATED)
     assert checkpoints(folder) == [2, 3], "the newest, and the best of those that were validated"
+    kill_while_step_four_is_saved(trained.line(folder, validation__share=0.2, **VALIDATED), folder)
     rows = trained(folder, validation__share=0.2, **VALIDATED)
     assert learned(rows) == learned(whole[1]) and validated(rows) == validated(whole[1])
     assert (folder / BEST_FILE).read_text() == (whole[0] / BEST_FILE).read_text()

@@ -8,6 +8,11 @@ import pytest
 
 from helpers import validations
 from helpers.data_cases import turns
+from megatron_v2pe.data.data_list import read_data_list
+from megatron_v2pe.data.indexed.build import BuildOptions, build
+from megatron_v2pe.recipes.registry import RECIPES
+from megatron_v2pe.train import cli
+from megatron_v2pe.train.preflight.run import inspect_run
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
 LAYOUTS = {
@@ -88,6 +93,16 @@ def test_packs_and_orders_of_training_do_not_matter(pools, folder, alone):
     found = pools[1].run(validations.validate, words=line)[0]
     assert found.packs > alone.packs
     assert_same(found.values[0], alone.values[0], 1e-6)
+
+
+def test_an_indexed_set_of_the_same_data_gives_the_same(pools, folder, alone, tmp_path):
+    """The same lines are held out, with the same strides, and nothing is augmented, though `all` asks for it."""
+    config = cli.read_command(words(folder), RECIPES, 2).config
+    encoder = inspect_run(config).encoder
+    assert encoder is not None
+    build(read_data_list(folder / "data" / "meta.json"), encoder, BuildOptions(str(tmp_path / "set"), 0), {})
+    line = words(folder, data__meta_path="", data__indexed_path=tmp_path / "set")
+    assert_same(pools[1].run(validations.validate, words=line)[0].values[0], alone.values[0], 1e-6)  # measured 0
 
 
 @pytest.mark.parametrize(("planted", "world"), [("packs twice", 2), ("training mode", 1), ("modes stay", 1)])

@@ -194,7 +194,7 @@ def asked_in_training(
     """
     policy = inference_policy(config)
     model.internvl, model.rotary = config, build_rotary(config, policy)
-    with torch.no_grad():  # weights with adapters are merged here
+    with torch.no_grad():
         engine = Engine(model, VisionCache(vision_cache_bytes), prefill_tokens)
     return Pretrained(engine, config, tokenizer, policy, device, dtype, config.llm.max_position_embeddings, ends)
 

@@ -92,8 +92,8 @@ def answers(save, step=STEPS):
 EXPECTED = {PICTURES: 0.0, OWN: pytest.approx(200 / SAMPLES), "failed": 0, "failed_questions": 0}
 
 
-def test_the_tool_gives_the_same_answers_for_the_saved_checkpoint(tiny, alone, tmp_path):
-    save, seen = alone
+def assert_as_the_tool(tiny, save, tmp_path):
+    """Have the tool ask the checkpoint of a run, and compare its answers with those of the run's end."""
     line = ["--checkpoint", str(save), "--benchmarks", PICTURES, f"{OWN}.jsonl", "--root", str(tiny / "benchmarks")]
     finished = run(command("tools/evaluate.py", *line, "--out", str(tmp_path), "--max-num", "2"), tmp_path / "tool.log")
     assert finished.status == 0, finished.output[-4000:]
@@ -101,6 +101,12 @@ def test_the_tool_gives_the_same_answers_for_the_saved_checkpoint(tiny, alone, t
         theirs = runs.answers(tmp_path / name)
         assert len(mine) == SAMPLES < len(theirs)
         assert mine == {key: theirs[key] for key in mine}
+
+
+def test_the_tool_gives_the_same_answers_for_the_saved_checkpoint(tiny, alone, tmp_path):
+    save, seen = alone
+    assert_as_the_tool(tiny, save, tmp_path)
+    for name, mine in answers(save).items():
         result = runs.results(save / "evaluation" / "iter_0000002" / name)
         assert set(result["sample"]) == set(mine) and result["failed"] == result["missing"] == []
         assert seen.rows[-1][f"evaluation/{name}"] == result["score"]
@@ -145,6 +151,7 @@ def test_adapters_are_asked_with_the_weights_they_change(tiny, alone, pools, tmp
     two = pools[2].run(runs.train, words=words(tiny, tmp_path / "two", **changes, **LAYOUTS["tp2_sp"]))
     assert answers(tmp_path / "one") == answers(tmp_path / "two") != answers(alone[0])
     assert scores(one)["failed"] == scores(two[0])["failed"] == 0
+    assert_as_the_tool(tiny, tmp_path / "one", tmp_path)
 
 
 def test_strides_and_a_bound_of_time(tiny, alone, pools, tmp_path):

@@ -38,10 +38,15 @@ class HeldPart:
         self.view[tuple(slice(0, size) for size in found.shape)].copy_(found)
 
 
-def held_parts(model: nn.Module) -> Iterator[tuple[str, list[HeldPart]]]:
-    """Yield the name of every parameter of this rank's stage, and the parts of whole tensors that it holds."""
+def held_parts(model: nn.Module, adapters: bool = False) -> Iterator[tuple[str, list[HeldPart]]]:
+    """Yield the name of every parameter of this rank's stage, and the parts of whole tensors that it holds.
+
+    Args:
+        model: the stage.
+        adapters: those of adapters too.
+    """
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-    metadata = {"non_homogeneous_layers": True, "dp_cp_group": group, "adapters": False}
+    metadata = {"non_homogeneous_layers": True, "dp_cp_group": group, "adapters": adapters}
     for name, entry in cast(Any, model).sharded_state_dict(metadata=metadata).items():
         if isinstance(entry, ShardedTensorFactory):
             made = entry.build_fn(entry.key, cast(Any, entry.data).detach(), entry.replica_id, entry.flattened_range)

@@ -41,6 +41,9 @@ class AdapterSettings:
     """Rank in the vision tower."""
     projector_rank: _Rank | None = None
     """Rank in the projector."""
+    start: str | None = None
+    """An adapter to begin with, in place of a drawn one: a PEFT folder, or a run that trained one on the same base; of
+    at most this run's rank. A run that goes on has its own."""
 
     def validate(self) -> None:
         """Check the values.
@@ -49,6 +52,8 @@ class AdapterSettings:
             ConfigError: names the setting.
         """
         config_tree.check_values(self, "adapter")
+        if self.start is not None and not self.is_on:
+            raise ConfigError("adapter.start is for a run that trains an adapter: set adapter.kind lora")
         if len(set(self.targets)) < len(self.targets):
             twice = next(target for target in self.targets if self.targets.count(target) > 1)
             raise ConfigError(f"adapter.targets: {twice} stands there twice")

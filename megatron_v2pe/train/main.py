@@ -27,6 +27,7 @@ from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.models.micro_batch import PixelSettings
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.train import setup
+from megatron_v2pe.train.adapter_start import begin_with
 from megatron_v2pe.train.after_step import AfterSteps
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed
@@ -144,6 +145,9 @@ def _load(run: TrainingRun) -> Loaded:
     raise_on_all_ranks(lambda: check_resumed(resumed, run.start, run.adapters))
     if resumed is None or run.adapters is not None:  # a checkpoint with adapters does not hold what stays as it is
         store.load_model(run.start, model, settings.verify, run.growth)
+    if resumed is None and run.adapters is not None and (start := run.config.adapter.start) is not None:
+        plan = run.adapters
+        raise_on_all_ranks(lambda: begin_with(start, model, plan, run.model, run.start, settings.verify))
     if resumed is not None:
         found = resumed
         raise_on_all_ranks(lambda: check_goes_on(run.start / HF_FOLDER, run.growth, found, run.config.model.add_tokens))

@@ -44,6 +44,7 @@ from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.parallel.attention.attention_backend import check_backend
 from megatron_v2pe.train.adapter_plan import plan_of
+from megatron_v2pe.train.adapter_start import starting_tensors
 from megatron_v2pe.train.after_step import AfterStep, AfterSteps
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
@@ -213,6 +214,8 @@ def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Tr
     groups = topology.initialize(config.parallel, config.train.seed)
     policy = config.v2pe.policy(config.train.seed)
     adapters = plan_of(config.adapter, model, layout_of(hf), config.train.seed)
+    if adapters is not None and config.adapter.start is not None:
+        starting_tensors(config.adapter.start, adapters, model)  # what is wrong with it is said before anything is made
     budget = MemoryBudget(config, model, world.world_size, _smallest_card(device), adapters)
     return TrainingRun(config, world, device, groups, start, model, policy, tokenizer, budget, growth)
 

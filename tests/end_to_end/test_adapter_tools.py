@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from helpers import low_rank
-from helpers.tool_runs import command, run
+from helpers.tool_runs import command, run, settings
 from megatron_v2pe.checkpoint.hf.api import hf_to_mcore
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
@@ -99,3 +101,34 @@ def test_what_is_in_an_adapter(tools, peft_folder, tmp_path):
     same = start("verify_checkpoint", tmp_path / "merged", root / "run", "--logits", "--converted-dir", tmp_path / "c")
     assert "0 different" in same and "the same tokens are chosen: yes" in same
     assert "different" in start("verify_checkpoint", root / "base", root / "run", status=1)
+
+
+def test_a_run_begins_with_an_adapter_in_peft_form(tools, tiny, tmp_path):
+    """A step at a rate of 1e-30 leaves every factor as it was: there, trained and back is the same to the bit."""
+    root, start = tools
+    pieces = ("--adapter", "beside", "--layout", "original")
+    start("convert_checkpoint", "mcore-to-hf", root / "run", tmp_path / "peft", *pieces)
+    ours = {
+        "model.model_name_or_path": root / "base",
+        "adapter.kind": "lora",
+        "adapter.targets": "language_model.attention,language_model.mlp,vision_model.linear_qkv",
+        "adapter.rank": 3,
+        "adapter.alpha": 6,
+        "adapter.backbone_rank": 2,
+        "adapter.start": tmp_path / "peft",
+        "optimizer.lr": 1e-30,
+        "train.train_steps": 1,
+        "checkpoint.save_interval": 1,
+    }
+    start("train", *settings(tiny, tmp_path / "again", **ours))
+    start("convert_checkpoint", "mcore-to-hf", tmp_path / "again", tmp_path / "back", *pieces)
+    before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("peft", "back"))
+    assert before.keys() == after.keys()
+    # The tower's alpha is another one in this run, which has one for all parts: it is in `lora_B`, 3/2 over 6/2.
+    scale = {name: 0.5 if "vision_model" in name and "lora_B" in name else 1.0 for name in before}
+    assert all(torch.equal(after[name], value * scale[name]) for name, value in before.items())
+    small = start("train", *settings(tiny, tmp_path / "no", **ours, **{"adapter.llm_rank": 2}), status=2)
+    assert "have rank 3, this run's 2: set adapter.rank 3, or more" in small
+    ours["adapter.targets"] = "language_model.mlp"
+    few = start("train", *settings(tiny, tmp_path / "no", **ours), status=2)
+    assert "other linears that are no targets of this run" in few and not list(tmp_path.glob("no/iter_*"))

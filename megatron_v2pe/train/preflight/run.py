@@ -216,6 +216,11 @@ def _adapters(found: Findings, layout: str) -> None:
     found.adapters = plan_of(found.config.adapter, found.model, layout, found.config.train.seed)
     assert found.adapters is not None
     found.right.append(f"adapters: {len(found.adapters.pieces)} linears are targets, none narrower than its rank")
+    if (start := found.config.adapter.start) is not None:
+        from megatron_v2pe.train.adapter_start import starting_tensors
+
+        count = len(starting_tensors(start, found.adapters, found.model))
+        found.right.append(f"adapters begin with those of {start}: {count} tensors")
 
 
 def _layout(found: Findings, ranks: int | None) -> None:

@@ -113,7 +113,8 @@ def open_weights(folder: Path) -> OpenWeights:
         ConfigError: `config.json` cannot be read.
         CheckpointError: weights are missing or damaged.
     """
-    weights, config = HFWeights(folder), read_config(folder)
+    config = read_config(folder)  # before the weights: without it the folder is no checkpoint
+    weights = HFWeights(folder)
     names = weights.layout.places()
     halves = {name.replace(_WRAP, "", 1): weights.tensor(name) for name in names if is_half(name)}
     if not halves or not any(_LAYER in name for name in names):

@@ -153,12 +153,19 @@ def held_alike(model: nn.Module, optimizer: MegatronOptimizer) -> dict[str, int 
 
 
 def bit_sums(parameters: Iterable[Tensor]) -> list[int]:
-    """Return for each tensor the sum of its values' bits read as integers, and wait for them once."""
-    sums = [
-        parameter.detach().contiguous().view(_INTEGERS[parameter.element_size()]).sum(dtype=torch.int64)
-        for parameter in parameters
-    ]
+    """Return for each tensor the sum of its bits read as integers, modulo 2^64, and wait for them once.
+
+    Eight bytes are one integer where the tensor's bytes divide by that, whatever its place in memory is.
+    """
+    sums = [_integers(parameter.detach().contiguous().view(-1)).sum(dtype=torch.int64) for parameter in parameters]
     return torch.stack(sums).tolist() if sums else []
+
+
+def _integers(flat: Tensor) -> Tensor:
+    size = flat.element_size()
+    if flat.numel() * size % 8:
+        return flat.view(_INTEGERS[size])
+    return (flat.clone() if flat.storage_offset() * size % 8 else flat).view(torch.int64)
 
 
 def _compared(everyone: Sequence[Mapping[str, int | float]]) -> list[str]:

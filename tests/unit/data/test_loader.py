@@ -193,3 +193,21 @@ def test_an_image_damaged_inside_leaves_the_pack(meta, open_loader, workers):
 def test_nothing_usable_is_an_error_not_an_endless_loop(meta, open_loader):
     with pytest.raises(DataError, match="none of the 23 samples .*tools/check_data.py --full"):
         take(open_loader(meta, max_seq_length=10, max_skipped_samples=10**6), 1)
+
+
+def test_a_batch_says_which_files_its_images_come_from(open_loader, meta):
+    """As the annotation names them, document by document; a step that is skipped is looked into by these."""
+    found = 0
+    for batch in islice(open_loader(meta), 6):
+        assert len(batch.images) == len(batch.sources)
+        for source, images in zip(batch.sources, batch.images, strict=True):
+            with open(source.file, encoding="utf-8") as file:
+                record = json.loads(file.readlines()[source.line - 1])
+            named = record.get("image", [])
+            named = [named] if isinstance(named, str) else named
+            assert [os.path.basename(path) for path in images] == [
+                os.path.basename(name) for name in dict.fromkeys(named)
+            ]
+            assert all(os.path.isfile(path) for path in images)
+            found += len(images)
+    assert found > 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -90,13 +91,16 @@ class Validation(AfterStep):
             return None
         values = {} if found.loss is None else {LOSS: found.loss}
         values |= {f"{LOSS}/{name}": loss for name, loss in found.by_set.items()}
+        if broken := [name for name, value in values.items() if not math.isfinite(value)]:
+            _log.error("validation after step %d: not finite, and not logged: %s", iteration, ", ".join(broken))
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         return {**values, "validation/tokens": found.tokens, "validation/seconds": time.perf_counter() - began}
 
     def _is_among_best(self, iteration: int, values: Mapping[str, float]) -> bool:
         """Note the value of a step in the run's folder, on rank 0; return whether its checkpoint would be kept."""
         by, root = self.config.best_by, self.save
         assert root is not None
-        if by not in values:  # nothing of that set is supervised
+        if by not in values:  # nothing of that set is supervised, or its loss is not finite
             _log.warning("validation after step %d has no %s; it decides about no checkpoint", iteration, by)
             return False
         there, known = iterations(root), BestCheckpoints.read(root)

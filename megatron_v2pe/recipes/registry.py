@@ -19,6 +19,7 @@ from megatron_v2pe.recipes.internvl3 import (
     internvl3_38b_v2pe_128k,
 )
 from megatron_v2pe.recipes.long_context import long_context
+from megatron_v2pe.recipes.lora import internvl2_2b_lora_32k, internvl3_8b_lora_32k
 from megatron_v2pe.recipes.quickstart import quickstart
 from megatron_v2pe.train.config import ExperimentConfig
 
@@ -34,6 +35,8 @@ RECIPES: dict[str, Callable[[], ExperimentConfig]] = {
         internvl3_8b_v2pe_128k,
         internvl3_38b_v2pe_32k,
         internvl3_38b_v2pe_128k,
+        internvl2_2b_lora_32k,
+        internvl3_8b_lora_32k,
         debug,
         quickstart,
         long_context,

@@ -1,4 +1,4 @@
-"""The InternVL3 recipes: what their docstrings and the guide's table say of GPUs and memory is what is estimated."""
+"""The recipes of InternVL3 and those with adapters: what docstrings and the guide say of GPUs is what is estimated."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import pytest
 
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.memory import GIB, RESERVE
+from megatron_v2pe.models.native_config import ORIGINAL
 from megatron_v2pe.models.presets import preset_config
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
+from megatron_v2pe.train.adapter_plan import plan_of
 from megatron_v2pe.train.memory import MemoryBudget, shortage_foreseen
 from megatron_v2pe.train.preflight.dry_run import card_bytes
 
-NAMES = [name for name in RECIPES if name.startswith("internvl3_")]
+NAMES = [name for name in RECIPES if name.startswith("internvl3_") or "_lora_" in name]
 PAGE = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8")
-ROWS = re.findall(r"^\| `(internvl3_\w+)` \| (.+?) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE)
+ROWS = re.findall(r"^\| `(internvl[23]_\w+)` \| (.+?) \| (\d+) \| (\d+) \| (\d+) \|$", PAGE, re.MULTILINE)
 
 
 def budget(name, ranks):
     config = RECIPES[name]()
     model = InternVLConfig.from_hf(preset_config(str(config.model.preset)), name)
-    return MemoryBudget(config, model, ranks, card_bytes("80")[0])
+    adapters = plan_of(config.adapter, model, ORIGINAL, config.train.seed)
+    return MemoryBudget(config, model, ranks, card_bytes("80")[0], adapters)
 
 
 def gib(found):

@@ -47,7 +47,7 @@ GPUS_PER_NODE=2 sh scripts/train_torchrun.sh --recipe quickstart \
     --model.model-name-or-path "$quickstart/hf_trained" --model.converted-dir "$out/converted" \
     --data.meta-path "$out/data/meta.json" --checkpoint.save "$out/run" \
     --adapter.kind lora --adapter.llm-rank 8 --adapter.backbone-rank 8 --model.freeze-mlp true \
-    --optimizer.lr 5e-3 --train.train-steps 150
+    --optimizer.lr 5e-3 --train.train-steps 75
 du -sk "$out"/run/iter_* "$out"/converted/*
 finished
 

@@ -3,8 +3,8 @@
 Rank 16, alpha 32, dropout 0.05 on attention and MLP of every decoder layer is what the published code makes of
 `--use_llm_lora 16`; tower and projector stay as they are. Nobody has published a run of V2PE with adapters: packs,
 tiles and positions are those of the published V2PE run, the learning rate of 4e-5 is a usual one for adapters and no
-more than a place to begin. GiB are of one GPU of 80 GB, by the estimate of memory (`tests/unit/train/test_family_recipes.py`
-computes them); no GPU has run these.
+more than a place to begin. GiB are of one GPU of 80 GB, by the estimate of memory, which
+`tests/unit/train/test_family_recipes.py` computes; no GPU has run these.
 """
 
 from __future__ import annotations

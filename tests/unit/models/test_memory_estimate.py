@@ -274,7 +274,7 @@ def test_adapters(pools, targets):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("targets", ["decoder", "decoder and tower"])
 def test_adapters_at_the_widths_of_2b(pools, targets):
-    """Three layers of each kind, bf16. Measured: activations within 3.1%, all bytes of the step within 1.6%."""
+    """Three layers of each kind, bf16. Measured: activations within 3.1%, all bytes of the step within 2%."""
     config = internvl2_2b_config()
     config["llm_config"]["num_hidden_layers"] = config["vision_config"]["num_hidden_layers"] = 3
     for plan in (RecomputePlan(3, 0, 3), NOTHING_AGAIN):

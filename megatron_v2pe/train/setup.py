@@ -35,6 +35,7 @@ from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import InternVLConfig, layout_of
+from megatron_v2pe.models.flops import Learning
 from megatron_v2pe.models.layer_specs import choose_spec
 from megatron_v2pe.models.lora import LowRankPlan
 from megatron_v2pe.models.micro_batch import PackCutter
@@ -393,7 +394,7 @@ def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed, health: Health
     if run.config.validation.is_on:
         works.append(validation_of(run, loaded))
     optimizer, steps = run.config.optimizer, run.config.train.train_steps
-    if rates := shown_rates(optimizer, run.model.vision.num_layers):
+    if rates := shown_rates(optimizer, run.model.vision.num_layers, _frozen_parts(run.budget.learning)):
         works.append(PartRates(optimizer, steps, rates, run.config.logging.log_interval))
     if run.config.evaluation.benchmarks:
         from megatron_v2pe.train.evaluation.work import Evaluation, Trained  # nothing else of training knows generation
@@ -425,6 +426,17 @@ def validation_of(run: TrainingRun, loaded: Loaded) -> Validation:
     save = run.config.checkpoint.save
     assert run.validation_data is not None
     return open_validation(run, run.validation_data, loaded.wrapped, cutter_of(run), Path(save) if save else None)
+
+
+def _frozen_parts(learning: Learning) -> set[str]:
+    """Return the parts of which nothing learns, adapters in them left out of account."""
+    learns = {
+        "vision": learning.backbone or bool(learning.unfreeze_vit_layers),
+        "projector": learning.projector,
+        "language": learning.llm,
+        "embedding": learning.llm,
+    }
+    return {part for part, does in learns.items() if not does}
 
 
 def cutter_of(run: TrainingRun) -> PackCutter:

@@ -9,7 +9,7 @@ so that the last layer has `decay` and everything outside of the tower 1.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from megatron_v2pe.errors import ConfigError
@@ -135,17 +135,23 @@ def check_parts(settings: OptimizerSettings, learning: Iterable[str]) -> None:
             )
 
 
-def shown_rates(settings: OptimizerSettings, tower_layers: int) -> dict[str, float]:
+def shown_rates(settings: OptimizerSettings, tower_layers: int, frozen: Collection[str] = ()) -> dict[str, float]:
     """Return the highest learning rates that a run logs by part, where they are not all alike.
 
     With layer-wise decay the tower has two, of its last layer and of its embeddings.
+
+    Args:
+        settings: of the run's optimizer.
+        tower_layers: layers of the whole tower.
+        frozen: parts of which nothing learns, keys of `PARTS`.
     """
     if not any(name.endswith(("_lr", "_lr_decay", "_lr_ratio")) for name in _stated(settings)):
         return {}
-    rates = {name: part_rate(settings, part) for part, name in PARTS.items() if part != "adapter"}
+    learning = {part: name for part, name in PARTS.items() if part != "adapter" and part not in frozen}
+    rates = {name: part_rate(settings, part) for part, name in learning.items()}
     if settings.adapter_lr is not None:
         rates[PARTS["adapter"]] = settings.adapter_lr
-    if settings.vision_lr_decay is not None:
+    if settings.vision_lr_decay is not None and "vision_model" in rates:
         tower = rates.pop("vision_model")
         rates["vision_model"] = tower * settings.vision_lr_decay
         rates["vision_model_embeddings"] = tower * settings.vision_lr_decay ** (tower_layers + 1)

@@ -126,6 +126,9 @@ def test_the_rates_of_parts_are_logged_as_they_were_in_the_step():
         assert found["lr/vision_model_embeddings"] == pytest.approx(found["lr/vision_model"] * 0.5**3)
         scheduler.step(increment=1)
     assert parts.shown_rates(AdamWConfig(vision_weight_decay=0.3), 3) == {}
+    adapters = AdamWConfig(lr=1e-3, adapter_lr=1e-2, vision_lr_decay=0.5)
+    shown = parts.shown_rates(adapters, 3, frozen={"vision", "language", "embedding"})
+    assert shown == {"vision_projection": 1e-3, "adapters": 1e-2}
 
 
 def test_a_rate_of_a_part_that_does_not_learn_is_refused():

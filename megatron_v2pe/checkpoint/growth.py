@@ -120,7 +120,8 @@ class GrownReader(TorchDistReader):
         if stored:
             super().read(key, begin, (stored, *sizes[1:]), out[:stored])
         for row in range(max(first, growth.tokens[0].id), min(first + sizes[0], growth.rows)):
-            out[row - first].copy_(self._mean(key, growth.pieces[row], begin[1:], sizes[1:]))
+            if row in growth.pieces:  # spare rows of the checkpoint behind the last new token stay as they are
+                out[row - first].copy_(self._mean(key, growth.pieces[row], begin[1:], sizes[1:]))
         return out
 
     def _mean(self, key: str, pieces: Sequence[int], begin: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:

@@ -61,6 +61,14 @@ def test_spare_rows_come_first(tmp_path):
         assert torch.equal(table[token.id], full[TABLES[0]][list(token.pieces)].mean(0))
 
 
+def test_spare_rows_that_no_new_token_takes_stay(tmp_path):
+    """Ids 8 and 9 of a table of 11 rows: the row behind them is that of the checkpoint."""
+    inner, full = reader_of(tmp_path, torch.float32)
+    growth = Growth((NewToken("<a>", 8, (3,)), NewToken("<b>", 9, (1, 5))), ROWS)
+    table = GrownReader(inner, growth).read_rows(TABLES[0], 0, ROWS)
+    assert torch.equal(table[10], full[TABLES[0]][10]) and torch.equal(table[8], full[TABLES[0]][3])
+
+
 def test_rows_of_padding_are_no_spare_rows(tmp_path):
     """Checkpoints of earlier versions hold rows of zeros beyond the vocabulary; those of numbers are refused."""
     inner, full = reader_of(tmp_path, torch.float32, padding=5)

@@ -23,7 +23,7 @@ LAYOUTS = {
     "cp2": ParallelConfig(context_parallel_size=2),
     "dp2": ParallelConfig(overlap_grad_reduce=True, overlap_param_gather=True),
 }
-STEPS = ((0, 2), (2, 3), (0, 3), (3, 0), (0, 2))
+STEPS = ((0, 2), (2, 3), (0, 3), (3, 0))
 """Packs of each step, all of them with images on every rank."""
 BROKEN = 3
 WATCHED = HealthConfig(interval=1, attention_interval=2, divergence_interval=1)
@@ -88,7 +88,7 @@ def test_parts_add_up_to_the_whole(alone):
         head = "embeddings" if "word_embeddings" in name or "output_layer" in name else name.split(".")[0]
         squares[head] += weight.double().square().sum().item()
     assert last == pytest.approx({part: square**0.5 for part, square in squares.items()}, rel=1e-6)
-    assert [("health/attention_logits_max" in row) for row in alone.rows] == [False, True, False, True, False]
+    assert [("health/attention_logits_max" in row) for row in alone.rows] == [False, True, False, True]
 
 
 def test_watching_changes_no_bit(pools, case, alone):
@@ -155,7 +155,7 @@ def without_times(rows):
 
 def test_a_run_goes_on_after_a_skipped_step_as_if_never_interrupted(pools, case, tmp_path):
     made = case(LAYOUTS["dp2"])
-    plan = Plan(STEPS, broken={2: (0,), 5: (1,)}, health=WATCHED)
+    plan = Plan(STEPS, broken={2: (0,), 4: (1,)}, health=WATCHED)
     whole = pools[2].run(health_runs.train, case=made, plan=plan)
     first = replace(plan, steps=STEPS[:3], save_to=str(tmp_path / "run"))
     begun = pools[2].run(health_runs.train, case=made, plan=first)
@@ -197,6 +197,8 @@ def test_one_flipped_bit_is_found(pools, case, name):
         assert f"after step 4 ranks hold different values of what must be the same: {FINAL_NORM}" in found.error
         assert "Nothing is saved; go on from the start" in found.error
         assert found.rows[1]["health/diverged"] == 0.0
+    if name != "tp2":
+        return
     warned = replace(plan, health=replace(plan.health, divergence="warn"))
     row = pools[2].run(health_runs.train, case=case(layout), plan=warned)[0].rows[-1]
     assert row["health/diverged"] >= 1.0

@@ -109,6 +109,7 @@ class GrownReader(TorchDistReader):
             tensors[key] = replace(entry, size=(growth.rows, *entry.size[1:]))
         super().__init__(reader.folder, tensors, reader.checksums)
         self._growth = growth
+        self._rows: dict[tuple[str, int, tuple[int, ...], tuple[int, ...]], Tensor] = {}
 
     def read(self, key: str, begin: tuple[int, ...], sizes: tuple[int, ...], target: Tensor | None = None) -> Tensor:
         """Read a part of a tensor; for arguments and errors see `TorchDistReader.read`."""
@@ -125,9 +126,15 @@ class GrownReader(TorchDistReader):
         return out
 
     def _mean(self, key: str, pieces: Sequence[int], begin: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
-        wide = torch.promote_types(self.tensors[key].dtype, torch.float32)
-        rows = [super(GrownReader, self).read(key, (piece, *begin), (1, *sizes)).to(wide) for piece in pieces]
-        return torch.cat(rows).mean(0)
+        return torch.stack([self._row(key, piece, begin, sizes) for piece in pieces]).mean(0)
+
+    def _row(self, key: str, piece: int, begin: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
+        """Return a row, or a part of it, in a wide type; tokens of one kind share most of their pieces."""
+        place = (key, piece, begin, sizes)
+        if place not in self._rows:
+            wide = torch.promote_types(self.tensors[key].dtype, torch.float32)
+            self._rows[place] = super().read(key, (piece, *begin), (1, *sizes))[0].to(wide)
+        return self._rows[place]
 
 
 def grown_files(checkpoint: Path, growth: Growth) -> dict[str, str]:

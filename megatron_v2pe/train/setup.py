@@ -434,7 +434,7 @@ def _frozen_parts(learning: Learning) -> set[str]:
         "vision": learning.backbone or bool(learning.unfreeze_vit_layers),
         "projector": learning.projector,
         "language": learning.llm,
-        "embedding": learning.llm,
+        "embedding": learning.llm or learning.tables,
     }
     return {part for part, does in learns.items() if not does}
 

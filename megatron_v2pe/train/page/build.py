@@ -24,6 +24,7 @@ from megatron_v2pe.base.pages.charts import Bars, Chart, shown
 from megatron_v2pe.base.pages.html import to_html
 from megatron_v2pe.base.pages.raster import draw_png
 from megatron_v2pe.base.whole_files import write_text
+from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.page import curves, data_sections
 from megatron_v2pe.train.page.judgement import ends_of, judge
 from megatron_v2pe.train.page.record_file import PAGE, PICTURE
@@ -161,14 +162,17 @@ def _settings(run: RunFiles) -> Iterator[Section]:
     settings = flat(run.record.settings)
     if not settings:
         return
-    from megatron_v2pe.train.config import ExperimentConfig  # what else does a page need of settings?
-
-    usual = flat(to_dict(ExperimentConfig()))
+    usual = default_settings()
     changed = [(name, value) for name, value in settings.items() if usual.get(name, "") != value]
     rows = tuple(text_line(name, value, usual.get(name, "none")) for name, value in changed)
     yield Section("Settings", [Table(("setting", "value", "default"), rows, left=3)])
     every = tuple(text_line(name, value) for name, value in settings.items())
     yield Section("All settings", [Table(("setting", "value"), every, left=2)], folded=True)
+
+
+def default_settings() -> dict[str, str]:
+    """Return the default of every setting, as `flat` gives settings."""
+    return flat(to_dict(ExperimentConfig()))
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _compare(arguments: argparse.Namespace) -> None:
     from megatron_v2pe.foreign.printable import printable
-    from megatron_v2pe.train.page.compare import Comparison, names_of
+    from megatron_v2pe.train.page.compare import RunComparison, names_of
     from megatron_v2pe.train.page.run_files import open_run
 
     opened = []
@@ -43,7 +43,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         name, equals, folder = text.partition("=")
         is_named = bool(equals) and "/" not in name
         opened.append((name if is_named else None, open_run(Path(folder if is_named else text))))
-    comparison = Comparison(names_of(opened), arguments.by, arguments.loss)
+    comparison = RunComparison(names_of(opened), arguments.by, arguments.loss)
     print(printable(comparison.text(), lines=True), end="")
     for path in comparison.write(arguments.out) if arguments.out else ():
         print(printable(path))

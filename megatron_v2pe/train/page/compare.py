@@ -33,7 +33,7 @@ _PLACES = ("checkpoint.save", "logging.dir")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """Runs to be compared, under names that tell them apart."""
 
     runs: Sequence[tuple[str, RunFiles]]

@@ -14,7 +14,7 @@ from helpers.run_pages import HOSTILE, row, write_run
 from megatron_v2pe.base.pages.charts import Bars, Chart, Series, layout_bars, layout_chart, shown, smoothed, thinned
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.train.page.build import page_of, write_page
-from megatron_v2pe.train.page.compare import Comparison, names_of
+from megatron_v2pe.train.page.compare import RunComparison, names_of
 from megatron_v2pe.train.page.judgement import judge
 from megatron_v2pe.train.page.run_files import open_run
 
@@ -129,7 +129,7 @@ def test_runs_side_by_side(tmp_path):
     slow = [row(step, loss=8.0 / step) for step in range(1, 61)]
     first = open_run(write_run(tmp_path / "a"))
     second = open_run(write_run(tmp_path / "b", slow, settings={"optimizer": {"clip_grad": 1.0, "lr": 0.25}}))
-    comparison = Comparison(names_of([("fast", first), ("slow", second)]), loss=0.5)
+    comparison = RunComparison(names_of([("fast", first), ("slow", second)]), loss=0.5)
     text = comparison.text()
     assert [line.split()[0] for line in text.splitlines()[:3]] == ["run", "fast", "slow"]
     assert [line.split() for line in text.splitlines() if line.startswith("optimizer.lr")] == [
@@ -138,7 +138,7 @@ def test_runs_side_by_side(tmp_path):
     assert "clip_grad" not in text, "what is equal is not listed"
     reached = {line.split()[0]: line.split()[-2:] for line in text.splitlines()[1:3]}
     assert reached["fast"] == ["4", "s"] and reached["slow"] == ["8", "s"]  # loss 4/8 after 8 steps of 0.5 s, 8/16
-    by_tokens = Comparison(comparison.runs, axis="tokens").charts()[0]
+    by_tokens = RunComparison(comparison.runs, axis="tokens").charts()[0]
     assert by_tokens.series[0].points[-1][0] == 60_000
     page = read(comparison.write(tmp_path / "out")[0])
     assert "Settings that differ" in page.text and "fast" in page.text

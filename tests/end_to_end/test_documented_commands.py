@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from helpers.documented_commands import Block, Command, blocks, commands, pages, spans
+from helpers.run_pages import write_run
 from helpers.warm_python import shared_warm_python
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.recipes.registry import RECIPES
@@ -182,6 +183,7 @@ def checkout(tmp_path_factory):
         cp -r work_dirs/evaluate/a work_dirs/evaluate/run
         """,
     )
+    write_run(folder / "work_dirs" / "quickstart" / "run")
     return folder
 
 

@@ -40,7 +40,7 @@ class RunComparison:
     axis: Axis = "step"
     """What curves are drawn over: steps, or tokens or seconds in steps since the beginning."""
     loss: float | None = None
-    """The loss whose first time is told; None: the largest of the last losses, which all have reached."""
+    """The loss whose first time is stated; None: the largest of the last losses, which all have reached."""
 
     def page(self) -> ReportPage:
         """Return the page of the comparison."""

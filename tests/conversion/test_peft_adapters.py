@@ -96,7 +96,7 @@ def test_the_same_logits_unmerged_merged_and_by_peft(places, tmp_path, pools, na
     order = ["none", "one", "other", "none", "one"]
     single = ParallelConfig()
     ours = pools[1].run(low_rank.asked_with, order=order, layout=single, **arguments)[0]
-    for (logits, _), wanted in zip(ours, (plain, theirs, theirs, plain, theirs), strict=True):
+    for (logits, _, _), wanted in zip(ours, (plain, theirs, theirs, plain, theirs), strict=True):
         assert apart(logits, wanted) < LOGITS
     assert apart(plain, theirs) > 1e4 * LOGITS
     assert torch.equal(ours[0][0], ours[3][0]), "the base is as it was"
@@ -108,7 +108,8 @@ def test_the_same_logits_unmerged_merged_and_by_peft(places, tmp_path, pools, na
     if name == "qwen2":
         layout = ParallelConfig(tensor_model_parallel_size=2)
         divided = pools[2].run(low_rank.asked_with, order=order[:3], layout=layout, **arguments)[0]
-        assert [answer for _, answer in divided] == [answer for _, answer in ours[:3]]
+        for (_, answer, first), (_, wanted, last) in zip(divided, ours[:3], strict=True):
+            assert answer == wanted and apart(first, last) < LOGITS  # measured 4e-7
 
 
 def test_a_break_is_seen(places, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from megatron_v2pe.generate.engine import Engine
 from megatron_v2pe.generate.generation import GenerationOptions, generate
 from megatron_v2pe.generate.named_adapters import NamedAdapters
 from megatron_v2pe.generate.prompt import Prompt
+from megatron_v2pe.generate.session import Session
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.micro_batch import PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
@@ -76,8 +77,8 @@ def asked_with(
     order: list[str],
     layout: ParallelConfig,
     tokens: int = 5,
-) -> list[tuple[Tensor | None, list[int]]]:
-    """Return logits of a document, on a single rank alone, and a greedy answer, adapter by adapter; runs in a worker.
+) -> list[tuple[Tensor | None, list[int], Tensor]]:
+    """Ask a document adapter by adapter; runs in a worker.
 
     Args:
         config: original `config.json`.
@@ -85,13 +86,17 @@ def asked_with(
         folders: adapters in PEFT's form, by name.
         item: text and images.
         order: names of adapters, as they are chosen one after the other; `none` is the base.
-        layout: parallel sizes.
+        layout: parallel sizes, of one pipeline stage.
         tokens: of the answer.
+
+    Returns:
+        Logits of the model's own forward, on a single rank alone; a greedy answer; generation's logits of its first
+        token.
     """
     model_config, policy = InternVLConfig.from_hf(config), StridePolicy("default")
     full = to_keys(mapping_table(model_config), state)
     pack, ticks = pack_of(item, model_config, policy)
-    results: list[tuple[Tensor | None, list[int]]] = []
+    results: list[tuple[Tensor | None, list[int], Tensor]] = []
     options = ModelOptions(params_dtype=torch.float32)
     with built(config, layout, options, policy, SPECIAL["img_context_id"]) as model:
         load_full(model.eval(), full)
@@ -108,7 +113,9 @@ def asked_with(
                     logits = model(cutter.cut(pack))
             prompt = Prompt(item.ids, ticks, item.pixels, tuple(item.num_tiles))
             answer = generate(engine, [prompt], GenerationOptions(max_new_tokens=tokens))[0]
-            results.append((logits, list(answer.token_ids)))
+            first = Session(engine, [prompt]).prefill()
+            assert first is not None
+            results.append((logits, list(answer.token_ids), first.float().clone()))
     return results
 
 

@@ -14,7 +14,7 @@ class Row:
     """What one setting may be."""
 
     kind: str
-    """`flag`, `whole`, `number`, `text`, `choice`, `stride` or `strides`."""
+    """`flag`, `whole`, `wholes`, `number`, `text`, `choice`, `stride` or `strides`."""
     least: float = -INFINITE
     most: float = INFINITE
     optional: bool = False
@@ -39,8 +39,8 @@ SETTINGS: dict[str, Row] = {
         "parallel.overlap_param_gather optimizer.weight_decay_on_all train.recompute_attention train.recompute_vision "
         "logging.jsonl logging.tensorboard logging.wandb logging.mlflow logging.page "
         "checkpoint.verify optimizer.optimizer_cpu_offload optimizer.use_precision_aware_optimizer "
-        "validation.at_start validation.greater_is_better validation.allow_overlap validation.only",
-        "evaluation.at_end",
+        "validation.at_start validation.greater_is_better validation.allow_overlap validation.only "
+        "evaluation.at_end adapter.use_rslora model.train_new_tokens",
     ),
     **_rows("whole", "data.max_seq_length data.max_packed_tokens model.head_chunk_size", 1, 16_777_216),
     **_rows("whole", "model.mlp_chunk_tokens", 1, 16_777_216, True),
@@ -79,6 +79,19 @@ SETTINGS: dict[str, Row] = {
     **_rows("whole", "validation.num_images_expected", 1, 1_000_000, True),
     **_rows("whole", "validation.keep_best", 0, 10**6),
     **_rows("number", "validation.share", 0, 0.9),
+    **_rows("whole", "adapter.rank", 1, 65_536),
+    **_rows("whole", "adapter.llm_rank adapter.backbone_rank adapter.projector_rank", 1, 65_536, True),
+    **_rows("number", "adapter.alpha", 1e-6, 1e6, True),
+    **_rows("number", "adapter.dropout", 0, 0.99),
+    **_choice("adapter.kind", "none lora"),
+    **_choice("adapter.pieces", "auto fused split"),
+    **_rows("whole", "health.interval health.attention_interval health.divergence_interval", 1, 10**9, True),
+    **_rows("whole", "health.max_skipped_steps health.max_skipped_in_a_row", 0, 10**6),
+    **_rows("whole", "health.window", 2, 10**5),
+    **_rows("number", "health.spike_factor", 1, 10**6, True),
+    **_choice("health.divergence", "stop warn"),
+    **_rows("text", "health.profile_steps"),
+    **_rows("wholes", "health.profile_ranks", 0, INFINITE),
     **_rows("text", "validation.meta_path validation.indexed_path validation.best_by"),
     **_rows("whole", "evaluation.interval evaluation.samples", 1, 10**9, True),
     **_rows("whole", "evaluation.batch_size", 1, 10**6),
@@ -118,7 +131,8 @@ SETTINGS: dict[str, Row] = {
     **_rows("text", "logging.mlflow_tracking_uri", optional=True),
     **_rows(
         "text",
-        "data.template model.converted_dir model.tokenizer_path checkpoint.save checkpoint.load logging.dir",
+        "data.template model.converted_dir model.tokenizer_path checkpoint.save checkpoint.load logging.dir "
+        "adapter.start model.add_tokens",
         optional=True,
     ),
     **_choice("model.spec", "auto local te"),
@@ -151,6 +165,7 @@ SETTINGS: dict[str, Row] = {
     "logging.writers": Row("strides"),
     "evaluation.benchmarks": Row("strides"),
     "evaluation.strides": Row("strides"),
+    "adapter.targets": Row("strides"),
 }
 
 ODD_VALUES: tuple[Any, ...] = (
@@ -178,7 +193,7 @@ def verdict(row: Row, value: Any) -> bool | None:
     """Tell whether a setting may have a value: True, False, or None where it depends on how the value is written."""
     if row.kind == "choice" and isinstance(value, str) and value in row.choices:  # "none" may be one
         return True
-    if row.kind == "strides" and isinstance(value, str):  # "none" is an empty list where that may be one
+    if row.kind in ("strides", "wholes") and isinstance(value, str):  # "none" is an empty list where that may be one
         return None
     if value is None or (isinstance(value, str) and value.lower() in ("none", "null") and row.kind != "text"):
         return row.optional
@@ -218,11 +233,19 @@ def problem(row: Row, value: Any) -> str | None:
     """Say what is wrong with the value a setting has in the end, None where nothing is."""
     if value is None:
         return None if row.optional else "None"
-    kinds: dict[str, tuple[type, ...]] = {"flag": (bool,), "whole": (int,), "number": (float, int), "strides": (tuple,)}
+    kinds: dict[str, tuple[type, ...]] = {
+        "flag": (bool,),
+        "whole": (int,),
+        "wholes": (tuple,),
+        "number": (float, int),
+        "strides": (tuple,),
+    }
     if not isinstance(value, kinds.get(row.kind, (str,))) or (isinstance(value, bool) != (row.kind == "flag")):
         return f"a {type(value).__name__} for {row.kind}"
     if row.kind in ("whole", "number") and not row.least <= value <= row.most:
         return f"{value} outside {row.least} to {row.most}"
+    if row.kind == "wholes" and (wrong := [one for one in value if type(one) is not int or one < row.least]):
+        return f"{wrong[0]!r} is no number from {row.least} on"
     if row.kind == "choice" and value not in row.choices:
         return f"{value!r} is none of {row.choices}"
     texts = value if row.kind == "strides" else (value,) if isinstance(value, str) else ()

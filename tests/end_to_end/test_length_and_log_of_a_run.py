@@ -42,6 +42,20 @@ def test_epochs_are_kept_over_a_resume_with_other_packs_a_step(tiny, tmp_path):
     assert done.status == 0 and "finished after step" in done.output and len(read_metrics(save)) == len(rows)
 
     _looks_as_a_log(save, first.output, rest.output, rows)
+    _has_counted_every_step_once(save, rows)
+
+
+def _has_counted_every_step_once(save, rows):
+    """The record adds up to the rows over both processes; the only data set's loss is the loss."""
+    record = json.loads((save / "logs" / "run_record.json").read_text())
+    ((name, counts),) = record["drawn"]["sets"].items()
+    assert counts["samples"] == EPOCHS * 23 == sum(record["drawn"]["lengths"]) == sum(record["drawn"]["tiles"])
+    assert [counts["tokens"], counts["tiles"]] == [sum(row[one] for row in rows) for one in ("tokens", "tiles")]
+    assert [session["from"] for session in record["sessions"]][:2] == [0, 2] and record["asked"] == {name: 23}
+    for row in rows:
+        assert row[f"loss/{name}"] == pytest.approx(row["loss"], rel=1e-6)  # float32 and float64
+    page = (save / "logs" / "run.html").read_text()
+    assert "went on" in page and "learned" in page and (save / "logs" / "run.png").is_file()
 
 
 def _looks_as_a_log(save, first, rest, rows):

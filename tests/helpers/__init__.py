@@ -40,6 +40,7 @@
 | `sealing` | checksums made anew of checkpoint folders that a test has edited on purpose |
 | `setting_oracle` | what every setting of a run may be, written down a second time |
 | `shared` | material that is not part of the repository; tests skip where it is absent |
+| `run_pages` | a made-up run on disk, for its page |
 | `short_runs` | a few optimizer steps on fixed packs, saved and resumed in any layout |
 | `step_memory` | one training step, its memory counted tensor by tensor |
 | `tokenizer_kinds` | a small tokenizer of every kind in the published layouts, and texts to compare tokenizers on |

@@ -307,6 +307,15 @@ def _local_denominator(model: Any) -> None:
         model.language_model.loss_sums = lambda *given: LossSums(*(one * factor for one in original(*given)))
 
 
+def _sets_of_other_rows(model: Any) -> None:
+    """Count every row for the data set of the row before it."""
+    if model.post_process:
+        original = model.language_model.loss_sums
+        model.language_model.loss_sums = lambda hidden, targets: original(
+            hidden, replace(targets, sets=None if targets.sets is None else targets.sets.roll(1))
+        )
+
+
 def _zigzag_over_the_pack(model: Any) -> Any:
     """Cut the whole pack at once instead of document by document, and attend as if each had been cut."""
     original = ZigzagLayout.padded_positions
@@ -398,6 +407,7 @@ BREAKS: dict[str, Callable[[Any], AbstractContextManager[Any] | None]] = {
     "tied_reduction": _forget_tied_reduction,
     "document_borders": _local_document_borders,
     "stage_positions": _positions_from_zero,
+    "sets_of_other_rows": _sets_of_other_rows,
     "local_denominator": _local_denominator,
     "zigzag_over_the_pack": _zigzag_over_the_pack,
     "documents_order": _forget_documents_order,

@@ -198,6 +198,12 @@ def test_planted_break_is_seen(case, run, name, planted_break):
         assert max(errors["loss"], errors["logits"], errors["gradients"]) > BREAK_IS_SEEN_ABOVE, errors
 
 
+@pytest.mark.parametrize("name", ["cp2", "tp2_pp2"])
+def test_losses_of_the_wrong_data_sets_are_seen(case, run, name):
+    errors = parity.compare(run(case()), run(case(), name, "sets_of_other_rows"))
+    assert errors["sets"] > BREAK_IS_SEEN_ABOVE and errors["loss"] <= TOLERANCE[torch.float64], errors
+
+
 @pytest.mark.parametrize("name", ["tp2_sp", "tp2_pp2", "dp2_overlap", "tp2_replicated_vision"])
 def test_gradients_formed_in_their_buffers_are_those_added_by_hooks(case, run, name):
     this = case()

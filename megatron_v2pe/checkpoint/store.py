@@ -120,7 +120,7 @@ def begin_save(
     temporary = root / f".{folder.name}.writing"
     raise_on_all_ranks(lambda: padding.check(model))
     metadata = _metadata()
-    tensors = {"model": _model_state(model, metadata, learned_only)}
+    tensors: dict[str, Any] = {"model": _model_state(model, metadata, learned_only)}
     tensors["optimizer"] = optimizer_state.state_to_save(optimizer, tensors["model"], metadata)
     if (average := average_of(optimizer)) is not None:
         tensors["ema"] = average.described(tensors["model"], for_loading=False)
@@ -194,7 +194,7 @@ def load_training(
     reader = _vet(folder, verify)
     state = raise_on_all_ranks(lambda: read_training_state(folder))
     metadata = _metadata()
-    tensors = {"model": _model_state(model, metadata, learned_only)}
+    tensors: dict[str, Any] = {"model": _model_state(model, metadata, learned_only)}
     tensors["optimizer"] = optimizer_state.state_to_load(optimizer, tensors["model"], metadata)
     if learned_only:
         _check_all_are_wanted(tensors["model"], reader, folder)

@@ -26,7 +26,7 @@ from megatron_v2pe.errors import CheckpointError, V2PEError
 from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.models.micro_batch import PixelSettings
 from megatron_v2pe.parallel import topology
-from megatron_v2pe.train import setup
+from megatron_v2pe.train import between_steps, setup
 from megatron_v2pe.train.adapter_start import begin_with
 from megatron_v2pe.train.after_step import AfterSteps
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig
@@ -41,8 +41,8 @@ from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import shortage_explained
 from megatron_v2pe.train.new_tokens import check_goes_on
 from megatron_v2pe.train.optimizer_step import build_optimizer, build_scheduler
-from megatron_v2pe.train.setup import Loaded, TrainingRun
 from megatron_v2pe.train.signals import StopRequest
+from megatron_v2pe.train.training_run import Loaded, TrainingRun, log_folder
 from megatron_v2pe.train.writers import MetricsLog, check_writers
 
 LOG = "train.log"
@@ -62,7 +62,7 @@ def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
     config = config.with_recorded_strides()
     check_writers(config.logging)
     device = setup.choose_device(config, world.local_rank)
-    logs, minutes = setup.log_folder(config), config.parallel.distributed_timeout_minutes
+    logs, minutes = log_folder(config), config.parallel.distributed_timeout_minutes
     with (
         launch.joined(world, device, minutes, logs, topology.destroy),
         _locked(config.checkpoint.save),
@@ -75,7 +75,7 @@ def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
 
 def _train(run: TrainingRun) -> int:
     """Load the model, open the data, train to the last step or a request to stop; return the exit status."""
-    run = setup.with_validation_data(run)
+    run = between_steps.with_validation_data(run)
     loaded = _load(run)
     if run.config.validation.only:
         return _validate(run, loaded)
@@ -90,7 +90,7 @@ def _train(run: TrainingRun) -> int:
     metrics = raise_on_all_ranks(lambda: MetricsLog(*place, settings=to_dict(run.config)))
     setup.introduce(run, feed, Start(run.start, loaded.resumed, loaded.iteration, run.logs))
     health = HealthMonitor(run.config.health, settings.clip_grad, run.logs, loaded.iteration)
-    after = setup.after_steps(run, loaded, feed, health)
+    after = between_steps.after_steps(run, loaded, feed, health)
     stated = start_config(run.start) if run.growth is None else grown_files(run.start, run.growth)
     stated = {**stated, **setup.adapter_file(run)}
     stop = StopRequest()
@@ -128,7 +128,7 @@ def _train(run: TrainingRun) -> int:
 
 def _validate(run: TrainingRun, loaded: Loaded) -> int:
     """Compute the validation loss of the weights that are loaded, tell it, and end."""
-    values = setup.validation_of(run, loaded).losses(loaded.iteration)
+    values = between_steps.validation_of(run, loaded).losses(loaded.iteration)
     assert values is not None, "nobody can ask it to stop"
     where = loaded.resumed or run.start
     _log.info("%s: %s", where, ", ".join(f"{name} {value:.8g}" for name, value in values.items()))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
-from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.adapters import AdapterPointer
 from megatron_v2pe.checkpoint.conversions import start_folder
-from megatron_v2pe.checkpoint.folder import ADAPTER_FILE, TRAINING_STATE
-from megatron_v2pe.checkpoint.growth import Growth
+from megatron_v2pe.checkpoint.folder import ADAPTER_FILE
 from megatron_v2pe.checkpoint.resolve import hf_folder
-from megatron_v2pe.data.encode import DocumentEncoder, ModelFacts
 from megatron_v2pe.data.loader import PackLoader, Plan, build_loader
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch, watchdog
@@ -32,12 +27,9 @@ from megatron_v2pe.device.cuda_start import check_precision
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks, share_from_first_rank
 from megatron_v2pe.errors import ConfigError, DataError
-from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.build import build_model, model_sizes
-from megatron_v2pe.models.config import InternVLConfig, layout_of
-from megatron_v2pe.models.flops import Learning
+from megatron_v2pe.models.config import layout_of
 from megatron_v2pe.models.layer_specs import choose_spec
-from megatron_v2pe.models.lora import LowRankPlan
 from megatron_v2pe.models.micro_batch import PackCutter
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.models.transformer_config import ModelOptions
@@ -46,107 +38,24 @@ from megatron_v2pe.parallel import topology
 from megatron_v2pe.parallel.attention.attention_backend import check_backend
 from megatron_v2pe.train.adapter_plan import plan_of
 from megatron_v2pe.train.adapter_start import starting_tensors
-from megatron_v2pe.train.after_step import AfterStep, AfterSteps
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.ddp import freeze
 from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.train.header import Start, header
-from megatron_v2pe.train.health.checks import checks_between_steps
-from megatron_v2pe.train.health.monitor import HealthMonitor
-from megatron_v2pe.train.memory import MemoryBudget, packs_per_step, plan_of_stage, shortage_foreseen
+from megatron_v2pe.train.memory import MemoryBudget, plan_of_stage, shortage_foreseen
 from megatron_v2pe.train.new_rows import learn_new_rows
 from megatron_v2pe.train.new_tokens import growth_of_run, pieces_in_words, rows_to_learn, with_growth
 from megatron_v2pe.train.optimizer_step import check_precision_aware
-from megatron_v2pe.train.optimizers.parts import shown_rates
-from megatron_v2pe.train.part_rates import PartRates
 from megatron_v2pe.train.preflight.checkpoint import (
     changes_from_before,
     changes_from_start,
     check_checkpoint,
     tiling_not_exported,
 )
-from megatron_v2pe.train.run_record import open_record
-from megatron_v2pe.train.validation.opening import ValidationData, open_validation, open_validation_data
-from megatron_v2pe.train.validation.work import Validation
-from megatron_v2pe.v2pe.settings import StridePolicy
+from megatron_v2pe.train.training_run import TrainingRun, where
 
-_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """What all parts of a run share; every rank has the same but for `device` and `groups`."""
-
-    config: ExperimentConfig
-    world: launch.World
-    device: Device
-    groups: ProcessGroupCollection
-    start: Path
-    """Megatron checkpoint folder the weights come from."""
-    model: InternVLConfig
-    policy: StridePolicy
-    tokenizer: Tokenizer
-    budget: MemoryBudget
-    """What decides about memory."""
-    growth: Growth | None = None
-    """New tokens of the run; `model` and `tokenizer` have them."""
-    validation_data: ValidationData | None = None
-    """What it is validated on; None: nothing, or not opened yet."""
-
-    @property
-    def logs(self) -> Path | None:
-        """Folder of log and metrics; None where nothing is kept."""
-        return log_folder(self.config)
-
-    @property
-    def where(self) -> str:
-        """What the run runs on, in words."""
-        return where(self.device, self.world)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of parameters and activations."""
-        return _DTYPES[self.config.train.precision]
-
-    @property
-    def packs_per_step(self) -> int:
-        """Packs of a step, over all ranks."""
-        return packs_per_step(self.budget)
-
-    @property
-    def adapters(self) -> LowRankPlan | None:
-        """Adapters on linears of the model."""
-        return self.budget.adapters
-
-    @property
-    def facts(self) -> ModelFacts:
-        """What the data pipeline has to know of the model."""
-        return ModelFacts(self.model.tile_size, self.model.tokens_per_tile)
-
-    @property
-    def encoder(self) -> DocumentEncoder:
-        """What makes documents of samples."""
-        return DocumentEncoder(self.config.data, self.tokenizer, self.facts, self.policy, self.config.train.seed)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model with its weights and its optimizer, where a run begins."""
-
-    model: InternVLModel
-    wrapped: DistributedDataParallel
-    """The model as Megatron-Core trains it, its gradients reduced over data parallel ranks."""
-    optimizer: MegatronOptimizer
-    resumed: Path | None
-    """Training checkpoint the run goes on from; None where it starts from the checkpoint's weights."""
-    iteration: int
-    """Steps done."""
-    loader_state: dict[str, Any] | None
-    """State of the loader from which the data go on; None at a start."""
-    after_steps: dict[str, Any]
-    """State of what is done between steps; empty at a start."""
 
 
 def choose_device(config: ExperimentConfig, local_rank: int) -> Device:
@@ -165,18 +74,6 @@ def choose_device(config: ExperimentConfig, local_rank: int) -> Device:
         check_precision_aware(f"optimizer.{switch}", device.kind == "cuda")
     check_backend(config.parallel.attention_backend, device.torch_device)
     return device
-
-
-def log_folder(config: ExperimentConfig) -> Path | None:
-    """Return the folder of log and metrics; None where nothing is kept."""
-    if config.logging.dir:
-        return Path(config.logging.dir)
-    return Path(config.checkpoint.save) / "logs" if config.checkpoint.save else None
-
-
-def where(device: Device, world: launch.World) -> str:
-    """Return what a run runs on, in words."""
-    return f"{device.describe()}; {world.world_size} rank{'s' if world.world_size > 1 else ''}"
 
 
 def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> TrainingRun:
@@ -372,71 +269,6 @@ def _plan_of(loader: PackLoader | None) -> Plan:
     """Return the plan of the first rank's loader."""
     assert loader is not None
     return loader.plan
-
-
-def after_steps(run: TrainingRun, loaded: Loaded, feed: DataFeed, health: HealthMonitor) -> AfterSteps:
-    """Build what the run does between its steps, in the state that a checkpoint it goes on from holds.
-
-    Args:
-        run: run to be trained, its steps counted.
-        loaded: its model and optimizer.
-        feed: its data.
-        health: judges its steps.
-
-    Raises:
-        CheckpointError: the state is damaged.
-        ConfigError: what is to be done cannot be.
-        DataError: data of it are missing or damaged.
-    """
-    start = f"the weights it began with, {run.start}" if loaded.resumed is None else f"the checkpoint {loaded.resumed}"
-    checks = checks_between_steps(run.config.health, loaded.wrapped, loaded.optimizer, feed.place, printable(start))
-    works: list[AfterStep] = [health, *checks]
-    if run.config.validation.is_on:
-        works.append(validation_of(run, loaded))
-    optimizer, steps = run.config.optimizer, run.config.train.train_steps
-    if rates := shown_rates(optimizer, run.model.vision.num_layers, _frozen_parts(run.budget.learning)):
-        works.append(PartRates(optimizer, steps, rates, run.config.logging.log_interval))
-    if run.config.evaluation.benchmarks:
-        from megatron_v2pe.train.evaluation.work import Evaluation, Trained  # nothing else of training knows generation
-
-        parts = loaded.model, loaded.wrapped, run.groups, run.device, run.dtype
-        works.append(Evaluation(Trained(run.config, run.start, run.tokenizer, run.model.llm.vocab_size, *parts)))
-    if run.config.logging.page:
-        logs = run.logs if run.world.rank == 0 else None
-        record = open_record(run.budget, run.tokenizer, run.where, logs, loaded.iteration, feed)
-        works.append(record)  # the last: its page shows what the others gave
-    after = AfterSteps(works)
-    if loaded.resumed is not None:
-        after.load_state_dict(loaded.after_steps, f"{printable(loaded.resumed / TRAINING_STATE)}: after_steps")
-    return after
-
-
-def with_validation_data(run: TrainingRun) -> TrainingRun:
-    """Return the run with its validation data opened and looked at, where it has some; every rank calls this.
-
-    Raises:
-        ConfigError: the data are wrong, or trained on.
-        DataError: they cannot be used.
-    """
-    return replace(run, validation_data=open_validation_data(run)) if run.config.validation.is_on else run
-
-
-def validation_of(run: TrainingRun, loaded: Loaded) -> Validation:
-    """Open the validation of a run, whose data have been opened."""
-    save = run.config.checkpoint.save
-    assert run.validation_data is not None
-    return open_validation(run, run.validation_data, loaded.wrapped, cutter_of(run), Path(save) if save else None)
-
-
-def _frozen_parts(learning: Learning) -> set[str]:
-    """Return the parts of which nothing learns, adapters in them left out of account."""
-    learns = {
-        "vision": learning.backbone or bool(learning.unfreeze_vit_layers),
-        "projector": learning.projector,
-        "language": learning.llm,
-        "embedding": learning.llm or learning.tables,
-    }
-    return {part for part, does in learns.items() if not does}
 
 
 def cutter_of(run: TrainingRun) -> PackCutter:

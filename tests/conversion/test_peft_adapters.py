@@ -24,7 +24,7 @@ from megatron_v2pe.parallel.config import ParallelConfig
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 LOGITS = 5e-6
-"""Relative to the largest logit; measured at most 7.0e-7 against peft and 9.8e-7 against the merged folder."""
+"""Relative to the largest logit; measured at most 7.8e-7 against peft and 1.3e-6 against the merged folder."""
 LOSS, GRADIENT = 1e-6, 3e-5
 """Relative, a gradient's to its largest entry; measured 0 and 2.9e-6."""
 SETTINGS = {

@@ -25,7 +25,7 @@ from megatron_v2pe.parallel import topology
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli, setup
 from megatron_v2pe.train.ddp import wrap
-from megatron_v2pe.train.setup import TrainingRun
+from megatron_v2pe.train.training_run import TrainingRun
 from megatron_v2pe.train.validation import losses as losses_module
 from megatron_v2pe.train.validation.opening import open_sets, open_validation, open_validation_data
 

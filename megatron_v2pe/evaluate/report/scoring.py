@@ -202,8 +202,7 @@ def _score_in_both(run: EvaluationRun, read: Questions, name: str) -> dict[Mode,
     asked = [question for question in questions if question.id in sample] if sample else questions[:limit]
     judged = JudgedAnswers(benchmark, asked, [log.answers.get(question.id) for question in asked])
     edited = len({question.id for question in asked} & {*log.edited})
-    scores = {mode: _score(judged, mode, edited, limit, len(questions)) for mode in MODES}
-    return {mode: replace(score, sampled=bool(sample)) for mode, score in scores.items()}
+    return {mode: replace(_score(judged, mode, edited, limit, len(questions)), sampled=bool(sample)) for mode in MODES}
 
 
 def _changed(questions: Sequence[Question], log: AnswerLog) -> str | None:

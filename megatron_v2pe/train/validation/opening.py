@@ -37,7 +37,7 @@ _log = get_logger(__name__)
 
 
 class ValidatedRun(Protocol):
-    """What of a run (`train/setup.TrainingRun`) its validation needs."""
+    """What of a run (`train/training_run.py`) its validation needs."""
 
     @property
     def config(self) -> ExperimentConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from megatron_v2pe.base import config_tree
@@ -52,8 +52,13 @@ class AdapterSettings:
             ConfigError: names the setting.
         """
         config_tree.check_values(self, "adapter")
-        if self.start is not None and not self.is_on:
-            raise ConfigError("adapter.start is for a run that trains an adapter: set adapter.kind lora")
+        if not self.is_on:
+            for field in fields(self):
+                if getattr(self, field.name) != field.default:
+                    raise ConfigError(
+                        f"adapter.{field.name} is for a run that trains an adapter: set adapter.kind lora, or leave "
+                        f"adapter.{field.name} out to train without one"
+                    )
         if len(set(self.targets)) < len(self.targets):
             twice = next(target for target in self.targets if self.targets.count(target) > 1)
             raise ConfigError(f"adapter.targets: {twice} stands there twice")

@@ -24,6 +24,29 @@ DIVISIONS = ("auto", "fused", "split")
 _HALVES = ("gate", "up")
 PIECES = ("q", "k", "v", *_HALVES)
 """Names of pieces that are not a whole linear; they may be targets."""
+_HF_LINEARS = {
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "qkv_proj": "linear_qkv",
+    "wqkv": "linear_qkv",
+    "qkv": "linear_qkv",
+    "o_proj": "linear_proj",
+    "wo": "linear_proj",
+    "proj": "linear_proj",
+    "gate_proj": "gate",
+    "w1": "gate",
+    "up_proj": "up",
+    "w3": "up",
+    "gate_up_proj": "linear_fc1",
+    "fc1": "linear_fc1",
+    "down_proj": "linear_fc2",
+    "w2": "linear_fc2",
+    "fc2": "linear_fc2",
+    "all": "attention,mlp",
+    "all-linear": "attention,mlp",
+}
+"""Linears of Hugging Face models, as the `target_modules` of other programs name them -> the target here."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +145,10 @@ def chosen(linears: Mapping[str, tuple[PieceRow, ...]], targets: Sequence[str]) 
             wanted, among = {name}, {n: rows for n, rows in linears.items() if part in ("", n.split(".")[0])}
         elif name not in TARGETS or part not in ("", *PARTS):
             known = [*TARGETS, *PIECES, *(f"{one}.{group}" for one in PARTS for group in (*TARGETS, *PIECES))]
+            meant = _HF_LINEARS.get(name.lower())
+            near = did_you_mean(target, known) if meant is None else f"; what Hugging Face calls so is {meant} here"
             raise ConfigError(
-                f"adapter.targets: {printable(target)[:100]!r} is unknown{did_you_mean(target, known)}; there are "
+                f"adapter.targets: {printable(target)[:100]!r} is unknown{near}; there are "
                 f"{', '.join((*TARGETS, *PIECES))}, each also behind {', '.join(f'{one}.' for one in PARTS)}"
             )
         else:

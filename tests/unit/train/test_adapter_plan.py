@@ -65,7 +65,8 @@ def test_targets_may_be_pieces_and_parts_have_ranks_of_their_own():
     ("changes", "message"),
     [
         ({"targets": ("atention",)}, "adapter.targets: 'atention' is unknown; did you mean attention"),
-        ({"targets": ("q_proj",)}, "'q_proj' is unknown"),
+        ({"targets": ("q_proj",)}, "'q_proj' is unknown; what Hugging Face calls so is q here"),
+        ({"targets": ("language_model.down_proj",)}, "what Hugging Face calls so is linear_fc2 here"),
         ({"targets": ("q",)}, "'q' matches no linear of this model.*adapter.pieces split"),
         ({"targets": ("vision_projection.attention",)}, "matches no linear of this model"),
         ({"targets": ("vision_projection.mlp",), "projector_rank": 3000}, "adapter.projector_rank 3000 is larger than"),
@@ -98,6 +99,13 @@ def test_settings_that_exclude_each_other(values, message):
     config.updated({"data": {"meta_path": "d"}, "model": {name: True for name in FROZEN}}, "test").validate()
     with pytest.raises(ConfigError, match=message):
         config.updated({"data": {"meta_path": "d"}}, "test").updated(values, "test").validate()
+
+
+def test_settings_of_adapters_without_their_kind_are_refused_and_do_not_train_everything():
+    for changed in ({"llm_rank": 8}, {"targets": ("mlp",)}, {"start": "peft"}):
+        with pytest.raises(ConfigError, match=f"adapter.{next(iter(changed))} .* set adapter.kind lora"):
+            AdapterSettings(**changed).validate()
+    AdapterSettings().validate()
 
 
 FROZEN = ("freeze_llm", "freeze_backbone", "freeze_mlp")

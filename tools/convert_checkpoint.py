@@ -160,7 +160,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         from megatron_v2pe.checkpoint.low_rank.merge import export_adapter
 
         kept = {name: options[name] for name in ("layout", "overwrite", "verify")}
-        export_adapter(arguments.places[0], target, **kept)
+        export_adapter(arguments.places[0], target, averaged=options["weights"] == "ema", **kept)
         print(f"{target}: the adapter in PEFT's form")
         return
     from megatron_v2pe.generate.native_files import check_conversation, side_files

@@ -22,7 +22,7 @@ from megatron_v2pe.base.plugins import Registry
 from megatron_v2pe.base.progress import Progress, duration, on_terminal, progress_bar
 from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.train.config import LoggingConfig
-from megatron_v2pe.train.metrics import PART_RATES, LoggedStep, Rates, StepMetrics
+from megatron_v2pe.train.metrics import PART_RATES, LoggedStep, Rates, StepMetrics, is_no_number
 from megatron_v2pe.train.metrics_file import ADDED, METRICS, MetricsFile
 from megatron_v2pe.train.metrics_writer import MetricsWriter, WriterContext
 from megatron_v2pe.train.page.record_file import PAGE
@@ -221,19 +221,22 @@ class MetricsLog:
             self._recent.add(metrics)
             self._whole.add(metrics)
         self._each("the progress", lambda writer: writer.advance(metrics.iteration))
+        stated = {name: None if is_no_number(value) else value for name, value in (values or {}).items()}
         if not values and metrics.iteration % self._interval and metrics.iteration != self._total:
             return
         device = {"device": self._device} if self._device else {}
-        row = {**metrics.row(), **(values or {}), "warm_up": warm_up, **device, "time": time.time()}
+        row = {**metrics.row(), **stated, "warm_up": warm_up, **device, "time": time.time()}
         measured = {name: row[name] for name in metrics.values if row[name] is not None}
-        step = LoggedStep(row, self._recent, self._whole, self._total, values or {}, measured)
+        known = {name: value for name, value in stated.items() if value is not None}
+        step = LoggedStep(row, self._recent, self._whole, self._total, known, measured)
         self._recent = Rates()
         self._each(f"step {step.iteration}", lambda writer: writer.write(step))
         self._device = ""
 
     def add(self, iteration: int, values: Mapping[str, float]) -> None:
         """Log what was done after a step whose row an earlier process has written."""
-        self._each(f"step {iteration}", lambda writer: writer.write_values(iteration, values))
+        known = {name: value for name, value in values.items() if not is_no_number(value)}
+        self._each(f"step {iteration}", lambda writer: writer.write_values(iteration, known))
 
     def _each(self, what: str, write: Callable[[MetricsWriter], None]) -> None:
         """Have every writer do something; an error is logged once for each writer, and ends neither run nor others."""

@@ -109,7 +109,13 @@ def merged_config(config: dict[str, Any], adapters: Sequence[Adapter]) -> dict[s
 
 
 def export_adapter(
-    source: Path, target: Path, *, layout: str | None = None, overwrite: bool = False, verify: bool = True
+    source: Path,
+    target: Path,
+    *,
+    layout: str | None = None,
+    overwrite: bool = False,
+    verify: bool = True,
+    averaged: bool = False,
 ) -> None:
     """Write the adapter of a run, of a PEFT folder or of an unmerged folder of the published code as a PEFT folder.
 
@@ -119,12 +125,14 @@ def export_adapter(
         layout: `original` or `native`: whose modules it is for; by default those of the base.
         overwrite: replace a PEFT folder that is there.
         verify: compare what is read with checksums.
+        averaged: take the moving average (EMA) of what a run has learned.
 
     Raises:
         ConfigError: there is no adapter.
-        CheckpointError: it is damaged, or holds a part in full that PEFT has no form for. Nothing is written.
+        CheckpointError: it is damaged, holds no average where that is asked for, or holds a part in full that PEFT has
+            no form for. Nothing is written.
     """
-    adapter, model, own = open_own(source, verify)
+    adapter, model, own = open_own(source, verify, averaged)
     write_peft(adapter, model, target, layout or own, overwrite=overwrite)
 
 

@@ -53,19 +53,20 @@ def open_adapter(folder: Path, model: InternVLConfig, said: str, verify: bool = 
     return adapter
 
 
-def open_own(folder: Path, verify: bool = True) -> tuple[Adapter, InternVLConfig, str]:
+def open_own(folder: Path, verify: bool = True, averaged: bool = False) -> tuple[Adapter, InternVLConfig, str]:
     """Read an adapter that says itself which model it is for.
 
     Args:
         folder: of a run that trained one, or an HF folder of the published code with one among its weights.
         verify: compare checksums.
+        averaged: take the moving average (EMA) of what a run has learned.
 
     Returns:
         The adapter, the model, and the layout of its base.
 
     Raises:
         ConfigError: there is none.
-        CheckpointError: it is damaged.
+        CheckpointError: it is damaged, or holds no average where that is asked for.
     """
     place = _place(folder, "SOURCE")
     if place is None:
@@ -75,19 +76,24 @@ def open_own(folder: Path, verify: bool = True) -> tuple[Adapter, InternVLConfig
         model = InternVLConfig.from_hf(opened.config, printable(folder / "config.json"))
         if opened.halves is None:
             raise ConfigError(f"SOURCE {printable(folder)}: its weights hold no adapter")
+        if averaged:
+            raise CheckpointError(
+                f"{printable(folder)}: an HF folder holds no average of weights (EMA): take the weights themselves "
+                "(--weights model)"
+            )
         return opened.adapter(model, place.folder), model, layout_of(place.folder)
     if not is_adapter(place.folder):
         raise ConfigError(f"SOURCE {printable(folder)}: a whole model, and no adapter; {_EXPECTED}")
     hf = place.folder / HF_FOLDER
     model = InternVLConfig.from_hf(read_config(hf), printable(hf / "config.json"))
-    return read_run(place.folder, verify), model, layout_of(hf)
+    return read_run(place.folder, verify, averaged), model, layout_of(hf)
 
 
 def _place(folder: Path, said: str) -> FoundCheckpoint | None:
     """Return the checkpoint that a folder is, None where it is PEFT's."""
-    if not folder.exists():
+    found = look_for_checkpoint(folder, said)  # `RUN/best` is no folder, and names one
+    if found is None and not folder.exists():
         raise ConfigError(f"{said} {printable(folder)}: no such folder")
-    found = look_for_checkpoint(folder, said)
     if found is not None and not (found.is_hf and is_peft_folder(folder)):
         return found
     if is_peft_folder(folder):

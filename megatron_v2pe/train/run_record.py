@@ -27,6 +27,7 @@ from megatron_v2pe.base.whole_files import write_bytes, write_text
 from megatron_v2pe.data.loader import PackLoader
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Batch
+from megatron_v2pe.errors import DataError
 from megatron_v2pe.train.after_step import AfterStep
 from megatron_v2pe.train.data_counts import DataCounts
 from megatron_v2pe.train.data_feed import DataFeed
@@ -36,6 +37,8 @@ from megatron_v2pe.train.pack_samples import PackSample, is_kept, sample_of
 from megatron_v2pe.train.page.record_file import PACKS, RECORD, WrittenRecord, read_record
 from megatron_v2pe.version import __version__
 
+UNREADABLE = "run_record.unreadable.json"
+"""What a record is renamed to that a run cannot go on with."""
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "flash-attn", "triton", "numpy")
 _log = get_logger(__name__)
 
@@ -130,7 +133,7 @@ class RunRecord(AfterStep):
         assert self._logs is not None
         path = self._logs / RECORD
         if path.is_file():
-            self._record = read_record(path).until(self._facts.start)
+            self._attempt("gone on with, and begins anew", lambda: self._read(path))
         self._record.sessions.append(
             {
                 "from": self._facts.start,
@@ -143,6 +146,18 @@ class RunRecord(AfterStep):
                 "process": os.getpid(),
             }
         )
+
+    def _read(self, path: Path) -> None:
+        """Take over a record; one that cannot be read is kept under another name.
+
+        Raises:
+            DataError: it is damaged, or of another version.
+        """
+        try:
+            self._record = read_record(path).until(self._facts.start)
+        except DataError:
+            os.replace(path, path.with_name(UNREADABLE))
+            raise
 
     def _look(self, batch: Batch) -> None:
         """Keep the first micro-batch of some steps; called by the thread that reads."""

@@ -10,6 +10,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from helpers import low_rank
@@ -24,6 +25,7 @@ from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.parallel.config import ParallelConfig
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy
 
+ALONE = ParallelConfig(use_distributed_optimizer=False)
 TP2 = ParallelConfig(tensor_model_parallel_size=2, use_distributed_optimizer=False)
 MERGED = 1e-6
 """Of values up to 1; measured at most 1.2e-7, the last bit."""
@@ -146,3 +148,28 @@ def test_what_is_no_adapter_or_no_base(places, tmp_path):
     with pytest.raises(ConfigError, match="holds no adapter; expected adapter_config.json"):
         merge_adapters(root / "hf", [tmp_path], tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_average_of_an_adapter_and_the_best_checkpoint(places, pools, tmp_path):
+    """An export beside the base takes the average that is asked for; `RUN/best` is an adapter as a run is."""
+    root, _ = places
+    run = tmp_path / "run"
+    pools[1].run(low_rank.save_run, base=root / "mcore", run=run, layout=ALONE, average_factor=2.0)
+    (run / "best_checkpoints.json").write_text(json.dumps({"by": "validation/loss", "values": {"2": 1.0}}))
+    found = {}
+    for name, averaged in (("model", False), ("ema", True)):
+        export_adapter(run / "best", tmp_path / name, averaged=averaged)
+        found[name] = load_file(tmp_path / name / "adapter_model.safetensors")
+        mcore_to_hf(run / "best", tmp_path / f"{name}_merged", weights=name)
+        merge_adapters(root / "hf", [tmp_path / name], tmp_path / f"{name}_apart")
+        merged, apart = weights_of(tmp_path / f"{name}_merged"), weights_of(tmp_path / f"{name}_apart")
+        assert all(torch.equal(merged[key], apart[key]) for key in merged)
+    assert all(torch.equal(found["ema"][key], 2 * value) for key, value in found["model"].items())
+    merge_adapters(root / "hf", [run / "best"], tmp_path / "best")
+    best, newest = weights_of(tmp_path / "best"), weights_of(tmp_path / "model_merged")
+    assert all(torch.equal(best[key], newest[key]) for key in newest)
+    with pytest.raises(CheckpointError, match="holds no average of weights"):
+        export_adapter(root / "run", tmp_path / "none", averaged=True)
+    with pytest.raises(ConfigError, match="no such folder"):
+        merge_adapters(root / "hf", [root / "run" / "best"], tmp_path / "none")
+    assert not (tmp_path / "none").exists()

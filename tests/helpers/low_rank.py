@@ -177,7 +177,12 @@ def learned(
 
 
 def save_run(
-    base: Path, run: Path, layout: ParallelConfig, whole_projector: bool = True, settings: dict[str, Any] | None = None
+    base: Path,
+    run: Path,
+    layout: ParallelConfig,
+    whole_projector: bool = True,
+    settings: dict[str, Any] | None = None,
+    average_factor: float | None = None,
 ) -> dict[str, Tensor]:
     """Write a checkpoint as a run writes it that trained an adapter; runs on every rank of a layout.
 
@@ -187,6 +192,7 @@ def save_run(
         layout: of the ranks that write.
         whole_projector: the projector was trained in full.
         settings: of the run, as far as its state is to state them.
+        average_factor: the checkpoint holds averages (EMA), so many times what learned.
 
     Returns:
         What learned, by checkpoint key.
@@ -197,6 +203,7 @@ def save_run(
     from megatron_v2pe.checkpoint.adapters import AdapterPointer
     from megatron_v2pe.checkpoint.folder import ADAPTER_FILE, HF_FOLDER
     from megatron_v2pe.checkpoint.hf.adapter_rows import chosen, linears_of
+    from megatron_v2pe.checkpoint.weight_average import average_of
     from megatron_v2pe.models.config import layout_of, read_config
     from megatron_v2pe.models.lora import LowRank, LowRankPlan
     from megatron_v2pe.train.config import AdamWConfig
@@ -219,7 +226,13 @@ def save_run(
         load_full(model, full)
         wrapped = wrap(model, layout, ProcessGroupCollection.use_mpu_process_groups(), torch.device("cpu"))
         groups = ProcessGroupCollection.use_mpu_process_groups()
-        optimizer = build_optimizer(wrapped, AdamWConfig(lr=1e-3), torch.float32, False, False, groups)
+        asked = AdamWConfig(lr=1e-3, ema_decay=None if average_factor is None else 0.9)
+        optimizer = build_optimizer(wrapped, asked, torch.float32, False, False, groups)
+        if average_factor is not None:
+            average = average_of(optimizer)
+            assert average is not None
+            for whole in average.wholes():
+                whole.mul_(average_factor)
         state = store.TrainingState(2, {}, settings or {})
         files = {ADAPTER_FILE: AdapterPointer.of(plan, "auto", str(base), base).text()}
         store.save(run, model, optimizer, state, hf_source=base, files=files, learned_only=True)

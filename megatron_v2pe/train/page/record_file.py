@@ -16,6 +16,77 @@ PAGE, PICTURE = "run.html", "run.png"
 PACKS = "packs"
 """Folder of the pictures of packs, beside the record."""
 _FORM = 1
+_MOST_BINS = 256
+
+
+@dataclass
+class _Part:
+    """A run of text of a document."""
+
+    text: str
+    learned: bool = False
+    note: bool = False
+
+
+@dataclass
+class _Document:
+    """A document of a pack, see `train.pack_samples`."""
+
+    dataset: str
+    line: int
+    tokens: int
+    learned: int
+    tiles: int
+    parts: list[_Part]
+    picture: str | None = None
+
+
+@dataclass
+class _Pack:
+    """A pack that is shown."""
+
+    step: int
+    documents: list[_Document]
+    all_documents: int
+    tokens: int
+    tiles: int
+
+
+@dataclass
+class _Drawn:
+    """What was drawn, see `train.data_counts.DataCounts.to_json`."""
+
+    sets: dict[str, dict[str, float]] = field(default_factory=dict)
+    lengths: list[int] = field(default_factory=list)
+    tiles: list[int] = field(default_factory=list)
+
+
+@dataclass
+class _Session:
+    """What of a process is more than words."""
+
+    begin: int = 0
+    to: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Example:
+    """A sample that was left out."""
+
+    sample: str
+    error: str
+
+
+@dataclass
+class _Inside:
+    """Types of what a page reads of a record's lists and objects."""
+
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    drawn: _Drawn = field(default_factory=_Drawn)
+    examples: list[_Example] = field(default_factory=list)
+    packs: list[_Pack] = field(default_factory=list)
+    sessions: list[_Session] = field(default_factory=list)
 
 
 @dataclass
@@ -62,4 +133,8 @@ def read_record(path: Path) -> WrittenRecord:
     record = typed(WrittenRecord, read_json_object(path, DataError), printable(path), DataError, unknown=True)
     if record.form != _FORM:
         raise DataError(f"{printable(path)}: form {record.form}, this version reads form {_FORM}")
+    renamed = [{"begin": one.get("from", 0), **one} for one in record.sessions]
+    inside = typed(_Inside, record.to_json() | {"sessions": renamed}, printable(path), DataError, unknown=True)
+    if max(len(inside.drawn.lengths), len(inside.drawn.tiles)) > _MOST_BINS:
+        raise DataError(f"{printable(path)}: drawn: more than {_MOST_BINS} bins of lengths or tiles")
     return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,8 @@ from megatron_v2pe.train.metrics_file import METRICS, read_metrics
 from megatron_v2pe.train.page.record_file import RECORD, WrittenRecord, read_record
 
 Points = tuple[tuple[float, float], ...]
+_LARGEST = 1e300
+"""Numbers beyond are passed over: no figure has room for them."""
 _QUESTIONS = 12
 """Answers of a benchmark that a page shows."""
 
@@ -57,7 +58,7 @@ class RunFiles:
         found = []
         for row in self.rows:
             value = row.get(name)
-            if isinstance(value, int | float) and math.isfinite(value) and not (warm and row.get("warm_up")):
+            if isinstance(value, int | float) and abs(value) <= _LARGEST and not (warm and row.get("warm_up")):
                 found.append((float(row["iteration"]), float(value)))
         return tuple(found)
 
@@ -68,9 +69,10 @@ class RunFiles:
             found |= {name: None for name in row if name.startswith(prefix)}
         return list(found)
 
-    def setting(self, section: str, name: str, default: Any = None) -> Any:
-        """Return a setting of the run, as its record has it."""
-        return (self.record.settings.get(section) or {}).get(name, default)
+    def setting(self, section: str, name: str) -> float | None:
+        """Return a setting that is a number, as the run's record has it; None where it has none."""
+        value = self.record.settings.get(section, {}).get(name)
+        return float(value) if isinstance(value, int | float) and abs(value) <= _LARGEST else None
 
     @property
     def resumptions(self) -> list[int]:
@@ -103,8 +105,8 @@ def open_run(path: Path) -> RunFiles:
     except DataError as error:
         problems.append(str(error))
     folder = logs.resolve().parent if logs.name == "logs" else logs.resolve()
-    saved = (record.settings.get("checkpoint") or {}).get("save")
-    evaluated, asked = _last_evaluation(folder if folder.is_dir() else Path(saved or "."), problems)
+    saved = record.settings.get("checkpoint", {}).get("save")
+    evaluated, asked = _last_evaluation(folder if folder.is_dir() else Path(str(saved or ".")), problems)
     name = "/".join(folder.parts[-2:]).lstrip("/")
     return RunFiles(name, logs, read_metrics(logs / METRICS), record, evaluated, asked, tuple(problems))
 

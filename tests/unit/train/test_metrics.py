@@ -249,3 +249,11 @@ def test_values_of_work_after_a_step_are_in_its_row_or_added_to_it(tmp_path):
     assert all("loss" in row for row in found)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("validation/loss")
     assert [(event.step, event.value) for event in events] == [(2, 2.5), (3, 2.25)]
+
+
+def test_values_that_are_no_numbers_leave_rows_that_can_be_read(tmp_path, log):
+    log.write(step(1, 1.0), {"health/weight_norm/language_model": float("nan"), "validation/loss": 2.0})
+    log.add(1, {"evaluation/one": float("inf"), "evaluation/two": 1.0})
+    (found,) = read_metrics(tmp_path / METRICS)
+    assert found["health/weight_norm/language_model"] is None
+    assert (found["validation/loss"], found["evaluation/two"]) == (2.0, 1.0) and "evaluation/one" not in found

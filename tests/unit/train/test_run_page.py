@@ -175,3 +175,30 @@ def test_the_record_of_a_later_version_is_named(tmp_path):
     run = open_run(folder)
     assert run.record.settings == {} and "form 99" in run.problems[0]
     assert json.loads((folder / "logs" / "run_record.json").read_text())["form"] == 99
+
+
+DAMAGED = {
+    "a pack without its fields": ({"packs": [{}]}, "packs[0]: "),
+    "a document that is none": ({"packs": [{"step": 1, "documents": [3], "all_documents": 1}]}, "documents[0]: "),
+    "counts that are none": ({"drawn": {"sets": {"photos": 3}}}, "drawn: "),
+    "bins without end": ({"drawn": {"lengths": [0] * 5000 + [1]}}, "bins"),
+    "a section that is none": ({"settings": {"optimizer": "x"}}, "settings: "),
+    "a session that is none": ({"sessions": [{"from": "x"}]}, "sessions[0]: "),
+    "an example that is none": ({"skipped": {"x": 1}, "examples": [{}]}, "examples[0]: "),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_record_of_wrong_types_is_named_on_the_page(tmp_path, name):
+    record, words = DAMAGED[name]
+    run = open_run(write_run(tmp_path / "run", **record))
+    assert run.record.packs == [] and words in run.problems[0], run.problems
+    assert "run_record.json" in read(write_page(tmp_path / "run")[0]).text
+
+
+def test_settings_and_values_that_are_no_numbers_are_passed_over(tmp_path):
+    settings = {"optimizer": {"clip_grad": "x"}, "data": {"max_packed_tokens": [1]}, "checkpoint": {"save": 3}}
+    rows = [row(1), row(2, tokens=10**300 * 10**9)]
+    run = open_run(write_run(tmp_path / "run", rows, settings=settings))
+    assert run.points("tokens") == ((1.0, 1000.0),)
+    write_page(tmp_path / "run")

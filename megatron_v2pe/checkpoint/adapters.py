@@ -70,7 +70,7 @@ class AdapterPointer:
         """Read the pointer of a checkpoint folder; None of one that holds all weights.
 
         Raises:
-            CheckpointError: the file is damaged or of a later version.
+            CheckpointError: the file is damaged, describes no adapter, or is of a later version.
         """
         path = folder / ADAPTER_FILE
         if not os.path.lexists(path):
@@ -81,6 +81,16 @@ class AdapterPointer:
                 f"{printable(path)}: {printable(pointer.kind)[:40]!r} of format {pointer.format_version}, this program "
                 f"knows {_KIND!r} of format 1"
             )
+        for linear, pieces in pointer.pieces.items():
+            part, where = linear.split(".")[0], f"{printable(path)}: pieces: {printable(linear)[:120]}"
+            if part not in pointer.parts:
+                raise CheckpointError(f"{where}: {printable(part)[:60]} has no rank in parts, {sorted(pointer.parts)}")
+            for piece in pieces:
+                if not 0 < piece.size <= piece.of - piece.begin or piece.block == 0:
+                    raise CheckpointError(
+                        f"{where}: {printable(piece.name)[:60]}: {piece.size} of {piece.of} units from {piece.begin} on "
+                        f"in blocks of {piece.block}, are no rows of a linear"
+                    )
         return pointer
 
     def text(self) -> str:

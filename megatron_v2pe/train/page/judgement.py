@@ -85,8 +85,8 @@ def _steps(run: RunFiles, found: _Findings) -> None:
     if any(value for _, value in run.points("health/diverged")):
         found.bad.append("Ranks have diverged: what must be equal on all of them was not.")
     share = clipped_share(run)
-    if share is not None:
-        limit = run.setting("optimizer", "clip_grad")
+    limit = run.setting("optimizer", "clip_grad")
+    if share is not None and limit is not None:
         sentence = f"Gradients were clipped, at a norm of {limit:g}, in {share:.0%} of the steps."
         late = [value > limit for _, value in run.points("grad_norm")[-max(len(run.rows) // 4, 1) :]]
         is_often = sum(late) / len(late) > _OFTEN_CLIPPED

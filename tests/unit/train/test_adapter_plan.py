@@ -146,3 +146,21 @@ def test_a_checkpoint_with_adapters_knows_its_base(golden, tmp_path):
     (folder / "adapter.json").write_text(pointer.text().replace('"rank": 8', '"rank": -8'))
     with pytest.raises(CheckpointError, match="rank"):
         AdapterPointer.read(folder)
+
+
+@pytest.mark.parametrize(
+    "piece", [{"of": 0}, {"size": 0}, {"begin": 1}, {"size": 3, "of": 2}, {"block": 0}], ids=lambda piece: str(piece)
+)
+def test_a_pointer_whose_pieces_are_no_rows_is_refused(tmp_path, piece):
+    content = {"base": "b", "base_folder": "b", "fingerprint": "f", "division": "auto", "seed": 1}
+    content |= {"parts": {"language_model": {"rank": 2, "alpha": 4.0}}}
+    linear = "language_model.decoder.layers.0.mlp.linear_fc1"
+    path = tmp_path / "adapter.json"
+    path.write_text(json.dumps({**content, "pieces": {linear: [{"name": "whole"}]}}))
+    assert AdapterPointer.read(tmp_path) is not None
+    path.write_text(json.dumps({**content, "pieces": {linear: [{"name": "whole", **piece}]}}))
+    with pytest.raises(CheckpointError, match=r"pieces: .*linear_fc1: whole: .* are no rows of a linear"):
+        AdapterPointer.read(tmp_path)
+    path.write_text(json.dumps({**content, "pieces": {"vision_model.x": [{"name": "whole"}]}}))
+    with pytest.raises(CheckpointError, match=r"vision_model has no rank in parts, \['language_model'\]"):
+        AdapterPointer.read(tmp_path)

@@ -88,8 +88,8 @@ class AdapterPointer:
             for piece in pieces:
                 if not 0 < piece.size <= piece.of - piece.begin or piece.block == 0:
                     raise CheckpointError(
-                        f"{where}: {printable(piece.name)[:60]}: {piece.size} of {piece.of} units from {piece.begin} on "
-                        f"in blocks of {piece.block}, are no rows of a linear"
+                        f"{where}: {printable(piece.name)[:60]}: {piece.size} of {piece.of} units from {piece.begin} "
+                        f"on in blocks of {piece.block}, are no rows of a linear"
                     )
         return pointer
 

@@ -11,7 +11,9 @@ from megatron_v2pe.train.adapter_settings import PART_RANKS, AdapterSettings
 from megatron_v2pe.train.config import ModelConfig
 
 
-def plan_of(settings: AdapterSettings, model: InternVLConfig, layout: str, seed: int) -> LowRankPlan | None:
+def plan_of(
+    settings: AdapterSettings, model: InternVLConfig, layout: str, seed: int, unfreeze_vit_layers: int = 0
+) -> LowRankPlan | None:
     """Return the adapters of a run, None where it has none.
 
     Args:
@@ -19,9 +21,11 @@ def plan_of(settings: AdapterSettings, model: InternVLConfig, layout: str, seed:
         model: that is trained.
         layout: of the checkpoint's Hugging Face tensors, `original` or `native`.
         seed: of the run.
+        unfreeze_vit_layers: `model.unfreeze_vit_layers`.
 
     Raises:
-        ConfigError: a target is unknown or matches nothing; a rank is larger than a linear is wide.
+        ConfigError: a target is unknown or matches nothing; a rank is larger than a linear is wide; layers of the tower
+            would learn in full beside their adapters, which no form of an adapter can hold.
     """
     if not settings.is_on:
         return None
@@ -33,7 +37,14 @@ def plan_of(settings: AdapterSettings, model: InternVLConfig, layout: str, seed:
         part: LowRank(settings.rank_of(part), settings.alpha_of(part), settings.dropout, settings.use_rslora)
         for part in PART_RANKS
     }
-    return LowRankPlan({linear: tuple(row.piece for row in rows) for linear, rows in found.items()}, parts, seed)
+    plan = LowRankPlan({linear: tuple(row.piece for row in rows) for linear, rows in found.items()}, parts, seed)
+    if unfreeze_vit_layers and "vision_model" in plan.parts:
+        raise ConfigError(
+            f"model.unfreeze_vit_layers {unfreeze_vit_layers} would train weights of the tower that adapters of "
+            "adapter.targets work on: choose one of the two, or name targets of the language model alone "
+            "(language_model.attention)"
+        )
+    return plan
 
 
 def _check_rank(settings: AdapterSettings, linear: str, row: PieceRow) -> None:

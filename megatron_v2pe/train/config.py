@@ -320,12 +320,6 @@ class ExperimentConfig:
             )
         if self.model.spec == "te":
             raise ConfigError("adapter.kind lora works on layers of model.spec local, which is te")
-        tower = self.adapter.backbone_rank or any(not t.startswith("l") for t in self.adapter.targets if "." in t)
-        if self.model.unfreeze_vit_layers and tower:
-            raise ConfigError(
-                f"model.unfreeze_vit_layers {self.model.unfreeze_vit_layers} would train weights of the tower that "
-                "adapters of adapter.targets work on: choose one of the two"
-            )
 
     def _validate_offload(self) -> None:
         precision_aware = self.optimizer.precision_aware_setting

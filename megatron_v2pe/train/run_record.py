@@ -23,7 +23,7 @@ from megatron.core import parallel_state
 
 from megatron_v2pe.base.config_tree import to_dict
 from megatron_v2pe.base.logging import get_logger
-from megatron_v2pe.base.whole_files import write_bytes, write_text
+from megatron_v2pe.base.whole_files import put_in_place, write_bytes, write_text
 from megatron_v2pe.data.loader import PackLoader
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.data.types import Batch
@@ -156,7 +156,7 @@ class RunRecord(AfterStep):
         try:
             self._record = read_record(path).until(self._facts.start)
         except DataError:
-            os.replace(path, path.with_name(UNREADABLE))
+            put_in_place(path, path.with_name(UNREADABLE))
             raise
 
     def _look(self, batch: Batch) -> None:

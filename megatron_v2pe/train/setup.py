@@ -111,7 +111,7 @@ def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Tr
     config.parallel.validate(world.world_size, model_sizes(model))
     groups = topology.initialize(config.parallel, config.train.seed)
     policy = config.v2pe.policy(config.train.seed)
-    adapters = plan_of(config.adapter, model, layout_of(hf), config.train.seed)
+    adapters = plan_of(config.adapter, model, layout_of(hf), config.train.seed, config.model.unfreeze_vit_layers)
     if adapters is not None and config.adapter.start is not None:
         starting_tensors(config.adapter.start, adapters, model)  # what is wrong with it is said before anything is made
     budget = MemoryBudget(config, model, world.world_size, _smallest_card(device), adapters)

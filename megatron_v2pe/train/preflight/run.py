@@ -213,7 +213,8 @@ def _adapters(found: Findings, layout: str) -> None:
     from megatron_v2pe.train.adapter_plan import plan_of
 
     assert found.model is not None
-    found.adapters = plan_of(found.config.adapter, found.model, layout, found.config.train.seed)
+    config = found.config
+    found.adapters = plan_of(config.adapter, found.model, layout, config.train.seed, config.model.unfreeze_vit_layers)
     assert found.adapters is not None
     found.right.append(f"adapters: {len(found.adapters.pieces)} linears are targets, none narrower than its rank")
     if (start := found.config.adapter.start) is not None:

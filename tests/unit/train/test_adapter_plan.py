@@ -87,10 +87,6 @@ def test_what_does_not_fit_the_model_is_refused(changes, message):
         ({"adapter": {"targets": ["mlp", "mlp"]}}, "adapter.targets: mlp stands there twice"),
         ({"model": {"spec": "te"}}, "adapter.kind lora works on layers of model.spec local"),
         ({"model": {"add_tokens": "f"}}, "adapter.kind lora with model.add_tokens"),
-        (
-            {"adapter": {"backbone_rank": 4}, "model": {"freeze_backbone": True, "unfreeze_vit_layers": -1}},
-            "model.unfreeze_vit_layers -1 would train weights of the tower that adapters",
-        ),
         ({"adapter": {"dropout": 1.5}}, "adapter.dropout"),
     ],
 )
@@ -164,3 +160,13 @@ def test_a_pointer_whose_pieces_are_no_rows_is_refused(tmp_path, piece):
     path.write_text(json.dumps({**content, "pieces": {"vision_model.x": [{"name": "whole"}]}}))
     with pytest.raises(CheckpointError, match=r"vision_model has no rank in parts, \['language_model'\]"):
         AdapterPointer.read(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"backbone_rank": 4}, {"targets": ("attention",)}, {"targets": ("linear_qkv",)}])
+def test_layers_of_a_tower_do_not_learn_in_full_beside_their_adapters(changes):
+    settings, model = replace(LORA, **changes), model_of("InternVL2-2B")
+    assert "vision_model" in plan_of(settings, model, ORIGINAL, 1).parts
+    with pytest.raises(ConfigError, match="unfreeze_vit_layers -1 would train weights of the tower that adapters"):
+        plan_of(settings, model, ORIGINAL, 1, unfreeze_vit_layers=-1)
+    others = replace(LORA, targets=("language_model.mlp", "vision_projection.mlp"))
+    assert plan_of(others, model, ORIGINAL, 1, unfreeze_vit_layers=-1) is not None

@@ -155,12 +155,12 @@ def _digest(kind: str, content: Mapping[str, object]) -> str:
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
 
-def check_resumed(resumed: Path | None, base: Path, plan: LowRankPlan | None) -> None:
+def check_resumed(resumed: Path | None, base: Path | None, plan: LowRankPlan | None) -> None:
     """Check that a training checkpoint has the adapters of the run that goes on from it, and the same base.
 
     Args:
         resumed: the checkpoint; None where the run begins.
-        base: Megatron checkpoint folder of the run.
+        base: Megatron checkpoint folder of the run; None where there is none yet, so that it is not compared.
         plan: adapters of the run.
 
     Raises:
@@ -172,7 +172,10 @@ def check_resumed(resumed: Path | None, base: Path, plan: LowRankPlan | None) ->
     pointer = AdapterPointer.read(resumed)
     if pointer is None or plan is None:
         if pointer is not None:
-            raise ConfigError(f"{resumed}: holds adapters, and this run has none: set adapter.kind as it was")
+            raise ConfigError(
+                f"{resumed}: holds adapters, and this run has none: set adapter.kind lora, and "
+                "the other settings of section adapter as they were, or name another checkpoint.save"
+            )
         if plan is not None:
             raise ConfigError(
                 f"{resumed}: was trained without adapters, and this run has some: to train them on its weights, name "
@@ -202,4 +205,5 @@ def check_resumed(resumed: Path | None, base: Path, plan: LowRankPlan | None) ->
                 f"{resumed}: its adapters have another {what}: of {named} {theirs.get(named, 'none')}, in this run "
                 f"{ours.get(named, 'none')}; go on with the settings of section adapter that it was trained with"
             )
-    pointer.check(base, resumed)
+    if base is not None:
+        pointer.check(base, resumed)

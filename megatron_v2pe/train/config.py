@@ -312,6 +312,12 @@ class ExperimentConfig:
 
     def _validate_adapter(self) -> None:
         if not self.adapter.is_on:
+            for name in ("adapter_lr", "adapter_b_lr_ratio", "adapter_weight_decay"):
+                if (value := getattr(self.optimizer, name)) is not None:
+                    raise ConfigError(
+                        f"optimizer.{name} is {value}, but nothing of adapters learns in this run: unset it, or set "
+                        "adapter.kind lora"
+                    )
             return
         if self.model.add_tokens is not None:
             raise ConfigError(

@@ -123,7 +123,8 @@ def pieces_in_words(growth: Growth) -> str:
     shown = [f"{printable(token.content)[:40]} {len(token.pieces)}" for token in growth.tokens[:_MOST_SHOWN]]
     more = f" and {len(growth.tokens) - _MOST_SHOWN} more" if len(growth.tokens) > _MOST_SHOWN else ""
     counts = sorted(len(token.pieces) for token in growth.tokens)
-    return f"pieces each replaces: {', '.join(shown)}{more}; {counts[0]} to {counts[-1]}, {sum(counts)} in all"
+    least = "" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}, "
+    return f"pieces each replaces: {', '.join(shown)}{more}; {least}{sum(counts)} in all"
 
 
 def _names(tokens: list[NewToken]) -> str:

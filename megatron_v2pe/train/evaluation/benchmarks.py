@@ -39,7 +39,10 @@ def chosen(settings: EvaluationConfig) -> list[Benchmark]:
         DataError: data are missing; names each benchmark with its files and where they come from.
     """
     root = Path(settings.root)
-    found = [create(name, settings.mode) for name in expand(settings.benchmarks, root)]
+    try:
+        found = [create(name, settings.mode) for name in expand(settings.benchmarks, root)]
+    except ConfigError as error:
+        raise ConfigError(f"evaluation.benchmarks: {error}") from error
     for benchmark in found:
         if benchmark.scorer is None:
             raise ConfigError(

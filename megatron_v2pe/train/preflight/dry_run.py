@@ -147,7 +147,7 @@ def _epoch(budget: MemoryBudget, per_step: int, found: Findings) -> Iterator[str
         epoch = f"an epoch: {least}{some(packs, 'pack')}, {some(steps, 'step')}"
         if config.train.epochs is None:
             about = "" if config.data.indexed_path else "about "  # packs of a list reach over an epoch's end
-            yield f"{epoch}; {some(run, 'step')} are {about}{run / steps:.2f} epochs"
+            yield f"{epoch}; {some(run, 'step')} {'is' if run == 1 else 'are'} {about}{run / steps:.2f} epochs"
         elif least or encoder is None:
             yield f"{epoch}; {config.train.epochs:g} epochs are counted when the run starts"
         else:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from megatron_v2pe.base.config_tree import get_path
+from megatron_v2pe.checkpoint.adapters import check_resumed
 from megatron_v2pe.checkpoint.folder import newest
 from megatron_v2pe.checkpoint.growth import Growth
 from megatron_v2pe.checkpoint.resolve import find_checkpoint, has_weights, look_for_checkpoint, resume_folder
@@ -295,6 +296,8 @@ def _run_folder(found: Findings, may_come: set[str]) -> None:
     found.right.append(f"run: goes on from {printable(latest)}, step {state.iteration:,}")
     if found.model is not None:
         found.doubts += changes_from_before(found.config, latest)
+        if "weights" not in found.unseen and found.config.adapter.is_on == (found.adapters is not None):
+            check_resumed(latest, None, found.adapters)
 
 
 def _check_writable(folder: Path) -> None:

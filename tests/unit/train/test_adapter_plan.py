@@ -102,6 +102,9 @@ def test_settings_of_adapters_without_their_kind_are_refused_and_do_not_train_ev
         with pytest.raises(ConfigError, match=f"adapter.{next(iter(changed))} .* set adapter.kind lora"):
             AdapterSettings(**changed).validate()
     AdapterSettings().validate()
+    config = ExperimentConfig().updated({"model": {"model_name_or_path": "m"}, "data": {"meta_path": "d"}}, "test")
+    with pytest.raises(ConfigError, match="optimizer.adapter_lr is 0.1, but nothing of adapters learns"):
+        config.updated({"optimizer": {"adapter_lr": 0.1}}, "test").validate()
 
 
 FROZEN = ("freeze_llm", "freeze_backbone", "freeze_mlp")

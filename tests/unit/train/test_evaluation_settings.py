@@ -52,7 +52,7 @@ def test_settings_that_do_not_go_together(words, message):
 
 
 def test_missing_data_and_wrong_names_are_refused_with_what_is_to_be_done(tmp_path):
-    with pytest.raises(ConfigError, match="docvqa_vall: no such benchmark.*docvqa_val"):
+    with pytest.raises(ConfigError, match="evaluation.benchmarks: docvqa_vall: no such benchmark.*docvqa_val"):
         chosen(EvaluationConfig(("docvqa_vall",), root=str(tmp_path)))
     with pytest.raises(ConfigError, match=r"docvqa_test is scored by a server.*tools/evaluate.py"):
         chosen(EvaluationConfig(("docvqa_test",), root=str(tmp_path)))

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, ParamGroupOverride
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -92,10 +93,26 @@ def build_optimizer(
     tower_layers = sizes.vision.num_layers
     _check_parts(model, settings)
     made = settings.build(config, model, overrides_of(model, settings, tower_layers), groups)
+    _number_by_type(made)
     _fuse(made, settings)
     if settings.ema_decay is not None:
         WeightAverage(made, model, settings.ema_decay)
     return made
+
+
+def _number_by_type(optimizer: MegatronOptimizer) -> None:
+    """Mend where the distributed optimizer says that its share of a parameter stands, in groups of two types.
+
+    Megatron-Core numbers the parameters of a group as they lie in the buffers, of which there is one for each type in
+    the order of the model, but steps by those in float32 first. Where weights in bf16 learn beside adapters in float32,
+    moments would be stored and loaded under the names of others.
+    """
+    for member in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(member, DistributedOptimizer) and not getattr(member, "is_stub_optimizer", False):
+            groups = zip(member.model_fp32_groups, member.model_float16_groups, strict=True)
+            for number, (wide, narrow) in enumerate(groups):
+                for order, parameter in enumerate([*wide, *narrow]):
+                    member.model_param_group_index_map[parameter] = number, order
 
 
 def check_precision_aware(switch: str, on_cuda: bool) -> None:

@@ -215,3 +215,29 @@ def test_bf16_with_factors_in_fp32(pools, trained, tmp_path):
     assert all(rank["weights float32"] == factors for rank in held)
     assert all(rank["gradients"] - factors - projector < 1024 for rank in held)  # padding of buckets
     assert sum(rank["optimizer"] for rank in held) == 2 * factors + 3 * projector
+
+
+def test_weights_in_bf16_that_stand_before_factors_in_fp32(pools, case, tmp_path):
+    """The projector lies before the adapters of the language model: each tensor's moments and average are its own.
+
+    Megatron-Core's distributed optimizer steps by tensors in float32 first, and numbers them as they lie in the model.
+    """
+    plan = case.adapters
+    pieces = {name: found for name, found in plan.pieces.items() if name.startswith("language_model")}
+    frozen = {"backbone": True, "llm": True, "projector": False}
+    case = replace(case, adapters=replace(plan, pieces=pieces), frozen=frozen, dtype=torch.bfloat16)
+    case = replace(case, layout=LAYOUTS["dp2_overlap"])
+    (tmp_path / "hf").mkdir()
+    settings = replace(DAMPED, ema_decay=0.5)
+    whole = pools[2].run(short_runs.train, case=case, steps=4, settings=settings)[0]
+    pools[2].run(short_runs.train, case=case, steps=2, save_to=str(tmp_path), settings=settings)
+    gone_on = pools[2].run(short_runs.train, case=unlike(case), steps=2, resume_from=str(tmp_path), settings=settings)[
+        0
+    ]
+    assert gone_on.losses == whole.losses[2:]
+    averages = {name: average for name, average in whole.averages.items() if learns(name)}
+    assert averages and all(torch.equal(gone_on.averages[name], average) for name, average in averages.items())
+    stored = read_tensors(tmp_path / "iter_0000002")
+    for name, average in averages.items():
+        assert tuple(stored[f"optimizer.state.exp_avg.{name}"].size) == average.shape
+        assert 0 < (average - whole.weights[name].float()).abs().max() < 0.1  # after four steps of at most 0.01

@@ -23,7 +23,11 @@ status: 0; 2 the message says what is wrong"""
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        usage="%(prog)s [options] BASE ADAPTER [ADAPTER ...] OUT",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("places", nargs="+", type=Path, metavar="BASE ADAPTER ... OUT", help="base, adapters, folder to create")

@@ -103,7 +103,7 @@ def test_two_adapters_with_weights(places, tmp_path):
     merge_adapters(root / "hf", [root / "run", tmp_path / "beside"], tmp_path / "both", weights=[0.25, 0.75])
     wanted, found = expected(root, learned), weights_of(tmp_path / "both")
     assert max((found[name] - wanted[name]).abs().max().item() for name in wanted) < MERGED
-    with pytest.raises(ConfigError, match="--weights: 1 for 2 adapters"):
+    with pytest.raises(ConfigError, match="--weights: factors given: 1, adapters: 2"):
         merge_adapters(root / "hf", [root / "run", tmp_path / "beside"], tmp_path / "no", weights=[1.0])
 
 

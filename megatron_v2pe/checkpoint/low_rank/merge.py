@@ -72,7 +72,7 @@ def merge_adapters(
     )
     factors = list(weights) or [1.0] * len(adapters)
     if len(factors) != len(adapters):
-        raise ConfigError(f"--weights: {len(factors)} for {len(adapters)} adapters; give one for each")
+        raise ConfigError(f"--weights: factors given: {len(factors)}, adapters: {len(adapters)}; give one for each")
     source = _open(base, "BASE", verify)
     form = form or ("hf" if source.is_hf else "mcore")
     if form == "mcore" and layout is not None:

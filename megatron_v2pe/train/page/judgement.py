@@ -12,6 +12,8 @@ from megatron_v2pe.train.page.run_files import RunFiles
 _SHARE = 0.1
 """Rows at either end over which a loss is averaged, at most `_MOST`."""
 _MOST = 20
+_FEWEST = 10
+"""Rows without which a loss that rises says nothing about a run's health."""
 _RISEN = 1.05
 """A validation loss so many times its least has risen."""
 _WAITING = 0.1
@@ -38,8 +40,10 @@ def judge(run: RunFiles) -> Banner:
     if not math.isfinite(losses[-1]):
         found.bad.append(f"The last loss is {losses[-1]}.")
     elif len(losses) > 1 and end >= begin:
-        (found.bad if end > 1.2 * begin else found.careful).append(
-            f"The loss did not fall: {begin:.3g} at the beginning, {end:.3g} at the end."
+        few = len(losses) < _FEWEST
+        (found.bad if end > 1.2 * begin and not few else found.careful).append(
+            f"The loss did not fall: {begin:.3g} at the beginning, {end:.3g} at the end"
+            + ("; the logged steps are too few to tell more." if few else ".")
         )
     _steps(run, found)
     _validation(run, found)

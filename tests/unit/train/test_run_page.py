@@ -86,6 +86,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path):
 FALLING = [row(step) for step in range(1, 41)]
 JUDGED = {
     "falls": (FALLING, {"skipped": {}}, "good", "Healthy: the loss fell from 2.08 to 0.104 in 40 steps."),
+    "rises in a few steps": ([row(n, loss=n) for n in range(1, 4)], {}, "careful", "the logged steps are too few"),
     "rises": ([row(step, loss=step) for step in range(1, 41)], {}, "bad", "Not healthy: the loss did not fall: 2.5"),
     "is no number": ([*FALLING, row(41, loss=None)], {"skipped": {}}, "good", "Healthy: the loss fell"),
     "skipped steps": ([*FALLING, row(41, **{"health/skipped": 1.0})], {}, "careful", "Look at this run: 1 steps were"),

@@ -8,7 +8,6 @@ stage, the head on the last; ticks and document lengths reach every stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.module import MegatronModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from megatron_v2pe.models.adapters import draw_by, need_draws
 from megatron_v2pe.models.config import InternVLConfig
@@ -115,7 +114,8 @@ class InternVLModel(MegatronModule):
     def encode_images(self, pixel_values: Tensor, drop_path: DropPathKey | None = None) -> Tensor:
         """Turn tiles [tiles, 3, size, size] into features [tiles, tokens_per_tile, hidden]."""
         learns = self.training and torch.is_grad_enabled()
-        if learns and self.tower_tiles and any(p.requires_grad for p in self._vision_parameters()):
+        # Of a frozen tower nothing is kept, and tiles encoded again would give the projector what it has kept.
+        if learns and self.tower_tiles and any(p.requires_grad for p in self.vision_model.parameters()):
             return encode_in_parts(
                 lambda part, first: self._encode(part, drop_path and drop_path.from_tile(first, len(pixel_values))),
                 pixel_values,
@@ -191,10 +191,6 @@ class InternVLModel(MegatronModule):
         if self.training and not hidden.requires_grad:  # all before the decoder is frozen; recompute needs an input
             hidden = hidden.detach().requires_grad_()  # that asks for a gradient
         return hidden
-
-    def _vision_parameters(self) -> Iterator[nn.Parameter]:
-        yield from self.vision_model.parameters()
-        yield from self.vision_projection.parameters()
 
     def _no_features(self) -> Tensor:
         """Return features [0, tokens_per_tile, hidden] of no tiles, through which the tower gets zero gradients."""

@@ -197,6 +197,15 @@ def test_what_is_frozen_has_neither_gradients_nor_state(measured, frozen):
     assert ours.gradients == 4 * theirs.learning < 4 * theirs.parameters
 
 
+@pytest.mark.parametrize("plan", [NOTHING_AGAIN, TILE_BY_TILE], ids=str)
+def test_of_a_frozen_tower_nothing_is_kept(measured, plan):
+    """Tiles are not encoded a second time for a projector that learns: what it was given is kept."""
+    load = Load(1600, 4, 60)
+    theirs = measured(ONE, plan, load, None, ("backbone",))
+    ours = estimated(ONE, plan, load, None, learning=Learning(backbone=False))
+    assert wrong(ours, theirs, kept_within=0.006) == []
+
+
 def full_size(load, plan, layout=None, ranks=1, **numbers):
     model = InternVLConfig.from_hf(internvl2_2b_config())
     return estimate(model, layout or ParallelConfig(), 0, ranks, load, plan, Numbers(**numbers))

@@ -180,15 +180,17 @@ class FolderLock:
         try:
             handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         except FileExistsError:
-            _remove_if_old(claim, 2 * self._silent)
-            time.sleep(0.2)
-            again = _look(self._path)
-            if again is not None and again.same_as(found) and claim.exists():
-                raise InUseError(
-                    f"{printable(self.folder)}: another process is finding out whether {found.owner or 'its owner'} "
-                    "is still there; wait for it, or choose another folder"
-                ) from None
-            return
+            for _ in range(10):
+                _remove_if_abandoned(claim, 2 * self._silent)
+                time.sleep(0.2)
+                again = _look(self._path)
+                if again is None or not again.same_as(found) or not claim.exists():
+                    return
+            raise InUseError(
+                f"{printable(self.folder)}: another process is finding out whether {found.owner or 'its owner'} "
+                "is still there; wait for it, or choose another folder"
+            ) from None
+        _system_lock(handle)
         try:
             if found.lives is None:
                 self._watch(found, handle)
@@ -368,10 +370,21 @@ def _start_of(pid: int) -> int:
         return 0
 
 
-def _remove_if_old(path: Path, seconds: float) -> None:
-    """Remove a file that was made long ago, by a process that has ended over it."""
+def _remove_if_abandoned(path: Path, seconds: float) -> None:
+    """Remove a file that a process holds locked while it works, and that has been left by one that was killed.
+
+    Args:
+        path: of the file.
+        seconds: where the system has no locks, it is taken for left when it is older than this.
+    """
     try:
-        if time.time() - path.stat().st_mtime > seconds:
-            path.unlink()
+        handle = os.open(path, os.O_RDWR)
     except FileNotFoundError:
-        pass
+        return
+    try:
+        age = time.time() - os.fstat(handle).st_mtime
+        # It may have been made just now, and be locked in an instant.
+        if age > seconds or (age > 1 and _system_lock(handle)):
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)

@@ -29,7 +29,7 @@ from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import typed
 from megatron_v2pe.foreign.text import read_json
-from megatron_v2pe.models.lora import LinearPiece, LowRank, LowRankPlan
+from megatron_v2pe.models.lora_plan import LinearPiece, LowRank, LowRankPlan
 
 _KIND = "LoRA"
 

@@ -26,8 +26,7 @@ from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout
 from megatron_v2pe.checkpoint.hf.hf_config import for_folder, to_text
 from megatron_v2pe.checkpoint.hf.table import MappingTable, mapping_table
 from megatron_v2pe.checkpoint.resolve import CONFIG
-from megatron_v2pe.checkpoint.sharded import check_padding
-from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
+from megatron_v2pe.checkpoint.torch_dist import TorchDistReader, check_padding
 from megatron_v2pe.checkpoint.trained import trained_config
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.grown_tokenizer import NewToken, changed_beside, grown_tokenizer_files

@@ -30,7 +30,7 @@ from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess, s
 from megatron.core.dist_checkpointing.utils import extract_sharded_base
 
 from megatron_v2pe.checkpoint.description import read_common
-from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
+from megatron_v2pe.checkpoint.torch_dist import TorchDistReader, check_padding
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks
 from megatron_v2pe.errors import CheckpointError, V2PEError
 from megatron_v2pe.models.padding import CutPart
@@ -112,20 +112,6 @@ def _filled(part: Any, reader: TorchDistReader, folder: Path) -> torch.Tensor:
     if longer and begin[0] + whole.shape[0] == wanted[0]:  # one of those that hold the last rows
         check_padding(part.key, stored.size, wanted[0], reader, folder)
     return part.filled() if isinstance(part, CutPart) else target
-
-
-def check_padding(key: str, size: tuple[int, ...], rows: int, reader: TorchDistReader, folder: Path) -> None:
-    """Check that rows which a checkpoint holds of a vocabulary beyond the model's are padding.
-
-    Raises:
-        CheckpointError: they hold numbers, which would be lost.
-    """
-    beyond = reader.read_rows(key, rows, size[0] - rows)
-    if count := int(beyond.count_nonzero()):
-        raise CheckpointError(
-            f"{folder}: does not fit this model: {key} has {size[0]} rows, the model's vocabulary {rows}, and {count} "
-            "values of the rows beyond are not zero: they are no padding"
-        )
 
 
 def _without_objects(state: State) -> State:

@@ -198,3 +198,17 @@ def _overlap(
         source.append(slice(low - offset, high - offset))
         target.append(slice(low - wanted, high - wanted))
     return tuple(source), tuple(target)
+
+
+def check_padding(key: str, size: tuple[int, ...], rows: int, reader: TorchDistReader, folder: Path) -> None:
+    """Check that rows which a checkpoint holds of a vocabulary beyond the model's are padding.
+
+    Raises:
+        CheckpointError: they hold numbers, which would be lost.
+    """
+    beyond = reader.read_rows(key, rows, size[0] - rows)
+    if count := int(beyond.count_nonzero()):
+        raise CheckpointError(
+            f"{folder}: does not fit this model: {key} has {size[0]} rows, the model's vocabulary {rows}, and {count} "
+            "values of the rows beyond are not zero: they are no padding"
+        )

@@ -33,10 +33,16 @@ class Range:
     most: float | None = None
 
     def __str__(self) -> str:
-        """Return the range in words."""
-        if self.least is not None and self.most is not None:
-            return f"between {self.least} and {self.most}"
-        return f"{self.least} or more" if self.least is not None else f"{self.most} or less"
+        """Return the range in words.
+
+        Whole numbers are written as such: `typing` takes equal annotations for one, those of 0 and 0.0 too.
+        """
+        least, most = (
+            end if end is None or not float(end).is_integer() else int(end) for end in (self.least, self.most)
+        )
+        if least is not None and most is not None:
+            return f"between {least} and {most}"
+        return f"{least} or more" if least is not None else f"{most} or less"
 
     def holds(self, value: float) -> bool:
         """Tell whether a number lies in the range."""

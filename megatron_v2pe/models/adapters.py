@@ -19,23 +19,9 @@ from typing import cast
 
 from torch import nn
 
-from megatron_v2pe.base.suggest import did_you_mean
-from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.models.adapter_targets import TARGETS, is_target, parsed_target
 from megatron_v2pe.models.linear import ColumnLinear, LinearAdapter, RowLinear
 from megatron_v2pe.parallel.token_draws import TokenDraws
-
-TARGETS = {
-    "attention": ("linear_qkv", "linear_proj"),
-    "mlp": ("linear_fc1", "linear_fc2"),
-    "linear_qkv": ("linear_qkv",),
-    "linear_proj": ("linear_proj",),
-    "linear_fc1": ("linear_fc1",),
-    "linear_fc2": ("linear_fc2",),
-}
-"""Groups of linears, and single ones, by the name a target has -> the attributes they are."""
-PARTS = ("language_model", "vision_model", "vision_projection")
-"""Parts of a model, one of which may stand before a target: `language_model.attention`."""
 
 MakeAdapter = Callable[[str, ColumnLinear | RowLinear], LinearAdapter]
 """(name of the linear in the model, the linear) to its adapter."""
@@ -61,16 +47,6 @@ def _is_layer(name: str, module: nn.Module) -> bool:
     return name.rpartition(".")[2].isdigit() and hasattr(module, "layer_number")
 
 
-def is_target(name: str, target: str) -> bool:
-    """Tell whether a linear, by its name in the whole model, is one that a target names.
-
-    Raises:
-        ConfigError: the target is unknown; names the nearest.
-    """
-    part, attributes = _parsed(target)
-    return name.split(".")[-1] in attributes and part in ("", name.split(".")[0])
-
-
 def apply_adapters(model: nn.Module, targets: Sequence[str], make: MakeAdapter) -> list[str]:
     """Put an adapter on every linear that is a target; every rank calls this with the same targets.
 
@@ -86,7 +62,7 @@ def apply_adapters(model: nn.Module, targets: Sequence[str], make: MakeAdapter) 
         ConfigError: a target is unknown; names the nearest.
     """
     for target in targets:
-        _parsed(target)
+        parsed_target(target)
     linears = adaptable_linears(model)
     found = [name for name in linears if any(is_target(name, target) for target in targets)]
     for name in found:
@@ -120,12 +96,3 @@ def draw_by(module: nn.Module, draws: TokenDraws | None) -> None:
     if draws is not None:
         for adapter in adapters_of(module):
             adapter.draws = draws
-
-
-def _parsed(target: str) -> tuple[str, tuple[str, ...]]:
-    """Return the part of the model, empty for all, and the attributes a target names."""
-    part, _, name = target.rpartition(".")
-    if name not in TARGETS or part not in ("", *PARTS):
-        known = [*TARGETS, *(f"{one}.{group}" for one in PARTS for group in TARGETS)]
-        raise ConfigError(f"adapter target {printable(target)[:100]!r} is unknown{did_you_mean(target, known)}")
-    return part, TARGETS[name]

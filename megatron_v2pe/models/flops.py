@@ -19,7 +19,7 @@ from megatron_v2pe.models.config_sections import share
 from megatron_v2pe.parallel.config import ParallelConfig
 
 if TYPE_CHECKING:  # an estimate needs no PyTorch
-    from megatron_v2pe.models.lora import LowRankPlan
+    from megatron_v2pe.models.lora_plan import LowRankPlan
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ row-parallel one. What is whole on every rank has the sum of the ranks' gradient
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import torch
 from megatron.core.utils import get_pg_size
@@ -24,66 +24,15 @@ from torch import Tensor, nn
 
 from megatron_v2pe.base.keyed_random import seed_of
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.foreign.schema import Range
 from megatron_v2pe.models import padding
 from megatron_v2pe.models.adapters import adaptable_linears, attach
 from megatron_v2pe.models.fusion import fire_forward_hooks, in_turn
 from megatron_v2pe.models.linear import ColumnLinear, LinearAdapter, RowLinear
+from megatron_v2pe.models.lora_plan import WHOLE, LinearPiece, LowRank, LowRankPlan
 from megatron_v2pe.parallel.token_draws import TokenDraws
 
 _ENTRIES = 1 << 24
 """Entries of a matrix of tokens and columns that are worked on at a time in float32: 64 MiB."""
-
-_Rows = Annotated[int, Range(0, 1 << 32)]
-
-
-@dataclass(frozen=True)
-class LinearPiece:
-    """Output rows of a linear with a pair of factors of their own.
-
-    The rows lie in blocks of equal size, of each of which the piece has the same share: groups of heads in a joint
-    projection, or all rows that a rank holds as one block.
-    """
-
-    name: str
-    """`q`, `k`, `v`, `gate`, `up`, or `whole`."""
-    begin: _Rows = 0
-    """Where in a block it begins, in units of which a block has `of`."""
-    size: _Rows = 1
-    """How long it is, in these units."""
-    of: _Rows = 1
-    block: _Rows | None = None
-    """Rows of a block; None: what a rank holds is one block."""
-
-    def rows_of(self, rows: int) -> int:
-        """Return how many of a rank's, or of all, rows of the linear are the piece's."""
-        return rows * self.size // self.of
-
-    def part(self, rows: Tensor) -> Tensor:
-        """Return a view of the piece's part of [n, rows of a rank], [n, blocks, rows of the piece in a block]."""
-        block = self.block or rows.shape[1]
-        unit = block // self.of
-        return rows.unflatten(1, (-1, block))[:, :, self.begin * unit : (self.begin + self.size) * unit]
-
-
-WHOLE = LinearPiece("whole")
-"""All rows of a linear."""
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """What the factors of a linear are to be."""
-
-    rank: Annotated[int, Range(1, 1 << 16)]
-    alpha: Annotated[float, Range(1e-6, 1e6)]
-    dropout: Annotated[float, Range(0, 0.99)] = 0.0
-    """Share of the entries of the input that `lora_A` does not see in training."""
-    use_rslora: bool = False
-
-    @property
-    def scaling(self) -> float:
-        """Factor of the product of low rank."""
-        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
 
 class LowRankPair(nn.Module):
@@ -274,29 +223,13 @@ def _drawn(name: str, rank: int, inputs: int, seed: int) -> Tensor:
     return torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
 
 
-@dataclass(frozen=True)
-class LowRankPlan:
-    """Which linears of a whole model get LoRA, and what it is; every rank has the same."""
+def put_adapters(plan: LowRankPlan, stage: nn.Module) -> None:
+    """Put the adapters of a plan on the linears of this rank's stage.
 
-    pieces: Mapping[str, tuple[LinearPiece, ...]]
-    """Name of a linear -> those of its pieces that get factors."""
-    settings: Mapping[str, LowRank]
-    """Part of the model (`language_model`, `vision_model`, `vision_projection`) -> rank, scaling and dropout."""
-    seed: int = 0
-    """Seed of the draws of `lora_A`."""
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The parts of the model that get any; their own weights do not learn."""
-        return tuple(dict.fromkeys(name.split(".")[0] for name in self.pieces))
-
-    def apply(self, stage: nn.Module) -> None:
-        """Put the adapters on the linears of this rank's stage.
-
-        Raises:
-            ConfigError: a rank is larger than a linear is wide.
-        """
-        for name, linear in adaptable_linears(stage).items():
-            if name in self.pieces:
-                settings = self.settings[name.split(".")[0]]
-                attach(linear, name, LowRankAdapter(name, linear, self.pieces[name], settings, self.seed))
+    Raises:
+        ConfigError: a rank is larger than a linear is wide.
+    """
+    for name, linear in adaptable_linears(stage).items():
+        if name in plan.pieces:
+            settings = plan.settings[name.split(".")[0]]
+            attach(linear, name, LowRankAdapter(name, linear, plan.pieces[name], settings, plan.seed))

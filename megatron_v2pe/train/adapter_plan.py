@@ -6,7 +6,7 @@ from megatron_v2pe.checkpoint.hf.adapter_rows import PieceRow, chosen, linears_o
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import Learning
-from megatron_v2pe.models.lora import LowRank, LowRankPlan
+from megatron_v2pe.models.lora_plan import LowRank, LowRankPlan
 from megatron_v2pe.train.adapter_settings import PART_RANKS, AdapterSettings
 from megatron_v2pe.train.config import ModelConfig
 

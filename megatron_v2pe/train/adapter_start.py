@@ -16,7 +16,7 @@ from megatron_v2pe.checkpoint.low_rank.piece_rows import piece_name, piece_table
 from megatron_v2pe.checkpoint.parts import held_parts
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.lora import LowRankPlan
+from megatron_v2pe.models.lora_plan import LowRankPlan
 
 SETTING = "adapter.start"
 

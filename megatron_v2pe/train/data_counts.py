@@ -93,7 +93,7 @@ class DataCounts:
         for number, name in enumerate(drawn.names):
             if name in rows.content:
                 row = rows.section(name)
-                values = [row.number(figure, least=0.0) for figure in FIGURES]
+                values = [row.number(figure, least=0) for figure in FIGURES]
                 drawn._sets[number] = torch.tensor(values, dtype=torch.float64)
         start = len(drawn.names) * len(FIGURES)
         for what, first, size in (("lengths", start, LENGTH_BINS), ("tiles", start + LENGTH_BINS, TILE_BINS)):

@@ -17,7 +17,7 @@ from megatron_v2pe.errors import ConfigError, MemoryShortageError
 from megatron_v2pe.models import memory
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.flops import Learning
-from megatron_v2pe.models.lora import LowRankPlan
+from megatron_v2pe.models.lora_plan import LowRankPlan
 from megatron_v2pe.models.memory import GIB, RESERVE, TOWER_TILES, Footprint, Load, Numbers
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.train.adapter_plan import learning_of

@@ -17,7 +17,7 @@ from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.lora import LowRankPlan
+from megatron_v2pe.models.lora_plan import LowRankPlan
 from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.memory import MemoryBudget, packs_per_step

@@ -20,6 +20,7 @@
 | `golden` | runs the golden cases of the published implementation through our model |
 | `hand_written_sets` | files of a benchmark written row by row, and the questions made of them |
 | `head_runs` | the head's choice of supervised rows over the slices of sequence parallelism |
+| `health_runs` | short runs that watch themselves, in any layout, with numbers and bits spoilt on purpose |
 | `hf_names` | names and layouts of an HF checkpoint, written down a second time |
 | `host_reads` | counts how often the host reads what a training step computes |
 | `jobs` | jobs of several processes watched from outside: processes, ports, how they end |
@@ -37,10 +38,10 @@
 | `parity` | one training step in any parallel layout, for comparison with one process |
 | `rank_problems` | what ranks see where one of them meets an error |
 | `resaved` | converted checkpoints loaded into a model of some layout and saved from there |
+| `run_pages` | a made-up run on disk, for its page |
 | `sealing` | checksums made anew of checkpoint folders that a test has edited on purpose |
 | `setting_oracle` | what every setting of a run may be, written down a second time |
 | `shared` | material that is not part of the repository; tests skip where it is absent |
-| `run_pages` | a made-up run on disk, for its page |
 | `short_runs` | a few optimizer steps on fixed packs, saved and resumed in any layout |
 | `step_memory` | one training step, its memory counted tensor by tensor |
 | `tokenizer_kinds` | a small tokenizer of every kind in the published layouts, and texts to compare tokenizers on |

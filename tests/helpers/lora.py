@@ -11,9 +11,9 @@ from torch import Tensor
 
 from helpers import parity
 from megatron_v2pe.checkpoint.hf.adapter_rows import chosen, linears_of
-from megatron_v2pe.models.adapters import PARTS
+from megatron_v2pe.models.adapter_targets import PARTS
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.lora import LowRank, LowRankPlan
+from megatron_v2pe.models.lora_plan import LowRank, LowRankPlan
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.workshop.built_model import built
 from megatron_v2pe.workshop.full_state import gather_full, load_full

@@ -132,7 +132,7 @@ def learned(
         planted_scaling: break that is planted: what the scaling is multiplied by.
     """
     from megatron_v2pe.checkpoint.hf.adapter_rows import linears_of
-    from megatron_v2pe.models.lora import LowRank, LowRankPlan
+    from megatron_v2pe.models.lora_plan import LowRank, LowRankPlan
 
     model_config, policy = InternVLConfig.from_hf(config), StridePolicy("default")
     adapter = read_peft(folder, model_config)
@@ -205,7 +205,7 @@ def save_run(
     from megatron_v2pe.checkpoint.hf.adapter_rows import chosen, linears_of
     from megatron_v2pe.checkpoint.weight_average import average_of
     from megatron_v2pe.models.config import layout_of, read_config
-    from megatron_v2pe.models.lora import LowRank, LowRankPlan
+    from megatron_v2pe.models.lora_plan import LowRank, LowRankPlan
     from megatron_v2pe.train.config import AdamWConfig
     from megatron_v2pe.train.ddp import freeze, wrap
     from megatron_v2pe.train.optimizer_step import build_optimizer

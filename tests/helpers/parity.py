@@ -20,7 +20,7 @@ from megatron_v2pe.kernels import choice
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.head import LossSums, Targets
 from megatron_v2pe.models.linear import LinearAdapter
-from megatron_v2pe.models.lora import LowRankPlan
+from megatron_v2pe.models.lora_plan import LowRankPlan
 from megatron_v2pe.models.micro_batch import DocumentSets, MicroBatch, PackCutter, TensorPack, WholePack
 from megatron_v2pe.models.norms import PARTIAL_GRADIENT
 from megatron_v2pe.models.padding import paddings

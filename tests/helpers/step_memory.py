@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from megatron_v2pe.models.lora import LowRankPlan
+from megatron_v2pe.models.lora_plan import LowRankPlan
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import statistics
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -206,7 +206,7 @@ class _Steps:
     def __init__(self) -> None:
         self.found: list[StepMetrics] = []
 
-    def write(self, metrics: StepMetrics) -> None:
+    def write(self, metrics: StepMetrics, values: Mapping[str, float]) -> None:
         self.found.append(metrics)
 
 

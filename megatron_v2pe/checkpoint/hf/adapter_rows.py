@@ -15,9 +15,9 @@ from megatron_v2pe.checkpoint.hf.mappings import Interleaved, Stacked, TensorMap
 from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.models.adapters import PARTS, TARGETS, is_target
+from megatron_v2pe.models.adapter_targets import PARTS, TARGETS, is_target
 from megatron_v2pe.models.config import InternVLConfig
-from megatron_v2pe.models.lora import WHOLE, LinearPiece
+from megatron_v2pe.models.lora_plan import WHOLE, LinearPiece
 
 DIVISIONS = ("auto", "fused", "split")
 """How a linear is divided into pieces: as the checkpoint's own layout has it, not at all, or as far as it goes."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from megatron_v2pe.checkpoint.hf.mappings import RowRun, TensorMapping
 from megatron_v2pe.checkpoint.hf.table import MappingTable
 from megatron_v2pe.errors import CheckpointError
-from megatron_v2pe.models.lora import LinearPiece
+from megatron_v2pe.models.lora_plan import LinearPiece
 
 MARK = ".adapter."
 

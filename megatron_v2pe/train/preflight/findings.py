@@ -12,7 +12,7 @@ from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.train.config import ExperimentConfig
 
 if TYPE_CHECKING:
-    from megatron_v2pe.models.lora import LowRankPlan
+    from megatron_v2pe.models.lora_plan import LowRankPlan
 
 _NOT_LOOKED_AT = "values of the weights, pixels, other samples, the cards and processes of the run, room on the disk"
 

@@ -13,7 +13,7 @@ import pytest
 
 from megatron_v2pe.base import run_lock
 from megatron_v2pe.base.run_lock import LOCK, FolderLock, lock_folder
-from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.errors import ConfigError, InUseError
 
 HOLD = """
 import sys, time
@@ -206,3 +206,27 @@ def test_what_it_says_is_printable(left_over):
     with pytest.raises(ConfigError) as caught:
         FolderLock(left_over, "a run").take()
     assert "\x1b" not in str(caught.value) and "\\x1b[2Jevil" in str(caught.value)
+
+
+CLAIM = """
+import os, sys, time
+from pathlib import Path
+from megatron_v2pe.base import run_lock
+handle = os.open(Path(sys.argv[1]) / run_lock._TAKING_OVER, os.O_CREAT | os.O_EXCL | os.O_RDWR)
+run_lock._system_lock(handle)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_one_that_was_killed_while_it_took_over_is_waited_for_no_longer(left_over, log):
+    """While it lives the next is refused; it left its claim where it was killed, and the next takes over."""
+    taking = subprocess.Popen([sys.executable, "-c", CLAIM, str(left_over)], stdout=subprocess.PIPE, text=True)
+    assert taking.stdout is not None and taking.stdout.readline() == "held\n"
+    with pytest.raises(InUseError, match="another process is finding out"):
+        FolderLock(left_over, "a test").take()
+    end(taking)
+    lock = FolderLock(left_over, "a test")
+    lock.take()
+    lock.release()
+    assert not (left_over / run_lock._TAKING_OVER).exists()

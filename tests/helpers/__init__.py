@@ -25,6 +25,7 @@
 | `host_reads` | counts how often the host reads what a training step computes |
 | `jobs` | jobs of several processes watched from outside: processes, ports, how they end |
 | `kill_checks` | the frame of checks that kill a program at random moments and resume it |
+| `lora` | LoRA on the small model of `parity`, with factors whose every number matters |
 | `low_rank` | adapters of small models as PEFT writes them, and what our model computes with them |
 | `made_up_card` | the optimizer in host memory, and the fused one, on a machine without a GPU |
 | `made_up_runs` | the folder of a training run made without training |

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from megatron_v2pe.foreign.schema import Range
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 _Rows = Annotated[int, Range(0, 1 << 32)]
 
@@ -82,13 +82,3 @@ class LowRankPlan:
     def parts(self) -> tuple[str, ...]:
         """The parts of the model that get any; their own weights do not learn."""
         return tuple(dict.fromkeys(name.split(".")[0] for name in self.pieces))
-
-    def apply(self, stage: nn.Module) -> None:
-        """Put the adapters on the linears of this rank's stage.
-
-        Raises:
-            ConfigError: a rank is larger than a linear is wide.
-        """
-        from megatron_v2pe.models.lora import put_adapters
-
-        put_adapters(self, stage)

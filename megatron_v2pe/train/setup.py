@@ -30,6 +30,7 @@ from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.models.build import build_model, model_sizes
 from megatron_v2pe.models.config import layout_of
 from megatron_v2pe.models.layer_specs import choose_spec
+from megatron_v2pe.models.lora import put_adapters
 from megatron_v2pe.models.micro_batch import PackCutter
 from megatron_v2pe.models.recompute import RecomputePlan
 from megatron_v2pe.models.transformer_config import ModelOptions
@@ -141,7 +142,7 @@ def build_stage(run: TrainingRun) -> InternVLModel:
             _log.warning("%s", warning)
     options = _model_options(run, plan)
     image_token = run.tokenizer.img_context_id
-    adapt = None if run.adapters is None else run.adapters.apply
+    adapt = None if run.adapters is None else partial(put_adapters, run.adapters)
     model = build_model(run.model, run.config.parallel, options, run.policy, image_token, run.groups, adapt)
     learning = run.budget.learning
     freeze(

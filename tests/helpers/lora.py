@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from helpers import parity
 from megatron_v2pe.checkpoint.hf.adapter_rows import chosen, linears_of
 from megatron_v2pe.models.adapter_targets import PARTS
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.lora import put_adapters
 from megatron_v2pe.models.lora_plan import LowRank, LowRankPlan
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.workshop.built_model import built
@@ -38,7 +40,9 @@ def drawn(case: parity.Case) -> dict[str, Tensor]:
     """Return the factors as a run draws them, by checkpoint key; runs on every rank of the case's layout."""
     assert case.adapters is not None
     options = ModelOptions(params_dtype=case.dtype)
-    made = built(case.hf_config, case.layout, options, case.policy, case.image_token_id, case.adapters.apply)
+    made = built(
+        case.hf_config, case.layout, options, case.policy, case.image_token_id, partial(put_adapters, case.adapters)
+    )
     with made as model:
         full = gather_full(model, lambda parameter: parameter.detach())
     return {key: value for key, value in full.items() if ".adapter." in key}
@@ -63,7 +67,9 @@ def merged_logits(case: parity.Case) -> list[Tensor]:
 
     assert case.adapters is not None
     options = ModelOptions(params_dtype=case.dtype)
-    made = built(case.hf_config, case.layout, options, case.policy, case.image_token_id, case.adapters.apply)
+    made = built(
+        case.hf_config, case.layout, options, case.policy, case.image_token_id, partial(put_adapters, case.adapters)
+    )
     with made as model:
         load_full(model, case.weights)
         for module in model.modules():

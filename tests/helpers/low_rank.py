@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from megatron_v2pe.generate.named_adapters import NamedAdapters
 from megatron_v2pe.generate.prompt import Prompt
 from megatron_v2pe.generate.session import Session
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.lora import put_adapters
 from megatron_v2pe.models.micro_batch import PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.parallel.config import ParallelConfig
@@ -152,7 +154,9 @@ def learned(
         full[f"{name.removesuffix('.weight')}.lora_A"] = change.down
         full[f"{name.removesuffix('.weight')}.lora_B"] = change.up
     options = ModelOptions(params_dtype=torch.float32)
-    with built(config, ParallelConfig(), options, policy, SPECIAL["img_context_id"], plan.apply) as model:
+    with built(
+        config, ParallelConfig(), options, policy, SPECIAL["img_context_id"], partial(put_adapters, plan)
+    ) as model:
         load_full(model.eval(), full)
         pack, _ = pack_of(item, model_config, policy)
         cutter = PackCutter(model.coordinates, SPECIAL["img_context_id"], model_config.tokens_per_tile)
@@ -216,7 +220,7 @@ def save_run(
     pieces = {name: tuple(row.piece for row in rows) for name, rows in found.items()}
     plan = LowRankPlan(pieces, {"language_model": LowRank(3, 6.0, 0.1), "vision_model": LowRank(2, 3.0, 0.1)})
     options = ModelOptions(params_dtype=torch.float32)
-    with built(config, layout, options, StridePolicy("default"), 0, plan.apply) as model:
+    with built(config, layout, options, StridePolicy("default"), 0, partial(put_adapters, plan)) as model:
         store.load_model(base, model)
         freeze(model, backbone=True, llm=True, projector=not whole_projector)
         full, generator = gather_full(model, lambda parameter: parameter.detach()), torch.Generator().manual_seed(5)

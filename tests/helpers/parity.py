@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -20,6 +21,7 @@ from megatron_v2pe.kernels import choice
 from megatron_v2pe.models.drop_path import DropPathKey
 from megatron_v2pe.models.head import LossSums, Targets
 from megatron_v2pe.models.linear import LinearAdapter
+from megatron_v2pe.models.lora import put_adapters
 from megatron_v2pe.models.lora_plan import LowRankPlan
 from megatron_v2pe.models.micro_batch import DocumentSets, MicroBatch, PackCutter, TensorPack, WholePack
 from megatron_v2pe.models.norms import PARTIAL_GRADIENT
@@ -116,7 +118,7 @@ def run(case: Case) -> Result:
     from megatron_v2pe.train.step import run_micro_batches
 
     options = ModelOptions(params_dtype=case.dtype, **case.options)
-    adapt = None if case.adapters is None else case.adapters.apply
+    adapt = None if case.adapters is None else partial(put_adapters, case.adapters)
     made = built(case.hf_config, case.layout, options, case.policy, case.image_token_id, adapt)
     with made as model, ExitStack() as undo:
         load_full(model, case.weights)

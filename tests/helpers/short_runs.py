@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,6 +11,7 @@ from unittest import mock
 import torch
 
 from helpers import parity, towers
+from megatron_v2pe.models.lora import put_adapters
 from megatron_v2pe.models.padding import paddings
 from megatron_v2pe.models.transformer_config import ModelOptions
 from megatron_v2pe.train.config import AdamWConfig
@@ -72,7 +74,7 @@ def train(
     options = ModelOptions(params_dtype=case.dtype, **case.options)
     history = History()
     layout = case.layout
-    adapt = None if case.adapters is None else case.adapters.apply
+    adapt = None if case.adapters is None else partial(put_adapters, case.adapters)
     with built(case.hf_config, layout, options, case.policy, case.image_token_id, adapt) as model:
         groups = ProcessGroupCollection.use_mpu_process_groups()
         load_full(model, case.weights)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from megatron_v2pe.models.lora import put_adapters
 from megatron_v2pe.models.lora_plan import LowRankPlan
 from megatron_v2pe.models.micro_batch import MicroBatch, PackCutter, TensorPack
 from megatron_v2pe.models.transformer_config import ModelOptions
@@ -49,7 +51,7 @@ def run(
     from megatron_v2pe.train.step import forward_backward
 
     policy, image_token = StridePolicy("default"), hf_config["llm_config"]["vocab_size"] - 1
-    adapt = None if adapters is None else adapters.apply
+    adapt = None if adapters is None else partial(put_adapters, adapters)
     with built(hf_config, layout, options, policy, image_token, adapt) as model:
         freeze(model, **{"backbone": False, "llm": False, "projector": False, **(frozen or {})})
         groups = ProcessGroupCollection.use_mpu_process_groups()

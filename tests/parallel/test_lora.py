@@ -92,6 +92,7 @@ def test_layout_equals_one_process(pools, case, single, name):
     assert max(errors[what] for what in ("loss", "logits", "gradients")) <= TOLERANCE, errors
 
 
+@pytest.mark.exhaustive
 def test_fp32_in_one_batch_of_layouts(pools, case):
     """The limit of the issue, 1e-5, in the type of the factors; measured 2e-6."""
     case = replace(case, dtype=torch.float32)

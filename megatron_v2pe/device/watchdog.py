@@ -326,11 +326,22 @@ class Watchdog:
                 self._dumps.mkdir(parents=True, exist_ok=True)
                 with (self._dumps / f"hang-rank{self._world.rank}.txt").open("w", encoding="utf-8") as file:
                     file.write(f"{self._me()}, {time.strftime('%Y-%m-%d %H:%M:%S')}, {_Moves.phase}\n")
-                    if self._met is not None:
-                        where = "".join(traceback.format_tb(self._met.__traceback__))
+                    met = self._met or _handled_by_main_thread()
+                    if met is not None:
+                        where = "".join(traceback.format_tb(met.__traceback__))
                         file.write(f"the main thread waited here:\n{where}\n")
                     file.flush()
                     faulthandler.dump_traceback(file, all_threads=True)
+
+
+def _handled_by_main_thread() -> BaseException | None:
+    """Return the error on whose account the main thread leaves its work right now, if there is one.
+
+    Between the error and `report` lie the ends of `with` and `finally` blocks, which may take seconds. The frames in
+    which the main thread waited are gone from its stack by then; the error still has them.
+    """
+    handled: Any = sys._current_exceptions().get(threading.main_thread().ident or 0)
+    return handled[1] if isinstance(handled, tuple) else handled  # a tuple before Python 3.12
 
 
 def plain(error: BaseException, alone: bool = False) -> BaseException:

@@ -173,7 +173,7 @@ def test_a_training_process_that_hangs_ends_the_run_with_a_message(golden, tmp_p
     assert "Traceback" not in output
     assert took > RUN_TIMEOUT / 2 and took < RUN_TIMEOUT + 30, took  # measured: 16 s
     dumped = (tmp_path / "run" / "logs" / "hang-rank0.txt").read_text()
-    assert "ring_attention" in dumped
+    assert "ring_attention" in dumped, dumped
 
 
 def tiny_run(golden, folder):

@@ -24,7 +24,7 @@ def wait_for_neighbour():
 
 
 def test_the_dump_names_where_the_main_thread_waited_while_it_leaves(tmp_path):
-    """The frames that waited are off the stack in a `finally` block: the other rank's end may be seen at that moment."""
+    """The frames that waited are off the stack in a `finally` block, and another rank may be seen to end then."""
     watching = watchdog.start(Place(), dist.HashStore, limit=1000, dumps=tmp_path)
     with pytest.raises(CommunicationError):
         try:

@@ -73,6 +73,16 @@ def test_the_script_runs_and_reaches_every_chart(page, tmp_path):
     assert all(f'href="#s{number}"' in said.stdout and f'id="s{number}"' in said.stdout for number in range(1, 9))
 
 
+def test_long_words_do_not_make_the_page_wider_than_the_window(page, tmp_path):
+    long, text = tmp_path / "long.html", page.read_text()
+    for begin in ('<p class="quiet">', "<dt>", "<dd>", "<figcaption>", "<li>", '<p class="passage">'):
+        assert begin in text
+        text = text.replace(begin, begin + "x" * 400, 1)
+    measure = "<script>document.title = `${document.documentElement.scrollWidth - innerWidth} beyond`</script>"
+    long.write_text(text.replace("</body>", f"{measure}</body>"))
+    assert "<title>0 beyond</title>" in browse(long, tmp_path / "profile", "--dump-dom").stdout
+
+
 def test_an_error_of_a_script_is_seen(page, tmp_path):
     broken = tmp_path / "broken.html"
     broken.write_text(page.read_text().replace('querySelectorAll("figure', 'querySelectorMany("figure'))

@@ -49,7 +49,7 @@ _KINDS = {
 
 
 def to_html(document: ReportPage) -> str:
-    """Return the whole file.
+    """Return the whole file; halves of a character that stand alone, which UTF-8 has not, become question marks.
 
     Raises:
         OSError: a picture cannot be read.
@@ -71,7 +71,8 @@ def to_html(document: ReportPage) -> str:
     pages.filters["points"] = points_of
     pages.filters["legend"] = _legend
     script = Markup((_HERE / _SCRIPT).read_text(encoding="utf-8"))
-    return pages.get_template(_TEMPLATE).render(document=document, script=script)
+    text = pages.get_template(_TEMPLATE).render(document=document, script=script)
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _legend(figure: Chart | Bars) -> list[tuple[str, str]]:

@@ -233,13 +233,12 @@ def header_of(tensors: Iterable[tuple[str, Sequence[int], torch.dtype]]) -> Head
 
 
 def _read_header(start: bytes, read: Callable[[int], bytes], size: int, source: str) -> Header:
-    for magic, what in _MAGIC.items():
-        if start.startswith(magic):
-            raise CheckpointError(f"{source}: refusing pickle: this is {what}, not a safetensors file")
     if start.startswith(b"version "):
         raise CheckpointError(f"{source}: a Git LFS pointer of {size} bytes, not the weights; run `git lfs pull`")
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    if not 2 <= length <= _MAX_HEADER:
+    if not 2 <= length <= _MAX_HEADER:  # else it may be a length of 640, 1,152 and so on, which begins as pickles do
+        if what := next((what for magic, what in _MAGIC.items() if start.startswith(magic)), None):
+            raise CheckpointError(f"{source}: refusing pickle: this is {what}, not a safetensors file")
         raise CheckpointError(f"{source}: not a safetensors file: {size} bytes, header length {length}")
     raw = read(length)
     if len(raw) < length:

@@ -150,7 +150,8 @@ def shortest_names(wanted: Collection[str], everything: Collection[str]) -> list
 
     Args:
         wanted: full names of modules.
-        everything: full names of all modules that PEFT would take, the wanted ones among them.
+        everything: full names of all modules that PEFT goes through, the wanted ones and those that hold them among
+            them: `1` would mean `mlp1.1`, and every layer of that number.
     """
     there: dict[str, set[str]] = {}
     for name in everything:

@@ -192,12 +192,7 @@ def write_peft(
     stated = adapter.named(table)
     changes = {name.removesuffix(WEIGHT): change for name, change in stated.changes.items()}
     whole = whole_modules(stated)
-    linears = [
-        row.name.removesuffix(WEIGHT)
-        for row in table.tensors
-        if row.name.endswith(WEIGHT) and len(row.shape) == 2 and not row.may_be_padded
-    ]
-    config = _config(changes, whole, linears, stated, layout, base)
+    config = _config(changes, whole, _all_modules(row.name for row in table.tensors), stated, layout, base)
     tensors: dict[str, Tensor] = {}
     for module, change in changes.items():
         tensors[f"{_BEFORE}{module}.lora_A.weight"] = change.down
@@ -243,10 +238,19 @@ def whole_modules(adapter: Adapter) -> list[str]:
     return found
 
 
+def _all_modules(tensors: Iterable[str]) -> set[str]:
+    """Return every module of a model, those that hold others too: PEFT goes through all of them by their endings."""
+    found: set[str] = set()
+    for name in tensors:
+        parts = name.split(".")[:-1]
+        found |= {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+    return found
+
+
 def _config(
     changes: Mapping[str, LowRankChange],
     whole: list[str],
-    linears: list[str],
+    modules: Iterable[str],
     adapter: Adapter,
     layout: str,
     base: str | None,
@@ -258,7 +262,7 @@ def _config(
     assert len(stabilised) < 2, "one adapter has one form of scaling"
     rank = Counter(ranks.values()).most_common(1)[0][0] if ranks else 8
     alpha = Counter(alphas.values()).most_common(1)[0][0] if alphas else float(rank)
-    outside = [name for name in linears if not any(name.startswith(f"{module}.") for module in whole)]
+    outside = [name for name in modules if not any(name.startswith(f"{module}.") for module in whole)]
     return PeftConfig(
         rank,
         alpha,

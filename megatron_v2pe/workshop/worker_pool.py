@@ -1,8 +1,9 @@
 """Run functions under N processes from plain tests, with gloo on CPU or NCCL on one card; they start once and stay.
 
 Importing the stack costs seconds of CPU per process, so a test session keeps one pool per world size and re-creates
-parallel layouts inside it. A function is named by module and attribute, takes picklable keyword arguments and returns
-something picklable; the pool returns the results in rank order.
+parallel layouts inside it; all processes of all pools are forks of one that has imported it. A function is named by
+module and attribute, takes picklable keyword arguments and returns something picklable; the pool returns the results in
+rank order.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import gc
 import importlib
 import multiprocessing
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -21,7 +23,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-START_METHOD = "spawn"
+_IMPORTED_ONCE = ("megatron_v2pe.train.main", "megatron_v2pe.evaluate.runner", "torch._dynamo")
+"""Modules that bring most of what functions import; PyTorch imports the last with the first optimizer."""
 _GRACE_SECONDS = 5.0
 
 
@@ -88,7 +91,9 @@ class WorkerPool:
         return results, errors, True
 
     def _start(self) -> None:
-        context = multiprocessing.get_context(START_METHOD)
+        # CUDA is of no use in a fork of a process that has asked for it, as the imports do.
+        context: Any = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+        context.set_forkserver_preload([*_IMPORTED_ONCE])
         store = Path(tempfile.mkdtemp(prefix="v2pe_pool_")) / "store"
         for rank in range(self.world_size):
             ours, theirs = context.Pipe()
@@ -137,6 +142,8 @@ def _worker(pipe: Connection, rank: int, world_size: int, store: str, kind: str)
     device.activate()
     meeting = dist.FileStore(store, world_size)
     dist.init_process_group(device.backend, store=meeting, rank=rank, world_size=world_size)
+    gc.freeze()
+    modules = len(sys.modules)
     while True:
         try:
             name, kwargs = pipe.recv()
@@ -155,5 +162,12 @@ def _worker(pipe: Connection, rank: int, world_size: int, store: str, kind: str)
             except OSError:  # the pool has given up already, because another rank failed first
                 return
         # Models refer to themselves, and to process groups, each with threads that wake up again and again: of layouts
-        # left to be collected some day, hundreds would be running beside the next test.
-        gc.collect()
+        # left to be collected some day, hundreds would be running beside the next test. What modules hold is looked at
+        # once: it is all but a hundredth of what there is, and takes a third of a second.
+        if len(sys.modules) != modules:
+            modules = len(sys.modules)
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
+        else:
+            gc.collect()

@@ -105,15 +105,18 @@ def _ask(path: str, arguments: list[str]) -> int:
 
 def _serve(path: str) -> None:
     """Import everything, then fork a keeper for each command, which forks the command itself and waits for it."""
+    import gc
     import importlib
     import pkgutil
 
     import megatron_v2pe
 
     ours = [module.name for module in pkgutil.walk_packages(megatron_v2pe.__path__, "megatron_v2pe.")]
-    for name in ["torch.distributed.run", *ours]:
+    for name in ["torch.distributed.run", "torch._dynamo", *ours]:  # PyTorch imports Dynamo with the first optimizer
         with suppress(ImportError):  # an optional package is missing
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # no command looks for what could be freed among what it shares with all others
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path + ".new")

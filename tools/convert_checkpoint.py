@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron_v2pe.base.command import finished, run_tool
 
@@ -120,6 +122,30 @@ def _add_export(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _check_beside(asked: Mapping[str, Any]) -> None:
+    """Refuse what says how a whole model is written, where an adapter alone is.
+
+    Raises:
+        ConfigError: names the flag and the reason.
+    """
+    from megatron_v2pe.errors import ConfigError
+
+    reasons = {
+        "max_shard_size": "PEFT reads one file of weights",
+        "memory_limit": "an adapter is held whole",
+        "manifest": "there is no manifest of an adapter",
+        "language_model": "an adapter has no config.json of a model",
+        "rope_pos_id_version": "an adapter has no config.json of a model",
+        "rope_pos_id_stride": "an adapter has no config.json of a model",
+    }
+    for name, reason in reasons.items():
+        if asked[name] is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{flag} goes with --adapter merge, not with beside: {reason}. Leave it out")
+    if not asked["refuse_non_finite"]:
+        raise ConfigError("--no-refuse-non-finite goes with --adapter merge: an adapter must be numbers. Leave it out")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status (`exit_status`)."""
     parser = _parser()
@@ -159,7 +185,8 @@ def _convert(arguments: argparse.Namespace) -> None:
     if asked.get("adapter") == "beside":
         from megatron_v2pe.checkpoint.low_rank.merge import export_adapter
 
-        kept = {name: options[name] for name in ("layout", "overwrite", "verify")}
+        _check_beside(asked)
+        kept = {name: options[name] for name in ("layout", "overwrite", "verify", "dtype")}
         export_adapter(arguments.places[0], target, averaged=options["weights"] == "ema", **kept)
         print(f"{target}: the adapter in PEFT's form")
         return

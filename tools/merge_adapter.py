@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 from megatron_v2pe.base.command import finished, run_tool
 
@@ -12,6 +13,7 @@ EXAMPLES = """examples, from the top of the repository:
   python tools/merge_adapter.py pretrained/InternVL2-2B work_dirs/lora_run work_dirs/merged
   python tools/merge_adapter.py pretrained/InternVL3-8B-hf peft_folder work_dirs/merged --dtype bf16
   python tools/merge_adapter.py BASE FIRST SECOND OUT --weights 0.7 0.3
+  python tools/merge_adapter.py pretrained/InternVL2-2B work_dirs/lora_run work_dirs/averaged --adapter-weights ema
 
 BASE is an HF folder (original or native), a Megatron checkpoint, or a run. ADAPTER is a PEFT folder, or a run (or one
 of its iter_*) that trained an adapter. A base other than the one an adapter was trained on is refused, as far as the
@@ -32,6 +34,13 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("places", nargs="+", type=Path, metavar="BASE ADAPTER ... OUT", help="base, adapters, folder to create")
     add("--weights", nargs="+", type=float, default=[], metavar="W", help="factor of each adapter (default: 1 each)")
+    add(
+        "--adapter-weights",
+        choices=("model", "ema"),
+        default="model",
+        help="of runs that trained an adapter: ema takes the moving average of what has learned "
+        "(optimizer.ema_decay; default: %(default)s)",
+    )
     add("--to", choices=("hf", "mcore"), help="what OUT is: an HF folder, or a Megatron checkpoint (default: as BASE)")
     add("--layout", choices=("original", "native"), help="of an HF folder (default: BASE's)")
     add("--dtype", choices=("bf16", "fp32", "fp16"), help="type of the weights; unset: as they are")
@@ -66,10 +75,11 @@ def _merge(arguments: argparse.Namespace) -> None:
     from megatron_v2pe.generate.native_files import side_files
 
     names = ("weights", "overwrite", "refuse_non_finite", "dtype", "layout", "memory_limit", "max_shard_size", "verify")
-    options = {name: getattr(arguments, name) for name in names}
+    options: dict[str, Any] = {name: getattr(arguments, name) for name in names}
     base, *adapters, target = arguments.places
     start = time.monotonic()
-    merge_adapters(base, adapters, target, form=arguments.to, side_files=side_files, **options)
+    options |= {"form": arguments.to, "averaged": arguments.adapter_weights == "ema"}
+    merge_adapters(base, adapters, target, side_files=side_files, **options)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"{target}: {size / 1e6:.1f} MB in {time.monotonic() - start:.1f} s")
 

@@ -287,7 +287,7 @@ def _number(value: Any, kind: type) -> int | float | None:
         text = value.strip()
         if len(text) > 400 or not _NUMBER.fullmatch(text):
             return None
-        value = int(text) if text.lstrip("+-").isdigit() else float(text)
+        value = int(text) if text.lstrip("+-").isdecimal() else float(text)
     try:
         number = float(value)
         if not math.isfinite(number):

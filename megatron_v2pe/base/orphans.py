@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from megatron_v2pe.base.whole_numbers import is_whole_number
 from megatron_v2pe.errors import LostProcessError
 
 LAUNCHER = "MEGATRON_V2PE_LAUNCHER"
@@ -70,7 +71,7 @@ def end_with_launcher(status: int) -> None:
         status: exit status of this process then.
     """
     environ = os.environ
-    ours = int(environ[LAUNCHER]) if environ.get(LAUNCHER, "").isdigit() else None
+    ours = int(environ[LAUNCHER]) if is_whole_number(environ.get(LAUNCHER, "")) else None
     if ours is None and "TORCHELASTIC_RUN_ID" not in environ and "SLURM_PROCID" not in environ:
         return
     parent = os.getppid()

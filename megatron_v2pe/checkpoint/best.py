@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 from megatron_v2pe.base.whole_files import write_text
+from megatron_v2pe.base.whole_numbers import is_whole_number
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.text import read_json
@@ -46,7 +47,7 @@ class BestCheckpoints:
         if not path.is_file():
             return cls()
         found = typed(cls, read_json(path, CheckpointError), str(path), CheckpointError)
-        if bad := [name for name in found.values if not (name.isascii() and name.isdecimal() and len(name) <= 18)]:
+        if bad := [name for name in found.values if not is_whole_number(name)]:
             raise CheckpointError(f"{path}: values: expected numbers of steps, found {ascii(bad[0])[:40]}")
         return found
 

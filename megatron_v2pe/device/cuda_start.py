@@ -9,6 +9,7 @@ from collections.abc import MutableMapping
 import torch
 import torch.distributed as dist
 
+from megatron_v2pe.base.whole_numbers import is_whole_number
 from megatron_v2pe.errors import ConfigError
 
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
@@ -38,7 +39,7 @@ def ranks_per_device() -> int:
         ConfigError: the variable is no whole number of 1 or more.
     """
     text = os.environ.get(RANKS_PER_DEVICE, "1")
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
+    if not is_whole_number(text) or int(text) < 1:
         raise ConfigError(f"{RANKS_PER_DEVICE}={text} is not a whole number of 1 or more")
     return int(text)
 
@@ -61,7 +62,7 @@ def device_index(local_rank: int) -> int:
 
 def _local_world_size() -> int:
     text = os.environ.get("LOCAL_WORLD_SIZE", "0")
-    return int(text) if text.isdigit() else 0
+    return int(text) if is_whole_number(text) else 0
 
 
 def look_like_hosts(rank: int) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_v2pe.base.whole_numbers import is_whole_number
 from megatron_v2pe.device import cuda_start, watchdog
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import CommunicationError, ConfigError
@@ -301,7 +302,7 @@ def _connect(world: World, seconds: float) -> dist.Store:
 def _slurm_port(env: Mapping[str, str]) -> int:
     """Return the port of a Slurm step: another for every job, and for every step of it."""
     job, step = _integer(env, "SLURM_JOB_ID", 0), env.get("SLURM_STEP_ID", "0")
-    number = job * 16 + (int(step) if step.isdigit() else 0)
+    number = job * 16 + (int(step) if is_whole_number(step) else 0)
     return _SLURM_PORTS[number % len(_SLURM_PORTS)]
 
 

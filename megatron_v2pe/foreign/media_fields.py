@@ -271,7 +271,7 @@ def _speaks_of_media(name: str) -> bool:
 def _names_files(name: str) -> bool:
     """Return whether a name that speaks of media names them, `left_image` or `image_2`, and does not describe them."""
     last = _words(name)[-1]
-    return last in _MEDIA_WORDS or last in _WORDS_OF_REFERENCES or last.isdigit() or len(last) == 1
+    return last in _MEDIA_WORDS or last in _WORDS_OF_REFERENCES or last.isdecimal() or len(last) == 1
 
 
 @lru_cache(maxsize=4096)

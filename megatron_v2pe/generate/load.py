@@ -79,6 +79,13 @@ def add_checkpoint_arguments(
         help="a LoRA adapter of the checkpoint: PEFT's folder, or a run that trained one; may be repeated, the first "
         "one answers unless another is named (default name: the folder's)",
     )
+    parser.add_argument(
+        "--adapter-weights",
+        choices=("model", "ema"),
+        default="model",
+        help="of runs that trained an adapter: ema takes the moving average of what has learned "
+        "(optimizer.ema_decay; default: %(default)s)",
+    )
     place = parser.add_argument_group("positions and images")
     add = place.add_argument
     add(
@@ -229,7 +236,7 @@ def load_model(request: LoadRequest, before: Callable[[], None] | None = None) -
             yield LoadedModel(pretrained, folder, tiling, dtype, request.world, device.describe())
 
 
-def _adapters(asked: Sequence[str], place: FoundCheckpoint, verify: bool) -> dict[str, Adapter]:
+def _adapters(asked: Sequence[str], place: FoundCheckpoint, verify: bool, averaged: bool) -> dict[str, Adapter]:
     """Read the adapters that a user names, each with what it is called; of a run that trained one, that one."""
     from megatron_v2pe.checkpoint.low_rank.open_adapter import is_adapter, open_adapter
     from megatron_v2pe.checkpoint.low_rank.run_adapter import read_run
@@ -245,13 +252,17 @@ def _adapters(asked: Sequence[str], place: FoundCheckpoint, verify: bool) -> dic
         )
     if own:
         folder = place.folder.parent if place.folder.name.startswith("iter_") else place.folder
-        return {folder.resolve().name: read_run(place.folder, verify)}
+        return {folder.resolve().name: read_run(place.folder, verify, averaged)}
     if not asked:
+        if averaged:
+            raise ConfigError(
+                f"--adapter-weights ema: {place.folder} holds no adapter, and none is named (--adapter RUN)"
+            )
         return {}
     folders = [named_folder(text) for text in asked]
     check_names([name for name, _ in folders])
     model = trained_model(place.folder)
-    return {name: open_adapter(folder, model, "--adapter", verify) for name, folder in folders}
+    return {name: open_adapter(folder, model, "--adapter", verify, averaged) for name, folder in folders}
 
 
 def named_folder(text: str) -> tuple[str, Path]:
@@ -288,7 +299,8 @@ def _check(arguments: argparse.Namespace, stride: Stride | None) -> tuple[Intern
     place = find_checkpoint(arguments.checkpoint, "--checkpoint")
     if arguments.verify and not place.is_hf:
         verify_side_files(place.folder)
-    adapters = _adapters(arguments.adapter, place, arguments.verify)
+    averaged = arguments.adapter_weights == "ema"
+    adapters = _adapters(arguments.adapter, place, arguments.verify, averaged)
     config = merged_config(trained_config(place.folder), list(adapters.values()))
     model = InternVLConfig.from_hf(
         config, printable(place.hf / "config.json")

@@ -44,7 +44,7 @@ def adaptable_linears(model: nn.Module) -> dict[str, ColumnLinear | RowLinear]:
 
 
 def _is_layer(name: str, module: nn.Module) -> bool:
-    return name.rpartition(".")[2].isdigit() and hasattr(module, "layer_number")
+    return name.rpartition(".")[2].isdecimal() and hasattr(module, "layer_number")
 
 
 def apply_adapters(model: nn.Module, targets: Sequence[str], make: MakeAdapter) -> list[str]:

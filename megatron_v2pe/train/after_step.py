@@ -32,6 +32,12 @@ class AfterStep:
         """Whether it may be due before the first step of a run too, after 0 steps; other work is not asked then."""
         return False
 
+    def before_step(self, step: int) -> None:
+        """Take note that a step begins, its data at hand, a number from 1; every rank has this called."""
+
+    def before_update(self, step: int) -> None:
+        """Take note that a step is about to update the weights; not called for a step that updates nothing."""
+
     def is_due(self, iteration: int, is_last: bool) -> bool:
         """Return whether its turn comes after a step.
 
@@ -97,6 +103,16 @@ class AfterSteps:
             values |= found
             self.done[work.name] = iteration
         return values
+
+    def before_step(self, step: int) -> None:
+        """Tell all of them that a step begins."""
+        for work in self.works:
+            work.before_step(step)
+
+    def before_update(self, step: int) -> None:
+        """Tell all of them that a step is about to update the weights."""
+        for work in self.works:
+            work.before_update(step)
 
     def listen(self, is_asked_to_stop: Callable[[], bool]) -> None:
         """Let all of them know how they learn that this rank has been asked to stop."""

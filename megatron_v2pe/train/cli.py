@@ -22,6 +22,7 @@ from megatron_v2pe.base import config_tree, exit_status, last_words
 from megatron_v2pe.base.command import print_end
 from megatron_v2pe.base.logging import quiet_expected_warnings
 from megatron_v2pe.base.suggest import did_you_mean
+from megatron_v2pe.base.whole_numbers import is_whole_number
 from megatron_v2pe.device import launch
 from megatron_v2pe.errors import ConfigError, V2PEError
 from megatron_v2pe.foreign.printable import printable
@@ -174,8 +175,9 @@ def parse_command(argv: Sequence[str], recipes: Recipes) -> TrainCommand:
     recipe = _recipe(arguments.own, recipes)
     config = _with_file(recipe, arguments.own)
     published = published_flags.apply_published(arguments.published)
+    flags = published_flags.stated_by(arguments.published)
     for layer in (
-        [Assignment(path, value, "published flag") for path, value in published.items()],
+        [Assignment(path, value, flags.get(path, "published flag")) for path, value in published.items()],
         arguments.assignments,
         arguments.flags,
     ):
@@ -248,6 +250,6 @@ def _of_a_dry_run(own: Mapping[str, str]) -> tuple[int | None, str | None]:
     ranks = own.get("ranks")
     if ranks is None:
         return None, own.get("card")
-    if not (ranks.isascii() and ranks.isdigit() and 1 <= len(ranks) <= 6 and int(ranks) > 0):
+    if not (is_whole_number(ranks, digits=6) and int(ranks) > 0):
         raise ConfigError(f"--ranks {shown(ranks)}: expected a whole number from 1 to 999999")
     return int(ranks), own.get("card")

@@ -154,6 +154,7 @@ class Trainer:
                 saved after that.
         """
         totals = data.totals
+        self.after.before_step(iteration + 1)
         self.model.zero_grad_buffer()
         self.optimizer.zero_grad()
         batches = self._watched(iteration, data.micro_batches())
@@ -168,6 +169,7 @@ class Trainer:
         figures = torch.cat([norms[1:], self.logits.end()]) if self.logits is not None and watches else norms[1:]
         end = finish_step(loss, norms[0], host, (*stop.asked, self.profiler.is_requested()), figures)
         if end.is_finite:
+            self.after.before_update(iteration + 1)
             update(self.optimizer, norms[0])
         values = self.health.judge(JudgedStep(iteration + 1, end, data.samples, reports), unwrapped(self.model))
         self.scheduler.step(increment=1)

@@ -46,6 +46,20 @@ def apply_published(values: Mapping[str, str]) -> Settings:
     return {**settings, **_length(values)}
 
 
+def stated_by(values: Mapping[str, str]) -> dict[str, str]:
+    """Return for each setting that `apply_published` returns the flag it comes from, as it was typed with its value.
+
+    Args:
+        values: as `apply_published` has taken them.
+    """
+    typed = {name: f"--{name} {shown_value(value)}".rstrip() for name, value in values.items()}
+    found = {path: typed[name] for name, value in values.items() for path in FLAGS[name].settings(value)}
+    for path in _length(values):
+        name = "max_steps" if path == "train.train_steps" or "num_train_epochs" not in values else "num_train_epochs"
+        found[path] = typed[name]
+    return found
+
+
 def _is_given(values: Mapping[str, str], name: str) -> bool:
     """Tell whether a flag is given with another value than nothing or 0."""
     return values.get(name, "").strip() not in ("", "0", "0.0")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from megatron_v2pe.base.whole_numbers import is_whole_number
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.train.published_optimizer import custom_trainer, schedule, schedule_arguments, warmup_steps
@@ -121,7 +122,7 @@ def _custom_trainer(value: str) -> Settings:
 def _keep(value: str) -> Settings:
     """Read how many checkpoints are kept; 0 and numbers below it mean all."""
     number = value.removeprefix("-")
-    is_whole = number.isascii() and number.isdecimal()
+    is_whole = is_whole_number(number)
     every = value.lower() in ("", "none") or (is_whole and (number != value or not number.strip("0")))
     return {"checkpoint.keep_latest": None if every else value}
 

@@ -168,8 +168,18 @@ def test_the_average_of_an_adapter_and_the_best_checkpoint(places, pools, tmp_pa
     merge_adapters(root / "hf", [run / "best"], tmp_path / "best")
     best, newest = weights_of(tmp_path / "best"), weights_of(tmp_path / "model_merged")
     assert all(torch.equal(best[key], newest[key]) for key in newest)
+    merge_adapters(root / "hf", [run], tmp_path / "averaged", averaged=True)
+    averaged, wanted = weights_of(tmp_path / "averaged"), weights_of(tmp_path / "ema_merged")
+    assert all(torch.equal(averaged[key], wanted[key]) for key in wanted)
     with pytest.raises(CheckpointError, match="holds no average of weights"):
         export_adapter(root / "run", tmp_path / "none", averaged=True)
+    for adapter, words in ((root / "run", "ema_decay has a run keep"), (tmp_path / "ema", "a PEFT folder holds no av")):
+        with pytest.raises(CheckpointError, match=words):
+            merge_adapters(root / "hf", [adapter], tmp_path / "none", averaged=True)
+    export_adapter(run, tmp_path / "narrow", averaged=True, dtype="bf16")
+    narrow = load_file(tmp_path / "narrow" / "adapter_model.safetensors")
+    assert narrow.keys() == found["ema"].keys()
+    assert all(torch.equal(narrow[key], value.bfloat16()) for key, value in found["ema"].items())
     with pytest.raises(ConfigError, match="no such folder"):
         merge_adapters(root / "hf", [root / "run" / "best"], tmp_path / "none")
     assert not (tmp_path / "none").exists()

@@ -27,7 +27,7 @@ def tools(tiny, tmp_path_factory, pools):
     """Start a tool in a folder that holds a base and a run that trained an adapter of it."""
     root = tmp_path_factory.mktemp("adapters")
     hf_to_mcore(tiny / "hf", root / "base")
-    pools[1].run(low_rank.save_run, base=root / "base", run=root / "run", layout=ALONE)
+    pools[1].run(low_rank.save_run, base=root / "base", run=root / "run", layout=ALONE, average_factor=0.0)
 
     def start(tool, *arguments, status=0):
         found = run(command(f"tools/{tool}.py", *map(str, arguments)), root / "log", timeout=120)
@@ -60,6 +60,9 @@ def test_named_adapters_answer_as_the_run_and_as_the_merged_model(tools, peft_fo
     for checkpoint in (root / "run", tmp_path / "merged"):
         assert start("generate", "--checkpoint", checkpoint, *ask).splitlines()[-1].strip() == answers["a"]
     assert answers["first"] == answers["a"]  # it follows one that `a` has answered
+    averaged = (*adapters[:2], "--adapter-weights", "ema", *ask)
+    said = start("generate", "--checkpoint", root / "base", *averaged).splitlines()[-1].strip()
+    assert said == answers["none"], "the average is 0 here"
     unknown = start("generate", "--checkpoint", root / "base", *adapters[:-1], "c", *ask, status=2)
     assert "--adapter-name: no adapter 'c' is loaded (--adapter [NAME=]FOLDER); known here: a, b, none" in unknown
     twice = start(
@@ -101,6 +104,10 @@ def test_what_is_in_an_adapter(tools, peft_folder, tmp_path):
     same = start("verify_checkpoint", tmp_path / "merged", root / "run", "--logits", "--converted-dir", tmp_path / "c")
     assert "0 different" in same and "the same tokens are chosen: yes" in same
     assert "different" in start("verify_checkpoint", root / "base", root / "run", status=1)
+    beside = ("mcore-to-hf", root / "run", tmp_path / "no", "--adapter", "beside", "--max-shard-size", "1GB")
+    refused = start("convert_checkpoint", *beside, status=2)
+    assert "--max-shard-size goes with --adapter merge, not with beside: PEFT reads one file of weights" in refused
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_run_begins_with_an_adapter_in_peft_form(tools, tiny, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from megatron_v2pe.train.health.attention_logits import AttentionLogits
 from megatron_v2pe.train.health.checks import checks_between_steps
 from megatron_v2pe.train.health.monitor import HealthMonitor
 from megatron_v2pe.train.health.part_norms import PartsOfGradients
+from megatron_v2pe.train.health.rank_seconds import RankSeconds
 from megatron_v2pe.train.health.settings import HealthConfig
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.metrics import StepMetrics
@@ -110,6 +113,8 @@ class Plan:
     save_to: str | None = None
     """Where the state after the last step is saved."""
     resume_from: str | None = None
+    marks_apart: tuple[float, ...] = ()
+    """Seconds that lie between two looks at the clock of `RankSeconds`, by rank; empty: its own clock."""
     before_step: Callable[[int, Any], None] | None = None
     """Called with the number of a step and this rank's stage before the step begins."""
 
@@ -162,7 +167,7 @@ def train(case: parity.Case, plan: Plan) -> Watched:
             parts=PartsOfGradients(model, optimizer),
             logits=AttentionLogits(model, model.internvl.llm.num_layers, plan.health.attention_interval),
         )
-        with mock.patch.object(trainer, "step", _broken(trainer, plan, model)):
+        with mock.patch.object(trainer, "step", _broken(trainer, plan, model)), _clock(plan):
             try:
                 trainer.run(start, len(plan.steps), None, host_reads._Silent([]))  # type: ignore[arg-type]
             except ValueError as error:
@@ -170,6 +175,14 @@ def train(case: parity.Case, plan: Plan) -> Watched:
         result.weights = gather_full(model, lambda parameter: parameter.detach())
         result.state = [tensor.clone() for tensor in _state(optimizer)]
     return result
+
+
+def _clock(plan: Plan) -> AbstractContextManager[Any]:
+    """Have the time of each rank stated, where the plan states it."""
+    if not plan.marks_apart:
+        return nullcontext()
+    looks, apart = itertools.count(), plan.marks_apart[dist.get_rank()]
+    return mock.patch.object(RankSeconds, "_now", lambda _: next(looks) * apart)
 
 
 def _broken(trainer: Trainer, plan: Plan, model: Any) -> Any:

@@ -28,6 +28,7 @@ STEPS = ((0, 2), (2, 3), (0, 3), (3, 0))
 BROKEN = 3
 WATCHED = HealthConfig(interval=1, attention_interval=2, divergence_interval=1)
 NORM = 1e-5  # relative, of every part and step; measured 9.5e-7 (tp2), 9.1e-7 (cp2), 2.9e-7 (dp2), 2.5e-7 (pp2)
+RATIO = 1e-5  # relative, of every part and step; measured 3.8e-7 (tp2), 1.5e-7 (dp2), 1.0e-7 (cp2), 9.6e-8 (pp2)
 LOGIT = 1e-5  # relative, of every layer; measured 1.2e-6 (cp2), 8.1e-7 (tp2), 4.4e-7 (pp2)
 FINAL_NORM = "language_model.decoder.final_layernorm.weight"
 
@@ -91,6 +92,23 @@ def test_parts_add_up_to_the_whole(alone):
     assert [("health/attention_logits_max" in row) for row in alone.rows] == [False, True, False, True]
 
 
+def test_a_ratio_is_the_change_over_the_weights_and_the_slow_rank_is_named(pools, case):
+    plan = Plan(STEPS[:1], health=HealthConfig(interval=1), marks_apart=(1.0, 3.0))
+    made = case(LAYOUTS["dp2"])
+    found = pools[2].run(health_runs.train, case=made, plan=plan)[0]
+    squares = {}
+    for name, weight in found.weights.items():
+        head = "embeddings" if "word_embeddings" in name or "output_layer" in name else name.split(".")[0]
+        change, whole = squares.setdefault(head, (0.0, 0.0))
+        old = made.weights[name].double()
+        squares[head] = change + (weight.double() - old).square().sum().item(), whole + old.square().sum().item()
+    expected = {f"health/update_ratio/{part}": (change / whole) ** 0.5 for part, (change, whole) in squares.items()}
+    (row,) = found.rows
+    assert {name: row[name] for name in row if "update_ratio" in name} == pytest.approx(expected, rel=1e-6)
+    seconds = [row[f"health/rank_seconds/{which}"] for which in ("min", "mean", "max")]
+    assert seconds == [1.0, 2.0, 3.0] and row["health/slowest_rank"] == 1.0
+
+
 def test_watching_changes_no_bit(pools, case, alone):
     off = HealthConfig(interval=None, attention_interval=None, divergence_interval=None, spike_factor=None)
     plain = pools[1].run(health_runs.train, case=case(ONE), plan=Plan(STEPS, health=off))[0]
@@ -103,7 +121,7 @@ def test_a_weight_that_two_ranks_hold_counts_once(pools, case, alone):
     """Planted: replicated weights are taken for parts."""
     plan = Plan(STEPS[:1], health=WATCHED, before_step=health_runs.Planted("copies are parts"))
     broken = pools[2].run(health_runs.train, case=case(LAYOUTS["tp2"]), plan=plan)[0]
-    for prefix in ("health/grad_norm/", "health/weight_norm/"):
+    for prefix in ("health/grad_norm/", "health/weight_norm/", "health/update_ratio/"):
         assert largest_error(broken.rows, alone.rows[:1], prefix) > 100 * NORM
 
 
@@ -113,6 +131,7 @@ def test_a_layout_watches_and_skips_as_one_process(pools, case, alone, tmp_path,
     whole = pool.run(health_runs.train, case=made, plan=Plan(STEPS, health=WATCHED))[0]
     assert largest_error(whole.rows, alone.rows, "health/grad_norm/") < NORM
     assert largest_error(whole.rows, alone.rows, "health/weight_norm/") < NORM
+    assert largest_error(whole.rows, alone.rows, "health/update_ratio/") < RATIO
     if name == "dp2":  # each of two copies measures its own first pack, one process the first of both
         both = zip(figures(whole.rows, "health/attention"), figures(alone.rows, "health/attention"), strict=True)
         assert all(mine[layer] >= (1 - LOGIT) * other[layer] for mine, other in both for layer in other)
@@ -150,7 +169,9 @@ def test_a_layout_watches_and_skips_as_one_process(pools, case, alone, tmp_path,
 
 def without_times(rows):
     times = ("seconds", "tokens_per_second", "tiles_per_second", "memory_gib", "host_memory_gib", "data_wait_seconds")
-    return [{name: value for name, value in row.items() if name not in (*times, "tflops_per_device")} for row in rows]
+    left = (*times, "tflops_per_device", "health/slowest_rank")
+    kept = [{name: value for name, value in row.items() if name not in left} for row in rows]
+    return [{name: value for name, value in row.items() if "/rank_seconds/" not in name} for row in kept]
 
 
 def test_a_run_goes_on_after_a_skipped_step_as_if_never_interrupted(pools, case, tmp_path):
@@ -197,6 +218,8 @@ def test_one_flipped_bit_is_found(pools, case, name):
         assert f"after step 4 ranks hold different values of what must be the same: {FINAL_NORM}" in found.error
         assert "Nothing is saved; go on from the start" in found.error
         assert found.rows[1]["health/diverged"] == 0.0
+        out_of_turn = [name for row in found.rows for name in row if "update_ratio" in name or "rank" in name]
+        assert not out_of_turn, out_of_turn
     if name != "tp2":
         return
     warned = replace(plan, health=replace(plan.health, divergence="warn"))

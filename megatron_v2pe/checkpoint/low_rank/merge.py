@@ -41,6 +41,7 @@ def merge_adapters(
     max_shard_size: str | None = None,
     verify: bool = True,
     side_files: SideFiles | None = None,
+    averaged: bool = False,
 ) -> None:
     """Write a checkpoint that computes what a base computes with adapters; base and adapters stay as they are.
 
@@ -61,11 +62,12 @@ def merge_adapters(
         max_shard_size: bytes of a file of weights: `5GB`.
         verify: compare what is read with checksums.
         side_files: as in `to_hf.write_hf`.
+        averaged: take of every adapter the moving average (EMA) of what its run has learned.
 
     Raises:
         ConfigError: no checkpoint, no adapter, or options that do not go together.
-        CheckpointError: an adapter is of another base, which is named with both fingerprints, or of other shapes;
-            something is damaged. Nothing is written.
+        CheckpointError: an adapter is of another base, which is named with both fingerprints, of other shapes, or
+            without an average where that is asked for; something is damaged. Nothing is written.
     """
     options = Options(
         overwrite, refuse_non_finite, dtype, memory_limit, max_shard_size, layout if form != "mcore" else None, verify
@@ -77,7 +79,7 @@ def merge_adapters(
     form = form or ("hf" if source.is_hf else "mcore")
     if form == "mcore" and layout is not None:
         raise ConfigError(f"--layout {layout}: a Megatron checkpoint has none; it goes with --to hf")
-    opened = [open_adapter(path, source.model, "ADAPTER", verify) for path in adapters]
+    opened = [open_adapter(path, source.model, "ADAPTER", verify, averaged) for path in adapters]
     for adapter in opened:
         check_is_base(adapter, source)
     merged = merged_source(source, list(zip(opened, factors, strict=True)), options.wanted_dtype)
@@ -116,6 +118,7 @@ def export_adapter(
     overwrite: bool = False,
     verify: bool = True,
     averaged: bool = False,
+    dtype: str | None = None,
 ) -> None:
     """Write the adapter of a run, of a PEFT folder or of an unmerged folder of the published code as a PEFT folder.
 
@@ -126,14 +129,16 @@ def export_adapter(
         overwrite: replace a PEFT folder that is there.
         verify: compare what is read with checksums.
         averaged: take the moving average (EMA) of what a run has learned.
+        dtype: `bf16`, `fp32` or `fp16`; by default every tensor as it is.
 
     Raises:
         ConfigError: there is no adapter.
-        CheckpointError: it is damaged, holds no average where that is asked for, or holds a part in full that PEFT has
-            no form for. Nothing is written.
+        CheckpointError: it is damaged, holds no average where that is asked for, values that are too large for
+            `dtype`, or a part in full that PEFT has no form for. Nothing is written.
     """
+    wanted = Options(dtype=dtype).wanted_dtype
     adapter, model, own = open_own(source, verify, averaged)
-    write_peft(adapter, model, target, layout or own, overwrite=overwrite)
+    write_peft(adapter, model, target, layout or own, overwrite=overwrite, dtype=wanted)
 
 
 def _open(path: Path, said: str, verify: bool) -> OpenSource:

@@ -23,7 +23,9 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_FILE).is_file()
 
 
-def open_adapter(folder: Path, model: InternVLConfig, said: str, verify: bool = True) -> Adapter:
+def open_adapter(
+    folder: Path, model: InternVLConfig, said: str, verify: bool = True, averaged: bool = False
+) -> Adapter:
     """Read an adapter for a base.
 
     Args:
@@ -31,17 +33,23 @@ def open_adapter(folder: Path, model: InternVLConfig, said: str, verify: bool = 
         model: of the base.
         said: how the user has named the adapter, for messages.
         verify: compare checksums.
+        averaged: take the moving average (EMA) of what a run has learned.
 
     Raises:
         ConfigError: no such folder, or one that holds no adapter.
-        CheckpointError: it is damaged, or does not fit the model's shapes.
+        CheckpointError: it is damaged, does not fit the model's shapes, or holds no average where that is asked for.
     """
     place = _place(folder, said)
     if place is None:
+        if averaged:
+            raise CheckpointError(
+                f"{said} {printable(folder)}: a PEFT folder holds no average of weights (EMA); name the run that "
+                "trained it, or take the weights themselves"
+            )
         return read_peft(folder, model)
     if not is_adapter(place.folder):
         raise ConfigError(f"{said} {printable(folder)}: a whole model, and no adapter; {_EXPECTED}")
-    adapter = read_run(place.folder, verify)
+    adapter = read_run(place.folder, verify, averaged)
     shapes = {row.key: row.key_shape for row in mapping_table(model).tensors}
     for row in adapter.table.tensors:
         if shapes.get(row.key) != row.key_shape:

@@ -173,7 +173,13 @@ def fitted(
 
 
 def write_peft(
-    adapter: Adapter, model: InternVLConfig, target: Path, layout: str, base: str | None = None, overwrite: bool = False
+    adapter: Adapter,
+    model: InternVLConfig,
+    target: Path,
+    layout: str,
+    base: str | None = None,
+    overwrite: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write an adapter as a PEFT folder; it appears when it is complete, or not at all.
 
@@ -184,9 +190,11 @@ def write_peft(
         layout: `original` or `native`: whose modules it is for.
         base: folder or name of the base, which PEFT's own loading may use; None: as the adapter states it.
         overwrite: replace a PEFT folder that is there.
+        dtype: floating-point type of all tensors; None: each as the adapter has it.
 
     Raises:
-        CheckpointError: a part that was trained in full has no form there, or `target` exists.
+        CheckpointError: a part that was trained in full has no form there, a value is too large for `dtype`, or
+            `target` exists.
     """
     table = module_table(model, layout)
     stated = adapter.named(table)
@@ -198,6 +206,8 @@ def write_peft(
         tensors[f"{_BEFORE}{module}.lora_A.weight"] = change.down
         tensors[f"{_BEFORE}{module}.lora_B.weight"] = change.up
     tensors |= {_BEFORE + name: tensor for name, tensor in stated.whole.items()}
+    if dtype is not None:
+        tensors = {name: _rounded(name, tensor, dtype, adapter.source) for name, tensor in tensors.items()}
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # as the safetensors library has it
     header = header_of((name, tensors[name].shape, tensors[name].dtype) for name in order)
     own = {"format_version": _FORMAT, "layout": layout, "base": adapter.base.path, "trained": dict(adapter.trained)}
@@ -207,6 +217,17 @@ def write_peft(
         write_file(folder / WEIGHTS_FILE, header, lambda place: tensors[place.name])
         (folder / OWN_FILE).write_text(json.dumps(own, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         config.write(folder)
+
+
+def _rounded(name: str, tensor: Tensor, dtype: torch.dtype, source: str) -> Tensor:
+    """Return a tensor in another type, in which it must still be numbers."""
+    rounded = tensor.to(dtype)
+    if not torch.isfinite(rounded).all():
+        raise CheckpointError(
+            f"{source}: {name}: {int((~torch.isfinite(rounded)).sum())} of {tensor.numel()} values are too large for "
+            f"{str(dtype).removeprefix('torch.')}: take a wider type (--dtype bf16)"
+        )
+    return rounded
 
 
 def whole_modules(adapter: Adapter) -> list[str]:

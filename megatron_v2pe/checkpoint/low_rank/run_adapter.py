@@ -55,7 +55,8 @@ def read_run(folder: Path, verify: bool = True, averaged: bool = False) -> Adapt
     keys, before = [key for key in reader.tensors if not key.startswith(_OPTIMIZER)], AVERAGED if averaged else ""
     if averaged and not any(key.startswith(AVERAGED) for key in reader.tensors):
         raise CheckpointError(
-            f"{source}: holds no average of weights (EMA): take the weights themselves (--weights model)"
+            f"{source}: holds no average of weights (EMA), which optimizer.ema_decay has a run keep: take the weights "
+            "themselves (model, not ema)"
         )
     whole = sorted(key for key in keys if MARK not in key)
     table = piece_table(pointer.pieces, mapping_table(model, layout_of(hf)), whole, source)

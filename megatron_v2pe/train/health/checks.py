@@ -11,7 +11,9 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron_v2pe.train.after_step import AfterStep
 from megatron_v2pe.train.health.divergence import Divergence
 from megatron_v2pe.train.health.part_norms import WeightNorms
+from megatron_v2pe.train.health.rank_seconds import RankSeconds
 from megatron_v2pe.train.health.settings import HealthConfig
+from megatron_v2pe.train.health.update_ratios import UpdateRatios
 
 
 def checks_between_steps(
@@ -21,7 +23,7 @@ def checks_between_steps(
     place_in_data: Callable[[], Mapping[str, Any] | None],
     start: str,
 ) -> list[AfterStep]:
-    """Return the norms of weights and the comparison of ranks.
+    """Return what measures weights, their changes and the ranks' times, and what compares ranks.
 
     Args:
         settings: of the run.
@@ -33,5 +35,7 @@ def checks_between_steps(
     stops = settings.divergence == "stop"
     return [
         WeightNorms(model, settings.interval),
+        UpdateRatios(model, optimizer, settings.interval),
+        RankSeconds(model, settings.interval),
         Divergence(model, optimizer, settings.divergence_interval, stops, place_in_data, start),
     ]

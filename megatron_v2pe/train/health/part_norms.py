@@ -26,6 +26,11 @@ NAMES = tuple(PARTS.values())
 """Parts of a model in the order of their norms, by the names they have in logs."""
 
 
+def number_of(name: str) -> int:
+    """Return the place in `NAMES` of the part to which a parameter belongs, by its name in the stage."""
+    return _NUMBERS[part_of(name)]
+
+
 class PartsOfGradients:
     """Says to which part of a model each gradient of an optimizer belongs (`optimizer_step.GradientParts`).
 
@@ -40,11 +45,11 @@ class PartsOfGradients:
             model: this rank's stage, unwrapped.
             optimizer: of the run.
         """
-        numbers = {parameter: _NUMBERS[part_of(name)] for name, parameter in model.named_parameters()}
+        numbers = {parameter: number_of(name) for name, parameter in model.named_parameters()}
         self._parts = {id(parameter): number for parameter, number in numbers.items()}
         for member in getattr(optimizer, "chained_optimizers", [optimizer]):
-            for parameter, stepped in _stepped(member):
-                self._parts[id(stepped)] = numbers[parameter]
+            known = ((parameter, tensor) for parameter, tensor in stepped(member) if parameter in numbers)
+            self._parts |= {id(tensor): numbers[parameter] for parameter, tensor in known}
         self._known: dict[tuple[Any, ...], Tensor] = {}
 
     @property
@@ -71,14 +76,25 @@ class PartsOfGradients:
         return self._known[device, numbers]
 
 
-def _stepped(optimizer: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Yield parameters of the model with what an optimizer steps by in place of them."""
+def stepped(optimizer: Any) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Yield parameters of the model, each with what one of Megatron-Core's optimizers steps by.
+
+    That is this rank's share of the parameter with the distributed optimizer, its copy in float32 under bf16, and the
+    parameter itself elsewhere. On a stage where nothing learns there is nothing.
+    """
+    if getattr(optimizer, "is_stub_optimizer", False):
+        return
     if isinstance(optimizer, DistributedOptimizer):
         for parameter, (group, order) in optimizer.model_param_group_index_map.items():
             yield parameter, optimizer.optimizer.param_groups[group]["params"][order]
     elif isinstance(optimizer, Float16OptimizerWithFloat16Params):
         for own, copies in zip(optimizer.float16_groups, optimizer.fp32_from_float16_groups, strict=True):
             yield from zip(own, copies, strict=True)
+        for own in optimizer.fp32_from_fp32_groups:
+            yield from zip(own, own, strict=True)
+    else:
+        for group in optimizer.param_groups:
+            yield from zip(group["params"], group["params"], strict=True)
 
 
 def named(prefix: str, norms: Sequence[float]) -> dict[str, float]:
@@ -101,15 +117,15 @@ def weight_norms(model: nn.Module) -> list[float]:
     if parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0:
         for name, parameter in model.named_parameters():
             if param_is_not_shared(parameter) and param_is_not_tensor_parallel_duplicate(parameter, group):
-                length = torch.linalg.vector_norm(parameter.detach(), dtype=_wide(parameter))
-                squares[_NUMBERS[part_of(name)]] += length.to(torch.float64) ** 2
+                squares[number_of(name)] += length_of(parameter.detach()) ** 2
     total = torch.stack([torch.as_tensor(one, dtype=torch.float64, device=device) for one in squares])
     dist.all_reduce(total)
     return total.sqrt().tolist()
 
 
-def _wide(parameter: Tensor) -> torch.dtype:
-    return torch.promote_types(parameter.dtype, torch.float32)
+def length_of(tensor: Tensor) -> Tensor:
+    """Return the norm of a tensor, formed in float32 at least; float64 of no dimension on its device."""
+    return torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32)).to(torch.float64)
 
 
 class WeightNorms(AfterStep):

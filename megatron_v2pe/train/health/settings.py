@@ -19,7 +19,8 @@ class HealthConfig:
     """What a run watches of itself, how often, and what it does where something is wrong."""
 
     interval: _Steps | None = 100
-    """Steps between the norms of the weights of each part; unset: never. Those of gradients come with every step."""
+    """Steps between measurements of each part's weights and their change by a step, and of the time of each rank;
+    unset: never. Norms of gradients come with every step."""
     attention_interval: _Steps | None = None
     """Steps between measurements of the largest attention logit of every layer, over one pack; unset: never. It costs
     about a forward pass of attention without its fast kernels."""

@@ -16,7 +16,8 @@ _EVALUATION_FIGURES = (
     "evaluation/seconds",
     "evaluation/memory_gib",
 )
-_FLAGS = ("health/skipped", "health/loss_spike", "health/diverged", "health/skipped_steps")
+_RANK_SECONDS, _SLOWEST = "health/rank_seconds/", "health/slowest_rank"
+_ELSEWHERE = ("health/skipped", "health/loss_spike", "health/diverged", "health/skipped_steps", _SLOWEST)
 _OWN = ("loss/", "validation/", "evaluation/", "health/", "lr/")
 
 
@@ -70,7 +71,7 @@ def gradient_charts(run: RunFiles) -> list[Chart]:
     charts = [Chart("Gradient norm before clipping", _smooth(norms, "norm"), y_label="norm", limits=limits, log=log)]
     groups: dict[str, dict[str, Points]] = {}
     for name in run.names("health/"):
-        if name not in _FLAGS:
+        if name not in _ELSEWHERE and not name.startswith(_RANK_SECONDS):
             kind, _, part = name.removeprefix("health/").partition("/")
             groups.setdefault(kind, {})[part or kind] = run.points(name)
     for kind, parts in groups.items():
@@ -100,6 +101,11 @@ def speed_charts(run: RunFiles) -> list[Chart]:
         "wait for data": run.points("data_wait_seconds", warm=True),
     }
     charts.append(Chart("Time of a step", several(times), y_label="seconds", from_zero=True))
+    ranks = {name.removeprefix(_RANK_SECONDS): run.points(name) for name in run.names(_RANK_SECONDS)}
+    title = "Time of the ranks, until gradients are exchanged"
+    charts.append(Chart(title, several(ranks, dots=True), y_label="seconds", from_zero=True))
+    slowest = {"rank": run.points(_SLOWEST)}
+    charts.append(Chart("Slowest rank", several(slowest, dots=True), y_label="number of the rank", from_zero=True))
     return _drawn(charts)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.checkpoint.folder import iteration_of
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.text import json_lines, read_json_object
@@ -113,16 +114,17 @@ def open_run(path: Path) -> RunFiles:
 
 def _last_evaluation(folder: Path, problems: list[str]) -> tuple[int | None, tuple[AskedBenchmark, ...]]:
     """Return step and benchmarks of the last evaluation; what cannot be read is named among the problems."""
-    evaluations = sorted(path for path in (folder / "evaluation").glob("iter_*") if path.name[5:].isdigit())
-    if not evaluations:
+    there = {step: path for path in (folder / "evaluation").glob("iter_*") if (step := iteration_of(path)) is not None}
+    if not there:
         return None, ()
+    last = max(there)
     found: list[AskedBenchmark] = []
-    for results in sorted(evaluations[-1].rglob("results.json")):
+    for results in sorted(there[last].rglob("results.json")):
         try:
             found.append(_benchmark(results))
         except DataError as error:
             problems.append(str(error))
-    return int(evaluations[-1].name[5:]), tuple(found)
+    return last, tuple(found)
 
 
 def _benchmark(results: Path) -> AskedBenchmark:

@@ -46,6 +46,8 @@ def report(found: Findings, ranks: int | None, card: str | None) -> str:
     try:
         if found.model is None:
             lines.append("no estimate of memory: it needs the checkpoint's config.json")
+        elif config.adapter.is_on and found.adapters is None:
+            lines.append("no estimate of memory: it needs the adapters, which are refused")
         else:
             budget = MemoryBudget(config, found.model, world, memory, found.adapters)
             lines += _lines(budget, ranks is not None, source, found)

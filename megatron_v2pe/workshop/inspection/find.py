@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from megatron_v2pe.base.progress import followed
+from megatron_v2pe.base.whole_numbers import is_whole_number
 from megatron_v2pe.data.bad_samples import SkipLog
 from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.encode import DocumentEncoder
@@ -124,7 +125,7 @@ def _sample_of_list(encoder: DocumentEncoder, name: str, epoch: int) -> Found:
 def _sample_of_set(encoder: DocumentEncoder, name: str, epoch: int) -> Found:
     samples = _open(encoder)
     sets = [entry for entry in samples.manifest.datasets if entry.samples]
-    if name.isdecimal():
+    if is_whole_number(name):
         sample = int(name)
         if sample >= len(samples):
             raise ConfigError(f"--sample {name}: {samples.folder} has samples 0 to {len(samples) - 1}")
@@ -165,7 +166,7 @@ def _open(encoder: DocumentEncoder) -> IndexedSamples:
 def _dataset_and_line(name: str, datasets: list[str]) -> tuple[int, int]:
     """Split `DATASET:LINE` into the number of the data set and the line."""
     dataset, colon, line = name.rpartition(":")
-    if not colon or not line.isdecimal():
+    if not colon or not is_whole_number(line):
         raise ConfigError(f"--sample {name}: expected DATASET:LINE, or a number of an indexed data set")
     if dataset not in datasets:
         raise ConfigError(f"--sample {name}: no data set {dataset!r}; there are {', '.join(datasets)}")

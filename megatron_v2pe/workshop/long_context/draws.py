@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from megatron_v2pe.base.keyed_random import seed_of, uniform
+from megatron_v2pe.base.whole_numbers import is_whole_number
 from megatron_v2pe.errors import ConfigError
 
 _PURPOSE = "long context"
@@ -55,7 +56,7 @@ class TokenRange:
             ConfigError: something else.
         """
         parts = text.split(":")
-        if len(parts) > 2 or not all(part.isdigit() for part in parts):
+        if len(parts) > 2 or not all(is_whole_number(part) for part in parts):
             raise ConfigError(f"target tokens {text!r}: expected a number (32768) or a range (16384:32768)")
         low, high = int(parts[0]), int(parts[-1])
         if not 1 <= low <= high:

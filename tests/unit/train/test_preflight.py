@@ -256,6 +256,9 @@ def test_a_run_that_cannot_go_on_is_refused_before_it_is_started(folder, dry_run
         assert found[0] == status and words in found[1]
     found = dry_run(f"checkpoint.save={folder / 'saved'}", "adapter.kind=lora")
     assert found[0] == 2 and "was trained without adapters, and this run has some" in found[1]
+    status, comments, error = dry_run("adapter.kind=lora", "adapter.targets=nothing")
+    assert status == 2 and "adapter.targets" in error
+    assert "which are refused" in comments and "the model:" not in comments, "it says what such a run would train"
     assert "checkpoint.resume is never" in dry_run(f"checkpoint.save={folder / 'saved'}", "checkpoint.resume=never")[2]
     (step / "training_state.json").write_text("{")
     assert "not valid JSON" in dry_run(f"checkpoint.save={folder / 'saved'}")[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -292,6 +293,19 @@ def test_low_rank_adapters_are_those_of_the_published_script(parse):
     assert (adapter.alpha_of("language_model"), adapter.rank_of("vision_model")) == (32.0, 4)
     parts = ("language_model", "vision_model")
     assert adapter.chosen_targets() == tuple(f"{part}.{group}" for part in parts for group in ("attention", "mlp"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["--use_backbone_lora", "x"], "--use_backbone_lora x: adapter.backbone_rank is 'x', expected a whole number"),
+        (["--use_llm_lora=-3"], "--use_llm_lora -3: adapter.llm_rank is -3, expected between 1 and"),
+        (["--max_steps", "-1", "--num_train_epochs", "x"], "--num_train_epochs x: train.epochs is 'x'"),
+    ],
+)
+def test_a_value_that_cannot_be_read_is_named_with_its_flag_as_typed(parse, typed, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        parse(*typed)
 
 
 def test_the_table_in_the_docs_is_this_table(capsys):

@@ -36,12 +36,15 @@ from megatron_v2pe.evaluate.scorers.stated_answer import stands_in, without_reje
 from megatron_v2pe.evaluate.scorers.stated_option import named_letter
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_MOST_DIGITS = 18
+"""Digits of the longest answer that is read as a number."""
 _LEFT, _RIGHT = "the camera is moving left", "the camera is moving right"
 
 
 def _index_reference(response: str, truth: int) -> float:
-    if response.isdigit():
-        return float(int(response) == truth)
+    if response.isdecimal():
+        number = response.lstrip("0") or "0"
+        return float(len(number) <= _MOST_DIGITS and int(number) == truth)
     text = _before_dot(response).strip()
     if text == "none":
         return 0.0
@@ -98,7 +101,7 @@ def _reference(item: Item) -> Judgement:
 
 def _index_corrected(response: str, truth: int, options: Mapping[str, str]) -> float:
     text = plain(clean_answer(response))
-    if text.isascii() and text.isdigit():
+    if text.isascii() and text.isdecimal():
         return float((text.lstrip("0") or "0") == str(truth))
     said = without_rejected(response, ()).lower()
     moves = [number for number, move in enumerate(("left", "right")) if text == move or f"moving {move}" in said]

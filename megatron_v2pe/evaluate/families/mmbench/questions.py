@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_v2pe.base.whole_numbers import is_whole_number
 from megatron_v2pe.errors import DataError
 from megatron_v2pe.evaluate.benchmark import FAMILY_TILES, Benchmark, ImageRef, Needed, PublishedCount, Question, asked
 from megatron_v2pe.evaluate.benchmark_registry import BENCHMARKS
@@ -57,7 +58,7 @@ class MmBench(Benchmark):
         empty = _PANDAS_EMPTY if self.mode == "reference" else ("",)
         required = _REQUIRED + (("answer",) if self.scorer else ())
         for where, row in tsv_rows(root / "data/mmbench" / self.file, required):
-            if not row["index"].isdecimal() or len(row["index"]) > 15:
+            if not is_whole_number(row["index"], digits=15):
                 raise DataError(f"{where}: index {row['index'][:40]!r} is not a number")
             options = {letter: row[letter] for letter in _LETTERS if row.get(letter, "") not in empty}
             hint = [row["hint"]] if row.get("hint", "") not in empty else []

@@ -74,7 +74,7 @@ def right_options(where: str, answers: Sequence[str], options: Mapping[str, str]
         letter = next((letter for letter, text in options.items() if text.casefold() == plain.casefold()), None)
         letter = plain.strip(_AROUND).upper() if letter is None else letter
         if letter not in options:
-            counted = "; an option is named by its letter, not by its number" if plain.isdigit() else ""
+            counted = "; an option is named by its letter, not by its number" if plain.isdecimal() else ""
             raise DataError(
                 f"{where}: the answer {printable(plain)[:60]!r} is none of the options, {', '.join(options)}, nor the "
                 f"text of one{counted}"

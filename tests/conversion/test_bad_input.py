@@ -131,6 +131,20 @@ def test_missing_and_left_over_tensors(source, tmp_path):
     refused(source, tmp_path / "mcore", *words)
 
 
+def test_differences_of_one_usual_cause_come_with_what_to_do(source, tmp_path):
+    name = "language_model.model.layers.0.attention.rotary_emb.inv_freq"
+    edit_shard(source, lambda state: state.update({name: torch.ones(8)}))
+    edit_index(source, lambda index: index.update({name: SHARD}))
+    refused(source, tmp_path / "mcore", name, "rotary frequencies", "remove them")
+    edit_shard(source, lambda state: state.pop(name))
+    edit_index(source, lambda index: index.pop(name))
+    head, index = "language_model.output.weight", json.loads((source / INDEX).read_text())
+    file = source / index["weight_map"][head]
+    save_file({key: tensor for key, tensor in load_file(file).items() if key != head}, file)
+    edit_index(source, lambda index: index.pop(head))
+    refused(source, tmp_path / "mcore", head, "state tie_word_embeddings true in llm_config")
+
+
 def test_wrong_shape(source, tmp_path):
     edit_shard(source, lambda state: state.update({"mlp1.1.bias": torch.zeros(63, dtype=torch.bfloat16)}))
     refused(source, tmp_path / "mcore", "mlp1.1.bias", "[63]", "[64]")

@@ -22,6 +22,11 @@ from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_sections import LanguageConfig, VisionConfig
 from megatron_v2pe.models.native_config import NATIVE, ORIGINAL
 
+_FREQUENCIES = ".rotary_emb.inv_freq"
+"""End of the names of buffers that are no weights."""
+_HEADS = ("lm_head.weight", "language_model.output.weight")
+"""Ends of the names of the output projection: of most language models, and of InternLM2."""
+
 
 @dataclass(frozen=True)
 class MappingTable:
@@ -201,7 +206,25 @@ def _check_sets(expected: set[str], found: set[str], source: str) -> None:
         if names
     ]
     if problems:
-        raise CheckpointError(f"{source}: {len(found)} tensors, expected {len(expected)}; {'; '.join(problems)}")
+        raise CheckpointError(
+            f"{source}: {len(found)} tensors, expected {len(expected)}; {'; '.join(problems)}"
+            f"{_advice(expected - found, found - expected)}"
+        )
+
+
+def _advice(missing: set[str], extra: set[str]) -> str:
+    """Return what to do about differences that have one usual cause, or nothing."""
+    if extra and not missing and all(name.endswith(_FREQUENCIES) for name in extra):
+        return (
+            ": rotary frequencies that early versions of transformers saved; they follow from config.json, so remove "
+            "them from the files (and from the index)"
+        )
+    if missing and not extra and all(name.endswith(_HEADS) for name in missing):
+        return (
+            ": where the model's output projection is its embedding, state tie_word_embeddings true in llm_config "
+            "(in a native config.json, at the top)"
+        )
+    return ""
 
 
 def _some(names: set[str]) -> str:

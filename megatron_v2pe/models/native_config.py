@@ -154,8 +154,8 @@ def to_native(config: Mapping[str, Any], image_token_id: int | None = None) -> d
     token = stated.pop("image_token_id", None) if image_token_id is None else image_token_id
     if token is None:
         raise ConfigError(
-            "image_token_id is not known: no tokenizer lies beside config.json, and it does not say; copy the tokenizer's "
-            "files into the folder, or state image_token_id, the id of <IMG_CONTEXT>, in config.json"
+            "image_token_id is not known: no tokenizer lies beside config.json, and it does not say; copy the "
+            "tokenizer's files into the folder, or state image_token_id, the id of <IMG_CONTEXT>, in config.json"
         )
     return {
         "architectures": [NATIVE_CLASS],

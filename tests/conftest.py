@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from megatron_v2pe.workshop.worker_pool import WorkerPool
 
@@ -18,8 +18,11 @@ if not torch.cuda.is_available():  # Triton reads this when it is first imported
 
 if "MEGATRON_V2PE_CONVERTED_DIR" not in os.environ:  # what tests convert stays out of the checkout
     os.environ["MEGATRON_V2PE_CONVERTED_DIR"] = _CONVERTED.name
-settings.register_profile("untimed", deadline=None)  # how long an example takes says what else the machine does
-settings.load_profile("untimed")
+# How long an example takes says what else the machine does.
+settings.register_profile("search", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Examples are the same each time, so that no change fails by luck: `--hypothesis-profile search` draws new ones.
+settings.register_profile("same", settings.get_profile("search"), derandomize=True)
+settings.load_profile("same")
 os.environ["PYTHONPATH"] = os.pathsep.join(  # commands that tests start find `helpers` too
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )

@@ -192,6 +192,8 @@ class FolderLock:
             ) from None
         _system_lock(handle)
         try:
+            if not _is_open_as(claim, handle):
+                return  # it was taken for left before it was locked, and removed
             if found.lives is None:
                 self._watch(found, handle)
             again = _look(self._path)
@@ -200,8 +202,9 @@ class FolderLock:
                 who = found.owner or "a process that has left no name"
                 _log.warning("%s: taken over from %s, which has ended", self.folder, who)
         finally:
+            if _is_open_as(claim, handle):
+                claim.unlink(missing_ok=True)
             os.close(handle)
-            claim.unlink(missing_ok=True)
 
     def _watch(self, found: _Found, claim: int) -> None:
         """Wait until the file has not been touched for long; raise as soon as it is touched."""
@@ -242,14 +245,8 @@ class FolderLock:
                 continue
 
     def _is_ours(self) -> bool:
-        """Return whether the file at the path is ours; it is not opened, which would end the lock."""
-        if self._handle is None:
-            return False
-        try:
-            there, ours = os.lstat(self._path), os.fstat(self._handle)
-        except OSError:
-            return False
-        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+        """Return whether the file at the path is ours."""
+        return self._handle is not None and _is_open_as(self._path, self._handle)
 
     def _forget(self) -> None:
         if self._handle is not None:
@@ -368,6 +365,15 @@ def _start_of(pid: int) -> int:
         return 0 if state in "ZX" else int(fields[18])
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def _is_open_as(path: Path, handle: int) -> bool:
+    """Return whether the file at a path is the one that is open; the path is not opened, which would end the lock."""
+    try:
+        there, ours = os.lstat(path), os.fstat(handle)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
 
 def _remove_if_abandoned(path: Path, seconds: float) -> None:

@@ -64,6 +64,10 @@ _NOTICED_SECONDS = 7.0
 """Seconds after which PyTorch would have noticed that a reader has ended: it looks every five."""
 
 
+_GONE_SECONDS = 10.0
+"""Seconds for a process whose pipe is closed to be gone: on a busy machine its end comes late."""
+
+
 class Patience:
     """A limit on each wait for the readers, as a context around it: where one does not answer, all of them are ended.
 
@@ -98,7 +102,7 @@ class Patience:
 
     def cut_off(self) -> bool:
         """Tell whether a reader has ended; what it wrote may end an instant before it does."""
-        until = time.monotonic() + 1
+        until = time.monotonic() + _GONE_SECONDS
         while not any(map(_has_ended, self._readers)):
             if time.monotonic() > until:
                 return False

@@ -7,11 +7,11 @@ import json
 import os
 import re
 import signal
-import time
 
 import pytest
 
-from helpers.tool_runs import command, kill, read_metrics, run, settings, started
+from helpers.held_runs import held
+from helpers.tool_runs import command, kill, read_metrics, run, settings, started, wait_until
 from megatron_v2pe.workshop.synthetic.small_data import write_dataset
 
 STEPS, INTERVAL = 8, 3
@@ -119,11 +119,9 @@ def test_a_run_that_starts_from_its_own_folder_outlives_the_checkpoint_it_starte
 def test_kill_at_any_moment_and_resume(tiny, whole, tmp_path):
     """SIGKILL while step 6's checkpoint is being written: the one of step 3 stays, and the run goes on from it."""
     folder = tmp_path / "run"
-    with started(line(tiny, folder, **TP2), tmp_path / "log") as process:
-        deadline = time.monotonic() + 120
-        while not (folder / ".iter_0000006.writing").exists() and not (folder / "iter_0000006").exists():
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
-            time.sleep(0.01)
+    log, places = tmp_path / "log", [folder / ".iter_0000006.writing", folder / "iter_0000006"]
+    with held(7, tmp_path / "held") as setting, started([*line(tiny, folder, **TP2), setting], log) as process:
+        wait_until(lambda: any(place.exists() for place in places), [process], log)
         kill(process)
     assert (folder / "latest_checkpointed_iteration.txt").read_text().strip() in ("3", "6")
     assert told(trained(tiny, folder, **TP2)) == told(whole[1])
@@ -135,13 +133,11 @@ def test_sigterm_saves_and_the_same_command_goes_on(tiny, whole, tmp_path):
     """The whole process group is asked to stop, reading processes included."""
     folder = tmp_path / "run"
     slow = {"checkpoint__save_interval": 1000, "data__num_workers": 2}
-    with started(line(tiny, folder, **slow, **TP2), tmp_path / "log") as process:
-        deadline = time.monotonic() + 120
-        while not (folder / "logs" / "metrics.jsonl").is_file() or len(read_metrics(folder)) < 2:
-            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()[-3000:]
-            time.sleep(0.01)
+    log = tmp_path / "log"
+    with held(2, tmp_path / "held") as setting, started([*line(tiny, folder, **slow, **TP2), setting], log) as process:
+        wait_until((tmp_path / "held" / "held").exists, [process], log)
         os.kill(process.pid, signal.SIGTERM)
-        process.wait(60)
+        process.wait(300)
     done = int((folder / "latest_checkpointed_iteration.txt").read_text())
     assert done == len(read_metrics(folder)) < STEPS
     assert told(trained(tiny, folder, **TP2)) == told(whole[1])

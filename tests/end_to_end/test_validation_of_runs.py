@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 
-from helpers.tool_runs import command, kill, read_metrics, run, settings, started
+from helpers.held_runs import held
+from helpers.tool_runs import command, kill, read_metrics, run, settings, started, wait_until
 from megatron_v2pe.checkpoint.best import BEST_FILE
 from megatron_v2pe.data.data_list import read_data_list
 from megatron_v2pe.data.hold_out import HoldOut
@@ -85,11 +85,9 @@ def test_training_is_the_same_with_validation_and_without(whole, lists, trained,
 
 def kill_while_step_four_is_saved(line, folder):
     """Kill a run after the validation of step 4, which is the best so far, before or after its checkpoint is there."""
-    with started(line, folder.with_suffix(".killed.log")) as process:
-        deadline = time.monotonic() + 120
-        while '"4"' not in (folder / BEST_FILE).read_text():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
+    log = folder.with_suffix(".killed.log")
+    with held(5, folder.with_suffix(".held")) as setting, started([*line, setting], log) as process:
+        wait_until(lambda: '"4"' in (folder / BEST_FILE).read_text(), [process], log)
         kill(process)
     assert not (folder / "iter_0000006").exists()
 

@@ -21,6 +21,7 @@
 | `hand_written_sets` | files of a benchmark written row by row, and the questions made of them |
 | `head_runs` | the head's choice of supervised rows over the slices of sequence parallelism |
 | `health_runs` | short runs that watch themselves, in any layout, with numbers and bits spoilt on purpose |
+| `held_runs` | training runs that stand still after a step, until a signal or a file lets them go on |
 | `hf_names` | names and layouts of an HF checkpoint, written down a second time |
 | `host_reads` | counts how often the host reads what a training step computes |
 | `jobs` | jobs of several processes watched from outside: processes, ports, how they end |
@@ -37,6 +38,7 @@
 | `oracles` | our decoder and tower with weights by HF name, for comparison with other libraries |
 | `packs` | packs of random documents: odd lengths, several images, unusual micro-batches by name |
 | `parity` | one training step in any parallel layout, for comparison with one process |
+| `random_pauses` | a command whose threads and processes stand still at random, to find races (`CONTRIBUTING.md`) |
 | `rank_problems` | what ranks see where one of them meets an error |
 | `resaved` | converted checkpoints loaded into a model of some layout and saved from there |
 | `run_pages` | a made-up run on disk, for its page |

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from helpers.tool_runs import started
+from helpers.tool_runs import started, wait_until
 
 MARK = "MEGATRON_V2PE_JOB_MARK"
 """Environment variable all processes of a job have in common, with no others."""
@@ -52,15 +52,15 @@ class Job:
 
     def readers(self) -> list[psutil.Process]:
         """Return the processes its ranks have started."""
-        return [child for rank in self.ranks().values() for child in rank.children(recursive=True)]
+        return [child for rank in self.ranks() for child in self.readers_of(rank)]
 
-    def until(self, done: Callable[[], bool], seconds: float = 120) -> None:
+    def readers_of(self, rank: int) -> list[psutil.Process]:
+        """Return the processes that one rank has started."""
+        return self.ranks()[rank].children(recursive=True)
+
+    def until(self, done: Callable[[], bool]) -> None:
         """Wait for something that must come before the job's end."""
-        deadline = time.monotonic() + seconds
-        while not done():
-            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.output[-3000:]}"
-            assert time.monotonic() < deadline, self.output[-3000:]
-            time.sleep(0.02)
+        wait_until(done, [self.process], self.log)
 
     def end(self, seconds: float) -> tuple[int, float]:
         """Wait until every process is gone; return the exit status and the seconds it took.

@@ -7,11 +7,13 @@ hold a pipe open nor outlive the test.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,10 +45,16 @@ def command(script: str, *arguments: str, processes: int = 0) -> list[str]:
 
 
 def free_port() -> int:
-    """Return a TCP port nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Return a TCP port nobody listens at.
+
+    The system gives ports above these to every program that asks for any, or connects: it would give this one away
+    before it is used.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 20_000)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager
@@ -83,7 +91,24 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def run(line: Sequence[str], log: Path, cwd: Path | None = None, timeout: float = 300) -> Finished:
+def wait_until(
+    done: Callable[[], bool], processes: Sequence[subprocess.Popen[bytes]], log: Path, seconds: float = 600
+) -> None:
+    """Wait for what a command does before its end, however slow the machine is.
+
+    Raises:
+        AssertionError: all processes have ended without it, or the time is over; says how the log ends.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        late, ended = time.monotonic() > deadline, all(one.poll() is not None for one in processes)
+        if done():  # looked at last: it may have come just before the end
+            return
+        assert not late and not ended, log.read_text(errors="replace")[-3000:]
+        time.sleep(0.02)
+
+
+def run(line: Sequence[str], log: Path, cwd: Path | None = None, timeout: float = 1200) -> Finished:
     """Run a command to its end; if Python runs it, then one that has imported the package before."""
     more: dict[str, str] = {}
     if line[0] == sys.executable and not line[1].startswith("-S"):

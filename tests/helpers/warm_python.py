@@ -84,7 +84,18 @@ def warm_python(folder: Any, seconds: float = 120) -> Iterator[str]:
 
 
 def _ask(path: str, arguments: list[str]) -> int:
-    """Have a command run by the server; signals are passed on."""
+    """Have a command run by the server; signals are passed on, from before it starts."""
+    child, early = 0, list[int]()
+
+    def passed_on(number: int, _: object) -> None:
+        if not child:
+            early.append(number)
+            return
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, passed_on)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
         message = json.dumps({"argv": arguments, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
@@ -92,13 +103,8 @@ def _ask(path: str, arguments: list[str]) -> int:
         connection.sendall(message)
         answers = connection.makefile("r")
         child = int(answers.readline())
-
-        def passed_on(number: int, _: object) -> None:
-            with suppress(ProcessLookupError):
-                os.kill(child, number)
-
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, passed_on)
+        for number in early:
+            passed_on(number, None)
         status = answers.readline()
     return int(status) if status else 1
 
@@ -137,7 +143,10 @@ def _keep(connection: socket.socket) -> None:
     head, files, _, _ = socket.recv_fds(connection, 8, 3)
     message = b""
     while len(message) < int(head):
-        message += connection.recv(_MOST)
+        part = connection.recv(_MOST)
+        if not part:  # the client was killed while it asked
+            os._exit(1)
+        message += part
     command = json.loads(message)
     child = os.fork()
     if child == 0:

@@ -1,6 +1,7 @@
 """A program for launchers to start that ends in a way of choice: `ends_probe.py HOW FOLDER`, on rank 1; rank 0 waits.
 
-It joins the others as the tools do, without their start-up time.
+It joins the others as the tools do, without their start-up time. A file `about-to-end` in the folder says that all have
+met and the cause is near.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from megatron_v2pe.device import launch, watchdog
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import DataError
 
-LIMIT = 6.0
-"""Seconds in which something must move."""
+LIMITS = {"stuck": 6.0}
+"""Seconds in which something must move, 600 but for these: a machine that stands still is not taken for a hang."""
 
 
 def end(how: str) -> None:
@@ -42,10 +43,11 @@ def main() -> int:
     # What would keep a process alive: a thread that waits, and a child that takes no notice of SIGTERM.
     threading.Thread(target=time.sleep, args=(600,)).start()
     multiprocessing.get_context("fork").Process(target=child, daemon=True).start()
-    with launch.joined(world, Device.choose("cpu"), LIMIT / 60, Path(folder)):
+    with launch.joined(world, Device.choose("cpu"), LIMITS.get(how, 600.0) / 60, Path(folder)):
         dist.all_reduce(torch.ones(1))
         watchdog.progress("about to end")
         if world.rank == 1:
+            (Path(folder) / "about-to-end").touch()
             end(how)
         dist.all_reduce(torch.ones(1))
     os._exit(0)

@@ -1,6 +1,7 @@
 """Every end is an end: whatever ends one process, all are gone soon, with one message and a status that says what next.
 
-Times are from the cause to the moment no process of the job is left; beside each limit stands what was measured.
+Times are from the cause to the moment no process of the job is left; beside the limit stands what was measured. What
+keeps a process alive lasts longer than the limit, so that a slow machine is told from a job that does not end.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from pathlib import Path
 
 import pytest
 
+from helpers.held_runs import held
 from helpers.jobs import job
 from helpers.tool_runs import command, free_port, read_metrics, run, settings
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
 PROBE = str(Path(__file__).parent / "ends_probe.py")
 LAUNCHER = [sys.executable, "-m", "megatron_v2pe.device.torchrun"]
-GONE = 30.0
+GONE = 120.0
 """Seconds within which nothing of a job may be left; measured: 0.2 s to 2 s, with a hang 10 s."""
+
+STOOD_STILL = "no sign of life from rank"
+"""Said where a process did not run for seconds; also of one that the machine held up just when others looked."""
 
 STEPS = 24
 
@@ -34,9 +39,14 @@ STEPS = 24
     ],
 )
 def test_an_end_of_one_is_the_end_of_all(how, status, said, tmp_path):
-    with job([*LAUNCHER, "--nproc-per-node", "2", PROBE, how, str(tmp_path)], tmp_path / "log") as one:
-        ended, took = one.end(GONE + 60)  # the start included
-        output = one.output
+    for _ in range(3):  # again where the machine has stood still, which is another end
+        (tmp_path / "about-to-end").unlink(missing_ok=True)
+        with job([*LAUNCHER, "--nproc-per-node", "2", PROBE, how, str(tmp_path)], tmp_path / "log") as one:
+            one.until((tmp_path / "about-to-end").exists)
+            ended = one.end(GONE)[0]
+            output = one.output
+        if STOOD_STILL not in output:
+            break
     assert ended == status, output
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
     assert len([line for line in lines if said in line]) == 1, output
@@ -45,9 +55,9 @@ def test_an_end_of_one_is_the_end_of_all(how, status, said, tmp_path):
         assert said in verdict and output.rstrip().endswith(verdict)
     else:
         assert verdict.startswith("error: rank ") and f"this job ends with {status}: " in verdict
-    assert len(lines) == (1 if how in ("killed", "mend") else 2), output
+    # Of one that was killed the launcher tells, unless the other has noticed first.
+    assert len(lines) in {"mend": (1,), "killed": (1, 2)}.get(how, (2,)), output
     assert ("Traceback" in output) == (how == "defect")
-    assert took < GONE, took
     for rank in range(2):
         file = tmp_path / f"hang-rank{rank}.txt"
         assert file.exists() == (how == "stuck")
@@ -77,7 +87,7 @@ def test_two_runs_at_one_port_do_not_mix(tmp_path):
         job(["env", *place, "RANK=1", *line], tmp_path / "log1") as one,
         job(["env", *place, "RANK=1", *line], tmp_path / "log2") as other,
     ):
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + GONE
         while one.process.poll() is None and other.process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -121,8 +131,8 @@ def test_a_run_ended_in_every_way_goes_on_to_the_same_losses(tiny, tmp_path):
     assert run(training(tiny, whole), tmp_path / "whole.log").status == 0
     line = training(tiny, save)
 
-    with job(line, log) as one:
-        one.until(lambda: steps_done(save) > 1)
+    with held(3, tmp_path / "held") as setting, job([*line, setting], log) as one:
+        one.until((tmp_path / "held" / "held").exists)
         listening = one.listeners()
         assert listening and set(listening) <= {"127.0.0.1", "::1"}, listening
         one.process.send_signal(signal.SIGINT)
@@ -136,9 +146,10 @@ def test_a_run_ended_in_every_way_goes_on_to_the_same_losses(tiny, tmp_path):
         one.process.kill()
         one.end(GONE)
 
-    with job(line, log) as one:
-        one.until(lambda: steps_done(save) > last + 1)
-        one.readers()[0].kill()
+    with held(last + 2, tmp_path / "held") as setting, job([*line, setting], log) as one:
+        one.until((tmp_path / "held" / "held").exists)
+        one.readers_of(1)[0].kill()
+        (tmp_path / "held" / "go").touch()
         assert one.end(GONE)[0] == 75, one.output
         assert one.output.count("a reader process has ended without a word") == 1 and "Traceback" not in one.output
 

@@ -64,7 +64,7 @@ class Scripts:
 
     def __call__(self, command: str, **environ: str) -> tuple[int, str]:
         process = self.start(command, **environ)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
         return process.returncode, output
 
     def started(self) -> list[list[str]]:
@@ -297,12 +297,13 @@ def test_a_failure_is_told_and_passed_on(scripts):
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_signal_reaches_what_was_started(shell, tmp_path):
     scripts = Scripts(tmp_path, shell)
-    process = scripts.start(f"exec {AUTO}", ECHO_SECONDS="100")
-    deadline = time.monotonic() + 30
-    while not scripts.started() and time.monotonic() < deadline:
+    process = scripts.start(f"exec {AUTO}", ECHO_SECONDS="600")
+    deadline = time.monotonic() + 120
+    while not scripts.started():
+        assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 5, output
     assert json.loads(scripts.echo.read_text().splitlines()[-1]) == "terminated"
 

@@ -1,12 +1,14 @@
 """A process that dies or hangs in the middle of a ring step ends all others in time, with a message.
 
-The victims stop themselves at a chosen point: after their block has left and before they take the neighbour's. Start-up
-has a long timeout, the ring a short one, so that a slow machine cannot be mistaken for a dead peer. Time is counted
-from the victim's end; limits leave room for a busy machine, what was measured on one stands beside them.
+The victims stop themselves at a chosen point: after their block has left and before they take the neighbour's. A slow
+machine cannot be mistaken for a dead peer: start-up has a long timeout; the ring has a short one only where a frozen
+victim can be noticed by nothing else, and only for the call in which it freezes. Limits leave room for a machine that
+stands still for seconds; what was measured on a busy one stands beside them.
 """
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -14,26 +16,28 @@ from contextlib import ExitStack
 
 import pytest
 
-from helpers.tool_runs import free_port, settings, started
+from helpers.tool_runs import free_port, settings, started, wait_until
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
 RING_TIMEOUT = 8
 RUN_TIMEOUT = 12
 # Measured: killed 1.8 s and 2.3 s, the last of four ranks 4.9 s; hanging 10.4 s, of which 8 s are the timeout.
-LIMIT = 45
+LIMIT = 300
 
 RING = """
-import os, signal, sys
+import itertools, os, signal, sys, time
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from megatron_v2pe.errors import CommunicationError
 from megatron_v2pe.parallel.attention.block import Reference
 from megatron_v2pe.parallel.attention.ring import ring_attention
 
 rank, size, store, seconds, end, direction = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
-VICTIM, CALLS = size - 1, 3 * size + 1
+VICTIM, LAST = size - 1, 3
+CALLS = LAST * size + 1
 
 
 class Deadly(Reference):
@@ -55,18 +59,27 @@ class Deadly(Reference):
 
 
 dist.init_process_group("gloo", store=dist.FileStore(store, size), rank=rank, world_size=size)
-group = dist.new_group(list(range(size)), timeout=timedelta(seconds=float(seconds)))
-dist.barrier()
-while True:
+group = dist.new_group(list(range(size)))
+for number in itertools.count():
+    if number == LAST:
+        dist.barrier()
+        group = dist.new_group(list(range(size)), timeout=timedelta(seconds=float(seconds)))
+    began = time.monotonic()
     query, key, value = (torch.randn(64, 2, 16).requires_grad_() for _ in range(3))
-    output, _ = ring_attention(query, key, value, (40, 24), group, 0.25, Deadly())
-    output.sum().backward()
+    try:
+        output, _ = ring_attention(query, key, value, (40, 24), group, 0.25, Deadly())
+        output.sum().backward()
+    except CommunicationError:
+        print(f"gave up after {time.monotonic() - began} s", flush=True)
+        raise
 """
 
 TOOL = """
-import os, signal, sys
+import os, signal, sys, time
+from pathlib import Path
 
 from megatron_v2pe.base.command import run_tool
+from megatron_v2pe.device import launch
 from megatron_v2pe.parallel.attention.ring_exchange import Ring
 from megatron_v2pe.recipes.registry import RECIPES
 from megatron_v2pe.train import cli
@@ -81,6 +94,14 @@ def stop():
         os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def meet():
+    here = Path(__file__).parent / "imported"
+    here.mkdir(exist_ok=True)
+    (here / os.environ["RANK"]).touch()
+    while len(list(here.iterdir())) < 2:
+        time.sleep(0.02)
+
+
 def before(owner, name, action):
     method = getattr(owner, name)
 
@@ -91,20 +112,15 @@ def before(owner, name, action):
     setattr(owner, name, wrapped)
 
 
+before(launch, "initialize", meet)
 before(MetricsLog, "write", lambda: written.append(1))
 before(Ring, "pass_on", stop)
 run_tool(lambda: cli.main(sys.argv[1:], RECIPES))
 """
-"""The training tool, whose second process hangs after its first step."""
+"""The training tool, whose second process hangs after its first step.
 
-
-def wait_for(text, log, processes, seconds=300):
-    """Wait until a log holds a text."""
-    deadline = time.monotonic() + seconds
-    while text not in log.read_text(errors="replace"):
-        assert time.monotonic() < deadline, log.read_text(errors="replace")[-3000:]
-        assert any(process.poll() is None for process in processes), log.read_text(errors="replace")[-3000:]
-        time.sleep(0.02)
+The run's timeout is short; so its processes join only once both have imported everything.
+"""
 
 
 def script(folder, text):
@@ -123,9 +139,10 @@ def test_a_peer_that_ends_in_mid_ring_ends_every_rank_with_a_message(tmp_path, s
     with ExitStack() as stack:
         processes = []
         for rank, log in enumerate(logs):
-            arguments = [str(part) for part in (rank, size, tmp_path / "store", RING_TIMEOUT, end, direction)]
+            seconds = RING_TIMEOUT if end == "SIGSTOP" else 2 * LIMIT
+            arguments = [str(part) for part in (rank, size, tmp_path / "store", seconds, end, direction)]
             processes.append(stack.enter_context(started([sys.executable, path, *arguments], log)))
-        wait_for("victim stops", logs[-1], processes)
+        wait_until(lambda: "victim stops" in logs[-1].read_text(errors="replace"), processes, logs[-1])
         began = time.monotonic()
         for process in processes[:-1]:
             assert process.wait(max(began + LIMIT - time.monotonic(), 0)) > 0
@@ -135,8 +152,8 @@ def test_a_peer_that_ends_in_mid_ring_ends_every_rank_with_a_message(tmp_path, s
         output = log.read_text(errors="replace")
         assert "CommunicationError: ring attention, step" in output, output[-3000:]
         assert "a neighbour no longer answers" in output or "cannot reach a neighbour" in output
-    if end == "SIGSTOP":
-        assert took > RING_TIMEOUT / 2, "gave up too early"
+        if end == "SIGSTOP":
+            assert float(re.findall(r"gave up after (\S+) s", output)[-1]) > 0.9 * RING_TIMEOUT, output[-3000:]
 
 
 def tool_arguments(tiny, folder, minutes):
@@ -162,16 +179,13 @@ def test_a_training_process_that_hangs_ends_the_run_with_a_message(golden, tmp_p
             start = ["env", *variables, f"RANK={rank}", f"LOCAL_RANK={rank}", sys.executable, path]
             line = [*start, *tool_arguments(tiny, tmp_path / "run", minutes=RUN_TIMEOUT / 60)]
             processes.append(stack.enter_context(started(line, log)))
-        wait_for("victim stops", logs[1], processes)
-        began = time.monotonic()
-        status = processes[0].wait(RUN_TIMEOUT + LIMIT)
+        wait_until(lambda: "victim stops" in logs[1].read_text(errors="replace"), processes, logs[1])
+        status = processes[0].wait(LIMIT)  # measured: 16 s
         frozen = processes[1].wait(LIMIT)
-        took = time.monotonic() - began
     output = logs[0].read_text(errors="replace")
     assert status == 75 and frozen == -signal.SIGKILL, output[-3000:]
     assert "no sign of life from rank 1 on " in output and output.count("error: ") == 1, output[-3000:]
     assert "Traceback" not in output
-    assert took > RUN_TIMEOUT / 2 and took < RUN_TIMEOUT + 30, took  # measured: 16 s
     dumped = (tmp_path / "run" / "logs" / "hang-rank0.txt").read_text()
     assert "ring_attention" in dumped, dumped
 

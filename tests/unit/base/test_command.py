@@ -95,18 +95,17 @@ run_tool(main)
 """
 
 
-def tool(body: str, shell: str = "{}", **environ: str) -> tuple[int, str, str, float]:
-    """Run a tool by a shell command, {} in it; return status, output, errors and seconds."""
+def tool(body: str, shell: str = "{}", **environ: str) -> tuple[int, str, str]:
+    """Run a tool by a shell command, {} in it; return status, output and errors; fail if it does not end."""
     line = shell.replace("{}", f'"{sys.executable}" -c "$TOOL"')
-    began = time.monotonic()
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {line}"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TOOL": TOOL.replace("{body}", body), **environ},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
-    return done.returncode, done.stdout, done.stderr, time.monotonic() - began
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -121,12 +120,12 @@ def tool(body: str, shell: str = "{}", **environ: str) -> tuple[int, str, str, f
 )
 def test_streams_that_are_closed_or_full(shell, status, errors):
     body = "sys.stdin.read(); print('text ' * 100000); print('more', file=sys.stderr if sys.argv[1:] else sys.stdout)"
-    ended, _, said, _ = tool(body, shell.replace("{}", "{} < /dev/null") if "<&-" not in shell else shell)
+    ended, _, said = tool(body, shell.replace("{}", "{} < /dev/null") if "<&-" not in shell else shell)
     assert (ended, said) == (status, errors)
 
 
 def test_a_full_device_is_noticed_at_the_very_end():
-    assert tool("print('short')", "{} > /dev/full", PYTHONUNBUFFERED="")[:3] == (
+    assert tool("print('short')", "{} > /dev/full", PYTHONUNBUFFERED="") == (
         75,
         "",
         "error: standard output: No space left on device\n",
@@ -135,7 +134,7 @@ def test_a_full_device_is_noticed_at_the_very_end():
 
 def test_letters_a_terminal_lacks_are_escaped_as_json_has_them():
     body = "print(chr(34) + 'é 语 😀' + chr(34))"
-    ended, output, said, _ = tool(body, PYTHONIOENCODING="ascii")
+    ended, output, said = tool(body, PYTHONIOENCODING="ascii")
     assert (ended, said) == (0, "") and json.loads(output) == "é 语 😀"
 
 
@@ -144,19 +143,19 @@ def test_letters_a_terminal_lacks_are_escaped_as_json_has_them():
     [("raise ValueError('defect')", 1), ("return 3", 3), ("sys.exit('words')", 1), ("raise KeyboardInterrupt", 130)],
 )
 def test_no_thread_keeps_a_failed_tool_alive(body, status):
-    started = "threading.Thread(target=time.sleep, args=(50,)).start(); "
-    ended, _, said, took = tool(started + body)
-    assert ended == status and took < 20, (took, said)  # measured: 0.2 s
+    started = "threading.Thread(target=time.sleep, args=(600,)).start(); "
+    ended, _, said = tool(started + body)  # measured: 0.2 s
+    assert ended == status, said
     assert ("Traceback" in said) == (status == 1 and "words" not in body)
 
 
 def test_a_process_ends_with_its_launcher(tmp_path):
     """Whose number it is told; here a shell that is killed."""
-    body = f"open({str(tmp_path / 'up')!r}, 'w').close(); time.sleep(50)"
+    body = f"open({str(tmp_path / 'up')!r}, 'w').close(); time.sleep(600)"
     environ = {**os.environ, "PYTHONPATH": str(ROOT), "TOOL": TOOL.replace("{body}", body)}
     script = f'export MEGATRON_V2PE_LAUNCHER=$$; "{sys.executable}" -c "$TOOL"; :'
     with subprocess.Popen(["bash", "-c", script], env=environ, stderr=subprocess.PIPE) as shell:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not (tmp_path / "up").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -164,7 +163,7 @@ def test_a_process_ends_with_its_launcher(tmp_path):
         shell.kill()
         assert shell.stderr is not None
         shell.stderr.read()  # until the last one that has it open is gone
-        assert time.monotonic() - began < 10  # measured: 0.01 s
+        assert time.monotonic() - began < 120  # measured: 0.01 s
 
 
 PROGRAMS = sorted(

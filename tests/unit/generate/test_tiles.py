@@ -120,7 +120,7 @@ def test_tiles_read_ahead_are_the_same(run, pictures, reader, workers, most_tile
     assert sorted(opened) == sorted([1, 2, 3, 4] * 2)  # none twice, the first not at all
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came"

@@ -94,8 +94,8 @@ def test_steps_come_in_order_and_no_further_than_one_ahead():
         data = steps.take(step, more=step < 3)
         assert lengths(data) == [10 + 2 * step, 11 + 2 * step]
         if step < 3:
-            assert loader.read.acquire(timeout=10) and steps._next is not None
-            steps._next[1].result(10)
+            assert loader.read.acquire(timeout=60) and steps._next is not None
+            steps._next[1].result(60)
         assert loader.taken == min(2 * (step + 2), 8), "one step ahead, and none after the last"
     steps.close(True)
 
@@ -116,7 +116,7 @@ def test_what_is_consumed_is_what_was_used():
     feed, steps = opened(loader)
     first = steps.take(0, more=True)
     assert steps._next is not None
-    steps._next[1].result(10)
+    steps._next[1].result(60)
     assert loader.taken == 4 and feed.state_dict() == {"taken": 0, "skipped": {}}
     feed.commit(first.consumed)
     assert feed.state_dict() == {"taken": 2, "skipped": {"damaged": 2}}

@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -19,47 +19,53 @@ from megatron_v2pe.data.indexed.streams import JOURNAL, Streams
 from megatron_v2pe.errors import ConfigError, DataError
 
 
-def build_slowly(case, out, workers, slow):
-    """Build in pieces of one file or two lines, with a pause in the middle of each that is written."""
+def build_in_pieces(case, out, workers, in_the_middle):
+    """Build in pieces of one file or two lines; do something with the number of each write when half of it is done."""
     os.setsid()
-    append = Streams.append
+    append, numbers = Streams.append, count()
 
-    def slowly(self, name, content):
+    def in_halves(self, name, content):
         append(self, name, content[: len(content) // 2])
         self._files[name].flush()
-        time.sleep(slow)
+        in_the_middle(next(numbers))
         append(self, name, content[len(content) // 2 :])
 
-    Streams.append = slowly
+    Streams.append = in_halves
     pieces.LINES_AT_ONCE, pieces.FILES_AT_ONCE = 2, 1
     case.build(out, images="embed", workers=workers)
 
 
-def start(case, out, workers, slow):
-    process = multiprocessing.get_context("fork").Process(target=build_slowly, args=(case, out, workers, slow))
+def start(case, out, workers, in_the_middle):
+    process = multiprocessing.get_context("fork").Process(
+        target=build_in_pieces, args=(case, out, workers, in_the_middle)
+    )
     process.start()
     return process
 
 
+def killing(moment):
+    """Kill a build and its readers in the middle of a write."""
+
+    def killed(number):
+        if number == moment:
+            os.killpg(0, signal.SIGKILL)
+
+    return killed
+
+
 def wait(process):
-    process.join(120)
+    process.join(300)
     return process.exitcode
 
 
 def test_killed_ten_times(case, tmp_path):
-    assert wait(start(case, tmp_path / "undisturbed", 0, 0)) == 0
-    moments, kills = random.Random(0), 0
+    assert wait(start(case, tmp_path / "undisturbed", 0, killing(None))) == 0
+    moments = random.Random(0)
     for attempt in range(10):
         workers = 2 if attempt == 5 else 0
-        process = start(case, tmp_path / "killed", workers, 0.02)
-        time.sleep(moments.uniform(2, 4) if workers else moments.uniform(0.05, 0.4))
-        kills += process.is_alive()
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.join()
-        assert (tmp_path / "killed.building").exists() != (tmp_path / "killed").exists()
-    assert kills >= 7, "most of the kills met the build at work"
-    assert wait(start(case, tmp_path / "killed", 0, 0)) == 0
+        assert wait(start(case, tmp_path / "killed", workers, killing(moments.randrange(12)))) == -signal.SIGKILL
+        assert (tmp_path / "killed.building").exists() and not (tmp_path / "killed").exists()
+    assert wait(start(case, tmp_path / "killed", 0, killing(None))) == 0
     assert_same_folders(tmp_path / "undisturbed", tmp_path / "killed")
 
 
@@ -160,12 +166,15 @@ def test_ended_while_the_last_files_are_written(case, tmp_path, monkeypatch, mom
 
 
 def test_two_builds_at_once_are_refused(case, tmp_path):
-    first = start(case, tmp_path / "set", 0, 0.02)
-    deadline = time.monotonic() + 60
+    at_work = multiprocessing.get_context("fork").Event()
+
+    def stay(number):
+        at_work.set()
+        time.sleep(600)
+
+    first = start(case, tmp_path / "set", 0, stay)
     try:
-        while not (tmp_path / "set.building" / JOURNAL).exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        assert at_work.wait(120)
         with pytest.raises(ConfigError, match=rf"set.building is in use by process {first.pid} on host"):
             case.build(tmp_path / "set", images="embed")
     finally:

@@ -7,7 +7,6 @@ it when it is read. Neither PyTorch nor Megatron-Core ever loads a byte of a che
 from __future__ import annotations
 
 import mmap
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_v2pe.checkpoint.appended_file import AppendedFile
 from megatron_v2pe.checkpoint.checksums import Checksums, SummedStream, digest_of
 from megatron_v2pe.checkpoint.description import Shard, StoredTensor, Written
 from megatron_v2pe.errors import CheckpointError
@@ -34,10 +34,8 @@ class TorchDistWriter:
             kept: bytes of a file that is there already which stay; it is cut off behind them.
         """
         self.name = sys.intern(f"__{rank}_{part}.distcp")  # one object, however many writers: pickles see a difference
-        self._file = (folder / self.name).open("r+b" if kept else "wb")
-        self._file.truncate(kept)
-        self._file.seek(kept)
-        self._stream = SummedStream(self._file, self._file.name)
+        self._file = AppendedFile(folder / self.name, kept)
+        self._stream = SummedStream(self._file, str(folder / self.name))
         self._stream.place = kept
         self.written = Written()
 
@@ -49,8 +47,7 @@ class TorchDistWriter:
         """Close the data file; after no error it is on the disk."""
         try:
             if error[0] is None:
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                self._file.sync()
                 self.written.sizes[self.name] = self._stream.place
         finally:
             self._stream.close()
@@ -60,10 +57,6 @@ class TorchDistWriter:
     def place(self) -> int:
         """Bytes of the file by now."""
         return self._stream.place
-
-    def flush(self) -> None:
-        """Hand what is written to the system, so that it stays when this process is killed."""
-        self._file.flush()
 
     def add_rows(self, key: str, shape: Sequence[int], first_row: int, rows: Tensor) -> Shard:
         """Write rows `first_row ...` of tensor `key`, all other axes whole; see `add`."""

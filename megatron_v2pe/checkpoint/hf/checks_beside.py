@@ -37,11 +37,6 @@ class ChecksBeside:
         """Have a check made, in the order of the calls; its arguments stay in memory until then."""
         self._running.append(self._thread.submit(check, *arguments, **options))
 
-    def wait_for_all_but(self, number: int) -> None:
-        """Wait until no more than about `number` checks are not done, so that they keep pace; raise what one found."""
-        while len(self._running) > number:
-            self._running.popleft().result()
-
     def look(self) -> None:
         """Raise the error of a check that is done, if it found one."""
         while self._running and self._running[0].done():

@@ -269,7 +269,7 @@ class HFTensors:
         mapping, own = self._mappings[name], self.row_bytes(name)
         end = first_row + len(out) // own
         filled = 0
-        for run in self._runs_of(mapping):
+        for run in self.runs_of(name):
             if run.hf_row is None:
                 continue
             low, high = max(first_row, run.hf_row), min(end, run.hf_row + run.rows)
@@ -287,16 +287,17 @@ class HFTensors:
         """
         mapping = self._mappings[name]
         width = self._source.keys[mapping.key].row_bytes
-        for run in self._runs_of(mapping):
+        for run in self.runs_of(name):
             if run.hf_row is None:
                 content = memoryview(bytearray(run.rows * width))
                 self._source.read(mapping.key, run.key_row, content)
                 self._check_zeros(mapping, np.frombuffer(content, np.uint8))
 
-    def _runs_of(self, mapping: TensorMapping) -> list[RowRun]:
-        if mapping.name not in self._runs:
-            self._runs[mapping.name] = [run for runs in mapping.stretches() for run in runs]
-        return self._runs[mapping.name]
+    def runs_of(self, name: str) -> list[RowRun]:
+        """Return where the rows of an HF tensor lie, in the order of the Megatron-Core tensor."""
+        if name not in self._runs:
+            self._runs[name] = [run for runs in self._mappings[name].stretches() for run in runs]
+        return self._runs[name]
 
     def _read(self, mapping: TensorMapping, key_row: int, out: memoryview, own: int) -> None:
         width = self._source.keys[mapping.key].row_bytes

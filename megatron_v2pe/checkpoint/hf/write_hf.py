@@ -1,29 +1,29 @@
 """The safetensors files of an HF folder, written from any source, a block of rows at a time.
 
-Threads beside look at every block once it is written: whether its values are numbers, and the tensor's SHA-256. A file
-that a killed process has left is kept as far as its tensors have the SHA-256 that the journal says.
+Threads beside write every block and look at it: whether its values are numbers, and the tensor's SHA-256. A file that a
+killed process has left is kept as far as its tensors have the SHA-256 that the journal says.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 import xxhash
 
-from megatron_v2pe.base.whole_files import naming
+from megatron_v2pe.checkpoint.appended_file import AppendedFile
 from megatron_v2pe.checkpoint.checksums import FileSum
-from megatron_v2pe.checkpoint.hf.examiners import Examiners
 from megatron_v2pe.checkpoint.hf.finite import Examination
 from megatron_v2pe.checkpoint.hf.folder import FileLayout
 from megatron_v2pe.checkpoint.hf.job import Job, examined_before
+from megatron_v2pe.checkpoint.hf.pipeline import Pipeline
 from megatron_v2pe.checkpoint.hf.row_sources import HFTensors
-from megatron_v2pe.checkpoint.hf.safetensors_io import Header, TensorPlace
+from megatron_v2pe.checkpoint.hf.safetensors_io import Header
 from megatron_v2pe.checkpoint.range_reader import RangeReader
 
 
@@ -42,82 +42,68 @@ def write_files(tensors: HFTensors, layout: FileLayout, folder: Path, job: Job, 
         OSError: the disk is full.
     """
     before = examined_before(job.journal)
-    sums: dict[str, FileSum] = {}
-    widest = max((_widest(tensors, place) for place in layout.places().values()), default=0)
-    with Examiners(job.budget.buffers, max(job.budget.block, widest)) as examiners:
+    digests = {name: xxhash.xxh3_128() for name, _ in layout.shards} if summed else {}
+    with ExitStack() as files, Pipeline(job.budget.buffers) as pipeline:
         for name, header in layout.shards:
-            digest = xxhash.xxh3_128() if summed else None
-            _write_file(tensors, folder / name, header, job, examiners, before, digest)
-            if digest is not None:
-                sums[name] = FileSum(header.file_size, digest.hexdigest())
-    return sums
+            shard = _Shard(folder / name, header, job, before, digests.get(name))
+            files.callback(shard.file.close)
+            _fill(shard, tensors, job, pipeline)
+            pipeline.write(shard.finish)
+    return {name: FileSum(header.file_size, digests[name].hexdigest()) for name, header in layout.shards if summed}
 
 
-def _widest(tensors: HFTensors, place: TensorPlace) -> int:
-    """Return the bytes of a row of a tensor, as it is read or as it is written."""
-    return max(tensors.row_bytes(place.name), math.prod(place.shape[1:]) * place.dtype.itemsize)
+class _Shard:
+    """A file that is written, from where an earlier process has left it."""
+
+    def __init__(
+        self, path: Path, header: Header, job: Job, before: Mapping[str, str], digest: xxhash.xxh3_128 | None
+    ) -> None:
+        kept = _kept(path, header, job, before)
+        end = header.data_start + header.tensors[kept - 1].end if kept else 0
+        if end and digest is not None:
+            for block in _ranges(RangeReader(path), 0, end, job.budget.block):
+                digest.update(block)
+        self.left = header.tensors[kept:]
+        """The tensors that are still to be written."""
+        self.file, self._digest = AppendedFile(path, end), digest
+        self.start = "" if kept else header.text
+        self.data_start = header.data_start
+
+    def write(self, content: bytes | memoryview) -> None:
+        """Append bytes."""
+        self.file.write(content)
+        if self._digest is not None:
+            self._digest.update(content)
+
+    def finish(self) -> None:
+        """Close the file once it is on the disk."""
+        self.file.sync()
+        self.file.close()
 
 
-def _write_file(
-    tensors: HFTensors,
-    path: Path,
-    header: Header,
-    job: Job,
-    examiners: Examiners,
-    before: Mapping[str, str],
-    digest: xxhash.xxh3_128 | None,
-) -> None:
-    kept = _kept(path, header, job, before)
-    end = header.data_start + (header.tensors[kept - 1].end if kept else 0)
-    if kept and digest is not None:
-        for block in _ranges(RangeReader(path), 0, end, job.budget.block):
-            digest.update(block)
-    with naming(path), path.open("r+b" if kept else "wb", buffering=0) as stream:
-        stream.truncate(end if kept else 0)
-        stream.seek(0, os.SEEK_END)
-
-        def write(content: bytes | memoryview) -> None:
-            _write_all(stream, content)
-            if digest is not None:
-                digest.update(content)
-
-        if not kept:
-            text = header.text.encode()
-            write(struct.pack("<Q", len(text)) + text)
-        for place in header.tensors[kept:]:
-            tensors.check_padding(place.name)
-            examination = Examination(place.name, place.dtype, place.shape)
-            thread = examiners.thread_for(place.nbytes)
-            for content, buffer in _blocks(tensors, place, job, examiners):
-                write(content)
-                examiners.give(thread, examination, content, buffer)
-                job.progress.update(len(content))
-            examiners.end(thread, examination, job.note)
-        os.fsync(stream.fileno())
-
-
-def _blocks(
-    tensors: HFTensors, place: TensorPlace, job: Job, examiners: Examiners
-) -> Iterator[tuple[memoryview, memoryview]]:
-    """Yield the bytes of a tensor as they are written, each with the buffer it needs."""
-    stored, width = tensors.dtype(place.name), tensors.row_bytes(place.name)
-    if not place.nbytes:
-        return
-    for first, rows in tensors.stretches(place.name, job.budget.block):
-        buffer = examiners.buffer()
-        content = buffer[: rows * width]
-        tensors.read(place.name, first, content)
-        if stored != place.dtype:
-            values: Any = torch.frombuffer(content, dtype=stored).to(place.dtype).view(torch.uint8).numpy()
-            content = memoryview(values)
-        yield content, buffer
-
-
-def _write_all(stream: BinaryIO | Any, content: bytes | memoryview) -> None:
-    """Write to a stream without a buffer of its own, which may take less than it is given."""
-    left = memoryview(content)
-    while len(left):
-        left = left[stream.write(left) :]
+def _fill(shard: _Shard, tensors: HFTensors, job: Job, pipeline: Pipeline) -> None:
+    """Read what a shard lacks, and have it written and looked at."""
+    if shard.start:
+        text = shard.start.encode()
+        pipeline.write(partial(shard.write, struct.pack("<Q", len(text)) + text))
+    for place in shard.left:
+        tensors.check_padding(place.name)
+        examination = Examination(place.name, place.dtype, place.shape)
+        examiner, at = pipeline.examiner_for(place.nbytes), shard.data_start + place.begin
+        stored, width = tensors.dtype(place.name), tensors.row_bytes(place.name)
+        for first, rows in tensors.stretches(place.name, job.budget.block) if place.nbytes else ():
+            buffer = pipeline.buffer()
+            content = buffer.of_size(rows * width, at)
+            tensors.read(place.name, first, content)
+            if stored != place.dtype:
+                values: Any = torch.frombuffer(content, dtype=stored).to(place.dtype).view(torch.uint8).numpy()
+                content = memoryview(values)
+            pipeline.write(partial(shard.write, content), buffer)
+            pipeline.examine(examiner, partial(examination.update, content), buffer)
+            buffer.release()
+            at += len(content)
+            job.progress.update(len(content))
+        pipeline.conclude(examiner, examination, job.note)
 
 
 def _kept(path: Path, header: Header, job: Job, before: Mapping[str, str]) -> int:

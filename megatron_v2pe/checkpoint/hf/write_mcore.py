@@ -1,7 +1,7 @@
 """The tensors of a Megatron-Core checkpoint folder, written from any source, a stretch of rows at a time.
 
 Every stretch is a shard of its own in the data file, with a checksum; the journal says where it lies. Threads beside
-look at the HF tensors meanwhile: whether they are numbers, and what their SHA-256 is.
+look at the HF tensors meanwhile (`look.py`): whether they are numbers, and what their SHA-256 is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor
 
 from megatron_v2pe.checkpoint.description import Shard, Written
 from megatron_v2pe.checkpoint.hf.checks_beside import ChecksBeside
-from megatron_v2pe.checkpoint.hf.finite import Examination
 from megatron_v2pe.checkpoint.hf.job import Job, examined_before
+from megatron_v2pe.checkpoint.hf.look import Look
 from megatron_v2pe.checkpoint.hf.mappings import TensorMapping
+from megatron_v2pe.checkpoint.hf.pipeline import Pipeline
 from megatron_v2pe.checkpoint.hf.row_sources import HFTensors, RowSource
 from megatron_v2pe.checkpoint.hf.table import MappingTable
 from megatron_v2pe.checkpoint.range_reader import RangeReader
@@ -29,10 +31,9 @@ from megatron_v2pe.checkpoint.torch_dist import TorchDistWriter
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.schema import typed
 
-_EXAMINED_AT_ONCE = 1 << 18
 _READ_AT_ONCE = 1 << 20
-_AHEAD = 64
-"""Tensors that may wait to be looked at: the threads read what was just read for writing, while it is in memory."""
+_BUFFERS = 4
+"""Stretches in memory at once: one is read and one written, while two are looked at."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,15 @@ class ShardsWriter:
         self._place = shard.offset + shard.length
         return True
 
-    def add(self, stretch: _Stretch, size: tuple[int, ...], rows: Tensor) -> None:
-        """Write a stretch."""
-        self._left = []
+    def add(self, stretch: _Stretch, size: tuple[int, ...], rows: Tensor, dtype: torch.dtype | None) -> None:
+        """Write a stretch, in a type that is asked for."""
+        rows = rows if dtype is None else rows.to(dtype)
         if self._largest is not None and self._place and self._place + rows.nbytes > self._largest:
             self._close()
             self._part, self._place = self._part + 1, 0
         if self._writer is None:
             self._writer = TorchDistWriter(self._folder, 0, self._part, self._place)
         shard = self._writer.add_rows(stretch.key, size, stretch.first_row, rows)
-        self._writer.flush()
         self._place = self._writer.place
         self.written.add(stretch.key, rows.dtype, size, shard)
         self._job.journal.add(shard=asdict(shard), key=stretch.key)
@@ -150,7 +150,7 @@ def write_tensors(
         source: holds the rows.
         folder: to write to.
         job: the conversion.
-        checks: threads beside.
+        checks: what runs beside; what it finds ends this.
         types: HF name -> the type in which the HF tensor is looked at: that of an export, which the manifest is of.
             A run may hold other ones, float32 where the folder it started from has bfloat16.
         dtype: type to write; None: as the source has each tensor.
@@ -161,28 +161,32 @@ def write_tensors(
         OSError: the disk is full.
     """
     tensors, before = HFTensors(source, table), examined_before(job.journal)
-    sizes, of_key = {mapping.key: mapping.key_shape for mapping in table.tensors}, _by_key(table)
-    writer = ShardsWriter(folder, job, largest_file)
-    buffer = memoryview(bytearray(0))
+    writer, going_on = ShardsWriter(folder, job, largest_file), True
     try:
-        for key, mappings in of_key.items():
-            for mapping in mappings:
-                checks.add(_examine, tensors, mapping, types[mapping.name], job, before)
-            checks.wait_for_all_but(_AHEAD)
-            if job.numbers.refused:  # what is left is looked at, and not written
-                continue
-            size, stored = sizes[key], source.keys[key].dtype
-            width = math.prod(size[1:]) * stored.itemsize
-            for stretch in _stretches(key, size[0], job.budget.stretch // max(1, width)):
-                if not writer.kept(stretch, dtype or stored, size):
-                    need = stretch.rows * width
-                    if len(buffer) < need:
-                        buffer = memoryview(bytearray(need))
-                    source.read(key, stretch.first_row, buffer[:need])
-                    rows = _tensor(buffer[:need], stored, (stretch.rows, *size[1:]))
-                    writer.add(stretch, size, rows if dtype is None else rows.to(dtype))
-                job.progress.update(stretch.rows * width)
-            checks.look()
+        with Pipeline(_BUFFERS) as pipeline:
+            for key, mappings in _by_key(table).items():
+                stored, size = source.keys[key].dtype, mappings[0].key_shape
+                width = math.prod(size[1:]) * stored.itemsize
+                stretches = list(_stretches(key, size[0], job.budget.stretch // max(1, width)))
+                looks = [Look(tensors, mapping, types[mapping.name], pipeline, job) for mapping in mappings]
+                seen = [look for look in looks if look.begin(before, len(stretches) == 1)]
+                for stretch in stretches:
+                    going_on = going_on and writer.kept(stretch, dtype or stored, size)
+                    written = not going_on and not job.numbers.refused  # what is left is looked at, and not written
+                    if written or seen:
+                        buffer = pipeline.buffer()
+                        content = buffer.of_size(stretch.rows * width)
+                        source.read(key, stretch.first_row, content)
+                        if written:
+                            rows = _tensor(content, stored, (stretch.rows, *size[1:]))
+                            pipeline.write(partial(writer.add, stretch, size, rows, dtype), buffer)
+                        for look in seen:
+                            look.at(stretch.first_row, stretch.rows, content, buffer)
+                        buffer.release()
+                    job.progress.update(stretch.rows * width)
+                for look in seen:
+                    look.end()
+                checks.look()
         return writer.finish()
     except BaseException:
         writer.abandon()
@@ -207,24 +211,3 @@ def _tensor(content: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> 
     if not len(content):
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(content, dtype=dtype).view(shape)
-
-
-def _examine(
-    tensors: HFTensors, mapping: TensorMapping, dtype: torch.dtype, job: Job, before: Mapping[str, str]
-) -> None:
-    """Look at an HF tensor in the type it is converted to; take over what an earlier process has found."""
-    name = mapping.name
-    if name in before:
-        job.take_over(name, dtype, mapping.shape, before[name])
-        return
-    tensors.check_padding(name)
-    examination, stored, width = Examination(name, dtype, mapping.shape), tensors.dtype(name), tensors.row_bytes(name)
-    buffer = memoryview(bytearray(max(width, _EXAMINED_AT_ONCE)))
-    for first, rows in tensors.stretches(name, _EXAMINED_AT_ONCE):
-        block = buffer[: rows * width]
-        tensors.read(name, first, block)
-        if dtype != stored and len(block):
-            values = torch.frombuffer(block, dtype=stored).to(dtype).view(torch.uint8).numpy()
-            block = memoryview(values)  # pyright: ignore[reportArgumentType]
-        examination.update(block)
-    job.note(examination.result())

@@ -44,7 +44,7 @@ def can_write_past(folder):
 
 
 def test_both_ways_write_the_same_bytes(tmp_path):
-    """Planted break: with `high` rounded up, or `low` rounded down, the two differ."""
+    """Planted break: with `tail` a block too early the two differ."""
     expected = b"".join(pieces())
     assert written(tmp_path / "plain", direct=False) == expected
     assert written(tmp_path / "past", direct=True) == expected

@@ -35,6 +35,7 @@ from megatron_v2pe.models.native_fields import (
     TOP_FIXED,
     VISION_DEFAULTS,
     VISION_FIXED,
+    VISION_INITIAL,
     VISION_NAMES,
 )
 from megatron_v2pe.models.native_texts import NATIVE_TEXTS, native_kinds, native_text
@@ -227,6 +228,16 @@ def _original_vision(top: Fields, kept: dict[str, Any]) -> dict[str, Any]:
     }
     for name in ("model_type", *VISION_FIXED):
         content.pop(name, None)
+    for (
+        name,
+        original,
+    ) in VISION_NAMES.items():  # published native files have both names of some, transformers reads one
+        second = content.pop(original, None)
+        if second is not None and second != content[name] and name not in VISION_INITIAL:
+            raise ConfigError(
+                f"{vision.source}: {name} is {printable(content[name])[:40]}, but {original}, its name in the original "
+                f"layout, is {printable(second)[:40]}; make them agree, or remove {original}"
+            )
     for name in ("image_size", "patch_size"):
         content[name] = _side(content[name], f"{vision.source}: {name}")
     if content["use_qk_norm"] is True and content["layer_norm_eps"] != QK_NORM_EPS:

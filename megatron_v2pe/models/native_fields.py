@@ -48,6 +48,8 @@ VISION_NAMES = {
     "hidden_dropout_prob": "dropout",
 }  # fmt: skip
 """Native name -> original name of fields of the tower whose names differ."""
+VISION_INITIAL = ("layer_scale_init_value",)
+"""Those of them that say what a model starts from, and nothing to one that has weights."""
 ORIGINAL_VISION_DEFAULTS = {"qk_normalization": True, "norm_type": "rms_norm", "qkv_bias": False}
 """What the published class takes where its defaults are not those of the native one."""
 TOP_DEFAULTS: dict[str, Any] = {

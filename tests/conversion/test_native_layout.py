@@ -114,7 +114,8 @@ def test_a_published_native_config_with_fields_left_out():
     text = {"model_type": "qwen2", "hidden_size": 896, "num_attention_heads": 14, "num_hidden_layers": 24,
             "num_key_value_heads": 2, "intermediate_size": 4864, "rope_theta": 1000000.0, "vocab_size": 151674,
             "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}}  # fmt: skip
-    vision = {"model_type": "internvl_vision", "attention_bias": True, "patch_size": [14, 14], "image_size": [448, 448]}
+    vision = {"model_type": "internvl_vision", "attention_bias": True, "patch_size": [14, 14], "image_size": [448, 448],
+              "dropout": 0.0, "hidden_dropout_prob": 0.0, "initializer_factor": 1.0}  # fmt: skip
     stated = {"architectures": ["InternVLForConditionalGeneration"], "model_type": "internvl"}
     model = InternVLConfig.from_hf({**stated, "text_config": text, "vision_config": vision})
     assert (model.llm.architecture, model.llm.max_position_embeddings) == ("Qwen2ForCausalLM", 32768)
@@ -138,6 +139,12 @@ def test_a_published_native_config_with_fields_left_out():
         ({"vision_config": {"image_size": [28, 56]}}, ("vision_config: image_size", "square")),
         ({"vision_config": {"model_type": "siglip_vision_model"}}, ("siglip_vision_model", "internvl_vision")),
         ({"vision_config": {"attention_dropout": 0.1}}, ("vision_config: attention_dropout",)),
+        ({"vision_config": {"hidden_dropout_prob": 0.1}}, ("vision_config: dropout", "0.1")),
+        (
+            {"vision_config": {"hidden_dropout_prob": 0.1, "dropout": 0.0}},
+            ("hidden_dropout_prob is 0.1", "dropout, its"),
+        ),
+        ({"vision_config": {"attention_bias": True, "qkv_bias": False}}, ("attention_bias is True", "qkv_bias, its")),
         ({"vision_feature_select_strategy": "full"}, ("vision_feature_select_strategy", "default")),
         ({"projector_hidden_act": "relu"}, ("projector_hidden_act", "gelu")),
         ({"image_seq_length": 256}, ("image_seq_length", "256", "4")),

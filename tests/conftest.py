@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -27,6 +30,17 @@ os.environ["PYTHONPATH"] = os.pathsep.join(  # commands that tests start find `h
     [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _whatever_ran_before():
+    """Begin alike in every order of tests: the same random numbers, and a log as it is before a tool has set it up."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  what a test draws without a generator of its own
+    torch.manual_seed(0)
+    logger = logging.getLogger("megatron_v2pe")
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,8 @@ class _Agent(LocalElasticAgent):
     """The first process that failed: its rank and how it ended, negative for a signal."""
     ended: Mapping[str, Any] | None = None
     """What the processes have written about the end."""
+    unsaid = False
+    """Whether the process that wrote it was killed after that, and may not have come to print it."""
     asked: int = 0
     """The signal that asked for an end."""
     _asked_at = 0.0
@@ -157,6 +159,7 @@ class _Agent(LocalElasticAgent):
         ranks = {worker.local_rank: worker.global_rank for worker in worker_group.workers}
         local, code = min(failed.items(), key=lambda item: item[1])  # those killed by a signal first
         self.first = (ranks[local], code)
+        record: dict[str, Any] | None = None
         if self.asked == 0:
             told = f"rank {ranks[local]} on {socket.gethostname()} {how(code)}"
             status = exit_status.TRY_AGAIN if code < 0 else code
@@ -169,6 +172,10 @@ class _Agent(LocalElasticAgent):
                 if handler.proc.poll() is None:
                     handler.proc.terminate()
         self._all_end(_END_SECONDS if self.asked == 0 else float(self._shutdown_timeout))
+        if self.ended is not None and self.ended != record and self.ended["host"] == socket.gethostname():
+            codes = {ranks[local]: handler.proc.poll() for local, handler in self._processes().items()}
+            code = codes.get(self.ended["rank"], 0)
+            self.unsaid = code is None or code < 0
         self._kill()
         status = self.status()
         if self.asked or status == exit_status.MEND:
@@ -270,6 +277,8 @@ def _run(agent: _Agent) -> int:
         ) from error
     failed = result is not None and (result.is_failed() or result.state is WorkerState.UNHEALTHY)
     status = agent.status() if failed else exit_status.FINISHED
+    if agent.unsaid and agent.ended is not None:
+        watchdog.say(f"error: {agent.ended['text']} [rank {agent.ended['rank']} on {agent.ended['host']}]")
     if status == exit_status.MEND:  # a process has said what, and its message stays the last
         return status
     if status and not (agent.asked and status >= 128):

@@ -149,6 +149,7 @@ def _worker(pipe: Connection, rank: int, world_size: int, store: str, kind: str)
             name, kwargs = pipe.recv()
         except (EOFError, OSError):
             return
+        torch.manual_seed(0)  # so that no result depends on what ran here before
         try:
             module, _, path = name.partition(":")
             function: Any = importlib.import_module(module)

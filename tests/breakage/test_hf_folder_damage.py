@@ -99,7 +99,7 @@ def use(source, root):
     """Convert a folder there and back and read what came of it; return `refused: ...`, `right`, or what is wrong."""
     mcore, back = root / "mcore", root / "back"
     try:
-        with patience(20):
+        with patience(300):
             hf_to_mcore(source, mcore)
             mcore_to_hf(mcore, back)
             InternVLConfig.from_folder(back), Tokenizer.from_folder(back)

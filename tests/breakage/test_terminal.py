@@ -30,7 +30,7 @@ run_tool(lambda: finished(work))
 
 def test_an_ascii_terminal_and_escapes_in_an_error():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    found = subprocess.run([sys.executable, "-c", PRINTS], capture_output=True, env=environment, timeout=60)
+    found = subprocess.run([sys.executable, "-c", PRINTS], capture_output=True, env=environment, timeout=600)
     assert found.returncode == 2 and b"Traceback" not in found.stderr
     assert found.stdout == b"\\u56fe \\u202e\n" and found.stderr == b"error: \\x1b[2J\\u56fe\n"
 

@@ -77,7 +77,7 @@ def test_two_at_once_convert_once(source, made, tmp_path, monkeypatch):
     conversions_module.hf_to_mcore(source, place / conversions_module._fingerprint(source), overwrite=True)
     before = (made[0] / "checkpoint.json").stat().st_ino
     lock.release()
-    other.join(30)
+    other.join(300)
     assert found == made and len(made) == 1 and (made[0] / "checkpoint.json").stat().st_ino == before
 
 

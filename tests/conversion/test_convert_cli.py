@@ -57,9 +57,26 @@ def test_the_benchmark_sees_memory_and_differences(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
     from perf import conversion
 
-    code = "import time; held = b'x' * (64 << 20); time.sleep(0.3)"
+    holds, seen, memory, looked = tmp_path / "holds", tmp_path / "seen", conversion._memory, {}
+
+    def watched(pid, field):
+        """Tell the command that its memory was looked at, both fields in turn, while it held it."""
+        looked[field] = holds.exists()
+        found = memory(pid, field)
+        if looked["VmHWM"] and field == "RssAnon":
+            seen.touch()
+        return found
+
+    monkeypatch.setattr(conversion, "_memory", watched)
+    code = f"""
+import os, time
+held = b'x' * (64 << 20)
+open({str(holds)!r}, 'w').close()
+while not os.path.exists({str(seen)!r}):
+    time.sleep(0.02)
+"""
     seconds, resident, anonymous = conversion._measure([sys.executable, "-S", "-c", code])
-    assert seconds > 0.3
+    assert seconds > 0
     if sys.platform == "linux":
         assert 64 << 20 <= anonymous <= resident < 100 << 20
     with pytest.raises(CheckpointError, match="exit status 3"):

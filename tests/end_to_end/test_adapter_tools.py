@@ -30,7 +30,7 @@ def tools(tiny, tmp_path_factory, pools):
     pools[1].run(low_rank.save_run, base=root / "base", run=root / "run", layout=ALONE, average_factor=0.0)
 
     def start(tool, *arguments, status=0):
-        found = run(command(f"tools/{tool}.py", *map(str, arguments)), root / "log", timeout=120)
+        found = run(command(f"tools/{tool}.py", *map(str, arguments)), root / "log", timeout=600)
         assert found.status == status, found.output[-3000:]
         return found.output
 

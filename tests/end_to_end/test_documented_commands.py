@@ -30,7 +30,7 @@ SHELLS = [path for path in map(shutil.which, ("dash", "bash", "zsh")) if path]
 PAGES = pages(ROOT)
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 RUNNABLE = [block for block in BLOCKS if block.runs]
-SECONDS = 120
+SECONDS = 600
 
 
 def name(block: Block) -> str:

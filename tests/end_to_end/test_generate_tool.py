@@ -22,7 +22,7 @@ def answers(tiny, tmp_path_factory):
 
     def ask(*arguments, processes=0):
         line = command("tools/generate.py", *start, *map(str, arguments), processes=processes)
-        finished = run(line, folder / "log", timeout=120)
+        finished = run(line, folder / "log", timeout=600)
         return finished.status, finished.output
 
     return ask
@@ -86,7 +86,7 @@ def test_chat(answers, image, tiny, tmp_path):
     arguments = ("--checkpoint", str(tiny / "hf"), "--converted-dir", str(tmp_path / "converted"), *SHORT, "--chat")
     with (tmp_path / "typed").open() as typed:
         talk = subprocess.run(
-            command("tools/generate.py", *arguments), stdin=typed, capture_output=True, text=True, cwd=ROOT, timeout=120
+            command("tools/generate.py", *arguments), stdin=typed, capture_output=True, text=True, cwd=ROOT, timeout=600
         )
     assert talk.returncode == 0, talk.stderr
     assert "130 x 60" in talk.stdout

@@ -134,6 +134,6 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path, capsys: pytes
         ((str(tmp_path),), 1, f"error: {tmp_path} is in use"),
         ((str(tmp_path / "new"), "--tokens", "8k"), 2, "error: --tokens needs a whole number"),
     ):
-        done = subprocess.run(["sh", script, *words], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["sh", script, *words], capture_output=True, text=True, timeout=600)
         assert done.returncode == status and message in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -72,7 +72,7 @@ def test_a_finished_experiment_is_told_again_and_nothing_run(smoke, tmp_path):
     table = (smoke / "table.md").read_text()
     before = {path: path.stat().st_mtime_ns for path in (smoke / "seed_0").rglob("*") if path.is_file()}
     (smoke / "table.md").unlink()
-    again = run(line(smoke, "--smoke"), tmp_path / "log", timeout=300)
+    again = run(line(smoke, "--smoke"), tmp_path / "log", timeout=1200)
     assert again.status == 0 and again.output.count("done before") == again.output.count("\n[")
     assert (smoke / "table.md").read_text() == table
     assert before == {path: path.stat().st_mtime_ns for path in (smoke / "seed_0").rglob("*") if path.is_file()}
@@ -97,7 +97,7 @@ def test_another_layout_trains_alike(smoke, tmp_path, parallel):
 
 def test_a_folder_in_use_is_refused(tmp_path):
     (tmp_path / "letter.txt").write_text("mine")
-    refused = run(line(tmp_path, "--smoke"), tmp_path / "log", timeout=300)
+    refused = run(line(tmp_path, "--smoke"), tmp_path / "log", timeout=1200)
     assert refused.status == 2 and "in use" in refused.output and not (tmp_path / "done").exists()
 
 
@@ -189,18 +189,18 @@ def test_an_interruption_ends_all_lanes(example, tmp_path, monkeypatch):
 
     monkeypatch.setattr(commands, "wait", interrupted)
     lanes = [
-        [commands.Command(["sh", "-c", f"touch {tmp_path / name}; exec sleep 100"]), commands.Command(["touch", "c"])]
+        [commands.Command(["sh", "-c", f"touch {tmp_path / name}; exec sleep 600"]), commands.Command(["touch", "c"])]
         for name in "ab"
     ]
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         commands.execute_lanes(*lanes)
-    assert time.monotonic() - began < 50 and not (commands.ROOT / "c").exists()
+    assert time.monotonic() - began < 300 and not (commands.ROOT / "c").exists()
 
 
 def test_missing_packages_are_named(tmp_path):
     command = [sys.executable, "-S", *line(tmp_path / "out")[1:]]  # without site-packages
-    refused = run(command, tmp_path / "log", timeout=60)
+    refused = run(command, tmp_path / "log", timeout=600)
     assert refused.status == 2 and "missing: torch, megatron.core" in refused.output and "run.sh" in refused.output
     assert not (tmp_path / "out").exists()
 

@@ -250,7 +250,7 @@ def test_an_untrained_model_fails_the_questions(made: Path, tmp_path: Path) -> N
     (tmp_path / "meta.json").write_text(json.dumps(few))
     command = [sys.executable, str(ROOT / "examples" / "quickstart" / "ask.py"), str(made / "hf")]
     command += [str(tmp_path / "meta.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=ROOT)
     assert done.returncode == 1, done.stderr
     assert "0 of 2 right (0.0%): quickstart_single 0/1, quickstart_text 0/1" in done.stdout
     assert "rope_pos_id_version default" in done.stdout  # as the checkpoint states
@@ -291,6 +291,6 @@ def test_a_folder_in_use_is_refused_and_left_alone(tmp_path: Path, capsys: pytes
     assert example("make_model").main([str(tmp_path), "--texts", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count(f"error: {tmp_path} is in use") == 2
     script = str(ROOT / "scripts" / "quickstart.sh")
-    done = subprocess.run(["sh", script, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["sh", script, str(tmp_path)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 1 and f"error: {tmp_path} is in use" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

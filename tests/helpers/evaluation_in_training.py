@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -165,7 +164,7 @@ models: list[Any] = []
 FAULTS: dict[str | None, Callable[[], AbstractContextManager[Any]]] = {
     None: nullcontext,
     "killed": lambda: _at_answer(2, _kill),
-    "stopped": lambda: _at_answer(2, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+    "stopped": lambda: _at_answer(2, lambda: signal.raise_signal(signal.SIGTERM)),
     "scorer": _broken_scorer,
     "touched": _touched,
     "memory": lambda: _fails_on_last_rank(2, lambda: torch.OutOfMemoryError("CUDA out of memory. (planted)")),

@@ -102,7 +102,7 @@ def test_the_next_window_is_encoded_while_one_is_asked(ahead):
     run = batches(asked, lambda one: 1, 1, last, ahead(1), ENGINE, lambda ids: None)
     for _ in range(3 * WINDOW - 1):
         next(run)
-    assert encoded.wait(5), "the next question has not been encoded"
+    assert encoded.wait(60), "the next question has not been encoded"
 
 
 def test_on_the_cpu_nothing_is_done_ahead(monkeypatch):

@@ -62,3 +62,13 @@ def test_a_projection_that_is_no_copy_is_refused(folders, tmp_path):
     with pytest.raises(CheckpointError, match=f"{HEAD} is not {EMBEDDING}, though tie_word_embeddings"):
         hf_to_mcore(folders["other"], tmp_path / "mcore")
     assert not (tmp_path / "mcore").exists()
+
+
+def test_a_native_folder_that_transformers_calls_tied_is_told_where_to_say_otherwise(folders, tmp_path):
+    hf_to_hf(folders["alone"], tmp_path / "native", layout="native")
+    (tmp_path / "native" / "checksums.json").unlink()
+    weights = load_file(tmp_path / "native" / "model.safetensors")
+    weights[HEAD] = weights[EMBEDDING] + 1
+    save_file(weights, tmp_path / "native" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"state false there .* \(at the top: transformers 5 writes true"):
+        hf_to_mcore(tmp_path / "native", tmp_path / "mcore")

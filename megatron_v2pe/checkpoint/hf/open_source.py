@@ -254,6 +254,7 @@ def check_copies(source: OpenSource) -> None:
         CheckpointError: the two differ; they are named.
     """
     weights = open_weights(source.folder).weights
+    own = " (at the top: transformers 5 writes true there also for such a model)" if source.layout == NATIVE else ""
     for copy in (mapping for mapping in source.table.tensors if mapping.copy):
         original = next(row for row in source.table.tensors if row.key == copy.key and not row.copy)
         left = weights.layout.places()[copy.name].nbytes
@@ -265,8 +266,8 @@ def check_copies(source: OpenSource) -> None:
             if parts[0] != parts[1]:
                 raise CheckpointError(
                     f"{source.where}: {copy.name} is not {original.name}, though tie_word_embeddings of config.json "
-                    "says that they are one; state false there if the model has an output projection of its own, or "
-                    f"remove {copy.name}"
+                    f"says that they are one; state false there if the model has an output projection of its own{own}, "
+                    f"or remove {copy.name}"
                 )
 
 

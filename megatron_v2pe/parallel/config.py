@@ -115,7 +115,7 @@ class ParallelConfig:
             )
             raise ConfigError(
                 f"{num_layers} decoder layers do not fit pipeline_model_parallel_size {stages}{ends}: "
-                f"{rest} layers are left for {free} equal stages"
+                f"{rest} layers are left for {free} equal stages; {_first_stage(num_layers, stages)}"
             )
         middle = [rest // free] * free if free else []
         return ([first] if first is not None else []) + middle + ([last] if last is not None else [])
@@ -170,3 +170,15 @@ class ParallelConfig:
                     f"that this model can have is {most}: take {most}{more}, for context parallel processes need not "
                     "divide heads"
                 )
+
+
+def _first_stage(layers: int, stages: int) -> str:
+    """Return which number of stages, or of layers in the first one, would do; that one has the tower as well."""
+    divisors = [count for count in range(1, layers + 1) if layers % count == 0]
+    sizes = f"sizes that divide them are {', '.join(map(str, divisors[:8]))}"
+    if stages < 2 or layers < stages:
+        return sizes
+    others = -(-layers // stages)  # as many as may be, for the first stage has the tower
+    others -= layers - others * (stages - 1) < 1
+    first = layers - others * (stages - 1)
+    return f"{sizes}; or set num_layers_in_first_pipeline_stage to {first}, and leave the last stage's unset"

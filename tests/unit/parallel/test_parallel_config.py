@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -133,3 +134,15 @@ def test_layers_that_cannot_be_dealt_out(stages, first, last, left):
     layout = ParallelConfig(1, stages, 1, False, first, last)
     with pytest.raises(ConfigError, match=f"24 decoder layers do not fit .*size {stages}.*{left}"):
         layout.layers_per_stage(24)
+
+
+def test_what_is_said_of_layers_that_cannot_be_dealt_out_can_be_done():
+    for layers in range(1, 40):
+        for stages in range(2, layers + 1):
+            if layers % stages:
+                with pytest.raises(ConfigError, match="num_layers_in_first_pipeline_stage") as caught:
+                    ParallelConfig(1, stages).layers_per_stage(layers)
+                first = int(re.findall(r"stage to (\d+)", str(caught.value))[0])
+                assert sum(ParallelConfig(1, stages, 1, False, first).layers_per_stage(layers)) == layers
+    with pytest.raises(ConfigError, match="sizes that divide them are 1, 2$"):
+        ParallelConfig(1, 4).layers_per_stage(2)

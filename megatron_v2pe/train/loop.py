@@ -221,7 +221,7 @@ class Trainer:
             tflops_per_device=tflops,
             mfu=None if self.peak_tflops is None else tflops / self.peak_tflops,
             host_memory_gib=end.host_memory_bytes / 2**30,
-            data_wait_seconds=end.data_wait_seconds,
+            data_wait_seconds=min(end.data_wait_seconds, seconds),  # another rank may begin to wait before this step
             values={**_losses_of_sets(totals, end), **values},
         )
 

@@ -184,10 +184,12 @@ def _convert(arguments: argparse.Namespace) -> None:
         return
     if asked.get("adapter") == "beside":
         from megatron_v2pe.checkpoint.low_rank.merge import export_adapter
+        from megatron_v2pe.generate.native_files import side_files
 
         _check_beside(asked)
         kept = {name: options[name] for name in ("layout", "overwrite", "verify", "dtype")}
-        export_adapter(arguments.places[0], target, averaged=options["weights"] == "ema", **kept)
+        average = options["weights"] == "ema"
+        export_adapter(arguments.places[0], target, averaged=average, side_files=side_files, **kept)
         print(f"{target}: the adapter in PEFT's form")
         return
     from megatron_v2pe.generate.native_files import check_conversation, side_files

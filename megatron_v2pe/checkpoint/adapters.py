@@ -20,6 +20,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 from megatron_v2pe.checkpoint.checksums import Checksums
 from megatron_v2pe.checkpoint.description import read_tensors
@@ -27,11 +28,13 @@ from megatron_v2pe.checkpoint.folder import ADAPTER_FILE
 from megatron_v2pe.checkpoint.hf.manifest import TensorManifest
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.foreign.schema import typed
+from megatron_v2pe.foreign.schema import Range, typed
 from megatron_v2pe.foreign.text import read_json
+from megatron_v2pe.models.config_fields import LARGEST_VOCABULARY
 from megatron_v2pe.models.lora_plan import LinearPiece, LowRank, LowRankPlan
 
 _KIND = "LoRA"
+_Row = Annotated[int, Range(0, LARGEST_VOCABULARY)]
 
 
 @dataclass(frozen=True)
@@ -51,19 +54,32 @@ class AdapterPointer:
     division: str
     """`adapter.pieces` of the run: `auto` is the division of PEFT's format."""
     seed: int
+    table_rows: tuple[_Row, _Row] | None = None
+    """Rows of the vocabulary's tables that the checkpoint holds, those of new tokens: the first and the one behind the
+    last. None: it holds none of the tables, or whole ones."""
     kind: str = _KIND
     format_version: int = 1
 
     @classmethod
-    def of(cls, plan: LowRankPlan, division: str, base: str, base_folder: Path) -> AdapterPointer:
+    def of(
+        cls, plan: LowRankPlan, division: str, base: str, base_folder: Path, table_rows: range | None = None
+    ) -> AdapterPointer:
         """Return the pointer of a run's checkpoints.
+
+        Args:
+            plan: its adapters.
+            division: `adapter.pieces`.
+            base: `model.model_name_or_path`.
+            base_folder: Megatron checkpoint folder whose weights it has loaded.
+            table_rows: of the vocabulary's tables, that its checkpoints hold.
 
         Raises:
             CheckpointError: the base has no checksums, so that it could not be known again.
         """
         folder = os.path.abspath(base_folder)
         parts = {part: plan.settings[part] for part in plan.parts}
-        return cls(base, folder, fingerprint_of(base_folder), parts, dict(plan.pieces), division, plan.seed)
+        rows = None if table_rows is None else (table_rows.start, table_rows.stop)
+        return cls(base, folder, fingerprint_of(base_folder), parts, dict(plan.pieces), division, plan.seed, rows)
 
     @classmethod
     def read(cls, folder: Path) -> AdapterPointer | None:
@@ -81,6 +97,8 @@ class AdapterPointer:
                 f"{printable(path)}: {printable(pointer.kind)[:40]!r} of format {pointer.format_version}, this program "
                 f"knows {_KIND!r} of format 1"
             )
+        if pointer.rows is not None and not len(pointer.rows):
+            raise CheckpointError(f"{printable(path)}: table_rows: {list(pointer.table_rows or ())} are no rows")
         for linear, pieces in pointer.pieces.items():
             part, where = linear.split(".")[0], f"{printable(path)}: pieces: {printable(linear)[:120]}"
             if part not in pointer.parts:
@@ -92,6 +110,11 @@ class AdapterPointer:
                         f"on in blocks of {piece.block}, are no rows of a linear"
                     )
         return pointer
+
+    @property
+    def rows(self) -> range | None:
+        """Rows of the vocabulary's tables that the checkpoint holds; see `table_rows`."""
+        return None if self.table_rows is None else range(*self.table_rows)
 
     def text(self) -> str:
         """Return the content of the file."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from megatron_v2pe.checkpoint.folder import HF_FOLDER, HF_LAYOUT, ORIGINALS
 from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout
 from megatron_v2pe.checkpoint.hf.hf_config import for_folder, to_text
-from megatron_v2pe.checkpoint.hf.table import MappingTable, mapping_table
+from megatron_v2pe.checkpoint.hf.table import TABLES, MappingTable, mapping_table
 from megatron_v2pe.checkpoint.resolve import CONFIG
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader, check_padding
 from megatron_v2pe.checkpoint.trained import trained_config
@@ -36,9 +36,6 @@ from megatron_v2pe.foreign.text import read_json_object
 from megatron_v2pe.foreign.tokenizer_files import AddedToken
 from megatron_v2pe.models.config import InternVLConfig, layout_of
 from megatron_v2pe.models.config_fields import LARGEST_VOCABULARY
-
-TABLES = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
-"""Keys of the tables with a row for every token; a tied model has the first alone."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,8 @@ from megatron_v2pe.checkpoint.folder import (
     put_in_place_as_newest,
 )
 from megatron_v2pe.checkpoint.growth import GrownReader, Growth
+from megatron_v2pe.checkpoint.hf.table import TABLES
+from megatron_v2pe.checkpoint.stored_rows import cut_to_rows, reader_of_all_rows
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.vet import vet_checkpoint
 from megatron_v2pe.checkpoint.weight_average import average_of
@@ -80,6 +82,7 @@ def save(
     keep_latest: int | None = None,
     files: Mapping[str, str] | None = None,
     learned_only: bool = False,
+    table_rows: range | None = None,
 ) -> Path:
     """Write a checkpoint and wait until it is in place; every rank calls this.
 
@@ -92,12 +95,15 @@ def save(
         keep_latest: finished checkpoints to keep, all by default.
         files: further text files of the checkpoint, name -> content; also in place of one of `hf/`.
         learned_only: leave out what does not learn, see `begin_save`.
+        table_rows: of the vocabulary's tables store these rows alone, see `stored_rows`, and those whether they learn
+            or not.
 
     Returns:
         The folder written.
     """
-    writer = SynchronousWriter()
-    return begin_save(root, model, optimizer, state, hf_source, keep_latest, files, writer, learned_only).commit()
+    writer, source = SynchronousWriter(), hf_source
+    saved = begin_save(root, model, optimizer, state, source, keep_latest, files, writer, learned_only, table_rows)
+    return saved.commit()
 
 
 def begin_save(
@@ -110,6 +116,7 @@ def begin_save(
     files: Mapping[str, str] | None,
     writer: CheckpointWriter,
     learned_only: bool = False,
+    table_rows: range | None = None,
 ) -> SaveInProgress:
     """Hand the tensors of model and optimizer to a writer; every rank calls this, and later `commit`.
 
@@ -120,11 +127,13 @@ def begin_save(
     temporary = root / f".{folder.name}.writing"
     raise_on_all_ranks(lambda: padding.check(model))
     metadata = _metadata()
-    tensors: dict[str, Any] = {"model": _model_state(model, metadata, learned_only)}
+    tensors: dict[str, Any] = {"model": _model_state(model, metadata, learned_only, table_rows)}
     tensors["optimizer"] = optimizer_state.state_to_save(optimizer, tensors["model"], metadata)
     if (average := average_of(optimizer)) is not None:
         tensors["ema"] = average.described(tensors["model"], for_loading=False)
     parts, common = sharded.parts_to_save(tensors)
+    if table_rows is not None:
+        parts = cut_to_rows(parts, table_rows)
     size = sharded.bytes_of(parts, next(model.parameters()).device)
     run_on_first_rank(lambda: _begin(temporary, size + _BESIDE))
     with _removed_on_error(temporary):
@@ -177,7 +186,12 @@ def _removed_on_error(temporary: Path) -> Generator[None, None, None]:
 
 
 def load_training(
-    folder: Path, model: nn.Module, optimizer: MegatronOptimizer, verify: bool = True, learned_only: bool = False
+    folder: Path,
+    model: nn.Module,
+    optimizer: MegatronOptimizer,
+    verify: bool = True,
+    learned_only: bool = False,
+    table_rows: range | None = None,
 ) -> TrainingState:
     """Load a training checkpoint into model and optimizer, whatever layout wrote it.
 
@@ -187,6 +201,7 @@ def load_training(
         optimizer: its optimizer.
         verify: compare checksums.
         learned_only: the folder holds what learns alone; all else stays as it is.
+        table_rows: the folder holds of the vocabulary's tables these rows alone, as `save` was told.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged, unsafe, or of another model.
@@ -194,7 +209,9 @@ def load_training(
     reader = _vet(folder, verify)
     state = raise_on_all_ranks(lambda: read_training_state(folder))
     metadata = _metadata()
-    tensors: dict[str, Any] = {"model": _model_state(model, metadata, learned_only)}
+    tensors: dict[str, Any] = {"model": _model_state(model, metadata, learned_only, table_rows)}
+    if table_rows is not None:
+        reader = reader_of_all_rows(reader, model, table_rows)
     tensors["optimizer"] = optimizer_state.state_to_load(optimizer, tensors["model"], metadata)
     if learned_only:
         _check_all_are_wanted(tensors["model"], reader, folder)
@@ -278,12 +295,19 @@ def load_adapters(folder: Path, model: nn.Module, verify: bool = True) -> None:
     model.load_state_dict(sharded.load({"model": held}, reader, folder)["model"], strict=False)
 
 
-def _model_state(model: nn.Module, metadata: dict[str, Any], learned_only: bool) -> dict[str, Any]:
+def _model_state(
+    model: nn.Module, metadata: dict[str, Any], learned_only: bool, table_rows: range | None = None
+) -> dict[str, Any]:
     """Return what a distributed checkpoint stores of a model."""
     state = model.sharded_state_dict(metadata=metadata)  # type: ignore[operator]
     if not learned_only:
         return state
-    return {name: entry for name, entry in state.items() if getattr(_entry_data(entry), "requires_grad", False)}
+    also = TABLES if table_rows is not None else ()
+    return {
+        name: entry
+        for name, entry in state.items()
+        if getattr(_entry_data(entry), "requires_grad", False) or getattr(entry, "key", None) in also
+    }
 
 
 def _entry_data(entry: Any) -> torch.Tensor | None:

@@ -1,8 +1,10 @@
-"""The tokenizer of an HF folder as a conversion looks at it: it must open and belong to the model."""
+"""The tokenizer of an HF folder as a conversion looks at it: it must open and belong to the model; which ids it has."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_v2pe.foreign.files import Kind
@@ -39,16 +41,64 @@ def check_folder(folder: Path, rows: int, error: Kind) -> None:
         V2PEError: of class `error`: see `load_pieces`, `open_library`, `added_tokens` and `check_rows`, or no file has
             a vocabulary and other files of a tokenizer are there; the file is named.
     """
+    found = ids_of_folder(folder, error)
+    if found is not None:
+        check_rows(found.pieces, found.own, rows, folder, error, found.file)
+
+
+@dataclass(frozen=True)
+class FolderIds:
+    """Which ids the tokenizer of a folder has, and what it cuts a text into; prompts are cut by `data/tokenizer.py`."""
+
+    file: str
+    """That holds the vocabulary."""
+    pieces: int
+    """Ids without those of tokens of their own: one more than the largest."""
+    own: Mapping[str, int]
+    """Tokens of their own, by name."""
+    known_id: Callable[[str], int | None]
+    """Returns the id of the token or piece that is spelled so; None where there is none."""
+    cut: Callable[[str], list[int]]
+    """Returns the ids of a text that stands alone."""
+
+    @property
+    def size(self) -> int:
+        """Number of ids: one more than the largest."""
+        return max([self.pieces, *(number + 1 for number in self.own.values())])
+
+
+def ids_of_folder(folder: Path, error: Kind) -> FolderIds | None:
+    """Return the ids that the tokenizer of a folder has; None: the folder has none.
+
+    Args:
+        folder: of an HF checkpoint.
+        error: class of the error to raise.
+
+    Raises:
+        V2PEError: of class `error`: see `check_folder`, but for `check_rows`.
+    """
     special = special_tokens(folder, error)
     settings = TokenizerSettings.read(folder, error)
     source = source_of(folder, settings.name, error)
     if source is None:
         if beside := next((name for name in (ADDED, TOKENS_MAP, CONFIG) if os.path.lexists(folder / name)), None):
             raise error(f"{printable(folder / MODEL)}: missing; {beside} beside it belongs to a tokenizer")
-        return
+        return None
     if source is TokenizerSource.SENTENCE_PIECES:
-        size = load_pieces(folder / MODEL, error).get_piece_size()
-    else:
-        files = open_library(folder, source, settings, error)
-        size, special = files.pieces, {name: token.id for name, token in files.added.items()}
-    check_rows(size, special, rows, folder, error, source.file)
+        model = load_pieces(folder / MODEL, error)
+
+        def known(text: str) -> int | None:
+            number = model.piece_to_id(text)
+            return special.get(text, None if number == model.unk_id() else number)
+
+        return FolderIds(source.file, model.get_piece_size(), special, known, model.encode)
+    files = open_library(folder, source, settings, error)
+    own = {name: token.id for name, token in files.added.items()}
+    library = files.library
+    return FolderIds(
+        source.file,
+        files.pieces,
+        own,
+        library.token_to_id,
+        lambda text: library.encode(text, add_special_tokens=False).ids,
+    )

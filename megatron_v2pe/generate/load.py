@@ -290,8 +290,8 @@ def _check(arguments: argparse.Namespace, stride: Stride | None) -> tuple[Intern
     from megatron_v2pe.checkpoint.resolve import find_checkpoint
     from megatron_v2pe.checkpoint.trained import trained_config
     from megatron_v2pe.checkpoint.vet import verify_side_files
-    from megatron_v2pe.data.tokenizer import Tokenizer
     from megatron_v2pe.foreign.printable import printable
+    from megatron_v2pe.generate.asked_with import asked_with
     from megatron_v2pe.generate.end_tokens import end_tokens
     from megatron_v2pe.generate.policy import inference_policy
     from megatron_v2pe.models.config import InternVLConfig
@@ -305,7 +305,7 @@ def _check(arguments: argparse.Namespace, stride: Stride | None) -> tuple[Intern
     model = InternVLConfig.from_hf(
         config, printable(place.hf / "config.json")
     )  # before the tokenizer: another architecture has another one
-    tokenizer = Tokenizer.of_model(place.hf, model.llm.vocab_size, model.template)
+    model, tokenizer = asked_with(place, list(adapters.values()), model)
     end_tokens(place.hf, tokenizer, model.template, model.llm.vocab_size)
     inference_policy(model, stride, arguments.rope_pos_id_version)
     return model, adapters

@@ -4,8 +4,8 @@ A linear's product has the chosen adapter's added while it runs, in float32. Not
 an adapter takes the memory of its own factors, and a change of adapters costs no more than forgetting image features
 (where the tower or the projector have one) and captured steps. The price is two small products in every adapted linear.
 
-Tensors that stand whole in an adapter, such as a projector trained in full, are kept twice, and copied into the model
-when another adapter is chosen.
+Tensors that stand whole in an adapter, such as a projector trained in full, and rows of new tokens are kept twice, and
+copied into the model when another adapter is chosen. The base has the new tokens too, with rows as they begin.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from megatron_v2pe.base.suggest import did_you_mean
 from megatron_v2pe.checkpoint.hf.mappings import TensorMapping
 from megatron_v2pe.checkpoint.hf.table import MappingTable
 from megatron_v2pe.checkpoint.low_rank.adapter import Adapter
+from megatron_v2pe.checkpoint.low_rank.token_rows import TokenRows
 from megatron_v2pe.checkpoint.parts import HeldPart, held_parts, rows_and_columns
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
@@ -83,6 +84,8 @@ class NamedAdapters:
         """Whether image features depend on the adapter."""
         self._on: list[ChosenAdapter] = []
         self._whole: dict[str | None, list[tuple[HeldPart, Tensor]]] = {}
+        self._rows: dict[str | None, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        """Adapter, or None for the base -> part of a table, which of its rows, and what they are."""
         stated = {name: _by_key(adapter, name) for name, adapter in adapters.items()}
         linears = {
             f"{name}.weight": one for name, one in model.named_modules() if isinstance(one, (ColumnLinear, RowLinear))
@@ -96,6 +99,8 @@ class NamedAdapters:
                     self._add(linears[name], own, adapter, parts)
                 if key in adapter.whole:
                     self._keep(own, adapter.whole[key], parts)
+                if adapter.rows is not None and key in adapter.rows.tables:
+                    self._keep_rows(own, adapter.rows, key, parts)
 
     def choose(self, name: str | None) -> bool:
         """Choose an adapter by name; `none`, or None, is the base.
@@ -113,6 +118,8 @@ class NamedAdapters:
         for parts in (self._whole.get(None, ()), self._whole.get(wanted, ())):
             for part, values in parts:
                 part.put(values)
+        for table, at, values in (*self._rows.get(None, ()), *self._rows.get(wanted, ())):
+            table[at] = values
         self.chosen = wanted
         for adapter in self._on:
             adapter.chosen = wanted
@@ -121,7 +128,7 @@ class NamedAdapters:
     @property
     def replaces(self) -> bool:
         """Whether an adapter has tensors in place of the base's."""
-        return bool(self._whole)
+        return bool(self._whole or self._rows)
 
     def _add(self, linear: ColumnLinear | RowLinear, name: str, adapter: Adapter, parts: Sequence[HeldPart]) -> None:
         """Give a linear its part of an adapter."""
@@ -150,6 +157,14 @@ class NamedAdapters:
                 self._whole.setdefault(None, []).append((HeldPart(part.key, part.view, (0,) * kept.dim()), kept))
             window = values[part.window(shape)].to(part.view.dtype)
             self._whole.setdefault(name, []).append((HeldPart(part.key, part.view, (0,) * window.dim()), window))
+
+    def _keep_rows(self, name: str, rows: TokenRows, key: str, parts: Sequence[HeldPart]) -> None:
+        """Keep rows of a table of an adapter, and the base's in whose place they stand."""
+        for part in parts:
+            at, values = rows.part(key, part.begin[0], part.view.shape[0])
+            at, values = at.to(part.view.device), values.to(part.view.device, part.view.dtype)
+            self._rows.setdefault(None, []).append((part.view, at, part.view[at].clone()))
+            self._rows.setdefault(name, []).append((part.view, at, values))
 
 
 def _by_key(adapter: Adapter, name: str) -> Adapter:

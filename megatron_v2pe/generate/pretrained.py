@@ -11,8 +11,10 @@ import torch
 
 from megatron_v2pe.checkpoint import store
 from megatron_v2pe.checkpoint.conversions import weights_folder
+from megatron_v2pe.checkpoint.growth import Growth
 from megatron_v2pe.checkpoint.hf.open_source import check_is_base, open_megatron
 from megatron_v2pe.checkpoint.low_rank.adapter import Adapter
+from megatron_v2pe.checkpoint.low_rank.brought_tokens import growth_of
 from megatron_v2pe.checkpoint.low_rank.open_adapter import is_adapter
 from megatron_v2pe.checkpoint.low_rank.run_adapter import read_run
 from megatron_v2pe.checkpoint.resolve import find_checkpoint
@@ -25,6 +27,7 @@ from megatron_v2pe.device.device import Device
 from megatron_v2pe.device.rank_errors import raise_on_all_ranks, share_from_first_rank
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.generate.asked_with import asked_with
 from megatron_v2pe.generate.end_tokens import end_tokens
 from megatron_v2pe.generate.engine import PREFILL_TOKENS, Engine
 from megatron_v2pe.generate.generation import Generated, GenerationOptions, OnText, check_prompt, generate
@@ -248,8 +251,7 @@ def open_pretrained(
     path, hf = place.folder, place.hf
     if verify:
         verify_side_files(path)
-    config = model or trained_model(path)
-    tokenizer = Tokenizer.of_model(hf, config.llm.vocab_size, config.template)
+    config, tokenizer = asked_with(place, list((adapters or {}).values()), model or trained_model(path))
     ends = end_tokens(hf, tokenizer, config.template, config.llm.vocab_size)
     policy = inference_policy(config, stride, version)
     world, layout = world or launch.World(), layout or ParallelConfig()
@@ -298,8 +300,8 @@ def load_stage(
     """
     if not adapters and is_adapter(path):
         adapters = {path.parent.name: read_run(path, verify)}
-    weights = share_from_first_rank(lambda: _base(path, adapters or {}, converted_dir, verify))
-    store.load_model(weights, stage, verify)
+    weights, growth = share_from_first_rank(lambda: _base(path, adapters or {}, converted_dir, verify))
+    store.load_model(weights, stage, verify, growth)
     if not adapters:
         return None
     named = NamedAdapters(stage, adapters)
@@ -307,15 +309,19 @@ def load_stage(
     return named
 
 
-def _base(path: Path, adapters: Mapping[str, Adapter], converted_dir: Path | None, verify: bool) -> Path:
-    """Return the checkpoint that holds the weights, after it was held against the adapters.
+def _base(
+    path: Path, adapters: Mapping[str, Adapter], converted_dir: Path | None, verify: bool
+) -> tuple[Path, Growth | None]:
+    """Return the checkpoint that holds the weights, after it was held against the adapters, and the tokens they bring.
 
     Raises:
+        ConfigError: adapters bring different tokens.
         CheckpointError: the base of an adapter is gone, is another model, or was changed since.
     """
     weights = weights_folder(path, converted_dir)
-    if adapters:
-        base = open_megatron(weights, verify)
-        for adapter in adapters.values():
-            check_is_base(adapter, base)
-    return weights
+    if not adapters:
+        return weights, None
+    base = open_megatron(weights, verify)
+    for adapter in adapters.values():
+        check_is_base(adapter, base)
+    return weights, growth_of([adapter.rows for adapter in adapters.values()], base.hf, base.model)

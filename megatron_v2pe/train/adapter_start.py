@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,15 +13,30 @@ from megatron_v2pe.checkpoint.hf.open_source import check_is_base, open_megatron
 from megatron_v2pe.checkpoint.hf.table import mapping_table
 from megatron_v2pe.checkpoint.low_rank.open_adapter import open_adapter
 from megatron_v2pe.checkpoint.low_rank.piece_rows import piece_name, piece_table
+from megatron_v2pe.checkpoint.low_rank.token_rows import TokenRows
 from megatron_v2pe.checkpoint.parts import held_parts
+from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.lora_plan import LowRankPlan
 
 SETTING = "adapter.start"
 
 
-def starting_tensors(start: str, plan: LowRankPlan, model: InternVLConfig) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class RunTokens:
+    """What a run has of tokens, for rows of them that an adapter begins with."""
+
+    tokenizer: Tokenizer
+    """With its new tokens."""
+    rows: range | None
+    """Rows of the vocabulary's tables that its checkpoints hold; see `new_tokens.rows_of_checkpoints`."""
+
+
+def starting_tensors(
+    start: str, plan: LowRankPlan, model: InternVLConfig, tokens: RunTokens | None = None
+) -> dict[str, Tensor]:
     """Return the tensors that a run's adapters begin with, by checkpoint key.
 
     A factor may have a smaller rank than the run's: it fills the first rows of `lora_A` and columns of `lora_B`, the
@@ -31,12 +46,15 @@ def starting_tensors(start: str, plan: LowRankPlan, model: InternVLConfig) -> di
         start: the setting: a PEFT folder, or a run that trained an adapter.
         plan: adapters of this run.
         model: that is trained.
+        tokens: of this run; None: rows of tokens are not looked at.
 
     Raises:
         ConfigError: there is no adapter, or this run has no place for a part of it; names it and the setting.
         CheckpointError: it is damaged, or of another model.
     """
     adapter = open_adapter(Path(start), model, SETTING)
+    if adapter.rows is not None and tokens is not None:
+        _check_rows(adapter.rows, tokens)
     table = mapping_table(model)
     keys = {row.key for row in adapter.table.tensors if row.name in adapter.whole}
     named = adapter.named(piece_table(plan.pieces, table, keys, adapter.source))
@@ -65,8 +83,37 @@ def starting_tensors(start: str, plan: LowRankPlan, model: InternVLConfig) -> di
     return found
 
 
+def _check_rows(rows: TokenRows, tokens: RunTokens) -> None:
+    """Check that a run has the tokens whose rows an adapter holds, and stores these rows.
+
+    Raises:
+        ConfigError: it has not, or does not; names the tokens.
+    """
+    for token in rows.tokens:
+        if (known := tokens.tokenizer.known_id(token.content)) != token.id:
+            has = "does not have" if known is None else f"has as {known}"
+            raise ConfigError(
+                f"{SETTING} {rows.source}: brings the token {printable(token.content)[:80]!r} with id {token.id}, "
+                f"which this run {has}: name the file of its tokens as model.add_tokens"
+            )
+    if tokens.rows is None or not {*rows.ids} <= {*tokens.rows}:
+        own = "no rows" if tokens.rows is None else f"rows {tokens.rows.start} to {tokens.rows.stop - 1}"
+        raise ConfigError(
+            f"{SETTING} {rows.source}: holds rows {rows.ids[0]} to {rows.ids[-1]} of embedding and head, and "
+            f"checkpoints of this run hold {own} of them: set model.add_tokens, or "
+            "model.train_new_tokens where the base has the tokens; or merge the adapter into its base first "
+            "(tools/merge_adapter.py)"
+        )
+
+
 def begin_with(
-    start: str, stage: nn.Module, plan: LowRankPlan, model: InternVLConfig, base: Path, verify: bool = True
+    start: str,
+    stage: nn.Module,
+    plan: LowRankPlan,
+    model: InternVLConfig,
+    base: Path,
+    verify: bool = True,
+    tokens: RunTokens | None = None,
 ) -> None:
     """Put the tensors that a run's adapters begin with into a stage that has its base's weights; every rank calls this.
 
@@ -77,14 +124,25 @@ def begin_with(
         model: that is trained.
         base: Megatron checkpoint of the base's weights.
         verify: compare checksums.
+        tokens: of this run, see `starting_tensors`.
 
     Raises:
         ConfigError: see `starting_tensors`; or a part that the adapter holds in full does not learn in this run.
         CheckpointError: see `starting_tensors`; or the adapter is of another base, with both fingerprints.
     """
-    tensors = starting_tensors(start, plan, model)
-    check_is_base(open_adapter(Path(start), model, SETTING), open_megatron(base, verify))
+    tensors, adapter = starting_tensors(start, plan, model, tokens), open_adapter(Path(start), model, SETTING)
+    check_is_base(adapter, open_megatron(base, verify))
     _put(tensors, stage, start)
+    if adapter.rows is not None:
+        _put_rows(adapter.rows, stage)
+
+
+def _put_rows(rows: TokenRows, stage: nn.Module) -> None:
+    for _, parts in held_parts(stage):
+        for part in parts:
+            if part.key in rows.tables:
+                with torch.no_grad():
+                    rows.put(part.key, part.view, part.begin[0])
 
 
 def _put(tensors: Mapping[str, Tensor], stage: nn.Module, start: str) -> None:

@@ -319,11 +319,6 @@ class ExperimentConfig:
                         "adapter.kind lora"
                     )
             return
-        if self.model.add_tokens is not None:
-            raise ConfigError(
-                "adapter.kind lora with model.add_tokens: their base would lack the new rows; write a base that has "
-                "them (tools/add_tokens.py), or add them in a run of their own, and train adapters on that"
-            )
         if self.model.spec == "te":
             raise ConfigError("adapter.kind lora works on layers of model.spec local, which is te")
 

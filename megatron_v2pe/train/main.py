@@ -27,7 +27,7 @@ from megatron_v2pe.models.flops import StepCost
 from megatron_v2pe.models.micro_batch import PixelSettings
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.train import between_steps, setup
-from megatron_v2pe.train.adapter_start import begin_with
+from megatron_v2pe.train.adapter_start import RunTokens, begin_with
 from megatron_v2pe.train.after_step import AfterSteps
 from megatron_v2pe.train.config import CONFIG_FILE, ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed
@@ -146,8 +146,8 @@ def _load(run: TrainingRun) -> Loaded:
     if resumed is None or run.adapters is not None:  # a checkpoint with adapters does not hold what stays as it is
         store.load_model(run.start, model, settings.verify, run.growth)
     if resumed is None and run.adapters is not None and (start := run.config.adapter.start) is not None:
-        plan = run.adapters
-        raise_on_all_ranks(lambda: begin_with(start, model, plan, run.model, run.start, settings.verify))
+        plan, tokens = run.adapters, RunTokens(run.tokenizer, run.table_rows)
+        raise_on_all_ranks(lambda: begin_with(start, model, plan, run.model, run.start, settings.verify, tokens))
     if resumed is not None:
         found = resumed
         raise_on_all_ranks(lambda: check_goes_on(run.start / HF_FOLDER, run.growth, found, run.config.model.add_tokens))
@@ -163,7 +163,8 @@ def _load(run: TrainingRun) -> Loaded:
     if resumed is None:
         return Loaded(model, wrapped, optimizer, None, 0, None, {})
     try:
-        state = store.load_training(resumed, model, optimizer, settings.verify, run.adapters is not None)
+        learned_only, rows = run.adapters is not None, run.table_rows
+        state = store.load_training(resumed, model, optimizer, settings.verify, learned_only, rows)
     except CheckpointError as error:
         raise CheckpointError(f"{error}{offer_others(resumed)}") from error
     return Loaded(model, wrapped, optimizer, resumed, state.iteration, state.loader, state.after_steps)
@@ -190,6 +191,7 @@ def _save(
         settings.keep_latest,
         files,
         learned_only=run.adapters is not None,
+        table_rows=run.table_rows,
     )
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_v2pe.checkpoint.folder import HF_FOLDER
@@ -13,11 +12,11 @@ from megatron_v2pe.checkpoint.growth import Growth
 from megatron_v2pe.data.new_tokens import read_new_tokens_for
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import CheckpointError, ConfigError
-from megatron_v2pe.foreign.grown_tokenizer import NewToken, read_new_tokens
+from megatron_v2pe.foreign.grown_tokenizer import read_new_tokens
 from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.foreign.token_differences import MOST_SHOWN, token_differences, token_names
 from megatron_v2pe.models.config import InternVLConfig
-
-_MOST_SHOWN = 5
+from megatron_v2pe.models.flops import Learning
 
 
 def growth_of_run(add_tokens: str | None, model: InternVLConfig, tokenizer: Tokenizer, template: str) -> Growth | None:
@@ -72,6 +71,30 @@ def rows_to_learn(start: Path, growth: Growth | None) -> tuple[int, int]:
     return first, last + 1
 
 
+def rows_of_checkpoints(learning: Learning, adapters: bool, start: Path, growth: Growth | None) -> range | None:
+    """Return the rows of the vocabulary's tables that a run's checkpoints hold, where they hold no whole tables.
+
+    Args:
+        learning: what of the model learns.
+        adapters: whether the run trains adapters, so that its checkpoints hold what learns alone.
+        start: see `rows_to_learn`.
+        growth: of the run.
+
+    Returns:
+        The rows of its new tokens, whether they learn or not, for its base has none; without new tokens those that
+        learn; None: there are none, or the tables are stored whole.
+
+    Raises:
+        ConfigError: see `rows_to_learn`.
+        CheckpointError: see `rows_to_learn`.
+    """
+    if not adapters or learning.llm:
+        return None
+    if growth is None and not learning.tables:
+        return None
+    return range(*rows_to_learn(start, growth))
+
+
 def check_goes_on(start: Path, growth: Growth | None, resumed: Path, add_tokens: str | None) -> None:
     """Check that a run goes on with the tokens that it has had.
 
@@ -89,44 +112,25 @@ def check_goes_on(start: Path, growth: Growth | None, resumed: Path, add_tokens:
     now = (*read_new_tokens(start, CheckpointError), *(growth.tokens if growth is not None else ()))
     if had == now:
         return
-    where = printable(resumed)
+    where, said = printable(resumed), "; ".join(token_differences(had, now))
     if add_tokens is None:
         lost = [token for token in had if token not in now]
         raise ConfigError(
-            f"{where} has {len(lost)} tokens that the start of this run has not: {_names(lost)}; go on with the "
+            f"{where} has {len(lost)} tokens that the start of this run has not: {token_names(lost)}; go on with the "
             "model.add_tokens that the run was started with (its config.yaml says which), or start a further run from "
             f"this checkpoint: --model.model-name-or-path {where} and another checkpoint.save"
         )
     raise ConfigError(
         f"model.add_tokens {printable(add_tokens)}: has changed since the run began, which goes on from {where}: "
-        f"{'; '.join(_differences(had, now))}. Put the file back as it was; to add more tokens, start a further run "
+        f"{said}. Put the file back as it was; to add more tokens, start a further run "
         "from that checkpoint, with another checkpoint.save and a file of the further tokens"
     )
 
 
-def _differences(had: tuple[NewToken, ...], now: tuple[NewToken, ...]) -> Iterator[str]:
-    before, after = {token.content: token for token in had}, {token.content: token for token in now}
-    if gone := [token for name, token in before.items() if name not in after]:
-        yield f"the file lacks {len(gone)} tokens of the checkpoint ({_names(gone)})"
-    if more := [token for name, token in after.items() if name not in before]:
-        yield f"the checkpoint lacks {len(more)} tokens of the file ({_names(more)})"
-    both = [(before[name], after[name]) for name in before if name in after]
-    if moved := [(old, new) for old, new in both if old.id != new.id]:
-        old, new = moved[0]
-        yield f"{len(moved)} tokens have another id, {printable(old.content)[:80]!r} {old.id} there and {new.id} here"
-    elif other := [(old, new) for old, new in both if old != new]:
-        yield f"{len(other)} tokens have other rules or pieces ({_names([old for old, _ in other])})"
-
-
 def pieces_in_words(growth: Growth) -> str:
     """Return how many pieces the tokens replace, the first of them by name."""
-    shown = [f"{printable(token.content)[:40]} {len(token.pieces)}" for token in growth.tokens[:_MOST_SHOWN]]
-    more = f" and {len(growth.tokens) - _MOST_SHOWN} more" if len(growth.tokens) > _MOST_SHOWN else ""
+    shown = [f"{printable(token.content)[:40]} {len(token.pieces)}" for token in growth.tokens[:MOST_SHOWN]]
+    more = f" and {len(growth.tokens) - MOST_SHOWN} more" if len(growth.tokens) > MOST_SHOWN else ""
     counts = sorted(len(token.pieces) for token in growth.tokens)
     least = "" if counts[0] == counts[-1] else f"{counts[0]} to {counts[-1]}, "
     return f"pieces each replaces: {', '.join(shown)}{more}; {least}{sum(counts)} in all"
-
-
-def _names(tokens: list[NewToken]) -> str:
-    shown = ", ".join(printable(token.content)[:40] for token in tokens[:_MOST_SHOWN])
-    return shown + (f" and {len(tokens) - _MOST_SHOWN} more" if len(tokens) > _MOST_SHOWN else "")

@@ -38,7 +38,7 @@ from megatron_v2pe.models.vlm import InternVLModel
 from megatron_v2pe.parallel import topology
 from megatron_v2pe.parallel.attention.attention_backend import check_backend
 from megatron_v2pe.train.adapter_plan import plan_of
-from megatron_v2pe.train.adapter_start import starting_tensors
+from megatron_v2pe.train.adapter_start import RunTokens, starting_tensors
 from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.data_feed import DataFeed, HostGroups
 from megatron_v2pe.train.ddp import freeze
@@ -46,7 +46,13 @@ from megatron_v2pe.train.epochs import packs_of_epoch, steps_left
 from megatron_v2pe.train.header import Start, header
 from megatron_v2pe.train.memory import MemoryBudget, plan_of_stage, shortage_foreseen
 from megatron_v2pe.train.new_rows import learn_new_rows
-from megatron_v2pe.train.new_tokens import growth_of_run, pieces_in_words, rows_to_learn, with_growth
+from megatron_v2pe.train.new_tokens import (
+    growth_of_run,
+    pieces_in_words,
+    rows_of_checkpoints,
+    rows_to_learn,
+    with_growth,
+)
 from megatron_v2pe.train.optimizer_step import check_precision_aware
 from megatron_v2pe.train.preflight.checkpoint import (
     changes_from_before,
@@ -113,10 +119,13 @@ def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Tr
     groups = topology.initialize(config.parallel, config.train.seed)
     policy = config.v2pe.policy(config.train.seed)
     adapters = plan_of(config.adapter, model, layout_of(hf), config.train.seed, config.model.unfreeze_vit_layers)
-    if adapters is not None and config.adapter.start is not None:
-        starting_tensors(config.adapter.start, adapters, model)  # what is wrong with it is said before anything is made
     budget = MemoryBudget(config, model, world.world_size, _smallest_card(device), adapters)
-    return TrainingRun(config, world, device, groups, start, model, policy, tokenizer, budget, growth)
+    rows = raise_on_all_ranks(lambda: rows_of_checkpoints(budget.learning, adapters is not None, hf, growth))
+    if (
+        adapters is not None and config.adapter.start is not None
+    ):  # what is wrong with it is said before anything is made
+        starting_tensors(config.adapter.start, adapters, model, RunTokens(tokenizer, rows))
+    return TrainingRun(config, world, device, groups, start, model, policy, tokenizer, budget, growth, rows)
 
 
 def _smallest_card(device: Device) -> int | None:
@@ -172,7 +181,7 @@ def adapter_file(run: TrainingRun) -> dict[str, str]:
     base = config.model.model_name_or_path
     return {
         ADAPTER_FILE: share_from_first_rank(
-            lambda: AdapterPointer.of(plan, config.adapter.pieces, base, run.start).text()
+            lambda: AdapterPointer.of(plan, config.adapter.pieces, base, run.start, run.table_rows).text()
         )
     }
 

@@ -44,6 +44,9 @@ class TrainingRun:
     """What decides about memory."""
     growth: Growth | None = None
     """New tokens of the run; `model` and `tokenizer` have them."""
+    table_rows: range | None = None
+    """Rows of the vocabulary's tables that checkpoints with adapters hold; None: no new token has rows of its own
+    there, or the tables learn as a whole."""
     validation_data: ValidationData | None = None
     """What it is validated on; None: nothing, or not opened yet."""
 

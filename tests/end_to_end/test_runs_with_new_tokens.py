@@ -3,104 +3,49 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers.native_models import LLMS, small_config
-from helpers.tool_runs import ROOT
-from megatron_v2pe.checkpoint.folder import newest
+from helpers.token_runs import (
+    MORE,
+    TEXT,
+    TOKENS,
+    bytes_of,
+    exported,
+    load_tool,
+    settings,
+    tensors,
+    told,
+    trained,
+    write_base,
+)
 from megatron_v2pe.checkpoint.growth import TABLES
-from megatron_v2pe.checkpoint.hf.api import mcore_to_hf
 from megatron_v2pe.checkpoint.hf.facts import facts_of, in_words
-from megatron_v2pe.checkpoint.hf.repack import hf_to_hf
-from megatron_v2pe.checkpoint.low_rank.merge import export_adapter
 from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.grown_tokenizer import read_new_tokens
 from megatron_v2pe.generate.compared_logits import LogitInput, logits_of
-from megatron_v2pe.generate.native_files import side_files
 from megatron_v2pe.generate.pretrained import ChatQuestion, open_pretrained
 from megatron_v2pe.generate.prompt import checkpoint_tiling
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.recipes.registry import RECIPES
-from megatron_v2pe.train.config import ExperimentConfig
 from megatron_v2pe.train.data_tools import add_model_arguments, read_settings, tokenizer_and_facts
-from megatron_v2pe.train.main import run
 from megatron_v2pe.train.preflight.run import inspect_run
-from megatron_v2pe.workshop.synthetic.checkpoint import write_hf_folder
-from megatron_v2pe.workshop.synthetic.small_data import write_dataset
-from megatron_v2pe.workshop.synthetic.tokenizer import read_texts, write_tokenizer
 
-STEPS = 4
-TOKENS = ("<loc_1>", "<loc_2>", "[CRACK]")
-MORE = ("<loc_3>",)
-TEXT = "question <loc_2><loc_1> and [CRACK] yes"
 LOGITS = 1e-5  # absolute, on logits up to 1.0; measured 1.8e-7
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A small model whose odd vocabulary its tokenizer fills, and data that hold the tokens to add."""
-    folder = tmp_path_factory.mktemp("base")
-    write_dataset(folder / "data", lines=9)
-    lines = folder / "data" / "all.jsonl"
-    lines.write_text(lines.read_text().replace("what do you see", TEXT).replace("question 2", "[CRACK] or <loc_1>"))
-    rows = write_tokenizer(folder / "hf", read_texts(folder / "data"), 400)
-    llm = {**LLMS["internlm2"], "vocab_size": rows}
-    config = small_config("internlm2", llm_config=llm, rope_pos_id_version="v2pe_rnd")
-    write_hf_folder(folder / "hf", config, shards=1)
-    (folder / "tokens.txt").write_text("".join(f"{token}\n" for token in TOKENS))
-    (folder / "more.txt").write_text("".join(f"{token}\n" for token in MORE))
-    return folder
-
-
-def settings(base: Path, save: Path, **model: object) -> ExperimentConfig:
-    model = {"model_name_or_path": str(base / "hf"), "add_tokens": str(base / "tokens.txt"), **model}
-    data = {"meta_path": str(base / "data" / "meta.json"), "max_seq_length": 400, "max_packed_tokens": 700}
-    changes = {
-        "model": {"converted_dir": str(base / "converted"), **model},
-        "data": {**data, "max_dynamic_patch": 2, "num_images_expected": 20},
-        "train": {"train_steps": STEPS, "device": "cpu", "precision": "fp32"},
-        "v2pe": {"rope_pos_id_version": "v2pe_fix", "rope_pos_id_stride": 4},
-        "checkpoint": {"save": str(save)},
-        "logging": {"tensorboard": False},
-        "optimizer": {"lr": 1e-2},
-    }
-    return ExperimentConfig().updated(changes, "test")
-
-
-def trained(config: ExperimentConfig, **train: object) -> Path:
-    config = config.updated({"train": train}, "test")
-    config.validate(1)
-    run(config)
-    folder = newest(Path(str(config.checkpoint.save)))
-    assert folder is not None
-    return folder
-
-
-def told(folder: Path) -> list[tuple[float, float]]:
-    rows = [json.loads(line) for line in (folder.parent / "logs" / "metrics.jsonl").read_text().splitlines()]
-    return [(row["loss"], row["grad_norm"]) for row in rows if "loss" in row]
+    return write_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
 def whole(base, tmp_path_factory):
     return trained(settings(base, tmp_path_factory.mktemp("whole") / "run"))
-
-
-def exported(folder: Path, target: Path, layout: str) -> Path:
-    mcore_to_hf(folder, target, layout=layout, dtype="fp32", side_files=side_files)
-    return target
-
-
-def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_a_run_goes_on_to_the_bit_with_the_same_file(base, whole, tmp_path):
@@ -112,13 +57,6 @@ def test_a_run_goes_on_to_the_bit_with_the_same_file(base, whole, tmp_path):
     assert bytes_of(last / "hf") == bytes_of(whole / "hf")
     ours, theirs = tensors(last), tensors(whole)
     assert ours.keys() == theirs.keys() and not [key for key in ours if not torch.equal(ours[key], theirs[key])]
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    from megatron_v2pe.checkpoint.vet import vet_checkpoint
-
-    reader = vet_checkpoint(folder)
-    return {key: reader.read(key, (0,) * len(one.size), one.size) for key, one in reader.tensors.items()}
 
 
 def test_another_file_is_refused_with_the_difference(base, tmp_path):
@@ -242,41 +180,20 @@ def test_a_folder_with_tokens_is_written_without_training(base, whole, tmp_path,
     assert tool.main([str(source), listed, str(tmp_path / "grown")]) == 2, "it is there"
 
 
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_rows_of_new_tokens_learn_beside_adapters(base, tmp_path):
-    """The base has the tokens; checkpoints hold adapters and tables, and so do a merged export and PEFT's form."""
-    native, grown = tmp_path / "native", tmp_path / "grown"
-    hf_to_hf(base / "hf", native, layout="native", dtype="fp32", side_files=side_files)
-    assert load_tool("add_tokens").main([str(native), str(base / "tokens.txt"), str(grown)]) == 0
+def test_rows_of_tokens_that_the_base_has_learn_beside_adapters(base, tmp_path):
+    """Checkpoints hold adapters and these rows; those of a run that adds tokens: `test_lora_with_new_tokens.py`."""
+    grown = tmp_path / "grown"
+    assert load_tool("add_tokens").main([str(base / "hf"), str(base / "tokens.txt"), str(grown)]) == 0
     settled = settings(base, tmp_path / "run", model_name_or_path=str(grown), add_tokens=None, train_new_tokens=True)
     frozen = {"model": {"freeze_mlp": True, "freeze_backbone": True}, "optimizer": {"weight_decay": 0.5}}
-    config = settled.updated({"adapter": {"kind": "lora", "rank": 2}, **frozen}, "test")
-    trained(config, exit_step=2)
-    last = trained(config)
-    held = {name for name in tensors(last) if not name.startswith("optimizer") and ".adapter." not in name}
-    assert held == set(TABLES)
-    merged = exported(last, tmp_path / "merged", "native")
+    last = trained(settled.updated({"adapter": {"kind": "lora", "rank": 2}, **frozen}, "test"), train_steps=2)
+    held = {name: one.shape[0] for name, one in tensors(last).items() if ".adapter." not in name}
+    assert {name for name in held if not name.startswith("optimizer")} == set(TABLES) and {*held.values()} == {3}
+    merged = exported(last, tmp_path / "merged", "original")
     state, before = load_file(merged / "model.safetensors"), load_file(grown / "model.safetensors")
-    for name in ("embed_tokens", "lm_head"):
-        [key] = [key for key in state if key.endswith(f"{name}.weight")]
-        assert torch.equal(state[key][:411], before[key][:411])
-        assert (state[key][411:] != before[key][411:]).any(1).all()
-    changed = {key for key in state if not torch.equal(state[key], before[key])}
-    assert any("q_proj" in key for key in changed) and not any("norm" in key for key in changed)
-    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
-    export_adapter(last, tmp_path / "adapter")
-    kind, ids = transformers.AutoModelForImageTextToText, torch.tensor([[5, 411, 412, 30, 413, 77]])
-    wrapped = peft.PeftModel.from_pretrained(kind.from_pretrained(grown), tmp_path / "adapter").eval()
-    with torch.no_grad():
-        whole, apart = kind.from_pretrained(merged).eval()(input_ids=ids).logits, wrapped(input_ids=ids).logits
-    assert (whole - apart).abs().max() < LOGITS  # measured 1.2e-7
+    for key in ("language_model.model.tok_embeddings.weight", "language_model.output.weight"):
+        assert torch.equal(state[key][:411], before[key][:411].float())
+        assert (state[key][411:] != before[key][411:].float()).any(1).all()
 
 
 def test_no_new_token_to_learn(base, tmp_path):

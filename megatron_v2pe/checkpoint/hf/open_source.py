@@ -18,13 +18,16 @@ from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.adapters import AdapterPointer
 from megatron_v2pe.checkpoint.description import StoredTensor
 from megatron_v2pe.checkpoint.folder import AVERAGED, DESCRIPTION, HF_FOLDER, HF_LAYOUT
+from megatron_v2pe.checkpoint.growth import Growth, grown_layout
 from megatron_v2pe.checkpoint.hf.adapter_files import refuse_adapter, refuse_adapter_tensors
 from megatron_v2pe.checkpoint.hf.folder import INDEX, FileLayout
+from megatron_v2pe.checkpoint.hf.grown_rows import GrownRows
 from megatron_v2pe.checkpoint.hf.manifest import TensorManifest
 from megatron_v2pe.checkpoint.hf.row_sources import HFRows, MegatronRows, RowSource
 from megatron_v2pe.checkpoint.hf.safetensors_io import TensorPlace
 from megatron_v2pe.checkpoint.hf.table import MappingTable, mapping_table
 from megatron_v2pe.checkpoint.low_rank.adapter import Adapter
+from megatron_v2pe.checkpoint.low_rank.brought_tokens import check_one_row_each, growth_of
 from megatron_v2pe.checkpoint.low_rank.merged_rows import MergedRows
 from megatron_v2pe.checkpoint.low_rank.run_adapter import base_of, check_base, read_run
 from megatron_v2pe.checkpoint.low_rank.unmerged import open_weights
@@ -59,6 +62,8 @@ class OpenSource:
     """SHA-256 of its HF tensors, where a conversion has left them."""
     trained: bool = False
     """Whether it was written by a training run."""
+    growth: Growth | None = None
+    """Tokens that adapters bring, which the files beside its weights (`hf`) have not; `model` has them."""
     merged: Sequence[Any] = ()
     """What `rows` have of adapters, as plain values: a conversion's bytes depend on them."""
     renamed: bool = False
@@ -175,9 +180,9 @@ def _open_with_adapter(folder: Path, verify: bool, averaged: bool) -> OpenSource
     adapter, place = read_run(folder, verify, averaged), base_of(pointer, folder)
     base = open_hf(place.folder) if place.is_hf else open_megatron(place.folder, verify)
     check_is_base(adapter, base)
-    files = FileLayout.load(folder / HF_FOLDER / HF_LAYOUT)
-    trained = replace(base, folder=folder, hf=folder / HF_FOLDER, is_hf=False, trained=True, files=files)
-    return merged_source(trained, [(adapter, 1.0)])
+    files, merged = FileLayout.load(folder / HF_FOLDER / HF_LAYOUT), merged_source(base, [(adapter, 1.0)])
+    own = {"folder": folder, "hf": folder / HF_FOLDER, "is_hf": False, "trained": True, "files": files}
+    return replace(merged, **own, growth=None)  # the files of the run have its tokens
 
 
 def check_is_base(adapter: Adapter, base: OpenSource) -> None:
@@ -200,11 +205,28 @@ def merged_source(
 ) -> OpenSource:
     """Return a base with adapters merged into it; for arguments see `MergedRows`.
 
-    Its tensors are no longer those of the base's manifest, so it has none.
+    Its tensors are no longer those of the base's manifest, so it has none. It has the tokens that adapters bring.
+
+    Raises:
+        ConfigError: see `growth_of`; or two adapters have different rows of one token.
+        CheckpointError: see `growth_of`.
     """
+    stated = [adapter.rows for adapter, _ in adapters]
+    growth = growth_of(stated, base.hf, base.model)
+    check_one_row_each(stated)
+    base = base if growth is None else grown_source(base, growth)
     merged = [[adapter.digest(), weight] for adapter, weight in adapters]
     rows = MergedRows(base.rows, adapters, dtype)
     return replace(base, rows=rows, manifest=None, merged=[*base.merged, *merged])
+
+
+def grown_source(source: OpenSource, growth: Growth) -> OpenSource:
+    """Return an open checkpoint whose tables have rows for new tokens; the files beside its weights stay."""
+    model = growth.model(source.model)
+    files = grown_layout(source.files, source.table, growth)
+    table = mapping_table(model, source.layout, files.places())
+    rows = GrownRows(source.rows, growth)
+    return replace(source, model=model, table=table, files=files, rows=rows, manifest=None, growth=growth)
 
 
 def averages_in(tensors: Mapping[str, StoredTensor], source: str) -> dict[str, StoredTensor]:

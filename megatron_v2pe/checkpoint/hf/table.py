@@ -22,6 +22,8 @@ from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.config_sections import LanguageConfig, VisionConfig
 from megatron_v2pe.models.native_config import NATIVE, ORIGINAL
 
+TABLES = ("language_model.embedding.word_embeddings.weight", "language_model.output_layer.weight")
+"""Keys of the tables with a row for every token; a tied model has the first alone."""
 _FREQUENCIES = ".rotary_emb.inv_freq"
 """End of the names of buffers that are no weights."""
 _HEADS = ("lm_head.weight", "language_model.output.weight")

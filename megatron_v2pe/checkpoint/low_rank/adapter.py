@@ -7,7 +7,7 @@ tables of one model fill the same tensors; so every change can be restated for t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from megatron_v2pe.checkpoint.hf.mappings import TensorMapping
 from megatron_v2pe.checkpoint.hf.table import MappingTable
 from megatron_v2pe.checkpoint.low_rank.change import LowRankChange, put_together, rows_taken
+from megatron_v2pe.checkpoint.low_rank.token_rows import TokenRows
 from megatron_v2pe.errors import CheckpointError
 
 WEIGHT = ".weight"
@@ -48,6 +49,8 @@ class Adapter:
     base: StatedBase = StatedBase()
     trained: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `config.json` with which it was trained, as far as that is known."""
+    rows: TokenRows | None = None
+    """Rows of the vocabulary's tables that stand in place of the base's."""
 
     def digest(self) -> str:
         """Return a checksum of all that it computes."""
@@ -60,6 +63,11 @@ class Adapter:
         for name, tensor in sorted(self.whole.items()):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
             digest.update(_bytes(tensor))
+        if self.rows is not None:
+            digest.update(f"{self.rows.ids} {self.rows.tokens}".encode())
+            for key, values in sorted(self.rows.tables.items()):
+                digest.update(f"{key} {values.dtype} {list(values.shape)}".encode())
+                digest.update(_bytes(values))
         return digest.hexdigest()
 
     def named(self, table: MappingTable) -> Adapter:
@@ -78,7 +86,7 @@ class Adapter:
                 change = self._restated(target, changed)
                 if change is not None:
                     changes[target.name] = change
-        return Adapter(self.source, table, changes, self._whole(table), self.dropout, self.base, self.trained)
+        return replace(self, table=table, changes=changes, whole=self._whole(table))
 
     def _restated(self, target: TensorMapping, changed: Iterable[TensorMapping]) -> LowRankChange | None:
         """Return the change of one linear of another table."""

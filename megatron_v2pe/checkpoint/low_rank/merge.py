@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from megatron_v2pe.base.logging import get_logger
-from megatron_v2pe.checkpoint.hf.open_source import OpenSource, check_is_base, merged_source, open_hf, open_megatron
+from megatron_v2pe.checkpoint.growth import grown_config
+from megatron_v2pe.checkpoint.hf.folder import copy_other_files
+from megatron_v2pe.checkpoint.hf.grown_rows import grown_beside
+from megatron_v2pe.checkpoint.hf.hf_config import for_folder, to_text
+from megatron_v2pe.checkpoint.hf.open_source import (
+    CONFIG,
+    OpenSource,
+    check_is_base,
+    merged_source,
+    open_hf,
+    open_megatron,
+)
 from megatron_v2pe.checkpoint.hf.options import Options
 from megatron_v2pe.checkpoint.hf.side_files import SideFiles, check_side_files
 from megatron_v2pe.checkpoint.hf.to_hf import write_hf
@@ -85,6 +98,8 @@ def merge_adapters(
     merged = merged_source(source, list(zip(opened, factors, strict=True)), options.wanted_dtype)
     stated = read_config(source.hf)
     config = merged_config(trained_config(source.folder), opened)
+    if (growth := merged.growth) is not None:
+        config, side_files = grown_config(config, growth), grown_beside(growth, merged.files, side_files)
     changed = None if config == stated else config
     if form == "hf":
         write_hf(merged, target, options, "merging", changed, True, side_files)
@@ -119,6 +134,7 @@ def export_adapter(
     verify: bool = True,
     averaged: bool = False,
     dtype: str | None = None,
+    side_files: SideFiles | None = None,
 ) -> None:
     """Write the adapter of a run, of a PEFT folder or of an unmerged folder of the published code as a PEFT folder.
 
@@ -130,6 +146,7 @@ def export_adapter(
         verify: compare what is read with checksums.
         averaged: take the moving average (EMA) of what a run has learned.
         dtype: `bf16`, `fp32` or `fp16`; by default every tensor as it is.
+        side_files: as in `to_hf.write_hf`; of an adapter with new tokens it writes the tokenizer of the other layout.
 
     Raises:
         ConfigError: there is no adapter.
@@ -138,7 +155,18 @@ def export_adapter(
     """
     wanted = Options(dtype=dtype).wanted_dtype
     adapter, model, own = open_own(source, verify, averaged)
-    write_peft(adapter, model, target, layout or own, overwrite=overwrite, dtype=wanted)
+    layout = layout or own
+    rows = adapter.rows
+    if rows is None or rows.tokenizer is None or layout == own or side_files is None:
+        write_peft(adapter, model, target, layout, overwrite=overwrite, dtype=wanted)
+        return
+    with TemporaryDirectory() as folder:
+        copy_other_files(rows.tokenizer, Path(folder))
+        config = for_folder(trained_config(find_checkpoint(source, "SOURCE").folder), layout, rows.tokenizer)
+        (Path(folder) / CONFIG).write_text(to_text(config), encoding="utf-8")
+        side_files(rows.tokenizer, Path(folder), layout, config)
+        adapter = replace(adapter, rows=replace(rows, tokenizer=Path(folder)))
+        write_peft(adapter, model, target, layout, overwrite=overwrite, dtype=wanted)
 
 
 def _open(path: Path, said: str, verify: bool) -> OpenSource:

@@ -41,7 +41,8 @@ class MergedRows:
 
         Args:
             source: the base's rows.
-            adapters: each with the factor its changes are multiplied by. Their shapes fit the base.
+            adapters: each with the factor its changes are multiplied by. Their shapes fit the base, which has rows
+                for their tokens.
             dtype: type in which changed rows are given; None: as the base has them.
         """
         self._source = source
@@ -54,6 +55,10 @@ class MergedRows:
                 if change is None and whole is None:
                     continue
                 self._terms.setdefault(mapping.key, []).append(_Term(hf_rows(mapping), change, whole, weight))
+            if adapter.rows is not None:
+                for key, values in adapter.rows.tables.items():
+                    places = adapter.rows.of_key(source.keys[key].shape[0])
+                    self._terms.setdefault(key, []).append(_Term(places, whole=values))
         self._keys = dict(source.keys)
         for key in self._terms:
             self._keys[key] = replace(self._keys[key], dtype=dtype or self._keys[key].dtype)

@@ -11,12 +11,13 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable
-from megatron_v2pe.foreign.schema import Fields
+from megatron_v2pe.foreign.schema import Fields, Range
 from megatron_v2pe.foreign.text import read_json_object
+from megatron_v2pe.foreign.tokenizer_files import LARGEST_ID
 
 CONFIG_FILE = "adapter_config.json"
 _LARGEST_RANK = 1 << 16
@@ -30,7 +31,6 @@ _OTHER = {
     "arrow_config": "Arrow routing",
     "layer_replication": "layers that are repeated",
     "target_parameters": "adapters of parameters",
-    "trainable_token_indices": "single rows of the embedding",
 }
 """Fields that change what an adapter computes -> what they ask for."""
 _CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
@@ -59,6 +59,9 @@ class PeftConfig:
     """PEFT's `rank_pattern`."""
     alphas: Mapping[str, float] = field(default_factory=dict)
     """PEFT's `alpha_pattern`."""
+    token_rows: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Module of an embedding or a head, or the end of its name -> the rows that were trained of it
+    (`trainable_token_indices`); without a name they are the embedding's."""
     base: str | None = None
     class_name: str | None = None
     """Class of the model that peft wraps, where it is transformers' own."""
@@ -68,6 +71,11 @@ class PeftConfig:
     def rank_of(self, module: str) -> int:
         """Return the rank of a module's adapter."""
         return _matched(self.ranks, module, self.rank)
+
+    def rows_of(self, module: str) -> tuple[int, ...]:
+        """Return the rows that were trained of an embedding or a head; none where the file names none."""
+        named = (ids for name, ids in self.token_rows.items() if name and module.endswith(name))
+        return next(named, self.token_rows.get("", ()))
 
     def alpha_of(self, module: str) -> float:
         """Return alpha of a module's adapter."""
@@ -112,11 +120,13 @@ class PeftConfig:
             fields.get("modules_to_save", tuple[str, ...], ()),
             ranks,
             alphas,
+            _token_rows(fields),
             fields.text("base_model_name_or_path", None),
         )
 
     def write(self, folder: Path) -> None:
         """Write the file, with the fields that every version of PEFT that is in use knows."""
+        rows = {name: list(ids) for name, ids in self.token_rows.items()}
         content: dict[str, Any] = {
             "alpha_pattern": {name: _number(value) for name, value in self.alphas.items()},
             "auto_mapping": None,
@@ -135,6 +145,7 @@ class PeftConfig:
             "rank_pattern": dict(self.ranks),
             "revision": None,
             "target_modules": list(self.targets) if not isinstance(self.targets, str) else self.targets,
+            **({"trainable_token_indices": rows} if rows else {}),
             "task_type": None,
             "use_dora": False,
             "use_rslora": self.rank_stabilised,
@@ -143,6 +154,26 @@ class PeftConfig:
             library = "transformers.models.internvl.modeling_internvl"
             content["auto_mapping"] = {"base_model_class": self.class_name, "parent_library": library}
         (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _token_rows(fields: Fields) -> dict[str, tuple[int, ...]]:
+    """Return the rows of tokens by module that a file names.
+
+    Raises:
+        CheckpointError: no rows, one twice, or a number that is none.
+    """
+    name = "trainable_token_indices"
+    kind = tuple[Annotated[int, Range(0, LARGEST_ID)], ...]
+    if isinstance(fields.content.get(name), dict):
+        found = fields.get(name, dict[str, kind], {})
+    else:
+        ids = fields.get(name, kind | None, None)
+        found = {} if ids is None else {"": ids}
+    for module, ids in found.items():
+        if not ids or len(set(ids)) < len(ids):
+            what = "no rows" if not ids else "one row twice"
+            raise CheckpointError(f"{fields.source}: {name}: {what} of {printable(module)[:80] or 'the embedding'}")
+    return dict(found)
 
 
 def shortest_names(wanted: Collection[str], everything: Collection[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Adapters as PEFT's own folders: `adapter_config.json` with `adapter_model.safetensors`, read and written.
 
 What PEFT has no place for stands in `v2pe_adapter.json` beside them, which it passes over: the fingerprint of the base,
-and with which positions, template and tiles the adapter was trained.
+and with which positions, template and tiles the adapter was trained. Rows of tokens are in `peft_rows.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.folder import new_folder
 from megatron_v2pe.checkpoint.hf.mappings import Interleaved, TensorMapping
 from megatron_v2pe.checkpoint.hf.safetensors_io import SafetensorsFile, header_of, write_file
+from megatron_v2pe.checkpoint.hf.table import TABLES
 from megatron_v2pe.checkpoint.low_rank.adapter import WEIGHT, Adapter, StatedBase
 from megatron_v2pe.checkpoint.low_rank.change import LowRankChange
 from megatron_v2pe.checkpoint.low_rank.module_names import module_table, modules_of
 from megatron_v2pe.checkpoint.low_rank.peft_config import CONFIG_FILE, PeftConfig, patterns_of, shortest_names
+from megatron_v2pe.checkpoint.low_rank.peft_rows import DELTA, copy_tokenizer, rows_found, rows_in_peft_form
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
@@ -39,7 +41,9 @@ OWN_FILE = "v2pe_adapter.json"
 _BEFORE = "base_model.model."
 _HALVES = re.compile(r"\.lora_([AB])(?:\.[\w-]+)?\.weight$")
 _SAVED = re.compile(r"\.modules_to_save(?:\.[\w-]+)?(?=\.)")
-_BASE_LAYER = re.compile(r"\.base_layer(?=\.)")
+_BASE_LAYER = re.compile(r"(?:\.token_adapter)?\.base_layer(?=\.)")
+_DELTA = re.compile(re.escape(DELTA) + r"(?:\.[\w-]+)?$")
+_ORIGINAL = ".original_module."
 _OTHERS = (".lora_magnitude_vector", ".lora_embedding_", ".lora_bias", "lora_B.bias")
 _FORMAT = 1
 _log = get_logger(__name__)
@@ -52,6 +56,8 @@ class Halves:
     down: Mapping[str, Tensor]
     up: Mapping[str, Tensor]
     whole: Mapping[str, Tensor]
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    """Rows of single tokens, by module of an embedding or a head."""
 
 
 def is_peft_folder(folder: Path) -> bool:
@@ -82,7 +88,7 @@ def read_peft(folder: Path, model: InternVLConfig) -> Adapter:
     file = SafetensorsFile(path)
     tensors = {place.name: file.tensor(place.name) for place in file.header.tensors}
     halves = halves_of(tensors, printable(path))
-    return fitted(halves, config, model, source, own_file(folder))
+    return fitted(halves, config, model, source, own_file(folder), folder)
 
 
 def halves_of(tensors: Mapping[str, Tensor], source: str) -> Halves:
@@ -94,6 +100,7 @@ def halves_of(tensors: Mapping[str, Tensor], source: str) -> Halves:
     down: dict[str, Tensor] = {}
     up: dict[str, Tensor] = {}
     whole: dict[str, Tensor] = {}
+    rows: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         shown = f"{source}: {printable(name)[:200]}"
         if other := next((mark for mark in _OTHERS if mark in name), None):
@@ -106,6 +113,11 @@ def halves_of(tensors: Mapping[str, Tensor], source: str) -> Halves:
             count = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(f"{shown}: {count} of {tensor.numel()} values are NaN or infinite")
         short = name.removeprefix(_BEFORE)
+        if _ORIGINAL in short:  # the base's own values beside trained ones
+            continue
+        if (module := _DELTA.sub("", short)) != short:
+            rows[module] = tensor
+            continue
         half = _HALVES.search(short)
         if half is None:
             whole[_BASE_LAYER.sub("", _SAVED.sub("", short))] = tensor
@@ -120,13 +132,18 @@ def halves_of(tensors: Mapping[str, Tensor], source: str) -> Halves:
                 f"{source}: {printable(alone[0])[:200]}: lora_{letters[0]} without lora_{letters[1]}, as in "
                 f"{len(alone)} of {len(one)} modules: the file is not whole, copy it again"
             )
-    if not down and not whole:
+    if not down and not whole and not rows:
         raise CheckpointError(f"{source}: holds no adapter: none of its {len(tensors)} tensors is a lora_A")
-    return Halves(down, up, whole)
+    return Halves(down, up, whole, rows)
 
 
 def fitted(
-    halves: Halves, config: PeftConfig, model: InternVLConfig, source: str, own: Fields | None = None
+    halves: Halves,
+    config: PeftConfig,
+    model: InternVLConfig,
+    source: str,
+    own: Fields | None = None,
+    folder: Path | None = None,
 ) -> Adapter:
     """Return an adapter whose shapes are those of the model.
 
@@ -136,11 +153,12 @@ def fitted(
         model: the base.
         source: for errors.
         own: content of `v2pe_adapter.json`.
+        folder: where the tokenizer lies, of an adapter that brings tokens.
 
     Raises:
         CheckpointError: modules that the model has not, ranks or widths that disagree; both numbers are named.
     """
-    modules = {*halves.down, *(name.rpartition(".")[0] for name in halves.whole)}
+    modules = {*halves.down, *halves.rows, *(name.rpartition(".")[0] for name in halves.whole)}
     named = modules_of(model, modules, source)
     rows = named.table.by_name()
     changes: dict[str, LowRankChange] = {}
@@ -153,23 +171,37 @@ def fitted(
         _check_shapes(where, mapping, down, up, config.rank_of(module), config.file)
         changes[name] = LowRankChange(down, up, config.alpha_of(module), config.rank_stabilised)
     whole: dict[str, Tensor] = {}
+    tables: dict[str, Tensor] = {}
+    deltas = {named.before + module + WEIGHT: values for module, values in halves.rows.items()}
     for short, tensor in halves.whole.items():
         mapping = rows.get(named.before + short)
         if mapping is None:
             raise CheckpointError(f"{source}: {printable(short)[:200]} is no tensor of the model")
+        if _is_grown_table(tensor, mapping) or mapping.name in deltas:
+            if mapping.copy:
+                continue  # a tied head, whose rows are the embedding's
+            tables[mapping.name] = tensor
+            continue
         if tuple(tensor.shape) != mapping.shape:
             raise CheckpointError(
                 f"{source}: {printable(short)[:200]} has shape {list(tensor.shape)}, the model's {list(mapping.shape)}"
             )
         if mapping.name not in changes:  # else the base's own weight, saved beside the adapter of an embedding
             whole[mapping.name] = tensor
+    token_rows = rows_found(deltas, tables, config, rows, source, folder)
     _warn_of_missing_layers(changes, source)
     base = StatedBase(config.base)
     trained: Mapping[str, Any] = {}
     if own is not None:
         base = StatedBase(own.text("base", config.base), own.text("base_fingerprint", None))
         trained = own.get("trained", dict[str, Any], {})
-    return Adapter(source, named.table, changes, whole, config.dropout, base, trained)
+    return Adapter(source, named.table, changes, whole, config.dropout, base, trained, token_rows)
+
+
+def _is_grown_table(tensor: Tensor, mapping: TensorMapping) -> bool:
+    """Tell whether a tensor is an embedding or a head with more rows than the model's."""
+    wide = tensor.dim() == 2 and tuple(tensor.shape[1:]) == mapping.shape[1:]
+    return mapping.key in TABLES and wide and tensor.shape[0] > mapping.shape[0]
 
 
 def write_peft(
@@ -199,13 +231,15 @@ def write_peft(
     table = module_table(model, layout)
     stated = adapter.named(table)
     changes = {name.removesuffix(WEIGHT): change for name, change in stated.changes.items()}
-    whole = whole_modules(stated)
+    tables, token_rows, whole_tables = rows_in_peft_form(stated.rows, table)
+    whole = [*whole_modules(stated), *whole_tables]
     config = _config(changes, whole, _all_modules(row.name for row in table.tensors), stated, layout, base)
+    config = replace(config, token_rows=token_rows)
     tensors: dict[str, Tensor] = {}
     for module, change in changes.items():
         tensors[f"{_BEFORE}{module}.lora_A.weight"] = change.down
         tensors[f"{_BEFORE}{module}.lora_B.weight"] = change.up
-    tensors |= {_BEFORE + name: tensor for name, tensor in stated.whole.items()}
+    tensors |= {_BEFORE + name: tensor for name, tensor in {**stated.whole, **tables}.items()}
     if dtype is not None:
         tensors = {name: _rounded(name, tensor, dtype, adapter.source) for name, tensor in tensors.items()}
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # as the safetensors library has it
@@ -216,6 +250,8 @@ def write_peft(
     with new_folder(target, overwrite, CONFIG_FILE) as folder:
         write_file(folder / WEIGHTS_FILE, header, lambda place: tensors[place.name])
         (folder / OWN_FILE).write_text(json.dumps(own, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        if adapter.rows is not None and adapter.rows.tokenizer is not None:
+            copy_tokenizer(adapter.rows.tokenizer, folder)
         config.write(folder)
 
 
@@ -293,8 +329,8 @@ def _config(
         tuple(whole),
         patterns_of(ranks, rank),
         patterns_of(alphas, alpha),
-        base if base is not None else adapter.base.path,
-        "InternVLForConditionalGeneration" if layout == NATIVE else None,
+        base=base if base is not None else adapter.base.path,
+        class_name="InternVLForConditionalGeneration" if layout == NATIVE else None,
     )
 
 

@@ -18,14 +18,16 @@ from megatron_v2pe.checkpoint.folder import AVERAGED, DESCRIPTION, HF_FOLDER, TR
 from megatron_v2pe.checkpoint.hf.finite import Examination
 from megatron_v2pe.checkpoint.hf.manifest import TensorManifest, TensorSum
 from megatron_v2pe.checkpoint.hf.row_sources import HFTensors, RowSource
-from megatron_v2pe.checkpoint.hf.table import MappingTable, mapping_table
+from megatron_v2pe.checkpoint.hf.table import TABLES, MappingTable, mapping_table
 from megatron_v2pe.checkpoint.low_rank.adapter import Adapter, StatedBase
 from megatron_v2pe.checkpoint.low_rank.change import LowRankChange
 from megatron_v2pe.checkpoint.low_rank.piece_rows import MARK, piece_name, piece_table
+from megatron_v2pe.checkpoint.low_rank.token_rows import TokenRows, tokens_beside
 from megatron_v2pe.checkpoint.resolve import FoundCheckpoint, look_for_checkpoint
 from megatron_v2pe.checkpoint.torch_dist import TorchDistReader
 from megatron_v2pe.checkpoint.vet import read_description, vet_checkpoint
 from megatron_v2pe.errors import CheckpointError
+from megatron_v2pe.foreign.grown_tokenizer import read_new_tokens
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
 from megatron_v2pe.models.config import InternVLConfig, layout_of, read_config
@@ -58,7 +60,8 @@ def read_run(folder: Path, verify: bool = True, averaged: bool = False) -> Adapt
             f"{source}: holds no average of weights (EMA), which optimizer.ema_decay has a run keep: take the weights "
             "themselves (model, not ema)"
         )
-    whole = sorted(key for key in keys if MARK not in key)
+    ids = _row_ids(pointer, hf, model)
+    whole = sorted(key for key in keys if MARK not in key and not (ids and key in TABLES))
     table = piece_table(pointer.pieces, mapping_table(model, layout_of(hf)), whole, source)
     rows, changes = table.by_name(), dict[str, LowRankChange]()
     for linear, pieces in pointer.pieces.items():
@@ -70,9 +73,22 @@ def read_run(folder: Path, verify: bool = True, averaged: bool = False) -> Adapt
             up = _factor(reader, f"{before}{begin}.lora_B", (outputs, settings.rank), source)
             changes[name] = LowRankChange(down, up, settings.alpha, settings.use_rslora)
     replaced = {key: reader.read_rows(f"{before}{key}", 0, rows[key].shape[0]) for key in whole}
+    tables: dict[str, Tensor] = {}
+    for key in TABLES if ids else ():
+        if key in keys:
+            own = f"{before}{key}" if f"{before}{key}" in reader.tensors else key  # rows that do not learn are averages
+            tables[key] = _factor(reader, own, (len(ids), model.llm.hidden_size), source)
+    token_rows = TokenRows(source, ids, tables, tokens_beside(hf, ids), hf) if tables else None
     dropout = max((one.dropout for one in pointer.parts.values()), default=0.0)
     base = StatedBase(pointer.base, pointer.fingerprint)
-    return Adapter(source, table, changes, replaced, dropout, base, _trained(folder))
+    return Adapter(source, table, changes, replaced, dropout, base, _trained(folder), token_rows)
+
+
+def _row_ids(pointer: AdapterPointer, hf: Path, model: InternVLConfig) -> tuple[int, ...]:
+    """Return which rows of the vocabulary's tables a checkpoint holds in place of its base's; none: whole tables."""
+    if pointer.rows is not None:
+        return tuple(pointer.rows)
+    return tuple(range(model.llm.vocab_size)) if read_new_tokens(hf, CheckpointError) else ()
 
 
 def base_of(pointer: AdapterPointer, source: Path) -> FoundCheckpoint:

@@ -86,7 +86,6 @@ def test_what_does_not_fit_the_model_is_refused(changes, message):
     [
         ({"adapter": {"targets": ["mlp", "mlp"]}}, "adapter.targets: mlp stands there twice"),
         ({"model": {"spec": "te"}}, "adapter.kind lora works on layers of model.spec local"),
-        ({"model": {"add_tokens": "f"}}, "adapter.kind lora with model.add_tokens"),
         ({"adapter": {"dropout": 1.5}}, "adapter.dropout"),
     ],
 )

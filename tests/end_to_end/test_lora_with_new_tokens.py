@@ -220,9 +220,11 @@ def test_what_peft_wrote_after_resizing_is_read(base, tmp_path, how):
     assert tokenizer.add_tokens([*TOKENS]) == 3
     model = transformers.AutoModelForImageTextToText.from_pretrained(base / "native")
     model.resize_token_embeddings(len(tokenizer))
+    numbers = tokenizer.convert_tokens_to_ids([*TOKENS])
+    assert numbers == [412, 413, 414], "transformers adds <video> to this tokenizer when it opens it"
     trains = {"modules_to_save": ["embed_tokens", "lm_head"]}
     if how == "rows":
-        trains = {"trainable_token_indices": {"embed_tokens": IDS, "lm_head": IDS}}
+        trains = {"trainable_token_indices": {"embed_tokens": numbers, "lm_head": numbers}}
     wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["down_proj"], **trains)).eval()
     with torch.no_grad():
         for name, values in wrapped.named_parameters():
@@ -232,13 +234,14 @@ def test_what_peft_wrote_after_resizing_is_read(base, tmp_path, how):
     ids = tokenizer(TEXT, return_tensors="pt").input_ids
     with torch.no_grad():
         theirs = wrapped(input_ids=ids).logits
-    with pytest.raises(CheckpointError, match="3 rows behind the 411 of its base .* not say which tokens"):
+    with pytest.raises(CheckpointError, match="rows behind the 411 of its base .*to 414.* not say which tokens"):
         merge_adapters(base / "native", [tmp_path / "peft"], tmp_path / "merged")
     tokenizer.save_pretrained(tmp_path / "peft")
     merge_adapters(base / "native", [tmp_path / "peft"], tmp_path / "merged", side_files=side_files)
     again = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").eval()
+    video = torch.arange(415) != 411  # nobody has trained its row, which resizing drew
     with torch.no_grad():
-        assert (again(input_ids=ids).logits - theirs).abs().max() < LOGITS
+        assert (again(input_ids=ids).logits - theirs)[..., video].abs().max() < LOGITS
     assert Tokenizer.from_folder(tmp_path / "merged").encode(TEXT) == ids[0].tolist()
     small = InternVLConfig.from_folder(base / "native")
     write_peft(read_peft(tmp_path / "peft", small), small, tmp_path / "back", "native")

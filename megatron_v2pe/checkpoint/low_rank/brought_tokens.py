@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from megatron_v2pe.base.logging import get_logger
 from megatron_v2pe.checkpoint.growth import Growth
 from megatron_v2pe.checkpoint.low_rank.token_rows import TokenRows
 from megatron_v2pe.errors import CheckpointError, ConfigError
@@ -20,6 +21,8 @@ from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.token_differences import token_differences, token_names
 from megatron_v2pe.foreign.tokenizer_folder import FolderIds, ids_of_folder
 from megatron_v2pe.models.config import InternVLConfig
+
+_log = get_logger(__name__)
 
 
 def growth_of(stated: Sequence[TokenRows | None], hf: Path, model: InternVLConfig) -> Growth | None:
@@ -63,8 +66,10 @@ def growth_of(stated: Sequence[TokenRows | None], hf: Path, model: InternVLConfi
 
 def _brought(rows: TokenRows, tokenizer: FolderIds, hf: Path) -> Iterator[NewToken]:
     """Yield the tokens that a base has not, with the pieces that the base's tokenizer has for each."""
-    expected = tokenizer.size
+    expected, there = tokenizer.size, set(rows.ids)
     for token in rows.tokens:
+        if token.id < tokenizer.size and token.id not in there:
+            continue  # of a tokenizer that states the base's own tokens too
         known, shown = tokenizer.known_id(token.content), printable(token.content)[:80]
         if known == token.id:
             continue
@@ -92,9 +97,18 @@ def _check_rows(rows: TokenRows, brought: Sequence[NewToken], rows_before: int) 
     """
     there = set(rows.ids)
     if without := [token for token in brought if token.id not in there]:
-        raise CheckpointError(
-            f"{rows.source}: brings {len(brought)} tokens, and has no rows for {len(without)} of them "
-            f"({token_names(without)}): copy it again, or save it with all of its files"
+        names = token_names(without)
+        if all(token.pieces for token in rows.tokens):
+            raise CheckpointError(
+                f"{rows.source}: brings {len(brought)} tokens, and has no rows for {len(without)} of them ({names}): copy "
+                "it again, or save it with all of its files"
+            )
+        _log.warning(
+            "%s: the tokenizer beside it has %d tokens more than its base, of which it has no rows (%s): theirs begin as "
+            "the mean of the pieces that each replaces",
+            rows.source,
+            len(without),
+            names,
         )
     behind = max([rows_before, *(token.id + 1 for token in brought)])
     if left := sorted(number for number in there if number >= behind):

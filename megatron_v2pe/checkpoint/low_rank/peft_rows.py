@@ -97,7 +97,7 @@ def rows_found(
             first,
             lacking.pop(),
         )
-    tokens = () if folder is None else tokens_beside(folder, ids[first])
+    tokens = () if folder is None else tokens_beside(folder)
     return TokenRows(source, ids[first], tables, tokens, folder if tokens else None)
 
 

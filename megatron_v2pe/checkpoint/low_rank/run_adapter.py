@@ -78,7 +78,7 @@ def read_run(folder: Path, verify: bool = True, averaged: bool = False) -> Adapt
         if key in keys:
             own = f"{before}{key}" if f"{before}{key}" in reader.tensors else key  # rows that do not learn are averages
             tables[key] = _factor(reader, own, (len(ids), model.llm.hidden_size), source)
-    token_rows = TokenRows(source, ids, tables, tokens_beside(hf, ids), hf) if tables else None
+    token_rows = TokenRows(source, ids, tables, tokens_beside(hf), hf) if tables else None
     dropout = max((one.dropout for one in pointer.parts.values()), default=0.0)
     base = StatedBase(pointer.base, pointer.fingerprint)
     return Adapter(source, table, changes, replaced, dropout, base, _trained(folder), token_rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ class TokenRows:
     tables: Mapping[str, Tensor]
     """Key of a table (`growth.TABLES`) -> [rows here, columns]; of a tied model the embedding alone."""
     tokens: tuple[NewToken, ...] = ()
-    """Tokens among these rows that their folder states; without pieces where another program wrote it."""
+    """Tokens that their folder states, see `tokens_beside`; without pieces where another program wrote it."""
     tokenizer: Path | None = None
     """Folder of the tokenizer with these tokens."""
 
@@ -58,17 +58,16 @@ class TokenRows:
         view[at.to(view.device)] = values.to(view.device, view.dtype)
 
 
-def tokens_beside(folder: Path, ids: Sequence[int]) -> tuple[NewToken, ...]:
-    """Return those tokens that the tokenizer in a folder of an adapter has at some rows, in the order of their ids.
+def tokens_beside(folder: Path) -> tuple[NewToken, ...]:
+    """Return the tokens that a folder of an adapter states, in the order of their ids.
 
     Args:
-        folder: with the files of a tokenizer, whole or in part, and perhaps with the record of this project.
-        ids: of the rows.
+        folder: with the record of new tokens of this project; or with the files of a tokenizer, whole or in part, all of
+            whose tokens of their own count, those of the base among them.
 
     Raises:
         CheckpointError: a file is damaged.
     """
-    wanted = set(ids)
     if (folder / RECORD).is_file():
         found = read_new_tokens(folder, CheckpointError)
     else:
@@ -77,4 +76,4 @@ def tokens_beside(folder: Path, ids: Sequence[int]) -> tuple[NewToken, ...]:
         found = tuple(
             NewToken(one.content, one.id, (), **{rule: getattr(one, rule) for rule in rules}) for one in stated
         )
-    return tuple(sorted((token for token in found if token.id in wanted), key=lambda token: token.id))
+    return tuple(sorted(found, key=lambda token: token.id))

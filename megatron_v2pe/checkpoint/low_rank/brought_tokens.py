@@ -100,12 +100,12 @@ def _check_rows(rows: TokenRows, brought: Sequence[NewToken], rows_before: int) 
         names = token_names(without)
         if all(token.pieces for token in rows.tokens):
             raise CheckpointError(
-                f"{rows.source}: brings {len(brought)} tokens, and has no rows for {len(without)} of them ({names}): copy "
-                "it again, or save it with all of its files"
+                f"{rows.source}: brings {len(brought)} tokens, and has no rows for {len(without)} of them ({names}): "
+                "copy it again, or save it with all of its files"
             )
         _log.warning(
-            "%s: the tokenizer beside it has %d tokens more than its base, of which it has no rows (%s): theirs begin as "
-            "the mean of the pieces that each replaces",
+            "%s: the tokenizer beside it has %d tokens more than its base, of which it has no rows (%s): theirs begin "
+            "as the mean of the pieces that each replaces",
             rows.source,
             len(without),
             names,

@@ -11,7 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from megatron_v2pe.checkpoint.low_rank.adapter import WEIGHT, Adapter, StatedBas
 from megatron_v2pe.checkpoint.low_rank.change import LowRankChange
 from megatron_v2pe.checkpoint.low_rank.module_names import module_table, modules_of
 from megatron_v2pe.checkpoint.low_rank.peft_config import CONFIG_FILE, PeftConfig, patterns_of, shortest_names
-from megatron_v2pe.checkpoint.low_rank.peft_rows import DELTA, copy_tokenizer, rows_found, rows_in_peft_form
+from megatron_v2pe.checkpoint.low_rank.peft_halves import BEFORE, Halves, halves_of
+from megatron_v2pe.checkpoint.low_rank.peft_rows import copy_tokenizer, rows_found, rows_in_peft_form
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.foreign.schema import Fields
@@ -38,26 +39,8 @@ from megatron_v2pe.models.native_config import NATIVE
 WEIGHTS_FILE, PICKLE_FILE = "adapter_model.safetensors", "adapter_model.bin"
 OWN_FILE = "v2pe_adapter.json"
 """What stands beside PEFT's files."""
-_BEFORE = "base_model.model."
-_HALVES = re.compile(r"\.lora_([AB])(?:\.[\w-]+)?\.weight$")
-_SAVED = re.compile(r"\.modules_to_save(?:\.[\w-]+)?(?=\.)")
-_BASE_LAYER = re.compile(r"(?:\.token_adapter)?\.base_layer(?=\.)")
-_DELTA = re.compile(re.escape(DELTA) + r"(?:\.[\w-]+)?$")
-_ORIGINAL = ".original_module."
-_OTHERS = (".lora_magnitude_vector", ".lora_embedding_", ".lora_bias", "lora_B.bias")
 _FORMAT = 1
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Halves:
-    """The tensors of an adapter as they lie in a file: `down` and `up` by module, and tensors that stand whole."""
-
-    down: Mapping[str, Tensor]
-    up: Mapping[str, Tensor]
-    whole: Mapping[str, Tensor]
-    rows: Mapping[str, Tensor] = field(default_factory=dict)
-    """Rows of single tokens, by module of an embedding or a head."""
 
 
 def is_peft_folder(folder: Path) -> bool:
@@ -89,52 +72,6 @@ def read_peft(folder: Path, model: InternVLConfig) -> Adapter:
     tensors = {place.name: file.tensor(place.name) for place in file.header.tensors}
     halves = halves_of(tensors, printable(path))
     return fitted(halves, config, model, source, own_file(folder), folder)
-
-
-def halves_of(tensors: Mapping[str, Tensor], source: str) -> Halves:
-    """Sort the tensors of a file by what they are.
-
-    Raises:
-        CheckpointError: a tensor of another kind of adapter, one half without the other, or a value that is no number.
-    """
-    down: dict[str, Tensor] = {}
-    up: dict[str, Tensor] = {}
-    whole: dict[str, Tensor] = {}
-    rows: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        shown = f"{source}: {printable(name)[:200]}"
-        if other := next((mark for mark in _OTHERS if mark in name), None):
-            raise CheckpointError(
-                f"{shown}: {other.strip('._')} belongs to another kind of adapter than LoRA on linears"
-            )
-        if not tensor.dtype.is_floating_point:
-            raise CheckpointError(f"{shown} is {tensor.dtype}, expected a floating-point type")
-        if not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
-            raise CheckpointError(f"{shown}: {count} of {tensor.numel()} values are NaN or infinite")
-        short = name.removeprefix(_BEFORE)
-        if _ORIGINAL in short:  # the base's own values beside trained ones
-            continue
-        if (module := _DELTA.sub("", short)) != short:
-            rows[module] = tensor
-            continue
-        half = _HALVES.search(short)
-        if half is None:
-            whole[_BASE_LAYER.sub("", _SAVED.sub("", short))] = tensor
-            continue
-        module, side = short[: half.start()], down if half[1] == "A" else up
-        if module in side:
-            raise CheckpointError(f"{shown}: a second lora_{half[1]} of {printable(module)}: adapters of two names")
-        side[module] = tensor
-    for one, other, letters in ((down, up, "AB"), (up, down, "BA")):
-        if alone := sorted(one.keys() - other.keys()):
-            raise CheckpointError(
-                f"{source}: {printable(alone[0])[:200]}: lora_{letters[0]} without lora_{letters[1]}, as in "
-                f"{len(alone)} of {len(one)} modules: the file is not whole, copy it again"
-            )
-    if not down and not whole and not rows:
-        raise CheckpointError(f"{source}: holds no adapter: none of its {len(tensors)} tensors is a lora_A")
-    return Halves(down, up, whole, rows)
 
 
 def fitted(
@@ -237,9 +174,9 @@ def write_peft(
     config = replace(config, token_rows=token_rows)
     tensors: dict[str, Tensor] = {}
     for module, change in changes.items():
-        tensors[f"{_BEFORE}{module}.lora_A.weight"] = change.down
-        tensors[f"{_BEFORE}{module}.lora_B.weight"] = change.up
-    tensors |= {_BEFORE + name: tensor for name, tensor in {**stated.whole, **tables}.items()}
+        tensors[f"{BEFORE}{module}.lora_A.weight"] = change.down
+        tensors[f"{BEFORE}{module}.lora_B.weight"] = change.up
+    tensors |= {BEFORE + name: tensor for name, tensor in {**stated.whole, **tables}.items()}
     if dtype is not None:
         tensors = {name: _rounded(name, tensor, dtype, adapter.source) for name, tensor in tensors.items()}
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # as the safetensors library has it

@@ -62,8 +62,8 @@ def tokens_beside(folder: Path) -> tuple[NewToken, ...]:
     """Return the tokens that a folder of an adapter states, in the order of their ids.
 
     Args:
-        folder: with the record of new tokens of this project; or with the files of a tokenizer, whole or in part, all of
-            whose tokens of their own count, those of the base among them.
+        folder: with the record of new tokens of this project; or with the files of a tokenizer, whole or in part, all
+            of whose tokens of their own count, those of the base among them.
 
     Raises:
         CheckpointError: a file is damaged.

@@ -24,7 +24,8 @@ from megatron_v2pe.checkpoint.hf.folder import FileLayout, HFWeights
 from megatron_v2pe.checkpoint.hf.safetensors_io import header_of
 from megatron_v2pe.checkpoint.low_rank.adapter import Adapter, StatedBase
 from megatron_v2pe.checkpoint.low_rank.peft_config import PeftConfig
-from megatron_v2pe.checkpoint.low_rank.peft_folder import fitted, halves_of
+from megatron_v2pe.checkpoint.low_rank.peft_folder import fitted
+from megatron_v2pe.checkpoint.low_rank.peft_halves import halves_of
 from megatron_v2pe.checkpoint.resolve import has_weights
 from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.printable import printable

@@ -201,7 +201,7 @@ def load_training(
         optimizer: its optimizer.
         verify: compare checksums.
         learned_only: the folder holds what learns alone; all else stays as it is.
-        table_rows: the folder holds of the vocabulary's tables these rows alone, as `save` was told.
+        table_rows: the folder holds of the vocabulary's tables these rows alone, see `save`.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged, unsafe, or of another model.

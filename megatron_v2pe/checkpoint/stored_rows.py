@@ -107,9 +107,9 @@ def reader_of_all_rows(reader: TorchDistReader, model: nn.Module, rows: range) -
     found = (part for _, parts in held_parts(model) for part in parts if part.key in TABLES)
     held = [HeldPart(part.key, part.view.to("cpu", copy=True), part.begin) for part in found]
     behind = max((part.begin[0] + part.view.shape[0] for part in held), default=0)
-    everyone: list[int] = [0] * dist.get_world_size()
-    dist.all_gather_object(everyone, behind)
-    return RowsReader(reader, rows, max(everyone), held)
+    vocabulary = torch.tensor(behind, device=next(model.parameters()).device)
+    dist.all_reduce(vocabulary, op=dist.ReduceOp.MAX)
+    return RowsReader(reader, rows, int(vocabulary.item()), held)
 
 
 def _is_weight(key: str) -> bool:

@@ -64,20 +64,12 @@ def _new(ids: torch.Tensor) -> torch.Tensor:
     return torch.where((ids > 2) & (ids < 500) & (ids % 7 == 0), BEFORE + ids % 3, ids)
 
 
-def test_layouts(case, pools):
+def equal_in(case, pools, single, layouts):
+    """Compare layouts with one process, and what each has stored and loaded with what it had."""
     folder, one = case
-    tied = one.hf_config["llm_config"]["tie_word_embeddings"]
+    names = TABLES[: 1 if one.hf_config["llm_config"]["tie_word_embeddings"] else 2]
     arguments = {"folder": str(folder / "mcore"), "root": str(folder)}
-    single = pools[1].run(train, case=one, name="single", **arguments)[0]
-    names = TABLES[: 1 if tied else 2]
-    for name in names:
-        first, last = single["first"][name], single["last"][name]
-        means = torch.stack([first[list(token.pieces)].mean(0) for token in TOKENS])
-        assert first.shape == (ROWS, first.shape[1]) and torch.equal(first[BEFORE:], means)
-        assert (
-            torch.equal(first[:BEFORE], last[:BEFORE]) and ((first[BEFORE:] - last[BEFORE:]).abs() > 1e-3).any(1).all()
-        )
-    for name, layout in {"tp2": TP2, "pp2": PP2, "dp2": DP2, "cp2": CP2, "plain": PLAIN}.items():
+    for name, layout in layouts.items():
         ranks = pools[2].run(train, case=replace(one, layout=layout), name=name, **arguments)
         found = ranks[0]
         assert all(rank["padding"] == 0 for rank in ranks) and (name != "tp2" or ranks[1]["padded"] > 0)
@@ -91,6 +83,29 @@ def test_layouts(case, pools):
         assert {key: shape for key, shape in found["stored"].items() if key.endswith(names)} and not [
             key for key, shape in found["stored"].items() if ".adapter." not in key and shape != (3, shape[-1])
         ], (name, found["stored"])
+
+
+@pytest.mark.exhaustive
+def test_further_layouts(case, pools):
+    folder, one = case
+    single = pools[1].run(train, case=one, name="alone", folder=str(folder / "mcore"), root=str(folder))[0]
+    equal_in(case, pools, single, {"cp2": CP2, "plain": PLAIN})
+
+
+def test_layouts(case, pools):
+    folder, one = case
+    tied = one.hf_config["llm_config"]["tie_word_embeddings"]
+    arguments = {"folder": str(folder / "mcore"), "root": str(folder)}
+    single = pools[1].run(train, case=one, name="single", **arguments)[0]
+    names = TABLES[: 1 if tied else 2]
+    for name in names:
+        first, last = single["first"][name], single["last"][name]
+        means = torch.stack([first[list(token.pieces)].mean(0) for token in TOKENS])
+        assert first.shape == (ROWS, first.shape[1]) and torch.equal(first[BEFORE:], means)
+        assert (
+            torch.equal(first[:BEFORE], last[:BEFORE]) and ((first[BEFORE:] - last[BEFORE:]).abs() > 1e-3).any(1).all()
+        )
+    equal_in(case, pools, single, {"tp2": TP2, "pp2": PP2, "dp2": DP2})
     broken = pools[2].run(train, case=replace(one, layout=TP2), name="broken", forget=True, **arguments)[0]
     assert (broken["last"][names[0]][:BEFORE] - single["last"][names[0]][:BEFORE]).abs().max() > 100 * WEIGHTS
 

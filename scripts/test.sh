@@ -47,7 +47,7 @@ if [ "$#" -gt 0 ]; then
 else
     run "pytest of one process" "$bin/python" -m pytest -q --durations=10 -n 2 --dist worksteal tests/unit tests/conversion \
         tests/launch tests/breakage
-    run "pytest of several processes" "$bin/python" -m pytest -q --durations=15 -n 2 --dist loadfile tests/parallel \
+    run "pytest of several processes" "$bin/python" -m pytest -q --durations=15 -n 2 --dist worksteal tests/parallel \
         tests/end_to_end
 fi
 

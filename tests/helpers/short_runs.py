@@ -136,15 +136,14 @@ def _held(model: Any, wrapped: Any, optimizer: Any) -> dict[str, int]:
         kind = f"weights {str(parameter.dtype).removeprefix('torch.')}"
         held[kind] = held.get(kind, 0) + parameter.numel()
     state: dict[int, int] = {}
+    weights = [(weight.data_ptr(), weight.data_ptr() + weight.nbytes) for weight in model.parameters()]
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        weights = {p.data_ptr() for p in model.parameters()}
         inner = part.optimizer
         for group in inner.param_groups:
             for parameter in group["params"]:
-                if parameter.data_ptr() not in weights and not any(  # a master copy, not a view of a weight
-                    w.data_ptr() <= parameter.data_ptr() < w.data_ptr() + w.nbytes for w in model.parameters()
-                ):
-                    state[parameter.data_ptr()] = parameter.numel()
+                at = parameter.data_ptr()
+                if not any(begin <= at < end or at == begin for begin, end in weights):  # a master copy, and no view
+                    state[at] = parameter.numel()
         for values in inner.state.values():
             for value in values.values():
                 if isinstance(value, torch.Tensor) and value.dim():

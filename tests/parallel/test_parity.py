@@ -212,10 +212,17 @@ def test_gradients_formed_in_their_buffers_are_those_added_by_hooks(case, run, n
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tp2_sp"])
-def test_triton_kernels_inside_the_model(case, run, name):
-    """In the interpreter, with drop path and recompute: shapes, strides and types as the model hands them over."""
+def test_triton_kernels_inside_the_model(pools, case, run, hf_config, name):
+    """In the interpreter, with drop path and recompute: shapes, strides and types as the model hands them over.
+
+    Two layers of each kind: the interpreter takes seconds for one.
+    """
     pytest.importorskip("triton", reason="triton is not installed")
-    this = replace(case(torch.float32, packs="one_token", drop_path_rate=0.5), drop_path_seed=3)
+    llm, tower = ({**hf_config[part], "num_hidden_layers": 2} for part in ("llm_config", "vision_config"))
+    config = {**hf_config, "llm_config": llm, "vision_config": tower}
+    weights = pools[1].run(parity.random_weights, hf_config=config)[0]
+    this = case(torch.float32, packs="one_token", drop_path_rate=0.5)
+    this = replace(this, hf_config=config, weights=weights, drop_path_seed=3)
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
     again = replace(this, options={**this.options, **full, "recompute_vision": True})
     assert_equal(run(this), run(again, name, "triton_kernels"), torch.float32)

@@ -31,8 +31,8 @@ _SHARES = ("repeat_time", "weight")
 _SETTINGS = ("data_augment", "max_dynamic_patch", "dynamic_image_size", "transparency", "exif_rotation", *_SHARES)
 """Fields of a data list that change what is trained on, or the order."""
 _GO_ON = (
-    "Put back the data list and the annotations the run was started with; to train on with other data, start a new "
-    "run from this one: --model_name_or_path RUN --checkpoint.save OTHER"
+    "Put back the data list and the annotations the run was started with, and its validation.share; to train on with "
+    "other data, start a new run from this one: --model_name_or_path RUN --checkpoint.save OTHER"
 )
 _SHOWN = 3
 _log = get_logger(__name__)

@@ -20,6 +20,7 @@ from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.config import InternVLConfig
 from megatron_v2pe.models.lora_plan import LowRankPlan
+from megatron_v2pe.train.adapter_settings import PART_RANKS
 
 SETTING = "adapter.start"
 
@@ -62,12 +63,14 @@ def starting_tensors(
     changed = {row.key for row in adapter.table.tensors if row.name in adapter.changes}
     if left := sorted(changed - reached):
         raise ConfigError(
-            f"{SETTING} {adapter.source}: changes {left[0]} and {len(left) - 1} other linears that are no targets of "
-            "this run: name them in adapter.targets"
+            f"{SETTING} {adapter.source}: changes {len(left)} linears that are no targets of this run, such as "
+            f"{left[0]}: name them in adapter.targets; where it is the head or the embedding, which no target names, "
+            "merge the adapter into its base first"
         )
     found = dict(named.whole)
     for linear, pieces in plan.pieces.items():
-        settings = plan.settings[linear.split(".")[0]]
+        part = linear.split(".")[0]
+        settings = plan.settings[part]
         for piece in pieces:
             change = named.changes.get(piece_name(linear, piece.name))
             if change is None:
@@ -75,7 +78,7 @@ def starting_tensors(
             if change.rank > settings.rank:
                 raise ConfigError(
                     f"{SETTING} {adapter.source}: its factors of {linear} ({piece.name}) have rank {change.rank}, this "
-                    f"run's {settings.rank}: set adapter.rank {change.rank}, or more"
+                    f"run's {settings.rank}: set adapter.{PART_RANKS[part]} {change.rank}, or more"
                 )
             key = f"{linear}.adapter.{piece.name}"
             found[f"{key}.lora_A"] = change.down

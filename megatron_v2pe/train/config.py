@@ -21,7 +21,8 @@ from megatron_v2pe.train.adapter_settings import AdapterSettings
 from megatron_v2pe.train.evaluation.settings import EvaluationConfig
 from megatron_v2pe.train.health.settings import HealthConfig
 from megatron_v2pe.train.optimizers.adamw import AdamWConfig
-from megatron_v2pe.train.optimizers.settings import OptimizerSettings
+from megatron_v2pe.train.optimizers.parts import PARTS, check_parts
+from megatron_v2pe.train.optimizers.settings import SCHEDULES, OptimizerSettings
 from megatron_v2pe.train.validation.settings import ValidationConfig
 from megatron_v2pe.v2pe.settings import V2PESettings
 
@@ -299,6 +300,7 @@ class ExperimentConfig:
         self.validation.validate(self.data, self.checkpoint.save)
         self.evaluation.validate(self.v2pe.rope_pos_id_version, self.checkpoint.save, self.model.spec)
         self.adapter.validate()
+        self._validate_optimizer()
         self._validate_adapter()
         self._validate_padding()
         self._validate_offload()
@@ -310,14 +312,22 @@ class ExperimentConfig:
         if world_size is not None:
             self.train.micro_batches(self.parallel.data_parallel_size(world_size))
 
+    def _validate_optimizer(self) -> None:
+        """Check the schedule against the run's length, where that is known, and that parts with rates may learn."""
+        if self.train.epochs is None:
+            SCHEDULES.get(self.optimizer.lr_decay_style)(self.optimizer, self.train.train_steps)
+        model = self.model
+        frozen = {
+            "vision": model.freeze_backbone and not model.unfreeze_vit_layers,
+            "projector": model.freeze_mlp,
+            "language": model.freeze_llm,
+            "embedding": model.freeze_llm and not model.train_new_tokens,
+            "adapter": not self.adapter.is_on,
+        }
+        check_parts(self.optimizer, (part for part in PARTS if not frozen[part]))
+
     def _validate_adapter(self) -> None:
         if not self.adapter.is_on:
-            for name in ("adapter_lr", "adapter_b_lr_ratio", "adapter_weight_decay"):
-                if (value := getattr(self.optimizer, name)) is not None:
-                    raise ConfigError(
-                        f"optimizer.{name} is {value}, but nothing of adapters learns in this run: unset it, or set "
-                        "adapter.kind lora"
-                    )
             return
         if self.model.spec == "te":
             raise ConfigError("adapter.kind lora works on layers of model.spec local, which is te")

@@ -7,13 +7,14 @@ train something else than was asked for. `published_flags` reads the table; `doc
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from typing import Any
 
 from megatron_v2pe.base.whole_numbers import is_whole_number
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
+from megatron_v2pe.train.config import TrainConfig
 from megatron_v2pe.train.published_optimizer import custom_trainer, schedule, schedule_arguments, warmup_steps
 
 Settings = dict[str, Any]
@@ -78,7 +79,9 @@ def shown_value(value: str) -> str:
 
 
 def _grad_checkpoint(value: str) -> Settings:
-    return {"train.recompute": "auto" if is_true(value, "grad_checkpoint") else "none"}
+    """Read whether activations are recomputed; what a recipe states of that in detail counts no longer."""
+    stated = {f"train.{one.name}": one.default for one in fields(TrainConfig) if one.name.startswith("recompute_")}
+    return {**stated, "train.recompute": "auto" if is_true(value, "grad_checkpoint") else "none"}
 
 
 def _lora(part: str) -> Callable[[str], Settings]:

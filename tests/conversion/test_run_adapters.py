@@ -103,6 +103,9 @@ def test_two_adapters_with_weights(places, tmp_path):
     merge_adapters(root / "hf", [root / "run", tmp_path / "beside"], tmp_path / "both", weights=[0.25, 0.75])
     wanted, found = expected(root, learned), weights_of(tmp_path / "both")
     assert max((found[name] - wanted[name]).abs().max().item() for name in wanted) < MERGED
+    merge_adapters(root / "hf", [root / "run", tmp_path / "beside"], tmp_path / "half", weights=[1.0, -0.5])
+    base, half = weights_of(root / "hf"), weights_of(tmp_path / "half")  # of the projector, trained in full, too
+    assert max((half[name] - (base[name] + wanted[name]) / 2).abs().max().item() for name in wanted) < MERGED
     with pytest.raises(ConfigError, match="--weights: factors given: 1, adapters: 2"):
         merge_adapters(root / "hf", [root / "run", tmp_path / "beside"], tmp_path / "no", weights=[1.0])
 

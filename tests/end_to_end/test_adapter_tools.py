@@ -135,7 +135,7 @@ def test_a_run_begins_with_an_adapter_in_peft_form(tools, tiny, tmp_path):
     scale = {name: 0.5 if "vision_model" in name and "lora_B" in name else 1.0 for name in before}
     assert all(torch.equal(after[name], value * scale[name]) for name, value in before.items())
     small = start("train", *settings(tiny, tmp_path / "no", **ours, **{"adapter.llm_rank": 2}), status=2)
-    assert "have rank 3, this run's 2: set adapter.rank 3, or more" in small
+    assert "have rank 3, this run's 2: set adapter.llm_rank 3, or more" in small
     ours["adapter.targets"] = "language_model.mlp"
     few = start("train", *settings(tiny, tmp_path / "no", **ours), status=2)
-    assert "other linears that are no targets of this run" in few and not list(tmp_path.glob("no/iter_*"))
+    assert "linears that are no targets of this run" in few and not list(tmp_path.glob("no/iter_*"))

@@ -22,7 +22,7 @@ _AT_ONCE = 4 << 20
 
 @dataclass(frozen=True)
 class _Term:
-    """What is added to the rows of a Megatron-Core tensor, or put in their place."""
+    """What changes the rows of a Megatron-Core tensor."""
 
     rows: Tensor
     """int64 [key rows], each one's row of `change` or `whole`; -1: the row stays as it is."""
@@ -83,14 +83,20 @@ class MergedRows:
             self._source.read(key, first_row + begin, content)
             values = torch.frombuffer(content, dtype=stored.dtype).view(count, columns)
             values = values.to(torch.promote_types(stored.dtype, torch.float32))
-            for term in self._terms[key]:
-                _apply(term, values, first_row + begin)
+            terms = self._terms[key]
+            base = values if len(terms) == 1 and terms[0].weight == 1 else values.clone()
+            for term in terms:
+                _apply(term, values, base, first_row + begin)
             result = values.to(wanted.dtype).contiguous().view(torch.uint8).numpy().reshape(-1)
             out[begin * wanted.row_bytes : (begin + count) * wanted.row_bytes] = memoryview(result)  # type: ignore[arg-type]
 
 
-def _apply(term: _Term, values: Tensor, first_row: int) -> None:
-    """Change rows [n, columns] of a tensor, `first_row` and those behind it."""
+def _apply(term: _Term, values: Tensor, base: Tensor, first_row: int) -> None:
+    """Change rows [n, columns] of a tensor, `first_row` and those behind it.
+
+    What was trained in full counts as its difference from the base's rows, so that factors hold for it, and so that
+    what other adapters change beside it stays; where it is all that changes, it takes their place bit for bit.
+    """
     places = torch.full((len(values),), -1)
     known = term.rows[first_row : first_row + len(values)]
     places[: len(known)] = known  # rows beyond are a vocabulary's padding
@@ -99,7 +105,10 @@ def _apply(term: _Term, values: Tensor, first_row: int) -> None:
         return
     if term.whole is not None:
         new = term.whole.reshape(term.whole.shape[0], -1)[places[mine]].to(values.dtype)
-        values[mine, : new.shape[1]] = new
+        if base is values:
+            values[mine, : new.shape[1]] = new
+        else:
+            values[mine, : new.shape[1]] += term.weight * (new - base[mine, : new.shape[1]])
         return
     assert term.change is not None
     up, down = term.change.up[places[mine]].to(values.dtype), term.change.down.to(values.dtype)

@@ -113,6 +113,12 @@ def test_a_json_file_of_flags_is_read_like_the_flags(parse, tmp_path):
         (("--bf16",), "train.precision", "bf16"),
         (("--grad_checkpoint", "False"), "train.recompute", "none"),
         (("--grad_checkpoint",), "train.recompute", "auto"),
+        (
+            ("--recipe", "quickstart", "--grad_checkpoint"),
+            "train.recompute",
+            "auto",
+        ),
+        (("--recipe", "long_context", "--grad_checkpoint", "False"), "train.recompute", "none"),
         (("--save_strategy", "no"), "checkpoint.save_interval", None),
         (("--save_strategy", "no", "--save_steps", "7"), "checkpoint.save_interval", None),
         (("--save_steps", "7", "--save_strategy", "steps"), "checkpoint.save_interval", 7),

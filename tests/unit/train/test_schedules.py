@@ -99,6 +99,11 @@ def test_the_last_tenth_of_a_run_falls_by_default():
             ("--optimizer.lr-decay-style=wsd", "--optimizer.wsd-decay-steps=5", "--optimizer.wsd-decay-ratio=0.5"),
             "wsd_decay_steps is 5 and optimizer.wsd_decay_ratio 0.5: give one",
         ),
+        (
+            ("--optimizer.lr-decay-style=wsd", "--optimizer.wsd-decay-steps=5", "--train.train-steps=4"),
+            "and 5 in which the rate falls are more than the 4 steps",
+        ),
+        (("--freeze_backbone", "--optimizer.vision-lr=1e-5"), "vision_lr is 1e-05, but nothing of vision_model learns"),
         (("--optimizer.warmup-steps=-1",), "warmup_steps is -1, expected"),
         (("--warmup_steps", "5", "--warmup_ratio", "0.1"), "--warmup_steps 5 and --warmup_ratio 0.1 both say"),
         (("--lr_scheduler_type", "polynomial"), "--lr_scheduler_type polynomial is refused: known here are cosine"),
@@ -112,7 +117,7 @@ def test_the_last_tenth_of_a_run_falls_by_default():
 )
 def test_what_contradicts_itself_is_refused(words, says):
     with pytest.raises(ConfigError, match=says):
-        cli.parse([*words, "--model.model-name-or-path=m"], RECIPES).optimizer.validate()
+        cli.parse([*words, "--model.model-name-or-path=m", "--data.meta-path=d"], RECIPES).validate()
 
 
 def test_a_schedule_that_does_not_fit_the_run_is_refused():

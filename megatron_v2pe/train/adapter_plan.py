@@ -24,8 +24,9 @@ def plan_of(
         unfreeze_vit_layers: `model.unfreeze_vit_layers`.
 
     Raises:
-        ConfigError: a target is unknown or matches nothing; a rank is larger than a linear is wide; layers of the tower
-            would learn in full beside their adapters, which no form of an adapter can hold.
+        ConfigError: a target is unknown or matches nothing; a rank is larger than a linear is wide, or is that of a
+            part without a target; layers of the tower would learn in full beside their adapters, which no form of an
+            adapter can hold.
     """
     if not settings.is_on:
         return None
@@ -38,6 +39,12 @@ def plan_of(
         for part in PART_RANKS
     }
     plan = LowRankPlan({linear: tuple(row.piece for row in rows) for linear, rows in found.items()}, parts, seed)
+    for part, name in PART_RANKS.items():
+        if getattr(settings, name) is not None and part not in plan.parts:
+            raise ConfigError(
+                f"adapter.{name} is {getattr(settings, name)}, but adapter.targets names no linear of {part}: leave "
+                f"one of the two out, or add {part}.mlp"
+            )
     if unfreeze_vit_layers and "vision_model" in plan.parts:
         raise ConfigError(
             f"model.unfreeze_vit_layers {unfreeze_vit_layers} would train weights of the tower that adapters of "

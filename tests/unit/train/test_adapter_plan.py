@@ -69,6 +69,7 @@ def test_targets_may_be_pieces_and_parts_have_ranks_of_their_own():
         ({"targets": ("language_model.down_proj",)}, "what Hugging Face calls so is linear_fc2 here"),
         ({"targets": ("q",)}, "'q' matches no linear of this model.*adapter.pieces split"),
         ({"targets": ("vision_projection.attention",)}, "matches no linear of this model"),
+        ({"targets": ("language_model.q",), "pieces": "split", "backbone_rank": 4}, "adapter.backbone_rank is 4, but"),
         ({"targets": ("vision_projection.mlp",), "projector_rank": 3000}, "adapter.projector_rank 3000 is larger than"),
         (
             {"rank": 2049},

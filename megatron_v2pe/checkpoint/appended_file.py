@@ -28,7 +28,8 @@ _THREADS = 2
 """Steps that are under way at once: the device has more to do while one is handed over."""
 _THROUGH_CACHE = 128 << 10
 """Bytes of one write through the cache: with more the system takes longer for every byte (0.37 s/GB, 1 MiB: 1.1)."""
-_UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+UNSUPPORTED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that cannot do what it is asked for."""
 
 
 class AppendedFile:
@@ -99,7 +100,7 @@ class AppendedFile:
         try:
             return os.open(self._path, os.O_WRONLY | os.O_CLOEXEC | os.O_DIRECT)
         except OSError as error:
-            if error.errno in _UNSUPPORTED:
+            if error.errno in UNSUPPORTED:
                 return None
             raise
 
@@ -113,7 +114,7 @@ class AppendedFile:
             self._threads = ThreadPoolExecutor(_THREADS, "writes")
             for _ in range(_THREADS):
                 self._stages.put(mmap.mmap(-1, _STEP))  # begins at a page
-        aligned = _address(content) % PAGE == 0
+        aligned = address_of(content) % PAGE == 0
 
         def step(at: int) -> None:
             self._write_step(past, begin + at, content[at : at + _STEP], aligned)
@@ -133,7 +134,7 @@ class AppendedFile:
             try:
                 _write_all(past, begin, content)
             except OSError as error:  # a file system that opens a file so and does not write it
-                if error.errno not in _UNSUPPORTED:
+                if error.errno not in UNSUPPORTED:
                     raise
                 self._write_through(begin, content)
         finally:
@@ -147,7 +148,7 @@ class AppendedFile:
         try:
             os.posix_fallocate(past, begin, length)
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in UNSUPPORTED:
                 raise
             self._reserves = False
 
@@ -158,5 +159,6 @@ def _write_all(descriptor: int, begin: int, content: memoryview) -> None:
         begin, content = begin + count, content[count:]
 
 
-def _address(content: memoryview) -> int:
+def address_of(content: memoryview) -> int:
+    """Return where some bytes lie in memory."""
     return int(np.frombuffer(content, np.uint8).__array_interface__["data"][0])

@@ -56,6 +56,11 @@ class Budget:
         """Blocks in memory at once: one is filled and written while others are looked at."""
         return _BUFFERS
 
+    @property
+    def kept(self) -> int:
+        """Bytes of a shard that an export keeps in memory: one that was written with this limit, and its archive."""
+        return self.stretch + (1 << 20)
+
     def held(self, largest_row: int) -> int:
         """Return the bytes a conversion holds at most, above the interpreter.
 

@@ -100,7 +100,7 @@ def open_export(folder: Path, options: Options) -> OpenSource:
             f"{printable(folder)}: an HF checkpoint already; a Megatron one is converted to it. Another layout, type "
             f"or size of its files: tools/convert_checkpoint.py hf-to-hf {printable(folder)} OUT"
         )
-    source = open_megatron(place.folder, options.verify, options.weights == "ema")
+    source = open_megatron(place.folder, options.verify, options.weights == "ema", options.budget.kept)
     check_side_files(source.hf, source.model.llm.vocab_size)
     return source
 

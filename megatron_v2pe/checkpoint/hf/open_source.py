@@ -135,7 +135,7 @@ def open_hf(folder: Path, merge: bool = True) -> OpenSource:
     return merged_source(source, [(opened.adapter(model, folder), 1.0)]) if source.renamed and merge else source
 
 
-def open_megatron(folder: Path, verify: bool = True, averaged: bool = False) -> OpenSource:
+def open_megatron(folder: Path, verify: bool = True, averaged: bool = False, kept: int = 0) -> OpenSource:
     """Open the folder of a Megatron checkpoint.
 
     Args:
@@ -143,6 +143,7 @@ def open_megatron(folder: Path, verify: bool = True, averaged: bool = False) -> 
             its base, and the adapter merged into it.
         verify: compare what is read with the folder's checksums.
         averaged: take the moving average (EMA) of the weights that have learned, in place of the weights.
+        kept: bytes of a shard that stays in memory, see `MegatronRows`.
 
     Raises:
         ConfigError: an architecture that is not supported.
@@ -169,7 +170,7 @@ def open_megatron(folder: Path, verify: bool = True, averaged: bool = False) -> 
     table.check_keys({key: entry.size for key, entry in weights.items()}, str(folder))
     trained = read_description(folder / DESCRIPTION).get("kind") != "converted"
     manifest = TensorManifest.read(folder) if verify and not trained else None
-    rows = MegatronRows(folder, weights, reader.checksums)
+    rows = MegatronRows(folder, weights, reader.checksums, kept)
     return OpenSource(folder, hf, False, model, layout, table, files, rows, manifest, trained)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import xxhash
 from megatron_v2pe.checkpoint.checksums import Checksums
 from megatron_v2pe.checkpoint.description import Shard, StoredTensor
 from megatron_v2pe.checkpoint.hf.folder import FileLayout
+from megatron_v2pe.checkpoint.hf.kept_shards import KeptShards
 from megatron_v2pe.checkpoint.hf.mappings import RowRun, TensorMapping
 from megatron_v2pe.checkpoint.hf.table import MappingTable
 from megatron_v2pe.checkpoint.range_reader import RangeReader
@@ -28,6 +30,8 @@ from megatron_v2pe.errors import CheckpointError
 from megatron_v2pe.foreign.pickles import PlacedTensor, locate_tensor
 
 _BLOCK = 1 << 20
+_KEPT = 3
+"""Shards in memory: an HF folder has the halves of a joint projection with another tensor between them."""
 _INTEGERS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 """Bytes of an element -> a type of its size, for copies that look at no value."""
 
@@ -149,19 +153,23 @@ class HFRows:
 class MegatronRows:
     """Rows of the tensors of a Megatron-Core checkpoint folder, whatever layout wrote it; checksums are compared."""
 
-    def __init__(self, folder: Path, tensors: Mapping[str, StoredTensor], checksums: Checksums | None) -> None:
+    def __init__(
+        self, folder: Path, tensors: Mapping[str, StoredTensor], checksums: Checksums | None, kept: int = 0
+    ) -> None:
         """Remember what `vet_checkpoint` found in a folder.
 
         Args:
             folder: of the checkpoint.
             tensors: its tensors.
             checksums: compared with every shard before its rows are read; None: nothing is compared.
+            kept: bytes of a shard that stays in memory, with two more, once it was compared; of larger ones none does.
         """
         self._folder, self._tensors, self._checksums = folder, tensors, checksums
         self._keys = {key: RowsOfKey(tensor.dtype, tensor.size) for key, tensor in tensors.items()}
         self._sums: dict[str, dict[tuple[int, int], str]] = {}
         self._readers: dict[str, RangeReader] = {}
         self._begins: dict[tuple[str, int], int] = {}
+        self._kept, self._one_at_a_time = KeptShards(kept, _KEPT), threading.Lock()
 
     @property
     def keys(self) -> Mapping[str, RowsOfKey]:
@@ -178,18 +186,28 @@ class MegatronRows:
             if low >= high:
                 continue
             own = math.prod(shard.sizes[1:]) * tensor.dtype.itemsize
-            begin = self._begin(key, tensor, shard) + (low - shard.begin[0]) * own
-            part = out[(low - first_row) * width : (high - first_row) * width]
+            part, skipped = out[(low - first_row) * width : (high - first_row) * width], (low - shard.begin[0]) * own
             if own == width:
-                self._reader(shard.file).read_into(begin, part)
+                self._read_values(key, tensor, shard, skipped, part)
             else:
                 content = memoryview(bytearray((high - low) * own))
-                self._reader(shard.file).read_into(begin, content)
+                self._read_values(key, tensor, shard, skipped, content)
                 _place(part, content, tensor, shard, high - low)
             covered += (high - low) * own
         if covered != len(out):
             size = tensor.dtype.itemsize
             raise CheckpointError(f"{self._folder}: {key}: shards hold {covered // size} of {len(out) // size} values")
+
+    def _read_values(self, key: str, tensor: StoredTensor, shard: Shard, skipped: int, out: memoryview) -> None:
+        """Fill `out` with the bytes of a shard's values from byte `skipped` of them on."""
+        with self._one_at_a_time:
+            begin = self._begin(key, tensor, shard) + skipped
+            kept = self._kept.find((shard.file, shard.offset))
+            if kept is not None:
+                part = kept[begin - shard.offset : begin - shard.offset + len(out)]
+                np.copyto(np.frombuffer(out, np.uint8), np.frombuffer(part, np.uint8))
+                return
+        self._reader(shard.file).read_into(begin, out)
 
     def _reader(self, name: str) -> RangeReader:
         return self._readers.setdefault(name, RangeReader(self._folder / name))
@@ -210,6 +228,8 @@ class MegatronRows:
         return shard.offset + placed.begin
 
     def _located(self, where: str, shard: Shard) -> PlacedTensor | None:
+        if (kept := self._kept.find((shard.file, shard.offset))) is not None:
+            return locate_tensor(kept, f"{where}: damaged", CheckpointError)
         try:
             with (self._folder / shard.file).open("rb") as stream:
                 page = shard.offset - shard.offset % mmap.ALLOCATIONGRANULARITY
@@ -223,12 +243,16 @@ class MegatronRows:
             raise CheckpointError(f"{self._folder / shard.file}: cannot be read: {error}") from error
 
     def _compare(self, where: str, shard: Shard, checksums: Checksums) -> None:
-        digest = xxhash.xxh3_128()
-        reader, buffer = self._reader(shard.file), memoryview(bytearray(min(_BLOCK, shard.length)))
-        for begin in range(0, shard.length, _BLOCK):
-            block = buffer[: min(_BLOCK, shard.length - begin)]
-            reader.read_into(shard.offset + begin, block)
-            digest.update(block)
+        digest, reader, place = xxhash.xxh3_128(), self._reader(shard.file), (shard.file, shard.offset)
+        kept = self._kept.load(place, shard.length, lambda out: reader.read_into(shard.offset, out))
+        if kept is not None:
+            digest.update(kept)
+        else:
+            buffer = memoryview(bytearray(min(_BLOCK, shard.length)))
+            for begin in range(0, shard.length, _BLOCK):
+                block = buffer[: min(_BLOCK, shard.length - begin)]
+                reader.read_into(shard.offset + begin, block)
+                digest.update(block)
         sums = self._sums.setdefault(shard.file, checksums.shards_of(shard.file))
         expected, found = sums.get((shard.offset, shard.length)), digest.hexdigest()
         if found != expected:

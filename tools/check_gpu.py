@@ -9,13 +9,13 @@ import os
 import platform
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from gpu_checks import PYTHON
 from gpu_checks.table import as_text
 from megatron_v2pe.base.command import finished, run_tool
 from megatron_v2pe.base.whole_files import write_text
@@ -110,7 +110,7 @@ def _in_own_process(name: str, device: str, limit: float) -> dict[str, Any]:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="check_gpu_") as folder:
         target = Path(folder) / "part.json"
-        command = [sys.executable, __file__, "--part", name, "--device", device, "--json", str(target)]
+        command = [PYTHON, __file__, "--part", name, "--device", device, "--json", str(target)]
         log = Path(folder) / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)

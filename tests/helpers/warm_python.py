@@ -198,6 +198,7 @@ def _become(command: dict[str, Any], files: list[int]) -> None:
         elif words[0] == "-m":
             sys.argv = words[1:]
             sys.path[0] = os.getcwd()
+            sys.modules.pop(words[1], None)  # else runpy warns that it has been imported
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = words

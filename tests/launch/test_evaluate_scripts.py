@@ -7,13 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from helpers.tool_runs import free_port
+from helpers.warm_python import shared_warm_python
 from megatron_v2pe.workshop.synthetic.benchmarks import write_benchmark
 from megatron_v2pe.workshop.synthetic.small_data import write_tokenizer
 
@@ -323,7 +323,8 @@ def test_two_processes_from_end_to_end(golden, scripts):
         "OUT": str(scripts.folder / "out"),
         "GPUS": "2",
         "OMP_NUM_THREADS": "1",
-        "PYTHON": sys.executable,
+        "PYTHON": shared_warm_python(),
+        "PYTHON_EXEC": shared_warm_python(),  # of torchrun's workers
         "PYTHONPATH": str(ROOT),
         "MASTER_PORT": str(free_port()),
     }

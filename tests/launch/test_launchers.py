@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from helpers.tool_runs import free_port
+from helpers.warm_python import shared_warm_python
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -53,7 +53,8 @@ class Launch:
             "PATH": f"{HERE / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "PYTHON": str(HERE / "bin" / "probe_python"),
-            "REAL_PYTHON": sys.executable,
+            "REAL_PYTHON": shared_warm_python(),
+            "PYTHON_EXEC": shared_warm_python(),  # of torchrun's workers
             "FAKE_SRUN_LOG": str(self.srun_log),
             "PROBE_OUT": str(self.out),
             "MASTER_PORT": str(free_port()),
@@ -240,7 +241,7 @@ def test_sigterm_to_one_process_stops_all(launch, tmp_path):
 def test_published_script_names_start_their_recipe(script, launcher, launch):
     arguments = ["--dry-run", "--learning_rate", "1e-5"]
     status, output = launch(
-        f"examples/internvl2_2b/{script}", *arguments, PYTHON=sys.executable, LAUNCHER=launcher, GPUS="32"
+        f"examples/internvl2_2b/{script}", *arguments, PYTHON=shared_warm_python(), LAUNCHER=launcher, GPUS="32"
     )
     assert status == 0, output
     settings = yaml.safe_load(output)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+from gpu_checks import PYTHON
 from gpu_checks.outcome import Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +17,7 @@ def run(device: str) -> Outcome:
     """Run every test file that names the mark; without a GPU they are collected and skip themselves."""
     outcome = Outcome()
     files = [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").rglob("test_*.py")) if _asks(path)]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-rfE", *files]
+    command = [PYTHON, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-rfE", *files]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = found.stdout.strip().splitlines()
     last = lines[-1] if lines else found.stderr[-500:]

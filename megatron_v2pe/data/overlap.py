@@ -26,7 +26,7 @@ from megatron_v2pe.foreign.printable import printable
 MOST_BYTES = 1 << 30
 """Annotations of a training list up to so large together are compared by content; larger ones by file and line."""
 _BLOCK_LINES, _BLOCK_BYTES = 1000, 1 << 22
-_SHOWN = 5
+_SHOWN, _EXAMPLES = 5, 3
 _log = get_logger(__name__)
 
 
@@ -199,11 +199,25 @@ def _file(path: str) -> str:
 
 
 def refusal(found: Sequence[Overlap], sets: Sequence[ValidationSet], held_out: bool) -> str:
-    """Return the message that refuses an overlap: the counts, and what to do."""
-    remedy = (
-        "the training data hold these samples more than once: take the copies out"
+    """Return the message that refuses an overlap, in lines: the counts of each data set, examples, what to do next."""
+    by_name = {one.name: one for one in sets}
+    lines = [f"{sum(one.count for one in found)} validation samples are trained on"]
+    for one in found[:_SHOWN]:
+        lines.append(
+            f"  data set {one.name!r}: {one.count} of {one.samples} samples, {len(one.same_line)} by their very line, "
+            f"{len(one.same_content)} by a line with the same conversation and images"
+        )
+        examples = [*(one.same_line | one.same_content).items()][:_EXAMPLES]
+        lines += [f"    {by_name[one.name].source(number)}: trained as {where}" for number, where in examples]
+        lines += [f"    and {one.count - len(examples)} more"] if one.count > len(examples) else []
+    lines += [f"  and {len(found) - _SHOWN} more data sets"] if len(found) > _SHOWN else []
+    remedies = (
+        ["the training data hold these samples more than once: take the copies out"]
         if held_out
-        else "take them out of one of the two, or hold out a share of the training data in place of a list of its own: "
-        "--validation.share 0.01"
+        else [
+            "take them out of one of the two",
+            "or validate on a share of the training data, which then never trains: --validation.share 0.01",
+        ]
     )
-    return printable(f"{overlap_words(found, sets)}. Mend: {remedy}; --validation.allow-overlap goes on all the same")
+    remedies.append("or go on all the same: --validation.allow-overlap")
+    return "\n".join(map(printable, [*lines, "what to do next:", *(f"  {remedy}" for remedy in remedies)]))

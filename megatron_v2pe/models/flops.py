@@ -79,7 +79,7 @@ class StepCost:
             per_token=2 * passes * llm.num_layers * layer + 6 * factors["language_model"],
             per_square=3 * 2 * llm.query_size * llm.num_layers,
             per_tile=_tile(model, learning),
-            per_supervised=2 * passes * width * llm.vocab_size,
+            per_supervised=2 * (3 if learning.tables else passes) * width * llm.vocab_size,
         )
 
     def flop(self, tokens: int, squares: int, tiles: int, supervised: int) -> float:

@@ -111,7 +111,7 @@ def _dry_run(command: TrainCommand, ranks: int | None) -> int:
     report = dry_run.report(found, ranks, command.card)
     print(command.config.to_yaml() + report, end="", flush=True)
     for problem in found.problems:
-        print(f"error: {printable(str(problem))}", file=sys.stderr)
+        print(f"error: {printable(str(problem), lines=True)}", file=sys.stderr)
     return exit_status.of(found.problems[0]) if found.problems else 0
 
 

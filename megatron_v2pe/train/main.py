@@ -39,6 +39,7 @@ from megatron_v2pe.train.health.part_norms import PartsOfGradients
 from megatron_v2pe.train.health.profiler import StepProfiler
 from megatron_v2pe.train.loop import Trainer
 from megatron_v2pe.train.memory import shortage_explained
+from megatron_v2pe.train.new_places import NewPlaces
 from megatron_v2pe.train.new_tokens import check_goes_on
 from megatron_v2pe.train.optimizer_step import build_optimizer, build_scheduler
 from megatron_v2pe.train.signals import StopRequest
@@ -63,21 +64,35 @@ def run(config: ExperimentConfig, notices: Sequence[str] = ()) -> int:
     check_writers(config.logging)
     device = setup.choose_device(config, world.local_rank)
     logs, minutes = log_folder(config), config.parallel.distributed_timeout_minutes
+    made = _new_places(config.checkpoint.save, logs, world.rank)
     with (
         launch.joined(world, device, minutes, logs, topology.destroy),
+        made.removed_if_refused(),
         _locked(config.checkpoint.save),
         _kept(logs, world.rank),
     ):
         for notice in notices:
             _log.warning("%s", notice, extra=FILE_ONLY)
-        return _train(setup.prepare(config, world, device))
+        return _train(setup.prepare(config, world, device), made)
 
 
-def _train(run: TrainingRun) -> int:
-    """Load the model, open the data, train to the last step or a request to stop; return the exit status."""
+def _new_places(save: str | None, logs: Path | None, rank: int) -> NewPlaces:
+    """Return what the first rank makes before the run begins."""
+    if rank:
+        return NewPlaces((), ())
+    folders = [folder for folder in (Path(save) if save else None, logs) if folder is not None]
+    return NewPlaces(folders, () if logs is None else (logs / LOG,))
+
+
+def _train(run: TrainingRun, made: NewPlaces) -> int:
+    """Load the model, open the data, train to the last step or a request to stop; return the exit status.
+
+    What was `made` by then stays from the moment on at which nothing of the settings can be refused any more.
+    """
     run = between_steps.with_validation_data(run)
     loaded = _load(run)
     if run.config.validation.only:
+        made.keep()
         return _validate(run, loaded)
     run = setup.with_counted_steps(run, loaded.loader_state, loaded.iteration)
     train, settings = run.config.train, run.config.optimizer
@@ -87,12 +102,13 @@ def _train(run: TrainingRun) -> int:
     feed = setup.open_feed(run, loaded.loader_state)
     last = min(train.train_steps, train.exit_step or train.train_steps)
     place = run.config.logging, run.logs, run.world.rank, loaded.iteration, last, run.where
-    metrics = raise_on_all_ranks(lambda: MetricsLog(*place, settings=to_dict(run.config)))
     setup.introduce(run, feed, Start(run.start, loaded.resumed, loaded.iteration, run.logs))
     health = HealthMonitor(run.config.health, settings.clip_grad, run.logs, loaded.iteration)
     after = between_steps.after_steps(run, loaded, feed, health)
     stated = start_config(run.start) if run.growth is None else grown_files(run.start, run.growth)
     stated = {**stated, **setup.adapter_file(run)}
+    made.keep()
+    metrics = raise_on_all_ranks(lambda: MetricsLog(*place, settings=to_dict(run.config)))
     stop = StopRequest()
     after.listen(lambda: stop.asked[0])
     trainer = Trainer(

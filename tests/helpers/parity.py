@@ -174,8 +174,12 @@ def compare(reference: Result, other: Result) -> dict[str, float]:
 def freeze_parts(model: Any, case: Case) -> None:
     """Freeze what a case says."""
     from megatron_v2pe.train.ddp import freeze
+    from megatron_v2pe.train.new_rows import learn_new_rows
 
-    freeze(model, **{"backbone": False, "llm": False, "projector": False, **case.frozen})
+    parts = {name: value for name, value in case.frozen.items() if name != "tables"}
+    freeze(model, **{"backbone": False, "llm": False, "projector": False, **parts})
+    if case.frozen.get("tables"):
+        learn_new_rows(model, 500, 503)
 
 
 def micro_batch(case: Case, index: int, model: Any, by_set: bool = False) -> MicroBatch:

@@ -23,6 +23,7 @@ FROZEN = {
     "tower and projector": {"backbone": True, "projector": True},
     "decoder": {"llm": True},
     "decoder and tower": {"llm": True, "backbone": True},
+    "all but new tokens": {"llm": True, "backbone": True, "projector": True, "tables": True},
 }
 
 
@@ -60,6 +61,7 @@ def expected(config, pack, frozen):
         llm=not frozen.get("llm"),
         projector=not frozen.get("projector"),
         unfreeze_vit_layers=frozen.get("unfreeze_vit_layers", 0),
+        tables=frozen.get("tables", False),
     )
     model = InternVLConfig.from_hf(config)
     cost = StepCost.of(model, learning)

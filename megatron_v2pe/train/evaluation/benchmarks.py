@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 
 from megatron_v2pe.errors import ConfigError, DataError
 from megatron_v2pe.evaluate.benchmark import Benchmark, Question, check_all
@@ -58,7 +59,9 @@ def chosen(settings: EvaluationConfig) -> list[Benchmark]:
     try:
         check_all(found, root)
     except DataError as error:
-        raise DataError(f"evaluation.benchmarks, below evaluation.root {settings.root}: {error}") from error
+        text = str(error)
+        listed = f"\n{indent(text, '  ')}" if "\n" in text else f" {text}"
+        raise DataError(f"evaluation.benchmarks, below evaluation.root {settings.root}:{listed}") from error
     return found
 
 

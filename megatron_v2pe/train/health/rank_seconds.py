@@ -30,7 +30,6 @@ class RankSeconds(AfterStep):
     def __init__(self, model: DistributedDataParallel, interval: int | None) -> None:
         """Remember this rank's wrapped stage, and the steps between two measurements; None: never."""
         self._model, self._interval = model, interval
-        self._device = next(model.parameters()).device
         self._step = -1
         self._marks = list[Any]()
         """Beginning and end of the part of the step that is timed."""
@@ -58,7 +57,7 @@ class RankSeconds(AfterStep):
 
     def run(self, iteration: int) -> Mapping[str, float]:
         """Return `health/rank_seconds/min`, `mean` and `max`, and `health/slowest_rank`; every rank calls this."""
-        seconds = torch.zeros(dist.get_world_size(), dtype=torch.float64, device=self._device)
+        seconds = torch.zeros(dist.get_world_size(), dtype=torch.float64, device=self._device())
         seconds[dist.get_rank()] = self._between(*self._marks)
         self._marks.clear()
         dist.all_reduce(seconds)
@@ -67,16 +66,19 @@ class RankSeconds(AfterStep):
         named = {"min": min(of_ranks), "mean": mean, "max": longest}
         return {f"{SECONDS}/{name}": value for name, value in named.items()} | {SLOWEST: float(of_ranks.index(longest))}
 
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
     def _now(self) -> Any:
         """Return a mark in the work of the device, or the host's time where it computes itself."""
-        if self._device.type != "cuda":
+        if self._device().type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def _between(self, begin: Any, end: Any) -> float:
-        if self._device.type != "cuda":
+        if self._device().type != "cuda":
             return end - begin
         end.synchronize()  # the step is over: nothing to wait for
         return begin.elapsed_time(end) / 1000

@@ -56,7 +56,8 @@ class Findings:
             yield from (f"  {line}" for line in self.doubts)
         if self.problems:
             yield "the run would be refused:"
-            yield from (f"  {problem}" for problem in self.problems)
+            for problem in self.problems:
+                yield from (f"  {line}" for line in str(problem).splitlines())
         yield f"not looked at: {', '.join([*self.unseen, _NOT_LOOKED_AT])}"
 
     def attempt(self, work: Callable[[], None]) -> None:

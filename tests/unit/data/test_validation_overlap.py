@@ -82,6 +82,11 @@ def test_a_share_that_is_held_out_overlaps_with_nothing_but_copies(case, tmp_pat
     assert 0 < counts["all"] <= 9 and 0 < counts["again"] <= 9 and "more" not in counts
     message = refusal(overlaps, sets, held_out=True)
     assert f"{counts['all']} of 9" in message and "take the copies out" in message and "allow-overlap" in message
+    first, *rest = message.splitlines()
+    assert first == f"{sum(counts.values())} validation samples are trained on"
+    examples = [line for line in rest if line.startswith("    ") and ": trained as " in line]
+    assert len(examples) == sum(min(count, 3) for count in counts.values()) and max(map(len, rest)) < 400
+    assert f"    and {counts['all'] - 3} more" in rest and rest[-3] == "what to do next:"
 
 
 def test_annotations_too_large_are_compared_by_line_alone(case, tmp_path, monkeypatch):

@@ -291,3 +291,14 @@ def test_adapters_at_the_widths_of_2b(pools, targets):
             pools, config, ADAPTED[targets], plan, Load(2048, 4, 1024), torch.bfloat16, chunk=16384
         )
         assert max(abs(off), abs(total)) < 0.05, (plan, off, total)
+
+
+@pytest.mark.exhaustive
+def test_adapters_on_all_layers_of_2b(pools, monkeypatch):
+    """InternVL2-2B whole, bf16, LoRA of rank 16 on all linears of the decoder, a short document with one picture."""
+    monkeypatch.setattr(pools[1], "timeout_seconds", 3600.0)
+    off, total = with_adapters(
+        pools, internvl2_2b_config(), ADAPTED["decoder"], NOTHING_AGAIN, Load(384, 1, 128), torch.bfloat16, chunk=16384
+    )
+    print(off, total)
+    assert max(abs(off), abs(total)) < 0.05, (off, total)

@@ -81,7 +81,7 @@ def test_what_is_missing_or_trained_on_is_refused_before_the_run(look, source, t
     assert "of validation looked at cannot be used" in wrong and "elsewhere" in wrong
     same = f"validation.meta_path={source / 'data' / 'meta.json'}"
     right, wrong = look(same)
-    assert "23 of 23 validation samples of data set 'all' are trained on (23 by their very line" in wrong
+    assert "data set 'all': 23 of 23 samples, 23 by their very line" in wrong
     right, wrong = look(same, "validation.allow_overlap=true")
     assert wrong == "" and "validation.allow_overlap: 23 of 23" in right
     monkeypatch.setattr(preflight, "MOST_BYTES", 1)

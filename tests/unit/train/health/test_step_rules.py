@@ -121,4 +121,5 @@ def test_checks_are_due_after_their_steps_and_never_before_the_first(interval):
     settings = HealthConfig(interval=interval, divergence_interval=interval)
     for check in checks_between_steps(settings, None, None, dict, "the start"):
         due = [step for step in range(8) if check.is_due(step, is_last=step == 7)]
-        assert due == ([] if interval is None else [3, 6])
+        looks_back = check.name in ("weight norms", "divergence")  # the others watch a step while it runs
+        assert due == ([3, 6] if interval is not None and looks_back else []), check.name

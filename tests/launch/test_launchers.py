@@ -309,6 +309,7 @@ def test_a_port_in_use_is_told_at_once(script, launch):
         began = time.monotonic()
         status, output = launch(f"scripts/{script}", GPUS="2", GRES="none", MASTER_PORT=str(port))
     took = time.monotonic() - began
-    expected = 2 if script == "train_torchrun.sh" else 143  # Slurm tells how the other process ended
-    assert status in (2, expected) and f"port {port} on " in output and "set it to one that is free" in output, output
+    # Slurm tells how the other process ended: by SIGTERM, or SIGKILL where that came too late.
+    expected = (2,) if script == "train_torchrun.sh" else (2, 143, 137)
+    assert status in expected and f"port {port} on " in output and "set it to one that is free" in output, output
     assert took < 200, took  # the run's timeout is 600 s; measured: 3 s and 4 s on two busy cores

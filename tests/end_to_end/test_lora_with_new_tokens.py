@@ -152,6 +152,7 @@ def test_there_and_back_is_the_same_to_the_byte(base, run, peft_folder, merged, 
         "language_model.output": IDS,
     }
     found = Tokenizer.from_folder(tmp_path / "original")
+    assert any("; rows of 3 tokens" in line for line in in_words(facts_of(peft_folder)))
     assert found.encode(TEXT) == Tokenizer.from_folder(peft_folder).encode(TEXT) and found.special["[CRACK]"] == 413
     write_peft(read_peft(tmp_path / "original", model), model, tmp_path / "back", "native")
     assert (tmp_path / "back" / WEIGHTS_FILE).read_bytes() == (peft_folder / WEIGHTS_FILE).read_bytes()

@@ -12,6 +12,7 @@ from megatron_v2pe.checkpoint.adapters import AdapterPointer
 from megatron_v2pe.checkpoint.hf.safetensors_io import SafetensorsFile
 from megatron_v2pe.checkpoint.low_rank.peft_config import PeftConfig
 from megatron_v2pe.checkpoint.low_rank.peft_folder import WEIGHTS_FILE, own_file
+from megatron_v2pe.checkpoint.low_rank.peft_rows import DELTA
 from megatron_v2pe.foreign.printable import printable
 
 PEFT_KIND = "PEFT adapter"
@@ -26,7 +27,8 @@ def peft_facts(folder: Path) -> dict[str, Any]:
     config, own = PeftConfig.read(folder), own_file(folder)
     places = SafetensorsFile(folder / WEIGHTS_FILE).header.tensors
     downs = [place for place in places if ".lora_A." in place.name]
-    whole = [place for place in places if ".lora_" not in place.name]
+    rows = [place for place in places if place.name.endswith(DELTA)]
+    whole = [place for place in places if ".lora_" not in place.name and place not in rows]
     ranks = Counter(str(place.shape[0]) for place in downs)
     adapter = {
         "kind": "LoRA",
@@ -37,6 +39,7 @@ def peft_facts(folder: Path) -> dict[str, Any]:
         "dropout": config.dropout,
         "parameters": sum(math.prod(place.shape) for place in places),
         "trained_in_full": len(whole),
+        "token_rows": max((place.shape[0] for place in rows), default=0),
         "base": config.base if own is None else own.text("base", config.base),
         "base_fingerprint": None if own is None else own.text("base_fingerprint", None),
     }
@@ -72,6 +75,7 @@ def adapter_in_words(adapter: dict[str, Any]) -> Iterator[str]:
     if "parameters" in adapter:
         full = adapter["trained_in_full"]
         beside = f"; {full} tensors trained in full among them" if full else ""
-        yield f"  {adapter['parameters']:,} parameters{beside}"
+        tokens = f"; rows of {adapter['token_rows']:,} tokens" if adapter["token_rows"] else ""
+        yield f"  {adapter['parameters']:,} parameters{beside}{tokens}"
     known = adapter["base_fingerprint"] or "it states no fingerprint"
     yield f"  base: {printable(adapter['base'])} ({known})"

@@ -13,6 +13,7 @@ from helpers.shared import shared_path
 from helpers.tool_runs import command, read_metrics, run
 from megatron_v2pe.workshop.synthetic.checkpoint import internvl2_2b_config, write_hf_folder
 
+STEPS = 20
 LAYOUTS = {
     "tp2": ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=True"],
     "pp2": ["parallel.pipeline_model_parallel_size=2"],
@@ -26,8 +27,8 @@ def checkpoint(tmp_path_factory):
     config = internvl2_2b_config()
     config["force_image_size"] = config["vision_config"]["image_size"] = 112
     config["vision_config"].update(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128)
-    config["llm_config"].update(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-    config["llm_config"].update(intermediate_size=256)
+    config["llm_config"].update(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    config["llm_config"].update(intermediate_size=128)
     tokenizer = shared_path("golden/tokenizer")
     write_hf_folder(folder, config)
     for file in tokenizer.iterdir():
@@ -46,23 +47,23 @@ def test_the_loss_falls(checkpoint, tmp_path, layout):
         "data.num_images_expected": 64,
         "data.max_dynamic_patch": 12,
         "data.loss_reduction": "square",
-        "train.train_steps": 30,
-        "optimizer.lr": 2e-3,
+        "train.train_steps": STEPS,
+        "optimizer.lr": 8e-3,
         "checkpoint.save": tmp_path / "run",
-        "checkpoint.save_interval": 15,
+        "checkpoint.save_interval": STEPS // 2,
     }
     arguments = ["--recipe", "debug", *(f"{key}={value}" for key, value in settings.items()), *LAYOUTS[layout]]
     if layout == "pp2":
         tool = command("tools/preprocess_data.py", "--out", str(tmp_path / "set"), "--images", "embed", *arguments)
         built = run(tool, tmp_path / "log", cwd=shared_path("real"))
         assert built.status == 0 and "165 samples of" in built.output, built.output[-3000:]
-        arguments += [f"data.indexed_path={tmp_path / 'set'}", "train.exit_step=15"]
-    for more in ([], ["train.exit_step=30"]) if layout == "pp2" else ([],):
+        arguments += [f"data.indexed_path={tmp_path / 'set'}", f"train.exit_step={STEPS // 2}"]
+    for more in ([], [f"train.exit_step={STEPS}"]) if layout == "pp2" else ([],):
         line = command("tools/train.py", *arguments, *more, processes=2)
         finished = run(line, tmp_path / "log", cwd=shared_path("real"))
         assert finished.status == 0, finished.output[-3000:]
     losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
-    assert len(losses) == 30
-    first, last = sum(losses[:10]) / 10, sum(losses[-10:]) / 10
-    assert last <= 0.8 * first, (first, last)  # measured 0.61 (TP 2) and 0.60 (PP 2)
+    assert len(losses) == STEPS
+    first, last = sum(losses[:7]) / 7, sum(losses[-7:]) / 7
+    assert last <= 0.8 * first, (first, last)  # measured 0.56 (TP 2) and 0.52 (PP 2)
     print(f"{layout}: {first:.3f} -> {last:.3f}")

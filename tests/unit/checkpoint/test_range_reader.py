@@ -45,7 +45,7 @@ def read(reader, begin, length, skipped=0):
 
 @pytest.mark.usefixtures("nothing_cached")
 def test_both_ways_read_the_same_bytes(file, monkeypatch):
-    """Planted break: without `skipped` the ranges that begin within a page are shifted."""
+    """Planted break: with every range taken from the first byte of its page those that begin within one are shifted."""
     path, content = file
     monkeypatch.setattr(range_reader, "_STEP", 3 << 20)
     monkeypatch.delattr(range_reader._of_thread, "stage", raising=False)

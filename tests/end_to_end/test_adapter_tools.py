@@ -137,5 +137,6 @@ def test_a_run_begins_with_an_adapter_in_peft_form(tools, tiny, tmp_path):
     small = start("train", *settings(tiny, tmp_path / "no", **ours, **{"adapter.llm_rank": 2}), status=2)
     assert "have rank 3, this run's 2: set adapter.llm_rank 3, or more" in small
     ours["adapter.targets"] = "language_model.mlp"
+    del ours["adapter.backbone_rank"]
     few = start("train", *settings(tiny, tmp_path / "no", **ours), status=2)
     assert "linears that are no targets of this run" in few and not list(tmp_path.glob("no/iter_*"))

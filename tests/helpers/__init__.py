@@ -47,6 +47,7 @@
 | `shared` | material that is not part of the repository; tests skip where it is absent |
 | `short_runs` | a few optimizer steps on fixed packs, saved and resumed in any layout |
 | `step_memory` | one training step, its memory counted tensor by tensor |
+| `token_runs` | small runs that add tokens, and what their checkpoints hold |
 | `tokenizer_kinds` | a small tokenizer of every kind in the published layouts, and texts to compare tokenizers on |
 | `tool_runs` | the command-line tools in processes of their own, as a user starts them |
 | `towers` | small InternVits of both kinds, by transformers' own class and by ours in any layout |

@@ -12,11 +12,12 @@ import pytest
 
 from megatron_v2pe.base.whole_numbers import is_whole_number
 from megatron_v2pe.errors import ConfigError
-from megatron_v2pe.evaluate.families.mm_niah.scorer import _index_reference
 from megatron_v2pe.train.page.run_files import open_run
 from megatron_v2pe.workshop.long_context.draws import TokenRange
 
 ROOT = Path(__file__).resolve().parents[3]
+AS_PUBLISHED = ["megatron_v2pe/evaluate/families/mm_niah/scorer.py"]
+"""Files that repeat what the published code does, which stops at such a number."""
 ODD = ("²", "①", "１", "٣", "9" * 5000, "", "-1", " 1", "1_0")
 
 
@@ -27,7 +28,6 @@ def test_no_text_is_a_number_that_cannot_be_read():
     for text in ODD:
         with pytest.raises(ConfigError, match="target tokens"):
             TokenRange.parse(text)
-        assert _index_reference(text, 1) == float(text == "１"), "as published, which reads any decimal digit"
 
 
 def test_folders_of_other_names_are_no_evaluation(tmp_path):
@@ -42,4 +42,6 @@ def test_nothing_asks_isdigit():
     calls = re.compile(r"\.is(digit|numeric)\(")
     files = [path for folder in ("megatron_v2pe", "tools", "scripts") for path in (ROOT / folder).rglob("*.py")]
     found = [str(path.relative_to(ROOT)) for path in files if calls.search(path.read_text(encoding="utf-8"))]
-    assert len(files) > 300 and not found, "base/whole_numbers.py says why; is_whole_number asks what int can read"
+    assert len(files) > 300 and found == AS_PUBLISHED, (
+        "base/whole_numbers.py says why; is_whole_number asks what int can read"
+    )

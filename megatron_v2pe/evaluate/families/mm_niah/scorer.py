@@ -36,15 +36,12 @@ from megatron_v2pe.evaluate.scorers.stated_answer import stands_in, without_reje
 from megatron_v2pe.evaluate.scorers.stated_option import named_letter
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_MOST_DIGITS = 18
-"""Digits of the longest answer that is read as a number."""
 _LEFT, _RIGHT = "the camera is moving left", "the camera is moving right"
 
 
 def _index_reference(response: str, truth: int) -> float:
-    if response.isdecimal():
-        number = response.lstrip("0") or "0"
-        return float(len(number) <= _MOST_DIGITS and int(number) == truth)
+    if response.isdigit():
+        return float(int(response) == truth)
     text = _before_dot(response).strip()
     if text == "none":
         return 0.0

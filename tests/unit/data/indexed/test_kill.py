@@ -9,6 +9,7 @@ import random
 import signal
 import time
 from itertools import count
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from megatron_v2pe.errors import ConfigError, DataError
 def build_in_pieces(case, out, workers, in_the_middle):
     """Build in pieces of one file or two lines; do something with the number of each write when half of it is done."""
     os.setsid()
+    forkserver._forkserver._forkserver_pid = None  # the tests' own, which this process cannot wait for: readers get one
     append, numbers = Streams.append, count()
 
     def in_halves(self, name, content):

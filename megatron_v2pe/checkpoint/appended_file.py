@@ -8,6 +8,7 @@ pages of a large piece go that way, what is left at both ends goes through the c
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -145,12 +146,36 @@ class AppendedFile:
         """Have the file system find room for some bytes at once, after which several threads can write there."""
         if not self._reserves:
             return
-        try:
-            os.posix_fallocate(past, begin, length)
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-            self._reserves = False
+        self._reserves = _reserved(past, begin, length)
+
+
+def _call_that_reserves() -> Any:
+    """Return Linux's own call, None where there is none.
+
+    The C library's `posix_fallocate` writes a byte to every 4 KiB where a file system cannot reserve: on NFS that is a
+    request to the server for each of them.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    found = getattr(library, "fallocate64", None) or getattr(library, "fallocate", None)
+    if found is not None:
+        found.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return found
+
+
+_fallocate = _call_that_reserves()
+
+
+def _reserved(descriptor: int, begin: int, length: int) -> bool:
+    """Reserve room for some bytes; return whether the file system can."""
+    while _fallocate is not None:
+        if not _fallocate(descriptor, 0, begin, length):
+            return True
+        number = ctypes.get_errno()
+        if number in UNSUPPORTED:
+            return False
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+    return False
 
 
 def _write_all(descriptor: int, begin: int, content: memoryview) -> None:

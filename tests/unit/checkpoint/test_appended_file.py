@@ -6,6 +6,7 @@ again are written, a file system without `O_DIRECT` is refused, a full disk is n
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -96,7 +97,8 @@ def test_a_file_system_that_refuses_is_written_plainly(tmp_path, monkeypatch, re
         real_write(descriptor, begin, content)
 
     def reserve(*_):
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+        ctypes.set_errno(errno.EOPNOTSUPP)
+        return -1
 
     files = []
     open_past = AppendedFile._open_past
@@ -108,7 +110,7 @@ def test_a_file_system_that_refuses_is_written_plainly(tmp_path, monkeypatch, re
     what = {
         "opening": (appended_file.os, "open", opened),
         "writing": (appended_file, "_write_all", write),
-        "reserving": (appended_file.os, "posix_fallocate", reserve),
+        "reserving": (appended_file, "_fallocate", reserve),
     }
     monkeypatch.setattr(*what[refused])
     assert written(tmp_path / "file", direct=True) == b"".join(pieces())

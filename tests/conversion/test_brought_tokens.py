@@ -9,8 +9,11 @@ import torch
 
 from helpers.native_models import small_config
 from helpers.token_runs import write_base
-from megatron_v2pe.checkpoint.hf.table import TABLES
+from megatron_v2pe.checkpoint.hf.row_sources import RowsOfKey
+from megatron_v2pe.checkpoint.hf.table import TABLES, MappingTable
+from megatron_v2pe.checkpoint.low_rank.adapter import Adapter
 from megatron_v2pe.checkpoint.low_rank.brought_tokens import check_one_row_each, growth_of
+from megatron_v2pe.checkpoint.low_rank.merged_rows import MergedRows
 from megatron_v2pe.checkpoint.low_rank.token_rows import TokenRows
 from megatron_v2pe.errors import CheckpointError, ConfigError
 from megatron_v2pe.foreign.grown_tokenizer import NewToken
@@ -63,3 +66,21 @@ def test_rows_and_adapters_that_disagree(base):
     changed = replace(rows_of(), tables=dict.fromkeys(TABLES, torch.zeros(2, WIDTH)))
     with pytest.raises(ConfigError, match="different rows of the tokens 411 to 412"):
         check_one_row_each([rows_of(), changed])
+
+
+class Ones:
+    """A base whose embedding has 413 rows of ones."""
+
+    keys = {TABLES[0]: RowsOfKey(torch.float32, (413, WIDTH))}  # noqa: RUF012
+
+    def read(self, key, first_row, out):
+        torch.frombuffer(out, dtype=torch.float32).fill_(1)
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 1.0), (0.5, 0.5)])
+def test_rows_that_several_adapters_have_alike_count_once(weights):
+    rows = replace(rows_of(), tables={TABLES[0]: torch.full((2, WIDTH), 5.0)})
+    merged = MergedRows(Ones(), [(Adapter("one", MappingTable(()), {}, rows=rows), weight) for weight in weights])
+    out = torch.zeros(3, WIDTH)
+    merged.read(TABLES[0], 410, memoryview(out.view(torch.uint8).numpy().reshape(-1)))
+    assert out.eq(torch.tensor([[1.0], [5.0], [5.0]])).all()

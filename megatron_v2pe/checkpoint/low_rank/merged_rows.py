@@ -29,6 +29,8 @@ class _Term:
     change: LowRankChange | None = None
     whole: Tensor | None = None
     weight: float = 1.0
+    is_of_tokens: bool = False
+    """Whether `whole` are rows of tokens: they take the place of the base's once, however many adapters have them."""
 
 
 class MergedRows:
@@ -58,7 +60,7 @@ class MergedRows:
             if adapter.rows is not None:
                 for key, values in adapter.rows.tables.items():
                     places = adapter.rows.of_key(source.keys[key].shape[0])
-                    self._terms.setdefault(key, []).append(_Term(places, whole=values))
+                    self._terms.setdefault(key, []).insert(0, _Term(places, whole=values, is_of_tokens=True))
         self._keys = dict(source.keys)
         for key in self._terms:
             self._keys[key] = replace(self._keys[key], dtype=dtype or self._keys[key].dtype)
@@ -95,7 +97,8 @@ def _apply(term: _Term, values: Tensor, base: Tensor, first_row: int) -> None:
     """Change rows [n, columns] of a tensor, `first_row` and those behind it.
 
     What was trained in full counts as its difference from the base's rows, so that factors hold for it, and so that
-    what other adapters change beside it stays; where it is all that changes, it takes their place bit for bit.
+    what other adapters change beside it stays; where it is all that changes, it takes their place bit for bit. Rows of
+    tokens come first and take their place in any case: adapters that have the same ones must not add them up.
     """
     places = torch.full((len(values),), -1)
     known = term.rows[first_row : first_row + len(values)]
@@ -105,7 +108,7 @@ def _apply(term: _Term, values: Tensor, base: Tensor, first_row: int) -> None:
         return
     if term.whole is not None:
         new = term.whole.reshape(term.whole.shape[0], -1)[places[mine]].to(values.dtype)
-        if base is values:
+        if base is values or term.is_of_tokens:
             values[mine, : new.shape[1]] = new
         else:
             values[mine, : new.shape[1]] += term.weight * (new - base[mine, : new.shape[1]])

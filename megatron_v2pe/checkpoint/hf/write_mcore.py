@@ -18,6 +18,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from megatron_v2pe.base.whole_files import wait_for_disk
 from megatron_v2pe.checkpoint.description import Shard, Written
 from megatron_v2pe.checkpoint.hf.checks_beside import ChecksBeside
 from megatron_v2pe.checkpoint.hf.job import Job, examined_before
@@ -67,6 +68,8 @@ class ShardsWriter:
         self._left = [line for line in job.journal.found if "shard" in line]
         self._writer: TorchDistWriter | None = None
         self._part = self._place = 0
+        self._taken_over: set[str] = set()
+        """Files with shards of an earlier process, which may have ended before they were on the disk."""
 
     def kept(self, stretch: _Stretch, dtype: torch.dtype, size: tuple[int, ...]) -> bool:
         """Tell whether a stretch was written by an earlier process, and is whole."""
@@ -79,6 +82,7 @@ class ShardsWriter:
             self._left = []
             return False
         self.written.add(stretch.key, dtype, size, replace(shard, file=sys.intern(shard.file)))
+        self._taken_over.add(shard.file)
         if shard.offset == 0 and self._place:
             self._part += 1
         self._place = shard.offset + shard.length
@@ -100,6 +104,8 @@ class ShardsWriter:
     def finish(self) -> Written:
         """Wait until all is on the disk, and return what was written."""
         self._close()
+        for name in sorted(self._taken_over):
+            wait_for_disk(self._folder / name)
         named = {shard.file for tensor in self.written.tensors.values() for shard in tensor.shards}
         for path in sorted(self._folder.glob("*.distcp")):
             if path.name in named:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from megatron_v2pe.errors import V2PEError
+from megatron_v2pe.base import exit_status
+from megatron_v2pe.errors import InUseError, V2PEError
 
 
 class NewPlaces:
@@ -38,9 +39,13 @@ class NewPlaces:
 
     @contextmanager
     def removed_if_refused(self) -> Iterator[None]:
-        """Remove them where the block ends with an error that a user can mend."""
+        """Remove them where the block ends with an error that a user has to mend.
+
+        Where the folder is in use, what is in it by now is of the run that has begun there meanwhile.
+        """
         try:
             yield
-        except (V2PEError, OSError):
-            self.remove()
+        except (V2PEError, OSError) as error:
+            if exit_status.of(error) == exit_status.MEND and not isinstance(error, InUseError):
+                self.remove()
             raise

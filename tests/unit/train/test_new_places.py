@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.errors import CommunicationError, ConfigError, InUseError
 from megatron_v2pe.train.new_places import NewPlaces
 
 
@@ -42,3 +42,10 @@ def test_what_was_there_stays_and_so_does_all_of_a_run_that_has_begun(tmp_path):
         with pytest.raises(type(error)):
             start(tmp_path / name, error, keeps)
         assert (tmp_path / name / "logs" / "train.log").read_text() == "refused"
+
+
+@pytest.mark.parametrize("error", [InUseError("held"), CommunicationError("rank 1 is gone")])
+def test_what_another_run_has_made_meanwhile_stays_and_what_says_why_ranks_ended(tmp_path, error):
+    with pytest.raises(type(error)):
+        start(tmp_path / "run", error)
+    assert (tmp_path / "run" / "logs" / "train.log").read_text() == "refused"

@@ -172,6 +172,7 @@ class _Agent(LocalElasticAgent):
                 if handler.proc.poll() is None:
                     handler.proc.terminate()
         self._all_end(_END_SECONDS if self.asked == 0 else float(self._shutdown_timeout))
+        self.unsaid = False
         if self.ended is not None and self.ended != record and self.ended["host"] == socket.gethostname():
             codes = {ranks[local]: handler.proc.poll() for local, handler in self._processes().items()}
             code = codes.get(self.ended["rank"], 0)
@@ -277,7 +278,7 @@ def _run(agent: _Agent) -> int:
         ) from error
     failed = result is not None and (result.is_failed() or result.state is WorkerState.UNHEALTHY)
     status = agent.status() if failed else exit_status.FINISHED
-    if agent.unsaid and agent.ended is not None:
+    if failed and agent.unsaid and agent.ended is not None:
         watchdog.say(f"error: {agent.ended['text']} [rank {agent.ended['rank']} on {agent.ended['host']}]")
     if status == exit_status.MEND:  # a process has said what, and its message stays the last
         return status

@@ -19,6 +19,7 @@ from megatron_v2pe.data.tokenizer import Tokenizer
 from megatron_v2pe.errors import ConfigError
 from megatron_v2pe.foreign.printable import printable
 from megatron_v2pe.models.config import InternVLConfig
+from megatron_v2pe.models.flops import Learning
 from megatron_v2pe.models.lora_plan import LowRankPlan
 from megatron_v2pe.train.adapter_settings import PART_RANKS
 
@@ -32,7 +33,12 @@ class RunTokens:
     tokenizer: Tokenizer
     """With its new tokens."""
     rows: range | None
-    """Rows of the vocabulary's tables that its checkpoints hold; see `new_tokens.rows_of_checkpoints`."""
+    """Rows of the vocabulary's tables that its checkpoints hold."""
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, model: InternVLConfig, learning: Learning, table_rows: range | None) -> RunTokens:
+        """Return those of a run; for `table_rows` see `new_tokens.rows_of_checkpoints`."""
+        return cls(tokenizer, range(model.llm.vocab_size) if learning.llm else table_rows)
 
 
 def starting_tensors(

@@ -162,7 +162,7 @@ def _load(run: TrainingRun) -> Loaded:
     if resumed is None or run.adapters is not None:  # a checkpoint with adapters does not hold what stays as it is
         store.load_model(run.start, model, settings.verify, run.growth)
     if resumed is None and run.adapters is not None and (start := run.config.adapter.start) is not None:
-        plan, tokens = run.adapters, RunTokens(run.tokenizer, run.table_rows)
+        plan, tokens = run.adapters, RunTokens.of(run.tokenizer, run.model, run.budget.learning, run.table_rows)
         raise_on_all_ranks(lambda: begin_with(start, model, plan, run.model, run.start, settings.verify, tokens))
     if resumed is not None:
         found = resumed

@@ -121,10 +121,9 @@ def prepare(config: ExperimentConfig, world: launch.World, device: Device) -> Tr
     adapters = plan_of(config.adapter, model, layout_of(hf), config.train.seed, config.model.unfreeze_vit_layers)
     budget = MemoryBudget(config, model, world.world_size, _smallest_card(device), adapters)
     rows = raise_on_all_ranks(lambda: rows_of_checkpoints(budget.learning, adapters is not None, hf, growth))
-    if (
-        adapters is not None and config.adapter.start is not None
-    ):  # what is wrong with it is said before anything is made
-        starting_tensors(config.adapter.start, adapters, model, RunTokens(tokenizer, rows))
+    if adapters is not None and config.adapter.start is not None:
+        tokens = RunTokens.of(tokenizer, model, budget.learning, rows)
+        starting_tensors(config.adapter.start, adapters, model, tokens)  # what is wrong with it is said at once
     return TrainingRun(config, world, device, groups, start, model, policy, tokenizer, budget, growth, rows)
 
 

@@ -115,11 +115,11 @@ class NamedAdapters:
         wanted = None if name == BASE else name
         if wanted == self.chosen:
             return False
-        for parts in (self._whole.get(None, ()), self._whole.get(wanted, ())):
-            for part, values in parts:
+        for chosen in (None, wanted):  # rows of one adapter may lie in a table that another has whole
+            for part, values in self._whole.get(chosen, ()):
                 part.put(values)
-        for table, at, values in (*self._rows.get(None, ()), *self._rows.get(wanted, ())):
-            table[at] = values
+            for table, at, rows in self._rows.get(chosen, ()):
+                table[at] = rows
         self.chosen = wanted
         for adapter in self._on:
             adapter.chosen = wanted
@@ -156,7 +156,8 @@ class NamedAdapters:
                 kept = part.view.clone()
                 self._whole.setdefault(None, []).append((HeldPart(part.key, part.view, (0,) * kept.dim()), kept))
             window = values[part.window(shape)].to(part.view.dtype)
-            self._whole.setdefault(name, []).append((HeldPart(part.key, part.view, (0,) * window.dim()), window))
+            place = part.view[tuple(slice(0, size) for size in window.shape)]  # tokens of others may lie behind
+            self._whole.setdefault(name, []).append((HeldPart(part.key, place, (0,) * window.dim()), window))
 
     def _keep_rows(self, name: str, rows: TokenRows, key: str, parts: Sequence[HeldPart]) -> None:
         """Keep rows of a table of an adapter, and the base's in whose place they stand."""

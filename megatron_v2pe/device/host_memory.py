@@ -1,4 +1,4 @@
-"""Host memory of a process and of the processes it has started, such as the readers of its data, from Linux's `/proc`.
+"""Host memory: what a process and those it has started hold, by Linux's `/proc`, and what is left on the machine.
 
 A few microseconds a process. A page that a reader shares with the process it was forked from counts in both, so that
 the sum is an upper bound; pages of files and of shared memory count once, with the process itself.
@@ -10,6 +10,9 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
+_CGROUP = Path("/sys/fs/cgroup")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -20,6 +23,18 @@ def resident_bytes() -> int:
         resident, shared = _pages(child)
         total += resident - shared
     return total * _PAGE
+
+
+def available_bytes() -> int:
+    """Return the bytes that this machine can still give, within the limit of a container where there is one."""
+    free = int(psutil.virtual_memory().available)
+    try:
+        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such limit
+        return free
+    cached = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))  # given back when asked for
+    return min(free, limit - used + cached)
 
 
 def _pages(process: str) -> tuple[int, int]:

@@ -14,18 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-import psutil
 import torch
 import torch.distributed as dist
 
+from megatron_v2pe.device import host_memory
 from megatron_v2pe.errors import MemoryShortageError
 
 _MMAP_THRESHOLD = -3
 """`M_MMAP_THRESHOLD` of glibc's `mallopt`."""
 _SIGNS = ("out of memory", "can't allocate memory", "Unable to allocate")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -90,14 +88,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit, used = (int((_CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        counts = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):  # no such limit
-        return free
-    cached = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))  # given back when asked for
-    return min(free, limit - used + cached)
+    return host_memory.available_bytes()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

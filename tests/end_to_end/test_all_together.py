@@ -42,7 +42,7 @@ def words(tiny, place, save, **changes):
 
 def told(rows):
     """What a row says, without times and memory, which differ from run to run."""
-    loose = ("seconds", "_per_second", "memory", "time", "warm_up", "tflops", "mfu", "resumed", "device")
+    loose = ("seconds", "_per_second", "memory", "time", "warm_up", "tflops", "mfu", "resumed", "device", "slowest")
     return [{name: value for name, value in row.items() if not any(word in name for word in loose)} for row in rows]
 
 

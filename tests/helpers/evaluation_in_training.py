@@ -27,6 +27,7 @@ from megatron_v2pe.train import main, setup
 from megatron_v2pe.train.cli import read_command
 from megatron_v2pe.train.evaluation import work
 from megatron_v2pe.train.metrics_file import METRICS, read_metrics
+from megatron_v2pe.train.new_places import NewPlaces
 
 
 class KilledError(BaseException):
@@ -77,7 +78,7 @@ def train(words: Sequence[str], fault: str | None = None) -> Seen:
         FAULTS[fault](),
     ):
         try:
-            main._train(setup.prepare(config, world, Device("cpu")))
+            main._train(setup.prepare(config, world, Device("cpu")), NewPlaces((), ()))
         except KilledError:
             pass
         finally:

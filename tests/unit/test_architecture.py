@@ -98,6 +98,7 @@ OBJECTS_BETWEEN_RANKS = {
     "generate/diagnosis.py": "where numbers have ceased to be finite",
     "generate/memory.py": "bytes needed and free, added up for every host",
     "train/data_feed.py": "the header of a pack, in which an error of its reader travels; counts of bad samples",
+    "train/health/update_ratios.py": "bytes of copies and what is free for them, added up for every host",
     "workshop/full_state.py": "shards, put together into whole tensors",
 }
 """Modules that send Python objects between ranks -> which."""

@@ -6,6 +6,7 @@ the step. In a step whose turn it is a copy of it is taken on the host before th
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,9 +20,13 @@ from megatron.core.tensor_parallel import param_is_not_tensor_parallel_duplicate
 from megatron.core.transformer.module import param_is_not_shared
 from torch import Tensor
 
+from megatron_v2pe.base.logging import get_logger
+from megatron_v2pe.device import host_memory
 from megatron_v2pe.train.after_step import AfterStep
 from megatron_v2pe.train.ddp import unwrapped
 from megatron_v2pe.train.health.part_norms import NAMES, length_of, named, number_of, stepped
+
+_log = get_logger(__name__)
 
 
 class UpdateRatios(AfterStep):
@@ -40,13 +45,37 @@ class UpdateRatios(AfterStep):
         self._model, self._optimizer, self._interval = model, optimizer, interval
         self._before: tuple[int, list[tuple[int, Tensor, Tensor]]] | None = None
         """Number of a step; the part, the tensor, and a copy on the host, of all that this rank has to count."""
+        self._room: bool | None = None
+        """Whether there is memory for the copies; None: not asked yet."""
 
     def before_update(self, step: int) -> None:
         """Copy what the optimizer steps by, if it is the step's turn; the host waits for the device."""
         self._before = None
-        if self._interval is not None and step % self._interval == 0:
+        if self._interval is not None and step % self._interval == 0 and self._has_room():
             copied = [(number, weight, weight.to("cpu", copy=True)) for number, weight in self._counted()]
             self._before = step, copied
+
+    def _has_room(self) -> bool:
+        """Return whether the copies take at most half of what is left on every machine; ranks find it out together."""
+        if self._room is None:
+            need = sum(weight.numel() * weight.element_size() for _, weight in self._counted())
+            mine = (socket.gethostname(), need, host_memory.available_bytes())
+            everyone: list[tuple[str, int, int]] = [mine] * dist.get_world_size()
+            dist.all_gather_object(everyone, mine)
+            self._room = True
+            for host in dict.fromkeys(name for name, _, _ in everyone):
+                needed = sum(number for name, number, _ in everyone if name == host)
+                there = min(number for name, _, number in everyone if name == host)
+                if 2 * needed > there:
+                    self._room = False
+                    _log.warning(
+                        "health/update_ratio is left out: copies of the weights take %.1f GiB on %s, and more than "
+                        "half of the %.1f GiB that are left there are not taken for it",
+                        needed / 2**30,
+                        host,
+                        there / 2**30,
+                    )
+        return self._room
 
     def is_due(self, iteration: int, is_last: bool) -> bool:
         """Return whether the step that was done last is one that is measured, and was not skipped."""

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from megatron_v2pe.device import host_memory
 from megatron_v2pe.errors import MemoryShortageError
-from megatron_v2pe.generate import memory
 from megatron_v2pe.generate.kv_cache import KVCache, cache_bytes
 from megatron_v2pe.generate.memory import Need, demand, free_bytes, is_out_of_memory, shortage_as_error
 
@@ -50,7 +50,7 @@ def test_the_cache_takes_what_was_said():
 def test_the_limit_of_a_container_counts(tmp_path, monkeypatch):
     whole = free_bytes(CPU)
     assert 0 < whole < 1 << 50
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(host_memory, "_CGROUP", tmp_path)
     assert free_bytes(CPU) > whole // 2
     for name, text in {
         "memory.max": "5000",

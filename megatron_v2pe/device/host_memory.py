@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import torch.distributed as dist
 
 _CGROUP = Path("/sys/fs/cgroup")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -35,6 +36,29 @@ def available_bytes() -> int:
         return free
     cached = int(counts.get("inactive_file", 0)) + int(counts.get("active_file", 0))  # given back when asked for
     return min(free, limit - used + cached)
+
+
+def needed_and_free(place: str, need: int, free: int, group: dist.ProcessGroup) -> list[tuple[str, int, int]]:
+    """Return for every place, a machine or one of its devices, the bytes its ranks need together, and the free ones.
+
+    Args:
+        place: where this rank needs memory.
+        need: bytes this rank is about to take.
+        free: bytes that are free there.
+        group: ranks that call this, all of them.
+    """
+    mine = (place, need, free)
+    everyone: list[tuple[str, int, int]] = [mine] * group.size()
+    if group.size() > 1:
+        dist.all_gather_object(everyone, mine, group=group)
+    return [
+        (
+            one,
+            sum(number for name, number, _ in everyone if name == one),
+            min(number for name, _, number in everyone if name == one),
+        )
+        for one in dict.fromkeys(name for name, _, _ in everyone)
+    ]
 
 
 def _pages(process: str) -> tuple[int, int]:

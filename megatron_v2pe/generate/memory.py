@@ -69,13 +69,8 @@ def demand(need: int, device: torch.device, group: dist.ProcessGroup, free: int 
         MemoryShortageError: both numbers are printed.
     """
     place = socket.gethostname() if device.type == "cpu" else f"{socket.gethostname()} {device}"
-    mine = (place, need, free_bytes(device) if free is None else free)
-    everyone: list[tuple[str, int, int]] = [mine] * group.size()
-    if group.size() > 1:
-        dist.all_gather_object(everyone, mine, group=group)
-    for where in dict.fromkeys(place for place, _, _ in everyone):
-        needed = sum(number for place, number, _ in everyone if place == where)
-        there = min(number for place, _, number in everyone if place == where)
+    free = free_bytes(device) if free is None else free
+    for where, needed, there in host_memory.needed_and_free(place, need, free, group):
         if needed > there:
             raise MemoryShortageError(
                 f"out of memory: the prompt needs at least {_gib(needed)} on {where}, {_gib(there)} are free. More "

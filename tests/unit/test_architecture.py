@@ -89,6 +89,7 @@ OBJECTS_BETWEEN_RANKS = {
     "train/health/divergence.py": "sums of what ranks must hold alike",
     "train/health/skipped_steps.py": "names of weights that are not finite, of all ranks",
     "train/health/step_samples.py": "the samples of a step, of all ranks",
+    "device/host_memory.py": "bytes needed and free, added up for every host",
     "device/agreement.py": "errors of one rank, told to all, of work that a run can do without",
     "parallel/side_groups.py": "which ranks make up the groups of a layout",
     "checkpoint/store.py": "what every rank has written, for the description of the tensors",
@@ -96,9 +97,7 @@ OBJECTS_BETWEEN_RANKS = {
     "evaluate/batching.py": "lengths of prompts, so that batches are the same on all ranks of a copy",
     "generate/chat.py": "the line a user has typed",
     "generate/diagnosis.py": "where numbers have ceased to be finite",
-    "generate/memory.py": "bytes needed and free, added up for every host",
     "train/data_feed.py": "the header of a pack, in which an error of its reader travels; counts of bad samples",
-    "train/health/update_ratios.py": "bytes of copies and what is free for them, added up for every host",
     "workshop/full_state.py": "shards, put together into whole tensors",
 }
 """Modules that send Python objects between ranks -> which."""

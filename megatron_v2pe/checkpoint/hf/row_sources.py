@@ -247,7 +247,8 @@ class MegatronRows:
         kept = self._kept.load(place, shard.length, lambda out: reader.read_into(shard.offset, out))
         if kept is not None:
             digest.update(kept)
-        else:
+        else:  # through the cache, from which its rows are read after that
+            reader = RangeReader(self._folder / shard.file, direct=False)
             buffer = memoryview(bytearray(min(_BLOCK, shard.length)))
             for begin in range(0, shard.length, _BLOCK):
                 block = buffer[: min(_BLOCK, shard.length - begin)]

@@ -59,13 +59,9 @@ class UpdateRatios(AfterStep):
         """Return whether the copies take at most half of what is left on every machine; ranks find it out together."""
         if self._room is None:
             need = sum(weight.numel() * weight.element_size() for _, weight in self._counted())
-            mine = (socket.gethostname(), need, host_memory.available_bytes())
-            everyone: list[tuple[str, int, int]] = [mine] * dist.get_world_size()
-            dist.all_gather_object(everyone, mine)
+            free, everyone = host_memory.available_bytes(), dist.group.WORLD
             self._room = True
-            for host in dict.fromkeys(name for name, _, _ in everyone):
-                needed = sum(number for name, number, _ in everyone if name == host)
-                there = min(number for name, _, number in everyone if name == host)
+            for host, needed, there in host_memory.needed_and_free(socket.gethostname(), need, free, everyone):
                 if 2 * needed > there:
                     self._room = False
                     _log.warning(

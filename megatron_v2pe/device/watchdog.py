@@ -326,10 +326,9 @@ class Watchdog:
                 self._dumps.mkdir(parents=True, exist_ok=True)
                 with (self._dumps / f"hang-rank{self._world.rank}.txt").open("w", encoding="utf-8") as file:
                     file.write(f"{self._me()}, {time.strftime('%Y-%m-%d %H:%M:%S')}, {_Moves.phase}\n")
-                    met = self._met or _handled_by_main_thread()
-                    if met is not None:
+                    for met in _chain(self._met or _handled_by_main_thread()):
                         where = "".join(traceback.format_tb(met.__traceback__))
-                        file.write(f"the main thread waited here:\n{where}\n")
+                        file.write(f"the main thread left this with {type(met).__name__}:\n{where}\n")
                     file.flush()
                     faulthandler.dump_traceback(file, all_threads=True)
 
@@ -342,6 +341,18 @@ def _handled_by_main_thread() -> BaseException | None:
     """
     handled: Any = sys._current_exceptions().get(threading.main_thread().ident or 0)
     return handled[1] if isinstance(handled, tuple) else handled  # a tuple before Python 3.12
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """Return an error and those that were being handled when it was raised, the first of them first.
+
+    What a `finally` block calls handles errors of its own, which hide the one that the block is on its way with.
+    """
+    errors: list[BaseException] = []
+    while error is not None and error not in errors:
+        errors.insert(0, error)
+        error = error.__context__
+    return errors
 
 
 def plain(error: BaseException, alone: bool = False) -> BaseException:

@@ -20,7 +20,7 @@ from helpers.tool_runs import free_port, settings, started, wait_until
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
 RING_TIMEOUT = 8
-RUN_TIMEOUT = 12
+RUN_TIMEOUT = 20
 # Measured: killed 1.8 s and 2.3 s, the last of four ranks 4.9 s; hanging 10.4 s, of which 8 s are the timeout.
 LIMIT = 300
 
@@ -180,7 +180,7 @@ def test_a_training_process_that_hangs_ends_the_run_with_a_message(golden, tmp_p
             line = [*start, *tool_arguments(tiny, tmp_path / "run", minutes=RUN_TIMEOUT / 60)]
             processes.append(stack.enter_context(started(line, log)))
         wait_until(lambda: "victim stops" in logs[1].read_text(errors="replace"), processes, logs[1])
-        status = processes[0].wait(LIMIT)  # measured: 16 s
+        status = processes[0].wait(LIMIT)  # measured: 4 s more than the timeout
         frozen = processes[1].wait(LIMIT)
     output = logs[0].read_text(errors="replace")
     assert status == 75 and frozen == -signal.SIGKILL, output[-3000:]

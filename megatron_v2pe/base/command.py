@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from megatron_v2pe.base import exit_status, last_words
-from megatron_v2pe.base.orphans import beside_first, end_with_launcher
+from megatron_v2pe.base.orphans import beside_first, end_with_launcher, let_children_end
 from megatron_v2pe.errors import V2PEError
 from megatron_v2pe.foreign.printable import printable
 
@@ -69,6 +69,7 @@ def run_tool(main: Callable[[], int]) -> NoReturn:
         status = exit_status.of(ended)
     except BaseException:
         traceback.print_exc()
+    let_children_end()
     status = _flushed(status)
     if status:
         end_now(status)
@@ -82,6 +83,7 @@ def end_now(status: int) -> NoReturn:
     """End this process and the processes it has started at once, waiting for nothing."""
     import multiprocessing
 
+    let_children_end()
     for child in multiprocessing.active_children():
         child.kill()
     for stream in (sys.stdout, sys.stderr):

@@ -41,6 +41,22 @@ def killed_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def let_children_end() -> None:
+    """Take no notice of children that end from now on; for a process that is about to end itself.
+
+    PyTorch's handler of SIGCHLD raises an error when a reader was killed, wherever the main thread is: also in the
+    middle of the report of what has ended the run, and while this process ends its readers. Other threads than the
+    main one cannot change a handler and leave it.
+    """
+    while threading.current_thread() is threading.main_thread():
+        try:
+            if callable(signal.getsignal(signal.SIGCHLD)):
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return
+        except RuntimeError:  # that of a child which has ended just now
+            continue
+
+
 def end_when(has_ended: Callable[[], bool], end: Callable[[], None]) -> None:
     """Call `end` in a thread once `has_ended` returns true; it is asked every second."""
 

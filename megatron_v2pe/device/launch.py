@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_v2pe.base.orphans import let_children_end
 from megatron_v2pe.base.whole_numbers import is_whole_number
 from megatron_v2pe.device import cuda_start, watchdog
 from megatron_v2pe.device.device import Device
@@ -229,6 +230,7 @@ def joined(
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
+        let_children_end()
         if guard is not None:
             sys.exit(guard.report(error))
         if (ours := watchdog.plain(error, alone=True)) is not error:

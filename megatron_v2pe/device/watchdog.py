@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from megatron_v2pe.base import exit_status, last_words
 from megatron_v2pe.base.orphans import lost_reader
-from megatron_v2pe.errors import CommunicationError
+from megatron_v2pe.errors import CommunicationError, V2PEError
 
 END = "end"
 """Key of what ended the run."""
@@ -38,6 +38,9 @@ _GRACE_SECONDS = 3.0
 
 _LOST_SECONDS = 5.0
 """Seconds from the loss of the store to the end of the process."""
+
+_TELL_SECONDS = 60.0
+"""Seconds for one thread of a process to say and show why a run ends, where another has met the end as well."""
 
 _STALE_SECONDS = 8.0
 """Seconds: a process that has shown no sign of life for so long is named when nothing moves."""
@@ -112,6 +115,7 @@ class Watchdog:
         self._seen: dict[int, tuple[str, float]] = {}
         """Rank -> its last sign of life, and since when that has not changed."""
         self._moved: tuple[int, float] = (-1, time.monotonic())
+        self._dumping = threading.Lock()
         self._dumped = False
         self._met: BaseException | None = None
         """The error that the main thread has met, if it has left its work."""
@@ -149,7 +153,8 @@ class Watchdog:
         status = exit_status.of(error)
         text = str(error) if status != exit_status.INTERNAL else f"{type(error).__name__}: {error}"
         if silent:
-            text += f"; no sign of life from {self._names(silent)}"
+            with suppress(RuntimeError):  # the store may go at any moment
+                text += f"; no sign of life from {self._names(silent)}"
         hang = another_ended and "timed out" in text.lower()
         mine = self._record(text or type(error).__name__, status, hang=hang, silent=silent)
         with self._lock:
@@ -171,7 +176,7 @@ class Watchdog:
         """End this process as another has said, or as the watching thread of this one has."""
         _leave_words(ended)
         if ended["rank"] == self._world.rank and ended["host"] == self._host:
-            self._thread.join(_LOST_SECONDS)  # it tells why, and ends the process
+            self._thread.join(_TELL_SECONDS)  # it tells why, and ends the process
         self._stopped.set()
         if ended.get("hang"):
             self._dump()
@@ -199,6 +204,8 @@ class Watchdog:
                 continue
             if judged is not None:
                 with self._lock:
+                    if self._stopped.is_set():  # the main thread has written the end meanwhile, and is about to say it
+                        return
                     ended = self._write_end(judged)
                 if ended == judged:
                     say(f"error: {judged['text']} [seen by {self._me()}]")
@@ -281,7 +288,7 @@ class Watchdog:
         closed = not any(word in str(error).lower() for word in ("timeout", "timed out"))
         if self._stopped.is_set() or silent < (_LOST_SECONDS if closed else self._limit):
             if not closed:
-                with suppress(RuntimeError):  # an answer that comes late would be taken for the next one
+                with suppress(RuntimeError, V2PEError):  # an answer that comes late would be taken for the next one
                     self._store = self._connect()
             return
         if not self._stopped.wait(_GRACE_SECONDS):
@@ -314,10 +321,20 @@ class Watchdog:
                     os.kill(number, signal.SIGKILL)
 
     def _dump(self) -> None:
-        """Show what every thread of this process is doing, on standard error and in a file; once."""
-        if self._dumped:
+        """Show what every thread of this process is doing, on standard error and in a file; once.
+
+        A second thread waits until the first has done so: what follows may end the process.
+        """
+        if not self._dumping.acquire(timeout=_TELL_SECONDS):
             return
-        self._dumped = True
+        try:
+            if not self._dumped:
+                self._dumped = True
+                self._show_threads()
+        finally:
+            self._dumping.release()
+
+    def _show_threads(self) -> None:
         say(f"what {self._me()} was doing:")
         with suppress(OSError, ValueError):
             faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
@@ -362,10 +379,11 @@ def plain(error: BaseException, alone: bool = False) -> BaseException:
         error: any.
         alone: there are no other ranks.
     """
+    for met in (error, error.__cause__):  # noticed by a signal handler, wherever the main thread was
+        if isinstance(met, RuntimeError) and "DataLoader worker" in str(met):
+            return lost_reader(met)
     if isinstance(error, RuntimeError):
         text = str(error)
-        if "DataLoader worker" in text:  # noticed by a signal handler, wherever the main thread was
-            return lost_reader(error)
         if not alone and any(word in text.lower() for word in _COMMUNICATION):
             line = re.sub(r"^\[\S*\] *", "", next(iter(text.splitlines()), text)).partition(". This is")[0]
             ours = CommunicationError(f"another process of the run no longer answers ({line})")

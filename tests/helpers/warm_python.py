@@ -45,7 +45,7 @@ def shared_warm_python() -> str:
 
 
 @contextmanager
-def warm_python(folder: Any, seconds: float = 120) -> Iterator[str]:
+def warm_python(folder: Any, seconds: float = 600) -> Iterator[str]:
     """Start a server and yield the path of its executable; what it still runs at the end is killed.
 
     Args:

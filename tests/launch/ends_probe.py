@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -22,8 +23,9 @@ from megatron_v2pe.device import launch, watchdog
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.errors import DataError
 
-LIMITS = {"stuck": 6.0}
-"""Seconds in which something must move, 600 but for these: a machine that stands still is not taken for a hang."""
+LIMITS = {"stuck": 11.0}
+"""Seconds in which something must move, 600 but for these: a machine that stands still is not taken for a hang. Within
+so short a time the processes join only once all of them have started."""
 
 
 def end(how: str) -> None:
@@ -42,7 +44,12 @@ def main() -> int:
     world = launch.read_environment()
     # What would keep a process alive: a thread that waits, and a child that takes no notice of SIGTERM.
     threading.Thread(target=time.sleep, args=(600,)).start()
-    multiprocessing.get_context("fork").Process(target=child, daemon=True).start()
+    fork = multiprocessing.get_context("fork")
+    ready, done = fork.Pipe(duplex=False)
+    fork.Process(target=child, args=(done,), daemon=True).start()
+    ready.recv()  # a child whose parent ends before it has asked to end with it stays
+    if how in LIMITS:
+        meet(Path(folder), world)
     with launch.joined(world, Device.choose("cpu"), LIMITS.get(how, 600.0) / 60, Path(folder)):
         dist.all_reduce(torch.ones(1))
         watchdog.progress("about to end")
@@ -53,11 +60,18 @@ def main() -> int:
     os._exit(0)
 
 
-def child() -> None:
+def meet(folder: Path, world: launch.World) -> None:
+    (folder / f"started-{world.rank}").touch()
+    while len(list(folder.glob("started-*"))) < world.world_size:
+        time.sleep(0.02)
+
+
+def child(ready: Connection) -> None:
     from megatron_v2pe.base.orphans import killed_with_parent
 
     killed_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.send("will end with its parent")
     time.sleep(600)
 
 

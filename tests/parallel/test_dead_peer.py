@@ -19,9 +19,9 @@ import pytest
 from helpers.tool_runs import free_port, settings, started, wait_until
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
-RING_TIMEOUT = 8
+RING_TIMEOUT = 11
 RUN_TIMEOUT = 20
-# Measured: killed 1.8 s and 2.3 s, the last of four ranks 4.9 s; hanging 10.4 s, of which 8 s are the timeout.
+# Measured: killed 1.8 s and 2.3 s, the last of four ranks 4.9 s; hanging: 2.4 s more than the timeout.
 LIMIT = 300
 
 RING = """
@@ -64,6 +64,7 @@ for number in itertools.count():
     if number == LAST:
         dist.barrier()
         group = dist.new_group(list(range(size)), timeout=timedelta(seconds=float(seconds)))
+        dist.barrier()  # a rank that still connects when the victim ends would meet that end outside of the ring
     began = time.monotonic()
     query, key, value = (torch.randn(64, 2, 16).requires_grad_() for _ in range(3))
     try:

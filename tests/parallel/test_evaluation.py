@@ -142,7 +142,7 @@ def test_memory_that_runs_out_between_ranks_ends_the_run_and_is_remembered(fresh
     one = pools[1].run(evaluation.run, case=replace(fresh, fault="no memory while attending"))[0]
     assert [answer.stopped for answer in one.answers.values()].count("error") == 1
     two = replace(fresh, out=fresh.out.with_name("two"), layout=LAYOUTS["cp2"])
-    pool = WorkerPool(2, 60)
+    pool = WorkerPool(2)
     try:
         with pytest.raises(WorkerError, match="can't allocate memory"):
             pool.run(evaluation.run, case=replace(two, fault="no memory while attending"))

@@ -149,6 +149,30 @@ def test_no_thread_keeps_a_failed_tool_alive(body, status):
     assert ("Traceback" in said) == (status == 1 and "words" not in body)
 
 
+READERS = """
+    import multiprocessing, os, signal
+    from multiprocessing.context import ForkProcess
+
+    class Reader(ForkProcess):
+        def kill(self):
+            super().kill()
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # it is gone before this process does anything more
+
+    def lost(number, frame):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    signal.signal(signal.SIGCHLD, lost)  # as PyTorch does with the first reader
+    for _ in range(2):
+        Reader(target=time.sleep, args=(600,), daemon=True).start()
+    return 3
+"""
+
+
+def test_readers_that_are_ended_are_not_taken_for_lost():
+    ended, _, said = tool(READERS.strip())
+    assert (ended, said) == (3, "")
+
+
 def test_a_process_ends_with_its_launcher(tmp_path):
     """Whose number it is told; here a shell that is killed."""
     body = f"open({str(tmp_path / 'up')!r}, 'w').close(); time.sleep(600)"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
+from megatron_v2pe.device import launch
 from megatron_v2pe.device.device import Device
 from megatron_v2pe.device.launch import World, first_host, read_environment
-from megatron_v2pe.errors import ConfigError
+from megatron_v2pe.errors import ConfigError, DataError
 
 
 def test_torchrun():
@@ -88,3 +91,20 @@ def test_device_choice():
     assert Device("cuda", 1).backend == "nccl"
     with pytest.raises(ConfigError, match="none of auto, cpu, cuda"):
         Device.choose("tpu")
+
+
+def test_a_reader_that_ends_after_the_error_does_not_take_its_place(monkeypatch):
+    """A machine without memory ends several: the second signal comes while the first is reported."""
+
+    def lost(number, frame):
+        raise RuntimeError("DataLoader worker (pid 8) is killed by signal: Killed.")
+
+    monkeypatch.setattr(launch, "initialize", lambda *_: None)
+    monkeypatch.setattr(launch, "shutdown", lambda: None)
+    monkeypatch.setattr(launch.watchdog, "plain", lambda error, alone: signal.raise_signal(signal.SIGCHLD) or error)
+    usual = signal.signal(signal.SIGCHLD, lost)
+    try:
+        with pytest.raises(DataError, match="no such image"), launch.joined(World(), Device("cpu"), 1.0):
+            raise DataError("no such image")
+    finally:
+        signal.signal(signal.SIGCHLD, usual)

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from megatron_v2pe.base.logging import keep_log, setup_logging
 from megatron_v2pe.errors import ConfigError
@@ -233,8 +234,12 @@ class Losses(MetricsWriter):
 """
 
 
-def test_values_of_work_after_a_step_are_in_its_row_or_added_to_it(tmp_path):
-    """Validation of a step that a request to stop has ended is done by the next process."""
+def test_values_of_work_after_a_step_are_in_its_row_or_added_to_it(tmp_path, monkeypatch):
+    """Validation of a step that a request to stop has ended is done by the next process.
+
+    Event files of one second and process are read in the order of their numbers as text: 9 would come after 10.
+    """
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
     log = MetricsLog(LoggingConfig(log_interval=10), tmp_path, 0, 0, 3)
     log.write(step(1, 1.0))
     log.write(step(2, 1.0), {"validation/loss": 2.5})

@@ -98,7 +98,8 @@ class _Children:
             try:
                 return child.wait()
             finally:
-                self._running.discard(child)
+                with self._lock:  # `terminate` goes through the set, and what it ends comes here at once
+                    self._running.discard(child)
 
     def terminate(self) -> None:
         with self._lock:

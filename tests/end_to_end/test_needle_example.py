@@ -187,7 +187,15 @@ def test_an_interruption_ends_all_lanes(example, tmp_path, monkeypatch):
             time.sleep(0.01)
         raise KeyboardInterrupt
 
+    terminate = subprocess.Popen.terminate
+
+    def slowly(child):  # its lane sees the end before the next child is asked to end
+        terminate(child)
+        child.wait()
+        time.sleep(0.1)
+
     monkeypatch.setattr(commands, "wait", interrupted)
+    monkeypatch.setattr(subprocess.Popen, "terminate", slowly)
     lanes = [
         [commands.Command(["sh", "-c", f"touch {tmp_path / name}; exec sleep 600"]), commands.Command(["touch", "c"])]
         for name in "ab"

@@ -48,6 +48,8 @@ SILENT_SECONDS = 120.0
 """How long a file that is not touched still counts as held, where nothing else shows it. Network file systems may show
 a time of change up to a minute late."""
 _TAKING_OVER = ".lock.taking-over"
+_ENDING_SECONDS = 10.0
+"""How long the system's lock of a process that has ended is waited for, while its other threads end."""
 _LONGEST = 1 << 14
 _ATTEMPTS = 20
 _log = get_logger(__name__)
@@ -273,16 +275,18 @@ class _Found:
 def _look(path: Path) -> _Found | None:
     """Return what a lock file says; None: it is gone.
 
-    The system's lock may outlive its owner for an instant: threads of a killed process end one after the other, and a
-    process that looks takes the lock too. So where the owner has ended and the lock is held, this looks again for a
-    second.
+    The system's lock may outlive its owner for a moment: threads of a killed process end one after the other, and a
+    process that looks takes the lock too. So where the owner has ended and the lock is held, this looks again for some
+    seconds.
     """
-    for _ in range(100):
+    until = time.monotonic() + _ENDING_SECONDS
+    while True:
         locked, found = _look_once(path)
         if locked is not False or found is None or found.owner is None or _lives(found.owner) is not False:
-            break
+            return found
+        if time.monotonic() > until:
+            return found
         time.sleep(0.01)
-    return found
 
 
 def _look_once(path: Path) -> tuple[bool | None, _Found | None]:

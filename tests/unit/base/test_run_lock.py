@@ -109,7 +109,8 @@ def test_a_claim_that_was_taken_for_left_is_given_up(left_over, monkeypatch):
         assert seen[0] == ("another's", True)
 
 
-def test_a_held_lock_is_respected_whatever_the_file_says(tmp_path):
+def test_a_held_lock_is_respected_whatever_the_file_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "_ENDING_SECONDS", 0.3)
     process = hold(tmp_path)
     edit(tmp_path, started=1)  # as of a process that has ended
     with pytest.raises(ConfigError, match="in use"):
@@ -137,8 +138,8 @@ def test_other_number_same_process_number(left_over):
 
 
 def test_other_host_is_watched(left_over, log):
+    began = time.monotonic()  # before the last touch: from then on it has to be silent
     edit(left_over, host="elsewhere", machine="another")
-    began = time.monotonic()
     lock = FolderLock(left_over, "a run", silent_seconds=0.6)
     lock.take()
     assert 0.3 < time.monotonic() - began < 60  # measured: 0.8 s

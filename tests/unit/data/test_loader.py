@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from multiprocessing.connection import Connection
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ import torch
 from helpers.data_cases import assert_same_batches
 from megatron_v2pe.data.batch import PackReader
 from megatron_v2pe.data.loader import build_loader
+from megatron_v2pe.data.reader_processes import Patience
 from megatron_v2pe.errors import ConfigError, DataError, LostProcessError
 from megatron_v2pe.v2pe.settings import StridePolicy
 from megatron_v2pe.workshop.synthetic.small_data import FACTS, config_for, write_dataset
@@ -45,8 +48,15 @@ def open_loader(tokenizer):
 
 
 @pytest.mark.parametrize("after", [1, 2])
-def test_a_frozen_reader_is_ended_and_named(meta, tokenizer, after):
+def test_a_frozen_reader_is_ended_and_named(meta, tokenizer, monkeypatch, after):
     """Frozen at any moment, in the middle of an answer too, where PyTorch itself would wait without end."""
+    watches = []
+
+    def patient(seconds, readers):  # until the reader is frozen: it may be slow to begin
+        watches.append(Patience(600, readers))
+        return watches[-1]
+
+    monkeypatch.setattr("megatron_v2pe.data.loader.Patience", patient)
     config = config_for(meta, num_workers=1)
     loader = build_loader(config, tokenizer, FACTS, POLICY, seed=5, dp_rank=0, dp_size=1, read_seconds=1.5)
     others = set(multiprocessing.active_children())  # of a pool that tests before this one have used
@@ -60,6 +70,7 @@ def test_a_frozen_reader_is_ended_and_named(meta, tokenizer, after):
             for number in range(1, 21):  # what it had read before comes first
                 if number == after:
                     os.kill(reader.pid, signal.SIGSTOP)
+                    watches[0]._seconds = 1.5
                 next(batches)
         assert time.monotonic() - began < 120  # measured: 2.5 s
         reader.join(60)
@@ -70,7 +81,11 @@ def test_a_frozen_reader_is_ended_and_named(meta, tokenizer, after):
 
 def test_a_reader_killed_in_the_middle_of_an_answer_is_noticed_by_a_thread(meta, tokenizer, monkeypatch):
     """The rest of the answer never comes, and the signal of its end is for the main thread, which does not read."""
-    read, calls = PackReader.__getitem__, []
+    read, calls, send, sent = PackReader.__getitem__, [], Connection._send_bytes, []
+
+    def noted(self, content):
+        send(self, content)
+        sent.append(self)
 
     def half_an_answer(self, pack):  # in the reader: it is forked and has this
         calls.append(pack)
@@ -78,10 +93,14 @@ def test_a_reader_killed_in_the_middle_of_an_answer_is_noticed_by_a_thread(meta,
             frame = sys._getframe()
             while "data_queue" not in frame.f_locals:
                 frame = frame.f_back
-            os.write(frame.f_locals["data_queue"]._writer.fileno(), struct.pack("!i", 1000) + b"half")
+            writer = frame.f_locals["data_queue"]._writer
+            while sum(one is writer for one in sent) < 2:  # a thread sends whole answers, behind this one perhaps
+                time.sleep(0.01)
+            os.write(writer.fileno(), struct.pack("!i", 1000) + b"half")
             os.kill(os.getpid(), signal.SIGKILL)
         return read(self, pack)
 
+    monkeypatch.setattr(Connection, "_send_bytes", noted)
     monkeypatch.setattr(PackReader, "__getitem__", half_an_answer)
     usual = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's, from a loader read by the main thread before
     loader = build_loader(
@@ -94,6 +113,7 @@ def test_a_reader_killed_in_the_middle_of_an_answer_is_noticed_by_a_thread(meta,
                 for _ in range(20):
                     thread.submit(next, batches).result(120)  # measured: 0.3 s
     finally:
+        gc.collect()  # the loader forgets the reader here: PyTorch's handler would raise its end in any test after this
         signal.signal(signal.SIGCHLD, usual)
 
 

@@ -45,13 +45,13 @@ def test_errors_come_in_their_place():
 
 
 def test_closing_ends_the_thread():
+    before = left()  # loaders of other tests that nobody has collected yet have such threads
     items = prefetch(count(), 2)
     assert list(islice(items, 3)) == [0, 1, 2]
+    (mine,) = set(left()) - set(before)
     items.close()
-    deadline = time.monotonic() + 60
-    while left() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left()
+    mine.join(60)
+    assert not mine.is_alive()
 
 
 def test_a_process_ends_whole_while_its_thread_works(tmp_path):

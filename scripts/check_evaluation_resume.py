@@ -13,10 +13,14 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -62,12 +66,39 @@ def _check(out: Path, kills: int, moments: random.Random) -> int:
             time.sleep(0 if target is None else moments.uniform(0, 0.05))
             if process.poll():
                 sys.exit(f"{out / f'killed{number}.log'}: ended by itself with status {process.returncode}")
-            kill(process)
+            _kill_over_a_new_question(process, out / "killed")
         seconds, after = time.monotonic() - began, len(_answers(out / "killed"))
         circumstances = f"{processes} processes, context parallel size {context}, {seconds:.1f} s after the start"
         print(f"kill {number + 1} of {kills}: {circumstances}; {before} answers before, {after} now", flush=True)
     finish([*_evaluation(out, "killed", 2, 1), "--batch-size", "3"], out / "last.log")
     return _compare(out)
+
+
+def _kill_over_a_new_question(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Kill an evaluation; one that asks a question which a kill has met before goes on first, lest it be given up.
+
+    Where this process stands still, such a question comes before the kill. The evaluation is stopped for the look.
+    """
+    while process.poll() is None:
+        with suppress(psutil.NoSuchProcess):  # it has ended meanwhile, in whole or in part: looked at again
+            first = psutil.Process(process.pid)
+            _stop(first)  # it starts no others any more
+            others = first.children(recursive=True)
+            for one in others:
+                _stop(one)
+            notes = [json.loads(path.read_bytes()) for path in folder.glob("*/asking-*.json")]
+            if not any(note["ended"].keys() & set(note["asking"]) for note in notes):
+                kill(process)
+                return
+            for one in (*others, first):
+                one.resume()
+        time.sleep(0.02)
+
+
+def _stop(process: psutil.Process) -> None:
+    process.suspend()
+    while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+        time.sleep(0.005)
 
 
 def _write_benchmarks(root: Path, questions: int) -> None:

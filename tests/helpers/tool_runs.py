@@ -79,7 +79,10 @@ def started(
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command and everything it started, at once; torchrun's workers have sessions of their own."""
+    """Kill a command and everything it started, at once; torchrun's workers have sessions of their own.
+
+    All are gone when this returns: what comes next may want the folder that one of them held.
+    """
     children: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         children = psutil.Process(process.pid).children(recursive=True)
@@ -89,6 +92,15 @@ def kill(process: subprocess.Popen[bytes]) -> None:
         with suppress(psutil.NoSuchProcess):
             child.kill()
     process.wait()
+    for child in children:
+        _wait_for_end(child)
+
+
+def _wait_for_end(process: psutil.Process) -> None:
+    """Wait until a process that was killed has no threads any more; its parent, which may be gone too, fetches it."""
+    with suppress(psutil.NoSuchProcess):
+        while process.is_running() and (process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1):
+            time.sleep(0.01)
 
 
 def wait_until(

@@ -39,7 +39,8 @@ def test_positions_reports_both_peers(tool, tmp_path):
     rows = written["result"]["results"]
     assert [row["stride"] for row in rows] == ["random", "1/2", "256"]
     for row in rows:
-        assert row["lattice ms"] > 0 and row["float ms"] > 0 and row["ratio"] > 0
+        assert row["lattice ms"] > 0 and row["float ms"] > 0
+        assert row["ratio"] >= 0  # of one digit: 0 where the machine stood still while one of the two was measured
         assert row["lattice same position"] == row["float same position"] == row["float wrong images"] == 0
         assert row["float right"] is True  # short enough
     heading, *lines = output.split("results:\n")[1].splitlines()

@@ -33,13 +33,16 @@ _LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 
 
 def hold(threads: list[int], seconds: float) -> None:
-    """Let threads, by their numbers in the system, stand still for that time; those that end meanwhile are gone."""
+    """Let threads, by their numbers in the system, stand still for that time; those that end meanwhile are gone.
+
+    One may stop only after another has gone on: a parent in `vfork` waits for its child, which may be held.
+    """
     held = {thread for thread in threads if _LIBC.ptrace(_SEIZE, thread, None, None) == 0}
     for thread in held:
         _LIBC.ptrace(_INTERRUPT, thread, None, None)
     signals = {thread: 0 for thread in held}
     running, until = set(held), time.monotonic() + seconds
-    while held and (running or time.monotonic() < until):
+    while held:
         for thread in list(held):  # one that is killed ends for its parent only when its tracer has seen it
             with suppress(ChildProcessError):
                 found, status = os.waitpid(thread, os.WNOHANG | _ALL_THREADS)
@@ -51,11 +54,13 @@ def hold(threads: list[int], seconds: float) -> None:
                     continue
             held.discard(thread)
             running.discard(thread)
+        if time.monotonic() >= until:
+            for thread in held - running:
+                if _LIBC.ptrace(_DETACH, thread, None, signals[thread]):
+                    with suppress(ChildProcessError):
+                        os.waitpid(thread, _ALL_THREADS)
+            held &= running
         time.sleep(0.01)
-    for thread in held:
-        if _LIBC.ptrace(_DETACH, thread, None, signals[thread]):
-            with suppress(ChildProcessError):
-                os.waitpid(thread, _ALL_THREADS)
 
 
 def of_command(mark: str) -> list[list[int]]:

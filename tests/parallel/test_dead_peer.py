@@ -20,6 +20,7 @@ from helpers.tool_runs import free_port, settings, started, wait_until
 from megatron_v2pe.workshop.synthetic.small_data import write_checkpoint_copy, write_dataset
 
 RING_TIMEOUT = 11
+KILLED_TIMEOUT = 100
 RUN_TIMEOUT = 20
 # Measured: killed 1.8 s and 2.3 s, the last of four ranks 4.9 s; hanging: 2.4 s more than the timeout.
 LIMIT = 300
@@ -136,13 +137,37 @@ def script(folder, text):
     [(2, "SIGKILL", "forward"), (2, "SIGSTOP", "forward"), (2, "SIGKILL", "backward"), (4, "SIGKILL", "forward")],
 )
 def test_a_peer_that_ends_in_mid_ring_ends_every_rank_with_a_message(tmp_path, size, end, direction):
-    path = script(tmp_path, RING)
-    logs = [tmp_path / f"rank{rank}.log" for rank in range(size)]
+    """The end of a rank is noticed and not waited out.
+
+    Again where it was waited out: Gloo may forget a send to a rank that has died (`Ring.pass_on`). Under pauses at random
+    that was one in 284 tries of two ranks.
+    """
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        outputs = ring_of_which_one_ends(folder, size, end, direction)
+        gave_up = [float(found) for output in outputs for found in re.findall(r"gave up after (\S+) s", output)]
+        if end == "SIGSTOP" or max(gave_up) < KILLED_TIMEOUT:
+            break
+    for output in outputs:
+        assert "CommunicationError: ring attention, step" in output, output[-3000:]
+        assert "a neighbour no longer answers" in output or "cannot reach a neighbour" in output
+    assert len(gave_up) == size - 1
+    if end == "SIGSTOP":
+        assert gave_up[0] > 0.9 * RING_TIMEOUT, outputs
+    else:
+        assert max(gave_up) < KILLED_TIMEOUT, outputs
+
+
+def ring_of_which_one_ends(folder, size, end, direction):
+    """Return what the other ranks have said, all of which have ended with an error."""
+    path = script(folder, RING)
+    logs = [folder / f"rank{rank}.log" for rank in range(size)]
     with ExitStack() as stack:
         processes = []
         for rank, log in enumerate(logs):
-            seconds = RING_TIMEOUT if end == "SIGSTOP" else 2 * LIMIT
-            arguments = [str(part) for part in (rank, size, tmp_path / "store", seconds, end, direction)]
+            seconds = RING_TIMEOUT if end == "SIGSTOP" else KILLED_TIMEOUT
+            arguments = [str(part) for part in (rank, size, folder / "store", seconds, end, direction)]
             processes.append(stack.enter_context(started([sys.executable, path, *arguments], log)))
         wait_until(lambda: "victim stops" in logs[-1].read_text(errors="replace"), processes, logs[-1])
         began = time.monotonic()
@@ -150,12 +175,7 @@ def test_a_peer_that_ends_in_mid_ring_ends_every_rank_with_a_message(tmp_path, s
             assert process.wait(max(began + LIMIT - time.monotonic(), 0)) > 0
         took = time.monotonic() - began
     print(f"{size} ranks, {end}: {took:.1f} s")
-    for log in logs[:-1]:
-        output = log.read_text(errors="replace")
-        assert "CommunicationError: ring attention, step" in output, output[-3000:]
-        assert "a neighbour no longer answers" in output or "cannot reach a neighbour" in output
-        if end == "SIGSTOP":
-            assert float(re.findall(r"gave up after (\S+) s", output)[-1]) > 0.9 * RING_TIMEOUT, output[-3000:]
+    return [log.read_text(errors="replace") for log in logs[:-1]]
 
 
 def tool_arguments(tiny, folder, minutes):

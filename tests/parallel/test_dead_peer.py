@@ -139,8 +139,8 @@ def script(folder, text):
 def test_a_peer_that_ends_in_mid_ring_ends_every_rank_with_a_message(tmp_path, size, end, direction):
     """The end of a rank is noticed and not waited out.
 
-    Again where it was waited out: Gloo may forget a send to a rank that has died (`Ring.pass_on`). Under pauses at random
-    that was one in 284 tries of two ranks.
+    Again where it was waited out: Gloo may forget a send to a rank that has died (`Ring.pass_on`). Under pauses at
+    random that was one in 284 tries of two ranks.
     """
     for attempt in range(3):
         folder = tmp_path / str(attempt)

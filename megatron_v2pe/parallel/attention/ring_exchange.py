@@ -61,8 +61,8 @@ class Ring:
         """
         watchdog.progress("ring attention")
         arriving = [tensor.new_empty((rows, *tensor.shape[1:])) for tensor in tensors]
-        # What arrives is waited for first: it tells of a dead neighbour at once. Gloo may forget a send whose receiver died
-        # after it had said that it was ready; a wait for that send lasts until the timeout or the end of the run.
+        # What arrives is waited for first: it tells of a dead neighbour at once. Gloo may forget a send whose receiver
+        # died after it had said that it was ready; a wait for it lasts until the timeout or the end of the run.
         operations = [dist.P2POp(dist.irecv, tensor, self._above, self.group) for tensor in arriving]
         operations += [dist.P2POp(dist.isend, tensor, self._below, self.group) for tensor in tensors]
         what = (
